@@ -1,0 +1,314 @@
+"""What a constraint is: a set, a map onto it, a right inverse, a violation, a projection."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from constrained.tolerance import tolerance, working_dtype
+
+Params = Tensor | tuple[Tensor, ...]
+
+
+class InfeasibleError(ValueError):
+    """A value that does not lie in the set it was offered to."""
+
+
+class Constraint(nn.Module, ABC):
+    """A set of tensors, with a differentiable map from free parameters onto it.
+
+    One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions
+    before them are batch dimensions, each element of the batch being constrained on its own.
+
+    A subclass is final: it implements `forward`, `right_inverse`, `violation`, `project`, `sample`
+    and `dimension`, stores every constructor argument under its own name, and is not subclassed
+    further. Its docstring states **Set**, **Map**, **Right inverse** and **Reference**.
+
+    What a subclass may rely on. The base class wraps the methods that it defines, so that
+
+    * `forward`, `right_inverse`, `violation` and `project` receive at least single precision, with
+      autocast off, whatever the tensor's dtype; results go back to the tensor's dtype (`violation`
+      stays in the working precision);
+    * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
+      tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
+      infinity has the violation ``inf``.
+
+    Class attributes:
+        event_dim: number of trailing dimensions that make one element.
+        examples: pairs ``(constructor kwargs, event shape)`` on which laws and docs run.
+        closed: whether the set contains its boundary. For an open set, `project` ends in the
+            interior, and leaves every interior element bit for bit as it is.
+        complex: whether complex tensors are accepted.
+        deterministic: whether `forward` depends on its arguments, the constructor arguments and
+            the module's buffers alone. Only then may the engine keep its value.
+        frozen: which of the free parameters are constants (a base point, say): the engine keeps
+            these as buffers, not as parameters.
+        exempt: law name -> reason, for each law of `constrained.testing` that cannot hold.
+        name, aliases: set by `constrained.register`.
+    """
+
+    event_dim: ClassVar[int]
+    examples: ClassVar[Sequence[tuple[Mapping[str, Any], tuple[int, ...]]]] = ()
+    closed: ClassVar[bool] = True
+    complex: ClassVar[bool] = False
+    deterministic: bool = True
+    frozen: tuple[int, ...] = ()
+    exempt: ClassVar[Mapping[str, str]] = {}
+    name: ClassVar[str | None] = None
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for method, guard in _GUARDS.items():
+            if method in vars(cls):
+                setattr(cls, method, guard(vars(cls)[method]))
+
+    # ------------------------------------------------------------------ what a subclass defines
+
+    @abstractmethod
+    def forward(self, *params: Tensor) -> Tensor:
+        """Map free parameters to an element of the set, of shape ``(*batch, *event)``."""
+
+    @abstractmethod
+    def right_inverse(self, value: Tensor) -> Params:
+        """Free parameters with ``forward(right_inverse(value)) == value``.
+
+        Pure: writes neither to ``self`` nor to ``value``, and draws no random numbers.
+
+        Raises:
+            InfeasibleError: if ``value`` does not lie in the set (a `ValueError`).
+        """
+
+    @abstractmethod
+    def violation(self, value: Tensor) -> Tensor:
+        """How far ``value`` lies from the set: distance-like, shape ``batch``, 0 on its closure."""
+
+    @abstractmethod
+    def project(self, value: Tensor) -> Tensor:
+        """A nearest point of the set, or the documented retraction where there is no formula."""
+
+    @abstractmethod
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A random element of the full ``shape``, batch dimensions first.
+
+        Without a ``generator`` torch's default one is used, as by `torch.randn`.
+        """
+
+    @abstractmethod
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The dimension of the set as a manifold, for one element of the given event shape."""
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """What an event shape must be, if ``event`` is not: ``"must be square"``. Else None."""
+        del event
+        return None
+
+    def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
+        """Better conditioned parameters of the same element.
+
+        The engine stores them after each optimizer step, so that an evaluation finds the
+        parameters where it is cheapest. ``forward(*canonical(*p)) == forward(*p)`` must hold.
+        """
+        return params
+
+    # ------------------------------------------------------------------------- what follows
+
+    def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
+        """Whether each element of the batch lies in the set, up to ``tol``.
+
+        Args:
+            value: shape ``(*batch, *event)``.
+            tol: the largest violation that is accepted; `constrained.tolerance` by default.
+
+        Returns:
+            Boolean tensor of shape ``batch``. False where an element is not finite.
+        """
+        bound = tolerance(value, self.event_dim) if tol is None else tol
+        return self.violation(value) <= bound
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raise a `ValueError` if a tensor of this shape cannot carry the constraint."""
+        shape = tuple(shape)
+        if len(shape) < self.event_dim:
+            dims = "one dimension" if self.event_dim == 1 else f"{self.event_dim} dimensions"
+            raise ValueError(
+                f"{self!r} needs a tensor of at least {dims}, but the shape is {shape}."
+            )
+        problem = self.shape_problem(shape[len(shape) - self.event_dim :])
+        if problem:
+            raise ValueError(f"{self!r}: each element {problem}, but the shape is {shape}.")
+
+    def check_tensor(self, value: Tensor) -> None:
+        """Raise if ``value`` is no floating tensor, of no admissible shape, or not finite."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{self!r} needs a tensor, got {type(value).__name__}.")
+        if not (value.is_floating_point() or (self.complex and value.is_complex())):
+            kind = "floating-point or complex" if self.complex else "real floating-point"
+            raise TypeError(f"{self!r} needs a {kind} tensor, got {value.dtype}.")
+        self.check_shape(value.shape)
+        if _has_values(value) and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise ValueError(
+                f"{self!r} needs finite values, but {count} of {value.numel()} are NaN or infinite."
+            )
+
+    def check_member(self, value: Tensor) -> None:
+        """Raise an `InfeasibleError` unless every element of ``value`` lies in the set."""
+        self.check_tensor(value)
+        if not _has_values(value) or value.numel() == 0:
+            return
+        excess = self.violation(value) - tolerance(value, self.event_dim)
+        if not bool((excess > 0).any()):
+            return
+        worst = int(excess.flatten().argmax())
+        violation = float(self.violation(value).flatten()[worst])
+        allowed = violation - float(excess.flatten()[worst])
+        where = ""
+        if excess.ndim:
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))
+            where = f" at index {index}"
+        raise InfeasibleError(
+            f"{self!r}: the value violates the constraint by {violation:.3g}{where} "
+            f"(at most {allowed:.3g} is rounding); project() gives a nearby member."
+        )
+
+    # ------------------------------------------------------------------- identity and spelling
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments by name, as stored on the instance."""
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in names if name != "self"}
+
+    def spec(self) -> dict[str, Any]:
+        """The constraint as plain data: its registered name and the arguments off their defaults.
+
+        `constrained.constrain` accepts the result; JSON and YAML can hold it.
+        """
+        cls = type(self)
+        name = cls.name or f"{cls.__module__}:{cls.__qualname__}"
+        return {"name": name, **self._changed_arguments()}
+
+    def _changed_arguments(self) -> dict[str, Any]:
+        signature = inspect.signature(type(self).__init__).parameters
+        return {
+            name: value
+            for name, value in self.arguments().items()
+            if not _same(value, signature[name].default)
+        }
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self._changed_arguments().items())
+        return f"{type(self).name or type(self).__name__}({arguments})"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A changed argument changes the set: the engine compares this counter before it reuses
+        # a value.
+        super().__setattr__(name, value)
+        self.__dict__["_revision"] = self.__dict__.get("_revision", 0) + 1
+
+
+def snake_case(name: str) -> str:
+    """``PositiveDefinite`` -> ``positive_definite``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def is_transformed(value: Tensor) -> bool:
+    """Whether ``value`` belongs to a `torch.func` transform, so that its numbers are not at hand."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def autocast_disabled(value: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off for the device of ``value``, at no cost where it is off already."""
+    device = value.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _same(value: Any, default: Any) -> bool:
+    if isinstance(value, Tensor) or isinstance(default, Tensor):
+        return value is default
+    return type(value) is type(default) and bool(value == default)
+
+
+def _has_values(value: Tensor) -> bool:
+    return not (value.is_meta or is_transformed(value) or torch.compiler.is_compiling())
+
+
+def _raise_precision(value: Tensor) -> Tensor:
+    return value.to(working_dtype(value.dtype))
+
+
+def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def forward(self: Constraint, *params: Tensor) -> Tensor:
+        dtype = params[0].dtype
+        with autocast_disabled(params[0]):
+            return method(self, *map(_raise_precision, params)).to(dtype)
+
+    return forward
+
+
+def _guard_right_inverse(method: Callable[..., Params]) -> Callable[..., Params]:
+    @functools.wraps(method)
+    def right_inverse(self: Constraint, value: Tensor) -> Params:
+        self.check_member(value)
+        with autocast_disabled(value):
+            params = method(self, _raise_precision(value))
+        if isinstance(params, Tensor):
+            return params.to(value.dtype)
+        return tuple(param.to(value.dtype) for param in params)
+
+    return right_inverse
+
+
+def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def violation(self: Constraint, value: Tensor) -> Tensor:
+        self.check_shape(value.shape)
+        value = _raise_precision(value)
+        finite = torch.isfinite(value)
+        event = tuple(range(value.ndim - self.event_dim, value.ndim))
+        elements = finite.all(dim=event, keepdim=True) if event else finite
+        # Linear algebra raises, or worse, on NaN: it sees zeros there, and the answer is inf.
+        with autocast_disabled(value):
+            result = method(self, torch.where(elements, value, torch.zeros_like(value)))
+        return torch.where(elements.reshape(result.shape), result, torch.inf)
+
+    return violation
+
+
+def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def project(self: Constraint, value: Tensor) -> Tensor:
+        self.check_tensor(value)
+        with autocast_disabled(value):
+            return method(self, _raise_precision(value)).to(value.dtype)
+
+    return project
+
+
+_GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "forward": _guard_forward,
+    "right_inverse": _guard_right_inverse,
+    "violation": _guard_violation,
+    "project": _guard_project,
+}

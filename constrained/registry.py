@@ -1,0 +1,132 @@
+"""Which constraints there are: names, aliases, entry points, and a guess at what was meant."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from constrained.constraint import Constraint, snake_case
+
+ENTRY_POINT_GROUP = "constrained.constraints"
+
+C = TypeVar("C", bound=type[Constraint])
+
+_constraints: dict[str, type[Constraint]] = {}
+_aliases: dict[str, str] = {}
+_loaded: set[str] = set()
+
+
+def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callable[[C], C]:
+    """Class decorator that puts a `Constraint` into the registry.
+
+    Args:
+        name: the name in configs, in snake case; that of the class by default.
+        aliases: other names under which the same constraint is found.
+
+    Raises:
+        ValueError: if another class holds the name or an alias already.
+
+    Example:
+        >>> import constrained
+        >>> @constrained.register("unit_interval")                      # doctest: +SKIP
+        ... class UnitInterval(constrained.Constraint): ...
+    """
+
+    def decorate(cls: C) -> C:
+        chosen = name or snake_case(cls.__name__)
+        spellings = (chosen, *aliases)
+        for spelling in spellings:
+            holder = _constraints.get(_aliases.get(spelling, spelling))
+            if holder is not None and not _same_class(holder, cls):
+                raise ValueError(
+                    f"The name {spelling!r} belongs to {holder.__module__}.{holder.__qualname__} "
+                    f"already; register {cls.__module__}.{cls.__qualname__} under another one."
+                )
+        cls.name = chosen
+        cls.aliases = tuple(aliases)
+        _constraints[chosen] = cls
+        _aliases.update(dict.fromkeys(cls.aliases, chosen))
+        return cls
+
+    return decorate
+
+
+def names() -> list[str]:
+    """The registered names in snake case, sorted, without aliases."""
+    _load_entry_points()
+    return sorted(_constraints)
+
+
+def get(name: str) -> type[Constraint]:
+    """The constraint class of a name or an alias.
+
+    Raises:
+        KeyError: if there is none, with a guess at what was meant.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"A constraint's name must be a string, got {type(name).__name__}.")
+    if name not in _constraints and name not in _aliases:
+        _load_entry_points()
+    cls = _constraints.get(_aliases.get(name, name))
+    if cls is None:
+        raise UnknownNameError(
+            f"Unknown constraint {name!r}.{did_you_mean(name, [*_constraints, *_aliases])} "
+            "constrained.names() lists them all."
+        )
+    return cls
+
+
+def describe(name: str) -> str:
+    """The signature, aliases and documentation of a registered constraint, as text."""
+    cls = get(name)
+    signature = inspect.signature(cls)
+    lines = [f"{cls.name}{signature.replace(return_annotation=inspect.Signature.empty)}"]
+    if cls.aliases:
+        lines.append(f"aliases: {', '.join(cls.aliases)}")
+    return "\n".join([*lines, "", inspect.getdoc(cls) or ""])
+
+
+class UnknownNameError(KeyError, ValueError):
+    """A name that nothing is registered under."""
+
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument, which would put the sentence in quotes.
+        return str(self.args[0])
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'orthogonal'?"``, or nothing when no known word comes close."""
+    normal = {k.lower().replace("-", "_"): k for k in known}
+    lowered = snake_case(word).replace("-", "_").replace(" ", "_")
+    close = difflib.get_close_matches(lowered, normal, n=1, cutoff=0.6)
+    if not close:
+        squashed = {k.replace("_", ""): v for k, v in normal.items()}
+        found = squashed.get(lowered.replace("_", ""))
+        return f" Did you mean {found!r}?" if found else ""
+    return f" Did you mean {normal[close[0]]!r}?"
+
+
+def _same_class(a: type, b: type) -> bool:
+    # The same class again, as after importlib.reload, may take its own name back.
+    return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
+
+
+def _load_entry_points() -> None:
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        key = f"{point.name} = {point.value}"
+        if key in _loaded:
+            continue
+        _loaded.add(key)
+        try:
+            point.load()
+        except Exception as error:
+            # One broken third-party package must not take all other constraints with it.
+            warnings.warn(
+                f"The constraints of the entry point {key!r} could not be loaded: {error!r}.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
