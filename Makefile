@@ -1,0 +1,58 @@
+# `make demo` and `make test` start from nothing: they need Python 3.11 or later, and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Pinned, and installed before all else: unpinned, pip resolves to the newest build it finds, which
+# on Linux brings several gigabytes of CUDA packages. For a CPU build, tell pip where to find one by
+# its own settings (PIP_INDEX_URL, pip.conf).
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-short test test-all lint format types bench clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+
+install: $(READY) ## a virtual environment in .venv with everything in it
+
+# The stamp says that the environment was built from this pyproject.toml.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
+	@touch $@
+
+demo: $(READY) ## the main job: both experiments, in full
+	$(BIN)/python -m examples.digits examples/digits/memory.yaml examples/digits/pixels.yaml
+
+demo-short: $(READY) ## the same for two epochs
+	$(BIN)/python -m examples.digits --epochs 2 examples/digits/memory.yaml examples/digits/pixels.yaml
+
+test: $(READY) ## the tests that take seconds
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+test-all: $(READY) ## all tests
+	$(BIN)/python -m pytest -n $(JOBS)
+
+lint: $(READY) ## ruff, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## ruff, fixing what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY) ## pyright
+	$(BIN)/pyright
+
+bench: $(READY) ## the benchmarks
+	$(BIN)/python -m benchmarks
+
+clean: ## all that make and the tools have made
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
