@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 .PHONY: help install demo demo-short test test-all lint format types bench clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(READY) ## a virtual environment in .venv with everything in it
 
