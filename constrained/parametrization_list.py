@@ -1,0 +1,426 @@
+"""Where the originals of a parametrized tensor live, and how they become its value."""
+
+from __future__ import annotations
+
+import dis
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.__future__ import get_swap_module_params_on_conversion
+from torch.nn.utils import parametrize as torch_parametrize
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
+from constrained.constraint import Constraint
+
+T = TypeVar("T")
+
+
+class ParametrizationList(torch_parametrize.ParametrizationList):
+    """The parametrizations of one tensor, in the order of application, and their originals.
+
+    It is the type of ``module.parametrizations[tensor_name]``. A ``right_inverse`` that gives one
+    tensor puts it under the name ``original``; one that gives several, under ``original0``,
+    ``original1``, ... Several modules may hold the same list: that is how tied tensors stay tied.
+
+    Args:
+        modules: the parametrizations, at least one.
+        original: the parameter or buffer that is parametrized. It keeps its identity if there is
+            just one original, or just one that is trained.
+        unsafe: leave out the checks that the value keeps the shape and dtype of ``original``.
+
+    Raises:
+        ValueError: if what the parametrizations return cannot be used. ``original`` is then as
+            it was.
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], original: Tensor, unsafe: bool = False
+    ) -> None:
+        if len(modules) == 0:
+            raise ValueError("ParametrizationList requires one or more modules.")
+        nn.ModuleList.__init__(self, modules)
+        self.unsafe = unsafe
+        self.shape = original.shape
+        self.persistent = True
+        #: How far the tensor moved when it was constrained, or None if nobody measured it.
+        self.moved: float | None = None
+        self._start()
+
+        # In plain words: the tensor must keep its dtype and shape, and its value. With
+        #    X = original,  Y = right_inverse(X),  Z = forward(Y) or forward(*Y)
+        # Y must be a tensor or a sequence of tensors, Z a tensor of the dtype and shape of X, and
+        # a single tensor Y of the dtype and device of X, because X itself becomes Y in place:
+        # its identity is what an optimizer knows it by. Nothing is written before all is checked.
+        with torch.no_grad():
+            value = original.detach().clone()
+            new: Any = value
+            for module in reversed(self._chain()):
+                new = _initial_right_inverse(module, new)
+        if not isinstance(new, (Tensor, Sequence)):
+            raise ValueError(
+                "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "
+                f"Got {type(new).__name__}"
+            )
+        self.is_tensor = isinstance(new, Tensor)
+        self.ntensors = 1 if isinstance(new, Tensor) else len(new)
+        if isinstance(new, Tensor):
+            _check_single(original, new)
+        else:
+            _check_elements(new)
+        self._check_finite(value, (new,) if isinstance(new, Tensor) else new)
+        if not unsafe:
+            # The derivative is not asked for, but whether there is one decides what is trained.
+            _check_value(self.evaluate(*((new,) if isinstance(new, Tensor) else new)), original)
+        self._take(original, new)
+
+    # ------------------------------------------------------------------------------ reading
+
+    def forward(self) -> Tensor:
+        """Evaluate the parametrizations, without looking at stored values."""
+        if torch.jit.is_scripting():
+            raise RuntimeError("Parametrization is not working with scripting.")
+        return self.evaluate(*self.originals())
+
+    def value(self) -> Tensor:
+        """The value of the parametrized tensor, evaluated only when something has changed.
+
+        Raises:
+            RuntimeError: if the value that was handed out before has been written in place.
+        """
+        if torch.compiler.is_compiling() or is_bypassed() or "_is_replica" in self.__dict__:
+            return self()
+        return self._store.read(self)
+
+    def originals(self) -> tuple[Tensor, ...]:
+        """The tensors that the value is computed from, in the order of ``forward``'s arguments."""
+        if self.is_tensor:
+            return (self.original,)
+        return tuple(getattr(self, f"original{i}") for i in range(self.ntensors))
+
+    def constraint(self) -> Constraint | None:
+        """The constraint that the value satisfies: the last parametrization, if it is one."""
+        last = self._chain()[-1]
+        return last if isinstance(last, Constraint) else None
+
+    def _chain(self) -> list[nn.Module]:
+        # Keys that are no numbers belong to whoever put them there: a nested parametrization of
+        # an original, for one.
+        return [module for key, module in self._modules.items() if key.isdigit() and module]
+
+    # What a ValueStore asks.
+
+    def sources(self) -> Iterator[Tensor]:
+        """All tensors that the value depends on: originals, and state of the parametrizations."""
+        for tensors in (self._parameters, self._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    yield tensor
+        for module in self._watched:
+            for tensors in (module._parameters, module._buffers):
+                for tensor in tensors.values():
+                    if tensor is not None:
+                        yield tensor
+
+    def flags(self) -> tuple[Any, ...]:
+        """The training flag, and the revision of each constraint's arguments."""
+        return (self.training, *[m.__dict__.get("_revision") for m in self._watched])
+
+    def is_pure(self) -> bool:
+        """Whether the value depends on `sources` and `flags` alone."""
+        return not hasattr(self, "parametrizations") and all(
+            isinstance(m, Constraint) and m.deterministic for m in self._chain()
+        )
+
+    def evaluate(self, *originals: Tensor) -> Tensor:
+        """Apply the parametrizations to given originals."""
+        first, *rest = self._chain()
+        value = first(*originals)
+        for module in rest:
+            value = module(value)
+        return value
+
+    # ------------------------------------------------------------------------------ writing
+
+    def right_inverse(self, value: Tensor) -> None:
+        """Store the originals whose value is ``value``; ``module.weight = value`` comes here.
+
+        The values are copied: the originals share no memory with ``value``.
+
+        Args:
+            value: of the shape of the parametrized tensor, and on its device.
+
+        Raises:
+            RuntimeError: if a parametrization has no ``right_inverse``.
+            ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
+                device, or lies outside the constraint set. Nothing is written then.
+        """
+        with torch.no_grad():
+            new = self.invert(value)
+            self._store.clear()
+            for original, tensor in zip(self.originals(), new, strict=True):
+                store(original, tensor)
+
+    def invert(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The originals whose value is ``value``, checked and not yet stored."""
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"A parametrized tensor can be assigned a tensor only, got {type(value).__name__}."
+            )
+        if not self.unsafe and value.shape != self.shape:
+            raise ValueError(
+                f"A tensor of shape {tuple(value.shape)} was assigned to a parametrized tensor of "
+                f"shape {tuple(self.shape)}."
+            )
+        known = self.originals()
+        if value.device != known[0].device:
+            raise ValueError(
+                f"A tensor on {value.device} was assigned to a parametrized tensor on "
+                f"{known[0].device}."
+            )
+        new: Any = value.detach()
+        for module in reversed(self._chain()):
+            if not hasattr(module, "right_inverse"):
+                raise RuntimeError(
+                    f"parametrization {type(module).__name__} does not implement right_inverse."
+                )
+            new = module.right_inverse(new)
+        if self.is_tensor:
+            if not isinstance(new, Tensor):
+                raise ValueError(
+                    f"`right_inverse` should return a tensor. Got {type(new).__name__}"
+                )
+            if new.dtype != known[0].dtype:
+                raise ValueError(
+                    f"The tensor returned by `right_inverse` has dtype {new.dtype} "
+                    f"while `original` has dtype {known[0].dtype}"
+                )
+            new = (new,)
+        if not isinstance(new, Sequence):
+            raise ValueError(
+                f"'right_inverse' must return a sequence of tensors. Got {type(new).__name__}."
+            )
+        if len(new) != self.ntensors:
+            raise ValueError(
+                "'right_inverse' must return a sequence of tensors of length "
+                f"{self.ntensors}. Got a sequence of length {len(new)}."
+            )
+        for i, (old, tensor) in enumerate(zip(known, new, strict=True)):
+            if not isinstance(tensor, Tensor):
+                raise ValueError(
+                    "'right_inverse' must return a sequence of tensors. "
+                    f"Got element {i} of type {type(tensor).__name__}."
+                )
+            if old.dtype != tensor.dtype:
+                raise ValueError(
+                    f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
+                    f"while `original{i}` has dtype {old.dtype}"
+                )
+        self._check_finite(value, new)
+        return tuple(new)
+
+    def _check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
+        if self.unsafe or value.is_meta or not _is_finite(value):
+            return
+        for i, tensor in enumerate(new):
+            if not _is_finite(tensor):
+                name = "original" if self.is_tensor else f"original{i}"
+                raise ValueError(
+                    f"right_inverse of {', '.join(map(repr, self._chain()))} gives a NaN or "
+                    f"infinite `{name}` for a finite tensor: it lies outside the domain."
+                )
+
+    def _take(self, original: Tensor, new: Tensor | Sequence[Tensor]) -> None:
+        """Become the owner of ``original``, which turns into what the right inverse gave."""
+        is_parameter = isinstance(original, nn.Parameter)
+        self.is_parameter = is_parameter
+        with torch.no_grad():
+            if isinstance(new, Tensor):
+                store(original, new)
+                _register(self, "original", original)
+                return
+            first = self._chain()[-1] if len(self) == 1 else None
+            frozen = first.frozen if isinstance(first, Constraint) else ()
+            trained = [i for i in range(len(new)) if i not in frozen]
+            for i, tensor in enumerate(new):
+                name = f"original{i}"
+                if i in frozen:
+                    self.register_buffer(name, _own(tensor))
+                elif trained == [i] and frozen and tensor.dtype == original.dtype:
+                    # The one tensor that is trained stays the one that an optimizer knows.
+                    store(original, tensor)
+                    _register(self, name, original)
+                elif is_parameter:
+                    _register(self, name, nn.Parameter(_own(tensor), original.requires_grad))
+                else:
+                    _register(self, name, _own(tensor).requires_grad_(original.requires_grad))
+
+    # ---------------------------------------------------------------------- life as a module
+
+    def _start(self) -> None:
+        # Everything here is made anew in a copy, and stays out of pickles.
+        self.__dict__["_store"] = ValueStore()
+        self.__dict__["_owners"] = weakref.WeakSet()
+        self.__dict__["_watched"] = tuple(self.modules())[1:]
+
+    def append(self, module: nn.Module) -> ParametrizationList:
+        """Add a parametrization that is applied after all others."""
+        super().append(module)
+        self.forget()
+        return self
+
+    def forget(self) -> None:
+        """Forget stored values, and look anew at which tensors the value depends on."""
+        self._store.clear()
+        self.__dict__["_watched"] = tuple(self.modules())[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for name in ("_store", "_owners", "_watched"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._start()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParametrizationList:
+        # Conversions replace or swap the originals, which no graph may hold at that time.
+        self._store.clear()
+        super()._apply(fn, recurse)
+        self._store.clear()
+        return self
+
+
+def store(destination: Tensor, source: Tensor) -> None:
+    """Give ``destination`` the contents of ``source``, keeping its identity; no memory is shared.
+
+    Call it under ``torch.no_grad()``.
+    """
+    if get_swap_module_params_on_conversion() or is_traceable_wrapper_subclass(destination):
+        source = source.clone()
+        if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
+            source = nn.Parameter(source, requires_grad=destination.requires_grad)
+        torch.utils.swap_tensors(destination, source)
+    elif destination.shape == source.shape and type(source) in (Tensor, nn.Parameter):
+        destination.copy_(source)
+    else:
+        destination.set_(_own(source))  # type: ignore[call-overload]
+
+
+def read(parametrizations: nn.Module, name: str) -> Tensor:
+    """The value of a parametrized tensor, with the errors that its user should see.
+
+    Raises:
+        RuntimeError: chained to the AttributeError that a parametrization raised (``getattr``
+            would take that for a missing attribute), or if the value was written in place.
+    """
+    try:
+        if isinstance(parametrizations, ParametrizationList):
+            return parametrizations.value()
+        return parametrizations()
+    except ValueWrittenError:
+        raise RuntimeError(
+            f"'{name}' is computed by {_chain_repr(parametrizations)}, and its value was written "
+            "in place since it was last read, which has no lasting effect: it is computed anew "
+            f"from its originals. Assign instead: `module.{name} = new_value`."
+        ) from None
+    except AttributeError as error:
+        raise RuntimeError(
+            f"Evaluating '{name}' by {_chain_repr(parametrizations)} failed: {error}"
+        ) from error
+
+
+def _chain_repr(parametrizations: nn.Module) -> str:
+    return " then ".join(
+        repr(m) if isinstance(m, Constraint) else type(m).__name__
+        for m in parametrizations.children()
+    )
+
+
+def _initial_right_inverse(module: nn.Module, value: Any) -> Any:
+    if not hasattr(module, "right_inverse"):
+        # As in torch: a module without one starts with the tensor as it is.
+        return value
+    try:
+        return module.right_inverse(value)
+    except NotImplementedError as error:
+        if isinstance(module, Constraint) or not _was_raised_on_purpose(error):
+            raise
+        return value
+
+
+def _was_raised_on_purpose(error: BaseException) -> bool:
+    """Whether a ``raise`` statement made the error, not a kernel that lacks a dtype."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return True
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    opcode = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
+    return dis.opname[opcode] == "RAISE_VARARGS"
+
+
+def _check_single(original: Tensor, new: Tensor) -> None:
+    if original.dtype != new.dtype:
+        raise ValueError(
+            "When `right_inverse` outputs one tensor, it may not change the dtype.\n"
+            f"original.dtype: {original.dtype}\n"
+            f"right_inverse(original).dtype: {new.dtype}"
+        )
+    if original.device != new.device:
+        raise ValueError(
+            "When `right_inverse` outputs one tensor, it may not change the device.\n"
+            f"original.device: {original.device}\n"
+            f"right_inverse(original).device: {new.device}"
+        )
+
+
+def _check_elements(new: Sequence[Any]) -> None:
+    for i, element in enumerate(new):
+        if not isinstance(element, Tensor):
+            raise ValueError(
+                "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "
+                f"Got element {i} of the sequence with type {type(element).__name__}."
+            )
+
+
+def _check_value(value: Any, original: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"A parametrization must return a tensor. Got {type(value).__name__}.")
+    if value.dtype != original.dtype:
+        raise ValueError(
+            "Registering a parametrization may not change the dtype of the tensor, unless "
+            "`unsafe` flag is enabled.\n"
+            f"unparametrized dtype: {original.dtype}\n"
+            f"parametrized dtype: {value.dtype}"
+        )
+    if value.shape != original.shape:
+        raise ValueError(
+            "Registering a parametrization may not change the shape of the tensor, unless "
+            "`unsafe` flag is enabled.\n"
+            f"unparametrized shape: {original.shape}\n"
+            f"parametrized shape: {value.shape}"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def _own(tensor: Tensor) -> Tensor:
+    # LAPACK returns column-major tensors; a gradient takes the strides of its parameter, and
+    # torch's L-BFGS and parameters_to_vector fail on those.
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _register(module: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)

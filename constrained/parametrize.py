@@ -1,0 +1,437 @@
+"""How a tensor becomes parametrized: ``torch.nn.utils.parametrize`` under the same names.
+
+Semantics, ``state_dict`` keys, error types and messages are torch's; the docstrings here state
+what is different. Modules of either engine work with the functions of the other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize as torch_parametrize
+
+from constrained.cache import cached
+from constrained.parametrization_list import ParametrizationList, store
+from constrained.parametrized_class import (
+    Parametrizations,
+    base_class,
+    is_parametrized_class,
+    set_class,
+)
+
+__all__ = [
+    "ParametrizationList",
+    "cached",
+    "is_parametrized",
+    "register_parametrization",
+    "remove_parametrizations",
+    "transfer_parametrizations_and_params",
+    "type_before_parametrizations",
+]
+
+is_parametrized = torch_parametrize.is_parametrized
+
+
+class Function(nn.Module):
+    """A plain function as a parametrization. It has no right inverse.
+
+    Args:
+        function: maps a tensor to a tensor.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *originals: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(*originals)
+
+    def extra_repr(self) -> str:
+        """The name of the function."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def register_parametrization(
+    module: nn.Module,
+    tensor_name: str,
+    parametrization: nn.Module | Callable[..., Tensor],
+    *,
+    unsafe: bool = False,
+) -> nn.Module:
+    """Parametrize a tensor of a module.
+
+    Afterwards ``module.<tensor_name>`` is computed from originals, which live under
+    ``module.parametrizations.<tensor_name>``; ``module.<tensor_name> = value`` stores the originals
+    whose value that is. Registering again applies one parametrization after another.
+
+    As in ``torch.nn.utils.parametrize``, but:
+
+    * ``tensor_name`` may be a dotted path into ``module``, and every tensor of ``module`` that is
+      tied to the one it names stays tied to it;
+    * a plain function is accepted as a parametrization;
+    * after an error the module is as it was;
+    * a tensor that a `Constraint` maps from one trained tensor and constants keeps its identity.
+
+    Args:
+        module: the module, or a model that has it.
+        tensor_name: a parameter or buffer, or one that is parametrized already.
+        parametrization: has ``forward``, from originals to the value, and mostly
+            ``right_inverse``, back to the originals (one tensor, or several if it comes first).
+        unsafe: leave out the checks, so that shape and dtype may change.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: if there is no such tensor, or the parametrization does not fit it.
+        TypeError: if the parametrization is neither a module nor a function.
+    """
+    if not isinstance(parametrization, nn.Module):
+        if not callable(parametrization):
+            raise TypeError(
+                "A parametrization must be a torch.nn.Module or a function, got "
+                f"{type(parametrization).__name__}."
+            )
+        parametrization = Function(parametrization)
+    owner, name = resolve(module, tensor_name)
+    with _training_flag_restored(parametrization):
+        parametrization.train(owner.training)
+        if is_parametrized(owner, name):
+            _append(owner, name, parametrization, unsafe)
+            return module
+        if name not in owner._parameters and name not in owner._buffers:
+            raise ValueError(
+                f"Module '{module}' does not have a parameter, a buffer, or a "
+                f"parametrized element with name '{tensor_name}'"
+            )
+        tensor = getattr(owner, name)
+        if tensor is None:
+            raise ValueError(
+                f"'{tensor_name}' of {type(owner).__name__} is None: there is no tensor to "
+                "parametrize."
+            )
+        places = tied_places(module, tensor) if tensor_name.count(".") else [(owner, name)]
+        for place_owner, place_name in places:
+            check_can_hold(place_owner, place_name)
+        parametrizations = ParametrizationList([parametrization], tensor, unsafe=unsafe)
+    for place_owner, place_name in places:
+        _install(place_owner, place_name, parametrizations)
+    return module
+
+
+def remove_parametrizations(
+    module: nn.Module, tensor_name: str, leave_parametrized: bool = True
+) -> nn.Module:
+    """Make a parametrized tensor a plain parameter or buffer again.
+
+    As in ``torch.nn.utils.parametrize``, but a tensor returns to its place in the order of
+    parameters, a parameter stays a parameter (with its ``requires_grad``) and a buffer a buffer,
+    dotted paths work, and tensors of ``module`` that are tied stay tied.
+
+    Args:
+        module: the module, or a model that has it.
+        tensor_name: the parametrized tensor.
+        leave_parametrized: leave the tensor at its value; else at its original, which is possible
+            for a single one.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: if the tensor is not parametrized, or ``leave_parametrized=False`` is asked of
+            a tensor with several originals.
+    """
+    owner, name = resolve(module, tensor_name)
+    if not is_parametrized(owner, name):
+        raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
+    check_can_change_class(owner)
+    _adopt(owner)
+    parametrizations = owner.parametrizations[name]  # type: ignore[index]
+    if not parametrizations.is_tensor and not leave_parametrized:
+        raise ValueError(
+            "Cannot leave unparametrized (`leave_parametrized=False`) a tensor "
+            "that is parametrized in terms of a sequence of tensors."
+        )
+    places = places_of(module, parametrizations)
+    elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in places}
+    tensor = _plain_tensor(parametrizations, leave_parametrized, shared=bool(elsewhere))
+    for place_owner, place_name in places:
+        _uninstall(place_owner, place_name, tensor, parametrizations.persistent)
+    return module
+
+
+def type_before_parametrizations(module: nn.Module) -> type:
+    """The class of a module before its first parametrization, or its class if it has none."""
+    return base_class(module)
+
+
+def transfer_parametrizations_and_params(
+    from_module: nn.Module, to_module: nn.Module, tensor_name: str | None = None
+) -> nn.Module:
+    """Give ``to_module`` the parametrizations of ``from_module``, and copies of its originals.
+
+    Unlike in ``torch.nn.utils.parametrize`` the two modules share nothing afterwards: not the
+    parametrizations, whose state a change of one value would move, nor the originals.
+
+    Args:
+        from_module: nothing happens if it has no parametrized tensor.
+        to_module: gets the tensors that it does not have.
+        tensor_name: transfer this tensor only.
+
+    Returns:
+        ``to_module``.
+    """
+    if not is_parametrized(from_module):
+        return to_module
+    names = [tensor_name] if tensor_name is not None else list(from_module.parametrizations)  # type: ignore[arg-type]
+    for name in names:
+        source = from_module.parametrizations[name]  # type: ignore[index]
+        if not hasattr(to_module, name):
+            value = getattr(from_module, name).detach().clone()
+            setattr(to_module, name, nn.Parameter(value))
+        for parametrization in source.children():
+            register_parametrization(to_module, name, copy.deepcopy(parametrization))
+        target = to_module.parametrizations[name]  # type: ignore[index]
+        # The originals, as they are: a right inverse may choose others with the same value.
+        with torch.no_grad():
+            for old, new in zip(target.originals(), _originals(source), strict=True):
+                store(old, new)
+        target.forget()
+    return to_module
+
+
+# ------------------------------------------------------------------- places: (module, name) pairs
+
+
+def resolve(module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The submodule that owns the tensor at a dotted path, and the tensor's name in it.
+
+    Raises:
+        ValueError: if there is no such submodule.
+    """
+    prefix, _, name = path.rpartition(".")
+    owner = module
+    for part in prefix.split(".") if prefix else ():
+        child = owner._modules.get(part)
+        if child is None:
+            raise ValueError(
+                f"{type(module).__name__} has no tensor '{path}': its part '{part}' does not exist."
+            )
+        owner = child
+    return owner, name
+
+
+def tied_places(root: nn.Module, tensor: Tensor) -> list[tuple[nn.Module, str]]:
+    """Every place under ``root`` where this very tensor is registered."""
+    return [
+        (module, name)
+        for module in root.modules()
+        for tensors in (module._parameters, module._buffers)
+        for name, other in tensors.items()
+        if other is tensor
+    ]
+
+
+def places_of(root: nn.Module, parametrizations: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every place under ``root`` that is parametrized by this very list."""
+    return [
+        (module, name)
+        for module in root.modules()
+        if is_parametrized(module)
+        for name, other in module.parametrizations.items()  # type: ignore[operator]
+        if other is parametrizations
+    ]
+
+
+# ---------------------------------------------------------------------------------------- parts
+
+
+def check_can_change_class(module: nn.Module) -> None:
+    """Raise if a wrapper such as FSDP has put a class of its own over the module."""
+    if hasattr(type(module), "_base_class") and not is_parametrized_class(type(module)):
+        raise RuntimeError(
+            f"{type(module).__name__} was wrapped after it was parametrized; register and remove "
+            "parametrizations before wrapping."
+        )
+
+
+def check_can_hold(module: nn.Module, name: str) -> None:
+    """Raise, before anything has changed, if a tensor of this name cannot be parametrized."""
+    check_can_change_class(module)
+    if hasattr(nn.ModuleDict, name):
+        raise KeyError(f"attribute '{name}' already exists")
+    existing = getattr(module, "parametrizations", None)
+    if existing is not None and not isinstance(existing, nn.ModuleDict):
+        raise ValueError(
+            f"{type(module).__name__} has an attribute 'parametrizations' of its own, which is "
+            "where parametrizations live."
+        )
+
+
+def _install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+    _adopt(module)
+    base = base_class(module)
+    if "parametrizations" not in module._modules:
+        module.parametrizations = Parametrizations(module)
+    parametrizations.persistent = name not in module._non_persistent_buffers_set
+    delattr(module, name)
+    module.parametrizations[name] = parametrizations  # type: ignore[operator]
+    set_class(module, base)
+
+
+def _uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, Parametrizations)
+    places = parametrizations.places
+    base = base_class(module)
+    parametrizations[name]._owners.discard(parametrizations)  # type: ignore[union-attr]
+    del parametrizations[name]
+    if len(parametrizations) == 0:
+        del module._modules["parametrizations"]
+    set_class(module, base)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+        _sort(module._parameters, places)
+    else:
+        module.register_buffer(name, tensor, persistent=persistent)
+        _sort(module._buffers, places)
+
+
+def _sort(tensors: dict[str, Any], places: tuple[str, ...]) -> None:
+    order = {name: i for i, name in enumerate(places)}
+    for name in sorted(tensors, key=lambda n: order.get(n, len(order))):
+        tensors[name] = tensors.pop(name)
+
+
+def _plain_tensor(
+    parametrizations: ParametrizationList, leave_parametrized: bool, shared: bool
+) -> Tensor:
+    """The tensor that a module gets back: an original in its last shape, or a new one."""
+    trained = [t for t in parametrizations.originals() if isinstance(t, nn.Parameter)]
+    originals = parametrizations.originals()
+    reusable = trained if trained else list(originals)
+    requires_grad = any(t.requires_grad for t in originals)
+    with torch.no_grad():
+        value = parametrizations() if leave_parametrized else originals[0]
+        parametrizations._store.clear()
+        if len(reusable) == 1 and not shared and reusable[0].dtype == value.dtype:
+            store(reusable[0], value)
+            return reusable[0]
+        value = value.detach().clone(memory_format=torch.contiguous_format)
+    if parametrizations.is_parameter:
+        return nn.Parameter(value, requires_grad)
+    return value.requires_grad_(requires_grad)
+
+
+def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
+    _adopt(module)
+    parametrizations = module.parametrizations[name]  # type: ignore[index]
+    if not unsafe:
+        _check_appended(name, getattr(module, name), parametrization)
+    parametrizations.append(parametrization)
+    parametrizations.unsafe |= unsafe
+
+
+def _check_appended(name: str, value: Tensor, parametrization: nn.Module) -> None:
+    # With A the tensors of the shape and dtype of the value, forward and right_inverse must both
+    # map A to A.
+    result = parametrization(value)
+    if not isinstance(result, Tensor):
+        raise ValueError(
+            f"A parametrization must return a tensor. Got {type(result).__name__}."
+        )
+    if result.dtype != value.dtype:
+        raise ValueError(
+            "Registering a parametrization may not change the dtype of the tensor, unless the "
+            "`unsafe` flag is enabled.\n"
+            f"module.{name}.dtype: {value.dtype}\n"
+            f"parametrization(module.{name}).dtype: {result.dtype}"
+        )
+    if result.shape != value.shape:
+        raise ValueError(
+            "Registering a parametrization may not change the shape of the tensor, unless the "
+            "`unsafe` flag is enabled.\n"
+            f"module.{name}.shape: {value.shape}\n"
+            f"parametrization(module.{name}).shape: {result.shape}"
+        )
+    if not hasattr(parametrization, "right_inverse"):
+        return
+    try:
+        inverse: Any = parametrization.right_inverse(result)  # type: ignore[operator]
+    except NotImplementedError:
+        return
+    if not isinstance(inverse, Tensor):
+        raise ValueError(
+            "parametrization.right_inverse must return a tensor. Got: "
+            f"{type(inverse).__name__}"
+        )
+    for what, got, expected in (
+        ("dtype", inverse.dtype, value.dtype),
+        ("shape", inverse.shape, value.shape),
+    ):
+        if got != expected:
+            raise ValueError(
+                f"The tensor returned by parametrization.right_inverse must have the same {what} "
+                f"as module.{name}, unless the `unsafe` flag is enabled.\n"
+                f"module.{name}.{what}: {expected}\n"
+                f"returned {what}: {got}"
+            )
+
+
+def _adopt(module: nn.Module) -> None:
+    """Turn what torch's own engine put into a module into what this one works with."""
+    existing = module._modules.get("parametrizations")
+    if existing is None or (
+        isinstance(existing, Parametrizations)
+        and all(isinstance(v, ParametrizationList) for v in existing.values())
+    ):
+        return
+    adopted = Parametrizations(module)
+    if isinstance(existing, Parametrizations):
+        adopted.places = existing.places
+    else:
+        adopted.places = (*existing, *adopted.places)
+    for name, parametrizations in existing.items():
+        adopted[name] = _adopted_list(parametrizations)
+    base = base_class(module)
+    module._modules["parametrizations"] = adopted
+    set_class(module, base)
+
+
+def _adopted_list(parametrizations: nn.Module) -> nn.Module:
+    if isinstance(parametrizations, ParametrizationList):
+        return parametrizations
+    adopted = ParametrizationList.__new__(ParametrizationList)
+    state = dict(parametrizations.__dict__)
+    adopted.__setstate__(state)
+    adopted.shape = parametrizations().shape
+    adopted.moved = None
+    adopted.persistent = True
+    adopted.is_parameter = any(isinstance(t, nn.Parameter) for t in adopted.originals())
+    return adopted
+
+
+def _originals(parametrizations: nn.Module) -> tuple[Tensor, ...]:
+    if parametrizations.is_tensor:
+        return (parametrizations.original,)  # type: ignore[return-value]
+    return tuple(
+        getattr(parametrizations, f"original{i}")
+        for i in range(parametrizations.ntensors)  # type: ignore[arg-type]
+    )
+
+
+@contextmanager
+def _training_flag_restored(module: nn.Module) -> Iterator[None]:
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        yield
+    except BaseException:
+        for m, training in flags:
+            m.training = training
+        raise

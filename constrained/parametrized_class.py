@@ -1,0 +1,265 @@
+"""The class of a module that has parametrized tensors: one for each base class and set of names.
+
+Torch makes a new class for every module, which neither pickles nor lets two equal layers share a
+compiled graph, and whose properties hold on to the module that they were made for. Here the class
+is looked up by what it is made of, its properties know only the name of their tensor, and a module
+pickles as "base class, names, state".
+"""
+
+from __future__ import annotations
+
+import copyreg
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize as torch_parametrize
+
+from constrained.parametrization_list import ParametrizationList, read
+
+_metaclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
+_classes: weakref.WeakValueDictionary[tuple[type, tuple[str, ...]], type] = (
+    weakref.WeakValueDictionary()
+)
+
+
+class Parametrizations(nn.ModuleDict):
+    """The parametrized tensors of a module, and where its tensors stood before.
+
+    Attributes:
+        places: the names of the module's parameters and of its buffers, in their first order,
+            from which the order of ``named_parameters()`` follows.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.places: tuple[str, ...] = (*module._parameters, *module._buffers)
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        super().__setitem__(key, module)
+        if isinstance(module, ParametrizationList):
+            module._owners.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for module in self.values():
+            if isinstance(module, ParametrizationList):
+                module._owners.add(self)
+
+
+def is_parametrized_class(cls: type) -> bool:
+    """Whether `parametrized_class` made the class."""
+    return "_base_class" in vars(cls)
+
+
+def base_class(module: nn.Module) -> type:
+    """The class that a module had before any of its tensors was parametrized."""
+    cls = type(module)
+    if hasattr(cls, "_base_class"):
+        return cls._base_class
+    parametrizations = getattr(module, "parametrizations", None)
+    if isinstance(parametrizations, nn.ModuleDict) and len(parametrizations) > 0:
+        return cls.__bases__[0]
+    return cls
+
+
+def set_class(module: nn.Module, base: type) -> None:
+    """Give a module, once of class ``base``, the class that its ``parametrizations`` call for."""
+    names = tuple(sorted(module.__dict__["_modules"].get("parametrizations", ())))
+    module.__class__ = parametrized_class(base, names) if names else base
+
+
+def parametrized_class(base: type, names: tuple[str, ...]) -> type:
+    """The subclass of ``base`` in which the tensors called ``names`` are properties."""
+    cls = _classes.get((base, names))
+    if cls is None:
+        metaclass = _shared_metaclass(type(base))
+        members = {
+            "_base_class": base,
+            "__module__": __name__,
+            "__reduce_ex__": _reduce_ex,
+            "__setattr__": _setattr,
+            "named_modules": _named_modules,
+            "_named_members": _named_members,
+            **{name: _property(name) for name in names},
+        }
+        cls = metaclass(f"Parametrized{base.__name__}", (base,), members)
+        _classes[base, names] = cls
+    return cls
+
+
+def _property(name: str) -> property:
+    def value(self: nn.Module) -> Tensor:
+        parametrizations = self.__dict__["_modules"].get("parametrizations")
+        if parametrizations is None or name not in parametrizations._modules:
+            # Python then asks nn.Module.__getattr__, which finds a tensor that is parametrized
+            # no more.
+            raise AttributeError(name)
+        return read(parametrizations._modules[name], name)
+
+    def assign(self: nn.Module, new: Tensor) -> None:
+        self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)
+
+    return property(value, assign)
+
+
+def _shared_metaclass(metaclass: type) -> type:
+    """A metaclass whose classes torch's own functions may believe to belong to one module.
+
+    ``torch.nn.utils.parametrize`` writes a property, with a module inside, into the class of a
+    module on registration and deletes it on removal. On a class that many modules share, the
+    first becomes a property of ours, and the second leaves it: it finds nothing in the module
+    and steps aside.
+    """
+    shared = _metaclasses.get(metaclass)
+    if shared is None:
+
+        def setattr_(cls: type, name: str, value: Any) -> None:
+            if isinstance(value, property) and _is_from_torch(value) and is_parametrized_class(cls):
+                value = _property(name)
+            metaclass.__setattr__(cls, name, value)
+
+        def delattr_(cls: type, name: str) -> None:
+            if is_parametrized_class(cls) and isinstance(vars(cls).get(name), property):
+                return
+            metaclass.__delattr__(cls, name)
+
+        shared = type(
+            "ParametrizedClass",
+            (metaclass,),
+            {"__setattr__": setattr_, "__delattr__": delattr_},
+        )
+        _metaclasses[metaclass] = shared
+    return shared
+
+
+def _is_from_torch(value: property) -> bool:
+    return getattr(value.fget, "__module__", None) == torch_parametrize.__name__
+
+
+# -------------------------------------------------------------------------- methods of the class
+
+
+def _setattr(self: nn.Module, name: str, value: Any) -> None:
+    # nn.Module would register a Parameter beside the property, which it then cannot see.
+    if isinstance(value, nn.Parameter) and name in self.__dict__.get("_modules", {}).get(
+        "parametrizations", ()
+    ):
+        value = value.detach()
+    self._base_class.__setattr__(self, name, value)
+
+
+def _reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+    del protocol
+    cls = type(self)
+    state = self.__getstate__()
+    if isinstance(state, tuple):
+        state = state[0]
+    state = {key: _without_graph(value) for key, value in (state or {}).items()}
+    slots = {
+        slot: getattr(self, slot)
+        for slot in copyreg._slotnames(cls)  # type: ignore[attr-defined]
+        if hasattr(self, slot)
+    }
+    names = tuple(sorted(self.__dict__["_modules"].get("parametrizations", ())))
+    return _rebuild, (cls._base_class, names, slots), state
+
+
+def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Module:
+    cls = parametrized_class(base, names) if names else base
+    module = cls.__new__(cls)
+    for slot, value in slots.items():
+        object.__setattr__(module, slot, value)
+    return module
+
+
+def _without_graph(value: Any) -> Any:
+    """A list of tensors that a module keeps for itself, fit to be copied.
+
+    A recurrent layer keeps a list of its weights, where values with a graph land; such tensors
+    can't be copied, and the layer renews its list when it finds other weights in it.
+    """
+    if type(value) is list:
+        return [
+            item.detach() if isinstance(item, Tensor) and item.grad_fn is not None else item
+            for item in value
+        ]
+    return value
+
+
+def _named_members(
+    self: nn.Module, get_members_fn: Any, prefix: str = "", recurse: bool = True, **kwargs: Any
+) -> Iterator[tuple[str, Any]]:
+    # At the root, `named_modules` starts with the root, as people expect of it; where members are
+    # listed, their order matters instead.
+    listed = _Listed(self) if recurse else self
+    return nn.Module._named_members(listed, get_members_fn, prefix, recurse, **kwargs)  # type: ignore[arg-type]
+
+
+class _Listed:
+    """Stands for the root where its parameters are listed."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+
+    def named_modules(
+        self, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        if remove_duplicate:
+            return _in_places(self._root, set(), prefix)
+        return self._root.named_modules(prefix=prefix, remove_duplicate=False)
+
+
+def _named_modules(
+    self: nn.Module,
+    memo: set[nn.Module] | None = None,
+    prefix: str = "",
+    remove_duplicate: bool = True,
+) -> Iterator[tuple[str, nn.Module]]:
+    if memo and remove_duplicate:
+        # Called for a part of a larger model, whose parameters() follows the order of modules.
+        if self not in memo:
+            yield from _in_places(self, memo, prefix)
+    else:
+        yield from self._base_class.named_modules(self, memo, prefix, remove_duplicate)
+
+
+class _Before(nn.Module):
+    """Those parameters of a module that come before one of its parametrized tensors.
+
+    ``parameters()`` lists the parameters of a module before those of its submodules, where the
+    originals live; but an optimizer's state is saved by position, which must stay as it was.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self._parameters.update(parameters)
+
+
+def _in_places(
+    module: nn.Module, memo: set[nn.Module], prefix: str
+) -> Iterator[tuple[str, nn.Module]]:
+    """A module and its submodules, such that its parameters come in their places."""
+    memo.add(module)
+    dot = f"{prefix}." if prefix else ""
+    parametrizations = module._modules.get("parametrizations")
+    if isinstance(parametrizations, Parametrizations):
+        own = {k: p for k, p in module._parameters.items() if p is not None}
+        passed: dict[str, nn.Parameter] = {}
+        for place in parametrizations.places:
+            if place in own:
+                passed[place] = own.pop(place)
+            elif not own:
+                # Nothing is left to come after: the module may come first, as always.
+                break
+            elif place in parametrizations:
+                if passed:
+                    yield prefix, _Before(passed)
+                    passed = {}
+                path = f"{dot}parametrizations.{place}"
+                yield from parametrizations[place].named_modules(memo, path)
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from child.named_modules(memo, f"{dot}{name}")
