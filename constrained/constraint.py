@@ -131,6 +131,10 @@ class Constraint(nn.Module, ABC):
 
     # ------------------------------------------------------------------------- what follows
 
+    def has_canonical(self) -> bool:
+        """Whether some parameters are better than others of the same element."""
+        return type(self).canonical is not Constraint.canonical
+
     def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
         """Whether each element of the batch lies in the set, up to ``tol``.
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
 from constrained.constraint import Constraint
+from constrained.restore import watch
 
 T = TypeVar("T")
 
@@ -31,6 +32,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         original: the parameter or buffer that is parametrized. It keeps its identity if there is
             just one original, or just one that is trained.
         unsafe: leave out the checks that the value keeps the shape and dtype of ``original``.
+        start: the value to start from, of the shape of ``original``; that of ``original`` if None.
+        deferred: leave ``original`` as it is until `take` is called.
 
     Raises:
         ValueError: if what the parametrizations return cannot be used. ``original`` is then as
@@ -38,7 +41,13 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], original: Tensor, unsafe: bool = False
+        self,
+        modules: Sequence[nn.Module],
+        original: Tensor,
+        unsafe: bool = False,
+        *,
+        start: Tensor | None = None,
+        deferred: bool = False,
     ) -> None:
         if len(modules) == 0:
             raise ValueError("ParametrizationList requires one or more modules.")
@@ -56,7 +65,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         # a single tensor Y of the dtype and device of X, because X itself becomes Y in place:
         # its identity is what an optimizer knows it by. Nothing is written before all is checked.
         with torch.no_grad():
-            value = original.detach().clone()
+            value = (original if start is None else start).detach().clone()
             new: Any = value
             for module in reversed(self._chain()):
                 new = _initial_right_inverse(module, new)
@@ -75,7 +84,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if not unsafe:
             # The derivative is not asked for, but whether there is one decides what is trained.
             _check_value(self.evaluate(*((new,) if isinstance(new, Tensor) else new)), original)
-        self._take(original, new)
+        self.__dict__["_pending"] = new
+        if not deferred:
+            self.take(original)
 
     # ------------------------------------------------------------------------------ reading
 
@@ -233,17 +244,16 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     f"infinite `{name}` for a finite tensor: it lies outside the domain."
                 )
 
-    def _take(self, original: Tensor, new: Tensor | Sequence[Tensor]) -> None:
+    def take(self, original: Tensor) -> None:
         """Become the owner of ``original``, which turns into what the right inverse gave."""
-        is_parameter = isinstance(original, nn.Parameter)
-        self.is_parameter = is_parameter
+        new: Tensor | Sequence[Tensor] = self.__dict__.pop("_pending")
+        self.is_parameter = isinstance(original, nn.Parameter)
         with torch.no_grad():
             if isinstance(new, Tensor):
                 store(original, new)
                 _register(self, "original", original)
                 return
-            first = self._chain()[-1] if len(self) == 1 else None
-            frozen = first.frozen if isinstance(first, Constraint) else ()
+            frozen = self._frozen()
             trained = [i for i in range(len(new)) if i not in frozen]
             for i, tensor in enumerate(new):
                 name = f"original{i}"
@@ -253,10 +263,21 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     # The one tensor that is trained stays the one that an optimizer knows.
                     store(original, tensor)
                     _register(self, name, original)
-                elif is_parameter:
+                elif self.is_parameter:
                     _register(self, name, nn.Parameter(_own(tensor), original.requires_grad))
                 else:
                     _register(self, name, _own(tensor).requires_grad_(original.requires_grad))
+
+    def preview(self) -> Tensor:
+        """The value that the tensor will have once `take` is called."""
+        new: Tensor | Sequence[Tensor] = self.__dict__["_pending"]
+        with torch.no_grad():
+            return self.evaluate(*((new,) if isinstance(new, Tensor) else new))
+
+    def _frozen(self) -> tuple[int, ...]:
+        """Which originals the constraint that takes them declares to be constants."""
+        first = self._chain()[0]
+        return first.frozen if isinstance(first, Constraint) else ()
 
     # ---------------------------------------------------------------------- life as a module
 
@@ -265,6 +286,19 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_store"] = ValueStore()
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
+        first = self._chain()[0] if len(self) else None
+        if isinstance(first, Constraint) and first.has_canonical():
+            watch(self)
+
+    def restore(self) -> None:
+        """Bring the originals to the canonical form of the first constraint; the value stays."""
+        first = self._chain()[0]
+        assert isinstance(first, Constraint)
+        originals = self.originals()
+        with torch.no_grad():
+            for original, canonical in zip(originals, first.canonical(*originals), strict=True):
+                if canonical is not original:
+                    store(original, canonical)
 
     def append(self, module: nn.Module) -> ParametrizationList:
         """Add a parametrization that is applied after all others."""

@@ -121,7 +121,7 @@ def register_parametrization(
             check_can_hold(place_owner, place_name)
         parametrizations = ParametrizationList([parametrization], tensor, unsafe=unsafe)
     for place_owner, place_name in places:
-        _install(place_owner, place_name, parametrizations)
+        install(place_owner, place_name, parametrizations)
     return module
 
 
@@ -162,7 +162,7 @@ def remove_parametrizations(
     elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in places}
     tensor = _plain_tensor(parametrizations, leave_parametrized, shared=bool(elsewhere))
     for place_owner, place_name in places:
-        _uninstall(place_owner, place_name, tensor, parametrizations.persistent)
+        uninstall(place_owner, place_name, tensor, parametrizations.persistent)
     return module
 
 
@@ -274,7 +274,8 @@ def check_can_hold(module: nn.Module, name: str) -> None:
         )
 
 
-def _install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+def install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+    """Put a list in the place of the parameter or buffer of that name."""
     _adopt(module)
     base = base_class(module)
     if "parametrizations" not in module._modules:
@@ -285,7 +286,8 @@ def _install(module: nn.Module, name: str, parametrizations: ParametrizationList
     set_class(module, base)
 
 
-def _uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
+def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
+    """Put a plain tensor in the place of a list."""
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, Parametrizations)
     places = parametrizations.places

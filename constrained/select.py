@@ -1,0 +1,147 @@
+"""Which tensors of a model are meant: exact paths, globs, ties."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from constrained.constraint import Constraint
+from constrained.parametrization_list import ParametrizationList
+from constrained.parametrize import is_parametrized
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is registered.
+
+    Attributes:
+        path: the dotted path from the model.
+        module: the submodule that owns it.
+        name: its name there.
+        is_parameter: a parameter or parametrized tensor, which globs match; else a buffer.
+    """
+
+    path: str
+    module: nn.Module
+    name: str
+    is_parameter: bool
+
+    @property
+    def tensor(self) -> Tensor | nn.Module:
+        """The registered tensor, or the list that parametrizes it: what ties are made of."""
+        if is_parametrized(self.module, self.name):
+            return self.module.parametrizations[self.name]  # type: ignore[index]
+        tensors = self.module._parameters if self.is_parameter else self.module._buffers
+        return tensors[self.name]  # type: ignore[return-value]
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Every tensor of a model by its path, in the order of its parameters; ties appear often."""
+    found: dict[str, Place] = {}
+    for prefix, module in _modules(model, ""):
+        kinds = [(n, True) for n, t in module._parameters.items() if t is not None]
+        if is_parametrized(module):
+            kinds += [(name, True) for name in module.parametrizations]  # type: ignore[union-attr]
+        kinds += [(n, False) for n, t in module._buffers.items() if t is not None]
+        for name, is_parameter in kinds:
+            path = f"{prefix}.{name}" if prefix else name
+            found[path] = Place(path, module, name, is_parameter)
+    return found
+
+
+def _modules(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is None or (name == "parametrizations" and is_parametrized(module)):
+            continue
+        yield from _modules(child, f"{prefix}.{name}" if prefix else name)
+
+
+def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[Place], T]]:
+    """Find the tensors that targets mean.
+
+    A target is a path, which may name a buffer, or a glob over the paths of parameters: ``*``
+    stays inside one segment, ``**`` crosses them (``**.weight`` also matches ``weight``). A path
+    outranks a glob; two globs that match the same tensor are an error.
+
+    Returns:
+        For the first path of each distinct tensor: all its places in the model, and what its
+        target maps to.
+
+    Raises:
+        ValueError: if a target matches nothing, or two targets contradict each other.
+    """
+    available = places(model)
+    chosen: dict[int, str] = {}
+    result: dict[str, tuple[list[Place], T]] = {}
+    # Paths first: globs leave to them what they name.
+    for target in sorted(targets, key=_is_glob):
+        matched = _match(target, available)
+        if not matched:
+            raise ValueError(
+                f"No tensor of {type(model).__name__} matches {target!r}."
+                f"{_suggest(target, available)}"
+            )
+        for place in matched:
+            other = chosen.get(id(place.tensor))
+            if other is None:
+                same = [p for p in available.values() if p.tensor is place.tensor]
+                result[same[0].path] = (same, targets[target])
+                chosen[id(place.tensor)] = target
+            elif other != target and _is_glob(other) == _is_glob(target):
+                raise ValueError(
+                    f"'{place.path}' is meant by two targets, {other!r} and {target!r}; name it "
+                    "by its path to say which one counts."
+                )
+    order = {path: i for i, path in enumerate(available)}
+    return dict(sorted(result.items(), key=lambda item: order[item[0]]))
+
+
+def _is_glob(target: str) -> bool:
+    return "*" in target
+
+
+def _match(target: str, available: Mapping[str, Place]) -> list[Place]:
+    if not _is_glob(target):
+        return [available[target]] if target in available else []
+    pattern = re.compile(_regex(target))
+    return [p for path, p in available.items() if p.is_parameter and pattern.fullmatch(path)]
+
+
+def _regex(target: str) -> str:
+    parts = {"**.": r"(?:.*\.)?", ".**": r"(?:\..*)?", "**": ".*", "*": "[^.]*"}
+    return "".join(
+        parts.get(token, re.escape(token))
+        for token in re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*.]+|\.", target)
+    )
+
+
+def _suggest(target: str, available: Mapping[str, Place]) -> str:
+    if not available:
+        return " It has no tensors."
+    last = target.rsplit(".", 1)[-1]
+    endings = [path for path in available if not _is_glob(target) and path.endswith(f".{last}")]
+    close = difflib.get_close_matches(target, available, n=1, cutoff=0.6) or endings[:1]
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    paths = list(available)
+    return f" Its tensors are {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}."
+
+
+def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList, Constraint]]:
+    """Each tensor of a model that has a constraint: its first path, its list, the constraint."""
+    seen: set[int] = set()
+    for path, place in places(model).items():
+        found = place.tensor
+        if isinstance(found, ParametrizationList) and id(found) not in seen:
+            seen.add(id(found))
+            constraint = found.constraint()
+            if constraint is not None:
+                yield path, found, constraint
