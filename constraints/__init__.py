@@ -1,0 +1,27 @@
+"""The catalogue: ready-made constraints, each a set with a map onto it and a right inverse.
+
+Importing this package puts them all into the registry of `constrained`, which does so by itself
+when it looks up a name it does not know yet. One file holds one constraint, or a family that shares
+its mathematics.
+"""
+
+from constraints.interval import Interval
+from constraints.low_rank import LowRank, RankOne
+from constraints.positive import Nonnegative, Positive
+from constraints.positive_definite import PositiveDefinite
+from constraints.simplex import Simplex
+from constraints.sphere import Sphere
+from constraints.symmetric import Skew, Symmetric
+
+__all__ = [
+    "Interval",
+    "LowRank",
+    "Nonnegative",
+    "Positive",
+    "PositiveDefinite",
+    "RankOne",
+    "Simplex",
+    "Skew",
+    "Sphere",
+    "Symmetric",
+]

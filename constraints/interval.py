@@ -1,0 +1,122 @@
+"""Numbers between two bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+
+
+@register("interval", aliases=("open_interval",))
+class Interval(Constraint):
+    """Numbers strictly between two bounds.
+
+    **Set**: {x in R : low < x < high}, elementwise. Dimension 1, open.
+
+    **Map**: y -> low + (high - low) / (1 + exp(-y)), onto the set. Where rounding would end at a
+    bound, the value stays at a number next to it, inside, and keeps the gradient.
+
+    **Right inverse**: the logit, x -> log((x - low) / (high - x)). A bound, which lies on the
+    boundary, is replaced by what `project` makes of it.
+
+    **Reference**: Stan Reference Manual, section "Lower and upper bounded scalar".
+
+    Args:
+        low: the lower bound.
+        high: the upper bound, greater than ``low``.
+
+    Example:
+        >>> interval = Interval(-1.0, 3.0)
+        >>> interval(torch.tensor([-1e6, 0.0, 1e6]))
+        tensor([-1.0000,  1.0000,  3.0000])
+        >>> interval(torch.tensor(1e6)) < 3
+        tensor(True)
+        >>> interval.right_inverse(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([-1.0986,  0.0000,  1.0986])
+    """
+
+    event_dim = 0
+    closed = False
+    examples = (
+        ({"low": 0.0, "high": 1.0}, ()),
+        ({"low": -3.0, "high": -1.0}, ()),
+        ({"low": -1e-3, "high": 1e3}, ()),
+    )
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        for name, bound in (("low", low), ("high", high)):
+            if not isinstance(bound, Real) or isinstance(bound, bool):
+                raise TypeError(f"interval: {name} must be a number, got {bound!r}.")
+        if not low < high or not math.isfinite(float(high) - float(low)):
+            raise ValueError(
+                f"interval: low must be less than high, and both finite, "
+                f"got low={low!r} and high={high!r}."
+            )
+        self.low = float(low)
+        self.high = float(high)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``low + (high - low) * sigmoid(y)``."""
+        # Measured from the nearer end: near high, low + width * sigmoid(y) would be as coarse as
+        # the spacing of floating-point numbers around (high - low).
+        upper = y > 0
+        distance = (self.high - self.low) * torch.sigmoid(torch.where(upper, -y, y))
+        value = torch.where(upper, self.high - distance, self.low + distance)
+        least, greatest = self._innermost(torch.finfo(y.dtype))
+        return value + (value.clamp(least, greatest) - value).detach()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """``log((x - low) / (high - x))``."""
+        inside = self.project(value)
+        width = self.high - self.low
+        tiny = torch.finfo(value.dtype).tiny
+        # Between 0 and 1, and clamped from below, neither the parts nor their ratio overflow.
+        below = ((inside - self.low) / width).clamp(min=tiny)
+        above = ((self.high - inside) / width).clamp(min=tiny)
+        return torch.log(below / above)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The distance from the closed interval."""
+        return F.relu(self.low - value) + F.relu(value - self.high)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The machine epsilon (times the larger bound) inside the bound that was reached."""
+        margin = torch.finfo(value.dtype).eps * max(abs(self.low), abs(self.high))
+        margin = min(margin, (self.high - self.low) / 4)
+        inside = (value > self.low) & (value < self.high)
+        return torch.where(inside, value, value.clamp(self.low + margin, self.high - margin))
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Numbers uniform on the interval."""
+        share = torch.rand(shape, generator=generator, dtype=dtype, device=device)
+        value = self.low + (self.high - self.low) * share
+        return value.clamp(*self._innermost(torch.finfo(value.dtype)))
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """1, each number being an element."""
+        del shape
+        return 1
+
+    def _innermost(self, finfo: torch.finfo) -> tuple[float, float]:
+        # One to two units in the last place inside: eps |b| is between 1 and 2 units of b, so that
+        # b + eps |b| rounds to a number above b. An interval too narrow to hold such numbers in
+        # this dtype shrinks to the middle of it instead of turning inside out.
+        quarter = (self.high - self.low) / 4
+        above, below = (
+            min(max(finfo.eps * abs(bound), finfo.tiny), quarter) for bound in (self.low, self.high)
+        )
+        return self.low + above, self.high - below
