@@ -1,0 +1,116 @@
+"""Matrices with orthonormal columns or rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.tolerance import working_dtype
+from constraints.polar import polar
+
+
+@register("orthogonal", aliases=("stiefel",))
+class Orthogonal(Constraint):
+    r"""Orthogonal matrices; orthonormal columns if tall, orthonormal rows if wide.
+
+    **Set.** :math:`\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}` for :math:`n \ge p`, and
+    :math:`W W^\top = I` for :math:`n < p`: the Stiefel manifold, closed, of dimension
+    :math:`np - p(p+1)/2` (p the smaller side). It is O(n) for square matrices, with both its
+    components: det W = 1 and det W = -1.
+
+    **Map.** ``"polar"``: :math:`X \mapsto` the nearest member, the polar factor of X. Onto. The
+    free parameter is the near-orthogonal matrix itself; kept orthogonal after each optimizer step,
+    it costs one matrix product forward and two, the projection of the gradient onto the tangent
+    space, backward. It ignores a positive factor, so that weight decay is harmless. Not
+    differentiable at a matrix that has not full rank, where the gradient is cut off.
+
+    **Right inverse.** The matrix itself.
+
+    **Reference.** Edelman, Arias and Smith, The geometry of algorithms with orthogonality
+    constraints (1998); Higham, Functions of Matrices (2008), chapter 8, for the polar factor.
+
+    Args:
+        map: ``"polar"``.
+
+    Shape:
+        ``(*batch, n, p)``.
+
+    Raises:
+        ValueError: if there is no such map.
+
+    Example:
+        >>> Orthogonal().forward(torch.tensor([[0.0, -2.0], [2.0, 0.0]]))
+        tensor([[ 0., -1.],
+                [ 1.,  0.]])
+    """
+
+    event_dim = 2
+    examples = (
+        ({}, (1, 1)),
+        ({}, (3, 3)),
+        ({}, (5, 2)),
+        ({}, (2, 5)),
+        ({}, (4, 1)),
+        ({}, (1, 4)),
+    )
+
+    def __init__(self, map: str = "polar") -> None:
+        super().__init__()
+        if map not in ("polar",):
+            raise ValueError(f"Orthogonal: map must be 'polar', not {map!r}.")
+        self.map = map
+
+    def forward(self, X: Tensor) -> Tensor:  # noqa: D102
+        return polar(X)
+
+    def right_inverse(self, value: Tensor) -> Tensor:  # noqa: D102
+        return value
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """The matrix itself, orthogonal again."""
+        with torch.no_grad():
+            return (self.forward(X),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""
+        W = value if value.shape[-2] >= value.shape[-1] else value.mT
+        gram = W.mT @ W
+        excess = (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).abs()
+        # The value is finite: a NaN is the difference of two overflows.
+        return excess.nan_to_num(nan=torch.inf, posinf=torch.inf).amax((-2, -1))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest member in the Frobenius norm, the polar factor."""
+        return polar(value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Uniformly distributed (Haar measure): QR of a Gaussian matrix with a positive diagonal.
+
+        Reference:
+            Mezzadri, How to generate random matrices from the classical compact groups (2007).
+        """
+        *batch, n, p = shape
+        if n < p:
+            tall = self.sample((*batch, p, n), generator=generator, dtype=dtype, device=device)
+            return tall.mT.contiguous()
+        dtype = dtype or torch.get_default_dtype()
+        gaussian = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        Q, R = torch.linalg.qr(gaussian)
+        signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
+        return polar(Q * signs.unsqueeze(-2)).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:  # noqa: D102
+        n, p = max(shape[-2:]), min(shape[-2:])
+        return n * p - p * (p + 1) // 2

@@ -1,0 +1,208 @@
+"""The orthogonal factor of the polar decomposition, with exact derivatives of every order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+from constraints.lyapunov import in_front, lyapunov, nestable, right_divide, spectrum
+
+#: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
+#: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
+ROUNDING = 8.0
+
+
+def polar(X: Tensor) -> Tensor:
+    r"""The matrix with orthonormal columns nearest to X, or with orthonormal rows if X is wide.
+
+    A tall X of full rank is ``X = W H`` in a single way, with ``W' W = I`` and H symmetric
+    positive definite: the result is W, which minimizes :math:`\lVert W - X \rVert` in every
+    unitarily invariant norm. It is the gradient of the nuclear norm, it ignores a positive factor
+    of X, and an orthogonal X comes back bit for bit (as a copy), its derivative being the
+    projection onto the tangent space.
+
+    At a matrix that has not full rank W is not unique and not differentiable: the result is one
+    of the nearest matrices, and derivatives are finite, being cut off where they do not exist.
+    NaN and infinity in an element give NaN in that element.
+
+    Args:
+        X: shape ``(*batch, n, p)``, single or double precision, real or complex (then W is unitary,
+            and ``'`` the conjugate transpose).
+
+    Returns:
+        Tensor of the same shape.
+
+    Example:
+        >>> polar(torch.tensor([[3.0, 0.0], [0.0, -2.0]]))
+        tensor([[ 1.,  0.],
+                [ 0., -1.]])
+
+    Reference:
+        Higham, Functions of Matrices (2008), chapter 8; Kenney and Laub, Polar decomposition and
+        matrix sign function condition estimates (1991), for the derivative.
+    """
+    if X.shape[-2] < X.shape[-1]:
+        return polar(X.mH).mH.contiguous()
+    if torch.compiler.is_compiling():
+        return _factor(X)
+    return _Polar.apply(X)
+
+
+# ------------------------------------------------------------------------------------ the value
+
+
+@torch.library.custom_op("constraints::polar_factor", mutates_args=())
+def _factor(X: Tensor) -> Tensor:
+    """The polar factor of a tall X, by the cheapest way that its numbers allow.
+
+    One operator to torch.compile, which looks at no numbers itself.
+    """
+    if X.numel() == 0:
+        return _copy(X)
+    p = X.shape[-1]
+    rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
+    defect = _defect(X)
+    distances = torch.linalg.vector_norm(defect, dim=(-2, -1))
+    distance = float(distances.amax())
+    if distance <= rounding:
+        return _copy(X)
+    if distance < 0.9:
+        W = _newton_schulz(X, defect, distance, rounding)
+    else:
+        W = _svd_factor(X)
+    if W.ndim > 2:
+        # An orthogonal element stays as it is, whatever else is in the batch.
+        W = torch.where((distances <= rounding)[..., None, None], X, W)
+    return W.contiguous()
+
+
+def _copy(X: Tensor) -> Tensor:
+    return X.clone(memory_format=torch.contiguous_format)
+
+
+def _defect(X: Tensor) -> Tensor:
+    """``X' X - I``."""
+    defect = X.mH @ X
+    defect.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return defect
+
+
+def _newton_schulz(X: Tensor, defect: Tensor, distance: float, rounding: float) -> Tensor:
+    # X (3 I - X' X) / 2 = X - X E / 2 with E = X' X - I. It keeps the polar factor, and the next E
+    # is -E^2 (3 I - E) / 4: with ||E|| < 1, which is never rescaled, the convergence is quadratic.
+    while True:
+        X = X - X @ (defect / 2)
+        if distance * distance <= rounding:
+            return X
+        defect = _defect(X)
+        before, distance = distance, float(torch.linalg.vector_norm(defect, dim=(-2, -1)).amax())
+        if not rounding < distance < before:
+            return X
+
+
+def _svd_factor(X: Tensor) -> Tensor:
+    # Scaled by the largest entry: LAPACK is exact at every scale, but squares and products are not.
+    largest = X.abs().amax(dim=(-2, -1), keepdim=True)
+    finite = torch.isfinite(largest)
+    X = torch.where(finite & (largest > 0), X / largest, 0)
+    U, _, Vh = torch.linalg.svd(X, full_matrices=False)
+    W = U @ Vh
+    W = W - W @ (_defect(W) / 2)
+    return torch.where(finite, W, torch.nan)
+
+
+# ------------------------------------------------------------------------------- its derivative
+
+# Derivation. With X = W H for a tall X, W' W = I and H = W' X, differentiate, and split dW into
+# its parts inside and outside the range of W, dW = W Y + (I - W W') dW. From W' dX = Y H + dH, with
+# Y skew and dH symmetric, minus its transpose:
+#
+#     H Y + Y H = W' dX - dX' W,          (I - W W') dX = (I - W W') dW H.
+#
+# The second term vanishes for a square X. The map dX -> dW is self-adjoint, W being the gradient
+# of the nuclear norm; so it is the backward as well. At an orthogonal X, where H = I, it is the
+# projection onto the tangent space, dX - W (W' dX + dX' W) / 2: two matrix products. There is no
+# difference of singular values in it, so it is smooth where they are equal.
+
+
+def _derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    """The derivative of the polar factor W of a tall X in direction V; differentiable."""
+    WV = W.mH @ V
+    H = W.mH @ X
+    H = (H + H.mH) / 2
+    h, Q = spectrum(H)
+    result = W @ lyapunov(H, WV - WV.mH, h, Q)
+    if X.shape[-2] > X.shape[-1]:
+        result = result + right_divide(V - W @ WV, H, h, Q)
+    return result
+
+
+@torch.library.custom_op("constraints::polar_gradient", mutates_args=())
+def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    """`_derivative` without a derivative of its own, and cheaper where X is orthogonal."""
+    if torch.equal(X, W):
+        WV = W.mH @ V
+        return (V - W @ ((WV + WV.mH) / 2)).contiguous()
+    return _derivative(X, W, V).contiguous()
+
+
+class _Polar(Function):
+    @staticmethod
+    def forward(X: Tensor) -> Tensor:
+        return _factor(X)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Tensor:
+        derivative = _derivative if torch.is_grad_enabled() else _gradient
+        return derivative(*ctx.saved_tensors, G)
+
+    @staticmethod
+    @nestable
+    def jvp(saved: tuple[Tensor, Tensor], dX: Tensor) -> Tensor:
+        return _derivative(*saved, dX)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
+        return _Polar.apply(X.movedim(in_dims[0], 0)), 0
+
+
+# torch.compile takes no Function that defines `jvp`. There, the operator carries the backward.
+
+
+def _like(X: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(X, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _backward(ctx: Any, G: Tensor) -> Tensor:
+    return _gradient(*ctx.saved_tensors, G)
+
+
+def _vmap_factor(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
+    return _factor(X.movedim(in_dims[0], 0)), 0
+
+
+def _vmap_gradient(
+    info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor
+) -> tuple[Tensor, int]:
+    return _gradient(*in_front(info, in_dims, inputs)), 0
+
+
+_factor.register_fake(_like)
+_factor.register_autograd(_backward, setup_context=_save)
+_factor.register_vmap(_vmap_factor)
+_gradient.register_fake(_like)
+_gradient.register_vmap(_vmap_gradient)
