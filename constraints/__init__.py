@@ -7,6 +7,7 @@ its mathematics.
 
 from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
+from constraints.orthogonal import Orthogonal
 from constraints.positive import Nonnegative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.simplex import Simplex
@@ -17,6 +18,7 @@ __all__ = [
     "Interval",
     "LowRank",
     "Nonnegative",
+    "Orthogonal",
     "Positive",
     "PositiveDefinite",
     "RankOne",
