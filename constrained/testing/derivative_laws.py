@@ -1,0 +1,151 @@
+"""Laws about derivatives: right to second order, in both modes, everywhere, and none is dead."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
+
+from constrained.constraint import Constraint
+from constrained.testing.bounds import half_precision
+from constrained.testing.case import MEMBERS, POINTS, Case, expect
+from constrained.testing.points import SCALES, params, params_at
+from constrained.testing.runner import Scope, law
+
+EVERYWHERE = Scope(dtypes=(torch.float64,), batches=((),), points=POINTS)
+ON_THE_SET = Scope(dtypes=(torch.float64,), batches=((),), points=MEMBERS)
+
+
+@law(EVERYWHERE)
+def first_derivative(case: Case) -> None:
+    """The gradient of ``forward`` equals the difference quotient (`torch.autograd.gradcheck`)."""
+    function, free = _real_map(case, params_at(case, case.build(), str(case.point)))
+    _expect_checked(case, torch.autograd.gradcheck, function, free)
+
+
+@law(EVERYWHERE)
+def second_derivative(case: Case) -> None:
+    """The second derivative equals the difference quotient (`torch.autograd.gradgradcheck`)."""
+    function, free = _real_map(case, params_at(case, case.build(), str(case.point)))
+    _expect_checked(case, torch.autograd.gradgradcheck, function, free)
+
+
+@law(EVERYWHERE)
+def forward_mode(case: Case) -> None:
+    """Forward-mode derivatives (`torch.func.jvp`) equal those of reverse mode."""
+    function, free = _real_map(case, params_at(case, case.build(), str(case.point)))
+    for k in range(3):
+        tangent = tuple(
+            torch.randn(p.shape, dtype=p.dtype, generator=case.generator(f"tangent {k} {i}"))
+            for i, p in enumerate(free)
+        )
+        with warnings.catch_warnings():
+            # Importing the rules of forward mode warns of torch's own use of torch.jit.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            value, found = torch.func.jvp(function, tuple(p.detach() for p in free), tangent)
+        weight = torch.randn(
+            value.shape, dtype=value.dtype, generator=case.generator(f"weight {k}")
+        )
+        gradient = torch.autograd.grad(function(*free), free, weight, allow_unused=True)
+        pairs = [(g, t) for g, t in zip(gradient, tangent, strict=True) if g is not None]
+        reverse = float(sum((g * t).sum() for g, t in pairs))
+        forward = float((weight * found).sum())
+        norms = [float((g.norm() * t.norm()).detach()) for g, t in pairs]
+        bound = half_precision(case.dtype) * max([1.0, float(weight.norm() * found.norm()), *norms])
+        expect(
+            abs(forward - reverse) <= bound,
+            case,
+            f"expected the directional derivative {reverse:.8g} of reverse mode, "
+            f"found {forward:.8g} in forward mode.",
+        )
+
+
+@law(Scope(dtypes=(torch.float32, torch.float64)))
+def gradient_is_finite(case: Case) -> None:
+    """Parameters of every scale, zero included, have a finite gradient."""
+    constraint = case.build()
+    for spread in SCALES:
+        function, free = _real_map(case, params(case, constraint, spread))
+        weight = torch.randn(
+            function(*free).shape, dtype=free[0].dtype, generator=case.generator("weight")
+        )
+        value = function(*free)
+        expect(
+            value.requires_grad,
+            case,
+            "expected a value that depends on the parameters, found one without a gradient.",
+        )
+        for gradient in torch.autograd.grad(value, free, weight):
+            expect(
+                torch.isfinite(gradient).all(),
+                case,
+                f"gradient at {spread:g} * randn: expected finite numbers, found NaN or infinity.",
+            )
+
+
+@law(ON_THE_SET)
+def no_dead_directions(case: Case) -> None:
+    """The Jacobian of ``forward`` has the rank of the set's dimension, and no less at any member.
+
+    A singular value counts when it exceeds the square root of the unit roundoff times the largest
+    one; on a closed set the largest one at a random member counts as well, because the
+    boundary belongs to the set.
+    """
+    constraint = case.build()
+    expected = constraint.dimension(case.event)
+    found = singular_values(case, constraint, str(case.point))
+    reference = float(found.amax()) if found.numel() else 0.0
+    if case.cls.closed:
+        reference = max(reference, float(singular_values(case, constraint, "random").amax()))
+    rank = int((found > half_precision(case.dtype) * reference).sum())
+    expect(
+        rank == expected,
+        case,
+        f"expected a Jacobian of rank {expected}, the dimension of the set, found rank {rank}.",
+    )
+
+
+def _expect_checked(
+    case: Case, check: Callable[..., Any], function: Callable[..., Tensor], free: tuple[Tensor, ...]
+) -> None:
+    try:
+        # Fast: one random projection instead of a difference quotient per entry.
+        check(function, free, fast_mode=len(free) * free[0].numel() > 16)
+    except GradcheckError as error:
+        # The numbers follow, of a whole Jacobian.
+        sentence = " ".join(str(error).split()).partition(", numerical")[0]
+        raise AssertionError(
+            f"{case}: expected the difference quotient: {sentence:.300}."
+        ) from None
+
+
+def singular_values(case: Case, constraint: Constraint, point: str) -> Tensor:
+    """The singular values of the Jacobian of ``forward`` with respect to its free parameters."""
+    function, free = _real_map(case, params_at(case, constraint, point))
+    blocks = torch.autograd.functional.jacobian(function, free)
+    rows = int(function(*free).numel())
+    jacobian = torch.cat([block.reshape(rows, -1) for block in blocks], dim=1)
+    return torch.linalg.svdvals(jacobian)
+
+
+def _real_map(
+    case: Case, params: tuple[Tensor, ...]
+) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """``forward`` as a function of the free parameters, with real numbers on both sides."""
+    constraint = case.build()
+    free = [i for i in range(len(params)) if i not in constraint.frozen]
+
+    def function(*leaves: Tensor) -> Tensor:
+        full = list(params)
+        for i, leaf in zip(free, leaves, strict=True):
+            full[i] = torch.view_as_complex(leaf) if params[i].is_complex() else leaf
+        value = constraint(*full)
+        return torch.view_as_real(value) if value.is_complex() else value
+
+    leaves = (params[i].detach() for i in free)
+    real = (torch.view_as_real(p) if p.is_complex() else p for p in leaves)
+    return function, tuple(p.clone().requires_grad_() for p in real)

@@ -1,0 +1,137 @@
+"""Laws about distance: what the violation measures, and where the projection ends."""
+
+from __future__ import annotations
+
+import torch
+
+from constrained.testing.bounds import (
+    distance,
+    expect_close,
+    expect_member,
+    far,
+    half_precision,
+    scale,
+    size,
+    slack,
+)
+from constrained.testing.case import Case, expect, unpack
+from constrained.testing.points import candidates, members, near
+from constrained.testing.runner import Scope, law
+from constrained.tolerance import tolerance
+
+
+@law()
+def violation_separates(case: Case) -> None:
+    """Exactly what `project` has to move violates the constraint."""
+    constraint = case.build()
+    for name, value in candidates(case, constraint):
+        violation = constraint.violation(value)
+        expect(
+            violation.shape == case.batch and not violation.is_complex(),
+            case,
+            f"violation({name}): expected real numbers of shape {case.batch}, "
+            f"found {violation.dtype} of shape {tuple(violation.shape)}.",
+        )
+        expect((violation >= 0).all(), case, f"violation({name}): expected numbers >= 0.")
+        nearby = constraint.project(value)
+        moved = distance(value, nearby, case.cls.event_dim)
+        outside = far(nearby, value, case)
+        missed = outside & (violation <= tolerance(value, case.cls.event_dim))
+        expect(
+            not missed.any(),
+            case,
+            f"{name} is {float(moved.max()):.3g} away from its projection: "
+            f"expected a violation, found {violation.tolist()}.",
+        )
+        still = moved <= tolerance(value, case.cls.event_dim)
+        invented = still & (violation > slack(value, case))
+        expect(
+            not invented.any(),
+            case,
+            f"{name} is left where it is by project(): "
+            f"expected no violation, found {violation.tolist()}.",
+        )
+
+
+@law()
+def violation_grows(case: Case) -> None:
+    """The violation doubles with the distance: it is like a distance, not like its square."""
+    constraint = case.build()
+    event_dim = case.cls.event_dim
+    for name, value in candidates(case, constraint):
+        base = constraint.project(value)
+        outside = far(base, value, case)
+        if not outside.any():
+            continue
+        step = (value - base) * (
+            1e-2 * scale(case) / size(value - base, event_dim).clamp_min(1e-30)
+        ).reshape((*case.batch, *[1] * event_dim))
+        near, twice = (constraint.violation(base + t * step) for t in (1, 2))
+        expect(
+            (near[outside] > 0).all(),
+            case,
+            f"{name}: expected a violation 1% away from the projection, found {near.tolist()}.",
+        )
+        ratio = (twice / near)[outside]
+        expect(
+            ((ratio > 1.5) & (ratio < 3)).all(),
+            case,
+            f"{name}: expected the violation to double at twice the distance, "
+            f"found it multiplied by {ratio.tolist()}.",
+        )
+
+
+@law()
+def projects(case: Case) -> None:
+    """`project` gives members, leaves members, and so gives the same when applied again."""
+    constraint = case.build()
+    for name, value in candidates(case, constraint):
+        nearby = constraint.project(value)
+        expect(
+            nearby.shape == value.shape and nearby.dtype == value.dtype,
+            case,
+            f"project({name}): expected {value.dtype} of shape {tuple(value.shape)}, "
+            f"found {nearby.dtype} of shape {tuple(nearby.shape)}.",
+        )
+        expect_member(nearby, case, constraint, f"project({name})")
+        expect_close(constraint.project(nearby), nearby, case, f"project of project({name})")
+    for name, value in members(case, constraint):
+        expect_close(constraint.project(value), value, case, f"project of the member {name!r}")
+    inside = case.sample(constraint)
+    if not case.cls.closed:
+        expect(
+            torch.equal(constraint.project(inside), inside),
+            case,
+            "project of an interior element of an open set: expected it bit for bit.",
+        )
+
+
+@law(Scope(batches=((),)))
+def nearest(case: Case) -> None:
+    """No member is nearer than the projection: neither random ones nor the projection's neighbours.
+
+    On an open set up to half of the digits, since there is no nearest member, only nearer ones.
+    """
+    constraint = case.build()
+    event_dim = case.cls.event_dim
+    others = [case.sample(constraint, f"other {i}") for i in range(20)]
+    for name, value in candidates(case, constraint):
+        nearby = constraint.project(value)
+        start = unpack(constraint.right_inverse(nearby))
+        neighbours = [
+            constraint(*near(case, constraint, start, spread, salt=str(k)))
+            for spread in (1e-3, 1e-2, 0.1)
+            for k in range(4)
+        ]
+        margin = float(slack(value, case))
+        if not case.cls.closed:
+            margin = half_precision(case.dtype) * (float(size(value, event_dim)) + scale(case))
+        reached = float(distance(value, nearby, event_dim))
+        for other in [*others, *neighbours]:
+            found = float(distance(value, other, event_dim))
+            expect(
+                found >= reached - margin,
+                case,
+                f"project({name}): expected a nearest member, found one at {found:.6g} "
+                f"where the projection is {reached:.6g} away.",
+            )

@@ -1,0 +1,109 @@
+"""Laws about training: `constrained.constrain` keeps members, and optimizers stay in the set."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained.testing.bounds import expect_close, expect_member
+from constrained.testing.case import Case, expect
+from constrained.testing.derivative_laws import singular_values
+from constrained.testing.points import params_at
+from constrained.testing.runner import Scope, law
+
+STEPS = 100
+
+ONCE = Scope(dtypes=(torch.float32,), batches=((),))
+
+
+class Holder(nn.Module):
+    """A module that holds one tensor, the parameter ``weight``."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+
+    def forward(self) -> Tensor:
+        """The tensor."""
+        return self.weight
+
+
+@law()
+def constrain_keeps_a_member(case: Case) -> None:
+    """A parameter that lies in the set keeps its value when it is constrained."""
+    constraint = case.build()
+    inside = case.sample(constraint)
+    module = _constrained(case, inside)
+    expect_close(module.weight, inside, case, "the weight after constrain()")
+    expect(
+        len(list(module.parameters())) > 0 and module.weight.requires_grad,
+        case,
+        "constrain(): expected a weight that can be trained.",
+    )
+
+
+@law(ONCE)
+def training_stays_in_the_set(case: Case) -> None:
+    """100 steps of SGD, Adam and AdamW with weight decay stay in the set and lower the loss."""
+    constraint = case.build()
+    target = case.sample(constraint, "target")
+    free = params_at(case, constraint, "random")
+    # A tenth of the inverse curvature of the loss for gradient descent; a hundredth of a typical
+    # parameter for the optimizers whose steps have the size of the learning rate.
+    steepest = float(singular_values(case, constraint, "random").amax())
+    entries = torch.cat([p.abs().flatten() for p in free]).double()
+    typical = float(entries.square().mean().sqrt()) or 1.0
+    for kind, options in (
+        (torch.optim.SGD, {"lr": 0.1 / max(steepest**2, 1e-6)}),
+        (torch.optim.Adam, {"lr": 1e-2 * typical}),
+        (torch.optim.AdamW, {"lr": 1e-2 * typical, "weight_decay": 0.1}),
+    ):
+        module = _constrained(case, case.sample(constraint))
+        optimizer = kind(module.parameters(), **options)
+        losses = []
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss = (module() - target).abs().square().sum() / 2
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            with torch.no_grad():
+                value = module.weight
+            what = f"weight after {step + 1} steps of {kind.__name__}"
+            expect(torch.isfinite(value).all(), case, f"{what}: expected finite values.")
+            expect_member(value, case, constraint, what)
+        expect(
+            losses[-1] < losses[0] or constraint.dimension(case.event) == 0,
+            case,
+            f"{kind.__name__}: expected {STEPS} steps to lower the loss, "
+            f"found {losses[0]:.6g} before and {losses[-1]:.6g} after.",
+        )
+
+
+@law(ONCE)
+def checkpoints_restore(case: Case) -> None:
+    """The state dict and the pickle of a constrained module restore its weight bit for bit."""
+    constraint = case.build()
+    module = _constrained(case, case.sample(constraint))
+    twin = _constrained(case, case.sample(constraint, "other"))
+    twin.load_state_dict(module.state_dict(), strict=True)
+    expect(
+        torch.equal(twin.weight, module.weight),
+        case,
+        "state_dict of a constrained module: expected the same weight after loading it.",
+    )
+    twin = pickle.loads(pickle.dumps(module))
+    expect(
+        torch.equal(twin.weight, module.weight),
+        case,
+        "pickle of a constrained module: expected the same weight after loading it.",
+    )
+
+
+def _constrained(case: Case, value: Tensor) -> Any:
+    from constrained import constrain
+
+    return constrain(Holder(value), "weight", case.build())

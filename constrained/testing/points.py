@@ -1,0 +1,158 @@
+"""Members, parameters and outsiders of a constraint: random, degenerate, and of every scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from constrained.constraint import Constraint
+from constrained.testing.bounds import far, scale
+from constrained.testing.case import MEMBERS, POINTS, Case, unpack
+from constrained.tolerance import tolerance
+
+#: Standard deviations of random parameters.
+SCALES = (0.0, 1e-3, 1.0, 10.0, 1e3)
+
+#: How many times the tolerance a violation must reach to be no rounding for certain.
+CERTAIN = 16.0
+
+_MATRICES = {"eye", "repeated"}
+
+
+def points(cls: type[Constraint]) -> tuple[str, ...]:
+    """The points of `POINTS` at which derivatives of a constraint are looked at.
+
+    The identity and repeated singular values need matrices. On an open set the projections of
+    zeros, of ones and of far tensors are left out: they may lie as close to the boundary as the
+    dtype allows, where the derivative of a map from all of space vanishes.
+    """
+    leave_out = _MATRICES if cls.event_dim < 2 else set()
+    if not cls.closed:
+        leave_out = leave_out | {"zeros", "ones", "boundary"}
+    return tuple(point for point in POINTS if point not in leave_out)
+
+
+def member(case: Case, constraint: Constraint, point: str) -> Tensor:
+    """An element of the set: a random one, or the projection of a degenerate tensor."""
+    if point == "random":
+        return case.sample(constraint)
+    return constraint.project(_degenerate(case, point))
+
+
+def members(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]]:
+    """Elements of the set by name: random ones, degenerate ones, and values of the map."""
+    for point in MEMBERS:
+        if case.cls.event_dim > 1 or point not in _MATRICES:
+            yield point, member(case, constraint, point)
+    for spread in (1.0, 10.0):
+        yield f"forward of {spread:g} * randn", constraint(*params(case, constraint, spread))
+
+
+def params(
+    case: Case, constraint: Constraint, spread: float = 1.0, salt: str = "params"
+) -> tuple[Tensor, ...]:
+    """Random parameters, normal with the standard deviation ``spread``.
+
+    Parameters that the class declares as frozen keep the values that its right inverse gives them.
+    """
+    start = unpack(constraint.right_inverse(case.sample(constraint)))
+    return tuple(
+        param if i in constraint.frozen else spread * case.gaussian(param.shape, f"{salt} {i}")
+        for i, param in enumerate(start)
+    )
+
+
+def near(
+    case: Case,
+    constraint: Constraint,
+    start: tuple[Tensor, ...],
+    spread: float,
+    salt: str = "near",
+) -> tuple[Tensor, ...]:
+    """Parameters around ``start``, normal with the standard deviation ``spread``."""
+    return tuple(
+        param
+        if i in constraint.frozen
+        else param + spread * case.gaussian(param.shape, f"{salt} {spread} {i}")
+        for i, param in enumerate(start)
+    )
+
+
+def params_at(case: Case, constraint: Constraint, point: str) -> tuple[Tensor, ...]:
+    """The parameters of a point of `POINTS`."""
+    if point == "random_params":
+        return params(case, constraint)
+    if point == "zero_params":
+        return params(case, constraint, 0.0)
+    return tuple(
+        p.clone() for p in unpack(constraint.right_inverse(member(case, constraint, point)))
+    )
+
+
+def candidates(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by name, of which most lie outside of most sets."""
+    inside = case.sample(constraint)
+    noise = case.gaussian()
+    # The mean square of a typical entry, so that the noise is as large as the elements.
+    entry = scale(case) / max(1, noise[(0,) * len(case.batch)].numel()) ** 0.5
+    yield "member + 1e-2 * randn", inside + 1e-2 * entry * noise
+    yield "member + randn", inside + entry * noise
+    yield "10 * randn", 10 * entry * case.gaussian(salt="far")
+    yield "-member", -inside
+    yield "3 * member", 3 * inside
+    yield "-10 everywhere", torch.full_like(inside, -10 * entry)
+    yield "10 everywhere", torch.full_like(inside, 10 * entry)
+
+
+def outsiders(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]]:
+    """The candidates of which every element violates the constraint for certain."""
+    for name, value in candidates(case, constraint):
+        violation = constraint.violation(value)
+        if bool((violation > CERTAIN * tolerance(value, case.cls.event_dim)).all()):
+            yield name, value
+
+
+def is_everything(case: Case, constraint: Constraint) -> bool:
+    """Whether the set is all of space, up to a set of measure zero, so that it has no outsiders.
+
+    It is, if it has the dimension of space, and `project` leaves all candidates where they are.
+    """
+    entries = torch.Size(case.event).numel() * (2 if case.dtype.is_complex else 1)
+    return constraint.dimension(case.event) == entries and not any(
+        bool(far(constraint.project(value), value, case).any())
+        for _, value in candidates(case, constraint)
+    )
+
+
+def _degenerate(case: Case, point: str) -> Tensor:
+    value = torch.zeros(case.shape, dtype=case.dtype)
+    if point == "zeros":
+        return value
+    if point == "ones":
+        return value + 1
+    if point == "eye":
+        torch.diagonal(value, dim1=-2, dim2=-1).fill_(1)
+        return value
+    if point == "repeated":
+        return _repeated_singular_values(case)
+    if point == "boundary":
+        return 10 * scale(case) * case.gaussian(salt="boundary")
+    raise ValueError(f"Unknown point {point!r}; there are {', '.join(POINTS)}.")
+
+
+def _repeated_singular_values(case: Case) -> Tensor:
+    """U diag(2, 2, ..., 1, 1) V^T: symmetric and positive definite when it is square."""
+    rows, columns = case.event[-2:]
+    rank = min(rows, columns)
+    wide = torch.complex128 if case.dtype.is_complex else torch.float64
+    noise = case.gaussian((*case.batch, *case.event[:-2], rows, rank), "left").to(wide)
+    left = torch.linalg.qr(noise).Q
+    right = left
+    if rows != columns:
+        noise = case.gaussian((*case.batch, *case.event[:-2], columns, rank), "right").to(wide)
+        right = torch.linalg.qr(noise).Q
+    values = torch.ones(rank, dtype=wide)
+    values[: (rank + 1) // 2] = 2
+    return ((left * values) @ right.mH).to(case.dtype)

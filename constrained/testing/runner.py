@@ -1,0 +1,187 @@
+"""What a law is, on which cases it is tried, and how all laws are run on a constraint."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from constrained.constraint import Constraint
+from constrained.testing.case import Case
+from constrained.testing.points import points
+
+LawFunction = Callable[[Case], None]
+
+_laws: dict[str, LawFunction] = {}
+_scopes: dict[str, Scope] = {}
+
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The cases on which a law is tried.
+
+    Attributes:
+        dtypes: real dtypes; their complex counterparts are added for a constraint that declares
+            ``complex``.
+        batches: batch shapes.
+        points: those of `POINTS` of which each makes a case of its own; none by default.
+        first: whether the first example of a class is enough, because the law is expensive and
+            says nothing about the numbers.
+    """
+
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    batches: tuple[tuple[int, ...], ...] = ((), (2,))
+    points: tuple[str, ...] = ()
+    first: bool = False
+
+    def cases(self, cls: type[Constraint], examples: Iterable[tuple[Any, Any]]) -> list[Case]:
+        """The cases of a class on some examples."""
+        chosen = itertools.islice(examples, 1 if self.first else None)
+        dtypes = list(self.dtypes)
+        if cls.complex:
+            dtypes += [_COMPLEX[dtype] for dtype in self.dtypes if dtype in _COMPLEX]
+        places = [p for p in points(cls) if p in self.points] if self.points else [None]
+        return [
+            Case(cls, kwargs, tuple(event), batch, dtype, place)
+            for (kwargs, event), dtype, batch, place in itertools.product(
+                chosen, dtypes, self.batches, places
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A law and a case to try it on."""
+
+    law: LawFunction
+    case: Case
+
+    @property
+    def exemption(self) -> str | None:
+        """The reason for which the class declares that the law cannot hold here, if it does."""
+        exempt, name = self.case.cls.exempt, self.law.__name__
+        return exempt.get(f"{name}:{self.case.point}") or exempt.get(name)
+
+    def run(self) -> None:
+        """Try the law.
+
+        Raises:
+            AssertionError: if it is broken.
+        """
+        self.law(self.case)
+
+    def __str__(self) -> str:
+        return f"{self.case}-{self.law.__name__}"
+
+
+def law(scope: Scope = Scope()) -> Callable[[LawFunction], LawFunction]:
+    """Decorator that makes a function of a `Case` one of the laws.
+
+    The law sees the same random numbers in every run, and whatever it raises is an
+    `AssertionError` that names the case.
+    """
+
+    def decorate(function: LawFunction) -> LawFunction:
+        @functools.wraps(function)
+        def wrapped(case: Case) -> None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(zlib.crc32(str(case).encode()))
+                try:
+                    function(case)
+                except AssertionError:
+                    raise
+                except Exception as error:
+                    raise AssertionError(
+                        f"{case}: {wrapped.__name__} raised {type(error).__name__}: {error}"
+                    ) from error
+
+        _laws[function.__name__] = wrapped
+        _scopes[function.__name__] = scope
+        return wrapped
+
+    return decorate
+
+
+def laws() -> list[LawFunction]:
+    """All laws, in the order in which they should be read."""
+    return list(_laws.values())
+
+
+def trials(
+    cls: type[Constraint],
+    laws: Iterable[LawFunction] | None = None,
+    examples: Sequence[tuple[Any, Any]] | None = None,
+) -> list[Trial]:
+    """Every law on every case of a constraint class.
+
+    Args:
+        cls: the class.
+        laws: these laws only.
+        examples: pairs ``(constructor kwargs, event shape)``; ``cls.examples`` by default.
+    """
+    chosen = list(_laws.values() if laws is None else laws)
+    pairs = cls.examples if examples is None else examples
+    return [Trial(law, case) for law in chosen for case in _scopes[law.__name__].cases(cls, pairs)]
+
+
+def check(
+    constraint: Constraint | type[Constraint],
+    *,
+    event: Sequence[int] | None = None,
+    laws: Iterable[LawFunction] | None = None,
+) -> list[Trial]:
+    """Try all laws on a constraint.
+
+    Args:
+        constraint: a class, tried on its examples, or an instance, tried on ``event``.
+        event: the shape of one element, for an instance.
+        laws: these laws only.
+
+    Returns:
+        The trials that were left out, because the class declares an exemption.
+
+    Raises:
+        AssertionError: if laws are broken, with one line for each.
+    """
+    if isinstance(constraint, Constraint):
+        if event is None:
+            raise TypeError(f"check({constraint!r}) needs event=, the shape of one element.")
+        cls = type(constraint)
+        examples = [(constraint.arguments(), tuple(event))]
+    elif event is not None:
+        raise TypeError("event= goes with an instance; a class is tried on its examples.")
+    else:
+        cls, examples = constraint, None
+    exempt, broken = [], []
+    for trial in trials(cls, laws, examples):
+        if trial.exemption:
+            exempt.append(trial)
+            continue
+        try:
+            trial.run()
+        except AssertionError as error:
+            broken.append(f"{trial.law.__name__}: {error}")
+    if broken:
+        raise AssertionError(f"{len(broken)} broken laws:\n" + "\n".join(broken))
+    return exempt
+
+
+def stale_exemptions(cls: type[Constraint]) -> list[str]:
+    """The keys of ``cls.exempt`` that nothing needs: no law of the name, or one that holds."""
+    needed = set()
+    for trial in trials(cls):
+        name = trial.law.__name__
+        keys = {name, f"{name}:{trial.case.point}"} & set(cls.exempt) - needed
+        if keys:
+            try:
+                trial.run()
+            except AssertionError:
+                needed |= keys
+    return sorted(set(cls.exempt) - needed)

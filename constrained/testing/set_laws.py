@@ -1,0 +1,212 @@
+"""Laws about the set: the map lands in it, is inverted, and outsiders are told from members."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from constrained.constraint import Constraint
+from constrained.testing.bounds import expect_close, expect_member
+from constrained.testing.case import Case, expect, unpack
+from constrained.testing.points import SCALES, is_everything, members, near, outsiders, params
+from constrained.testing.runner import Scope, law
+
+HALVES = (torch.bfloat16, torch.float16)
+ALL_DTYPES = (torch.float32, torch.float64, *HALVES)
+
+
+@law(Scope(dtypes=ALL_DTYPES))
+def lands_in_the_set(case: Case) -> None:
+    """``forward`` of parameters of every scale is a finite member of the right shape and dtype."""
+    constraint = case.build()
+    for spread in SCALES:
+        free = params(case, constraint, spread)
+        value = constraint(*free)
+        what = f"forward of {spread:g} * randn"
+        expect(
+            value.shape == case.shape and value.dtype == case.dtype,
+            case,
+            f"{what}: expected {case.dtype} of shape {case.shape}, "
+            f"found {value.dtype} of shape {tuple(value.shape)}.",
+        )
+        if case.dtype in HALVES and not _representable(constraint, free, case):
+            continue
+        expect(torch.isfinite(value).all(), case, f"{what}: expected finite values, found others.")
+        expect_member(value, case, constraint, what)
+
+
+@law(Scope(dtypes=ALL_DTYPES))
+def right_inverse_inverts(case: Case) -> None:
+    """``forward(right_inverse(x)) == x`` for random members, degenerate ones, and all values."""
+    constraint = case.build()
+    shapes = None
+    for name, value in members(case, constraint):
+        free = unpack(constraint.right_inverse(value))
+        for i, param in enumerate(free):
+            what = f"right_inverse of {name}, parameter {i}"
+            expect(torch.isfinite(param).all(), case, f"{what}: expected finite values.")
+            expect(
+                param.dtype == value.dtype,
+                case,
+                f"{what}: expected {value.dtype}, found {param.dtype}.",
+            )
+            expect(
+                param.shape[: len(case.batch)] == case.batch,
+                case,
+                f"{what}: expected a shape that starts with {case.batch}, "
+                f"found {tuple(param.shape)}.",
+            )
+        found = [tuple(param.shape) for param in free]
+        shapes = shapes or found
+        expect(
+            found == shapes,
+            case,
+            f"right_inverse of {name}: expected parameters of the same shapes for all values, "
+            f"found {found} and {shapes}.",
+        )
+        expect_close(constraint(*free), value, case, f"forward(right_inverse(x)), x = {name}")
+
+
+@law(Scope(dtypes=ALL_DTYPES))
+def members_are_accepted(case: Case) -> None:
+    """Random and degenerate members have no violation but rounding."""
+    constraint = case.build()
+    for name, value in members(case, constraint):
+        expect(
+            value.shape == case.shape and value.dtype == case.dtype,
+            case,
+            f"{name}: expected {case.dtype} of shape {case.shape}, "
+            f"found {value.dtype} of shape {tuple(value.shape)}.",
+        )
+        expect_member(value, case, constraint, name)
+
+
+@law()
+def outsiders_are_rejected(case: Case) -> None:
+    """``right_inverse`` of an outsider, in a batch of members too, says how far it is outside."""
+    constraint = case.build()
+    inside = case.sample(constraint)
+    found = list(outsiders(case, constraint))
+    expect(
+        found or is_everything(case, constraint),
+        case,
+        "expected some of the candidates to violate the constraint, found none.",
+    )
+    for name, outsider in found:
+        value = inside.clone()
+        if case.batch:
+            value[0] = outsider[0]
+        else:
+            value = outsider
+        violation = float(constraint.violation(value).max())
+        accepted = constraint.contains(value)
+        expect(
+            bool(accepted.any()) == bool(case.batch) and not accepted.all(),
+            case,
+            f"contains({name}): expected False for the outsider alone, "
+            f"found {accepted.tolist()} with the violation {violation:.3g}.",
+        )
+        message = _error(constraint, "right_inverse", value, ValueError)
+        expect(
+            message is not None,
+            case,
+            f"right_inverse({name}): expected a ValueError, for a violation of {violation:.3g}.",
+        )
+        expect(
+            message and f"{violation:.3g}" in message and repr(constraint) in message,
+            case,
+            f"right_inverse({name}): expected a message that names {constraint!r} and the "
+            f"violation {violation:.3g}, found {message!r}.",
+        )
+        expect(len(message or "") < 600, case, "expected a message of one sentence.")
+
+
+@law(Scope(dtypes=(torch.float32,), batches=((2,),)))
+def malformed_is_rejected(case: Case) -> None:
+    """NaN, infinity, too few dimensions and dtypes of another kind are told apart and refused."""
+    constraint = case.build()
+    inside = case.sample(constraint)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        value = inside.clone()
+        value[(0,) * value.ndim] = bad
+        violation = constraint.violation(value)
+        expect(
+            violation[0] == torch.inf and torch.isfinite(violation[1]),
+            case,
+            f"violation with a {bad} in the first of two elements: expected infinity for that one "
+            f"alone, found {violation.tolist()}.",
+        )
+        accepted = constraint.contains(value).tolist()
+        expect(accepted == [False, True], case, f"contains with a {bad}: found {accepted}.")
+        for method in ("right_inverse", "project"):
+            message = _error(constraint, method, value, ValueError)
+            expect(
+                message and "finite" in message,
+                case,
+                f"{method} with a {bad}: expected a ValueError about it, found {message!r}.",
+            )
+    if case.event:
+        flat = inside[0].sum(0)
+        _expect_error(case, constraint, "right_inverse", flat, ValueError, "dimension")
+        _expect_error(case, constraint, "project", flat, ValueError, "dimension")
+        _expect_error(case, constraint, "violation", flat, ValueError, "dimension")
+    for value in (inside.to(torch.int64), inside > 0):
+        _expect_error(case, constraint, "right_inverse", value, TypeError, "dtype")
+        _expect_error(case, constraint, "project", value, TypeError, "dtype")
+    if not case.cls.complex:
+        value = inside.to(torch.complex64)
+        _expect_error(case, constraint, "right_inverse", value, TypeError, "complex")
+
+
+@law()
+def canonical_keeps_the_element(case: Case) -> None:
+    """``forward(*canonical(*p)) == forward(*p)``, and ``canonical`` does not write to ``p``."""
+    constraint = case.build()
+    start = unpack(constraint.right_inverse(case.sample(constraint)))
+    for name, free in (
+        ("right_inverse(x)", start),
+        ("right_inverse(x) + 0.1 * randn", near(case, constraint, start, 0.1)),
+        ("randn", params(case, constraint)),
+    ):
+        before = [param.clone() for param in free]
+        better = constraint.canonical(*free)
+        expect(
+            all(torch.equal(a, b) for a, b in zip(before, free, strict=True)),
+            case,
+            f"canonical of {name}: expected the parameters to be left as they are.",
+        )
+        layout = [(p.shape, p.dtype) for p in free]
+        expect(
+            [(p.shape, p.dtype) for p in better] == layout,
+            case,
+            f"canonical of {name}: expected the shapes and dtypes {layout}, "
+            f"found {[(p.shape, p.dtype) for p in better]}.",
+        )
+        expect_close(constraint(*better), constraint(*free), case, f"forward(canonical({name}))")
+
+
+def _representable(constraint: Constraint, free: tuple[Tensor, ...], case: Case) -> bool:
+    # A set may hold numbers that half precision cannot: no constraint can store these.
+    exact = constraint(*(param.double() for param in free))
+    return bool(exact.abs().max() <= torch.finfo(case.dtype).max) if exact.numel() else True
+
+
+def _error(constraint: Constraint, method: str, value: Tensor, kind: type[Exception]) -> str | None:
+    try:
+        getattr(constraint, method)(value)
+    except kind as error:
+        return str(error)
+    return None
+
+
+def _expect_error(
+    case: Case,
+    constraint: Constraint,
+    method: str,
+    value: Tensor,
+    kind: type[Exception],
+    about: str,
+) -> None:
+    found = f"{value.dtype} of shape {tuple(value.shape)}"
+    message = _error(constraint, method, value, kind)
+    expect(message, case, f"{method} of {found}: expected a {kind.__name__} ({about}).")
