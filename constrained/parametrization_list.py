@@ -311,6 +311,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self._store.clear()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # Where loading swaps tensors, no graph may hold them.
+        self._store.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         for name in ("_store", "_owners", "_watched"):

@@ -20,7 +20,9 @@ from constrained.parametrization_list import ParametrizationList, store
 from constrained.parametrized_class import (
     Parametrizations,
     base_class,
+    class_names,
     is_parametrized_class,
+    parametrized_class,
     set_class,
 )
 
@@ -264,14 +266,17 @@ def check_can_change_class(module: nn.Module) -> None:
 def check_can_hold(module: nn.Module, name: str) -> None:
     """Raise, before anything has changed, if a tensor of this name cannot be parametrized."""
     check_can_change_class(module)
-    if hasattr(nn.ModuleDict, name):
-        raise KeyError(f"attribute '{name}' already exists")
     existing = getattr(module, "parametrizations", None)
     if existing is not None and not isinstance(existing, nn.ModuleDict):
         raise ValueError(
             f"{type(module).__name__} has an attribute 'parametrizations' of its own, which is "
             "where parametrizations live."
         )
+    container = Parametrizations(module) if existing is None else existing
+    if hasattr(container, name) and name not in container:
+        raise KeyError(f"attribute '{name}' already exists")
+    # Some base classes cannot be subclassed just so.
+    parametrized_class(base_class(module), class_names(module, name))
 
 
 def install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
@@ -284,19 +289,24 @@ def install(module: nn.Module, name: str, parametrizations: ParametrizationList)
     delattr(module, name)
     module.parametrizations[name] = parametrizations  # type: ignore[operator]
     set_class(module, base)
+    if isinstance(module, ParametrizationList):
+        # A parametrized original: the value depends on more tensors than before.
+        module.forget()
 
 
 def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
     """Put a plain tensor in the place of a list."""
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, Parametrizations)
-    places = parametrizations.places
+    places = parametrizations.places()
     base = base_class(module)
     parametrizations[name]._owners.discard(parametrizations)  # type: ignore[union-attr]
     del parametrizations[name]
     if len(parametrizations) == 0:
         del module._modules["parametrizations"]
     set_class(module, base)
+    if isinstance(module, ParametrizationList):
+        module.forget()
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
         _sort(module._parameters, places)
@@ -396,9 +406,9 @@ def _adopt(module: nn.Module) -> None:
         return
     adopted = Parametrizations(module)
     if isinstance(existing, Parametrizations):
-        adopted.places = existing.places
+        adopted._places = existing.places()
     else:
-        adopted.places = (*existing, *adopted.places)
+        adopted._places = (*existing, *adopted.places())
     for name, parametrizations in existing.items():
         adopted[name] = _adopted_list(parametrizations)
     base = base_class(module)

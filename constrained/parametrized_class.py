@@ -9,10 +9,13 @@ pickles as "base class, names, state".
 from __future__ import annotations
 
 import copyreg
+import sys
 import weakref
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
@@ -27,14 +30,20 @@ _classes: weakref.WeakValueDictionary[tuple[type, tuple[str, ...]], type] = (
 class Parametrizations(nn.ModuleDict):
     """The parametrized tensors of a module, and where its tensors stood before.
 
-    Attributes:
-        places: the names of the module's parameters and of its buffers, in their first order,
-            from which the order of ``named_parameters()`` follows.
+    Args:
+        module: the module, before the first of its tensors is parametrized.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.places: tuple[str, ...] = (*module._parameters, *module._buffers)
+        self._places: tuple[str, ...] = (*module._parameters, *module._buffers)
+
+    def places(self) -> tuple[str, ...]:
+        """The names of the module's parameters and buffers, in their first order.
+
+        The order of ``named_parameters()`` follows from it.
+        """
+        return self._places
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(key, module)
@@ -66,8 +75,14 @@ def base_class(module: nn.Module) -> type:
 
 def set_class(module: nn.Module, base: type) -> None:
     """Give a module, once of class ``base``, the class that its ``parametrizations`` call for."""
-    names = tuple(sorted(module.__dict__["_modules"].get("parametrizations", ())))
+    names = class_names(module)
     module.__class__ = parametrized_class(base, names) if names else base
+
+
+def class_names(module: nn.Module, *more: str) -> tuple[str, ...]:
+    """The names of the tensors that are parametrized in a module, and ``more``, sorted."""
+    existing = module.__dict__["_modules"].get("parametrizations") or ()
+    return tuple(sorted({*existing, *more}))
 
 
 def parametrized_class(base: type, names: tuple[str, ...]) -> type:
@@ -81,7 +96,6 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             "__reduce_ex__": _reduce_ex,
             "__setattr__": _setattr,
             "named_modules": _named_modules,
-            "_named_members": _named_members,
             **{name: _property(name) for name in names},
         }
         cls = metaclass(f"Parametrized{base.__name__}", (base,), members)
@@ -153,17 +167,15 @@ def _setattr(self: nn.Module, name: str, value: Any) -> None:
 def _reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
     del protocol
     cls = type(self)
-    state = self.__getstate__()
-    if isinstance(state, tuple):
-        state = state[0]
-    state = {key: _without_graph(value) for key, value in (state or {}).items()}
-    slots = {
-        slot: getattr(self, slot)
-        for slot in copyreg._slotnames(cls)  # type: ignore[attr-defined]
-        if hasattr(self, slot)
-    }
-    names = tuple(sorted(self.__dict__["_modules"].get("parametrizations", ())))
-    return _rebuild, (cls._base_class, names, slots), state
+    state: Any = self.__getstate__()
+    slots: dict[str, Any] = {}
+    if cls.__getstate__ is nn.Module.__getstate__:
+        # nn.Module leaves slots out, and cannot take them back.
+        names = copyreg._slotnames(cls)  # type: ignore[attr-defined]
+        slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
+    if type(state) is dict:
+        state = {key: _without_graph(value) for key, value in state.items()}
+    return _rebuild, (cls._base_class, class_names(self), slots), state
 
 
 def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Module:
@@ -188,41 +200,30 @@ def _without_graph(value: Any) -> Any:
     return value
 
 
-def _named_members(
-    self: nn.Module, get_members_fn: Any, prefix: str = "", recurse: bool = True, **kwargs: Any
-) -> Iterator[tuple[str, Any]]:
-    # At the root, `named_modules` starts with the root, as people expect of it; where members are
-    # listed, their order matters instead.
-    listed = _Listed(self) if recurse else self
-    return nn.Module._named_members(listed, get_members_fn, prefix, recurse, **kwargs)  # type: ignore[arg-type]
-
-
-class _Listed:
-    """Stands for the root where its parameters are listed."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self._root = root
-
-    def named_modules(
-        self, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
-        if remove_duplicate:
-            return _in_places(self._root, set(), prefix)
-        return self._root.named_modules(prefix=prefix, remove_duplicate=False)
-
-
 def _named_modules(
     self: nn.Module,
     memo: set[nn.Module] | None = None,
     prefix: str = "",
     remove_duplicate: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
-    if memo and remove_duplicate:
-        # Called for a part of a larger model, whose parameters() follows the order of modules.
-        if self not in memo:
-            yield from _in_places(self, memo, prefix)
-    else:
-        yield from self._base_class.named_modules(self, memo, prefix, remove_duplicate)
+    if remove_duplicate and _members_are_listed(sys._getframe(1)):
+        memo = set() if memo is None else memo
+        return _in_places(self, memo, prefix) if self not in memo else iter(())
+    return self._base_class.named_modules(self, memo, prefix, remove_duplicate)
+
+
+def _members_are_listed(frame: FrameType | None) -> bool:
+    """Whether modules are enumerated to list their parameters or buffers.
+
+    ``nn.Module`` asks for modules in the same way, whether somebody wants modules or parameters;
+    but modules come with the root first, and parameters in places that an optimizer's saved state
+    refers to. Only who asks tells the two apart.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    while frame is not None and frame.f_code in _ENUMERATION:
+        frame = frame.f_back
+    return frame is not None and frame.f_code is nn.Module._named_members.__code__
 
 
 class _Before(nn.Module):
@@ -232,7 +233,7 @@ class _Before(nn.Module):
     originals live; but an optimizer's state is saved by position, which must stay as it was.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
         super().__init__()
         self._parameters.update(parameters)
 
@@ -245,21 +246,18 @@ def _in_places(
     dot = f"{prefix}." if prefix else ""
     parametrizations = module._modules.get("parametrizations")
     if isinstance(parametrizations, Parametrizations):
-        own = {k: p for k, p in module._parameters.items() if p is not None}
-        passed: dict[str, nn.Parameter] = {}
-        for place in parametrizations.places:
-            if place in own:
-                passed[place] = own.pop(place)
-            elif not own:
-                # Nothing is left to come after: the module may come first, as always.
-                break
+        passed: dict[str, nn.Parameter | None] = {}
+        for place in parametrizations.places():
+            if place in module._parameters:
+                passed[place] = module._parameters[place]
             elif place in parametrizations:
-                if passed:
-                    yield prefix, _Before(passed)
-                    passed = {}
+                yield prefix, _Before(passed)
                 path = f"{dot}parametrizations.{place}"
                 yield from parametrizations[place].named_modules(memo, path)
     yield prefix, module
     for name, child in module._modules.items():
         if child is not None:
             yield from child.named_modules(memo, f"{dot}{name}")
+
+
+_ENUMERATION = {nn.Module.named_modules.__code__, _named_modules.__code__, _in_places.__code__}

@@ -79,6 +79,12 @@ def unpack(params: Params) -> tuple[Tensor, ...]:
     return (params,) if isinstance(params, Tensor) else tuple(params)
 
 
+def call(constraint: Constraint, method: str, *arguments: Tensor) -> tuple[Tensor, ...]:
+    """The results of a method; ``forward`` is called as a module is, with its hooks."""
+    function = constraint if method == "forward" else getattr(constraint, method)
+    return unpack(function(*arguments))
+
+
 def expect(condition: object, case: Case, sentence: str) -> None:
     """Raise an `AssertionError` that names the case, unless the condition holds."""
     if not condition:

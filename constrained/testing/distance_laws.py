@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from constrained.testing.bounds import (
+    STEPS,
     distance,
     expect_close,
     expect_member,
@@ -55,7 +56,10 @@ def violation_separates(case: Case) -> None:
 
 @law()
 def violation_grows(case: Case) -> None:
-    """The violation doubles with the distance: it is like a distance, not like its square."""
+    """The violation doubles with the distance: it is like a distance, not like its square.
+
+    Close to the set, a thousand tolerances away, as well as at a hundredth of an element's size.
+    """
     constraint = case.build()
     event_dim = case.cls.event_dim
     for name, value in candidates(case, constraint):
@@ -63,22 +67,23 @@ def violation_grows(case: Case) -> None:
         outside = far(base, value, case)
         if not outside.any():
             continue
-        step = (value - base) * (
-            1e-2 * scale(case) / size(value - base, event_dim).clamp_min(1e-30)
-        ).reshape((*case.batch, *[1] * event_dim))
-        near, twice = (constraint.violation(base + t * step) for t in (1, 2))
-        expect(
-            (near[outside] > 0).all(),
-            case,
-            f"{name}: expected a violation 1% away from the projection, found {near.tolist()}.",
-        )
-        ratio = (twice / near)[outside]
-        expect(
-            ((ratio > 1.5) & (ratio < 3)).all(),
-            case,
-            f"{name}: expected the violation to double at twice the distance, "
-            f"found it multiplied by {ratio.tolist()}.",
-        )
+        away = size(value - base, event_dim).clamp_min(torch.finfo(case.dtype).tiny)
+        unit = (value - base) / away.reshape((*case.batch, *[1] * event_dim))
+        for reach in (1e-2 * scale(case), 1e3 / STEPS * float(slack(base, case).amax())):
+            near, twice = (constraint.violation(base + t * reach * unit) for t in (1, 2))
+            expect(
+                (near[outside] > 0).all(),
+                case,
+                f"{name}: expected a violation {reach:.3g} away from the projection, "
+                f"found {near.tolist()}.",
+            )
+            ratio = (twice / near)[outside]
+            expect(
+                ((ratio > 1.5) & (ratio < 3)).all(),
+                case,
+                f"{name}: expected the violation to double from the distance {reach:.3g} of the "
+                f"projection to twice that, found it multiplied by {ratio.tolist()}.",
+            )
 
 
 @law()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from constrained.testing.bounds import distance, expect_close, slack
-from constrained.testing.case import Case, expect, unpack
+from constrained.testing.case import Case, call, expect, unpack
 from constrained.testing.points import near, params
 from constrained.testing.runner import Scope, law
 
@@ -49,9 +49,9 @@ def autocast_changes_nothing(case: Case) -> None:
         ("project", (outside,)),
         ("violation", (outside,)),
     ):
-        expected = unpack(getattr(constraint, method)(*arguments))
+        expected = call(constraint, method, *arguments)
         with torch.autocast("cpu", torch.bfloat16):
-            found = unpack(getattr(constraint, method)(*arguments))
+            found = call(constraint, method, *arguments)
         for a, b in zip(found, expected, strict=True):
             expect(
                 a.dtype == b.dtype and torch.equal(a, b),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint import Constraint
-from constrained.testing.case import Case, expect, unpack
+from constrained.testing.case import Case, call, expect
 from constrained.testing.points import params
 from constrained.testing.runner import Scope, law
 
@@ -26,7 +26,7 @@ def writes_nothing(case: Case) -> None:
         versions = [argument._version for argument in arguments]
         before = [_snapshot(argument) for argument in arguments]
         state = _snapshot(constraint)
-        _call(constraint, method, *arguments)
+        call(constraint, method, *arguments)
         expect(
             _snapshot(constraint) == state,
             case,
@@ -48,7 +48,7 @@ def draws_nothing(case: Case) -> None:
     expect(_random_state() == before, case, "constructor: found a global generator advanced.")
     for method, arguments in _calls(case, constraint).items():
         before = _random_state()
-        _call(constraint, method, *arguments)
+        call(constraint, method, *arguments)
         expect(_random_state() == before, case, f"{method}: found a global generator advanced.")
 
 
@@ -59,9 +59,9 @@ def repeats(case: Case) -> None:
     for method, arguments in _calls(case, constraint).items():
         if method == "forward" and not constraint.deterministic:
             continue  # The class declares that its values are random.
-        first = _call(constraint, method, *arguments)
+        first = call(constraint, method, *arguments)
         for again in (constraint, other):
-            second = _call(again, method, *arguments)
+            second = call(again, method, *arguments)
             expect(
                 all(torch.equal(a, b) for a, b in zip(first, second, strict=True)),
                 case,
@@ -79,11 +79,6 @@ def _calls(case: Case, constraint: Constraint) -> dict[str, tuple[Tensor, ...]]:
         "project": (value + 0.1 * case.gaussian(),),
         "contains": (value,),
     }
-
-
-def _call(constraint: Constraint, method: str, *arguments: Tensor) -> tuple[Tensor, ...]:
-    function: Callable[..., Any] = getattr(constraint, method)
-    return unpack(function(*arguments))
 
 
 def _snapshot(thing: Any) -> Any:
