@@ -1,0 +1,1 @@
+"""Whole experiments that use constrained as a user would."""

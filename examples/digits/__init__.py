@@ -1,0 +1,1 @@
+"""A recurrent classifier of handwritten digits, with a constraint and without: `make demo`."""

@@ -1,0 +1,32 @@
+"""The optimizer of an experiment: which learning rate each tensor gets."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from constrained.select import select
+from examples.digits.experiment import ExperimentError, Training
+
+
+def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of the experiment, with the learning rates that it gives to single tensors.
+
+    Raises:
+        ExperimentError: if a learning rate is given to a tensor that there is not.
+    """
+    try:
+        chosen = select(model, training.learning_rates)
+    except ValueError as error:
+        raise ExperimentError(f"training.learning_rates: {error}") from error
+    rates = dict.fromkeys(model.parameters(), training.learning_rate)
+    for places, rate in chosen.values():
+        tensor = places[0].tensor
+        # The free parameters of a constrained tensor stand for it.
+        free = tensor.parameters() if isinstance(tensor, nn.Module) else [tensor]
+        rates |= {parameter: rate for parameter in free if isinstance(parameter, nn.Parameter)}
+    groups = [
+        {"params": [p for p, given in rates.items() if given == rate], "lr": rate}
+        for rate in sorted(set(rates.values()))
+    ]
+    return getattr(torch.optim, training.optimizer)(groups)
