@@ -17,15 +17,15 @@ stored nor reused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torch_parametrize
 
@@ -92,20 +92,21 @@ class ValueWrittenError(RuntimeError):
 class Evaluated(Protocol):
     """What a `ValueStore` asks of a parametrized tensor."""
 
-    def sources(self) -> Iterable[Tensor]:
-        """All tensors that the value depends on."""
+    def watched(self) -> tuple[nn.Module, ...]:
+        """The modules whose own parameters, buffers and arguments the value depends on."""
+        ...
 
     def originals(self) -> Sequence[Tensor]:
-        """The arguments of `evaluate`, a part of the sources."""
-
-    def flags(self) -> tuple[Any, ...]:
-        """Everything else that the value depends on, comparable by ``==``."""
+        """The arguments of `evaluate`, among the tensors of the watched modules."""
+        ...
 
     def evaluate(self, *originals: Tensor) -> Tensor:
         """Compute the value."""
+        ...
 
     def is_pure(self) -> bool:
         """Whether the value depends on nothing else."""
+        ...
 
 
 class ValueStore:
@@ -126,25 +127,41 @@ class ValueStore:
         Raises:
             ValueWrittenError: if the stored value was written in place after it was handed out.
         """
-        thread = threading.get_ident()
+        thread = get_ident()
         stored = self._values.get(thread)
-        if stored is not None and stored.is_valid(on.sources(), on.flags()):
+        if stored is not None and stored.is_valid(on.watched()):
             if not stored.value.is_unchanged(stored.value.tensor):
                 del self._values[thread]
                 raise ValueWrittenError
-            if stored.records or not _must_record(on.sources()):
-                return stored.read()
+            if not torch.is_grad_enabled():
+                return stored.value.tensor
+            if stored.records:
+                return stored.tracked
         self._values.pop(thread, None)
-        context = None if on.is_pure() else active_context()
-        if (context is None and not on.is_pure()) or not all(map(_is_storable, on.sources())):
+        return self._evaluate(on, thread)
+
+    def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
+        is_pure = on.is_pure()
+        context = None if is_pure else active_context()
+        sources = _sources(on)
+        if (context is None and not is_pure) or not all(map(_is_storable, sources)):
             return on.evaluate(*on.originals())
-        stored, is_consistent = _evaluate(on, context)
-        if is_consistent:
+        originals = on.originals()
+        versions = [t._version for t in originals]
+        records = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+        # The graph starts at aliases of the originals: started at the originals, a hook on one of
+        # them would run in the replay, and once more where the gradient arrives.
+        inputs = [t.view_as(t) if records and t.requires_grad else t for t in originals]
+        graph = on.evaluate(*inputs)
+        stored = _Stored(graph, inputs, originals, on.watched(), context)
+        # The evaluation may have moved a buffer, so the sources are looked at after it; but an
+        # original that was written meanwhile, by another thread, is not what was evaluated.
+        if all(t._version == v for t, v in zip(originals, versions, strict=True)):
             if len(self._values) > 1:
                 alive = {t.ident for t in threading.enumerate()}
                 self._values = {t: v for t, v in self._values.items() if t in alive}
             self._values[thread] = stored
-        return stored.read()
+        return stored.tracked if torch.is_grad_enabled() else stored.value.tensor
 
 
 class _Seen:
@@ -157,31 +174,40 @@ class _Seen:
     pass, where steps are made.
     """
 
-    __slots__ = ("_entries", "_marks", "_sample", "address", "requires_grad", "tensor", "version")
+    __slots__ = (
+        "_address",
+        "_entries",
+        "_look",
+        "_marks",
+        "_version",
+        "requires_grad",
+        "tensor",
+    )
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        self.version = _version(tensor)
-        self.address = tensor.data_ptr()
+        # Inference tensors keep no count, and serve inference mode only.
+        self._version = None if tensor.is_inference() else tensor._version
+        self._address = tensor.data_ptr()
         self.requires_grad = tensor.requires_grad
         self._marks: Tensor | None = None
-        self._sample = _memory(tensor) if tensor.device.type == "cpu" and _is_dense(tensor) else None
-        self._entries = None if self._sample is None else self._sample.tobytes()
+        self._look = _look_at_memory(tensor)
+        self._entries = self._look and self._look()
 
-    def is_unchanged(self, tensor: Tensor) -> bool:
+    def is_unchanged(self, tensor: Tensor | None) -> bool:
         """Whether ``tensor`` is this one, and as it was."""
         return (
             tensor is self.tensor
-            and _version(tensor) == self.version
-            and tensor.data_ptr() == self.address
-            and tensor.requires_grad is self.requires_grad
-            and (self._sample is None or self._sample.tobytes() == self._entries)
+            and (self._version is None or self._version == tensor._version)
+            and self._address == tensor.data_ptr()
+            and self.requires_grad is tensor.requires_grad
+            and (self._look is None or self._entries == self._look())
             and (self._marks is None or self._compare_marks())
         )
 
     def mark(self) -> None:
         """Note some entries, after a backward pass, where memory cannot be looked at for free."""
-        if self._sample is None:
+        if self._look is None:
             self._marks = self._spread()
 
     def _compare_marks(self) -> bool:
@@ -194,80 +220,111 @@ class _Seen:
             return flat[:: 1 + flat.numel() // _SMALL].clone()
 
 
-def _memory(tensor: Tensor) -> np.ndarray:
-    """A view of entries of a dense tensor, whose bytes tell whether it was written."""
+def _look_at_memory(tensor: Tensor) -> Callable[[], bytes] | None:
+    """A function that gives the bytes of some entries, for a dense tensor on the CPU."""
+    if tensor.device.type != "cpu" or not _is_dense(tensor) or tensor.numel() == 0:
+        return None
     # Strides do not matter here, nor do the numbers: the memory of any dense tensor is flat.
-    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+    flat = tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+    entries = flat.numpy().view(f"V{tensor.element_size()}")
     step = 1 if tensor.numel() <= _SMALL else tensor.numel() // _PLACES
-    return torch.view_as_real(flat[::step]).numpy() if flat.is_complex() else _numpy(flat[::step])
+    return entries[::step].tobytes
 
 
 def _is_dense(tensor: Tensor) -> bool:
     return torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
 
 
-def _numpy(flat: Tensor) -> np.ndarray:
-    same_size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return flat.view(same_size[flat.element_size()]).numpy()
-
-
 class _Stored:
-    """A value, and everything that must still be so for it to be valid."""
+    """A value, and everything that must still be so for it to be valid.
 
-    __slots__ = ("_surroundings", "context", "flags", "records", "sources", "tracked", "value")
+    Attributes:
+        value: without a graph.
+        tracked: with the graph, where one was recorded.
+        records: whether a read that records gradients may be served.
+    """
+
+    __slots__ = ("_context", "_surroundings", "_watched", "records", "tracked", "value")
 
     def __init__(
         self,
-        plain: Tensor,
-        tracked: Tensor | None,
-        records: bool,
-        sources: list[_Seen],
-        flags: tuple[Any, ...],
+        graph: Tensor,
+        inputs: Sequence[Tensor],
+        originals: Sequence[Tensor],
+        watched: tuple[nn.Module, ...],
         context: object | None,
     ) -> None:
-        self.value = _Seen(plain)
-        self.tracked = tracked
-        self.records = records
-        self.sources = sources
-        self.flags = flags
-        self.context = context
-        self._surroundings = _surroundings(plain, context)
+        self.value = _Seen(graph.detach())
+        self._watched = [_SeenModule(module) for module in watched]
+        sources = [seen for module in self._watched for _, _, seen in module.tensors]
+        differentiable = [seen.tensor for seen in sources if seen.requires_grad]
+        self.records = torch.is_grad_enabled() or not differentiable
+        self.tracked = self.value.tensor
+        if graph.requires_grad:
+            known = {id(t) for t in originals}
+            more = [t for t in differentiable if id(t) not in known]
+            self.tracked = _Replay.apply([graph], sources, *inputs, *more)
+        self._context = context
+        self._surroundings = self._look_around()
 
-    def is_valid(self, sources: Iterable[Tensor], flags: tuple[Any, ...]) -> bool:
+    def is_valid(self, watched: tuple[nn.Module, ...]) -> bool:
         """Whether the value is what an evaluation would give now."""
-        if (
-            flags != self.flags
-            or (self.context is not None and self.context is not active_context())
-            or _surroundings(self.value.tensor, self.context) != self._surroundings
+        if self._look_around() != self._surroundings or (
+            self._context is not None and self._context is not active_context()
         ):
             return False
-        known = iter(self.sources)
-        for tensor in sources:
-            seen = next(known, None)
-            if seen is None or not seen.is_unchanged(tensor):
+        if len(watched) != len(self._watched):
+            return False
+        for module, seen in zip(watched, self._watched):  # noqa: B905
+            if not seen.is_unchanged(module):
                 return False
-        return next(known, None) is None
+        return True
 
-    def read(self) -> Tensor:
-        """The value, with its graph where a gradient is being recorded."""
-        if self.tracked is not None and torch.is_grad_enabled():
-            return self.tracked
-        return self.value.tensor
+    def _look_around(self) -> Any:
+        """The global state that an evaluation depends on."""
+        inference = torch.is_inference_mode_enabled()
+        device = self.value.tensor.device
+        if self._context is None and device.type != "cuda":
+            return inference
+        stream = device.type == "cuda" and torch._C._cuda_getCurrentRawStream(device.index)
+        if self._context is None:
+            return inference, stream
+        # A `Constraint` computes with autocast off; a foreign module heeds it.
+        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        return inference, stream, autocast
 
 
-def _surroundings(value: Tensor, context: object | None) -> tuple[Any, ...]:
-    """The global state that an evaluation depends on."""
-    stream = (
-        torch._C._cuda_getCurrentRawStream(value.device.index)
-        if value.device.type == "cuda"
-        else None
-    )
-    if context is None:
-        return torch.is_inference_mode_enabled(), stream
-    # A `Constraint` computes with autocast off; a foreign module heeds it.
-    device = value.device.type
-    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-    return torch.is_inference_mode_enabled(), stream, autocast
+class _SeenModule:
+    """What a watched module looked like: its own tensors, training flag and arguments."""
+
+    __slots__ = ("_buffers", "_parameters", "_revision", "_training", "tensors")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._training = module.training
+        self._revision = module.__dict__.get("_revision")
+        self._parameters = len(module._parameters)
+        self._buffers = len(module._buffers)
+        self.tensors = [
+            (container, name, _Seen(tensor))
+            for container in ("_parameters", "_buffers")
+            for name, tensor in module.__dict__[container].items()
+            if tensor is not None
+        ]
+
+    def is_unchanged(self, module: nn.Module) -> bool:
+        """Whether the module, standing where this one stood, is as it was."""
+        now = module.__dict__
+        if (
+            now["training"] is not self._training
+            or now.get("_revision") != self._revision
+            or len(now["_parameters"]) != self._parameters
+            or len(now["_buffers"]) != self._buffers
+        ):
+            return False
+        for container, name, seen in self.tensors:
+            if not seen.is_unchanged(now[container].get(name)):
+                return False
+        return True
 
 
 class _Replay(torch.autograd.Function):
@@ -303,34 +360,14 @@ class _Replay(torch.autograd.Function):
         return None, None, *(next(found) if need else None for need in needed)
 
 
-def _evaluate(on: Evaluated, context: object | None) -> tuple[_Stored, bool]:
-    """Evaluate, and tell whether the result belongs to the sources as they are."""
-    originals = on.originals()
-    versions = [_version(t) for t in originals]
-    records = _must_record(on.sources())
-    # The graph starts at aliases of the originals: started at the originals, a hook on one of
-    # them would run in the replay, and once more where the gradient arrives.
-    inputs = [t.view_as(t) if records and t.requires_grad else t for t in originals]
-    graph = on.evaluate(*inputs)
-    # The evaluation may have moved a buffer, so the sources are looked at after it; but an
-    # original that was written meanwhile, by another thread, is not what was evaluated.
-    is_consistent = all(_version(t) == v for t, v in zip(originals, versions, strict=True))
-    sources = [_Seen(t) for t in on.sources()]
-    tracked = None
-    if graph.requires_grad:
-        known = {id(t) for t in originals}
-        more = [s.tensor for s in sources if s.requires_grad and id(s.tensor) not in known]
-        tracked = _Replay.apply([graph], sources, *inputs, *more)
-    return _Stored(graph.detach(), tracked, records, sources, on.flags(), context), is_consistent
-
-
-def _must_record(sources: Iterable[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-
-
-def _version(tensor: Tensor) -> int:
-    # Inference tensors keep no count, and serve inference mode only.
-    return 0 if tensor.is_inference() else tensor._version
+def _sources(on: Evaluated) -> list[Tensor]:
+    return [
+        tensor
+        for module in on.watched()
+        for tensors in (module._parameters, module._buffers)
+        for tensor in tensors.values()
+        if tensor is not None
+    ]
 
 
 def _is_storable(tensor: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -124,24 +124,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     # What a ValueStore asks.
 
-    def sources(self) -> Iterator[Tensor]:
-        """All tensors that the value depends on: originals, and state of the parametrizations."""
-        for tensors in (self._parameters, self._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    yield tensor
-        for module in self._watched:
-            for tensors in (module._parameters, module._buffers):
-                for tensor in tensors.values():
-                    if tensor is not None:
-                        yield tensor
-
-    def flags(self) -> tuple[Any, ...]:
-        """The training flag, and the revision of each constraint's arguments."""
-        return (self.training, *[m.__dict__.get("_revision") for m in self._watched])
+    def watched(self) -> tuple[nn.Module, ...]:
+        """This list and the modules in it."""
+        return (self, *self._watched)
 
     def is_pure(self) -> bool:
-        """Whether the value depends on `sources` and `flags` alone."""
+        """Whether the value depends on tensors and arguments of the watched modules alone."""
         return not hasattr(self, "parametrizations") and all(
             isinstance(m, Constraint) and m.deterministic for m in self._chain()
         )
