@@ -130,7 +130,7 @@ class ValueStore:
         thread = get_ident()
         stored = self._values.get(thread)
         if stored is not None and stored.is_valid(on.watched()):
-            if not stored.value.is_unchanged(stored.value.tensor):
+            if not stored.value.is_untouched():
                 del self._values[thread]
                 raise ValueWrittenError
             if not torch.is_grad_enabled():
@@ -198,11 +198,16 @@ class _Seen:
         """Whether ``tensor`` is this one, and as it was."""
         return (
             tensor is self.tensor
-            and (self._version is None or self._version == tensor._version)
             and self._address == tensor.data_ptr()
             and self.requires_grad is tensor.requires_grad
-            and (self._look is None or self._entries == self._look())
             and (self._marks is None or self._compare_marks())
+            and self.is_untouched()
+        )
+
+    def is_untouched(self) -> bool:
+        """Whether nobody wrote into the tensor."""
+        return (self._version is None or self._version == self.tensor._version) and (
+            self._look is None or self._entries == self._look()
         )
 
     def mark(self) -> None:
@@ -244,7 +249,15 @@ class _Stored:
         records: whether a read that records gradients may be served.
     """
 
-    __slots__ = ("_context", "_surroundings", "_watched", "records", "tracked", "value")
+    __slots__ = (
+        "_context",
+        "_inference",
+        "_surroundings",
+        "_watched",
+        "records",
+        "tracked",
+        "value",
+    )
 
     def __init__(
         self,
@@ -265,13 +278,14 @@ class _Stored:
             more = [t for t in differentiable if id(t) not in known]
             self.tracked = _Replay.apply([graph], sources, *inputs, *more)
         self._context = context
+        self._inference = torch.is_inference_mode_enabled()
         self._surroundings = self._look_around()
 
     def is_valid(self, watched: tuple[nn.Module, ...]) -> bool:
         """Whether the value is what an evaluation would give now."""
-        if self._look_around() != self._surroundings or (
-            self._context is not None and self._context is not active_context()
-        ):
+        if self._inference is not torch.is_inference_mode_enabled():
+            return False
+        if self._surroundings is not None and self._surroundings != self._look_around():
             return False
         if len(watched) != len(self._watched):
             return False
@@ -280,18 +294,19 @@ class _Stored:
                 return False
         return True
 
-    def _look_around(self) -> Any:
-        """The global state that an evaluation depends on."""
-        inference = torch.is_inference_mode_enabled()
+    def _look_around(self) -> tuple[Any, ...] | None:
+        """What else an evaluation depends on: the stream of a device, the context it is stored in.
+
+        A `Constraint` computes with autocast off; a foreign module heeds it.
+        """
         device = self.value.tensor.device
         if self._context is None and device.type != "cuda":
-            return inference
+            return None
         stream = device.type == "cuda" and torch._C._cuda_getCurrentRawStream(device.index)
         if self._context is None:
-            return inference, stream
-        # A `Constraint` computes with autocast off; a foreign module heeds it.
+            return (stream,)
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        return inference, stream, autocast
+        return stream, autocast, self._context is active_context()
 
 
 class _SeenModule:
@@ -314,9 +329,12 @@ class _SeenModule:
     def is_unchanged(self, module: nn.Module) -> bool:
         """Whether the module, standing where this one stood, is as it was."""
         now = module.__dict__
-        if (
+        if self._revision is not None:
+            # A Constraint counts every attribute that is set, `training` among them.
+            if now.get("_revision") != self._revision:
+                return False
+        elif (
             now["training"] is not self._training
-            or now.get("_revision") != self._revision
             or len(now["_parameters"]) != self._parameters
             or len(now["_buffers"]) != self._buffers
         ):
