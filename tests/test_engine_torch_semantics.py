@@ -501,7 +501,7 @@ def test_unsafe_does_not_lift_the_checks_of_the_originals(P, right_inverse):
 
 
 def test_a_list_needs_a_parametrization(P):
-    with pytest.raises(ValueError, match="ParametrizationList requires one or more modules."):
+    with pytest.raises(ValueError, match="requires one or more modules"):
         P.ParametrizationList([], torch.ones(2))
 
 
@@ -623,11 +623,11 @@ def test_what_an_assignment_to_several_originals_refuses(P):
             m.weight = torch.ones(3, 3)
         assert str(caught.value) == message
     answer["x"] = (zero, None)
-    with pytest.raises(ValueError, match="Got element 1 of type NoneType."):
+    with pytest.raises(ValueError, match="Got element 1 of type NoneType"):
         m.weight = torch.ones(3, 3)
 
 
-# --------------------------------------------------------------------------------- several originals
+# ------------------------------------------------------------------------------ several originals
 
 
 def test_several_originals(P, swap_mode):
@@ -871,7 +871,7 @@ def test_transfer_of_several_originals(P):
     assert_close(b.weight, a.weight)
 
 
-# ------------------------------------------------------------- torch's own parametrizations, on ours
+# ---------------------------------------------------------- torch's own parametrizations, on ours
 
 
 @pytest.fixture
@@ -996,7 +996,7 @@ def test_weight_norm_needs_the_tensor(P, N):
         N.weight_norm(nn.Linear(3, 4), "foo")
 
 
-# --------------------------------------------------------------------- tensor subclasses, lazy words
+# ------------------------------------------------------------------ ---------- tensor subclasses
 
 
 def test_a_tensor_subclass(P):
