@@ -11,6 +11,7 @@ from constraints.orthogonal import Orthogonal
 from constraints.positive import Nonnegative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.simplex import Simplex
+from constraints.spectral_norm import SpectralNorm
 from constraints.sphere import Sphere
 from constraints.symmetric import Skew, Symmetric
 
@@ -24,6 +25,7 @@ __all__ = [
     "RankOne",
     "Simplex",
     "Skew",
+    "SpectralNorm",
     "Sphere",
     "Symmetric",
 ]

@@ -10,30 +10,40 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.polar import polar
+from constraints.retraction import cayley, geodesic
+
+_CURVES = {"cayley": cayley, "exp": geodesic}
 
 
-@register("orthogonal", aliases=("stiefel",))
+@register("orthogonal", aliases=("stiefel", "semi_orthogonal"))
 class Orthogonal(Constraint):
     r"""Orthogonal matrices; orthonormal columns if tall, orthonormal rows if wide.
 
-    **Set.** :math:`\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}` for :math:`n \ge p`, and
+    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}` for :math:`n \ge p`, and
     :math:`W W^\top = I` for :math:`n < p`: the Stiefel manifold, closed, of dimension
     :math:`np - p(p+1)/2` (p the smaller side). It is O(n) for square matrices, with both its
     components: det W = 1 and det W = -1.
 
-    **Map.** ``"polar"``: :math:`X \mapsto` the nearest member, the polar factor of X. Onto. The
+    **Map**: ``"polar"``: :math:`X \mapsto` the nearest member, the polar factor of X. Onto. The
     free parameter is the near-orthogonal matrix itself; kept orthogonal after each optimizer step,
     it costs one matrix product forward and two, the projection of the gradient onto the tangent
     space, backward. It ignores a positive factor, so that weight decay is harmless. Not
     differentiable at a matrix that has not full rank, where the gradient is cut off.
 
-    **Right inverse.** The matrix itself.
+    ``"cayley"`` and ``"exp"``: :math:`X \mapsto f(X B^\top - B X^\top) B`, where f is the Cayley
+    transform or the exponential, B a member that stays as it is, and X is free: a curve through B
+    for each direction X. Square matrices keep the sign of their determinant; the Cayley transform
+    misses the members with :math:`B^\top W` having an eigenvalue -1. Weight decay pulls towards B.
 
-    **Reference.** Edelman, Arias and Smith, The geometry of algorithms with orthogonality
-    constraints (1998); Higham, Functions of Matrices (2008), chapter 8, for the polar factor.
+    **Right inverse**: ``"polar"``: the matrix itself. Otherwise X = 0 and B = the matrix.
+
+    **Reference**: Edelman, Arias and Smith, The geometry of algorithms with orthogonality
+    constraints (1998); Higham, Functions of Matrices (2008), chapter 8, for the polar factor; Wen
+    and Yin, A feasible method for optimization with orthogonality constraints (2013), for the
+    Cayley transform.
 
     Args:
-        map: ``"polar"``.
+        map: ``"polar"``, ``"cayley"`` or ``"exp"``.
 
     Shape:
         ``(*batch, n, p)``.
@@ -48,31 +58,44 @@ class Orthogonal(Constraint):
     """
 
     event_dim = 2
-    examples = (
-        ({}, (1, 1)),
-        ({}, (3, 3)),
-        ({}, (5, 2)),
-        ({}, (2, 5)),
-        ({}, (4, 1)),
-        ({}, (1, 4)),
+    examples = tuple(
+        (arguments, shape)
+        for arguments in ({}, {"map": "cayley"}, {"map": "exp"})
+        for shape in ((1, 1), (3, 3), (5, 2), (2, 5), (3, 2), (4, 1), (1, 4))
+    )
+    exempt = dict.fromkeys(
+        ("first_derivative:zero_params", "second_derivative:zero_params"),
+        "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
     )
 
     def __init__(self, map: str = "polar") -> None:
         super().__init__()
-        if map not in ("polar",):
-            raise ValueError(f"Orthogonal: map must be 'polar', not {map!r}.")
+        if map not in ("polar", *_CURVES):
+            raise ValueError(f"orthogonal: map must be 'polar', 'cayley' or 'exp', not {map!r}.")
         self.map = map
+        if map != "polar":
+            self.frozen = (1,)
 
-    def forward(self, X: Tensor) -> Tensor:  # noqa: D102
-        return polar(X)
+    def forward(self, X: Tensor, *base: Tensor) -> Tensor:
+        """The member that belongs to X and, but for ``"polar"``, to the base point B."""
+        if self.map == "polar":
+            return polar(X)
+        (B,) = base
+        curve = _CURVES[self.map]
+        wide = X.shape[-2] < X.shape[-1]
+        # The rounding errors of the curves grow with X, to 1e-3 in single precision at |X| = 1000.
+        return polar(curve(B.mT, X.mT).mT if wide else curve(B, X))
 
-    def right_inverse(self, value: Tensor) -> Tensor:  # noqa: D102
-        return value
+    def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The matrix itself for ``"polar"``; else zeros, and the matrix as the base point."""
+        return value if self.map == "polar" else (torch.zeros_like(value), value)
 
-    def canonical(self, X: Tensor) -> tuple[Tensor]:
-        """The matrix itself, orthogonal again."""
+    def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
+        """The orthogonal matrix for ``"polar"``; else the parameters as they are."""
+        if self.map != "polar":
+            return params
         with torch.no_grad():
-            return (self.forward(X),)
+            return (self.forward(*params),)
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""
@@ -111,6 +134,7 @@ class Orthogonal(Constraint):
         signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
         return polar(Q * signs.unsqueeze(-2)).to(dtype)
 
-    def dimension(self, shape: Sequence[int]) -> int:  # noqa: D102
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n p - p (p + 1) / 2``, where p is the smaller side."""
         n, p = max(shape[-2:]), min(shape[-2:])
         return n * p - p * (p + 1) // 2

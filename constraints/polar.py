@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
+from constrained.constraint import autocast_disabled, is_transformed
 from constraints.lyapunov import in_front, lyapunov, nestable, right_divide, spectrum
 
 #: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
@@ -49,24 +51,20 @@ def polar(X: Tensor) -> Tensor:
     if X.shape[-2] < X.shape[-1]:
         return polar(X.mH).mH.contiguous()
     if torch.compiler.is_compiling():
-        return _factor(X)
+        return _factor_op(X)
     return _Polar.apply(X)
 
 
 # ------------------------------------------------------------------------------------ the value
 
 
-@torch.library.custom_op("constraints::polar_factor", mutates_args=())
 def _factor(X: Tensor) -> Tensor:
-    """The polar factor of a tall X, by the cheapest way that its numbers allow.
-
-    One operator to torch.compile, which looks at no numbers itself.
-    """
+    """The polar factor of a tall X, by the cheapest way that its numbers allow."""
     if X.numel() == 0:
         return _copy(X)
     p = X.shape[-1]
     rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
-    defect = _defect(X)
+    defect = _defect(X, X)
     distances = torch.linalg.vector_norm(defect, dim=(-2, -1))
     distance = float(distances.amax())
     if distance <= rounding:
@@ -85,9 +83,9 @@ def _copy(X: Tensor) -> Tensor:
     return X.clone(memory_format=torch.contiguous_format)
 
 
-def _defect(X: Tensor) -> Tensor:
-    """``X' X - I``."""
-    defect = X.mH @ X
+def _defect(W: Tensor, X: Tensor) -> Tensor:
+    """``W' X - I``."""
+    defect = W.mH @ X
     defect.diagonal(dim1=-2, dim2=-1).sub_(1)
     return defect
 
@@ -99,7 +97,7 @@ def _newton_schulz(X: Tensor, defect: Tensor, distance: float, rounding: float) 
         X = X - X @ (defect / 2)
         if distance * distance <= rounding:
             return X
-        defect = _defect(X)
+        defect = _defect(X, X)
         before, distance = distance, float(torch.linalg.vector_norm(defect, dim=(-2, -1)).amax())
         if not rounding < distance < before:
             return X
@@ -112,7 +110,7 @@ def _svd_factor(X: Tensor) -> Tensor:
     X = torch.where(finite & (largest > 0), X / largest, 0)
     U, _, Vh = torch.linalg.svd(X, full_matrices=False)
     W = U @ Vh
-    W = W - W @ (_defect(W) / 2)
+    W = W - W @ (_defect(W, W) / 2)
     return torch.where(finite, W, torch.nan)
 
 
@@ -142,19 +140,44 @@ def _derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     return result
 
 
-@torch.library.custom_op("constraints::polar_gradient", mutates_args=())
 def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
-    """`_derivative` without a derivative of its own, and cheaper where X is orthogonal."""
+    """`_derivative` without a derivative of its own, and cheaper where X is almost orthogonal."""
+    WV = W.mH @ V
     if torch.equal(X, W):
-        WV = W.mH @ V
         return (V - W @ ((WV + WV.mH) / 2)).contiguous()
-    return _derivative(X, W, V).contiguous()
+    defect = _defect(W, X)
+    distance = float(torch.linalg.vector_norm(defect, dim=(-2, -1)).amax())
+    if not distance < 0.1:
+        return _derivative(X, W, V).contiguous()
+    # With H = I + E, iterate 2 Y = C - E Y - Y E, where Y E = -(E Y)' because Y is skew and E is
+    # symmetric, and Z = M - Z E for Z H = M: each time the error shrinks by ||E||.
+    rounds = max(0, math.ceil(math.log(torch.finfo(X.dtype).eps, max(distance, 1e-300))) - 1)
+    C = WV - WV.mH
+    Y = C / 2
+    for _ in range(rounds):
+        product = defect @ Y
+        Y = (C - product + product.mH) / 2
+    result = W @ Y
+    if X.shape[-2] > X.shape[-1]:
+        M = Z = V - W @ WV
+        for _ in range(rounds):
+            Z = M - Z @ defect
+        result = result + Z
+    return result.contiguous()
 
 
 class _Polar(Function):
+    @classmethod
+    def apply(cls, X: Tensor) -> Tensor:
+        # Matching one argument to the signature of `forward`, which torch does for torch.func's
+        # sake, takes longer than a small matrix.
+        if peek_interpreter_stack() is None:
+            return super(Function, cls).apply(X)  # type: ignore[attr-defined]
+        return super().apply(X)
+
     @staticmethod
     def forward(X: Tensor) -> Tensor:
-        return _factor(X)
+        return _factor(X) if _has_numbers(X) else _factor_op(X)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -163,8 +186,10 @@ class _Polar(Function):
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> Tensor:
-        derivative = _derivative if torch.is_grad_enabled() else _gradient
-        return derivative(*ctx.saved_tensors, G)
+        X, W = ctx.saved_tensors
+        plain = not torch.is_grad_enabled() and _has_numbers(X) and _has_numbers(G)
+        with autocast_disabled(G):
+            return _gradient(X, W, G) if plain else _derivative(X, W, G)
 
     @staticmethod
     @nestable
@@ -176,9 +201,28 @@ class _Polar(Function):
         return _Polar.apply(X.movedim(in_dims[0], 0)), 0
 
 
-# torch.compile takes no Function that defines `jvp`. There, the operator carries the backward.
+# ------------------------------------------------------------------------------ without numbers
+
+# Which way is the cheapest depends on numbers, and under torch.compile or on the meta device there
+# are none. There the functions above are opaque operators, which see them when the graph runs; the
+# operator carries the backward, since torch.compile takes no Function that defines `jvp`.
+
+_factor_op = torch.library.custom_op("constraints::polar_factor", _factor, mutates_args=())
 
 
+@torch.library.custom_op("constraints::polar_gradient", mutates_args=())
+def _gradient_op(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    with autocast_disabled(V):
+        return _gradient(X, W, V)
+
+
+def _has_numbers(X: Tensor) -> bool:
+    """Whether Python may branch on the numbers of X: not so on meta, or when traced or batched."""
+    return type(X) in (Tensor, torch.nn.Parameter) and not X.is_meta and not is_transformed(X)
+
+
+@_factor_op.register_fake
+@_gradient_op.register_fake
 def _like(X: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(X, memory_format=torch.contiguous_format)
 
@@ -188,21 +232,18 @@ def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, G: Tensor) -> Tensor:
-    return _gradient(*ctx.saved_tensors, G)
+    X, W = ctx.saved_tensors
+    return _gradient_op(X, W, G)
 
 
-def _vmap_factor(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-    return _factor(X.movedim(in_dims[0], 0)), 0
+_factor_op.register_autograd(_backward, setup_context=_save)
 
 
-def _vmap_gradient(
-    info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor
-) -> tuple[Tensor, int]:
-    return _gradient(*in_front(info, in_dims, inputs)), 0
+@_factor_op.register_vmap
+def _(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
+    return _factor_op(X.movedim(in_dims[0], 0)), 0
 
 
-_factor.register_fake(_like)
-_factor.register_autograd(_backward, setup_context=_save)
-_factor.register_vmap(_vmap_factor)
-_gradient.register_fake(_like)
-_gradient.register_vmap(_vmap_gradient)
+@_gradient_op.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+    return _gradient_op(*in_front(info, in_dims, inputs)), 0
