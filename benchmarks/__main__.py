@@ -21,7 +21,11 @@ def main() -> None:
     for t in timings:
         first, third = t.ratio_quartiles
         table.add_row(
-            t.row, t.contender, f"{t.milliseconds:.4g}", f"{t.ratio:.3f}", f"{first:.3f} - {third:.3f}"
+            t.row,
+            t.contender,
+            f"{t.milliseconds:.4g}",
+            f"{t.ratio:.3f}",
+            f"{first:.3f} - {third:.3f}",
         )
     console = Console()
     console.print(table)

@@ -33,14 +33,16 @@ from torch.nn.utils import parametrize as torch_parametrize
 _SMALL, _PLACES = 1024, 32
 
 
-class _Context:
-    """One outermost `cached` block."""
+class _Block:
+    """One ``with cached():`` that has been entered."""
+
+    __slots__ = ("is_open",)
 
     def __init__(self) -> None:
-        self.depth = 0
+        self.is_open = True
 
 
-_context: ContextVar[_Context | None] = ContextVar("constrained_cached", default=None)
+_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("constrained_cached", default=())
 
 
 @contextmanager
@@ -52,26 +54,23 @@ def cached() -> Generator[None]:
     and only while nothing that it depends on changes. The context belongs to one thread or
     asyncio task; nested contexts share their values.
     """
-    context = _context.get()
-    if context is None or context.depth == 0:
-        context = _Context()
-        _context.set(context)
-    context.depth += 1
+    block = _Block()
+    _blocks.set((*_blocks.get(), block))
     try:
         yield
     finally:
-        # Counted, and not reset by a token: a generator may be left in another order than it was
-        # entered, or in another context.
-        context.depth -= 1
+        # Closed, and not reset by a token: a task inherits the blocks that it was started in, and
+        # a generator may be left in another order than it was entered, or in another context.
+        block.is_open = False
+        _blocks.set(tuple(b for b in _blocks.get() if b.is_open))
 
 
 def active_context() -> object | None:
-    """The `cached` context that the caller is in, this module's or torch's; None outside."""
+    """The outermost `cached` block that the caller is in, or torch's; None outside."""
     if torch_parametrize._cache_enabled:
         # Torch puts a fresh dictionary in place whenever its outermost context is left.
         return torch_parametrize._cache
-    context = _context.get()
-    return context if context is not None and context.depth else None
+    return next((block for block in _blocks.get() if block.is_open), None)
 
 
 def is_bypassed() -> bool:
@@ -97,11 +96,11 @@ class Evaluated(Protocol):
         ...
 
     def originals(self) -> Sequence[Tensor]:
-        """The arguments of `evaluate`, among the tensors of the watched modules."""
+        """The arguments of the `evaluator`, among the tensors of the watched modules."""
         ...
 
-    def evaluate(self, *originals: Tensor) -> Tensor:
-        """Compute the value."""
+    def evaluator(self) -> Callable[..., Tensor]:
+        """A function from the originals to the value, which does not hold on to this object."""
         ...
 
     def is_pure(self) -> bool:
@@ -145,14 +144,15 @@ class ValueStore:
         context = None if is_pure else active_context()
         sources = _sources(on)
         if (context is None and not is_pure) or not all(map(_is_storable, sources)):
-            return on.evaluate(*on.originals())
+            return on.evaluator()(*on.originals())
         originals = on.originals()
         versions = [t._version for t in originals]
         records = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
         # The graph starts at aliases of the originals: started at the originals, a hook on one of
         # them would run in the replay, and once more where the gradient arrives.
         inputs = [t.view_as(t) if records and t.requires_grad else t for t in originals]
-        graph = on.evaluate(*inputs)
+        evaluate = on.evaluator()
+        graph = _Graph(evaluate(*inputs), evaluate if is_pure else None)
         stored = _Stored(graph, inputs, originals, on.watched(), context)
         # The evaluation may have moved a buffer, so the sources are looked at after it; but an
         # original that was written meanwhile, by another thread, is not what was evaluated.
@@ -227,7 +227,9 @@ class _Seen:
 
 def _look_at_memory(tensor: Tensor) -> Callable[[], bytes] | None:
     """A function that gives the bytes of some entries, for a dense tensor on the CPU."""
-    if tensor.device.type != "cpu" or not _is_dense(tensor) or tensor.numel() == 0:
+    if tensor.device.type != "cpu" or tensor.numel() == 0 or not _is_dense(tensor):
+        return None
+    if tensor.is_conj() or tensor.is_neg():
         return None
     # Strides do not matter here, nor do the numbers: the memory of any dense tensor is flat.
     flat = tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
@@ -251,6 +253,7 @@ class _Stored:
 
     __slots__ = (
         "_context",
+        "_graph",
         "_inference",
         "_surroundings",
         "_watched",
@@ -261,29 +264,31 @@ class _Stored:
 
     def __init__(
         self,
-        graph: Tensor,
+        graph: _Graph,
         inputs: Sequence[Tensor],
         originals: Sequence[Tensor],
         watched: tuple[nn.Module, ...],
         context: object | None,
     ) -> None:
-        self.value = _Seen(graph.detach())
+        self.value = _Seen(graph.value.detach())
+        self._graph = graph
         self._watched = [_SeenModule(module) for module in watched]
         sources = [seen for module in self._watched for _, _, seen in module.tensors]
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]
         self.records = torch.is_grad_enabled() or not differentiable
         self.tracked = self.value.tensor
-        if graph.requires_grad:
+        if graph.value.requires_grad:
             known = {id(t) for t in originals}
             more = [t for t in differentiable if id(t) not in known]
-            self.tracked = _Replay.apply([graph], sources, *inputs, *more)
+            graph.sources, graph.originals = sources, len(inputs)
+            self.tracked = _Replay.apply(graph, *inputs, *more)
         self._context = context
         self._inference = torch.is_inference_mode_enabled()
         self._surroundings = self._look_around()
 
     def is_valid(self, watched: tuple[nn.Module, ...]) -> bool:
         """Whether the value is what an evaluation would give now."""
-        if self._inference is not torch.is_inference_mode_enabled():
+        if self._inference is not torch.is_inference_mode_enabled() or self._graph.is_spent:
             return False
         if self._surroundings is not None and self._surroundings != self._look_around():
             return False
@@ -345,37 +350,72 @@ class _SeenModule:
         return True
 
 
+class _Graph:
+    """The graph of an evaluation, kept aside from the graph that the value is used in.
+
+    Attributes:
+        value: the end of the graph.
+        is_spent: whether it may have been freed.
+        sources: what the evaluation depended on.
+        originals: how many of the replay's inputs are arguments of the evaluation.
+    """
+
+    def __init__(self, value: Tensor, evaluate: Callable[..., Tensor] | None) -> None:
+        self.value = value
+        self.is_spent = False
+        self.sources: list[_Seen] = []
+        self.originals = 0
+        self._evaluate = evaluate
+
+    def differentiable(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The end of a graph that may be differentiated twice, and freed.
+
+        A replay that is recorded leads through the graph that it replays, and who differentiates
+        it frees that graph. So an evaluation that depends on nothing else is repeated. What a
+        foreign module did cannot be repeated: its graph is given away.
+        """
+        if self._evaluate is None:
+            self.is_spent = True
+            return self.value
+        if not all(seen.is_unchanged(seen.tensor) for seen in self.sources):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: an original of a parametrized tensor was written between the "
+                "forward pass and a backward pass with create_graph=True."
+            )
+        return self._evaluate(*inputs[: self.originals])
+
+
 class _Replay(torch.autograd.Function):
     """Passes a gradient through a retained graph, any number of times.
 
     A value that is read in two losses is differentiated twice, and autograd frees the buffers of a
     graph after its first backward pass. So the graph of the evaluation is kept aside, hidden from
-    autograd, and this node, which owns no buffers, replays it. Where a differentiable gradient is
-    asked for, the replay is recorded in its turn, so that derivatives of every order are those of
-    the graph.
+    autograd, and this node, which owns no buffers, replays it.
     """
 
     @staticmethod
-    def forward(ctx: Any, graph: list[Tensor], sources: list[_Seen], *inputs: Tensor) -> Tensor:
-        ctx.graph, ctx.sources, ctx.inputs = graph, sources, inputs
-        return graph[0].detach()
+    def forward(ctx: Any, graph: _Graph, *inputs: Tensor) -> Tensor:
+        ctx.graph, ctx.inputs = graph, inputs
+        return graph.value.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        for seen in ctx.sources:
+        graph, inputs, needed = ctx.graph, ctx.inputs, ctx.needs_input_grad[1:]
+        create_graph = torch.is_grad_enabled()
+        for seen in graph.sources:
             seen.mark()
         found = iter(
             torch.autograd.grad(
-                ctx.graph,
-                [x for x, need in zip(ctx.inputs, needed, strict=True) if need],
+                graph.differentiable(inputs) if create_graph else graph.value,
+                [x for x, need in zip(inputs, needed, strict=True) if need],
                 gradients,
                 retain_graph=True,
-                create_graph=torch.is_grad_enabled(),
+                create_graph=create_graph,
                 allow_unused=True,
             )
         )
-        return None, None, *(next(found) if need else None for need in needed)
+        return None, *(next(found) if need else None for need in needed)
 
 
 def _sources(on: Evaluated) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -83,7 +84,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self._check_finite(value, (new,) if isinstance(new, Tensor) else new)
         if not unsafe:
             # The derivative is not asked for, but whether there is one decides what is trained.
-            _check_value(self.evaluate(*((new,) if isinstance(new, Tensor) else new)), original)
+            _check_value(self.evaluator()(*((new,) if isinstance(new, Tensor) else new)), original)
         self.__dict__["_pending"] = new
         if not deferred:
             self.take(original)
@@ -94,7 +95,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """Evaluate the parametrizations, without looking at stored values."""
         if torch.jit.is_scripting():
             raise RuntimeError("Parametrization is not working with scripting.")
-        return self.evaluate(*self.originals())
+        return self.evaluator()(*self.originals())
 
     def value(self) -> Tensor:
         """The value of the parametrized tensor, evaluated only when something has changed.
@@ -134,13 +135,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             isinstance(m, Constraint) and m.deterministic for m in self._chain()
         )
 
-    def evaluate(self, *originals: Tensor) -> Tensor:
-        """Apply the parametrizations to given originals."""
-        first, *rest = self._chain()
-        value = first(*originals)
-        for module in rest:
-            value = module(value)
-        return value
+    def evaluator(self) -> Callable[..., Tensor]:
+        """A function from originals to the value, which does not hold on to this list."""
+        return functools.partial(_evaluate, self._chain())
 
     # ------------------------------------------------------------------------------ writing
 
@@ -260,7 +257,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """The value that the tensor will have once `take` is called."""
         new: Tensor | Sequence[Tensor] = self.__dict__["_pending"]
         with torch.no_grad():
-            return self.evaluate(*((new,) if isinstance(new, Tensor) else new))
+            return self.evaluator()(*((new,) if isinstance(new, Tensor) else new))
 
     def _frozen(self) -> tuple[int, ...]:
         """Which originals the constraint that takes them declares to be constants."""
@@ -366,6 +363,14 @@ def _chain_repr(parametrizations: nn.Module) -> str:
         repr(m) if isinstance(m, Constraint) else type(m).__name__
         for m in parametrizations.children()
     )
+
+
+def _evaluate(chain: Sequence[nn.Module], *originals: Tensor) -> Tensor:
+    first, *rest = chain
+    value = first(*originals)
+    for module in rest:
+        value = module(value)
+    return value
 
 
 def _initial_right_inverse(module: nn.Module, value: Any) -> Any:

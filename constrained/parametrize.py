@@ -355,9 +355,7 @@ def _check_appended(name: str, value: Tensor, parametrization: nn.Module) -> Non
     # map A to A.
     result = parametrization(value)
     if not isinstance(result, Tensor):
-        raise ValueError(
-            f"A parametrization must return a tensor. Got {type(result).__name__}."
-        )
+        raise ValueError(f"A parametrization must return a tensor. Got {type(result).__name__}.")
     if result.dtype != value.dtype:
         raise ValueError(
             "Registering a parametrization may not change the dtype of the tensor, unless the "
@@ -380,8 +378,7 @@ def _check_appended(name: str, value: Tensor, parametrization: nn.Module) -> Non
         return
     if not isinstance(inverse, Tensor):
         raise ValueError(
-            "parametrization.right_inverse must return a tensor. Got: "
-            f"{type(inverse).__name__}"
+            f"parametrization.right_inverse must return a tensor. Got: {type(inverse).__name__}"
         )
     for what, got, expected in (
         ("dtype", inverse.dtype, value.dtype),

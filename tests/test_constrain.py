@@ -1,0 +1,463 @@
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import constrained.apply
+from constrained import (
+    Constraint,
+    InfeasibleError,
+    baked_state_dict,
+    constrain,
+    get,
+    names,
+    rebase,
+    release,
+    spec,
+    violations,
+)
+from constrained.parametrize import is_parametrized
+from constraints import Nonnegative, Orthogonal, Positive
+
+
+def model():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4), nn.Linear(4, 4, bias=False))
+
+
+def snapshot(module):
+    return (
+        {name: tensor.detach().clone() for name, tensor in module.state_dict().items()},
+        [id(p) for p in module.parameters()],
+        [type(m) for m in module.modules()],
+        [m.training for m in module.modules()],
+    )
+
+
+def assert_unchanged(module, before):
+    after = snapshot(module)
+    assert after[1:] == before[1:]
+    assert list(after[0]) == list(before[0])
+    assert all(torch.equal(after[0][name], before[0][name]) for name in before[0])
+
+
+# -------------------------------------------------------------------------------------- spelling
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        "orthogonal",
+        "orthogonal(map='polar')",
+        {"name": "orthogonal"},
+        "constraints.orthogonal:Orthogonal",
+        Orthogonal(),
+        Orthogonal,
+        "stiefel",
+    ],
+)
+def test_one_line_whatever_the_spelling(constraint):
+    layer = nn.Linear(5, 3)
+    assert constrain(layer, "weight", constraint) is layer
+    torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(3), atol=1e-6, rtol=0)
+    assert spec(layer) == {"weight": {"name": "orthogonal"}}
+
+
+def test_a_config_from_json():
+    config = json.loads(
+        '{"*.weight": "orthogonal", "2.weight": {"name": "low_rank", "rank": 2}, "0.bias": '
+        '{"name": "interval", "low": -1, "high": 1}}'
+    )
+    module = constrain(model(), config)
+    assert torch.linalg.matrix_rank(module[2].weight) == 2
+    assert json.loads(json.dumps(spec(module))) == spec(module)
+    assert [row["name"] for row in spec(module).values()] == [
+        "orthogonal",
+        "interval",
+        "low_rank",
+        "orthogonal",
+    ]
+    again = constrain(model(), spec(module))
+    assert spec(again) == spec(module)
+    again.load_state_dict(module.state_dict())
+    x = torch.randn(3, 4)
+    assert torch.equal(again(x), module(x))
+
+
+def test_arguments_as_keywords():
+    layer = constrain(nn.Linear(4, 4), "weight", "low_rank", rank=1)
+    assert torch.linalg.matrix_rank(layer.weight) == 1
+
+
+def test_a_constraint_is_copied_for_every_tensor():
+    shared = Orthogonal()
+    module = constrain(model(), "*.weight", shared)
+    owned = [module[i].parametrizations.weight[0] for i in (0, 2, 3)]
+    assert len({id(c) for c in [*owned, shared]}) == 4
+
+
+def test_any_module_with_a_forward():
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+        def right_inverse(self, x):
+            return x / 2
+
+    layer = nn.Linear(2, 2)
+    before = layer.weight.detach().clone()
+    constrain(layer, "weight", Doubled())
+    torch.testing.assert_close(layer.weight, before)
+    assert violations(layer) == {}
+
+
+def test_buffers_by_their_path():
+    layer = nn.BatchNorm1d(3)
+    constrain(layer, "running_var", "positive")
+    assert "running_var" not in layer._buffers
+    assert not list(layer.parametrizations.running_var.parameters())
+    release(layer)
+    assert "running_var" in layer._buffers
+
+
+# ------------------------------------------------------------------------------------- init
+
+
+def test_keep_leaves_a_member_bit_for_bit():
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linalg.qr(torch.randn(4, 4)).Q)
+    before = layer.weight.detach().clone()
+    constrain(layer, "weight", "orthogonal")
+    assert torch.equal(layer.weight, before)
+    assert layer.parametrizations.weight.moved == 0
+
+
+def test_keep_projects_an_outsider_and_reports_how_far():
+    layer = nn.Linear(4, 4)
+    before = layer.weight.detach().clone()
+    constrain(layer, "weight", "orthogonal")
+    U, _, Vh = torch.linalg.svd(before)
+    torch.testing.assert_close(layer.weight, U @ Vh, atol=1e-5, rtol=0)
+    expected = (U @ Vh - before).norm() / before.norm()
+    assert layer.parametrizations.weight.moved == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_keep_moves_a_point_on_the_boundary_of_an_open_set_inside():
+    layer = nn.Linear(3, 3)
+    nn.init.zeros_(layer.bias)
+    constrain(layer, "bias", "positive")
+    assert bool((layer.bias > 0).all())
+
+
+def test_sample():
+    torch.manual_seed(3)
+    first = constrain(nn.Linear(4, 4), "weight", "orthogonal", init="sample").weight
+    torch.manual_seed(3)
+    nn.Linear(4, 4)
+    torch.testing.assert_close(first, Orthogonal().sample((4, 4)))
+
+
+def test_strict():
+    layer = nn.Linear(4, 4)
+    before = snapshot(layer)
+    with pytest.raises(
+        InfeasibleError, match=r"^'weight': orthogonal\(\).*violates the constraint by 0\.\d"
+    ):
+        constrain(layer, "weight", "orthogonal", init="strict")
+    assert_unchanged(layer, before)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(4))
+    constrain(layer, "weight", "orthogonal", init="strict")
+    assert torch.equal(layer.weight, torch.eye(4))
+
+
+def test_init_for_one_target():
+    layer = nn.Linear(4, 4)
+    with pytest.raises(InfeasibleError, match="'weight'"):
+        constrain(layer, {"weight": {"name": "orthogonal", "init": "strict"}})
+
+
+def test_registration_draws_no_random_numbers():
+    models = [model() for _ in range(3)]
+    before = torch.get_rng_state()
+    for module, map in zip(models, ("polar", "cayley", "exp"), strict=True):
+        constrain(module, "*.weight", "orthogonal", map=map)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ----------------------------------------------------------------------------- all or nothing
+
+
+def with_nan(module):
+    with torch.no_grad():
+        module[3].weight[1, 2] = float("nan")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "constraint", "message"),
+    [
+        (
+            None,
+            "0.weight",
+            "orthogonl",
+            "Unknown constraint 'orthogonl'. Did you mean 'orthogonal'?",
+        ),
+        (None, "0.weight", "low_rank(rnk=2)", "no argument 'rnk'. Did you mean 'rank'?"),
+        (None, "0.weight", "low_rank(rank='two')", "'rank' must be a whole number"),
+        (None, "0.weight", "low_rank", "needs the argument 'rank'"),
+        (None, "0.weight", "orthogonal(map='carley')", "'carley'"),
+        (None, "1.weight", "orthogonal", "No tensor of Sequential matches '1.weight'"),
+        (None, "encoder.*", "orthogonal", "matches 'encoder.*'"),
+        (None, {"*.weight": "orthogonal", "0.bias": "orthogonal"}, None, "'0.bias'"),
+        (None, {"*.weight": "symmetric"}, None, "'0.weight': symmetric(): each element must"),
+        (None, {"0.weight": "low_rank(rank=9)"}, None, "'0.weight'"),
+        (with_nan, "*.weight", "orthogonal", "'3.weight': orthogonal() needs finite values"),
+        (None, "0.weight", "sphere(radius=-1)", "radius"),
+        (None, "0.weight", None, "No constraint was given"),
+        (None, 3, "orthogonal", "must be a path, a glob, or a mapping"),
+        (None, {"0.weight": "orthogonal"}, "orthogonal", "none may be given beside it"),
+    ],
+)
+def test_an_error_is_one_clear_sentence_and_changes_nothing(change, target, constraint, message):
+    module = (change or (lambda m: m))(model()).eval()
+    before = snapshot(module)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        constrain(module, target, constraint)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 300
+    if change is None:
+        assert_unchanged(module, before)
+    assert not any(is_parametrized(m) for m in module.modules())
+
+
+def test_infinite_values():
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight[0, 0] = float("inf")
+    for init in ("keep", "strict", "sample"):
+        with pytest.raises(ValueError, match="1 of 4 are NaN or infinite"):
+            constrain(layer, "weight", "symmetric", init=init)
+
+
+def test_a_failure_while_the_model_is_written_is_undone(monkeypatch):
+    module = model()
+    before = snapshot(module)
+    install, calls = constrained.apply.install, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError
+        install(*args)
+
+    monkeypatch.setattr(constrained.apply, "install", failing)
+    with pytest.raises(MemoryError):
+        constrain(module, "*.weight", "orthogonal(map='cayley')")
+    assert_unchanged(module, before)
+
+
+def test_a_constrained_tensor_is_not_constrained_twice():
+    module = constrain(model(), "0.weight", "orthogonal")
+    with pytest.raises(ValueError, match=r"'0.weight' is constrained already, by orthogonal\(\)"):
+        constrain(module, "**.weight", "low_rank(rank=2)")
+    assert not is_parametrized(module[2])
+
+
+# ------------------------------------------------------------------------------------------ ties
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 5)
+        self.head = nn.Linear(5, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, i):
+        return self.head(self.embed(i))
+
+
+def test_tied_tensors_stay_tied():
+    module = constrain(Tied(), "head.weight", "orthogonal")
+    assert module.head.weight is module.embed.weight
+    assert len(list(module.parameters())) == 1
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert twin.head.weight is twin.embed.weight
+        assert twin.head.weight is not module.head.weight
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(torch.arange(5)).square().sum().backward()
+    optimizer.step()
+    assert module.head.weight is module.embed.weight
+    assert set(violations(module)) == {"embed.weight"}
+    assert set(baked_state_dict(module)) == {"embed.weight", "head.weight"}
+    release(module, "head.weight")
+    assert module.head.weight is module.embed.weight
+    assert not is_parametrized(module.embed)
+
+
+# --------------------------------------------------------------------------- release and friends
+
+
+def test_release_bakes():
+    module = model()
+    identities = [id(p) for p in module.parameters()]
+    constrain(module, {"*.weight": "orthogonal", "0.bias": "positive"})
+    x = torch.randn(3, 4)
+    before = module(x)
+    assert release(module) is module
+    assert torch.equal(module(x), before)
+    assert [id(p) for p in module.parameters()] == identities
+    assert type(module[0]) is nn.Linear
+
+
+def test_release_some():
+    module = constrain(model(), "*.weight", "orthogonal")
+    release(module, "0.*")
+    assert set(spec(module)) == {"2.weight", "3.weight"}
+    with pytest.raises(ValueError, match="means no constrained tensor"):
+        release(module, "0.weight")
+    with pytest.raises(ValueError, match="Did you mean '2.weight'"):
+        release(module, "2.wieght")
+    release(release(module))
+
+
+def test_release_unbaked():
+    module = constrain(nn.Linear(3, 3), "bias", "positive")
+    raw = module.parametrizations.bias.original.detach().clone()
+    release(module, bake=False)
+    assert torch.equal(module.bias, raw)
+    constrain(module, "weight", "low_rank(rank=1)")
+    with pytest.raises(ValueError, match="several free parameters"):
+        release(module, bake=False)
+    assert is_parametrized(module, "weight")
+
+
+def test_baked_state_dict_loads_into_a_plain_model():
+    module = constrain(
+        nn.Sequential(nn.LSTM(3, 4), nn.BatchNorm1d(4)),
+        {
+            "0.weight_hh_l0": {"name": "orthogonal", "view": "(g h) k -> g h k", "g": 4},
+            "1.weight": "positive",
+        },
+    )
+    baked = baked_state_dict(module)
+    plain = nn.Sequential(nn.LSTM(3, 4), nn.BatchNorm1d(4))
+    assert set(baked) == set(plain.state_dict())
+    plain.load_state_dict(baked)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(plain[0](x)[0], module[0](x)[0])
+    assert is_parametrized(module[0])
+    assert not baked["1.weight"].requires_grad
+
+
+def test_rebase_keeps_the_values():
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal", map="cayley")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    value = layer.weight.detach().clone()
+    assert layer.parametrizations.weight.original0.abs().max() > 0
+    assert rebase(layer) is layer
+    assert layer.parametrizations.weight.original0.abs().max() == 0
+    torch.testing.assert_close(layer.weight, value)
+
+
+# -------------------------------------------------------------------------------------- optimizer
+
+
+def test_an_optimizer_made_before_goes_on():
+    layer = nn.Linear(4, 4)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    constrain(layer, "weight", "orthogonal")
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 4)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(layer.weight, before)
+
+
+def test_optimizer_is_handed_new_parameters_in_their_group():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    groups = [{"params": module[0].parameters(), "lr": 0.5}, {"params": module[1].parameters()}]
+    optimizer = torch.optim.Adam(groups, lr=0.1)
+    module(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    constrain(module, "0.weight", "low_rank(rank=2)", optimizer=optimizer)
+    factors = list(module[0].parametrizations.weight.parameters())
+    assert [p.shape for p in factors] == [(4, 2), (4, 2)]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [
+        *map(id, factors),
+        id(module[0].bias),
+    ]
+    assert module[0].bias in optimizer.state
+    before = module[0].weight.detach().clone()
+    optimizer.zero_grad()
+    module(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(module[0].weight, before)
+    release(module, optimizer=optimizer)
+    assert [id(p) for g in optimizer.param_groups for p in g["params"]] == [
+        id(p) for p in module.parameters()
+    ]
+    optimizer.step()
+
+
+def test_moments_go_along_where_shapes_agree():
+    layer = nn.Linear(3, 3)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer.state[layer.weight]
+    constrain(layer, "weight", "symmetric", optimizer=optimizer)
+    original = layer.parametrizations.weight.original
+    assert optimizer.state[original] is state
+
+
+# ------------------------------------------------------------------------------------------ import
+
+
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_the_engine_does_not_import_the_catalogue():
+    python("import constrained, sys; assert 'constraints' not in sys.modules")
+    python(
+        "import constrained, sys; constrained.names(); assert 'constraints' in sys.modules;"
+        "assert 'constrained.testing' not in sys.modules"
+    )
+
+
+def test_saved_whole_and_loaded_in_a_new_process(tmp_path):
+    module = constrain(model(), {"*.weight": "orthogonal", "0.bias": "positive"})
+    x = torch.ones(1, 4)
+    path = tmp_path / "model.pt"
+    torch.save((module, x, module(x)), path)
+    python(
+        "import torch\n"
+        f"model, x, y = torch.load({str(path)!r}, weights_only=False)\n"
+        "assert torch.equal(model(x), y)\n"
+        "import constrained; constrained.assert_feasible(model)\n"
+        "assert len(constrained.spec(model)) == 4\n"
+        "opt = torch.optim.SGD(model.parameters(), lr=.1)\n"
+        "model(x).sum().backward(); opt.step(); constrained.assert_feasible(model)\n"
+        "assert not torch.equal(model(x), y)"
+    )
+
+
+def test_the_twelve_constraints_are_registered():
+    assert set(names()) >= {
+        "positive", "nonnegative", "interval", "simplex", "sphere", "symmetric", "skew",
+        "orthogonal", "low_rank", "rank_one", "positive_definite", "spectral_norm",
+    }  # fmt: skip
+    assert get("stiefel") is Orthogonal
+    assert issubclass(get("positive"), Constraint)
+    assert get("positive") is Positive
+    assert get("nonnegative") is Nonnegative

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import nn
+
+from constrained import constrain, spec, violations
+from constrained.view import View
+from constraints import Orthogonal
+
+
+def test_a_convolution_kernel_as_a_matrix():
+    layer = constrain(nn.Conv2d(3, 8, 3), "weight", "orthogonal", view="o i h w -> o (i h w)")
+    matrix = layer.weight.reshape(8, 27)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(8), atol=1e-5, rtol=0)
+    assert layer.weight.shape == (8, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sizes"), [("(g h) k -> g h k", {"g": 4}), ("(4 h) k -> 4 h k", {})]
+)
+def test_the_gates_of_an_lstm(pattern, sizes):
+    layer = constrain(nn.LSTM(3, 5), "weight_hh_l0", "orthogonal", view=pattern, **sizes)
+    gates = layer.weight_hh_l0.reshape(4, 5, 5)
+    torch.testing.assert_close(gates @ gates.mT, torch.eye(5).expand(4, 5, 5), atol=1e-5, rtol=0)
+    again = constrain(nn.LSTM(3, 5), spec(layer))
+    assert spec(again) == spec(layer)
+
+
+def test_the_heads_of_fused_attention():
+    layer = nn.MultiheadAttention(8, 2)
+    constrain(
+        layer,
+        {
+            "in_proj_weight": {
+                "name": "orthogonal",
+                "view": "(s h d) m -> s h d m",
+                "s": 3,
+                "h": 2,
+            }
+        },
+    )
+    heads = layer.in_proj_weight.reshape(6, 4, 8)
+    torch.testing.assert_close(heads @ heads.mT, torch.eye(4).expand(6, 4, 4), atol=1e-5, rtol=0)
+    x = torch.randn(5, 1, 8)
+    layer(x, x, x)[0].sum().backward()
+    assert layer.parametrizations.in_proj_weight.original.grad is not None
+
+
+def test_a_view_is_a_constraint_on_the_whole_tensor():
+    view = View(Orthogonal(), "(g h) k -> g h k", (6, 3), {"g": 2})
+    assert view.event_dim == 2
+    value = view.sample((6, 3))
+    assert view.violation(value).shape == ()
+    assert bool(view.contains(value))
+    torch.testing.assert_close(view(view.right_inverse(value)), value)
+    assert view.dimension((6, 3)) == 2 * Orthogonal().dimension((3, 3))
+    outside = value.clone()
+    outside[5, 0] += 1
+    assert not bool(view.contains(outside))
+    with pytest.raises(ValueError, match="at index"):
+        view.right_inverse(outside)
+    assert bool(view.contains(view.project(outside)))
+
+
+def test_several_parameters_and_constants_behind_a_view():
+    layer = nn.Conv2d(2, 4, 3)
+    weight = layer.weight
+    constrain(layer, "weight", "orthogonal", map="cayley", view="o i h w -> o (i h w)")
+    assert list(layer.parametrizations.weight.parameters()) == [weight]
+    assert max(violations(layer).values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sizes", "message"),
+    [
+        ("(g h) k -> g h k", {}, "Give their lengths beside the view"),
+        ("a b c -> a (b c)", {}, "does not fit"),
+        ("a b -> a c", {}, "does not fit"),
+        ("a b", {}, "must read 'from -> to'"),
+        ("... b -> b ...", {}, "must read 'from -> to'"),
+        ("a b -> a b)", {}, "does not fit"),
+        ("(g h) k -> g h k", {"g": 5}, "does not fit"),
+        ("(g h) k -> g h k", {"g": 0}, "positive whole number"),
+        ("(g h) k -> g h k", {"g": 2.0}, "positive whole number"),
+    ],
+)
+def test_patterns_that_do_not_fit(pattern, sizes, message):
+    layer = nn.Linear(3, 8)
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError) as caught:
+        constrain(layer, "weight", "orthogonal", view=pattern, **sizes)
+    assert message in str(caught.value)
+    assert "'weight'" in str(caught.value)
+    assert type(layer) is nn.Linear
+    assert torch.equal(layer.weight, before)
