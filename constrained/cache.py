@@ -29,6 +29,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torch_parametrize
 
+# Its stubs leave out what decides here.
+_torch_c: Any = torch._C
+
 #: A small tensor is compared entry by entry, a large one at this many places.
 _SMALL, _PLACES = 1024, 32
 
@@ -76,11 +79,11 @@ def active_context() -> object | None:
 def is_bypassed() -> bool:
     """Whether this is a moment at which no value may be stored or reused."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        _torch_c._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        or torch._C._len_torch_dispatch_stack() > 0
+        or _torch_c._get_tracing_state() is not None
+        or _torch_c._autograd._top_saved_tensors_default_hooks(True) is not None
+        or _torch_c._len_torch_dispatch_stack() > 0
     )
 
 
@@ -197,7 +200,8 @@ class _Seen:
     def is_unchanged(self, tensor: Tensor | None) -> bool:
         """Whether ``tensor`` is this one, and as it was."""
         return (
-            tensor is self.tensor
+            tensor is not None
+            and tensor is self.tensor
             and self._address == tensor.data_ptr()
             and self.requires_grad is tensor.requires_grad
             and (self._marks is None or self._compare_marks())
@@ -307,7 +311,7 @@ class _Stored:
         device = self.value.tensor.device
         if self._context is None and device.type != "cuda":
             return None
-        stream = device.type == "cuda" and torch._C._cuda_getCurrentRawStream(device.index)
+        stream = device.type == "cuda" and _torch_c._cuda_getCurrentRawStream(device.index)
         if self._context is None:
             return (stream,)
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)

@@ -226,7 +226,8 @@ class Constraint(nn.Module, ABC):
         # A changed argument changes the set: the engine compares this counter before it reuses
         # a value.
         super().__setattr__(name, value)
-        self.__dict__["_revision"] = self.__dict__.get("_revision", 0) + 1
+        state: dict[str, Any] = vars(self)
+        state["_revision"] = state.get("_revision", 0) + 1
 
 
 def snake_case(name: str) -> str:
@@ -235,8 +236,9 @@ def snake_case(name: str) -> str:
 
 
 def is_transformed(value: Tensor) -> bool:
-    """Whether ``value`` belongs to a `torch.func` transform, so that its numbers are not at hand."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(value)
+    """Whether ``value`` belongs to a `torch.func` transform: its numbers are not at hand."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    return functorch.is_functorch_wrapped_tensor(value)
 
 
 def autocast_disabled(value: Tensor) -> AbstractContextManager[Any]:

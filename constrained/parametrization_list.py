@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.__future__ import get_swap_module_params_on_conversion
+from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -36,10 +37,28 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         start: the value to start from, of the shape of ``original``; that of ``original`` if None.
         deferred: leave ``original`` as it is until `take` is called.
 
+    Attributes:
+        shape: the shape of the parametrized tensor.
+        is_tensor: whether there is one original, called ``original``.
+        ntensors: how many originals there are.
+        is_parameter: whether the tensor was a parameter; else a buffer.
+        persistent: whether the buffer was a part of state dicts.
+        moved: how far the tensor moved when it was constrained, or None if nobody measured it.
+
     Raises:
         ValueError: if what the parametrizations return cannot be used. ``original`` is then as
             it was.
     """
+
+    shape: torch.Size
+    is_tensor: bool
+    ntensors: int
+    is_parameter: bool
+    persistent: bool
+    moved: float | None
+    _store: ValueStore
+    _owners: weakref.WeakSet[Any]
+    _watched: tuple[nn.Module, ...]
 
     def __init__(
         self,
@@ -56,8 +75,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.unsafe = unsafe
         self.shape = original.shape
         self.persistent = True
-        #: How far the tensor moved when it was constrained, or None if nobody measured it.
-        self.moved: float | None = None
+        self.moved = None
         self._start()
 
         # In plain words: the tensor must keep its dtype and shape, and its value. With
@@ -93,7 +111,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def forward(self) -> Tensor:
         """Evaluate the parametrizations, without looking at stored values."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             raise RuntimeError("Parametrization is not working with scripting.")
         return self.evaluator()(*self.originals())
 
@@ -183,7 +201,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 raise RuntimeError(
                     f"parametrization {type(module).__name__} does not implement right_inverse."
                 )
-            new = module.right_inverse(new)
+            inverse: Any = module.right_inverse
+            new = inverse(new)
         if self.is_tensor:
             if not isinstance(new, Tensor):
                 raise ValueError(
@@ -377,8 +396,9 @@ def _initial_right_inverse(module: nn.Module, value: Any) -> Any:
     if not hasattr(module, "right_inverse"):
         # As in torch: a module without one starts with the tensor as it is.
         return value
+    inverse: Any = module.right_inverse
     try:
-        return module.right_inverse(value)
+        return inverse(value)
     except NotImplementedError as error:
         if isinstance(module, Constraint) or not _was_raised_on_purpose(error):
             raise

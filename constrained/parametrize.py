@@ -154,7 +154,7 @@ def remove_parametrizations(
         raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
     check_can_change_class(owner)
     _adopt(owner)
-    parametrizations = owner.parametrizations[name]  # type: ignore[index]
+    parametrizations = list_of(owner, name)
     if not parametrizations.is_tensor and not leave_parametrized:
         raise ValueError(
             "Cannot leave unparametrized (`leave_parametrized=False`) a tensor "
@@ -193,13 +193,13 @@ def transfer_parametrizations_and_params(
         return to_module
     names = [tensor_name] if tensor_name is not None else list(from_module.parametrizations)  # type: ignore[arg-type]
     for name in names:
-        source = from_module.parametrizations[name]  # type: ignore[index]
+        source: Any = list_of(from_module, name)
         if not hasattr(to_module, name):
             value = getattr(from_module, name).detach().clone()
             setattr(to_module, name, nn.Parameter(value))
         for parametrization in source.children():
             register_parametrization(to_module, name, copy.deepcopy(parametrization))
-        target = to_module.parametrizations[name]  # type: ignore[index]
+        target: Any = list_of(to_module, name)
         # The originals, as they are: a right inverse may choose others with the same value.
         with torch.no_grad():
             for old, new in zip(target.originals(), _originals(source), strict=True):
@@ -252,6 +252,12 @@ def places_of(root: nn.Module, parametrizations: nn.Module) -> list[tuple[nn.Mod
 
 
 # ---------------------------------------------------------------------------------------- parts
+
+
+def list_of(module: nn.Module, name: str) -> Any:
+    """The list that parametrizes a tensor: a `ParametrizationList`, or torch's."""
+    parametrizations: Any = module.parametrizations
+    return parametrizations[name]
 
 
 def check_can_change_class(module: nn.Module) -> None:
@@ -343,7 +349,7 @@ def _plain_tensor(
 
 def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
     _adopt(module)
-    parametrizations = module.parametrizations[name]  # type: ignore[index]
+    parametrizations = list_of(module, name)
     if not unsafe:
         _check_appended(name, getattr(module, name), parametrization)
     parametrizations.append(parametrization)
@@ -405,15 +411,15 @@ def _adopt(module: nn.Module) -> None:
     if isinstance(existing, Parametrizations):
         adopted._places = existing.places()
     else:
-        adopted._places = (*existing, *adopted.places())
-    for name, parametrizations in existing.items():
+        adopted._places = (*existing._modules, *adopted.places())
+    for name, parametrizations in existing.named_children():
         adopted[name] = _adopted_list(parametrizations)
     base = base_class(module)
     module._modules["parametrizations"] = adopted
     set_class(module, base)
 
 
-def _adopted_list(parametrizations: nn.Module) -> nn.Module:
+def _adopted_list(parametrizations: Any) -> nn.Module:
     if isinstance(parametrizations, ParametrizationList):
         return parametrizations
     adopted = ParametrizationList.__new__(ParametrizationList)

@@ -47,14 +47,16 @@ class Parametrizations(nn.ModuleDict):
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(key, module)
-        if isinstance(module, ParametrizationList):
-            module._owners.add(self)
+        self._own(module)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for module in self.values():
-            if isinstance(module, ParametrizationList):
-                module._owners.add(self)
+            self._own(module)
+
+    def _own(self, module: nn.Module) -> None:
+        if isinstance(module, ParametrizationList):
+            module._owners.add(self)
 
 
 def is_parametrized_class(cls: type) -> bool:
@@ -64,7 +66,7 @@ def is_parametrized_class(cls: type) -> bool:
 
 def base_class(module: nn.Module) -> type:
     """The class that a module had before any of its tensors was parametrized."""
-    cls = type(module)
+    cls: Any = type(module)
     if hasattr(cls, "_base_class"):
         return cls._base_class
     parametrizations = getattr(module, "parametrizations", None)
@@ -118,7 +120,7 @@ def _property(name: str) -> property:
     return property(value, assign)
 
 
-def _shared_metaclass(metaclass: type) -> type:
+def _shared_metaclass(metaclass: Any) -> type:
     """A metaclass whose classes torch's own functions may believe to belong to one module.
 
     ``torch.nn.utils.parametrize`` writes a property, with a module inside, into the class of a
@@ -129,12 +131,12 @@ def _shared_metaclass(metaclass: type) -> type:
     shared = _metaclasses.get(metaclass)
     if shared is None:
 
-        def setattr_(cls: type, name: str, value: Any) -> None:
+        def setattr_(cls: Any, name: str, value: Any) -> None:
             if isinstance(value, property) and _is_from_torch(value) and is_parametrized_class(cls):
                 value = _property(name)
             metaclass.__setattr__(cls, name, value)
 
-        def delattr_(cls: type, name: str) -> None:
+        def delattr_(cls: Any, name: str) -> None:
             if is_parametrized_class(cls) and isinstance(vars(cls).get(name), property):
                 return
             metaclass.__delattr__(cls, name)
@@ -155,7 +157,7 @@ def _is_from_torch(value: property) -> bool:
 # -------------------------------------------------------------------------- methods of the class
 
 
-def _setattr(self: nn.Module, name: str, value: Any) -> None:
+def _setattr(self: Any, name: str, value: Any) -> None:
     # nn.Module would register a Parameter beside the property, which it then cannot see.
     if isinstance(value, nn.Parameter) and name in self.__dict__.get("_modules", {}).get(
         "parametrizations", ()
@@ -164,9 +166,9 @@ def _setattr(self: nn.Module, name: str, value: Any) -> None:
     self._base_class.__setattr__(self, name, value)
 
 
-def _reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
     del protocol
-    cls = type(self)
+    cls: Any = type(self)
     state: Any = self.__getstate__()
     slots: dict[str, Any] = {}
     if cls.__getstate__ is nn.Module.__getstate__:
@@ -179,7 +181,7 @@ def _reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
 
 
 def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Module:
-    cls = parametrized_class(base, names) if names else base
+    cls: Any = parametrized_class(base, names) if names else base
     module = cls.__new__(cls)
     for slot, value in slots.items():
         object.__setattr__(module, slot, value)
@@ -201,7 +203,7 @@ def _without_graph(value: Any) -> Any:
 
 
 def _named_modules(
-    self: nn.Module,
+    self: Any,
     memo: set[nn.Module] | None = None,
     prefix: str = "",
     remove_duplicate: bool = True,

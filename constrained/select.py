@@ -118,7 +118,7 @@ def _match(target: str, available: Mapping[str, Place]) -> list[Place]:
 def _regex(target: str) -> str:
     parts = {"**.": r"(?:.*\.)?", ".**": r"(?:\..*)?", "**": ".*", "*": "[^.]*"}
     return "".join(
-        parts.get(token, re.escape(token))
+        parts[token] if token in parts else re.escape(token)
         for token in re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*.]+|\.", target)
     )
 

@@ -51,7 +51,7 @@ class View(Constraint):
         self.pattern = pattern
         self.shape = tuple(shape)
         self.sizes = dict(sizes or {})
-        self.event_dim = len(self.shape)
+        vars(self)["event_dim"] = len(self.shape)
         self.frozen = constraint.frozen
         self.deterministic = constraint.deterministic
         self._there, self._back, self._lengths = _parse(pattern, self.shape, self.sizes)
