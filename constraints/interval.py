@@ -46,7 +46,7 @@ class Interval(Constraint):
     examples = (
         ({"low": 0.0, "high": 1.0}, ()),
         ({"low": -3.0, "high": -1.0}, ()),
-        ({"low": -1e-3, "high": 1e3}, ()),
+        ({"low": -0.5, "high": 20.0}, ()),
     )
 
     def __init__(self, low: float, high: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,11 +46,15 @@ class LowRank(Constraint):
 
     event_dim = 2
     examples = (
-        ({"rank": 1}, (1, 1)),
-        ({"rank": 1}, (1, 4)),
+        ({"rank": 1}, (2, 2)),
         ({"rank": 2}, (7, 3)),
         ({"rank": 2}, (3, 6)),
-        ({"rank": 3}, (3, 3)),
+        ({"rank": 3}, (4, 4)),
+    )
+    exempt = dict.fromkeys(
+        ("no_dead_directions:zeros", "no_dead_directions:ones"),
+        "matrices of rank below r are singular points of the variety, where no tangent space of "
+        "its dimension exists; some direction is live there",
     )
 
     def __init__(self, rank: int) -> None:
@@ -130,7 +135,11 @@ class RankOne(Constraint):
     """
 
     event_dim = 2
-    examples = (({}, (1, 1)), ({}, (1, 4)), ({}, (4, 1)), ({}, (5, 3)), ({}, (2, 6)))
+    examples = (({}, (2, 2)), ({}, (5, 3)), ({}, (2, 6)))
+    exempt: ClassVar[dict[str, str]] = {
+        "no_dead_directions:zeros": "the zero matrix is the singular point of the set, where no "
+        "tangent space of its dimension exists; some direction is live there"
+    }
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``x y'``."""
@@ -176,26 +185,32 @@ class RankOne(Constraint):
         return None if min(event) > 0 else "must have at least one row and one column"
 
 
-def _leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The first left singular vectors, in columns, and their singular values."""
-    left, sigma, _ = torch.linalg.svd(value, full_matrices=False)
-    return left[..., :rank], sigma[..., :rank]
-
-
 def _truncated(value: Tensor, rank: int) -> Tensor:
-    left, _ = _leading(value, rank)
-    # P P' W instead of P S Q': no error of S and Q comes in.
-    return left @ (left.mT @ value)
+    left, right, _ = _leading(value, rank)
+    return left @ right.mT
 
 
 def _factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    left, sigma = _leading(value, rank)
+    left, right, sigma = _leading(value, rank)
     largest = sigma[..., :1]
     rounding = torch.finfo(value.dtype).eps * max(value.shape[-2:]) * largest
     stand_in = torch.where(largest > 0, largest, 1.0)
     length = torch.where(sigma > rounding, sigma, stand_in).sqrt().unsqueeze(-2)
     # LAPACK returns column-major tensors, which some optimizers cannot work on.
-    return (left * length).contiguous(), (value.mT @ left / length).contiguous()
+    return (left * length).contiguous(), (right / length).contiguous()
+
+
+def _leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(P, Q S, s)`` for the leading singular values s: if they are all, ``W = P (Q S)'``.
+
+    Q S is computed as ``W' P``, which leaves the errors of Q and s out. P P' W still misses W by
+    the error of P, a few times that of a matrix product, until it is applied to what is left.
+    """
+    left, sigma, _ = torch.linalg.svd(value, full_matrices=False)
+    left = left[..., :rank]
+    right = value.mT @ left
+    right = right + (value - left @ right.mT).mT @ left
+    return left, right, sigma[..., :rank]
 
 
 def _excess(value: Tensor, rank: int) -> Tensor:

@@ -101,6 +101,16 @@ class Nonnegative(Constraint):
 
     event_dim = 0
     examples = (({}, ()),)
+    exempt = dict.fromkeys(
+        (
+            "first_derivative:zero_params",
+            "first_derivative:zeros",
+            "second_derivative:zero_params",
+            "second_derivative:zeros",
+        ),
+        "abs(y) has a kink at y = 0, as has every map of the line onto the half-line that leaves "
+        "zero with a nonzero slope",
+    )
 
     def forward(self, y: Tensor) -> Tensor:
         """``abs(y)``."""

@@ -1,0 +1,170 @@
+import mpmath
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import constraint_registry, constraints
+
+import constrained
+from constraints import Nonnegative, Positive
+from constraints.softplus import inverse_softplus, softplus
+
+# Forward-mode differentiation, whose rules torch still scripts.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
+DTYPES = [torch.float32, torch.float64]
+SCALES = [0.0, 1e-30, 1e-3, 1.0, 10.0, 1e3, 1e6]
+
+
+def exact_softplus(y):
+    with mpmath.workdps(50):
+        return mpmath.log1p(mpmath.exp(mpmath.mpf(float(y))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softplus_is_exact_to_the_last_place(dtype):
+    y = torch.cat([torch.linspace(-80, 80, 321), torch.logspace(-6, 2, 50)]).to(dtype)
+    eps = torch.finfo(dtype).eps
+    for argument, value in zip(y, softplus(y), strict=True):
+        expected = exact_softplus(argument)
+        assert abs(mpmath.mpf(float(value)) - expected) <= 1.5 * eps * expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softplus_has_three_finite_derivatives_everywhere(dtype):
+    y = torch.tensor([0.0, 1e-30, 1.0, 30.0, 100.0, 1e3, 1e6], dtype=dtype)
+    y = torch.cat([-y, y]).requires_grad_()
+    derivative = softplus(y)
+    for _ in range(3):
+        (derivative,) = torch.autograd.grad(derivative.sum(), y, create_graph=True)
+        assert torch.isfinite(derivative).all()
+    slope = torch.autograd.functional.jacobian(lambda z: softplus(z).sum(), y)
+    torch.testing.assert_close(slope, torch.sigmoid(y.detach()))
+
+
+def test_logaddexp_has_no_second_derivative_far_out():
+    # Why `softplus` is not written that way. When this fails, either spelling will do.
+    y = torch.tensor(-200.0, requires_grad=True)
+    (slope,) = torch.autograd.grad(torch.logaddexp(y, y.new_zeros(())), y, create_graph=True)
+    assert torch.isnan(torch.autograd.grad(slope, y)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inverse_softplus_over_the_whole_range(dtype):
+    x = torch.logspace(-37, 30, 500, dtype=dtype)
+    y = inverse_softplus(x)
+    # The coordinate of a small x is log(x), known to half a unit in its last place.
+    resolution = torch.finfo(dtype).eps * (2 + y.clamp(max=0).abs())
+    assert ((softplus(y) - x).abs() <= resolution * x).all()
+    assert torch.equal(y[x > 40], x[x > 40])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_positive_is_positive_with_a_finite_gradient(dtype, scale):
+    y = (scale * torch.randn(1000, dtype=dtype)).requires_grad_()
+    value = Positive()(y)
+    (gradient,) = torch.autograd.grad(value.sum(), y)
+    assert (value > 0).all()
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_positive_keeps_numbers_of_every_size(dtype):
+    x = torch.tensor([torch.finfo(dtype).tiny, 1e-30, 1e-6, 0.5, 1.0, 20.0, 1e6, 1e30], dtype=dtype)
+    positive = Positive()
+    y = positive.right_inverse(x)
+    resolution = torch.finfo(dtype).eps * (2 + y.clamp(max=0).abs())
+    assert ((positive(y) - x).abs() <= resolution * x).all()
+
+
+def test_positive_takes_a_zero_for_eps_and_can_leave_it():
+    positive = Positive()
+    start = positive.right_inverse(torch.zeros(3))
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(positive(start), torch.full((3,), eps), rtol=1e-5, atol=0)
+    y = start.requires_grad_()
+    optimizer = torch.optim.Adam([y], lr=0.3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (positive(y) - 2).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(positive(y.detach()), torch.full((3,), 2.0), rtol=1e-2, atol=0)
+
+
+def test_positive_projects_outsiders_only():
+    x = torch.tensor([-1.0, 0.0, 1e-40, 1e-9, 3.0])
+    eps = torch.finfo(torch.float32).eps
+    expected = torch.tensor([eps, eps, 1e-40, 1e-9, 3.0])
+    assert torch.equal(Positive().project(x), expected)
+
+
+def test_positive_agrees_with_torch_distributions():
+    y = torch.linspace(-15, 15, 31, dtype=torch.float64)
+    torch.testing.assert_close(Positive()(y), torch.nn.Softplus()(y))
+    value = Positive()(y)
+    assert constraints.positive.check(value).all()
+    exp = constraint_registry.transform_to(constraints.positive)
+    assert torch.isinf(exp.inv(torch.zeros(1))).all()  # where this one stays finite
+    assert torch.isfinite(Positive().right_inverse(torch.zeros(1))).all()
+
+
+@pytest.mark.parametrize("constraint", [Positive(), Nonnegative()], ids=str)
+def test_negative_numbers_are_refused(constraint):
+    x = torch.tensor([1.0, -1e-30])
+    assert constraint.contains(x).tolist() == [True, False]
+    assert constraint.violation(torch.tensor([-2.0, 0.0, 2.0])).tolist() == [2.0, 0.0, 0.0]
+    with pytest.raises(constrained.InfeasibleError) as error:
+        constraint.right_inverse(x)
+    assert str(error.value).startswith(
+        f"{constraint.name}(): the value violates the constraint by 1e-30 at index (1,) (at most "
+    )
+
+
+def test_nonnegative_is_onto_with_a_live_gradient_at_zero():
+    nonnegative = Nonnegative()
+    x = torch.tensor([0.0, 1e-38, 1.0, 1e30])
+    assert torch.equal(nonnegative(nonnegative.right_inverse(x)), x)
+    y = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(nonnegative(y).sum(), y)
+    assert gradient.tolist() == [-1.0, 1.0, 1.0]
+    assert nonnegative.canonical(y)[0].tolist() == [2.0, 0.0, 3.0]
+    assert nonnegative.project(torch.tensor([-2.0, 0.0, 3.0])).tolist() == [0.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_nonnegative_leaves_zero_and_comes_back(optimizer):
+    nonnegative = Nonnegative()
+    y = nonnegative.right_inverse(torch.zeros(1)).clone().requires_grad_()
+    for target in (1.5, -1.0):
+        steps = optimizer([y], lr=0.05)
+        for _ in range(200):
+            steps.zero_grad()
+            (nonnegative(y) - target).square().sum().backward()
+            steps.step()
+            y.data = nonnegative.canonical(y.data)[0]
+        assert abs(float(nonnegative(y.detach())) - max(target, 0)) <= 0.11
+
+
+def test_derivatives():
+    y = torch.tensor([-5.0, -0.3, 0.0, 0.4, 6.0], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(Positive(), y, check_forward_ad=True)
+    assert gradgradcheck(Positive(), y)
+    away = torch.tensor([-5.0, 0.4], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(Nonnegative(), away, check_forward_ad=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *DTYPES])
+@pytest.mark.parametrize("constraint", [Positive(), Nonnegative()], ids=str)
+def test_samples(constraint, dtype):
+    generator = torch.Generator().manual_seed(1)
+    x = constraint.sample((4, 500), generator=generator, dtype=dtype)
+    assert x.dtype == dtype
+    assert constraint.contains(x).all()
+    typical = {"positive": 1.0, "nonnegative": 0.674}[constraint.name]  # the medians
+    assert abs(float(x.float().median()) - typical) < 0.15
+
+
+def test_names():
+    assert constrained.get("non_neg").name == "nonnegative"
+    assert Positive().spec() == {"name": "positive"}
