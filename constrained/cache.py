@@ -27,6 +27,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.utils import parametrize as torch_parametrize
 
 # Its stubs leave out what decides here.
@@ -401,6 +402,9 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graph: _Graph, *inputs: Tensor) -> Tensor:
         ctx.graph, ctx.inputs = graph, inputs
+        # Noted now: an alias of a tensor that is written in place gets a new node, of which the
+        # graph knows nothing.
+        ctx.edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
         return graph.value.detach()
 
     @staticmethod
@@ -412,7 +416,7 @@ class _Replay(torch.autograd.Function):
         found = iter(
             torch.autograd.grad(
                 graph.differentiable(inputs) if create_graph else graph.value,
-                [x for x, need in zip(inputs, needed, strict=True) if need],
+                [edge for edge, need in zip(ctx.edges, needed, strict=True) if need],
                 gradients,
                 retain_graph=True,
                 create_graph=create_graph,

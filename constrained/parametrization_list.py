@@ -102,7 +102,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self._check_finite(value, (new,) if isinstance(new, Tensor) else new)
         if not unsafe:
             # The derivative is not asked for, but whether there is one decides what is trained.
-            _check_value(self.evaluator()(*((new,) if isinstance(new, Tensor) else new)), original)
+            result = self.evaluator()(*((new,) if isinstance(new, Tensor) else new))
+            _check_value(result, original)
+            self._check_finite(value, (result,))
         self.__dict__["_pending"] = new
         if not deferred:
             self.take(original)
@@ -129,7 +131,13 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """The tensors that the value is computed from, in the order of ``forward``'s arguments."""
         if self.is_tensor:
             return (self.original,)
-        return tuple(getattr(self, f"original{i}") for i in range(self.ntensors))
+        return tuple(getattr(self, name) for name in self.names())
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the originals here."""
+        if self.is_tensor:
+            return ("original",)
+        return tuple(f"original{i}" for i in range(self.ntensors))
 
     def constraint(self) -> Constraint | None:
         """The constraint that the value satisfies: the last parametrization, if it is one."""
@@ -175,8 +183,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         with torch.no_grad():
             new = self.invert(value)
             self._store.clear()
-            for original, tensor in zip(self.originals(), new, strict=True):
-                store(original, tensor)
+            for name, tensor in zip(self.names(), new, strict=True):
+                if hasattr(self, "parametrizations") and name in self.parametrizations:
+                    setattr(self, name, tensor)
+                else:
+                    store(getattr(self, name), tensor)
 
     def invert(self, value: Tensor) -> tuple[Tensor, ...]:
         """The originals whose value is ``value``, checked and not yet stored."""
@@ -240,12 +251,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def _check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
         if self.unsafe or value.is_meta or not _is_finite(value):
             return
-        for i, tensor in enumerate(new):
+        for tensor in new:
             if not _is_finite(tensor):
-                name = "original" if self.is_tensor else f"original{i}"
                 raise ValueError(
-                    f"right_inverse of {', '.join(map(repr, self._chain()))} gives a NaN or "
-                    f"infinite `{name}` for a finite tensor: it lies outside the domain."
+                    f"{_chain_repr(self)} makes NaN or infinite numbers of a finite tensor, which "
+                    "lies outside of its domain, or has no right_inverse that leads back to it."
                 )
 
     def take(self, original: Tensor) -> None:
