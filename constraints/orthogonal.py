@@ -9,7 +9,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
-from constraints.polar import polar
+from constraints.polar import defect, polar
 from constraints.retraction import cayley, geodesic
 
 _CURVES = {"cayley": cayley, "exp": geodesic}
@@ -100,10 +100,9 @@ class Orthogonal(Constraint):
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""
         W = value if value.shape[-2] >= value.shape[-1] else value.mT
-        gram = W.mT @ W
-        excess = (gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).abs()
         # The value is finite: a NaN is the difference of two overflows.
-        return excess.nan_to_num(nan=torch.inf, posinf=torch.inf).amax((-2, -1))
+        excess = defect(W, W).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        return excess.amax((-2, -1))
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest member in the Frobenius norm, the polar factor."""

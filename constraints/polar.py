@@ -18,6 +18,9 @@ from constraints.lyapunov import in_front, lyapunov, nestable, right_divide, spe
 #: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
 ROUNDING = 8.0
 
+#: Rows that are summed at once, if there are many of them.
+BLOCK = 1024
+
 
 def polar(X: Tensor) -> Tensor:
     r"""The matrix with orthonormal columns nearest to X, or with orthonormal rows if X is wide.
@@ -64,13 +67,13 @@ def _factor(X: Tensor) -> Tensor:
         return _copy(X)
     p = X.shape[-1]
     rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
-    defect = _defect(X, X)
-    distances = torch.linalg.vector_norm(defect, dim=(-2, -1))
+    excess = defect(X, X)
+    distances = torch.linalg.vector_norm(excess, dim=(-2, -1))
     distance = float(distances.amax())
     if distance <= rounding:
         return _copy(X)
     if distance < 0.9:
-        W = _newton_schulz(X, defect, distance, rounding)
+        W = _newton_schulz(X, excess, distance, rounding)
     else:
         W = _svd_factor(X)
     if W.ndim > 2:
@@ -83,23 +86,35 @@ def _copy(X: Tensor) -> Tensor:
     return X.clone(memory_format=torch.contiguous_format)
 
 
-def _defect(W: Tensor, X: Tensor) -> Tensor:
-    """``W' X - I``."""
-    defect = W.mH @ X
-    defect.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return defect
+def defect(W: Tensor, X: Tensor) -> Tensor:
+    """``W' X - I``, where the rounding errors of long sums do not add up.
+
+    Args:
+        W: shape ``(*batch, n, p)``.
+        X: shape ``(*batch, n, p)``.
+    """
+    blocks, rest = divmod(X.shape[-2], BLOCK)
+    if blocks < 8:
+        product = W.mH @ X
+    else:
+        ends = [blocks * BLOCK, rest]
+        (W, W_rest), (X, X_rest) = W.split(ends, dim=-2), X.split(ends, dim=-2)
+        W, X = (x.unflatten(-2, (blocks, BLOCK)) for x in (W, X))
+        product = (W.mH @ X).sum(-3) + W_rest.mH @ X_rest
+    product.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return product
 
 
-def _newton_schulz(X: Tensor, defect: Tensor, distance: float, rounding: float) -> Tensor:
+def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Tensor:
     # X (3 I - X' X) / 2 = X - X E / 2 with E = X' X - I. It keeps the polar factor, and the next E
     # is -E^2 (3 I - E) / 4: with ||E|| < 1, which is never rescaled, the convergence is quadratic.
     while True:
-        X = X - X @ (defect / 2)
-        if distance * distance <= rounding:
+        X = X - X @ (E / 2)
+        if distance * distance <= rounding / ROUNDING:
             return X
-        defect = _defect(X, X)
-        before, distance = distance, float(torch.linalg.vector_norm(defect, dim=(-2, -1)).amax())
-        if not rounding < distance < before:
+        E = defect(X, X)
+        before, distance = distance, float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
+        if not distance < before:
             return X
 
 
@@ -110,7 +125,7 @@ def _svd_factor(X: Tensor) -> Tensor:
     X = torch.where(finite & (largest > 0), X / largest, 0)
     U, _, Vh = torch.linalg.svd(X, full_matrices=False)
     W = U @ Vh
-    W = W - W @ (_defect(W, W) / 2)
+    W = W - W @ (defect(W, W) / 2)
     return torch.where(finite, W, torch.nan)
 
 
@@ -145,8 +160,8 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     WV = W.mH @ V
     if torch.equal(X, W):
         return (V - W @ ((WV + WV.mH) / 2)).contiguous()
-    defect = _defect(W, X)
-    distance = float(torch.linalg.vector_norm(defect, dim=(-2, -1)).amax())
+    E = defect(W, X)
+    distance = float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
     if not distance < 0.1:
         return _derivative(X, W, V).contiguous()
     # With H = I + E, iterate 2 Y = C - E Y - Y E, where Y E = -(E Y)' because Y is skew and E is
@@ -155,13 +170,13 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     C = WV - WV.mH
     Y = C / 2
     for _ in range(rounds):
-        product = defect @ Y
+        product = E @ Y
         Y = (C - product + product.mH) / 2
     result = W @ Y
     if X.shape[-2] > X.shape[-1]:
         M = Z = V - W @ WV
         for _ in range(rounds):
-            Z = M - Z @ defect
+            Z = M - Z @ E
         result = result + Z
     return result.contiguous()
 
