@@ -7,9 +7,6 @@ from torch.distributions import constraint_registry, constraints
 import constrained
 from constraints import Interval
 
-# Forward-mode differentiation, whose rules torch still scripts.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
 DTYPES = [torch.float32, torch.float64]
 BOUNDS = [(0, 1), (-1, 1), (-3, -1), (1e-3, 1e3), (-1e6, 1e6), (0, 1e-6), (1e6, 1e6 + 1)]
 

@@ -7,9 +7,6 @@ import constrained
 from constrained import tolerance
 from constraints import LowRank, RankOne
 
-# Forward-mode differentiation, whose rules torch still scripts.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
 DTYPES = [torch.float32, torch.float64]
 
 

@@ -8,9 +8,6 @@ import constrained
 from constraints import Nonnegative, Positive
 from constraints.softplus import inverse_softplus, softplus
 
-# Forward-mode differentiation, whose rules torch still scripts.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
 DTYPES = [torch.float32, torch.float64]
 SCALES = [0.0, 1e-30, 1e-3, 1.0, 10.0, 1e3, 1e6]
 

@@ -10,9 +10,6 @@ import constrained
 from constrained import tolerance
 from constraints import PositiveDefinite
 
-# Forward-mode differentiation, whose rules torch still scripts.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
 DTYPES = [torch.float32, torch.float64]
 spd = PositiveDefinite()
 

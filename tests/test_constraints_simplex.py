@@ -8,9 +8,6 @@ from torch.distributions import constraint_registry, constraints
 import constrained
 from constraints import Simplex
 
-# Forward-mode differentiation, whose rules torch still scripts.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
 DTYPES = [torch.float32, torch.float64]
 simplex = Simplex()
 

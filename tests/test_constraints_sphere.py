@@ -6,9 +6,6 @@ from torch.autograd import gradcheck, gradgradcheck
 import constrained
 from constraints import Sphere
 
-# Forward-mode differentiation, whose rules torch still scripts.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
 DTYPES = [torch.float32, torch.float64]
 
 

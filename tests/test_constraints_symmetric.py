@@ -6,9 +6,6 @@ from torch.autograd import gradcheck
 import constrained
 from constraints import Skew, Symmetric
 
-# Forward-mode differentiation, whose rules torch still scripts.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-
 BOTH = [Symmetric(), Skew()]
 X = torch.tensor([[1.0, 4.0], [0.0, 1.0]])
 
