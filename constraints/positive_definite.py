@@ -33,7 +33,7 @@ class PositiveDefinite(Constraint):
     at least eps times the largest.
 
     **Reference**: Bhatia, Jain and Lim, On the Bures-Wasserstein distance between positive definite
-    matrices (Expositiones Mathematicae 37, 2019), section 3, for the geometry; Higham, Accuracy and
+    matrices (Expositiones Mathematicae 37, 2019), for the geometry; Higham, Accuracy and
     Stability of Numerical Algorithms (2002), theorem 10.7, for the rounding term.
 
     Example:

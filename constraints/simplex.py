@@ -25,7 +25,7 @@ class Simplex(Constraint):
     rounding and leaves a gradient; the logarithm of the smallest positive number would not.
 
     **Reference**: the projection is due to Held, Wolfe and Crowder, Validation of subgradient
-    optimization (Mathematical Programming 6, 1974), section 2; Duchi et al., Efficient projections
+    optimization (Mathematical Programming 6, 1974); Duchi et al., Efficient projections
     onto the l1-ball (ICML 2008), figure 1.
 
     Example:
