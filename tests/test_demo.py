@@ -111,6 +111,12 @@ class TestComparison:
         plain = {name for name, _ in models["unconstrained"].named_parameters()}
         assert "cell.weight_hh" in plain
 
+    def test_the_seed_can_be_given(self, tmp_path):
+        arguments = ("--epochs", 1, "--seed", 7, "--out", tmp_path, FILES["pixels"])
+        assert demo(*arguments).exit_code == 0
+        metrics = json.loads((tmp_path / "pixels" / "metrics.json").read_text("utf-8"))
+        assert metrics["experiment"]["training"]["seed"] == 7
+
     def test_both_networks_see_the_same_batches(self, experiment):
         digits = data.load(experiment.data, seed=0)
         first, second = (
@@ -119,12 +125,13 @@ class TestComparison:
         assert all(map(torch.equal, first, second))
         assert first[0].shape == (500, 108, 8)
 
-    def test_learning_rates_reach_the_free_parameters(self, experiment):
-        model = networks.build(experiment, inputs=8)["constrained"]
+    def test_learning_rates_reach_the_free_parameters(self):
+        experiment = read(FILES["pixels"])
+        model = networks.build(experiment, inputs=1)["constrained"]
         groups = optimizer.build(model, experiment.training).param_groups
         slow, usual = sorted(groups, key=lambda group: group["lr"])
         (kernel,) = model.cell.parametrizations["weight_hh"].parameters()
-        assert slow["lr"] == 3e-4
+        assert (slow["lr"], usual["lr"]) == (1e-3, 1e-2)
         assert [id(p) for p in slow["params"]] == [id(kernel)]
         assert len(usual["params"]) == len(list(model.parameters())) - 1
 
@@ -164,7 +171,7 @@ class TestErrors:
         assert sentence.startswith("constraints: 'classify.bias': ")
 
     def test_learning_rate_of_no_tensor(self, tmp_path):
-        sentence = problem(tmp_path, "cell.weight_hh: 3.0e-4", "cell.weight: 3.0e-4")
+        sentence = problem(tmp_path, "learning_rates: {}", "learning_rates: {cell.weight: 1.0}")
         assert sentence.startswith("training.learning_rates: No tensor of Recurrent matches")
 
     @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,14 +21,20 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     files: Annotated[list[Path], typer.Argument(help="Experiments, as YAML.", show_default=False)],
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of those of the file.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the file's.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one operation.")] = 1,
     out: Annotated[Path, typer.Option(help="Where pictures and metrics go.")] = Path("runs"),
 ) -> None:
     """Train the network of each experiment with its constraints and without, and compare."""
+    # Matrices this small gain nothing from a second thread, and on a busy machine they lose.
+    torch.set_num_threads(threads)
     console = Console()
+    given = {"epochs": epochs, "seed": seed}
+    changes = {key: value for key, value in given.items() if value is not None}
     try:
         # Every file is read, and every network built, before the first one is trained.
-        prepared = [prepare(path, epochs) for path in files]
+        prepared = [prepare(path, changes) for path in files]
         folders = make_folders(out, [experiment.name for experiment, _ in prepared])
     except ExperimentError as error:
         Console(stderr=True).print(f"Error: {error}", style="red", soft_wrap=True, markup=False)
@@ -38,12 +45,11 @@ def main(
         write(experiment, histories, folder, console)
 
 
-def prepare(path: Path, epochs: int | None) -> tuple[Experiment, dict[str, Trainer]]:
-    """Read an experiment and build its networks."""
+def prepare(path: Path, changes: dict[str, int]) -> tuple[Experiment, dict[str, Trainer]]:
+    """Read an experiment, change what the command line says, and build its networks."""
     experiment = read(path)
-    if epochs is not None:
-        training = dataclasses.replace(experiment.training, epochs=epochs)
-        experiment = dataclasses.replace(experiment, training=training)
+    training = dataclasses.replace(experiment.training, **changes)
+    experiment = dataclasses.replace(experiment, training=training)
     digits = data.load(experiment.data, experiment.training.seed)
     try:
         models = networks.build(experiment, inputs=digits.train.shape[-1])

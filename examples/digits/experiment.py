@@ -57,6 +57,7 @@ class Training:
     optimizer: str
     learning_rate: float
     learning_rates: Mapping[str, float]
+    schedule: Literal["constant", "cosine"]
     clip: float
     seed: int
 

@@ -1,9 +1,10 @@
-"""The optimizer of an experiment: which learning rate each tensor gets."""
+"""The optimizer of an experiment: which learning rate each tensor gets, and when."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from constrained.select import select
 from examples.digits.experiment import ExperimentError, Training
@@ -30,3 +31,12 @@ def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
         for rate in sorted(set(rates.values()))
     ]
     return getattr(torch.optim, training.optimizer)(groups)
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, training: Training, steps_per_epoch: int
+) -> LRScheduler:
+    """How the learning rates change from step to step."""
+    if training.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=training.epochs * steps_per_epoch)
+    return LambdaLR(optimizer, lambda step: 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -45,6 +46,8 @@ class Trainer:
         self.training = training
         self.measure = measure
         self.optimizer = optimizer.build(model, training)
+        steps = math.ceil(len(digits.train) / training.batch)
+        self.schedule = optimizer.schedule(self.optimizer, training, steps)
         # A generator of its own, so that every network sees the same batches and the same noise.
         self.generator = torch.Generator().manual_seed(training.seed)
         self.history = History(
@@ -73,6 +76,7 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()
+        self.schedule.step()
         return loss.item()
 
     @torch.no_grad()
