@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from constrained.constraint import Constraint, InfeasibleError
 from constrained.handover import hand_over
-from constrained.parametrization_list import ParametrizationList, store
+from constrained.originals import store
+from constrained.parametrization_list import ParametrizationList
 from constrained.parametrize import (
     check_can_hold,
     install,

@@ -146,7 +146,8 @@ class Constraint(nn.Module, ABC):
             Boolean tensor of shape ``batch``. False where an element is not finite.
         """
         bound = tolerance(value, self.event_dim) if tol is None else tol
-        return self.violation(value) <= bound
+        violation = self.violation(value)
+        return (violation <= bound) & torch.isfinite(violation)
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise a `ValueError` if a tensor of this shape cannot carry the constraint."""

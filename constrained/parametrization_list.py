@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import weakref
 from collections.abc import Callable, Sequence
@@ -10,13 +9,21 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.__future__ import get_swap_module_params_on_conversion
 from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
 from constrained.constraint import Constraint
+from constrained.originals import (
+    check_elements,
+    check_single,
+    check_value,
+    initial_right_inverse,
+    is_finite,
+    own,
+    register_tensor,
+    store,
+)
 from constrained.restore import watch
 
 T = TypeVar("T")
@@ -87,7 +94,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             value = (original if start is None else start).detach().clone()
             new: Any = value
             for module in reversed(self._chain()):
-                new = _initial_right_inverse(module, new)
+                new = initial_right_inverse(module, new)
         if not isinstance(new, (Tensor, Sequence)):
             raise ValueError(
                 "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "
@@ -96,14 +103,14 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.is_tensor = isinstance(new, Tensor)
         self.ntensors = 1 if isinstance(new, Tensor) else len(new)
         if isinstance(new, Tensor):
-            _check_single(original, new)
+            check_single(original, new)
         else:
-            _check_elements(new)
+            check_elements(new)
         self._check_finite(value, (new,) if isinstance(new, Tensor) else new)
         if not unsafe:
             # The derivative is not asked for, but whether there is one decides what is trained.
             result = self.evaluator()(*((new,) if isinstance(new, Tensor) else new))
-            _check_value(result, original)
+            check_value(result, original)
             self._check_finite(value, (result,))
         self.__dict__["_pending"] = new
         if not deferred:
@@ -183,8 +190,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         with torch.no_grad():
             new = self.invert(value)
             self._store.clear()
+            nested: Any = self._modules.get("parametrizations", ())
             for name, tensor in zip(self.names(), new, strict=True):
-                if hasattr(self, "parametrizations") and name in self.parametrizations:
+                if name in nested:
                     setattr(self, name, tensor)
                 else:
                     store(getattr(self, name), tensor)
@@ -249,10 +257,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         return tuple(new)
 
     def _check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
-        if self.unsafe or value.is_meta or not _is_finite(value):
+        if self.unsafe or value.is_meta or not is_finite(value):
             return
         for tensor in new:
-            if not _is_finite(tensor):
+            if not is_finite(tensor):
                 raise ValueError(
                     f"{_chain_repr(self)} makes NaN or infinite numbers of a finite tensor, which "
                     "lies outside of its domain, or has no right_inverse that leads back to it."
@@ -265,22 +273,22 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         with torch.no_grad():
             if isinstance(new, Tensor):
                 store(original, new)
-                _register(self, "original", original)
+                register_tensor(self, "original", original)
                 return
             frozen = self._frozen()
             trained = [i for i in range(len(new)) if i not in frozen]
             for i, tensor in enumerate(new):
                 name = f"original{i}"
                 if i in frozen:
-                    self.register_buffer(name, _own(tensor))
+                    self.register_buffer(name, own(tensor))
                 elif trained == [i] and frozen and tensor.dtype == original.dtype:
                     # The one tensor that is trained stays the one that an optimizer knows.
                     store(original, tensor)
-                    _register(self, name, original)
+                    register_tensor(self, name, original)
                 elif self.is_parameter:
-                    _register(self, name, nn.Parameter(_own(tensor), original.requires_grad))
+                    register_tensor(self, name, nn.Parameter(own(tensor), original.requires_grad))
                 else:
-                    _register(self, name, _own(tensor).requires_grad_(original.requires_grad))
+                    register_tensor(self, name, own(tensor).requires_grad_(original.requires_grad))
 
     def preview(self) -> Tensor:
         """The value that the tensor will have once `take` is called."""
@@ -348,22 +356,6 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         return self
 
 
-def store(destination: Tensor, source: Tensor) -> None:
-    """Give ``destination`` the contents of ``source``, keeping its identity; no memory is shared.
-
-    Call it under ``torch.no_grad()``.
-    """
-    if get_swap_module_params_on_conversion() or is_traceable_wrapper_subclass(destination):
-        source = source.clone()
-        if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
-            source = nn.Parameter(source, requires_grad=destination.requires_grad)
-        torch.utils.swap_tensors(destination, source)
-    elif destination.shape == source.shape and type(source) in (Tensor, nn.Parameter):
-        destination.copy_(source)
-    else:
-        destination.set_(_own(source))  # type: ignore[call-overload]
-
-
 def read(parametrizations: nn.Module, name: str) -> Tensor:
     """The value of a parametrized tensor, with the errors that its user should see.
 
@@ -400,89 +392,3 @@ def _evaluate(chain: Sequence[nn.Module], *originals: Tensor) -> Tensor:
     for module in rest:
         value = module(value)
     return value
-
-
-def _initial_right_inverse(module: nn.Module, value: Any) -> Any:
-    if not hasattr(module, "right_inverse"):
-        # As in torch: a module without one starts with the tensor as it is.
-        return value
-    inverse: Any = module.right_inverse
-    try:
-        return inverse(value)
-    except NotImplementedError as error:
-        if isinstance(module, Constraint) or not _was_raised_on_purpose(error):
-            raise
-        return value
-
-
-def _was_raised_on_purpose(error: BaseException) -> bool:
-    """Whether a ``raise`` statement made the error, not a kernel that lacks a dtype."""
-    traceback = error.__traceback__
-    if traceback is None:
-        return True
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    opcode = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
-    return dis.opname[opcode] == "RAISE_VARARGS"
-
-
-def _check_single(original: Tensor, new: Tensor) -> None:
-    if original.dtype != new.dtype:
-        raise ValueError(
-            "When `right_inverse` outputs one tensor, it may not change the dtype.\n"
-            f"original.dtype: {original.dtype}\n"
-            f"right_inverse(original).dtype: {new.dtype}"
-        )
-    if original.device != new.device:
-        raise ValueError(
-            "When `right_inverse` outputs one tensor, it may not change the device.\n"
-            f"original.device: {original.device}\n"
-            f"right_inverse(original).device: {new.device}"
-        )
-
-
-def _check_elements(new: Sequence[Any]) -> None:
-    for i, element in enumerate(new):
-        if not isinstance(element, Tensor):
-            raise ValueError(
-                "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "
-                f"Got element {i} of the sequence with type {type(element).__name__}."
-            )
-
-
-def _check_value(value: Any, original: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"A parametrization must return a tensor. Got {type(value).__name__}.")
-    if value.dtype != original.dtype:
-        raise ValueError(
-            "Registering a parametrization may not change the dtype of the tensor, unless "
-            "`unsafe` flag is enabled.\n"
-            f"unparametrized dtype: {original.dtype}\n"
-            f"parametrized dtype: {value.dtype}"
-        )
-    if value.shape != original.shape:
-        raise ValueError(
-            "Registering a parametrization may not change the shape of the tensor, unless "
-            "`unsafe` flag is enabled.\n"
-            f"unparametrized shape: {original.shape}\n"
-            f"parametrized shape: {value.shape}"
-        )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    return bool(torch.isfinite(tensor).all())
-
-
-def _own(tensor: Tensor) -> Tensor:
-    # LAPACK returns column-major tensors; a gradient takes the strides of its parameter, and
-    # torch's L-BFGS and parameters_to_vector fail on those.
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _register(module: nn.Module, name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, nn.Parameter):
-        module.register_parameter(name, tensor)
-    else:
-        module.register_buffer(name, tensor)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.adopt import adopt, originals_of
 from constrained.cache import cached
-from constrained.parametrization_list import ParametrizationList, store
+from constrained.originals import store
+from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import (
     Parametrizations,
     base_class,
@@ -153,7 +155,7 @@ def remove_parametrizations(
     if not is_parametrized(owner, name):
         raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
     check_can_change_class(owner)
-    _adopt(owner)
+    adopt(owner)
     parametrizations = list_of(owner, name)
     if not parametrizations.is_tensor and not leave_parametrized:
         raise ValueError(
@@ -202,7 +204,7 @@ def transfer_parametrizations_and_params(
         target: Any = list_of(to_module, name)
         # The originals, as they are: a right inverse may choose others with the same value.
         with torch.no_grad():
-            for old, new in zip(target.originals(), _originals(source), strict=True):
+            for old, new in zip(target.originals(), originals_of(source), strict=True):
                 store(old, new)
         target.forget()
     return to_module
@@ -287,7 +289,7 @@ def check_can_hold(module: nn.Module, name: str) -> None:
 
 def install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
     """Put a list in the place of the parameter or buffer of that name."""
-    _adopt(module)
+    adopt(module)
     base = base_class(module)
     if "parametrizations" not in module._modules:
         module.parametrizations = Parametrizations(module)
@@ -348,7 +350,7 @@ def _plain_tensor(
 
 
 def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
-    _adopt(module)
+    adopt(module)
     parametrizations = list_of(module, name)
     if not unsafe:
         _check_appended(name, getattr(module, name), parametrization)
@@ -397,48 +399,6 @@ def _check_appended(name: str, value: Tensor, parametrization: nn.Module) -> Non
                 f"module.{name}.{what}: {expected}\n"
                 f"returned {what}: {got}"
             )
-
-
-def _adopt(module: nn.Module) -> None:
-    """Turn what torch's own engine put into a module into what this one works with."""
-    existing = module._modules.get("parametrizations")
-    if existing is None or (
-        isinstance(existing, Parametrizations)
-        and all(isinstance(v, ParametrizationList) for v in existing.values())
-    ):
-        return
-    adopted = Parametrizations(module)
-    if isinstance(existing, Parametrizations):
-        adopted._places = existing.places()
-    else:
-        adopted._places = (*existing._modules, *adopted.places())
-    for name, parametrizations in existing.named_children():
-        adopted[name] = _adopted_list(parametrizations)
-    base = base_class(module)
-    module._modules["parametrizations"] = adopted
-    set_class(module, base)
-
-
-def _adopted_list(parametrizations: Any) -> nn.Module:
-    if isinstance(parametrizations, ParametrizationList):
-        return parametrizations
-    adopted = ParametrizationList.__new__(ParametrizationList)
-    state = dict(parametrizations.__dict__)
-    adopted.__setstate__(state)
-    adopted.shape = parametrizations().shape
-    adopted.moved = None
-    adopted.persistent = True
-    adopted.is_parameter = any(isinstance(t, nn.Parameter) for t in adopted.originals())
-    return adopted
-
-
-def _originals(parametrizations: nn.Module) -> tuple[Tensor, ...]:
-    if parametrizations.is_tensor:
-        return (parametrizations.original,)  # type: ignore[return-value]
-    return tuple(
-        getattr(parametrizations, f"original{i}")
-        for i in range(parametrizations.ntensors)  # type: ignore[arg-type]
-    )
 
 
 @contextmanager

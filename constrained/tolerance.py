@@ -28,6 +28,8 @@ def tolerance(value: Tensor, event_dim: int) -> Tensor:
     .. math:: \mathrm{tol}(x) = 4\,\varepsilon_{\text{storage}} \max|x_i|
               + 8\,\varepsilon_{\text{working}} \lVert x \rVert_2
 
+    and 4 units of the smallest number that the dtype can hold.
+
     Args:
         value: tensor of shape ``(*batch, *event)``, floating or complex.
         event_dim: number of trailing dimensions that make one element.
@@ -35,7 +37,8 @@ def tolerance(value: Tensor, event_dim: int) -> Tensor:
     Returns:
         Real tensor of shape ``batch``, in the working precision.
     """
-    storage = torch.finfo(value.dtype).eps
+    finfo = torch.finfo(value.dtype)
+    storage = finfo.eps
     dtype = working_dtype(value.dtype)
     working = torch.finfo(dtype).eps
     magnitude = value.detach().to(dtype).abs()
@@ -49,4 +52,6 @@ def tolerance(value: Tensor, event_dim: int) -> Tensor:
         norm = unit * torch.linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
     else:
         largest = norm = magnitude
-    return STORAGE_ULPS * storage * largest + ARITHMETIC_ULPS * working * norm
+    # Among subnormal numbers rounding is absolute.
+    subnormal = STORAGE_ULPS * finfo.smallest_normal * finfo.eps
+    return STORAGE_ULPS * storage * largest + ARITHMETIC_ULPS * working * norm + subnormal

@@ -1,0 +1,53 @@
+"""Modules that torch's own engine has parametrized, or geotorch through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from constrained.parametrization_list import ParametrizationList
+from constrained.parametrized_class import Parametrizations, base_class, set_class
+
+
+def adopt(module: nn.Module) -> None:
+    """Turn what torch's own engine put into a module into what this one works with."""
+    existing = module._modules.get("parametrizations")
+    if existing is None or (
+        isinstance(existing, Parametrizations)
+        and all(isinstance(v, ParametrizationList) for v in existing.values())
+    ):
+        return
+    adopted = Parametrizations(module)
+    if isinstance(existing, Parametrizations):
+        adopted._places = existing.places()
+    else:
+        adopted._places = (*existing._modules, *adopted.places())
+    for name, parametrizations in existing.named_children():
+        adopted[name] = _adopted_list(parametrizations)
+    base = base_class(module)
+    module._modules["parametrizations"] = adopted
+    set_class(module, base)
+
+
+def _adopted_list(parametrizations: Any) -> nn.Module:
+    if isinstance(parametrizations, ParametrizationList):
+        return parametrizations
+    adopted = ParametrizationList.__new__(ParametrizationList)
+    state = dict(parametrizations.__dict__)
+    adopted.__setstate__(state)
+    adopted.shape = parametrizations().shape
+    adopted.moved = None
+    adopted.persistent = True
+    adopted.is_parameter = any(isinstance(t, nn.Parameter) for t in adopted.originals())
+    return adopted
+
+
+def originals_of(parametrizations: Any) -> tuple[Tensor, ...]:
+    """The originals in a list of either engine."""
+    if parametrizations.is_tensor:
+        return (parametrizations.original,)  # type: ignore[return-value]
+    return tuple(
+        getattr(parametrizations, f"original{i}")
+        for i in range(parametrizations.ntensors)  # type: ignore[arg-type]
+    )

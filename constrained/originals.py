@@ -1,0 +1,123 @@
+"""What becomes of a tensor when it is parametrized: its original, checked and written in place."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.__future__ import get_swap_module_params_on_conversion
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from constrained.constraint import Constraint
+
+
+def store(destination: Tensor, source: Tensor) -> None:
+    """Give ``destination`` the contents of ``source``, keeping its identity; no memory is shared.
+
+    Call it under ``torch.no_grad()``.
+    """
+    if get_swap_module_params_on_conversion() or is_traceable_wrapper_subclass(destination):
+        source = source.clone()
+        if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
+            source = nn.Parameter(source, requires_grad=destination.requires_grad)
+        torch.utils.swap_tensors(destination, source)
+    elif destination.shape == source.shape and type(source) in (Tensor, nn.Parameter):
+        destination.copy_(source)
+    else:
+        destination.set_(own(source))  # type: ignore[call-overload]
+
+
+def initial_right_inverse(module: nn.Module, value: Any) -> Any:
+    """What a parametrization makes of the tensor that it is registered on."""
+    if not hasattr(module, "right_inverse"):
+        # As in torch: a module without one starts with the tensor as it is.
+        return value
+    inverse: Any = module.right_inverse
+    try:
+        return inverse(value)
+    except NotImplementedError as error:
+        if isinstance(module, Constraint) or not _was_raised_on_purpose(error):
+            raise
+        return value
+
+
+def _was_raised_on_purpose(error: BaseException) -> bool:
+    """Whether a ``raise`` statement made the error, not a kernel that lacks a dtype."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return True
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    opcode = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
+    return dis.opname[opcode] == "RAISE_VARARGS"
+
+
+def check_single(original: Tensor, new: Tensor) -> None:
+    """Raise unless ``original`` can become ``new`` in place."""
+    if original.dtype != new.dtype:
+        raise ValueError(
+            "When `right_inverse` outputs one tensor, it may not change the dtype.\n"
+            f"original.dtype: {original.dtype}\n"
+            f"right_inverse(original).dtype: {new.dtype}"
+        )
+    if original.device != new.device:
+        raise ValueError(
+            "When `right_inverse` outputs one tensor, it may not change the device.\n"
+            f"original.device: {original.device}\n"
+            f"right_inverse(original).device: {new.device}"
+        )
+
+
+def check_elements(new: Sequence[Any]) -> None:
+    """Raise unless a right inverse gave tensors."""
+    for i, element in enumerate(new):
+        if not isinstance(element, Tensor):
+            raise ValueError(
+                "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "
+                f"Got element {i} of the sequence with type {type(element).__name__}."
+            )
+
+
+def check_value(value: Any, original: Tensor) -> None:
+    """Raise unless a value can stand where ``original`` stood."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"A parametrization must return a tensor. Got {type(value).__name__}.")
+    if value.dtype != original.dtype:
+        raise ValueError(
+            "Registering a parametrization may not change the dtype of the tensor, unless "
+            "`unsafe` flag is enabled.\n"
+            f"unparametrized dtype: {original.dtype}\n"
+            f"parametrized dtype: {value.dtype}"
+        )
+    if value.shape != original.shape:
+        raise ValueError(
+            "Registering a parametrization may not change the shape of the tensor, unless "
+            "`unsafe` flag is enabled.\n"
+            f"unparametrized shape: {original.shape}\n"
+            f"parametrized shape: {value.shape}"
+        )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; a meta tensor holds nothing."""
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def own(tensor: Tensor) -> Tensor:
+    """A contiguous copy."""
+    # LAPACK returns column-major tensors; a gradient takes the strides of its parameter, and
+    # torch's L-BFGS and parameters_to_vector fail on those.
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def register_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a parameter as such, any other tensor as a buffer."""
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)

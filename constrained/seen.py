@@ -1,0 +1,127 @@
+"""Whether tensors and modules are what they were when somebody looked at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+#: A small tensor is compared entry by entry, a large one at this many places.
+_SMALL, _PLACES = 1024, 32
+
+
+class SeenTensor:
+    """What a tensor looked like when a value was computed from it, or handed out.
+
+    A version counter misses what is written through ``tensor.data``, as in hand-written steps and
+    in the soft updates of target networks. So the memory of a tensor on the CPU is looked at too:
+    all of a small tensor, a few entries, evenly spread, of a large one. On other devices that
+    would mean to wait for the device, and some entries are compared once after each backward
+    pass, where steps are made.
+    """
+
+    __slots__ = (
+        "_address",
+        "_entries",
+        "_look",
+        "_marks",
+        "_version",
+        "requires_grad",
+        "tensor",
+    )
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        # Inference tensors keep no count, and serve inference mode only.
+        self._version = None if tensor.is_inference() else tensor._version
+        self._address = tensor.data_ptr()
+        self.requires_grad = tensor.requires_grad
+        self._marks: Tensor | None = None
+        self._look = _look_at_memory(tensor)
+        self._entries = self._look and self._look()
+
+    def is_unchanged(self, tensor: Tensor | None) -> bool:
+        """Whether ``tensor`` is this one, and as it was."""
+        return (
+            tensor is not None
+            and tensor is self.tensor
+            and self._address == tensor.data_ptr()
+            and self.requires_grad is tensor.requires_grad
+            and (self._marks is None or self._compare_marks())
+            and self.is_untouched()
+        )
+
+    def is_untouched(self) -> bool:
+        """Whether nobody wrote into the tensor."""
+        return (self._version is None or self._version == self.tensor._version) and (
+            self._look is None or self._entries == self._look()
+        )
+
+    def mark(self) -> None:
+        """Note some entries, after a backward pass, where memory cannot be looked at for free."""
+        if self._look is None:
+            self._marks = self._spread()
+
+    def _compare_marks(self) -> bool:
+        marks, self._marks = self._marks, None
+        return torch.equal(marks, self._spread())  # type: ignore[arg-type]
+
+    def _spread(self) -> Tensor:
+        with torch.no_grad():
+            flat = self.tensor.detach().reshape(-1)
+            return flat[:: 1 + flat.numel() // _SMALL].clone()
+
+
+def _look_at_memory(tensor: Tensor) -> Callable[[], bytes] | None:
+    """A function that gives the bytes of some entries, for a dense tensor on the CPU."""
+    if tensor.device.type != "cpu" or tensor.numel() == 0 or not is_dense(tensor):
+        return None
+    if tensor.is_conj() or tensor.is_neg():
+        return None
+    # Strides do not matter here, nor do the numbers: the memory of any dense tensor is flat.
+    flat = tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+    entries = flat.numpy().view(f"V{tensor.element_size()}")
+    step = 1 if tensor.numel() <= _SMALL else tensor.numel() // _PLACES
+    return entries[::step].tobytes
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the entries of a tensor fill a stretch of memory, each in a place of its own."""
+    return torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
+
+
+class SeenModule:
+    """What a watched module looked like: its own tensors, training flag and arguments."""
+
+    __slots__ = ("_buffers", "_parameters", "_revision", "_training", "tensors")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._training = module.training
+        self._revision = module.__dict__.get("_revision")
+        self._parameters = len(module._parameters)
+        self._buffers = len(module._buffers)
+        self.tensors = [
+            (container, name, SeenTensor(tensor))
+            for container in ("_parameters", "_buffers")
+            for name, tensor in module.__dict__[container].items()
+            if tensor is not None
+        ]
+
+    def is_unchanged(self, module: nn.Module) -> bool:
+        """Whether the module, standing where this one stood, is as it was."""
+        now = module.__dict__
+        if self._revision is not None:
+            # A Constraint counts every attribute that is set, `training` among them.
+            if now.get("_revision") != self._revision:
+                return False
+        elif (
+            now["training"] is not self._training
+            or len(now["_parameters"]) != self._parameters
+            or len(now["_buffers"]) != self._buffers
+        ):
+            return False
+        for container, name, seen in self.tensors:
+            if not seen.is_unchanged(now[container].get(name)):
+                return False
+        return True
