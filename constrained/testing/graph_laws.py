@@ -34,7 +34,7 @@ def meta_tensors_pass(case: Case) -> None:
     )
 
 
-@law(Scope(dtypes=(torch.float32,), batches=((),), first=True))
+@law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True))
 def compiles(case: Case) -> None:
     """``torch.compile(fullgraph=True)`` gives the values and gradients of the eager mode."""
     constraint = case.build()

@@ -32,18 +32,21 @@ class Scope:
             ``complex``.
         batches: batch shapes.
         points: those of `POINTS` of which each makes a case of its own; none by default.
-        first: whether the first example of a class is enough, because the law is expensive and
-            says nothing about the numbers.
+        one_shape: whether one shape is enough for each choice of constructor arguments, because
+            the law is expensive.
     """
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     batches: tuple[tuple[int, ...], ...] = ((), (2,))
     points: tuple[str, ...] = ()
-    first: bool = False
+    one_shape: bool = False
 
     def cases(self, cls: type[Constraint], examples: Iterable[tuple[Any, Any]]) -> list[Case]:
         """The cases of a class on some examples."""
-        chosen = itertools.islice(examples, 1 if self.first else None)
+        chosen = list(examples)
+        if self.one_shape:
+            by_arguments = {repr(kwargs): (kwargs, event) for kwargs, event in reversed(chosen)}
+            chosen = list(reversed(by_arguments.values()))
         dtypes = list(self.dtypes)
         if cls.complex:
             dtypes += [_COMPLEX[dtype] for dtype in self.dtypes if dtype in _COMPLEX]
@@ -66,7 +69,8 @@ class Trial:
     @property
     def exemption(self) -> str | None:
         """The reason for which the class declares that the law cannot hold here, if it does."""
-        exempt, name = self.case.cls.exempt, self.law.__name__
+        # Of the instance: the class may declare less for some of its arguments.
+        exempt, name = self.case.build().exempt, self.law.__name__
         return exempt.get(f"{name}:{self.case.point}") or exempt.get(name)
 
     def run(self) -> None:
