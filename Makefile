@@ -10,6 +10,8 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The tests run side by side: one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-short test test-all lint format types bench clean
@@ -34,10 +36,10 @@ demo-short: $(READY) ## the same for two epochs
 	$(BIN)/python -m examples.digits --epochs 2 examples/digits/memory.yaml examples/digits/pixels.yaml
 
 test: $(READY) ## the tests that take seconds
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY) ## all tests
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
 
 lint: $(READY) ## ruff, without changing anything
 	$(BIN)/ruff check .
