@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,13 +57,16 @@ def training_stays_in_the_set(case: Case) -> None:
     steepest = float(singular_values(case, constraint, "random").amax())
     entries = torch.cat([p.abs().flatten() for p in free]).double()
     typical = float(entries.square().mean().sqrt()) or 1.0
-    for kind, options in (
-        (torch.optim.SGD, {"lr": 0.1 / max(steepest**2, 1e-6)}),
-        (torch.optim.Adam, {"lr": 1e-2 * typical}),
-        (torch.optim.AdamW, {"lr": 1e-2 * typical, "weight_decay": 0.1}),
-    ):
+    rate = 1e-2 * typical
+    makers: tuple[Callable[..., torch.optim.Optimizer], ...] = (
+        lambda free: torch.optim.SGD(free, lr=0.1 / max(steepest**2, 1e-6)),
+        lambda free: torch.optim.Adam(free, lr=rate),
+        lambda free: torch.optim.AdamW(free, lr=rate, weight_decay=0.1),
+    )
+    for make in makers:
         module = _constrained(case, case.sample(constraint))
-        optimizer = kind(module.parameters(), **options)
+        optimizer = make(module.parameters())
+        kind = type(optimizer)
         losses = []
         for step in range(STEPS):
             optimizer.zero_grad()

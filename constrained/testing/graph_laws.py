@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from constrained.testing.bounds import expect_close
@@ -41,7 +43,7 @@ def compiles(case: Case) -> None:
     free = params(case, constraint)
     weight = case.gaussian(salt="weight")
 
-    def run(function: torch.nn.Module) -> list[torch.Tensor]:
+    def run(function: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
         leaves = [p.clone().requires_grad_(i not in constraint.frozen) for i, p in enumerate(free)]
         value = function(*leaves)
         (value * weight).sum().abs().backward()

@@ -32,8 +32,8 @@ class Scope:
             ``complex``.
         batches: batch shapes.
         points: those of `POINTS` of which each makes a case of its own; none by default.
-        one_shape: whether one shape is enough for each choice of constructor arguments, because
-            the law is expensive.
+        one_shape: whether the largest shape is enough for each choice of constructor arguments,
+            because the law is expensive.
     """
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
@@ -45,8 +45,8 @@ class Scope:
         """The cases of a class on some examples."""
         chosen = list(examples)
         if self.one_shape:
-            by_arguments = {repr(kwargs): (kwargs, event) for kwargs, event in reversed(chosen)}
-            chosen = list(reversed(by_arguments.values()))
+            by_size = sorted(chosen, key=lambda example: torch.Size(example[1]).numel())
+            chosen = list({repr(kwargs): (kwargs, event) for kwargs, event in by_size}.values())
         dtypes = list(self.dtypes)
         if cls.complex:
             dtypes += [_COMPLEX[dtype] for dtype in self.dtypes if dtype in _COMPLEX]
