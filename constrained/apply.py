@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from constrained.constraint import Constraint, InfeasibleError
+from constrained.constraint import Constraint, InfeasibleError, has_values
 from constrained.handover import hand_over
 from constrained.originals import store
 from constrained.parametrization_list import ParametrizationList
@@ -245,7 +245,7 @@ def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
     constraint.check_tensor(value)
     if init == "sample":
         return constraint.sample(value.shape, dtype=value.dtype, device=value.device)
-    if value.is_meta:
+    if not has_values(value):
         return value
     if init == "strict":
         constraint.check_member(value)
@@ -270,7 +270,7 @@ def _commit(changes: list[_Change]) -> None:
 
 def _distance(value: Tensor, before: Tensor) -> float:
     """How far a tensor moves, relative to its norm."""
-    if value.is_meta:
+    if not has_values(value):
         return 0.0
     precise = torch.complex128 if value.is_complex() else torch.float64
     moved = torch.linalg.vector_norm(value.to(precise) - before.to(precise))

@@ -98,6 +98,10 @@ class Evaluated(Protocol):
         """The modules whose own parameters, buffers and arguments the value depends on."""
         ...
 
+    def look(self) -> None:
+        """Look anew at which modules these are."""
+        ...
+
     def originals(self) -> Sequence[Tensor]:
         """The arguments of the `evaluator`, among the tensors of the watched modules."""
         ...
@@ -143,6 +147,7 @@ class ValueStore:
         return self._evaluate(on, thread)
 
     def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
+        on.look()
         is_pure = on.is_pure()
         context = None if is_pure else active_context()
         sources = _sources(on)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -40,6 +41,9 @@ class Constraint(nn.Module, ABC):
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
+
+    A tensor among the constructor arguments is registered as a buffer, under its own name: it then
+    moves with the module, and the engine sees when it changes.
 
     Class attributes:
         event_dim: number of trailing dimensions that make one element.
@@ -169,7 +173,7 @@ class Constraint(nn.Module, ABC):
             kind = "floating-point or complex" if self.complex else "real floating-point"
             raise TypeError(f"{self!r} needs a {kind} tensor, got {value.dtype}.")
         self.check_shape(value.shape)
-        if _has_values(value) and not bool(torch.isfinite(value).all()):
+        if has_values(value) and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
             raise ValueError(
                 f"{self!r} needs finite values, but {count} of {value.numel()} are NaN or infinite."
@@ -178,7 +182,7 @@ class Constraint(nn.Module, ABC):
     def check_member(self, value: Tensor) -> None:
         """Raise an `InfeasibleError` unless every element of ``value`` lies in the set."""
         self.check_tensor(value)
-        if not _has_values(value) or value.numel() == 0:
+        if not has_values(value) or value.numel() == 0:
             return
         excess = self.violation(value) - tolerance(value, self.event_dim)
         if not bool((excess > 0).any()):
@@ -256,8 +260,12 @@ def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def _has_values(value: Tensor) -> bool:
-    return not (value.is_meta or is_transformed(value) or torch.compiler.is_compiling())
+def has_values(value: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at: it is no meta, fake or traced tensor."""
+    if value.is_meta or torch.compiler.is_compiling() or is_transformed(value):
+        return False
+    fake_tensor = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake_tensor is None or not fake_tensor.is_fake(value)
 
 
 def _raise_precision(value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.__future__ import get_swap_module_params_on_conversion
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from constrained.constraint import Constraint
+from constrained.constraint import Constraint, has_values
 
 
 def store(destination: Tensor, source: Tensor) -> None:
@@ -102,8 +102,8 @@ def check_value(value: Any, original: Tensor) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; a meta tensor holds nothing."""
-    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+    """Whether a tensor holds neither NaN nor infinity; one without values holds nothing."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not has_values(tensor):
         return True
     return bool(torch.isfinite(tensor).all())
 

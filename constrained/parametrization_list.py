@@ -159,8 +159,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     # What a ValueStore asks.
 
     def watched(self) -> tuple[nn.Module, ...]:
-        """This list and the modules in it."""
+        """This list and the modules in it, as they were when `look` was called."""
         return (self, *self._watched)
+
+    def look(self) -> None:
+        """Look anew at which modules the value depends on."""
+        self.__dict__["_watched"] = tuple(self.modules())[1:]
 
     def is_pure(self) -> bool:
         """Whether the value depends on tensors and arguments of the watched modules alone."""
@@ -189,7 +193,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """
         with torch.no_grad():
             new = self.invert(value)
-            self._store.clear()
+            self.forget()
             nested: Any = self._modules.get("parametrizations", ())
             for name, tensor in zip(self.names(), new, strict=True):
                 if name in nested:
@@ -257,7 +261,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         return tuple(new)
 
     def _check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
-        if self.unsafe or value.is_meta or not is_finite(value):
+        if self.unsafe or not is_finite(value):
             return
         for tensor in new:
             if not is_finite(tensor):
@@ -322,21 +326,18 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 if canonical is not original:
                     store(original, canonical)
 
-    def append(self, module: nn.Module) -> ParametrizationList:
-        """Add a parametrization that is applied after all others."""
-        super().append(module)
-        self.forget()
-        return self
-
-    def forget(self) -> None:
-        """Forget stored values, and look anew at which tensors the value depends on."""
-        self._store.clear()
-        self.__dict__["_watched"] = tuple(self.modules())[1:]
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # Where loading swaps tensors, no graph may hold them.
-        self._store.clear()
+        self.forget()
         super()._load_from_state_dict(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Forget stored values, whose graphs hold the originals.
+
+        Needed only before somebody swaps the contents of an original, as by
+        ``torch.utils.swap_tensors``, which no other reference to it may forbid.
+        """
+        self._store.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -350,9 +351,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParametrizationList:
         # Conversions replace or swap the originals, which no graph may hold at that time.
-        self._store.clear()
+        self.forget()
         super()._apply(fn, recurse)
-        self._store.clear()
+        self.forget()
         return self
 
 

@@ -206,7 +206,6 @@ def transfer_parametrizations_and_params(
         with torch.no_grad():
             for old, new in zip(target.originals(), originals_of(source), strict=True):
                 store(old, new)
-        target.forget()
     return to_module
 
 
@@ -297,9 +296,6 @@ def install(module: nn.Module, name: str, parametrizations: ParametrizationList)
     delattr(module, name)
     module.parametrizations[name] = parametrizations  # type: ignore[operator]
     set_class(module, base)
-    if isinstance(module, ParametrizationList):
-        # A parametrized original: the value depends on more tensors than before.
-        module.forget()
 
 
 def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
@@ -313,8 +309,6 @@ def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) ->
     if len(parametrizations) == 0:
         del module._modules["parametrizations"]
     set_class(module, base)
-    if isinstance(module, ParametrizationList):
-        module.forget()
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
         _sort(module._parameters, places)
@@ -339,7 +333,7 @@ def _plain_tensor(
     requires_grad = any(t.requires_grad for t in originals)
     with torch.no_grad():
         value = parametrizations() if leave_parametrized else originals[0]
-        parametrizations._store.clear()
+        parametrizations.forget()
         if len(reusable) == 1 and not shared and reusable[0].dtype == value.dtype:
             store(reusable[0], value)
             return reusable[0]

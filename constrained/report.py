@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained.constraint import InfeasibleError
+from constrained.constraint import InfeasibleError, has_values
 from constrained.select import constrained_tensors
 from constrained.tolerance import tolerance
 
@@ -98,7 +98,7 @@ def _rows(model: nn.Module) -> Iterator[Row]:
     for path, parametrizations, constraint in constrained_tensors(model):
         value = parametrizations.value()
         violation, allowed = 0.0, 0.0
-        if value.numel() and not value.is_meta:
+        if value.numel() and has_values(value):
             measured = constraint.violation(value).flatten()
             granted = tolerance(value, constraint.event_dim).flatten()
             excess = measured - granted

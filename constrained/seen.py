@@ -92,13 +92,14 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 class SeenModule:
-    """What a watched module looked like: its own tensors, training flag and arguments."""
+    """What a watched module looked like: its tensors, submodules, training flag, arguments."""
 
-    __slots__ = ("_buffers", "_parameters", "_revision", "_training", "tensors")
+    __slots__ = ("_buffers", "_children", "_parameters", "_revision", "_training", "tensors")
 
     def __init__(self, module: nn.Module) -> None:
         self._training = module.training
         self._revision = module.__dict__.get("_revision")
+        self._children = list(module._modules.values())
         self._parameters = len(module._parameters)
         self._buffers = len(module._buffers)
         self.tensors = [
@@ -112,11 +113,12 @@ class SeenModule:
         """Whether the module, standing where this one stood, is as it was."""
         now = module.__dict__
         if self._revision is not None:
-            # A Constraint counts every attribute that is set, `training` among them.
+            # A Constraint counts every attribute that is set, `training` and modules among them.
             if now.get("_revision") != self._revision:
                 return False
         elif (
             now["training"] is not self._training
+            or list(now["_modules"].values()) != self._children
             or len(now["_parameters"]) != self._parameters
             or len(now["_buffers"]) != self._buffers
         ):

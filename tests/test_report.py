@@ -14,7 +14,6 @@ def broken(module):
     """A model whose originals no training would leave like this: the value is infeasible."""
     layer = module[0]
     layer.parametrizations.weight[0].forward = lambda x: 2 * x
-    layer.parametrizations.weight.forget()
     return module
 
 
@@ -35,7 +34,6 @@ def test_the_largest_violation_of_a_batch():
     value = layer.weight.detach().clone()
     value[1] *= 3
     layer.parametrizations.weight[0].forward = lambda x: value
-    layer.parametrizations.weight.forget()
     each = layer.parametrizations.weight[0].violation(value)
     assert each.argmax() == 1
     assert violations(layer)["weight"] == float(each[1]) > 1
