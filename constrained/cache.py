@@ -137,7 +137,7 @@ class ValueStore:
         stored = self._values.get(thread)
         if stored is not None and stored.is_valid(on.watched()):
             if not stored.value.is_untouched():
-                del self._values[thread]
+                self._values.pop(thread, None)
                 raise ValueWrittenError
             if not torch.is_grad_enabled():
                 return stored.value.tensor
@@ -167,7 +167,9 @@ class ValueStore:
         if all(t._version == v for t, v in zip(originals, versions, strict=True)):
             if len(self._values) > 1:
                 alive = {t.ident for t in threading.enumerate()}
-                self._values = {t: v for t, v in self._values.items() if t in alive}
+                # Step by step, since other threads store theirs at the same time.
+                for dead in [t for t in list(self._values) if t not in alive]:
+                    self._values.pop(dead, None)
             self._values[thread] = stored
         return stored.tracked if torch.is_grad_enabled() else stored.value.tensor
 
