@@ -34,7 +34,7 @@ def draw(histories: Mapping[str, History], title: str, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.01, horizontalalignment="left")
     figure.savefig(path, dpi=120)
 
 
