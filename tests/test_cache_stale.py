@@ -245,7 +245,7 @@ def test_e11_never_stale(change, how, n):
     m = layer(Positive(), n)
     kept = read_before(m, how)
     if change is swapped:
-        del kept  # torch swaps no tensor that a graph refers to
+        # torch swaps no tensor that a graph refers to
         kept = None
     before = None if kept is None else kept.clone()
     change(m)

@@ -1,0 +1,462 @@
+"""Threads, tasks and replicas: a value belongs to its reader (E10)."""
+
+import asyncio
+import copy
+import gc
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize as torchs
+from torch.testing import assert_close
+
+import constrained.parametrize as ours
+from constrained.cache import active_context
+from tests.counting import Foreign, Positive, Sphere, evaluations, layer, original, reset
+
+
+@pytest.fixture
+def fast_switching():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def run_all(*functions):
+    """Run functions in threads at the same time, and raise what the first of them raised."""
+    errors = []
+    start = threading.Barrier(len(functions))
+
+    def guarded(function):
+        try:
+            start.wait()
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(f,)) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def train(m, steps=30, seed=0):
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.05)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (m(m(x)).tanh().pow(2).sum() + m.weight.pow(2).sum()).backward()
+        assert original(m).grad is not None
+        optimizer.step()
+    return m
+
+
+@pytest.mark.parametrize("make", [Sphere, Foreign])
+@pytest.mark.parametrize("inside_cached", [False, True])
+def test_e10_threads_that_train_a_copy_each(make, inside_cached, fast_switching):
+    models = [layer(make()) for _ in range(4)]
+    with torch.no_grad():
+        for m in models:
+            original(m).mul_(0.5)
+    expected = [train(copy.deepcopy(m), seed=i) for i, m in enumerate(models)]
+
+    def work(i):
+        if inside_cached:
+            with ours.cached():
+                train(models[i], seed=i)
+        else:
+            train(models[i], seed=i)
+
+    run_all(*[lambda i=i: work(i) for i in range(4)])
+    for m, twin in zip(models, expected, strict=True):
+        for p, q in zip(m.parameters(), twin.parameters(), strict=True):
+            assert_close(p, q)
+
+
+@pytest.mark.parametrize("make", [Sphere, Foreign])
+def test_e10_one_model_in_a_training_and_two_evaluating_threads(make, fast_switching):
+    m = layer(make())
+    with torch.no_grad():
+        original(m).mul_(0.5)
+    twin = train(copy.deepcopy(m), steps=60)
+    done = threading.Event()
+
+    def training():
+        try:
+            with ours.cached():
+                train(m, steps=60)
+        finally:
+            done.set()
+
+    def evaluating(mode):
+        with mode(), ours.cached():
+            while not done.is_set():
+                out = m(torch.ones(1, 3))
+                assert not out.requires_grad
+                if make is Sphere:
+                    # Made of one version of the original or of a mixture: on the sphere it is.
+                    assert_close(m.weight.norm(dim=1), torch.ones(3), atol=1e-4, rtol=0)
+
+    run_all(training, lambda: evaluating(torch.no_grad), lambda: evaluating(torch.inference_mode))
+    for p, q in zip(m.parameters(), twin.parameters(), strict=True):
+        assert_close(p, q)
+    with torch.no_grad():
+        assert_close(m.weight, m.parametrizations.weight())
+
+
+@pytest.mark.torch_today
+def test_e10_a_training_and_an_evaluating_thread_in_torch_today():
+    m = torchs.register_parametrization(nn.Linear(3, 3), "weight", Foreign())
+    entered, left = threading.Event(), threading.Event()
+
+    def evaluating():
+        with torch.no_grad(), torchs.cached():
+            _ = m.weight
+            entered.set()
+            left.wait()
+
+    thread = threading.Thread(target=evaluating)
+    thread.start()
+    entered.wait()
+    try:
+        assert not m.weight.requires_grad
+    finally:
+        left.set()
+        thread.join()
+
+
+def test_e10_a_thread_outside_is_not_inside():
+    m = layer(Foreign())
+    entered, left = threading.Event(), threading.Event()
+
+    def inside():
+        with torch.no_grad(), ours.cached():
+            _ = m.weight
+            entered.set()
+            left.wait()
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    entered.wait()
+    try:
+        assert active_context() is None
+        assert m.weight.requires_grad and m.weight is not m.weight
+    finally:
+        left.set()
+        thread.join()
+
+
+def test_e10_many_short_threads(fast_switching):
+    """Each leaves a value behind; they are dropped, and never served to another thread wrongly."""
+    m = layer(Sphere())
+
+    def read():
+        for _ in range(20):
+            assert_close(m.weight.norm(dim=1).detach(), torch.ones(3))
+            m.weight.sum().backward(inputs=[original(m)])
+
+    for _ in range(5):
+        run_all(*[read] * 8)
+    run_all(read)
+    _ = m.weight
+    store = m.parametrizations.weight._store
+    assert len(store._values) <= 2
+
+
+def test_e10_threads_come_and_go_while_originals_move(fast_switching):
+    m = layer(Sphere())
+
+    def once():
+        _ = m.weight
+
+    def often():
+        for _ in range(40):
+            with torch.no_grad():
+                original(m).add_(1e-3)
+            _ = m.weight
+
+    for _ in range(15):
+        run_all(*[once, often] * 10)
+    assert_close(m.weight, m.parametrizations.weight())
+
+
+def test_e10_an_original_that_is_written_while_it_is_evaluated():
+    started, go_on = threading.Event(), threading.Event()
+
+    class Slow(Positive):
+        waits = False
+
+        def forward(self, x):
+            value = super().forward(x)
+            if self.waits and threading.current_thread() is not threading.main_thread():
+                started.set()
+                go_on.wait(10)
+            return value
+
+    m = layer(Slow())
+    m.parametrizations.weight[0].waits = True
+    values = []
+
+    def evaluating():
+        with torch.no_grad():
+            values.extend([m.weight, m.weight])
+
+    thread = threading.Thread(target=evaluating)
+    thread.start()
+    started.wait(10)
+    with torch.no_grad():
+        original(m).zero_()
+    go_on.set()
+    thread.join()
+    assert_close(values[1], torch.ones(3, 3))
+
+
+def test_e10_a_backward_pass_in_another_thread():
+    m = layer(Sphere())
+    loss = m.weight.sin().sum()
+    expected = torch.autograd.grad(m.parametrizations.weight().sin().sum(), original(m))[0]
+    run_all(loss.backward)
+    assert_close(original(m).grad, expected)
+    m.weight.sin().sum().backward()
+    assert_close(original(m).grad, 2 * expected)
+
+
+def test_e10_two_backward_passes_at_once(fast_switching):
+    m = layer(Sphere())
+    losses = [m.weight.sin().sum() for _ in range(8)]
+    expected = torch.autograd.grad(m.parametrizations.weight().sin().sum(), original(m))[0]
+    found = []
+    run_all(*[lambda x=loss: found.extend(torch.autograd.grad(x, original(m))) for loss in losses])
+    assert len(found) == 8
+    for g in found:
+        assert_close(g, expected)
+
+
+def test_e10_copying_and_saving_while_others_read(fast_switching):
+    m = layer(Sphere())
+    done = threading.Event()
+
+    def reading():
+        while not done.is_set():
+            _ = m.weight
+
+    def copying():
+        try:
+            for _ in range(20):
+                twin = copy.deepcopy(m)
+                assert_close(twin.weight, m.weight)
+        finally:
+            done.set()
+
+    run_all(reading, reading, copying)
+
+
+# ------------------------------------------------------------------------------- tasks, generators
+
+
+def test_e10_tasks():
+    m = layer(Foreign())
+
+    async def inside(ready, finish):
+        with ours.cached():
+            w = m.weight
+            ready.set()
+            await finish.wait()
+            again = m.weight
+            return torch.equal(w, again)
+
+    async def outside(ready, finish):
+        await ready.wait()
+        try:
+            assert active_context() is None
+            assert m.weight is not m.weight
+        finally:
+            finish.set()
+
+    async def main():
+        ready, finish = asyncio.Event(), asyncio.Event()
+        same, _ = await asyncio.gather(inside(ready, finish), outside(ready, finish))
+        assert same and active_context() is None
+
+    asyncio.run(main())
+
+
+@pytest.mark.torch_today
+def test_e10_tasks_in_torch_today():
+    m = torchs.register_parametrization(nn.Linear(3, 3), "weight", Foreign())
+
+    async def inside(ready, finish):
+        with torchs.cached():
+            ready.set()
+            await finish.wait()
+
+    async def main():
+        ready, finish = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(inside(ready, finish))
+        await ready.wait()
+        assert m.weight is m.weight
+        finish.set()
+        await task
+
+    asyncio.run(main())
+
+
+def test_e10_a_task_that_outlives_the_context_it_was_started_in():
+    m = layer(Foreign())
+
+    async def child(finish):
+        assert active_context() is not None
+        with ours.cached():
+            await finish.wait()
+            return m.weight is m.weight
+
+    async def main():
+        finish = asyncio.Event()
+        with ours.cached():
+            task = asyncio.create_task(child(finish))
+            await asyncio.sleep(0)
+            assert m.weight is m.weight
+        assert active_context() is None
+        assert m.weight is not m.weight
+        finish.set()
+        assert await task
+        assert active_context() is None
+
+    asyncio.run(main())
+
+
+def test_e10_a_child_that_leaves_first():
+    m = layer(Foreign())
+
+    async def child():
+        with ours.cached():
+            return m.weight is m.weight
+
+    async def main():
+        with ours.cached():
+            assert await asyncio.create_task(child())
+            assert await asyncio.to_thread(lambda: active_context() is not None)
+            assert m.weight is m.weight
+        assert active_context() is None
+
+    asyncio.run(main())
+
+
+def cached_generator(m):
+    with ours.cached():
+        yield m.weight
+        yield m.weight
+
+
+def test_e10_a_suspended_generator_spoils_nothing():
+    m = layer(Foreign())
+    g = cached_generator(m)
+    next(g)
+    for _ in range(3):
+        m.zero_grad()
+        m(torch.ones(1, 3)).pow(2).sum().backward()
+        torch.optim.SGD(m.parameters(), lr=0.1).step()
+        assert_close(m.weight, m.parametrizations.weight())
+    assert_close(next(g), m.parametrizations.weight())
+    g.close()
+    assert active_context() is None
+
+
+@pytest.mark.parametrize("order", ["first in, first out", "last in, first out", "collected"])
+def test_e10_generators_that_end_in_any_order(order):
+    m = layer(Foreign())
+    a, b = cached_generator(m), cached_generator(m)
+    next(a), next(b)
+    if order == "collected":
+        del a, b
+        gc.collect()
+    else:
+        for g in (a, b) if order.startswith("first") else (b, a):
+            g.close()
+    assert active_context() is None
+    assert m.weight is not m.weight
+    with ours.cached():
+        assert m.weight is m.weight
+
+
+def test_e10_a_generator_that_ends_in_another_thread():
+    m = layer(Foreign())
+    g = cached_generator(m)
+    next(g)
+    run_all(g.close)
+    assert active_context() is None
+    assert m.weight is not m.weight
+
+
+def test_e10_a_generator_that_ends_in_another_task():
+    m = layer(Foreign())
+    g = cached_generator(m)
+
+    async def main():
+        async def start():
+            next(g)
+
+        async def end():
+            g.close()
+            return active_context()
+
+        await asyncio.create_task(start())
+        assert await asyncio.create_task(end()) is None
+
+    asyncio.run(main())
+    assert active_context() is None
+
+
+# ---------------------------------------------------------------------------------------- replicas
+
+
+@pytest.mark.parametrize("inside_cached", [False, True])
+def test_e10_replicas_compute_from_what_they_hold(inside_cached):
+    """What ``DataParallel`` does with a module: shallow copies, whose parameters are replaced."""
+    root = nn.Sequential(layer(Sphere()))
+    _ = root[0].weight
+    x = torch.ones(2, 3)
+
+    def replica(factor):
+        copies = {m: m._replicate_for_data_parallel() for m in root.modules()}
+        leaves = []
+        for m, twin in copies.items():
+            for key, child in m._modules.items():
+                twin._modules[key] = copies[child]
+            for key, p in m._parameters.items():
+                leaves.append((p.detach() * factor + (factor - 1)).requires_grad_())
+                setattr(twin, key, leaves[-1] * 1)
+            for key, b in m._buffers.items():
+                twin._buffers[key] = b
+        return copies[root], leaves
+
+    with ours.cached() if inside_cached else torch.enable_grad():
+        replicas = [replica(factor) for factor in (1.0, 2.0)]
+        outs = [r(x) for r, _ in replicas]
+        for out, (twin, leaves) in zip(outs, replicas, strict=True):
+            bias, p = sorted(leaves, key=lambda t: t.ndim)
+            expected = x @ nn.functional.normalize(p, dim=1).T + bias
+            assert_close(out, expected)
+            assert_close(
+                torch.autograd.grad(out.sum(), p)[0], torch.autograd.grad(expected.sum(), p)[0]
+            )
+            del twin
+    m = root[0]
+    assert_close(m.weight, m.parametrizations.weight())
+    root(x).sum().backward()
+    assert original(m).grad is not None
+
+
+def test_e10_shared_memory_is_never_trusted():
+    """Another process may write there, and no counter of this one moves."""
+    m = layer(Positive())
+    m.share_memory()
+    reset(m)
+    _ = m.weight, m.weight
+    assert evaluations(m) == 2
