@@ -42,8 +42,8 @@ class Constraint(nn.Module, ABC):
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
 
-    A tensor among the constructor arguments is registered as a buffer, under its own name: it then
-    moves with the module, and the engine sees when it changes.
+    A tensor among the constructor arguments is registered as a buffer, under its own name, so that
+    it moves with the module.
 
     Class attributes:
         event_dim: number of trailing dimensions that make one element.

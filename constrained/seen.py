@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,9 +105,9 @@ class SeenModule:
         self._buffers = len(module._buffers)
         self.tensors = [
             (container, name, SeenTensor(tensor))
-            for container in ("_parameters", "_buffers")
-            for name, tensor in module.__dict__[container].items()
-            if tensor is not None
+            for container in ("_parameters", "_buffers", None)
+            for name, tensor in _tensors(module.__dict__, container).items()
+            if isinstance(tensor, Tensor)
         ]
 
     def is_unchanged(self, module: nn.Module) -> bool:
@@ -124,6 +125,11 @@ class SeenModule:
         ):
             return False
         for container, name, seen in self.tensors:
-            if not seen.is_unchanged(now[container].get(name)):
+            if not seen.is_unchanged(_tensors(now, container).get(name)):
                 return False
         return True
+
+
+def _tensors(attributes: dict[str, Any], container: str | None) -> dict[str, Any]:
+    """The dictionary of a module that holds its parameters, its buffers, or plain tensors."""
+    return attributes if container is None else attributes[container]
