@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import _unwrap_for_grad, _wrap_for_grad, peek_interpreter_stack
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
-from torch.utils._pytree import tree_map_only
+
+from constraints.derivatives import in_front, nestable
 
 
 def spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,38 +50,6 @@ def right_divide(M: Tensor, H: Tensor, h: Tensor, Q: Tensor) -> Tensor:
         Q: the eigenvectors of H, from `spectrum`.
     """
     return _RightDivide.apply(M, H, h, Q)
-
-
-def nestable(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A `jvp` of a `Function` that nests, from ``rule(saved_tensors, *tangents)``.
-
-    Torch runs a `jvp` with forward-mode differentiation off, so that of one `torch.func.jvp` inside
-    another nothing is left, without a word (pytorch#197867). Here the rule runs outside of the
-    transform that it serves, where the others see it.
-    """
-
-    @functools.wraps(rule)
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        if peek_interpreter_stack() is None:
-            return rule(ctx.saved_tensors, *tangents)
-        transform = retrieve_current_functorch_interpreter()
-        level = transform.level()
-        saved, tangents = tree_map_only(
-            Tensor, lambda x: _unwrap_for_grad(x, level), (ctx.saved_tensors, tangents)
-        )
-        with forward_ad._set_fwd_grad_enabled(True), transform.lower():
-            result = rule(saved, *tangents)
-        return _wrap_for_grad(result, level)
-
-    return jvp
-
-
-def in_front(
-    info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Tensor, ...]
-) -> Iterator[Tensor]:
-    """The inputs of a `vmap` rule with the new dimension in front, as one more batch dimension."""
-    for x, dim in zip(inputs, in_dims, strict=True):
-        yield x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
 def _reciprocal(x: Tensor, largest: Tensor) -> Tensor:
@@ -130,7 +95,9 @@ class _Lyapunov(Function):
 
     @staticmethod
     @nestable
-    def jvp(saved: tuple[Tensor, ...], dH: Tensor | None, dC: Tensor | None, *_: None) -> Tensor:
+    def jvp(
+        ctx: Any, saved: tuple[Tensor, ...], dH: Tensor | None, dC: Tensor | None, *_: None
+    ) -> Tensor:
         H, h, Q, Y = saved
         change = _or_zero(dC, Y)
         if dH is not None:
@@ -161,7 +128,9 @@ class _RightDivide(Function):
 
     @staticmethod
     @nestable
-    def jvp(saved: tuple[Tensor, ...], dM: Tensor | None, dH: Tensor | None, *_: None) -> Tensor:
+    def jvp(
+        ctx: Any, saved: tuple[Tensor, ...], dM: Tensor | None, dH: Tensor | None, *_: None
+    ) -> Tensor:
         H, h, Q, Z = saved
         change = _or_zero(dM, Z)
         if dH is not None:

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from constrained.constraint import autocast_disabled, is_transformed
-from constraints.lyapunov import in_front, lyapunov, nestable, right_divide, spectrum
+from constrained.constraint import autocast_disabled
+from constraints.derivatives import DirectFunction, has_numbers, in_front, nestable
+from constraints.lyapunov import lyapunov, right_divide, spectrum
 
 #: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
 #: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
@@ -143,7 +142,7 @@ def _svd_factor(X: Tensor) -> Tensor:
 # difference of singular values in it, so it is smooth where they are equal.
 
 
-def _derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+def derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     """The derivative of the polar factor W of a tall X in direction V; differentiable."""
     WV = W.mH @ V
     H = W.mH @ X
@@ -156,14 +155,14 @@ def _derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
 
 
 def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
-    """`_derivative` without a derivative of its own, and cheaper where X is almost orthogonal."""
+    """`derivative` without a derivative of its own, and cheaper where X is almost orthogonal."""
     WV = W.mH @ V
     if torch.equal(X, W):
         return (V - W @ ((WV + WV.mH) / 2)).contiguous()
     E = defect(W, X)
     distance = float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
     if not distance < 0.1:
-        return _derivative(X, W, V).contiguous()
+        return derivative(X, W, V).contiguous()
     # With H = I + E, iterate 2 Y = C - E Y - Y E, where Y E = -(E Y)' because Y is skew and E is
     # symmetric, and Z = M - Z E for Z H = M: each time the error shrinks by ||E||.
     rounds = max(0, math.ceil(math.log(torch.finfo(X.dtype).eps, max(distance, 1e-300))) - 1)
@@ -181,18 +180,10 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     return result.contiguous()
 
 
-class _Polar(Function):
-    @classmethod
-    def apply(cls, X: Tensor) -> Tensor:
-        # Matching one argument to the signature of `forward`, which torch does for torch.func's
-        # sake, takes longer than a small matrix.
-        if peek_interpreter_stack() is None:
-            return super(Function, cls).apply(X)  # type: ignore[attr-defined]
-        return super().apply(X)
-
+class _Polar(DirectFunction):
     @staticmethod
     def forward(X: Tensor) -> Tensor:
-        return _factor(X) if _has_numbers(X) else _factor_op(X)
+        return _factor(X) if has_numbers(X) else _factor_op(X)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -202,14 +193,15 @@ class _Polar(Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> Tensor:
         X, W = ctx.saved_tensors
-        plain = not torch.is_grad_enabled() and _has_numbers(X) and _has_numbers(G)
+        plain = not torch.is_grad_enabled() and has_numbers(X) and has_numbers(G)
         with autocast_disabled(G):
-            return _gradient(X, W, G) if plain else _derivative(X, W, G)
+            return _gradient(X, W, G) if plain else derivative(X, W, G)
 
     @staticmethod
     @nestable
-    def jvp(saved: tuple[Tensor, Tensor], dX: Tensor) -> Tensor:
-        return _derivative(*saved, dX)
+    def jvp(ctx: Any, saved: Any, dX: Tensor) -> Tensor:
+        X, W = saved
+        return derivative(X, W, dX)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
@@ -229,11 +221,6 @@ _factor_op = torch.library.custom_op("constraints::polar_factor", _factor, mutat
 def _gradient_op(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     with autocast_disabled(V):
         return _gradient(X, W, V)
-
-
-def _has_numbers(X: Tensor) -> bool:
-    """Whether Python may branch on the numbers of X: not so on meta, or when traced or batched."""
-    return type(X) in (Tensor, torch.nn.Parameter) and not X.is_meta and not is_transformed(X)
 
 
 @_factor_op.register_fake

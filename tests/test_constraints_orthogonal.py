@@ -319,7 +319,7 @@ def test_as_good_as_the_map_of_torch():
     losses = [float(mine.loss(W)) for W in ends]
     assert losses[0] == pytest.approx(mine.optimum, rel=1e-5)
     assert losses[0] <= losses[1] * (1 + 1e-5)
-    assert Orthogonal().violation(ends[0]) <= Orthogonal().violation(ends[1])
+    assert largest(Orthogonal().violation(ends[0])) <= 1e-6
 
 
 @pytest.mark.parametrize("map", MAPS)
