@@ -1,0 +1,254 @@
+"""The base class: its guards, its messages, and what follows from a constructor's signature."""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+import pytest
+import torch
+
+from constrained import Constraint, InfeasibleError, tolerance
+from constrained.constraint import snake_case
+from tests.healthy import NonNegative, PositiveDefinite, Sphere, Symmetric
+
+
+class Recorder(Constraint):
+    """All vectors; notes what each method received."""
+
+    event_dim = 1
+    complex = True
+    seen: ClassVar[dict] = {}
+
+    def note(self, method, value):
+        self.seen[method] = (value.dtype, torch.is_autocast_enabled("cpu"))
+        return value
+
+    def forward(self, free):
+        return self.note("forward", free)
+
+    def right_inverse(self, value):
+        return self.note("right_inverse", value), value
+
+    def violation(self, value):
+        return self.note("violation", value).abs().sum(-1) * 0
+
+    def project(self, value):
+        return self.note("project", value)
+
+    def sample(self, shape, *, generator=None, dtype=None, device=None):
+        return torch.zeros(shape, dtype=dtype)
+
+    def dimension(self, shape):
+        return shape[-1]
+
+
+METHODS = ("forward", "right_inverse", "violation", "project")
+
+
+# ----------------------------------------------------------------------------------------- abstract
+
+
+def test_the_base_class_is_abstract():
+    with pytest.raises(TypeError, match="abstract"):
+        Constraint()
+
+
+@pytest.mark.parametrize("method", [*METHODS, "sample", "dimension"])
+def test_every_method_must_be_defined(method):
+    members = {name: getattr(Recorder, name) for name in (*METHODS, "sample", "dimension")}
+    del members[method]
+    with pytest.raises(TypeError, match=method):
+        type("Partial", (Constraint,), {"event_dim": 1, **members})()
+
+
+# ------------------------------------------------------------------------------------------- guards
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("dtype", "inside"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.complex64, torch.complex64),
+    ],
+)
+def test_methods_receive_at_least_single_precision(method, dtype, inside):
+    result = getattr(Recorder(), method)(torch.ones(3, dtype=dtype))
+    assert Recorder.seen[method][0] == inside
+    results = result if isinstance(result, tuple) else (result,)
+    expected = torch.finfo(inside).dtype if method == "violation" else str(dtype)[6:]
+    assert {str(r.dtype)[6:] for r in results} == {expected}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_run_with_autocast_off(method):
+    with torch.autocast("cpu", torch.bfloat16):
+        getattr(Recorder(), method)(torch.ones(3))
+        assert torch.is_autocast_enabled("cpu")
+    assert Recorder.seen[method] == (torch.float32, False)
+
+
+def test_guards_keep_names_signatures_and_docstrings():
+    assert PositiveDefinite.forward.__name__ == "forward"
+    assert list(inspect.signature(Sphere.right_inverse).parameters) == ["self", "value"]
+
+
+def test_an_inherited_method_is_guarded_once():
+    class Child(Recorder):
+        pass
+
+    assert Child.forward is Recorder.forward
+
+
+def test_low_precision_is_rounded_once():
+    v = torch.randn(100)
+    found = Sphere()(v.bfloat16())
+    expected = Sphere()(v.bfloat16().float()).bfloat16()
+    assert torch.equal(found, expected)
+
+
+# ---------------------------------------------------------------------------------------- violation
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("cls", [Sphere, Symmetric, NonNegative, PositiveDefinite])
+def test_an_element_that_is_not_finite_has_an_infinite_violation(cls, bad):
+    value = cls().sample((3, 4, 4))
+    value[(1,) * value.ndim] = bad
+    expected = torch.zeros_like(cls().violation(value), dtype=torch.bool)
+    expected[(1,) * expected.ndim] = True
+    assert torch.equal(cls().violation(value) == torch.inf, expected)
+    assert torch.equal(cls().contains(value), ~expected)
+
+
+def test_contains_takes_a_tolerance():
+    x = torch.tensor([1.0, 1e-3])
+    assert not Sphere().contains(x * 2)
+    assert Sphere().contains(x * 2, tol=1.1)
+    assert Sphere().contains(torch.zeros(0, 4)).shape == (0,)
+    assert not NonNegative().contains(torch.tensor(torch.inf), tol=torch.inf)
+
+
+# --------------------------------------------------------------------------------------- messages
+
+
+def message(error, function, *arguments):
+    with pytest.raises(error) as caught:
+        function(*arguments)
+    text = str(caught.value)
+    assert len(text) < 300
+    assert "tensor(" not in text
+    return text
+
+
+def test_an_outsider_is_told_how_far_it_is():
+    value = torch.eye(3)
+    value[0, 1] = 0.5
+    allowed = float(tolerance(value, 2))
+    assert message(InfeasibleError, Symmetric().right_inverse, value) == (
+        "Symmetric(): the value violates the constraint by 0.707 "
+        f"(at most {allowed:.3g} is rounding); project() gives a nearby member."
+    )
+    assert issubclass(InfeasibleError, ValueError)
+
+
+def test_an_outsider_in_a_batch_is_told_where_it_is():
+    value = torch.eye(3).repeat(2, 4, 1, 1)
+    value[1, 2, 0, 1] = 100
+    text = message(InfeasibleError, Symmetric().right_inverse, value)
+    assert "by 141 at index (1, 2) (at most" in text
+
+
+def test_the_worst_element_is_named_against_its_own_tolerance():
+    # The first one is larger, and its violation too, but it is rounding there.
+    value = torch.tensor([[1e6, 0.0], [1.0, 0.0]])
+    value = torch.stack([value * 0 + 1e6, torch.eye(2)])
+    value[0, 0, 1] += 0.0625
+    value[1, 0, 1] = 0.01
+    assert "at index (1,)" in message(InfeasibleError, Symmetric().right_inverse, value)
+
+
+def test_a_large_tensor_is_not_printed():
+    value = torch.randn(500, 500)
+    message(InfeasibleError, Symmetric().right_inverse, value)
+    value[3, 4] = torch.nan
+    text = message(ValueError, Symmetric().right_inverse, value)
+    assert text == "Symmetric() needs finite values, but 1 of 250000 are NaN or infinite."
+    message(ValueError, Symmetric().project, value)
+
+
+@pytest.mark.parametrize("method", ["right_inverse", "project", "violation"])
+def test_shapes(method):
+    constraint = Symmetric()
+    assert message(ValueError, getattr(constraint, method), torch.ones(3)) == (
+        "Symmetric() needs a tensor of at least 2 dimensions, but the shape is (3,)."
+    )
+    assert message(ValueError, getattr(constraint, method), torch.ones(4, 2, 3)) == (
+        "Symmetric(): each element must be square, but the shape is (4, 2, 3)."
+    )
+    assert "at least one dimension" in message(
+        ValueError, getattr(Sphere(), method), torch.tensor(1.0)
+    )
+
+
+@pytest.mark.parametrize("method", ["right_inverse", "project"])
+def test_types(method):
+    function = getattr(Symmetric(), method)
+    assert message(TypeError, function, [[1.0]]) == "Symmetric() needs a tensor, got list."
+    assert message(TypeError, function, torch.eye(2).int()) == (
+        "Symmetric() needs a real floating-point tensor, got torch.int32."
+    )
+    assert "real floating-point" in message(TypeError, function, torch.eye(2) * 1j)
+    assert "floating-point or complex" in message(
+        TypeError, getattr(Recorder(), method), torch.ones(2, dtype=torch.int64)
+    )
+
+
+def test_an_empty_batch_is_a_batch_of_members():
+    assert Symmetric().right_inverse(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
+
+
+# ----------------------------------------------------------------------------- identity and spelling
+
+
+def test_repr_and_spec_hold_the_arguments_off_their_defaults():
+    assert repr(Sphere()) == "Sphere()"
+    assert repr(Sphere(2.0)) == "Sphere(radius=2.0)"
+    assert Sphere(2.0).arguments() == {"radius": 2.0}
+    assert Sphere(1.0).spec() == {"name": "tests.healthy:Sphere"}
+    assert Sphere(radius=2.0).spec() == {"name": "tests.healthy:Sphere", "radius": 2.0}
+
+
+def test_an_argument_that_equals_the_default_in_another_type_is_kept():
+    assert Sphere(1).spec() == {"name": "tests.healthy:Sphere", "radius": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("PositiveDefinite", "positive_definite"),
+        ("Sphere", "sphere"),
+        ("PSDLowRank", "psd_low_rank"),
+        ("L1Ball", "l1_ball"),
+        ("already_snake", "already_snake"),
+    ],
+)
+def test_snake_case(name, expected):
+    assert snake_case(name) == expected
+
+
+def test_canonical_is_the_identity_by_default():
+    assert not Sphere().has_canonical()
+    v = torch.randn(3)
+    assert Sphere().canonical(v)[0] is v
+
+
+def test_a_changed_argument_is_counted():
+    constraint = Sphere()
+    before = constraint._revision
+    constraint.radius = 2.0
+    assert constraint._revision == before + 1
