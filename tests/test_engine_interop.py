@@ -132,6 +132,28 @@ def test_torch_registers_a_second_tensor():
     still_works(sibling)
 
 
+def test_torch_leaves_siblings_compilable():
+    """What torch writes into, or leaves in, a class must not stop dynamo on others of the class."""
+    torch._dynamo.reset()
+    x = torch.ones(2, 3)
+
+    def compiles(m):
+        assert_close(torch.compile(m, backend="eager", fullgraph=True)(x), m(x))
+
+    m, sibling = layer(), layer()
+    torchs.register_parametrization(m, "bias", Halved())
+    compiles(sibling)
+    compiles(m)
+    torchs.remove_parametrizations(m, "weight")
+    compiles(m)
+    compiles(sibling)
+    both, other = (constrain(layer(), "bias", Halved()) for _ in "ab")
+    torchs.remove_parametrizations(both, "bias")
+    compiles(both)
+    compiles(other)
+    compiles(layer())
+
+
 def test_torch_appends_to_ours():
     m, sibling = layer(), layer()
     value = m.weight.detach().clone()
