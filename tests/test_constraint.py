@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import ClassVar
 
 import pytest
@@ -148,11 +149,13 @@ def message(error, function, *arguments):
 def test_an_outsider_is_told_how_far_it_is():
     value = torch.eye(3)
     value[0, 1] = 0.5
-    allowed = float(tolerance(value, 2))
-    assert message(InfeasibleError, Symmetric().right_inverse, value) == (
-        "Symmetric(): the value violates the constraint by 0.707 "
-        f"(at most {allowed:.3g} is rounding); project() gives a nearby member."
+    found = re.fullmatch(
+        r"Symmetric\(\): the value violates the constraint by 0\.707 "
+        r"\(at most (\S+) is rounding\); project\(\) gives a nearby member\.",
+        message(InfeasibleError, Symmetric().right_inverse, value),
     )
+    assert found
+    assert float(found[1]) == pytest.approx(float(tolerance(value, 2)), rel=0.1)
     assert issubclass(InfeasibleError, ValueError)
 
 
@@ -165,7 +168,6 @@ def test_an_outsider_in_a_batch_is_told_where_it_is():
 
 def test_the_worst_element_is_named_against_its_own_tolerance():
     # The first one is larger, and its violation too, but it is rounding there.
-    value = torch.tensor([[1e6, 0.0], [1.0, 0.0]])
     value = torch.stack([value * 0 + 1e6, torch.eye(2)])
     value[0, 0, 1] += 0.0625
     value[1, 0, 1] = 0.01
@@ -212,7 +214,7 @@ def test_an_empty_batch_is_a_batch_of_members():
     assert Symmetric().right_inverse(torch.zeros(0, 3, 3)).shape == (0, 3, 3)
 
 
-# ----------------------------------------------------------------------------- identity and spelling
+# ---------------------------------------------------------------------------- identity and spelling
 
 
 def test_repr_and_spec_hold_the_arguments_off_their_defaults():
