@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.functional import hvp, jacobian, vhp
+from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
@@ -417,6 +418,27 @@ def test_module_hooks():
     m.register_forward_hook(lambda *_: calls.append("forward"))
     m(torch.ones(1, 3, requires_grad=True)).sum().backward()
     assert calls == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("make", [Positive, Sphere, lambda: nn.Tanh()])
+def test_sparse_gradients(make):
+    """A sparse gradient arrives at the value; what becomes of it is the map's business."""
+    results = []
+    for P in (ours, torchs):
+        torch.manual_seed(0)
+        m = nn.Embedding(5, 3, sparse=True)
+        with torch.no_grad():
+            m.weight.copy_(nn.functional.normalize(m.weight.abs() + 0.1, dim=1))
+        P.register_parametrization(m, "weight", make())
+        try:
+            m(torch.tensor([1, 2, 1])).pow(2).sum().backward()
+            results.append(original(m).grad.to_dense())
+        except (RuntimeError, NotImplementedError) as error:
+            results.append(type(error))
+    if isinstance(results[1], torch.Tensor):
+        assert_close(*results)
+    else:
+        assert results[0] is results[1]
 
 
 def test_gradients_do_not_share_memory():

@@ -20,7 +20,6 @@ from tests.counting import (
     Positive,
     Sphere,
     Symmetric,
-    evaluations,
     layer,
     original,
     reset,
@@ -727,13 +726,56 @@ def test_e11_a_write_followed_by_a_step_changes_nothing():
     check(m)
 
 
-def test_e11_autograd_forbids_a_recorded_write():
-    m = layer()
+def test_e11_a_write_that_autograd_records_has_the_right_gradient():
+    m = layer(Sphere())
     w = m.weight
-    out = w * 1
-    out.mul_(2)
+    w.mul_(2)
+    w.sin().sum().backward()
+    expected = torch.autograd.grad((2 * m.parametrizations.weight()).sin().sum(), original(m))
+    assert_close(original(m).grad, expected[0])
+    with pytest.raises(RuntimeError, match="written in place"):
+        _ = m.weight
     check(m)
-    assert evaluations(m) > 0
+
+
+SPOILS = {
+    "detach_": lambda m: m.weight.detach_(),
+    "data": lambda m: setattr(m.weight, "data", torch.zeros(3, 3)),
+    "requires_grad_": lambda m: m.weight.detach().requires_grad_(),
+    "unsqueeze_": lambda m: m.weight.unsqueeze_(0),
+    "t_": lambda m: m.weight.t_(),
+    "resize_": lambda m: m.weight.detach().resize_(2, 2),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize("mode", ["enable_grad", "no_grad", "inference_mode"])
+def test_e11_a_value_cannot_be_spoilt_for_its_next_reader(spoil, mode):
+    m = layer()
+    with getattr(torch, mode)():
+        try:
+            SPOILS[spoil](m)
+            _ = m.weight
+        except RuntimeError as error:
+            assert "written in place" in str(error) or spoil == "resize_"
+    check(m)
+    step(m)
+    check(m)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_e11_a_value_made_to_require_a_gradient_stays_so_for_its_reader_only(frozen):
+    m = layer()
+    m.requires_grad_(not frozen)
+    with torch.set_grad_enabled(frozen):
+        w = m.weight.requires_grad_()
+        assert w.requires_grad
+        try:
+            assert not m.weight.requires_grad
+        except RuntimeError as error:
+            assert "written in place" in str(error)
+    m.requires_grad_(True)
+    check(m)
 
 
 def test_e11_writes_where_the_value_is_the_original():
