@@ -1,4 +1,4 @@
-"""Four small constraints without faults: the material of the tests of the laws."""
+"""Five small constraints without faults: the material of the tests of the laws."""
 
 from __future__ import annotations
 
@@ -177,3 +177,40 @@ class PositiveDefinite(Constraint):
 
     def dimension(self, shape):
         return shape[-1] * (shape[-1] + 1) // 2
+
+
+class Hermitian(Constraint):
+    """Hermitian matrices; symmetric ones in a real dtype.
+
+    **Set**: {H : H = H^*}, of dimension n^2, closed.
+    **Map**: X -> upper triangle of X with a real diagonal, mirrored and conjugated; onto.
+    **Right inverse**: the upper triangle.
+    **Reference**: none needed.
+    """
+
+    event_dim = 2
+    complex = True
+    examples = (({}, (3, 3)),)
+
+    def shape_problem(self, event):
+        return None if event[0] == event[1] else "must be square"
+
+    def forward(self, upper):
+        diagonal = upper.diagonal(dim1=-2, dim2=-1)
+        diagonal = (diagonal + diagonal.conj()) / 2
+        return upper.triu(1) + upper.triu(1).mH + torch.diag_embed(diagonal)
+
+    def right_inverse(self, value):
+        return value.triu()
+
+    def violation(self, value):
+        return torch.linalg.matrix_norm(value - value.mH)
+
+    def project(self, value):
+        return (value + value.mH) / 2
+
+    def sample(self, shape, *, generator=None, dtype=None, device=None):
+        return self.project(torch.randn(shape, generator=generator, dtype=dtype, device=device))
+
+    def dimension(self, shape):
+        return shape[-1] ** 2

@@ -168,7 +168,7 @@ def test_an_outsider_in_a_batch_is_told_where_it_is():
 
 def test_the_worst_element_is_named_against_its_own_tolerance():
     # The first one is larger, and its violation too, but it is rounding there.
-    value = torch.stack([value * 0 + 1e6, torch.eye(2)])
+    value = torch.stack([torch.full((2, 2), 1e6), torch.eye(2)])
     value[0, 0, 1] += 0.0625
     value[1, 0, 1] = 0.01
     assert "at index (1,)" in message(InfeasibleError, Symmetric().right_inverse, value)

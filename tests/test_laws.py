@@ -13,7 +13,13 @@ from tests import healthy
 
 torch.set_num_threads(1)
 
-HEALTHY = [healthy.Sphere, healthy.Symmetric, healthy.NonNegative, healthy.PositiveDefinite]
+HEALTHY = [
+    healthy.Sphere,
+    healthy.Symmetric,
+    healthy.NonNegative,
+    healthy.PositiveDefinite,
+    healthy.Hermitian,
+]
 CLASSES = [*map(registry.get, registry.names()), *HEALTHY]
 TRIALS = [trial for cls in CLASSES for trial in testing.trials(cls)]
 

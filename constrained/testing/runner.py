@@ -30,6 +30,7 @@ class Scope:
     Attributes:
         dtypes: real dtypes; their complex counterparts are added for a constraint that declares
             ``complex``.
+        real: whether a constraint that declares ``complex`` is tried on real dtypes as well.
         batches: batch shapes.
         points: those of `POINTS` of which each makes a case of its own; none by default.
         one_shape: whether the largest shape is enough for each choice of constructor arguments,
@@ -37,6 +38,7 @@ class Scope:
     """
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    real: bool = True
     batches: tuple[tuple[int, ...], ...] = ((), (2,))
     points: tuple[str, ...] = ()
     one_shape: bool = False
@@ -47,7 +49,7 @@ class Scope:
         if self.one_shape:
             by_size = sorted(chosen, key=lambda example: torch.Size(example[1]).numel())
             chosen = list({repr(kwargs): (kwargs, event) for kwargs, event in by_size}.values())
-        dtypes = list(self.dtypes)
+        dtypes = list(self.dtypes) if self.real or not cls.complex else []
         if cls.complex:
             dtypes += [_COMPLEX[dtype] for dtype in self.dtypes if dtype in _COMPLEX]
         places = [p for p in points(cls) if p in self.points] if self.points else [None]
