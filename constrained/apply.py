@@ -186,11 +186,14 @@ def _requests(
         if constraint is None:
             raise SpecError(f"No constraint was given for {target!r}.")
         return {target: parse(constraint, view, **arguments)}
-    if not isinstance(target, Mapping) or not all(isinstance(key, str) for key in target):
+    if not isinstance(target, Mapping):
         raise SpecError(
             "The target must be a path, a glob, or a mapping from these to constraints, got "
             f"{type(target).__name__}."
         )
+    for key in target:
+        if not isinstance(key, str):
+            raise SpecError(f"A target is a path or a glob, a string, got {key!r}.")
     if constraint is not None or view is not None or arguments:
         raise SpecError(
             "A mapping of targets holds the constraints with their views and arguments; none may "

@@ -136,13 +136,12 @@ class ValueStore:
         thread = get_ident()
         stored = self._values.get(thread)
         if stored is not None and stored.is_valid(on.watched()):
-            if not stored.value.is_untouched():
+            if stored.is_written():
                 self._values.pop(thread, None)
                 raise ValueWrittenError
-            if not torch.is_grad_enabled():
-                return stored.value.tensor
-            if stored.records:
-                return stored.tracked
+            found = stored.read()
+            if found is not None:
+                return found
         self._values.pop(thread, None)
         return self._evaluate(on, thread)
 
@@ -158,7 +157,7 @@ class ValueStore:
         records = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
         # The graph starts at aliases of the originals: started at the originals, a hook on one of
         # them would run in the replay, and once more where the gradient arrives.
-        inputs = [t.view_as(t) if records and t.requires_grad else t for t in originals]
+        inputs = [_alias(t) if records and t.requires_grad else t for t in originals]
         evaluate = on.evaluator()
         graph = KeptGraph(evaluate(*inputs), evaluate if is_pure else None)
         stored = _Stored(graph, inputs, originals, on.watched(), context)
@@ -180,6 +179,7 @@ class _Stored:
     Attributes:
         value: without a graph.
         tracked: with the graph, where one was recorded.
+        node: the end of that graph, which somebody may cut off by ``detach_()``.
         records: whether a read that records gradients may be served.
     """
 
@@ -189,6 +189,7 @@ class _Stored:
         "_inference",
         "_surroundings",
         "_watched",
+        "node",
         "records",
         "tracked",
         "value",
@@ -214,6 +215,7 @@ class _Stored:
             more = [t for t in differentiable if id(t) not in known]
             graph.sources, graph.originals = sources, len(inputs)
             self.tracked = replay(graph, *inputs, *more)
+        self.node = self.tracked.grad_fn
         self._context = context
         self._inference = torch.is_inference_mode_enabled()
         self._surroundings = self._look_around()
@@ -231,6 +233,23 @@ class _Stored:
                 return False
         return True
 
+    def read(self) -> Tensor | None:
+        """The value for the present gradient mode; None if it was not recorded, or cut off."""
+        if not torch.is_grad_enabled():
+            plain = self.value.tensor
+            return None if plain.requires_grad else plain
+        tracked = self.tracked
+        intact = tracked.grad_fn is self.node and tracked.requires_grad is (self.node is not None)
+        return tracked if self.records and intact else None
+
+    def is_written(self) -> bool:
+        """Whether somebody wrote into the value, or put other numbers in its place."""
+        return (
+            not self.value.is_untouched()
+            or self.tracked.data_ptr() != self.value.address
+            or self.value.tensor.data_ptr() != self.value.address
+        )
+
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of a device, the context it is stored in.
 
@@ -244,6 +263,11 @@ class _Stored:
             return (stream,)
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         return stream, autocast, self._context is active_context()
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    # Its backward is the identity, for sparse gradients too.
+    return torch.ops.aten.alias.default(tensor)
 
 
 def _sources(on: Evaluated) -> list[Tensor]:

@@ -55,7 +55,8 @@ class Constraint(nn.Module, ABC):
             the module's buffers alone. Only then may the engine keep its value.
         frozen: which of the free parameters are constants (a base point, say): the engine keeps
             these as buffers, not as parameters.
-        exempt: law name -> reason, for each law of `constrained.testing` that cannot hold.
+        exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
+            instance may declare its own.
         name, aliases: set by `constrained.register`.
     """
 
@@ -65,7 +66,7 @@ class Constraint(nn.Module, ABC):
     complex: ClassVar[bool] = False
     deterministic: bool = True
     frozen: tuple[int, ...] = ()
-    exempt: ClassVar[Mapping[str, str]] = {}
+    exempt: Mapping[str, str] = {}
     name: ClassVar[str | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
 
@@ -184,12 +185,13 @@ class Constraint(nn.Module, ABC):
         self.check_tensor(value)
         if not has_values(value) or value.numel() == 0:
             return
-        excess = self.violation(value) - tolerance(value, self.event_dim)
+        violations, granted = self.violation(value), tolerance(value, self.event_dim)
+        excess = violations - granted
         if not bool((excess > 0).any()):
             return
         worst = int(excess.flatten().argmax())
-        violation = float(self.violation(value).flatten()[worst])
-        allowed = violation - float(excess.flatten()[worst])
+        violation = float(violations.flatten()[worst])
+        allowed = float(granted.flatten()[worst])
         where = ""
         if excess.ndim:
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))

@@ -108,11 +108,14 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
 def _property(name: str) -> property:
     def value(self: nn.Module) -> Tensor:
         parametrizations = self.__dict__["_modules"].get("parametrizations")
-        if parametrizations is None or name not in parametrizations._modules:
-            # Python then asks nn.Module.__getattr__, which finds a tensor that is parametrized
-            # no more.
-            raise AttributeError(name)
-        return read(parametrizations._modules[name], name)
+        if parametrizations is not None and name in parametrizations._modules:
+            return read(parametrizations._modules[name], name)
+        # The class may have more properties than the module has parametrized tensors, once
+        # torch's own functions have been at work on one of its modules.
+        for registered in ("_parameters", "_buffers", "_modules"):
+            if name in self.__dict__[registered]:
+                return self.__dict__[registered][name]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def assign(self: nn.Module, new: Tensor) -> None:
         self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)

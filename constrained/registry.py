@@ -83,7 +83,7 @@ def get(name: str) -> type[Constraint]:
 def describe(name: str) -> str:
     """The signature, aliases and documentation of a registered constraint, as text."""
     cls = get(name)
-    signature = inspect.signature(cls)
+    signature = inspect.signature(cls, eval_str=True)
     lines = [f"{cls.name}{signature.replace(return_annotation=inspect.Signature.empty)}"]
     if cls.aliases:
         lines.append(f"aliases: {', '.join(cls.aliases)}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from constrained.constraint import autocast_disabled
 from constrained.seen import SeenTensor
 
 
@@ -75,14 +76,16 @@ class _Replay(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()
         for seen in graph.sources:
             seen.mark()
-        found = iter(
-            torch.autograd.grad(
-                graph.differentiable(inputs) if create_graph else graph.value,
-                [edge for edge, need in zip(ctx.edges, needed, strict=True) if need],
-                gradients,
-                retain_graph=True,
-                create_graph=create_graph,
-                allow_unused=True,
+        # Called inside of an autocast region, backward would compute in low precision.
+        with autocast_disabled(graph.value):
+            found = iter(
+                torch.autograd.grad(
+                    graph.differentiable(inputs) if create_graph else graph.value,
+                    [edge for edge, need in zip(ctx.edges, needed, strict=True) if need],
+                    gradients,
+                    retain_graph=True,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
             )
-        )
         return None, *(next(found) if need else None for need in needed)

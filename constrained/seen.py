@@ -23,11 +23,11 @@ class SeenTensor:
     """
 
     __slots__ = (
-        "_address",
         "_entries",
         "_look",
         "_marks",
         "_version",
+        "address",
         "requires_grad",
         "tensor",
     )
@@ -36,7 +36,7 @@ class SeenTensor:
         self.tensor = tensor
         # Inference tensors keep no count, and serve inference mode only.
         self._version = None if tensor.is_inference() else tensor._version
-        self._address = tensor.data_ptr()
+        self.address = tensor.data_ptr()
         self.requires_grad = tensor.requires_grad
         self._marks: Tensor | None = None
         self._look = _look_at_memory(tensor)
@@ -47,7 +47,7 @@ class SeenTensor:
         return (
             tensor is not None
             and tensor is self.tensor
-            and self._address == tensor.data_ptr()
+            and self.address == tensor.data_ptr()
             and self.requires_grad is tensor.requires_grad
             and (self._marks is None or self._compare_marks())
             and self.is_untouched()

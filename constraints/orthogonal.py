@@ -75,6 +75,7 @@ class Orthogonal(Constraint):
         self.map = map
         if map != "polar":
             self.frozen = (1,)
+            self.exempt = {}
 
     def forward(self, X: Tensor, *base: Tensor) -> Tensor:
         """The member that belongs to X and, but for ``"polar"``, to the base point B."""
