@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from constrained.originals import (
 )
 from constrained.restore import watch
 
-T = TypeVar("T")
+_by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
 
 
 class ParametrizationList(torch_parametrize.ParametrizationList):
@@ -275,10 +275,14 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         new: Tensor | Sequence[Tensor] = self.__dict__.pop("_pending")
         self.is_parameter = isinstance(original, nn.Parameter)
         with torch.no_grad():
-            if isinstance(new, Tensor):
-                store(original, new)
-                register_tensor(self, "original", original)
-                return
+            self._write(original, new)
+        self._announce()
+
+    def _write(self, original: Tensor, new: Tensor | Sequence[Tensor]) -> None:
+        if isinstance(new, Tensor):
+            store(original, new)
+            register_tensor(self, "original", original)
+        else:
             frozen = self._frozen()
             trained = [i for i in range(len(new)) if i not in frozen]
             for i, tensor in enumerate(new):
@@ -315,6 +319,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first = self._chain()[0] if len(self) else None
         if isinstance(first, Constraint) and first.has_canonical():
             watch(self)
+        self._announce()
+
+    def _announce(self) -> None:
+        for original in self._parameters.values():
+            _by_original[id(original)] = self
 
     def restore(self) -> None:
         """Bring the originals to the canonical form of the first constraint; the value stays."""
@@ -355,6 +364,13 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         super()._apply(fn, recurse)
         self.forget()
         return self
+
+
+def list_with_original(tensor: Tensor) -> ParametrizationList | None:
+    """The list whose original this very parameter is, if there is one."""
+    found = _by_original.get(id(tensor))
+    is_original = found is not None and any(t is tensor for t in found._parameters.values())
+    return found if is_original else None
 
 
 def read(parametrizations: nn.Module, name: str) -> Tensor:

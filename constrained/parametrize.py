@@ -17,8 +17,9 @@ from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.adopt import adopt, originals_of
 from constrained.cache import cached
+from constrained.constraint import Constraint
 from constrained.originals import store
-from constrained.parametrization_list import ParametrizationList
+from constrained.parametrization_list import ParametrizationList, list_with_original
 from constrained.parametrized_class import (
     Parametrizations,
     base_class,
@@ -77,7 +78,8 @@ def register_parametrization(
     As in ``torch.nn.utils.parametrize``, but:
 
     * ``tensor_name`` may be a dotted path into ``module``, and every tensor of ``module`` that is
-      tied to the one it names stays tied to it;
+      tied to the one it names stays tied to it; tied tensors that are parametrized one after the
+      other, in the same way, stay tied too;
     * a plain function is accepted as a parametrization;
     * after an error the module is as it was;
     * a tensor that a `Constraint` maps from one trained tensor and constants keeps its identity.
@@ -123,7 +125,12 @@ def register_parametrization(
         places = tied_places(module, tensor) if tensor_name.count(".") else [(owner, name)]
         for place_owner, place_name in places:
             check_can_hold(place_owner, place_name)
-        parametrizations = ParametrizationList([parametrization], tensor, unsafe=unsafe)
+        tied = list_with_original(tensor)
+        if tied is not None and tied is not owner:
+            _check_same(tensor_name, tied, parametrization)
+            parametrizations = tied
+        else:
+            parametrizations = ParametrizationList([parametrization], tensor, unsafe=unsafe)
     for place_owner, place_name in places:
         install(place_owner, place_name, parametrizations)
     return module
@@ -350,6 +357,21 @@ def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bo
         _check_appended(name, getattr(module, name), parametrization)
     parametrizations.append(parametrization)
     parametrizations.unsafe |= unsafe
+
+
+def _check_same(name: str, tied: ParametrizationList, parametrization: nn.Module) -> None:
+    """Raise unless a tied tensor, parametrized already, is to be parametrized in the same way."""
+    (first, *more) = tied.children()
+    if isinstance(first, Constraint) and isinstance(parametrization, Constraint):
+        same = first.spec() == parametrization.spec()
+    else:
+        same = type(first) is type(parametrization)
+    if more or not same:
+        raise ValueError(
+            f"'{name}' is tied to a tensor that is parametrized by "
+            f"{', '.join(type(p).__name__ for p in tied.children())}; tied tensors have one "
+            f"parametrization, and {type(parametrization).__name__} is another one."
+        )
 
 
 def _check_appended(name: str, value: Tensor, parametrization: nn.Module) -> None:

@@ -21,7 +21,7 @@ from constrained import (
     spec,
     violations,
 )
-from constrained.parametrize import is_parametrized
+from constrained.parametrize import is_parametrized, register_parametrization
 from constraints import Nonnegative, Orthogonal, Positive
 
 
@@ -299,6 +299,31 @@ def test_tied_tensors_stay_tied():
     release(module, "head.weight")
     assert module.head.weight is module.embed.weight
     assert not is_parametrized(module.embed)
+
+
+def test_tied_tensors_registered_one_after_the_other_stay_tied():
+    module = Tied()
+    constrain(module.embed, "weight", "orthogonal")
+    with pytest.raises(ValueError, match="tied to a tensor that is parametrized by Orthogonal"):
+        register_parametrization(module.head, "weight", Positive())
+    assert type(module.head) is nn.Linear
+
+
+def test_the_same_registration_on_both_owners_is_one():
+    module = Tied()
+    before = module.head.weight.detach().clone()
+    for owner in (module.embed, module.head):
+        register_parametrization(owner, "weight", Shifted())
+    assert module.head.weight is module.embed.weight
+    torch.testing.assert_close(module.head.weight, before)
+
+
+class Shifted(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+    def right_inverse(self, x):
+        return x - 1
 
 
 # --------------------------------------------------------------------------- release and friends
