@@ -21,7 +21,7 @@ from constrained.parametrize import (
     remove_parametrizations,
     uninstall,
 )
-from constrained.registry import did_you_mean
+from constrained.registry import UnknownNameError, did_you_mean
 from constrained.select import Place, constrained_tensors, places, select
 from constrained.spec import Request, SpecError, parse
 from constrained.view import View
@@ -78,6 +78,7 @@ def constrain(
         >>> torch.allclose(layer.weight @ layer.weight.T, torch.eye(4), atol=1e-5)
         True
     """
+    _check_optimizer(optimizer)
     requests = _requests(target, constraint, view, arguments)
     chosen = select(module, requests)
     changes = [_prepare(p, request, request.init or init) for p, request in chosen.values()]
@@ -110,6 +111,9 @@ def release(
         ValueError: if a target other than ``"**"`` means no constrained tensor, or a tensor that
             has several free parameters should be left unbaked. The model is then as it was.
     """
+    _check_optimizer(optimizer)
+    if not isinstance(target, str):
+        raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
     constrained = {
         path: place for path, place in places(module).items() if is_parametrized(*_owner(place))
     }
@@ -185,7 +189,7 @@ def _requests(
     if isinstance(target, str):
         if constraint is None:
             raise SpecError(f"No constraint was given for {target!r}.")
-        return {target: parse(constraint, view, **arguments)}
+        return {target: _parse(target, constraint, view, arguments)}
     if not isinstance(target, Mapping):
         raise SpecError(
             "The target must be a path, a glob, or a mapping from these to constraints, got "
@@ -199,13 +203,14 @@ def _requests(
             "A mapping of targets holds the constraints with their views and arguments; none may "
             "be given beside it."
         )
-    requests = {}
-    for key, spec in target.items():
-        try:
-            requests[key] = parse(spec)
-        except ValueError as error:
-            raise _named(key, error) from error.__cause__
-    return requests
+    return {key: _parse(key, spec, None, {}) for key, spec in target.items()}
+
+
+def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+    try:
+        return parse(spec, view, **arguments)
+    except ValueError as error:
+        raise _named(target, error) from error.__cause__
 
 
 def _prepare(here: list[Place], request: Request, init: str) -> _Change:
@@ -284,9 +289,18 @@ def _distance(value: Tensor, before: Tensor) -> float:
 def _named(path: str, error: ValueError | TypeError) -> ValueError | TypeError:
     """The same error, its sentence led by the path of the tensor."""
     kind = type(error)
-    if kind not in (ValueError, TypeError, InfeasibleError, SpecError):
+    if kind not in (ValueError, TypeError, InfeasibleError, SpecError, UnknownNameError):
         kind = SpecError if isinstance(error, ValueError) else TypeError
-    return kind(f"'{path}': {error}")
+    # A foreign module may put a whole tensor into its message.
+    reason = str(error)
+    return kind(f"'{path}': {reason if len(reason) <= 500 else reason[:497] + '...'}")
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
+        )
 
 
 def _owner(place: Place) -> tuple[nn.Module, str]:

@@ -27,7 +27,7 @@ def baked_state_dict(model: nn.Module) -> dict[str, Any]:
     for key, tensor in model.state_dict().items():
         path = next((p for p in values if _belongs_to(key, p)), None)
         if path is None:
-            baked[key] = tensor
+            baked[key] = tensor.detach().clone() if isinstance(tensor, torch.Tensor) else tensor
         elif path not in baked:
             baked[path] = values[path]
     return baked

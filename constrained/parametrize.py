@@ -300,6 +300,8 @@ def install(module: nn.Module, name: str, parametrizations: ParametrizationList)
     if "parametrizations" not in module._modules:
         module.parametrizations = Parametrizations(module)
     parametrizations.persistent = name not in module._non_persistent_buffers_set
+    if not parametrizations.persistent:
+        parametrizations._non_persistent_buffers_set.update(parametrizations._buffers)
     delattr(module, name)
     module.parametrizations[name] = parametrizations  # type: ignore[operator]
     set_class(module, base)

@@ -120,7 +120,13 @@ def _property(name: str) -> property:
     def assign(self: nn.Module, new: Tensor) -> None:
         self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)
 
-    return property(value, assign)
+    def delete(self: nn.Module) -> None:
+        raise RuntimeError(
+            f"'{name}' is parametrized and cannot be deleted; call "
+            f"remove_parametrizations(module, '{name}') first."
+        )
+
+    return property(value, assign, delete)
 
 
 def _shared_metaclass(metaclass: Any) -> type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
@@ -35,11 +36,20 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
         >>> @constrained.register("unit_interval")                      # doctest: +SKIP
         ... class UnitInterval(constrained.Constraint): ...
     """
+    if isinstance(name, type):
+        raise TypeError("register is called: @register() or @register('name').")
 
     def decorate(cls: C) -> C:
+        if not (isinstance(cls, type) and issubclass(cls, Constraint)):
+            raise TypeError(f"Only a subclass of Constraint can be registered, got {cls!r}.")
         chosen = name or snake_case(cls.__name__)
         spellings = (chosen, *aliases)
         for spelling in spellings:
+            if not re.fullmatch("[a-z][a-z0-9_]*", spelling):
+                raise ValueError(
+                    f"{spelling!r} is no name for a constraint: write it in snake case, as in "
+                    f"{snake_case(cls.__name__)!r}."
+                )
             holder = _constraints.get(_aliases.get(spelling, spelling))
             if holder is not None and not _same_class(holder, cls):
                 raise ValueError(

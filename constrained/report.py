@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from constrained.constraint import InfeasibleError, has_values
-from constrained.select import constrained_tensors
+from constrained.select import constrained_tensors, parametrized_tensors
 from constrained.tolerance import tolerance
 
 
@@ -27,24 +28,34 @@ def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
 @torch.no_grad()
 def violations(model: nn.Module) -> dict[str, float]:
     """How far each constrained tensor lies from its set: path -> largest violation in its batch."""
-    return {row.path: row.violation for row in _rows(model)}
+    return {row.path: row.violation for row in _rows(model) if row.violation is not None}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One constrained tensor in a report."""
+    """One parametrized tensor in a report.
+
+    Attributes:
+        path: where it is in the model.
+        constraint: what it is parametrized by.
+        shape: the shape of its value.
+        violation: the largest one in its batch; None if a foreign module parametrizes it, of
+            whose set nothing is known.
+        tolerance: how much of that is rounding.
+        moved: how far it went when it was constrained, relative to its norm.
+    """
 
     path: str
     constraint: str
     shape: tuple[int, ...]
-    violation: float
+    violation: float | None
     tolerance: float
     moved: float | None
 
     @property
-    def holds(self) -> bool:
-        """Whether the violation is no more than rounding."""
-        return self.violation <= self.tolerance
+    def holds(self) -> bool | None:
+        """Whether the violation is no more than rounding; None if nobody can tell."""
+        return None if self.violation is None else self.violation <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,8 @@ class Report:
         for row in self.rows:
             moved = "" if row.moved is None else f"{row.moved:.2g}"
             shape = " x ".join(map(str, row.shape))
-            holds = "yes" if row.holds else "NO"
-            violation = f"{row.violation:.1e}"
+            holds = {True: "yes", False: "NO", None: "?"}[row.holds]
+            violation = "" if row.violation is None else f"{row.violation:.1e}"
             table.add_row(row.path, row.constraint, shape, violation, holds, moved)
         text = StringIO()
         Console(file=text, width=110).print(table if self.rows else "No tensor is constrained.")
@@ -84,19 +95,34 @@ def assert_feasible(model: nn.Module) -> None:
     Raises:
         InfeasibleError: naming the tensor that is farthest out, relative to its tolerance.
     """
-    broken = [row for row in report(model).rows if not row.holds]
+    broken = [row for row in report(model).rows if row.holds is False]
     if broken:
-        worst = max(broken, key=lambda row: row.violation / (row.tolerance or 1e-300))
+        worst = max(broken, key=lambda row: _relative(row))
         others = f" ({len(broken) - 1} more tensors violate theirs)" if len(broken) > 1 else ""
+        if worst.violation == math.inf:
+            raise InfeasibleError(
+                f"'{worst.path}' under {worst.constraint} holds NaN or infinite values{others}."
+            )
         raise InfeasibleError(
             f"'{worst.path}' violates {worst.constraint} by {worst.violation:.3g}, at most "
             f"{worst.tolerance:.3g} is rounding{others}."
         )
 
 
+def _relative(row: Row) -> float:
+    if row.violation is None or row.violation == math.inf:
+        return math.inf
+    return row.violation / (row.tolerance or math.ulp(0.0))
+
+
 def _rows(model: nn.Module) -> Iterator[Row]:
-    for path, parametrizations, constraint in constrained_tensors(model):
+    for path, parametrizations in parametrized_tensors(model):
         value = parametrizations.value()
+        constraint = parametrizations.constraint()
+        if constraint is None:
+            foreign = " then ".join(type(m).__name__ for m in parametrizations.children())
+            yield Row(path, foreign, tuple(value.shape), None, 0.0, parametrizations.moved)
+            continue
         violation, allowed = 0.0, 0.0
         if value.numel() and has_values(value):
             measured = constraint.violation(value).flatten()

@@ -69,7 +69,8 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
 
     A target is a path, which may name a buffer, or a glob over the paths of parameters: ``*``
     stays inside one segment, ``**`` crosses them (``**.weight`` also matches ``weight``). A path
-    outranks a glob; two globs that match the same tensor are an error.
+    outranks a glob; two globs, or two paths, that ask for different things of the same tensor are
+    an error.
 
     Returns:
         For the first path of each distinct tensor: all its places in the model, and what its
@@ -95,10 +96,12 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
                 same = [p for p in available.values() if p.tensor is place.tensor]
                 result[same[0].path] = (same, targets[target])
                 chosen[id(place.tensor)] = target
-            elif other != target and _is_glob(other) == _is_glob(target):
+            elif _is_glob(other) == _is_glob(target) and targets[other] != targets[target]:
+                cure = "name it by its path to say which one counts"
+                if not _is_glob(target):
+                    cure = "they name one tied tensor, which has one constraint"
                 raise ValueError(
-                    f"'{place.path}' is meant by two targets, {other!r} and {target!r}; name it "
-                    "by its path to say which one counts."
+                    f"'{place.path}' is meant by two targets, {other!r} and {target!r}; {cure}."
                 )
     order = {path: i for i, path in enumerate(available)}
     return dict(sorted(result.items(), key=lambda item: order[item[0]]))
@@ -137,11 +140,17 @@ def _suggest(target: str, available: Mapping[str, Place]) -> str:
 
 def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList, Constraint]]:
     """Each tensor of a model that has a constraint: its first path, its list, the constraint."""
+    for path, found in parametrized_tensors(model):
+        constraint = found.constraint()
+        if constraint is not None:
+            yield path, found, constraint
+
+
+def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
+    """Each parametrized tensor of a model: its first path, its list."""
     seen: set[int] = set()
     for path, place in places(model).items():
         found = place.tensor
         if isinstance(found, ParametrizationList) and id(found) not in seen:
             seen.add(id(found))
-            constraint = found.constraint()
-            if constraint is not None:
-                yield path, found, constraint
+            yield path, found

@@ -31,7 +31,7 @@ class SpecError(TypeError, ValueError):
     """A spec that is no description of a constraint."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """What is asked for one target: a constraint, how the tensor is seen, where it starts."""
 
@@ -39,6 +39,17 @@ class Request:
     view: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     init: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same is asked for, by whatever spelling."""
+        if not isinstance(other, Request):
+            return NotImplemented
+        mine, theirs = self.constraint, other.constraint
+        if isinstance(mine, Constraint) and isinstance(theirs, Constraint):
+            same = mine.spec() == theirs.spec()
+        else:
+            same = mine is theirs
+        return same and (self.view, self.sizes, self.init) == (other.view, other.sizes, other.init)
 
     def build(self) -> Constraint | nn.Module:
         """A constraint of one's own for each tensor."""
@@ -159,13 +170,13 @@ def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         positional = tuple(ast.literal_eval(a) for a in call.args)
         arguments: dict[str, Any] = {}
         for keyword in call.keywords:
-            if keyword.arg is None:
+            if keyword.arg is None or keyword.arg in arguments:
                 raise ValueError
             arguments[keyword.arg] = ast.literal_eval(keyword.value)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise SpecError(
             f"{_short(text)} is no spec: arguments must be literals such as 8, 0.5, 'cayley', "
-            "True or (0, 1)."
+            "True or (0, 1), each given once."
         ) from None
     return match["name"], positional, arguments
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._C._functorch import _unwrap_for_grad, _wrap_for_grad, peek_interpreter_stack
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
@@ -29,6 +30,30 @@ class DirectFunction(Function):
         if peek_interpreter_stack() is None:
             return super(Function, cls).apply(*args)  # type: ignore[attr-defined]
         return super().apply(*args)
+
+
+def goes_by_operator() -> bool:
+    """Whether a tracer watches, which takes an operator and no Python that branches on numbers."""
+    c: Any = torch._C
+    return torch.compiler.is_compiling() or c._get_tracing_state() is not None
+
+
+def untraced(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The body of an operator, run unseen by ``torch.jit.trace``, which records the operator."""
+
+    @functools.wraps(body)
+    def run(*args: Any) -> Tensor:
+        c: Any = torch._C
+        state = c._get_tracing_state()
+        if state is None:
+            return body(*args)
+        c._set_tracing_state(None)
+        try:
+            return body(*args)
+        finally:
+            c._set_tracing_state(state)
+
+    return run
 
 
 def has_numbers(X: Tensor) -> bool:

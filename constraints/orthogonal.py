@@ -134,6 +134,10 @@ class Orthogonal(Constraint):
         signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
         return polar(Q * signs.unsqueeze(-2)).to(dtype)
 
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is no empty matrix."""
+        return None if min(event) > 0 else "must have at least one row and one column"
+
     def dimension(self, shape: Sequence[int]) -> int:
         """``n p - p (p + 1) / 2``, where p is the smaller side."""
         n, p = max(shape[-2:]), min(shape[-2:])

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from constrained.constraint import autocast_disabled
-from constraints.derivatives import DirectFunction, has_numbers, in_front, nestable
+from constraints.derivatives import (
+    DirectFunction,
+    goes_by_operator,
+    has_numbers,
+    in_front,
+    nestable,
+    untraced,
+)
 from constraints.lyapunov import lyapunov, right_divide, spectrum
 
 #: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
@@ -52,7 +59,7 @@ def polar(X: Tensor) -> Tensor:
     """
     if X.shape[-2] < X.shape[-1]:
         return polar(X.mH).mH.contiguous()
-    if torch.compiler.is_compiling():
+    if goes_by_operator():
         return _factor_op(X)
     return _Polar.apply(X)
 
@@ -214,10 +221,13 @@ class _Polar(DirectFunction):
 # are none. There the functions above are opaque operators, which see them when the graph runs; the
 # operator carries the backward, since torch.compile takes no Function that defines `jvp`.
 
-_factor_op = torch.library.custom_op("constraints::polar_factor", _factor, mutates_args=())
+_factor_op = torch.library.custom_op(
+    "constraints::polar_factor", untraced(_factor), mutates_args=()
+)
 
 
 @torch.library.custom_op("constraints::polar_gradient", mutates_args=())
+@untraced
 def _gradient_op(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     with autocast_disabled(V):
         return _gradient(X, W, V)

@@ -74,29 +74,36 @@ class Positive(Constraint):
         return 1
 
 
+#: How much steeper `Nonnegative` is above zero than below; a power of two rounds nothing.
+_STEEPNESS = 2.0**20
+
+
 @register("nonnegative", aliases=("non_negative", "non_neg"))
 class Nonnegative(Constraint):
     """Numbers that are zero or positive.
 
     **Set**: {x in R : x >= 0}, elementwise. Dimension 1, closed.
 
-    **Map**: y -> abs(y), onto the set, with the derivative +1 at y = 0.
+    **Map**: y -> max(y, -y / 2^20), onto the set, with the derivative +1 at y = 0.
 
     **Right inverse**: the identity.
 
-    **Reference**: none needed. The usual maps fail at the boundary: exp and softplus never reach
-    zero, the square has the gradient zero there, and ReLU has it everywhere below.
+    **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976). The
+    usual maps fail at the boundary: exp and softplus never reach zero, the square has the gradient
+    zero there, ReLU has it everywhere below, and the absolute value throws a parameter that
+    overshoots zero back as far as it came, so that with momentum it never settles.
 
-    `canonical` replaces a parameter by its absolute value. The parameter then is the value itself,
-    and the momentum of an optimizer keeps its meaning when a step has crossed zero.
+    `canonical` replaces a parameter by its value. An optimizer step thus ends like one of projected
+    gradients, at zero up to a millionth of the overshoot. Where nobody calls `canonical`, the small
+    slope below zero still leads back, which Adam and its like, blind to the scale, can follow.
 
     Example:
         >>> nonnegative = Nonnegative()
         >>> y = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
         >>> nonnegative(y).tolist()
-        [2.0, 0.0, 3.0]
-        >>> torch.autograd.grad(nonnegative(y).sum(), y)
-        (tensor([-1.,  1.,  1.]),)
+        [1.9073486328125e-06, 0.0, 3.0]
+        >>> torch.autograd.grad(nonnegative(y).sum(), y)[0].tolist()
+        [-9.5367431640625e-07, 1.0, 1.0]
     """
 
     event_dim = 0
@@ -108,21 +115,21 @@ class Nonnegative(Constraint):
             "second_derivative:zero_params",
             "second_derivative:zeros",
         ),
-        "abs(y) has a kink at y = 0, as has every map of the line onto the half-line that leaves "
-        "zero with a nonzero slope",
+        "a kink at y = 0, which every map of the line onto the half-line has that leaves zero with "
+        "a nonzero slope",
     )
 
     def forward(self, y: Tensor) -> Tensor:
-        """``abs(y)``."""
-        return torch.where(y >= 0, y, -y)
+        """``max(y, -y / 2^20)``."""
+        return torch.where(y >= 0, y, -y / _STEEPNESS)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""
         return value
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """``abs(y)``."""
-        return (y.abs(),)
+        """The number itself."""
+        return (self.forward(y),)
 
     def violation(self, value: Tensor) -> Tensor:
         """``max(-x, 0)``, the distance from the set."""

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from constrained.constraint import autocast_disabled
 from constraints import polar
-from constraints.derivatives import DirectFunction, has_numbers, in_front, nestable
+from constraints.derivatives import (
+    DirectFunction,
+    goes_by_operator,
+    has_numbers,
+    in_front,
+    nestable,
+    untraced,
+)
 
 #: A singular value that exceeds the bound by so many units of the machine epsilon equals it.
 ROUNDING = 4.0
@@ -37,7 +44,7 @@ def clip_singular_values(X: Tensor, bound: float) -> Tensor:
     """
     if X.shape[-2] < X.shape[-1]:
         return clip_singular_values(X.mT, bound).mT.contiguous()
-    if torch.compiler.is_compiling():
+    if goes_by_operator():
         return _clip_op(X, bound)
     return _Clip.apply(X, bound)
 
@@ -210,10 +217,13 @@ class _Clip(DirectFunction):
 
 # As in `constraints.polar`.
 
-_clip_op = torch.library.custom_op("constraints::clip_singular_values", _clip, mutates_args=())
+_clip_op = torch.library.custom_op(
+    "constraints::clip_singular_values", untraced(_clip), mutates_args=()
+)
 
 
 @torch.library.custom_op("constraints::clip_singular_values_gradient", mutates_args=())
+@untraced
 def _gradient_op(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
     with autocast_disabled(V):
         return _gradient(X, W, V, bound)

@@ -118,6 +118,10 @@ class SpectralNorm(Constraint):
         norm = torch.linalg.matrix_norm(gaussian, 2, keepdim=True)
         return (torch.rand(norm.shape, **options) * self.bound * gaussian / norm).to(dtype)
 
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is no empty matrix."""
+        return None if min(event) > 0 else "must have at least one row and one column"
+
     def dimension(self, shape: Sequence[int]) -> int:
         """``n p``, that of the space of all matrices."""
         return shape[-2] * shape[-1]

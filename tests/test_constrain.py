@@ -218,7 +218,9 @@ def with_nan(module):
         (None, {"*.weight": "symmetric"}, None, "'0.weight': symmetric(): each element must"),
         (None, {"0.weight": "low_rank(rank=9)"}, None, "'0.weight'"),
         (with_nan, "*.weight", "orthogonal", "'3.weight': orthogonal() needs finite values"),
-        (None, "0.weight", "sphere(radius=-1)", "radius"),
+        (None, "0.weight", "sphere(radius=-1)", "'0.weight': sphere: radius"),
+        (None, "0.weight", "low_rank(rank=1, rank=2)", "each given once"),
+        (None, {0: "orthogonal"}, None, "a string, got 0"),
         (None, "0.weight", None, "No constraint was given"),
         (None, 3, "orthogonal", "must be a path, a glob, or a mapping"),
         (None, {"0.weight": "orthogonal"}, "orthogonal", "none may be given beside it"),
@@ -234,6 +236,33 @@ def test_an_error_is_one_clear_sentence_and_changes_nothing(change, target, cons
     if change is None:
         assert_unchanged(module, before)
     assert not any(is_parametrized(m) for m in module.modules())
+
+
+def test_an_optimizer_that_is_none():
+    module = model()
+    before = snapshot(module)
+    with pytest.raises(TypeError, match="optimizer must be"):
+        constrain(module, "0.weight", "orthogonal", optimizer="adam")
+    assert_unchanged(module, before)
+
+
+def test_empty_matrices():
+    for name in ("orthogonal", "spectral_norm", "positive_definite", "low_rank(rank=1)"):
+        with pytest.raises(ValueError, match=r"^'w'"):
+            constrain(nn.ParameterDict({"w": torch.zeros(4, 0)}), "w", name)
+
+
+def test_a_foreign_error_shows_no_whole_tensor():
+    class Refusing(nn.Module):
+        def forward(self, x):
+            return x
+
+        def right_inverse(self, x):
+            raise ValueError(f"not accepted: {torch.zeros(1000).tolist()}")
+
+    with pytest.raises(ValueError) as caught:
+        constrain(nn.Linear(2, 2), "weight", Refusing())
+    assert len(str(caught.value)) < 600
 
 
 def test_infinite_values():
@@ -314,8 +343,15 @@ def test_the_same_registration_on_both_owners_is_one():
     before = module.head.weight.detach().clone()
     for owner in (module.embed, module.head):
         register_parametrization(owner, "weight", Shifted())
-    assert module.head.weight is module.embed.weight
+    assert module.head.parametrizations.weight is module.embed.parametrizations.weight
     torch.testing.assert_close(module.head.weight, before)
+
+
+def test_two_paths_of_one_tied_tensor_may_ask_for_the_same():
+    module = constrain(Tied(), {"embed.weight": "orthogonal", "head.weight": "orthogonal()"})
+    assert module.head.weight is module.embed.weight
+    with pytest.raises(ValueError, match="they name one tied tensor"):
+        constrain(Tied(), {"embed.weight": "orthogonal", "head.weight": "symmetric"})
 
 
 class Shifted(nn.Module):
@@ -381,6 +417,23 @@ def test_baked_state_dict_loads_into_a_plain_model():
     assert not baked["1.weight"].requires_grad
 
 
+def test_a_buffer_outside_of_state_dicts_stays_outside():
+    module = nn.Module()
+    module.register_buffer("b", torch.ones(3), persistent=False)
+    constrain(module, "b", "positive")
+    assert not module.state_dict()
+    assert not baked_state_dict(module)
+    release(module)
+    assert not module.state_dict()
+
+
+def test_deleting_a_constrained_tensor():
+    layer = constrain(nn.Linear(2, 2), "weight", "symmetric")
+    with pytest.raises(RuntimeError, match="remove_parametrizations"):
+        del layer.weight
+    assert is_parametrized(layer, "weight")
+
+
 def test_rebase_keeps_the_values():
     layer = constrain(nn.Linear(4, 4), "weight", "orthogonal", map="cayley")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -444,6 +497,18 @@ def test_moments_go_along_where_shapes_agree():
 
 
 # ------------------------------------------------------------------------------------------ import
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", sorted(set(names()) - {"low_rank", "interval"}))
+def test_jit_trace(name):
+    layer = constrain(nn.Linear(4, 4), "weight", name)
+    traced = torch.jit.trace(layer, torch.randn(2, 4))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x = torch.randn(3, 4)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(traced(x), layer(x))
 
 
 def python(code):

@@ -62,6 +62,23 @@ def test_nan_is_not_feasible():
         assert_feasible(module)
 
 
+def test_not_finite_is_said_in_words():
+    module = model()
+    with torch.no_grad():
+        module[1].parametrizations.bias.original[0] = float("nan")
+    with pytest.raises(InfeasibleError, match=r"'1.bias' under positive\(\) holds NaN"):
+        assert_feasible(module)
+
+
+def test_what_a_foreign_module_does_is_not_known():
+    layer = constrain(nn.Linear(2, 2), "weight", nn.Identity())
+    (row,) = report(layer).rows
+    assert (row.constraint, row.violation, row.holds) == ("Identity", None, None)
+    assert "Identity" in str(report(layer))
+    assert violations(layer) == {}
+    assert_feasible(layer)
+
+
 def test_reading_a_report_leaves_no_graph_behind():
     module = model()
     report(module)

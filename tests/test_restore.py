@@ -92,3 +92,23 @@ def test_canonical_keeps_the_value():
     X = torch.randn(6, 3)
     (canonical,) = Orthogonal().canonical(X)
     torch.testing.assert_close(Orthogonal()(canonical), Orthogonal()(X))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        lambda p: torch.optim.Rprop(p),
+        lambda p: torch.optim.Adam(p, lr=0.05),
+    ],
+)
+def test_nonnegative_settles_at_the_boundary(make):
+    """Nonnegative least squares: momentum that points out of the set must not throw back."""
+    module = constrain(nn.ParameterDict({"w": torch.ones(4)}), "w", "nonnegative")
+    optimizer = make(module.parameters())
+    target = torch.tensor([-1.0, -0.1, 0.5, 2.0])
+    for _ in range(400):
+        optimizer.zero_grad()
+        (module.w - target).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(module.w, target.clamp(min=0), atol=5e-3, rtol=0)
