@@ -19,7 +19,7 @@ def _kernels() -> dict[str, nn.Linear]:
     torch.manual_seed(0)
     start = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q.contiguous()
     kernels = {}
-    for name in ("plain", "polar", "torch cayley"):
+    for name in ("plain", "polar", "cayley", "exp", "torch cayley"):
         kernel = nn.Linear(HIDDEN, HIDDEN, bias=False)
         with torch.no_grad():
             kernel.weight.copy_(start)

@@ -246,8 +246,8 @@ class _Stored:
         """Whether somebody wrote into the value, or put other numbers in its place."""
         return (
             not self.value.is_untouched()
-            or self.tracked.data_ptr() != self.value.address
-            or self.value.tensor.data_ptr() != self.value.address
+            or (self.tracked if torch.is_grad_enabled() else self.value.tensor).data_ptr()
+            != self.value.address
         )
 
     def _look_around(self) -> tuple[Any, ...] | None:

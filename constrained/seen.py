@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +105,7 @@ class SeenModule:
         self.tensors = [
             (container, name, SeenTensor(tensor))
             for container in ("_parameters", "_buffers", None)
-            for name, tensor in _tensors(module.__dict__, container).items()
+            for name, tensor in (vars(module)[container] if container else vars(module)).items()
             if isinstance(tensor, Tensor)
         ]
 
@@ -125,11 +124,7 @@ class SeenModule:
         ):
             return False
         for container, name, seen in self.tensors:
-            if not seen.is_unchanged(_tensors(now, container).get(name)):
+            tensors = now if container is None else now[container]
+            if not seen.is_unchanged(tensors.get(name)):
                 return False
         return True
-
-
-def _tensors(attributes: dict[str, Any], container: str | None) -> dict[str, Any]:
-    """The dictionary of a module that holds its parameters, its buffers, or plain tensors."""
-    return attributes if container is None else attributes[container]
