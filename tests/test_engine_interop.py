@@ -14,7 +14,14 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import constrain, release
-from tests.counting import Positive, Sphere, evaluations, layer, original, reset
+from constrained.testing.promises.counting import (
+    Positive,
+    Sphere,
+    evaluations,
+    layer,
+    original,
+    reset,
+)
 
 
 class Halved(nn.Module):

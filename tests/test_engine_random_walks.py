@@ -16,7 +16,15 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import constrained.parametrize as ours
-from tests.counting import Averaging, Dropped, Foreign, Outer, Positive, Sphere, Symmetric
+from constrained.testing.promises.counting import (
+    Averaging,
+    Dropped,
+    Foreign,
+    Outer,
+    Positive,
+    Sphere,
+    Symmetric,
+)
 
 
 class Gained(Positive):

@@ -30,7 +30,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import constrained.parametrize as ours
-from tests.counting import (
+from constrained.testing.promises.counting import (
     Anchored,
     Foreign,
     Outer,

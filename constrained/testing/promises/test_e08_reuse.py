@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import Constraint, constrain
-from tests.counting import (
+from constrained.testing.promises.counting import (
     Anchored,
     Averaging,
     Dropped,

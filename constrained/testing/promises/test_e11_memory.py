@@ -11,7 +11,15 @@ from torch import nn
 import constrained.parametrize as ours
 from constrained import constrain, release
 from constrained.parametrized_class import parametrized_class
-from tests.counting import Anchored, Foreign, Outer, Positive, Sphere, layer, original
+from constrained.testing.promises.counting import (
+    Anchored,
+    Foreign,
+    Outer,
+    Positive,
+    Sphere,
+    layer,
+    original,
+)
 
 MAKES = pytest.mark.parametrize("constraint", [Positive, Sphere, Outer, Anchored, Foreign])
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
-from tests.counting import (
+from constrained.testing.promises.counting import (
     Anchored,
     Foreign,
     Outer,

@@ -14,7 +14,15 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained.cache import active_context
-from tests.counting import Foreign, Positive, Sphere, evaluations, layer, original, reset
+from constrained.testing.promises.counting import (
+    Foreign,
+    Positive,
+    Sphere,
+    evaluations,
+    layer,
+    original,
+    reset,
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import constrain, rebase, release
-from tests.counting import (
+from constrained.testing.promises.counting import (
     Anchored,
     Foreign,
     Outer,

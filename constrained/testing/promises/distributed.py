@@ -1,6 +1,7 @@
 """Train a constrained model on two processes, and the same model on one: a script of a test.
 
-``python -m tests.distributed ddp|fsdp1|fsdp2 FOLDER`` writes the originals after some steps.
+``python -m constrained.testing.promises.distributed ddp|fsdp1|fsdp2 FOLDER`` writes the originals
+after some steps.
 """
 
 import sys
@@ -13,7 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import constrained.parametrize as parametrize
-from tests.counting import Sphere
+from constrained.testing.promises.counting import Sphere
 
 STEPS = 4
 

@@ -1,0 +1,77 @@
+"""``python -m constrained.testing``: try the promises of the engine on an installed package."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+NEEDED = ("pytest", "typer")
+
+try:
+    for module in NEEDED:
+        importlib.import_module(module)
+except ModuleNotFoundError as error:
+    sys.exit(f"The promise tests need {error.name}: pip install 'constrained-layers[testing]'.")
+
+import pytest
+import typer
+
+from constrained.testing.promises.table import PROMISES, Outcomes
+
+START, END = "<!-- table: generated -->", "<!-- end of table -->"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """Tests that a package carries with it."""
+
+
+@app.command()
+def engine(
+    promises: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids such as E06; all by default.", show_default=False),
+    ] = None,
+    slow: Annotated[bool, typer.Option(help="Also the tests with other processes.")] = False,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; needs pytest-xdist.")] = 0,
+    table: Annotated[
+        Path | None, typer.Option(help="Write what was seen into this Markdown file.")
+    ] = None,
+) -> None:
+    """Run the tests of the engine's promises (K1 to K8, E01 to E40)."""
+    unknown = [p for p in promises or () if p.upper() not in PROMISES]
+    if unknown:
+        known = f"{next(iter(PROMISES))} to {list(PROMISES)[-1]}"
+        typer.echo(f"Error: there is no promise {unknown[0]!r}; they are {known}.", err=True)
+        raise typer.Exit(2)
+    outcomes = Outcomes()
+    arguments = ["--pyargs", "constrained.testing.promises", "-q", "-p", "no:cacheprovider"]
+    if promises:
+        arguments += ["-k", " or ".join(f"test_{p.lower()}_" for p in promises)]
+    if not slow:
+        arguments += ["-m", "not slow"]
+    if jobs:
+        arguments += ["-n", str(jobs)]
+    code = pytest.main(arguments, plugins=[outcomes])
+    if table is not None:
+        write(outcomes.table(), table)
+    raise typer.Exit(int(code))
+
+
+def write(table: str, path: Path) -> None:
+    """Put the table between its marks in a Markdown file."""
+    text = path.read_text("utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        typer.echo(f"Error: {path} has no lines {START!r} and {END!r}.", err=True)
+        raise typer.Exit(2)
+    path.write_text(f"{before}{start}\n{table}\n{end}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,42 @@
+"""What every promise test starts from: one thread, the same random numbers, no warning ignored."""
+
+import gc
+
+import pytest
+import torch
+
+MARKERS = (
+    "slow: takes more than a few seconds",
+    "torch_today: pins a behaviour of today's torch that the engine relies on or lifts",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+    # An installed package is tested without the project's own configuration.
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[False, True], ids=["set", "swap"])
+def swap_mode(request):
+    """Both ways in which ``nn.Module`` can replace the contents of a parameter."""
+    gc.collect()
+    torch.__future__.set_swap_module_params_on_conversion(request.param)
+    yield request.param
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.fixture
+def measured(record_property):
+    """Note what a test saw, for the table in the docs: ``measured("1 evaluation")``."""
+
+    def note(text: str) -> None:
+        record_property("measured", text)
+
+    return note

@@ -1,0 +1,192 @@
+"""E21: after a failed registration or removal nothing has changed."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize as torchs
+
+import constrained.parametrize as ours
+from constrained.testing.promises.foreign import FailsLater, Scaled, Split, Squash, ids, squashed
+
+torch_today = pytest.mark.torch_today
+
+
+class Bad:
+    """Parametrizations whose registration fails, each at another point."""
+
+    class Forward(nn.Module):
+        def forward(self, x):
+            raise ZeroDivisionError
+
+        def right_inverse(self, y):
+            return torch.zeros_like(y)
+
+    class Inverse(nn.Module):
+        def forward(self, x):
+            return x
+
+        def right_inverse(self, y):
+            y.zero_()
+            raise ZeroDivisionError
+
+    class Shape(nn.Module):
+        def forward(self, x):
+            return x[:, :1]
+
+        def right_inverse(self, y):
+            return y[:2] * 0
+
+    class Type(nn.Module):
+        def forward(self, x):
+            return None
+
+        def right_inverse(self, y):
+            return y * 0
+
+    class Second(nn.Module):
+        def forward(self, a, b):
+            return a
+
+        def right_inverse(self, y):
+            return y * 0, "text"
+
+
+def snapshot(m):
+    return (
+        type(m),
+        ids(m),
+        list(m.state_dict()),
+        {k: v.clone() for k, v in m.state_dict().items()},
+        list(m._modules),
+        {k: (id(v), v.requires_grad, v.shape, v.stride()) for k, v in m.named_parameters()},
+        set(m.__dict__),
+    )
+
+
+def check_same(m, before):
+    after = snapshot(m)
+    for k, v in before[3].items():
+        assert torch.equal(after[3][k], v)
+    assert [x for i, x in enumerate(after) if i != 3] == [x for i, x in enumerate(before) if i != 3]
+
+
+BAD = [Bad.Forward, Bad.Inverse, Bad.Shape, Bad.Type, Bad.Second]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_e21_a_failed_registration_leaves_the_module_as_it_was(bad, unsafe):
+    m = nn.Linear(3, 3)
+    before = snapshot(m)
+    try:
+        ours.register_parametrization(m, "weight", bad(), unsafe=unsafe)
+    except (ZeroDivisionError, ValueError):
+        check_same(m, before)
+    else:
+        assert unsafe
+
+
+@pytest.mark.parametrize("bad", BAD[:4])
+def test_e21_a_failed_second_registration_too(bad):
+    m = squashed()
+    before = snapshot(m)
+    with pytest.raises((ZeroDivisionError, ValueError)):
+        ours.register_parametrization(m, "weight", bad())
+    check_same(m, before)
+    assert len(m.parametrizations.weight) == 1
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_e21_a_failed_registration_of_another_tensor_too(bad):
+    m = squashed()
+    m.other = nn.Parameter(torch.rand(3, 3))
+    before = snapshot(m)
+    with pytest.raises((ZeroDivisionError, ValueError)):
+        ours.register_parametrization(m, "other", bad())
+    check_same(m, before)
+
+
+@torch_today
+@pytest.mark.parametrize("bad", [Bad.Forward, Bad.Shape, Bad.Type])
+def test_e21_in_torch_today(bad):
+    m = nn.Linear(3, 3)
+    before = m.weight.detach().clone()
+    with pytest.raises((ZeroDivisionError, ValueError)):
+        torchs.register_parametrization(m, "weight", bad())
+    assert m.weight.shape != before.shape or not torch.equal(m.weight, before)
+
+
+@pytest.mark.parametrize("name", ["keys", "items", "values", "pop", "clear", "update", "places"])
+def test_e21_names_that_a_module_dict_has(name):
+    m = nn.Module()
+    m.register_parameter(name, nn.Parameter(torch.rand(3)))
+    before = snapshot(m)
+    try:
+        ours.register_parametrization(m, name, Scaled())
+    except (KeyError, ValueError):
+        check_same(m, before)
+    else:
+        assert getattr(m, name).shape == (3,)
+
+
+@torch_today
+def test_e21_names_in_torch_today():
+    m = nn.Module()
+    m.keys = nn.Parameter(torch.rand(3))
+    with pytest.raises(KeyError):
+        torchs.register_parametrization(m, "keys", Scaled())
+    assert not list(m.parameters()) and type(m) is not nn.Module
+
+
+def test_e21_a_class_that_cannot_be_subclassed():
+    class Demanding(nn.Linear):
+        def __init_subclass__(cls, *, kind, **kwargs):
+            super().__init_subclass__(**kwargs)
+
+    m = Demanding(3, 3)
+    before = snapshot(m)
+    try:
+        ours.register_parametrization(m, "weight", Squash())
+    except TypeError:
+        check_same(m, before)
+    else:
+        assert m.weight.shape == (3, 3)
+
+
+def test_e21_an_attribute_that_stands_in_the_way():
+    m = nn.Linear(3, 3)
+    m.parametrizations = "mine"
+    before = snapshot(m)
+    with pytest.raises(ValueError, match="parametrizations"):
+        ours.register_parametrization(m, "weight", Squash())
+    check_same(m, before)
+
+
+def test_e21_a_tied_place_that_cannot_hold_it():
+    m = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Module()})
+    m["b"].register_parameter("keys", m["a"].weight)
+    before = snapshot(m)
+    with pytest.raises((KeyError, ValueError)):
+        ours.register_parametrization(m, "a.weight", Squash())
+    check_same(m, before)
+    assert type(m["a"]) is nn.Linear and type(m["b"]) is nn.Module
+    assert m["a"].weight is m["b"].keys
+
+
+def test_e21_a_refused_removal_changes_nothing():
+    m = nn.Linear(3, 3)
+    ours.register_parametrization(m, "weight", Split())
+    before = snapshot(m)
+    with pytest.raises(ValueError, match="Cannot leave unparametrized"):
+        ours.remove_parametrizations(m, "weight", leave_parametrized=False)
+    check_same(m, before)
+
+
+def test_e21_a_failed_removal_changes_nothing():
+    m = nn.Linear(3, 3)
+    ours.register_parametrization(m, "weight", FailsLater())
+    m.parametrizations.weight[0].broken = True
+    before = snapshot(m)
+    with pytest.raises((RuntimeError, AttributeError), match="does_not_exist"):
+        ours.remove_parametrizations(m, "weight")
+    check_same(m, before)
