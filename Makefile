@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-all lint format types bench clean
+.PHONY: help install demo demo-short test test-slow promises lint format types docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ demo-short: $(READY) ## the same for two epochs
 test: $(READY) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY) ## all tests
-	$(PYTEST)
+test-slow: $(READY) ## the others: several processes, compilers, thousands of steps
+	$(PYTEST) -m slow
+
+promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing engine --slow --jobs $(JOBS) --table docs/engine.md
 
 lint: $(READY) ## ruff, without changing anything
 	$(BIN)/ruff check .
@@ -52,9 +55,12 @@ format: $(READY) ## ruff, fixing what it can
 types: $(READY) ## pyright
 	$(BIN)/pyright
 
+docs: $(READY) ## the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(READY) ## the benchmarks
 	$(BIN)/python -m benchmarks
 
 clean: ## all that make and the tools have made
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
