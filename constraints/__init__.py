@@ -5,6 +5,7 @@ when it looks up a name it does not know yet. One file holds one constraint, or 
 its mathematics.
 """
 
+from constraints.cholesky_factor import CholeskyFactor
 from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
 from constraints.orthogonal import Orthogonal
@@ -13,11 +14,22 @@ from constraints.positive_definite import PositiveDefinite
 from constraints.simplex import Simplex
 from constraints.spectral_norm import SpectralNorm
 from constraints.sphere import Sphere
-from constraints.symmetric import Skew, Symmetric
+from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
+from constraints.toeplitz import Circulant, Hankel, Toeplitz
+from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, UpperTriangular
 
 __all__ = [
+    "Banded",
+    "BlockDiagonal",
+    "CholeskyFactor",
+    "Circulant",
+    "Diagonal",
+    "Hamiltonian",
+    "Hankel",
+    "Hermitian",
     "Interval",
     "LowRank",
+    "LowerTriangular",
     "Nonnegative",
     "Orthogonal",
     "Positive",
@@ -28,4 +40,7 @@ __all__ = [
     "SpectralNorm",
     "Sphere",
     "Symmetric",
+    "Toeplitz",
+    "Traceless",
+    "UpperTriangular",
 ]
