@@ -42,8 +42,9 @@ class Constraint(nn.Module, ABC):
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
 
-    A tensor among the constructor arguments is registered as a buffer, under its own name, so that
-    it moves with the module.
+    A tensor among the constructor arguments stays a plain attribute: it is no state, and neither
+    ``to_empty`` nor ``load_state_dict`` may touch it. Use it as ``self.mask.to(value.device)``.
+    `spec` writes it as a list, which the constructor must accept too.
 
     Class attributes:
         event_dim: number of trailing dimensions that make one element.
@@ -215,7 +216,8 @@ class Constraint(nn.Module, ABC):
         """
         cls = type(self)
         name = cls.name or f"{cls.__module__}:{cls.__qualname__}"
-        return {"name": name, **self._changed_arguments()}
+        changed = self._changed_arguments()
+        return {"name": name, **{key: _as_data(value) for key, value in changed.items()}}
 
     def _changed_arguments(self) -> dict[str, Any]:
         signature = inspect.signature(type(self).__init__).parameters
@@ -226,7 +228,7 @@ class Constraint(nn.Module, ABC):
         }
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self._changed_arguments().items())
+        arguments = ", ".join(f"{k}={_short(v)}" for k, v in self._changed_arguments().items())
         return f"{type(self).name or type(self).__name__}({arguments})"
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -260,6 +262,16 @@ def _same(value: Any, default: Any) -> bool:
     if isinstance(value, Tensor) or isinstance(default, Tensor):
         return value is default
     return type(value) is type(default) and bool(value == default)
+
+
+def _as_data(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{' x '.join(map(str, value.shape)) or 'scalar'}>"
+    return repr(value)
 
 
 def has_values(value: Tensor) -> bool:

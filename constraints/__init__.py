@@ -5,11 +5,15 @@ when it looks up a name it does not know yet. One file holds one constraint, or 
 its mathematics.
 """
 
+from constraints.angle import Angle
+from constraints.box import Box
 from constraints.cholesky_factor import CholeskyFactor
 from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
+from constraints.masked import Masked
+from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
 from constraints.orthogonal import Orthogonal
-from constraints.positive import Nonnegative, Positive
+from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.simplex import Simplex
 from constraints.spectral_norm import SpectralNorm
@@ -19,18 +23,27 @@ from constraints.toeplitz import Circulant, Hankel, Toeplitz
 from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, UpperTriangular
 
 __all__ = [
+    "Angle",
+    "AtLeast",
+    "AtMost",
     "Banded",
     "BlockDiagonal",
+    "Box",
     "CholeskyFactor",
     "Circulant",
     "Diagonal",
+    "GreaterThan",
     "Hamiltonian",
     "Hankel",
     "Hermitian",
     "Interval",
+    "LessThan",
     "LowRank",
     "LowerTriangular",
+    "Masked",
+    "Negative",
     "Nonnegative",
+    "Nonpositive",
     "Orthogonal",
     "Positive",
     "PositiveDefinite",

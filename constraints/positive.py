@@ -1,19 +1,13 @@
-"""Numbers with a sign: the open and the closed half-line."""
+"""The open half-lines: positive and negative numbers, and those beyond a bound."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from constrained import Constraint, register
-from constraints.softplus import inverse_softplus, softplus
+from constrained import register
+from constraints.half_line import OpenHalfLine, checked_bound
 
 
 @register("positive")
-class Positive(Constraint):
+class Positive(OpenHalfLine):
     """Positive numbers.
 
     **Set**: {x in R : x > 0}, elementwise. Dimension 1, open.
@@ -30,6 +24,7 @@ class Positive(Constraint):
     pricing (NIPS 2000). It is preferred to exp, whose gradient grows with the value.
 
     Example:
+        >>> import torch
         >>> positive = Positive()
         >>> positive(torch.tensor([-1e6, 0.0, 5.0])) > 0
         tensor([True, True, True])
@@ -37,120 +32,99 @@ class Positive(Constraint):
         tensor([0.1000, 2.0000])
     """
 
-    event_dim = 0
-    closed = False
     examples = (({}, ()),)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """``log(1 + exp(y))``."""
-        return softplus(y).clamp(min=torch.finfo(y.dtype).tiny)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """``x + log(1 - exp(-x))``."""
-        return inverse_softplus(self.project(value).clamp(min=torch.finfo(value.dtype).tiny))
-
-    def violation(self, value: Tensor) -> Tensor:
-        """``max(-x, 0)``, the distance from the closure."""
-        return F.relu(-value)
-
-    def project(self, value: Tensor) -> Tensor:
-        """The machine epsilon in the place of zero and of negative numbers."""
-        return torch.where(value > 0, value, torch.finfo(value.dtype).eps)
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Log-normal numbers: exp of a standard normal one."""
-        return torch.randn(shape, generator=generator, dtype=dtype, device=device).exp()
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """1, each number being an element."""
-        del shape
-        return 1
+    end, direction = 0.0, 1
 
 
-#: How much steeper `Nonnegative` is above zero than below; a power of two rounds nothing.
-_STEEPNESS = 2.0**20
+@register("negative")
+class Negative(OpenHalfLine):
+    """Negative numbers.
 
+    **Set**: {x in R : x < 0}, elementwise. Dimension 1, open.
 
-@register("nonnegative", aliases=("non_negative", "non_neg"))
-class Nonnegative(Constraint):
-    """Numbers that are zero or positive.
+    **Map**: y -> -softplus(-y), onto the set, increasing.
 
-    **Set**: {x in R : x >= 0}, elementwise. Dimension 1, closed.
+    **Right inverse**: as for `Positive`, of -x. A zero becomes minus the machine epsilon.
 
-    **Map**: y -> max(y, -y / 2^20), onto the set, with the derivative +1 at y = 0.
-
-    **Right inverse**: the identity.
-
-    **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976). The
-    usual maps fail at the boundary: exp and softplus never reach zero, the square has the gradient
-    zero there, ReLU has it everywhere below, and the absolute value throws a parameter that
-    overshoots zero back as far as it came, so that with momentum it never settles.
-
-    `canonical` replaces a parameter by its value. An optimizer step thus ends like one of projected
-    gradients, at zero up to a millionth of the overshoot. Where nobody calls `canonical`, the small
-    slope below zero still leads back, which Adam and its like, blind to the scale, can follow.
+    **Reference**: as for `Positive`.
 
     Example:
-        >>> nonnegative = Nonnegative()
-        >>> y = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
-        >>> nonnegative(y).tolist()
-        [1.9073486328125e-06, 0.0, 3.0]
-        >>> torch.autograd.grad(nonnegative(y).sum(), y)[0].tolist()
-        [-9.5367431640625e-07, 1.0, 1.0]
+        >>> import torch
+        >>> Negative()(torch.tensor([-5.0, 0.0, 5.0]))
+        tensor([-5.0067, -0.6931, -0.0067])
     """
 
-    event_dim = 0
     examples = (({}, ()),)
-    exempt = dict.fromkeys(
-        (
-            "first_derivative:zero_params",
-            "first_derivative:zeros",
-            "second_derivative:zero_params",
-            "second_derivative:zeros",
-        ),
-        "a kink at y = 0, which every map of the line onto the half-line has that leaves zero with "
-        "a nonzero slope",
-    )
+    end, direction = 0.0, -1
 
-    def forward(self, y: Tensor) -> Tensor:
-        """``max(y, -y / 2^20)``."""
-        return torch.where(y >= 0, y, -y / _STEEPNESS)
 
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity."""
-        return value
+@register("greater_than", aliases=("lower_bounded",))
+class GreaterThan(OpenHalfLine):
+    """Numbers above a bound.
 
-    def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """The number itself."""
-        return (self.forward(y),)
+    **Set**: {x in R : x > bound}, elementwise. Dimension 1, open.
 
-    def violation(self, value: Tensor) -> Tensor:
-        """``max(-x, 0)``, the distance from the set."""
-        return F.relu(-value)
+    **Map**: y -> bound + softplus(y), onto the set. Where rounding would end at the bound, the
+    value stays at a number next to it, and keeps the gradient.
 
-    def project(self, value: Tensor) -> Tensor:
-        """``max(x, 0)``, the nearest number of the set."""
-        return F.relu(value)
+    **Right inverse**: as for `Positive`, of x - bound. The bound itself, on the boundary, is
+    replaced by what `project` makes of it.
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Half-normal numbers: the absolute value of a standard normal one."""
-        return torch.randn(shape, generator=generator, dtype=dtype, device=device).abs()
+    **Reference**: Stan Reference Manual, section "Lower bounded scalar", with softplus for exp.
 
-    def dimension(self, shape: Sequence[int]) -> int:
-        """1, each number being an element."""
-        del shape
-        return 1
+    Args:
+        bound: the bound, finite.
+
+    Raises:
+        ValueError: if ``bound`` is not finite.
+
+    Example:
+        >>> import torch
+        >>> GreaterThan(bound=2)(torch.tensor([-1e6, 0.0, 5.0]))
+        tensor([2.0000, 2.6931, 7.0067])
+        >>> GreaterThan(bound=2)(torch.tensor(-1e6)) > 2
+        tensor(True)
+    """
+
+    examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
+    direction = 1
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound("greater_than", bound)
+
+
+@register("less_than", aliases=("upper_bounded",))
+class LessThan(OpenHalfLine):
+    """Numbers below a bound.
+
+    **Set**: {x in R : x < bound}, elementwise. Dimension 1, open.
+
+    **Map**: y -> bound - softplus(-y), onto the set, increasing. Where rounding would end at the
+    bound, the value stays at a number next to it, and keeps the gradient.
+
+    **Right inverse**: as for `Positive`, of bound - x. The bound itself, on the boundary, is
+    replaced by what `project` makes of it.
+
+    **Reference**: Stan Reference Manual, section "Upper bounded scalar", with softplus for exp.
+
+    Args:
+        bound: the bound, finite.
+
+    Raises:
+        ValueError: if ``bound`` is not finite.
+
+    Example:
+        >>> import torch
+        >>> LessThan(bound=-1)(torch.tensor([-5.0, 0.0, 1e6]))
+        tensor([-6.0067, -1.6931, -1.0000])
+        >>> LessThan(bound=-1)(torch.tensor(1e6)) < -1
+        tensor(True)
+    """
+
+    examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
+    direction = -1
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound("less_than", bound)

@@ -1,0 +1,85 @@
+"""Angles: numbers modulo one turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+
+
+@register("angle", aliases=("circular",))
+class Angle(Constraint):
+    """Angles in radians, between minus and plus half a turn.
+
+    **Set**: {x in R : -pi <= x <= pi}, elementwise, whose two ends are the same angle. Dimension 1,
+    closed.
+
+    **Map**: y -> y minus the nearest multiple of 2 pi, onto the set. The derivative is 1
+    everywhere: an optimizer goes around the circle as on the line.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Mardia and Jupp, Directional Statistics (2000), section 3.1, for the wrapping.
+
+    `project` wraps too: the same angle, which is not always the nearest number of the set.
+
+    Example:
+        >>> Angle()(torch.tensor([0.0, 3.0, 4.0, -7.0]))
+        tensor([ 0.0000,  3.0000, -2.2832, -0.7168])
+    """
+
+    event_dim = 0
+    examples = (({}, ()),)
+    exempt = dict.fromkeys(
+        ("nearest", "violation_grows"),
+        "project keeps the angle: it goes around the circle to it, and not to the nearest number",
+    )
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The angle, wrapped into the set."""
+        return _wrapped(y)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity."""
+        return value
+
+    def canonical(self, y: Tensor) -> tuple[Tensor]:
+        """The angle, wrapped into the set: far from zero a number has few digits for it."""
+        return (_wrapped(y),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The distance from the interval."""
+        return F.relu(value.abs() - math.pi)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The same angle, wrapped into the set."""
+        return _wrapped(value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Angles uniform on the circle."""
+        share = torch.rand(shape, generator=generator, dtype=dtype, device=device)
+        return (2 * math.pi * (share - 0.5)).clamp(-math.pi, math.pi)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """1, each number being an element."""
+        del shape
+        return 1
+
+
+def _wrapped(y: Tensor) -> Tensor:
+    # A number inside stays bit for bit; the rest is a constant, since the derivative is 1.
+    turns = torch.where(y.detach().abs() <= math.pi, 0, torch.round(y.detach() / (2 * math.pi)))
+    value = y - 2 * math.pi * turns
+    return value + (value.clamp(-math.pi, math.pi) - value).detach()

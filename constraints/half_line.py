@@ -1,0 +1,144 @@
+"""Half-lines: the numbers on one side of a bound, without it or with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint
+from constraints.softplus import inverse_softplus, softplus
+
+#: How much steeper a closed half-line's map is inside than outside; a power of two rounds nothing.
+STEEPNESS = 2.0**20
+
+
+class HalfLine(Constraint):
+    """What half-lines share: they are made of an end, and a direction from there.
+
+    Attributes:
+        end: the bound.
+        direction: 1 for the numbers above it, -1 for those below.
+    """
+
+    event_dim = 0
+    end: float
+    direction: int
+
+    def violation(self, value: Tensor) -> Tensor:
+        """How far a number lies beyond the bound."""
+        return F.relu(self.direction * (self.end - value))
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """1, each number being an element."""
+        del shape
+        return 1
+
+    def outwards(self, amount: Tensor) -> Tensor:
+        """The number that lies ``amount`` inside of the bound."""
+        return self.end + self.direction * amount
+
+
+class OpenHalfLine(HalfLine):
+    """A half-line without its end, which softplus maps the real line onto."""
+
+    closed = False
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``end + direction * log(1 + exp(direction * y))``."""
+        value = self.outwards(softplus(self.direction * y))
+        # Where rounding would end at the bound, the value stays beside it and keeps the gradient.
+        return value + (self._inside(value, self._least(value)) - value).detach()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The inverse of softplus, of the distance from the bound."""
+        distance = (self.direction * (self.project(value) - self.end)).clamp(
+            min=torch.finfo(value.dtype).tiny
+        )
+        return self.direction * inverse_softplus(distance)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A number beyond the bound goes to the machine epsilon (times the bound) inside of it."""
+        inside = self.direction * (value - self.end) > 0
+        margin = torch.finfo(value.dtype).eps * max(1.0, abs(self.end))
+        return torch.where(inside, value, self.end + self.direction * margin)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A log-normal distance from the bound: exp of a standard normal number."""
+        normal = torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        value = self.outwards(normal.exp())
+        return self._inside(value, self._least(value))
+
+    def _least(self, value: Tensor) -> float:
+        # One to two units in the last place of the bound.
+        finfo = torch.finfo(value.dtype)
+        return max(finfo.eps * abs(self.end), finfo.tiny)
+
+    def _inside(self, value: Tensor, least: float) -> Tensor:
+        innermost = self.end + self.direction * least
+        return value.clamp(min=innermost) if self.direction > 0 else value.clamp(max=innermost)
+
+
+class ClosedHalfLine(HalfLine):
+    """A half-line with its end, which is reached, and left again.
+
+    The map is the identity inside. Outside it is folded back, with the slope -1 / 2^20: a number
+    that an optimizer moved beyond the bound has a value at the bound, up to a millionth of how far
+    it went. `canonical` replaces a parameter by its value, so that an optimizer step ends like one
+    of projected gradients. Where nobody calls `canonical`, the small slope still leads back, which
+    Adam and its like, blind to the scale, can follow.
+    """
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The number itself inside, and next to the bound else."""
+        excess = y - self.end
+        folded = self.end - excess / STEEPNESS
+        return torch.where(self.direction * excess >= 0, y, folded)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity."""
+        return value
+
+    def canonical(self, y: Tensor) -> tuple[Tensor]:
+        """The number itself."""
+        return (self.forward(y),)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest number of the set: the bound for what lies beyond it."""
+        return value.clamp(min=self.end) if self.direction > 0 else value.clamp(max=self.end)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A half-normal distance from the bound: a standard normal number's absolute value."""
+        normal = torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        return self.outwards(normal.abs())
+
+
+#: Every map of the line onto a half-line that leaves the end with a nonzero slope has a kink.
+KINK = "a kink at the bound, as every map of the line onto it that leaves it with a nonzero slope"
+
+
+def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:
+    """A finite number, or an error that names the argument."""
+    if not isinstance(bound, Real) or isinstance(bound, bool):
+        raise TypeError(f"{constraint}: {name} must be a number, got {bound!r}.")
+    if not math.isfinite(bound):
+        raise ValueError(f"{constraint}: {name} must be finite, got {bound!r}.")
+    return float(bound)
