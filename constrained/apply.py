@@ -25,6 +25,7 @@ from constrained.registry import UnknownNameError, did_you_mean
 from constrained.select import Place, constrained_tensors, places, select
 from constrained.spec import Request, SpecError, parse
 from constrained.view import View
+from constrained.wrapped import check_not_wrapped
 
 INITS = ("keep", "sample", "strict")
 
@@ -70,6 +71,7 @@ def constrain(
         ValueError: for a name, an argument, a target, a view or a shape that does not fit, for
             NaN or infinite values, and under ``init="strict"`` for a tensor outside the set
             (`InfeasibleError`). One sentence that names the tensor by its path.
+        RuntimeError: if DistributedDataParallel or FSDP has wrapped the model already.
 
     Example:
         >>> import torch
@@ -110,6 +112,7 @@ def release(
     Raises:
         ValueError: if a target other than ``"**"`` means no constrained tensor, or a tensor that
             has several free parameters should be left unbaked. The model is then as it was.
+        RuntimeError: if DistributedDataParallel or FSDP has wrapped the model.
     """
     _check_optimizer(optimizer)
     if not isinstance(target, str):
@@ -134,6 +137,7 @@ def release(
                 f"'{place.path}' has several free parameters, so bake=False leaves nothing that "
                 "could take its place; use bake=True."
             )
+        check_not_wrapped(place.module, place.path)
     for place in chosen:
         before = [t for t in place.tensor.parameters(recurse=False)]  # type: ignore[union-attr]
         remove_parametrizations(module, place.path, leave_parametrized=bake)
@@ -229,6 +233,7 @@ def _prepare(here: list[Place], request: Request, init: str) -> _Change:
         )
     try:
         for other in here:
+            check_not_wrapped(other.module, other.path)
             check_can_hold(other.module, other.name)
         constraint = request.build()
         if request.view is not None:

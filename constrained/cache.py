@@ -10,8 +10,8 @@ missed:
 * a read that needs a gradient is never served by an evaluation that recorded none.
 
 Where tensors do not mean what they say (tracing, ``torch.func``, forward-mode derivatives,
-saved-tensor hooks such as those of activation checkpointing, dispatch modes) values are neither
-stored nor reused.
+saved-tensor hooks such as those of activation checkpointing, dispatch modes), and where FSDP
+swaps and writes the originals without a trace, values are neither stored nor reused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from threading import get_ident
 from typing import Any, Protocol
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torch_parametrize
@@ -34,6 +33,9 @@ from constrained.seen import SeenModule, SeenTensor, is_dense
 
 # Its stubs leave out what decides here.
 _torch_c: Any = torch._C
+
+#: How often an evaluation is repeated that another thread has spoilt.
+_ATTEMPTS = 4
 
 
 class _Block:
@@ -114,6 +116,14 @@ class Evaluated(Protocol):
         """Whether the value depends on nothing else."""
         ...
 
+    def is_managed(self) -> bool:
+        """Whether somebody swaps and writes these tensors without a trace."""
+        ...
+
+    def __call__(self) -> Tensor:
+        """Evaluate, without looking at stored values."""
+        ...
+
 
 class ValueStore:
     """The stored values of one parametrized tensor, one for each thread."""
@@ -147,23 +157,32 @@ class ValueStore:
 
     def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
         on.look()
+        if on.is_managed():
+            return on()
         is_pure = on.is_pure()
         context = None if is_pure else active_context()
         sources = _sources(on)
         if (context is None and not is_pure) or not all(map(_is_storable, sources)):
             return on.evaluator()(*on.originals())
         originals = on.originals()
-        versions = [t._version for t in originals]
         records = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
-        # The graph starts at aliases of the originals: started at the originals, a hook on one of
-        # them would run in the replay, and once more where the gradient arrives.
-        inputs = [_alias(t) if records and t.requires_grad else t for t in originals]
         evaluate = on.evaluator()
-        graph = KeptGraph(evaluate(*inputs), evaluate if is_pure else None)
-        stored = _Stored(graph, inputs, originals, on.watched(), context)
-        # The evaluation may have moved a buffer, so the sources are looked at after it; but an
-        # original that was written meanwhile, by another thread, is not what was evaluated.
-        if all(t._version == v for t, v in zip(originals, versions, strict=True)):
+        # Another thread may write an original meanwhile, as an optimizer does; what is then found
+        # is made of two versions, and is computed again. Each time, if that thread is fast enough:
+        # in the end it is returned as it is, and not stored.
+        for _ in range(_ATTEMPTS if is_pure else 1):
+            before = [SeenTensor(t) for t in originals]
+            # The graph starts at aliases of the originals: started at the originals, a hook on one
+            # of them would run in the replay, and once more where the gradient arrives.
+            inputs = [_alias(t) if records and t.requires_grad else t for t in originals]
+            graph = KeptGraph(evaluate(*inputs), evaluate if is_pure else None)
+            is_whole = all(seen.is_untouched() for seen in before)
+            if is_whole:
+                break
+        # The evaluation may have moved a buffer, so the sources are looked at after it; but the
+        # originals were looked at before.
+        stored = _Stored(graph, inputs, before, on.watched(), context)
+        if is_whole:
             if len(self._values) > 1:
                 alive = {t.ident for t in threading.enumerate()}
                 # Step by step, since other threads store theirs at the same time.
@@ -199,19 +218,19 @@ class _Stored:
         self,
         graph: KeptGraph,
         inputs: Sequence[Tensor],
-        originals: Sequence[Tensor],
+        originals: Sequence[SeenTensor],
         watched: tuple[nn.Module, ...],
         context: object | None,
     ) -> None:
         self.value = SeenTensor(graph.value.detach())
         self._graph = graph
-        self._watched = [SeenModule(module) for module in watched]
+        known = {id(seen.tensor): seen for seen in originals}
+        self._watched = [SeenModule(module, known) for module in watched]
         sources = [seen for module in self._watched for _, _, seen in module.tensors]
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]
         self.records = torch.is_grad_enabled() or not differentiable
         self.tracked = self.value.tensor
         if graph.value.requires_grad:
-            known = {id(t) for t in originals}
             more = [t for t in differentiable if id(t) not in known]
             graph.sources, graph.originals = sources, len(inputs)
             self.tracked = replay(graph, *inputs, *more)
@@ -289,9 +308,7 @@ def _is_storable(tensor: Tensor) -> bool:
         and not tensor.is_meta
         and not tensor.is_inference()
         and is_dense(tensor)
-        # Another process may write shared memory, and FSDP writes gathered parameters without
-        # moving their counters.
+        # Another process may write shared memory.
         and not (tensor.device.type == "cpu" and tensor.is_shared())
-        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
         and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
     )

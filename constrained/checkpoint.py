@@ -9,6 +9,7 @@ from torch import nn
 
 from constrained.parametrize import is_parametrized
 from constrained.select import places
+from constrained.sharded import whole
 
 
 @torch.no_grad()
@@ -16,7 +17,8 @@ def baked_state_dict(model: nn.Module) -> dict[str, Any]:
     """The state dict that the model would have without constraints: values under plain names.
 
     A model that nobody constrained loads it, and the constraints have left no trace but the
-    values. Values are copies; the model is unchanged.
+    values. Values are copies, and whole ones of shards (then every process must call this); the
+    model is unchanged.
     """
     values = {
         path: getattr(place.module, place.name).detach().clone()
@@ -27,7 +29,8 @@ def baked_state_dict(model: nn.Module) -> dict[str, Any]:
     for key, tensor in model.state_dict().items():
         path = next((p for p in values if _belongs_to(key, p)), None)
         if path is None:
-            baked[key] = tensor.detach().clone() if isinstance(tensor, torch.Tensor) else tensor
+            is_tensor = isinstance(tensor, torch.Tensor)
+            baked[key] = whole(tensor.detach()).clone() if is_tensor else tensor
         elif path not in baked:
             baked[path] = values[path]
     return baked

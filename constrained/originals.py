@@ -12,14 +12,17 @@ from torch.__future__ import get_swap_module_params_on_conversion
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from constrained.constraint import Constraint, has_values
+from constrained.sharded import is_shard, write
 
 
 def store(destination: Tensor, source: Tensor) -> None:
     """Give ``destination`` the contents of ``source``, keeping its identity; no memory is shared.
 
-    Call it under ``torch.no_grad()``.
+    A shard gets its part. Call it under ``torch.no_grad()``.
     """
-    if get_swap_module_params_on_conversion() or is_traceable_wrapper_subclass(destination):
+    if is_shard(destination):
+        write(destination, source)
+    elif get_swap_module_params_on_conversion() or is_traceable_wrapper_subclass(destination):
         source = source.clone()
         if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
             source = nn.Parameter(source, requires_grad=destination.requires_grad)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained import sharded
 from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
 from constrained.constraint import Constraint
 from constrained.originals import (
@@ -25,6 +27,7 @@ from constrained.originals import (
     store,
 )
 from constrained.restore import watch
+from constrained.wrapped import is_sharded
 
 _by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
 
@@ -122,6 +125,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """Evaluate the parametrizations, without looking at stored values."""
         if is_scripting():
             raise RuntimeError("Parametrization is not working with scripting.")
+        if is_sharded(self):
+            others = (p for module in self._chain() for p in module.parameters())
+            shape = None if self.unsafe else self.shape
+            return sharded.evaluate(self.evaluator(), self.originals(), others, shape)
         return self.evaluator()(*self.originals())
 
     def value(self) -> Tensor:
@@ -166,6 +173,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """Look anew at which modules the value depends on."""
         self.__dict__["_watched"] = tuple(self.modules())[1:]
 
+    def is_managed(self) -> bool:
+        """Whether somebody swaps and writes the originals without a trace."""
+        return any(map(is_sharded, self.watched()))
+
     def is_pure(self) -> bool:
         """Whether the value depends on tensors and arguments of the watched modules alone."""
         return not hasattr(self, "parametrizations") and all(
@@ -193,6 +204,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """
         with torch.no_grad():
             new = self.invert(value)
+            if is_sharded(self):
+                sharded.check_writable(self.originals(), new)
             self.forget()
             nested: Any = self._modules.get("parametrizations", ())
             for name, tensor in zip(self.names(), new, strict=True):
@@ -316,24 +329,38 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_store"] = ValueStore()
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
-        first = self._chain()[0] if len(self) else None
-        if isinstance(first, Constraint) and first.has_canonical():
-            watch(self)
+        watch(self)
         self._announce()
 
     def _announce(self) -> None:
         for original in self._parameters.values():
             _by_original[id(original)] = self
 
+    def settle(self) -> None:
+        """Do what is to be done after a step of an optimizer that holds an original."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.forget()
+        first = self._chain()[0]
+        if isinstance(first, Constraint) and first.has_canonical():
+            self.restore()
+
     def restore(self) -> None:
-        """Bring the originals to the canonical form of the first constraint; the value stays."""
+        """Bring the originals to the canonical form of the first constraint; the value stays.
+
+        Shards of originals are restored together with the other processes. The pieces that the
+        first FSDP leaves a process are not restored.
+        """
         first = self._chain()[0]
         assert isinstance(first, Constraint)
-        originals = self.originals()
+        mine = self.originals()
+        if any(map(sharded.is_flat, mine)):
+            return
         with torch.no_grad():
-            for original, canonical in zip(originals, first.canonical(*originals), strict=True):
-                if canonical is not original:
-                    store(original, canonical)
+            originals = tuple(map(sharded.whole, mine))
+            canonical = first.canonical(*originals)
+            for here, old, new in zip(mine, originals, canonical, strict=True):
+                if new is not old:
+                    store(here, new)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # Where loading swaps tensors, no graph may hold them.

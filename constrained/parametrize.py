@@ -28,6 +28,7 @@ from constrained.parametrized_class import (
     parametrized_class,
     set_class,
 )
+from constrained.wrapped import check_not_wrapped
 
 __all__ = [
     "ParametrizationList",
@@ -97,6 +98,7 @@ def register_parametrization(
     Raises:
         ValueError: if there is no such tensor, or the parametrization does not fit it.
         TypeError: if the parametrization is neither a module nor a function.
+        RuntimeError: if DistributedDataParallel or FSDP has wrapped the module already.
     """
     if not isinstance(parametrization, nn.Module):
         if not callable(parametrization):
@@ -157,10 +159,12 @@ def remove_parametrizations(
     Raises:
         ValueError: if the tensor is not parametrized, or ``leave_parametrized=False`` is asked of
             a tensor with several originals.
+        RuntimeError: if DistributedDataParallel or FSDP has wrapped the module.
     """
     owner, name = resolve(module, tensor_name)
     if not is_parametrized(owner, name):
         raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
+    check_not_wrapped(owner, name)
     check_can_change_class(owner)
     adopt(owner)
     parametrizations = list_of(owner, name)
@@ -171,6 +175,8 @@ def remove_parametrizations(
         )
     places = places_of(module, parametrizations)
     elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in places}
+    for place_owner, place_name in places:
+        check_not_wrapped(place_owner, place_name)
     tensor = _plain_tensor(parametrizations, leave_parametrized, shared=bool(elsewhere))
     for place_owner, place_name in places:
         uninstall(place_owner, place_name, tensor, parametrizations.persistent)
@@ -201,6 +207,8 @@ def transfer_parametrizations_and_params(
     if not is_parametrized(from_module):
         return to_module
     names = [tensor_name] if tensor_name is not None else list(from_module.parametrizations)  # type: ignore[arg-type]
+    for name in names:
+        check_not_wrapped(to_module, name)
     for name in names:
         source: Any = list_of(from_module, name)
         if not hasattr(to_module, name):
@@ -279,6 +287,7 @@ def check_can_change_class(module: nn.Module) -> None:
 
 def check_can_hold(module: nn.Module, name: str) -> None:
     """Raise, before anything has changed, if a tensor of this name cannot be parametrized."""
+    check_not_wrapped(module, name)
     check_can_change_class(module)
     existing = getattr(module, "parametrizations", None)
     if existing is not None and not isinstance(existing, nn.ModuleDict):
@@ -353,6 +362,7 @@ def _plain_tensor(
 
 
 def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
+    check_not_wrapped(module, name)
     adopt(module)
     parametrizations = list_of(module, name)
     if not unsafe:

@@ -1,31 +1,35 @@
-"""Canonical forms, restored after each optimizer step.
+"""What follows an optimizer step: canonical forms are restored, and values end.
 
 A constraint may have parameters at which its map is cheapest: a matrix that is orthogonal already
 is its own polar factor. An optimizer step leaves them, and this hook, which torch calls after the
 step of every optimizer, brings them back without changing the value. Nothing depends on it: without
 the hook an evaluation computes the full map.
+
+Where there are several processes, the parameters that another one has stepped arrive by
+collectives, which move no version counter. So there a step ends the values that were computed
+before it.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
-class Restorable(Protocol):
-    """Something that has originals with a canonical form."""
+class Stepped(Protocol):
+    """Something that has originals."""
 
-    def originals(self) -> Sequence[Tensor]:
-        """The tensors that an optimizer may have moved."""
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The tensors that an optimizer may have moved, without ``recurse``."""
         ...
 
-    def restore(self) -> None:
-        """Bring them back to their canonical form."""
+    def settle(self) -> None:
+        """Do what is to be done after a step."""
         ...
 
 
@@ -33,20 +37,26 @@ _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 _installed = False
 
 
-def watch(item: Restorable) -> None:
-    """Restore the originals of ``item`` after each step of an optimizer that holds one of them."""
+def watch(item: Stepped) -> None:
+    """Call ``item.settle()`` after each step of an optimizer that holds one of its parameters."""
     global _installed
     _watched.add(item)
     if not _installed:
-        register_optimizer_step_post_hook(_restore_after_step)
+        register_optimizer_step_post_hook(_settle_after_step)
         _installed = True
 
 
-def _restore_after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _settle_after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
     if not _watched:
         return
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    place = {parameter: i for i, parameter in enumerate(held)}
+    due: list[tuple[int, Stepped]] = []
     for item in list(_watched):
-        if any(id(original) in held for original in item.originals()):
-            item.restore()
+        places = [place[id(p)] for p in item.parameters(recurse=False) if id(p) in place]
+        if places:
+            due.append((min(places), item))
+    # In the same order in every process, which sharded originals are gathered from.
+    for _, item in sorted(due, key=lambda pair: pair[0]):
+        item.settle()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -92,18 +92,24 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 class SeenModule:
-    """What a watched module looked like: its tensors, submodules, training flag, arguments."""
+    """What a watched module looked like: its tensors, submodules, training flag, arguments.
+
+    Args:
+        module: as it is now.
+        known: tensors that were looked at before, by their ``id``.
+    """
 
     __slots__ = ("_buffers", "_children", "_parameters", "_revision", "_training", "tensors")
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, known: Mapping[int, SeenTensor] | None = None) -> None:
+        known = known or {}
         self._training = module.training
         self._revision = module.__dict__.get("_revision")
         self._children = list(module._modules.values())
         self._parameters = len(module._parameters)
         self._buffers = len(module._buffers)
         self.tensors = [
-            (container, name, SeenTensor(tensor))
+            (container, name, known.get(id(tensor)) or SeenTensor(tensor))
             for container in ("_parameters", "_buffers", None)
             for name, tensor in (vars(module)[container] if container else vars(module)).items()
             if isinstance(tensor, Tensor)

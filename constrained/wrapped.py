@@ -1,0 +1,90 @@
+"""Which modules stand inside a wrapper that knows their parameters already.
+
+``DistributedDataParallel`` hooks the parameters that it finds when it is made, and FSDP moves them
+into shards. A parameter that comes or goes later is one that they know nothing of: its gradients
+are not averaged, silently, or sharded and whole tensors meet. So the tensors of a wrapped module
+are neither parametrized nor released.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+
+#: Every live DistributedDataParallel, once somebody has asked.
+_replicated: weakref.WeakSet[Any] | None = None
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP, the first or the second, looks after the parameters of a module.
+
+    It puts gathered parameters in their place around each forward and backward pass, and writes
+    into them without moving their version counters.
+    """
+    # FSDP leaves this mark, for the compiler, on every module that it manages.
+    return "_is_fsdp_managed_module" in module.__dict__
+
+
+def check_not_wrapped(module: nn.Module, path: str) -> None:
+    """Raise, before anything has changed, if a wrapper knows the parameters of a module already.
+
+    Args:
+        module: the owner of a tensor.
+        path: what the user calls the tensor.
+
+    Raises:
+        RuntimeError: with the cure.
+    """
+    wrapper = _wrapper(module)
+    if wrapper is not None:
+        raise RuntimeError(
+            f"'{path}' is a tensor of {type(module).__name__} inside a model that {wrapper} has "
+            "wrapped, which would miss any parameter that comes or goes: constrain before "
+            "wrapping, and release a model without the wrapper."
+        )
+
+
+def _wrapper(module: nn.Module) -> str | None:
+    if is_sharded(module):
+        return "FSDP"
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    if not _is_replicated(module):
+        return None
+    # A wrapper that was dropped may linger in a reference cycle.
+    gc.collect()
+    return "DistributedDataParallel" if _is_replicated(module) else None
+
+
+def _is_replicated(module: nn.Module) -> bool:
+    return any(module is m for wrapper in _all_replicated() for m in wrapper.modules())
+
+
+def _all_replicated() -> list[nn.Module]:
+    """A wrapped module does not know its wrapper, so the wrappers are looked for: once.
+
+    Those that are there are found among all objects; those to come, when they register what they
+    wrap.
+    """
+    from torch.nn.modules.module import register_module_module_registration_hook
+    from torch.nn.parallel import DistributedDataParallel
+
+    global _replicated
+    if _replicated is None:
+        # By type: `isinstance` would ask proxies for the class of what they stand for.
+        found = [o for o in gc.get_objects() if DistributedDataParallel in type(o).__mro__]
+        _replicated = weakref.WeakSet(found)
+        known = _replicated
+
+        def note(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+            del name, child
+            if isinstance(parent, DistributedDataParallel):
+                known.add(parent)
+
+        register_module_module_registration_hook(note)
+    return list(_replicated)
