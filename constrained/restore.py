@@ -13,7 +13,6 @@ before it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch import nn
@@ -22,11 +21,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Stepped(Protocol):
-    """Something that has originals."""
+    """A module whose own parameters are originals."""
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The tensors that an optimizer may have moved, without ``recurse``."""
-        ...
+    _parameters: dict[str, nn.Parameter | None]
 
     def settle(self) -> None:
         """Do what is to be done after a step."""
@@ -54,7 +51,7 @@ def _settle_after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     place = {parameter: i for i, parameter in enumerate(held)}
     due: list[tuple[int, Stepped]] = []
     for item in list(_watched):
-        places = [place[id(p)] for p in item.parameters(recurse=False) if id(p) in place]
+        places = [place[id(p)] for p in item._parameters.values() if id(p) in place]
         if places:
             due.append((min(places), item))
     # In the same order in every process, which sharded originals are gathered from.

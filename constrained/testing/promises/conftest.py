@@ -1,6 +1,7 @@
 """What every promise test starts from: one thread, the same random numbers, no warning ignored."""
 
 import gc
+import sys
 
 import pytest
 import torch
@@ -30,6 +31,15 @@ def swap_mode(request):
     torch.__future__.set_swap_module_params_on_conversion(request.param)
     yield request.param
     torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.fixture
+def fast_switching():
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import gc
-import sys
 import threading
 
 import pytest
@@ -23,46 +22,7 @@ from constrained.testing.promises.counting import (
     original,
     reset,
 )
-
-
-@pytest.fixture
-def fast_switching():
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-def run_all(*functions):
-    """Run functions in threads at the same time, and raise what the first of them raised."""
-    errors = []
-    start = threading.Barrier(len(functions))
-
-    def guarded(function):
-        try:
-            start.wait()
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(f,)) for f in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
-def train(m, steps=30, seed=0):
-    optimizer = torch.optim.SGD(m.parameters(), lr=0.05)
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (m(m(x)).tanh().pow(2).sum() + m.weight.pow(2).sum()).backward()
-        assert original(m).grad is not None
-        optimizer.step()
-    return m
+from constrained.testing.promises.threads import run_all, train
 
 
 @pytest.mark.parametrize("make", [Sphere, Foreign])
@@ -85,37 +45,6 @@ def test_e10_threads_that_train_a_copy_each(make, inside_cached, fast_switching)
     for m, twin in zip(models, expected, strict=True):
         for p, q in zip(m.parameters(), twin.parameters(), strict=True):
             assert_close(p, q)
-
-
-@pytest.mark.parametrize("make", [Sphere, Foreign])
-def test_e10_one_model_in_a_training_and_two_evaluating_threads(make, fast_switching):
-    m = layer(make())
-    with torch.no_grad():
-        original(m).mul_(0.5)
-    twin = train(copy.deepcopy(m), steps=60)
-    done = threading.Event()
-
-    def training():
-        try:
-            with ours.cached():
-                train(m, steps=60)
-        finally:
-            done.set()
-
-    def evaluating(mode):
-        with mode(), ours.cached():
-            while not done.is_set():
-                out = m(torch.ones(1, 3))
-                assert not out.requires_grad
-                if make is Sphere:
-                    # Made of one version of the original or of a mixture: on the sphere it is.
-                    assert_close(m.weight.norm(dim=1), torch.ones(3), atol=1e-4, rtol=0)
-
-    run_all(training, lambda: evaluating(torch.no_grad), lambda: evaluating(torch.inference_mode))
-    for p, q in zip(m.parameters(), twin.parameters(), strict=True):
-        assert_close(p, q)
-    with torch.no_grad():
-        assert_close(m.weight, m.parametrizations.weight())
 
 
 @pytest.mark.torch_today
@@ -192,37 +121,6 @@ def test_e10_threads_come_and_go_while_originals_move(fast_switching):
     for _ in range(15):
         run_all(*[once, often] * 10)
     assert_close(m.weight, m.parametrizations.weight())
-
-
-def test_e10_an_original_that_is_written_while_it_is_evaluated():
-    started, go_on = threading.Event(), threading.Event()
-
-    class Slow(Positive):
-        waits = False
-
-        def forward(self, x):
-            value = super().forward(x)
-            if self.waits and threading.current_thread() is not threading.main_thread():
-                started.set()
-                go_on.wait(10)
-            return value
-
-    m = layer(Slow())
-    m.parametrizations.weight[0].waits = True
-    values = []
-
-    def evaluating():
-        with torch.no_grad():
-            values.extend([m.weight, m.weight])
-
-    thread = threading.Thread(target=evaluating)
-    thread.start()
-    started.wait(10)
-    with torch.no_grad():
-        original(m).zero_()
-    go_on.set()
-    thread.join()
-    assert_close(values[1], torch.ones(3, 3))
 
 
 def test_e10_a_backward_pass_in_another_thread():
@@ -419,46 +317,6 @@ def test_e10_a_generator_that_ends_in_another_task():
 
     asyncio.run(main())
     assert active_context() is None
-
-
-# ---------------------------------------------------------------------------------------- replicas
-
-
-@pytest.mark.parametrize("inside_cached", [False, True])
-def test_e10_replicas_compute_from_what_they_hold(inside_cached):
-    """What ``DataParallel`` does with a module: shallow copies, whose parameters are replaced."""
-    root = nn.Sequential(layer(Sphere()))
-    _ = root[0].weight
-    x = torch.ones(2, 3)
-
-    def replica(factor):
-        copies = {m: m._replicate_for_data_parallel() for m in root.modules()}
-        leaves = []
-        for m, twin in copies.items():
-            for key, child in m._modules.items():
-                twin._modules[key] = copies[child]
-            for key, p in m._parameters.items():
-                leaves.append((p.detach() * factor + (factor - 1)).requires_grad_())
-                setattr(twin, key, leaves[-1] * 1)
-            for key, b in m._buffers.items():
-                twin._buffers[key] = b
-        return copies[root], leaves
-
-    with ours.cached() if inside_cached else torch.enable_grad():
-        replicas = [replica(factor) for factor in (1.0, 2.0)]
-        outs = [r(x) for r, _ in replicas]
-        for out, (twin, leaves) in zip(outs, replicas, strict=True):
-            bias, p = sorted(leaves, key=lambda t: t.ndim)
-            expected = x @ nn.functional.normalize(p, dim=1).T + bias
-            assert_close(out, expected)
-            assert_close(
-                torch.autograd.grad(out.sum(), p)[0], torch.autograd.grad(expected.sum(), p)[0]
-            )
-            del twin
-    m = root[0]
-    assert_close(m.weight, m.parametrizations.weight())
-    root(x).sum().backward()
-    assert original(m).grad is not None
 
 
 def test_e10_shared_memory_is_never_trusted():

@@ -1,8 +1,6 @@
 """What stays as it is in torch (K1 to K8)."""
 
 import copy
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -273,31 +271,6 @@ def test_k6_modules_are_those_that_there_are():
     assert names.index("0") < names.index("0.parametrizations.weight_hh_l0")
     for name, p in m.named_parameters():
         assert m.get_parameter(name) is p
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp1", "fsdp2"])
-def test_k6_distributed(wrapper, tmp_path):
-    """Two processes on half of a batch each take the same steps as one process on all of it."""
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "constrained.testing.promises.distributed",
-            wrapper,
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    found, expected = (torch.load(tmp_path / f"{which}.pt") for which in ("many", "one"))
-    assert found.keys() == expected.keys()
-    for key in expected:
-        assert_close(found[key], expected[key], atol=1e-5, rtol=1e-4)
 
 
 # K7, K8
