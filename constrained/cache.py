@@ -167,29 +167,31 @@ class ValueStore:
         originals = on.originals()
         records = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
         evaluate = on.evaluator()
-        # Another thread may write an original meanwhile, as an optimizer does; what is then found
-        # is made of two versions, and is computed again. Each time, if that thread is fast enough:
-        # in the end it is returned as it is, and not stored.
+        # Another thread may write an original meanwhile, as an optimizer does. Then the value is
+        # made of two versions, and the aliases have got new nodes, which the graph may not know:
+        # it is computed again, but not for ever.
         for _ in range(_ATTEMPTS if is_pure else 1):
             before = [SeenTensor(t) for t in originals]
             # The graph starts at aliases of the originals: started at the originals, a hook on one
             # of them would run in the replay, and once more where the gradient arrives.
             inputs = [_alias(t) if records and t.requires_grad else t for t in originals]
             graph = KeptGraph(evaluate(*inputs), evaluate if is_pure else None)
-            is_whole = all(seen.is_untouched() for seen in before)
-            if is_whole:
-                break
-        # The evaluation may have moved a buffer, so the sources are looked at after it; but the
-        # originals were looked at before.
-        stored = _Stored(graph, inputs, before, on.watched(), context)
-        if is_whole:
-            if len(self._values) > 1:
-                alive = {t.ident for t in threading.enumerate()}
-                # Step by step, since other threads store theirs at the same time.
-                for dead in [t for t in list(self._values) if t not in alive]:
-                    self._values.pop(dead, None)
-            self._values[thread] = stored
-        return stored.tracked if torch.is_grad_enabled() else stored.value.tensor
+            # The evaluation may have moved a buffer, so the sources are looked at after it; but the
+            # originals were looked at before.
+            stored = _Stored(graph, inputs, before, on.watched(), context)
+            if all(seen.is_untouched() for seen in before):
+                self._keep(thread, stored)
+                return stored.tracked if torch.is_grad_enabled() else stored.value.tensor
+        # As it is, for this reader only: with the graph itself, not with a replay of it.
+        return graph.value
+
+    def _keep(self, thread: int, stored: _Stored) -> None:
+        if len(self._values) > 1:
+            alive = {t.ident for t in threading.enumerate()}
+            # Step by step, since other threads store theirs at the same time.
+            for dead in [t for t in list(self._values) if t not in alive]:
+                self._values.pop(dead, None)
+        self._values[thread] = stored
 
 
 class _Stored:

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
-from constrained import constrain
+from constrained import cache, constrain
 from constrained.cache import _ATTEMPTS
 from constrained.testing.promises.counting import (
     Foreign,
@@ -88,14 +88,42 @@ def test_e10_a_value_that_was_torn_is_computed_again(write, times, mode):
 def test_e10_a_torn_value_is_never_stored(write, mode, measured):
     m = interrupted(write, _ATTEMPTS)
     with mode():
-        _ = m.weight
+        torn = m.weight
         assert evaluations(m) == _ATTEMPTS
         assert not m.parametrizations.weight._store._values
+        if torn.requires_grad and write == "in place":
+            # It is not without a gradient: that would be a loss in silence.
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                torch.autograd.grad(torn.sum(), original(m))
         w = m.weight
         assert evaluations(m) == _ATTEMPTS + 1
         assert_close(w, nn.functional.normalize(original(m), dim=1))
         assert m.weight is w
     measured(f"at most {_ATTEMPTS} evaluations a read; torn ones are not stored")
+
+
+@pytest.mark.parametrize("times", [1, _ATTEMPTS])
+def test_e10_a_step_when_a_value_is_about_to_be_stored(times, monkeypatch):
+    """The graph is there already, but the nodes of its inputs have been exchanged."""
+    m = layer(Sphere())
+    left = [1.0] * times
+
+    def replay(graph, *inputs):
+        if left:
+            run_all(lambda: original(m).detach().add_(left.pop()))
+        return replay_of(graph, *inputs)
+
+    replay_of = cache.replay
+    monkeypatch.setattr(cache, "replay", replay)
+    w = m.weight
+    assert evaluations(m) == min(times + 1, _ATTEMPTS)
+    if times < _ATTEMPTS:
+        (found,) = torch.autograd.grad(w.sin().sum(), original(m))
+        fresh = nn.functional.normalize(original(m), dim=1).sin().sum()
+        assert_close(found, torch.autograd.grad(fresh, original(m))[0])
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(w.sin().sum(), original(m))
 
 
 def test_e10_a_foreign_module_is_not_run_again():
