@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
@@ -329,20 +328,13 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_store"] = ValueStore()
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
-        watch(self)
+        first = self._chain()[0] if len(self) else None
+        watch(self, isinstance(first, Constraint) and first.has_canonical())
         self._announce()
 
     def _announce(self) -> None:
         for original in self._parameters.values():
             _by_original[id(original)] = self
-
-    def settle(self) -> None:
-        """Do what is to be done after a step of an optimizer that holds an original."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.forget()
-        first = self._chain()[0]
-        if isinstance(first, Constraint) and first.has_canonical():
-            self.restore()
 
     def restore(self) -> None:
         """Bring the originals to the canonical form of the first constraint; the value stays.

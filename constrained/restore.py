@@ -15,6 +15,8 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
+import torch
+import torch.distributed
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -25,35 +27,52 @@ class Stepped(Protocol):
 
     _parameters: dict[str, nn.Parameter | None]
 
-    def settle(self) -> None:
-        """Do what is to be done after a step."""
+    def forget(self) -> None:
+        """Forget the values that were computed from them."""
+        ...
+
+    def restore(self) -> None:
+        """Bring them back to their canonical form."""
         ...
 
 
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
+_with_canonical_form: weakref.WeakSet[Any] = weakref.WeakSet()
 _installed = False
 
 
-def watch(item: Stepped) -> None:
-    """Call ``item.settle()`` after each step of an optimizer that holds one of its parameters."""
+def watch(item: Stepped, has_canonical: bool) -> None:
+    """Do what follows each step of an optimizer that holds one of the parameters of ``item``.
+
+    Args:
+        item: a parametrized tensor.
+        has_canonical: whether there is a form to restore.
+    """
     global _installed
     _watched.add(item)
+    if has_canonical:
+        _with_canonical_form.add(item)
     if not _installed:
-        register_optimizer_step_post_hook(_settle_after_step)
+        register_optimizer_step_post_hook(_after_step)
         _installed = True
 
 
-def _settle_after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    if not _watched:
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    items = _watched if several else _with_canonical_form
+    if not items:
         return
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     place = {parameter: i for i, parameter in enumerate(held)}
-    due: list[tuple[int, Stepped]] = []
-    for item in list(_watched):
+    due: list[tuple[int, Any]] = []
+    for item in list(items):
         places = [place[id(p)] for p in item._parameters.values() if id(p) in place]
         if places:
             due.append((min(places), item))
     # In the same order in every process, which sharded originals are gathered from.
     for _, item in sorted(due, key=lambda pair: pair[0]):
-        item.settle()
+        if several:
+            item.forget()
+        if item in _with_canonical_form:
+            item.restore()
