@@ -47,7 +47,8 @@ class Constraint(nn.Module, ABC):
     `spec` writes it as a list, which the constructor must accept too.
 
     Class attributes:
-        event_dim: number of trailing dimensions that make one element.
+        event_dim: number of trailing dimensions that make one element; None where the whole tensor
+            is one, whatever its dimensions. An instance may have its own.
         examples: pairs ``(constructor kwargs, event shape)`` on which laws and docs run.
         closed: whether the set contains its boundary. For an open set, `project` ends in the
             interior, and leaves every interior element bit for bit as it is.
@@ -61,7 +62,7 @@ class Constraint(nn.Module, ABC):
         name, aliases: set by `constrained.register`.
     """
 
-    event_dim: ClassVar[int]
+    event_dim: int | None
     examples: ClassVar[Sequence[tuple[Mapping[str, Any], tuple[int, ...]]]] = ()
     closed: ClassVar[bool] = True
     complex: ClassVar[bool] = False
@@ -158,12 +159,13 @@ class Constraint(nn.Module, ABC):
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise a `ValueError` if a tensor of this shape cannot carry the constraint."""
         shape = tuple(shape)
-        if len(shape) < self.event_dim:
-            dims = "one dimension" if self.event_dim == 1 else f"{self.event_dim} dimensions"
+        event = len(shape) if self.event_dim is None else self.event_dim
+        if len(shape) < event:
+            dims = "one dimension" if event == 1 else f"{event} dimensions"
             raise ValueError(
                 f"{self!r} needs a tensor of at least {dims}, but the shape is {shape}."
             )
-        problem = self.shape_problem(shape[len(shape) - self.event_dim :])
+        problem = self.shape_problem(shape[len(shape) - event :])
         if problem:
             raise ValueError(f"{self!r}: each element {problem}, but the shape is {shape}.")
 
@@ -315,7 +317,8 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         self.check_shape(value.shape)
         value = _raise_precision(value)
         finite = torch.isfinite(value)
-        event = tuple(range(value.ndim - self.event_dim, value.ndim))
+        batch = 0 if self.event_dim is None else value.ndim - self.event_dim
+        event = tuple(range(batch, value.ndim))
         elements = finite.all(dim=event, keepdim=True) if event else finite
         # Linear algebra raises, or worse, on NaN: it sees zeros there, and the answer is inf.
         with autocast_disabled(value):

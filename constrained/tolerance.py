@@ -17,7 +17,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def tolerance(value: Tensor, event_dim: int) -> Tensor:
+def tolerance(value: Tensor, event_dim: int | None) -> Tensor:
     r"""The one tolerance of the library, for each element of a batch.
 
     Two errors are unavoidable. Storing an element rounds every entry, by at most the unit roundoff
@@ -32,7 +32,7 @@ def tolerance(value: Tensor, event_dim: int) -> Tensor:
 
     Args:
         value: tensor of shape ``(*batch, *event)``, floating or complex.
-        event_dim: number of trailing dimensions that make one element.
+        event_dim: number of trailing dimensions that make one element; None for all of them.
 
     Returns:
         Real tensor of shape ``batch``, in the working precision.
@@ -42,6 +42,7 @@ def tolerance(value: Tensor, event_dim: int) -> Tensor:
     dtype = working_dtype(value.dtype)
     working = torch.finfo(dtype).eps
     magnitude = value.detach().to(dtype).abs()
+    event_dim = value.ndim if event_dim is None else event_dim
     if event_dim:
         magnitude = magnitude.flatten(magnitude.ndim - event_dim)
         if magnitude.shape[-1] == 0:

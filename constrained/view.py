@@ -51,7 +51,7 @@ class View(Constraint):
         self.pattern = pattern
         self.shape = tuple(shape)
         self.sizes = dict(sizes or {})
-        vars(self)["event_dim"] = len(self.shape)
+        self.event_dim = len(self.shape)
         self.frozen = constraint.frozen
         self.deterministic = constraint.deterministic
         self._there, self._back, self._lengths = _parse(pattern, self.shape, self.sizes)
@@ -93,7 +93,8 @@ class View(Constraint):
     def dimension(self, shape: Sequence[int]) -> int:
         """The sum of the dimensions of all elements that are seen."""
         seen = self._see(torch.empty(tuple(shape), device="meta")).shape
-        split = len(seen) - self.constraint.event_dim
+        inner = self.constraint.event_dim
+        split = 0 if inner is None else len(seen) - inner
         return seen[:split].numel() * self.constraint.dimension(seen[split:])
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ from constraints.spectral_norm import SpectralNorm
 from constraints.sphere import Sphere
 from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
 from constraints.toeplitz import Circulant, Hankel, Toeplitz
+from constraints.weight_norm import WeightNorm
 from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, UpperTriangular
 
 __all__ = [
@@ -56,4 +57,5 @@ __all__ = [
     "Toeplitz",
     "Traceless",
     "UpperTriangular",
+    "WeightNorm",
 ]

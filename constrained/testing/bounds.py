@@ -49,7 +49,7 @@ def typical(case: Case) -> Tensor:
 
 def scale(case: Case) -> float:
     """The norm of a typical element."""
-    norm = float(size(typical(case), case.cls.event_dim).amax())
+    norm = float(size(typical(case), case.event_dim).amax())
     return norm if norm > 0 else 1.0
 
 
@@ -59,14 +59,14 @@ def slack(value: Tensor, case: Case) -> Tensor:
     The tolerance of the value or that of a typical element, whichever is larger: an element next to
     zero is computed from numbers of typical size.
     """
-    event_dim = case.cls.event_dim
+    event_dim = case.event_dim
     floor = tolerance(typical(case), event_dim).amax()
     return STEPS * torch.maximum(tolerance(value, event_dim), floor)
 
 
 def far(found: Tensor, expected: Tensor, case: Case) -> Tensor:
     """Which elements differ by far more than rounding: in the leading half of their digits."""
-    event_dim = case.cls.event_dim
+    event_dim = case.event_dim
     norm = size(expected, event_dim) + scale(case)
     return distance(found, expected, event_dim) > half_precision(working_dtype(case.dtype)) * norm
 
@@ -80,7 +80,7 @@ def expect_close(found: Tensor, expected: Tensor, case: Case, what: str) -> None
         )
     if not bool(torch.isfinite(found).all()):
         raise AssertionError(f"{case}: {what}: expected finite values, found NaN or infinity.")
-    apart, allowed = distance(found, expected, case.cls.event_dim), slack(expected, case)
+    apart, allowed = distance(found, expected, case.event_dim), slack(expected, case)
     if not bool((apart <= allowed).all()):
         worst = int((apart - allowed).argmax())
         raise AssertionError(
@@ -97,7 +97,7 @@ def expect_member(value: Tensor, case: Case, constraint: Constraint, what: str) 
         case,
         f"violation of {what}: expected shape {case.batch}, found {tuple(violation.shape)}.",
     )
-    allowed = tolerance(value, case.cls.event_dim)
+    allowed = tolerance(value, case.event_dim)
     expect(
         (violation <= allowed).all(),
         case,

@@ -38,6 +38,11 @@ class Case:
     point: str | None = None
 
     @property
+    def event_dim(self) -> int:
+        """How many trailing dimensions make one element."""
+        return len(self.event)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of a tensor of elements, batch dimensions first."""
         return (*self.batch, *self.event)

@@ -35,16 +35,16 @@ def violation_separates(case: Case) -> None:
         )
         expect((violation >= 0).all(), case, f"violation({name}): expected numbers >= 0.")
         nearby = constraint.project(value)
-        moved = distance(value, nearby, case.cls.event_dim)
+        moved = distance(value, nearby, case.event_dim)
         outside = far(nearby, value, case)
-        missed = outside & (violation <= tolerance(value, case.cls.event_dim))
+        missed = outside & (violation <= tolerance(value, case.event_dim))
         expect(
             not missed.any(),
             case,
             f"{name} is {float(moved.max()):.3g} away from its projection: "
             f"expected a violation, found {violation.tolist()}.",
         )
-        still = moved <= tolerance(value, case.cls.event_dim)
+        still = moved <= tolerance(value, case.event_dim)
         invented = still & (violation > slack(value, case))
         expect(
             not invented.any(),
@@ -61,7 +61,7 @@ def violation_grows(case: Case) -> None:
     Close to the set, a thousand tolerances away, as well as at a hundredth of an element's size.
     """
     constraint = case.build()
-    event_dim = case.cls.event_dim
+    event_dim = case.event_dim
     for name, value in candidates(case, constraint):
         base = constraint.project(value)
         outside = far(base, value, case)
@@ -118,7 +118,7 @@ def nearest(case: Case) -> None:
     On an open set up to half of the digits, since there is no nearest member, only nearer ones.
     """
     constraint = case.build()
-    event_dim = case.cls.event_dim
+    event_dim = case.event_dim
     others = [case.sample(constraint, f"other {i}") for i in range(20)]
     for name, value in candidates(case, constraint):
         nearby = constraint.project(value)

@@ -21,14 +21,14 @@ CERTAIN = 16.0
 _MATRICES = {"eye", "repeated"}
 
 
-def points(cls: type[Constraint]) -> tuple[str, ...]:
+def points(cls: type[Constraint], event_dim: int) -> tuple[str, ...]:
     """The points of `POINTS` at which derivatives of a constraint are looked at.
 
     The identity and repeated singular values need matrices. On an open set the projections of
     zeros, of ones and of far tensors are left out: they may lie as close to the boundary as the
     dtype allows, where the derivative of a map from all of space vanishes.
     """
-    leave_out = _MATRICES if cls.event_dim < 2 else set()
+    leave_out = _MATRICES if event_dim < 2 else set()
     if not cls.closed:
         leave_out = leave_out | {"zeros", "ones", "boundary"}
     return tuple(point for point in POINTS if point not in leave_out)
@@ -44,7 +44,7 @@ def member(case: Case, constraint: Constraint, point: str) -> Tensor:
 def members(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]]:
     """Elements of the set by name: random ones, degenerate ones, and values of the map."""
     for point in MEMBERS:
-        if case.cls.event_dim > 1 or point not in _MATRICES:
+        if case.event_dim > 1 or point not in _MATRICES:
             yield point, member(case, constraint, point)
     for spread in (1.0, 10.0):
         yield f"forward of {spread:g} * randn", constraint(*params(case, constraint, spread))
@@ -110,7 +110,7 @@ def outsiders(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]
     """The candidates of which every element violates the constraint for certain."""
     for name, value in candidates(case, constraint):
         violation = constraint.violation(value)
-        if bool((violation > CERTAIN * tolerance(value, case.cls.event_dim)).all()):
+        if bool((violation > CERTAIN * tolerance(value, case.event_dim)).all()):
             yield name, value
 
 

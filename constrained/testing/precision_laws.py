@@ -27,7 +27,7 @@ def agrees_with_double(case: Case) -> None:
         found = constraint(*free)
         wide = torch.complex128 if case.dtype.is_complex else torch.float64
         exact = constraint(*(param.to(wide) for param in free))
-        error = distance(found, exact, case.cls.event_dim)
+        error = distance(found, exact, case.event_dim)
         allowed = slack(found, case)
         expect(
             (error <= allowed).all(),

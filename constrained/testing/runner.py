@@ -52,13 +52,22 @@ class Scope:
         dtypes = list(self.dtypes) if self.real or not cls.complex else []
         if cls.complex:
             dtypes += [_COMPLEX[dtype] for dtype in self.dtypes if dtype in _COMPLEX]
-        places = [p for p in points(cls) if p in self.points] if self.points else [None]
         return [
             Case(cls, kwargs, tuple(event), batch, dtype, place)
-            for (kwargs, event), dtype, batch, place in itertools.product(
-                chosen, dtypes, self.batches, places
+            for kwargs, event in chosen
+            for dtype, batch, place in itertools.product(
+                dtypes, self._batches(cls(**kwargs)), self._places(cls, len(event))
             )
         ]
+
+    def _batches(self, constraint: Constraint) -> list[tuple[int, ...]]:
+        # Where the whole tensor is one element, there are no batches.
+        return [batch for batch in self.batches if not batch or constraint.event_dim is not None]
+
+    def _places(self, cls: type[Constraint], event_dim: int) -> Sequence[str | None]:
+        if not self.points:
+            return [None]
+        return [place for place in points(cls, event_dim) if place in self.points]
 
 
 @dataclass(frozen=True)
