@@ -17,6 +17,7 @@ from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.simplex import Simplex
 from constraints.spectral_norm import SpectralNorm
+from constraints.spectral_norm_conv import SpectralNormConv
 from constraints.sphere import Sphere
 from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
 from constraints.toeplitz import Circulant, Hankel, Toeplitz
@@ -52,6 +53,7 @@ __all__ = [
     "Simplex",
     "Skew",
     "SpectralNorm",
+    "SpectralNormConv",
     "Sphere",
     "Symmetric",
     "Toeplitz",
