@@ -1,4 +1,4 @@
-"""The largest singular value of a matrix, with derivatives that equal ones among the rest suffer."""
+"""The largest singular value of a matrix, with derivatives that no equal ones spoil."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def largest_singular_value(A: Tensor) -> Tensor:
     subgradient, and that of a zero matrix is zero. All derivatives are finite.
 
     Args:
-        A: shape ``(*batch, n, p)``, real or complex, not larger than the square root of what the
-            dtype can hold.
+        A: shape ``(*batch, n, p)``, real, of entries whose squares the dtype can hold.
 
     Returns:
-        Real tensor of shape ``batch``.
+        Tensor of shape ``batch``.
     """
     M = gram(A)
     M_0 = M.detach()
@@ -39,8 +38,8 @@ def largest_singular_value(A: Tensor) -> Tensor:
     below = mu[..., -1:] - mu
     distinct = below > torch.finfo(A.dtype).eps ** 0.5 * mu[..., -1:]
     R = torch.where(distinct, 1 / torch.where(distinct, below, 1), 0)
-    v = v + V @ (R.unsqueeze(-1) * (V.mH @ ((M - M_0) @ v)))
-    quotient = ((v.mH @ M @ v) / (v.mH @ v)).real.squeeze((-2, -1))
+    v = v + V @ (R.unsqueeze(-1) * (V.mT @ ((M - M_0) @ v)))
+    quotient = ((v.mT @ M @ v) / (v.mT @ v)).squeeze((-2, -1))
     zero = mu[..., -1] <= 0
     return torch.where(zero, 0, torch.where(zero, 1, quotient).sqrt())
 
@@ -48,4 +47,3 @@ def largest_singular_value(A: Tensor) -> Tensor:
 def gram(A: Tensor) -> Tensor:
     """``A A'`` or ``A' A``, whichever is smaller: its eigenvalues are the squares of A's values."""
     return A @ A.mH if A.shape[-2] <= A.shape[-1] else A.mH @ A
-

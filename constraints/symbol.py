@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from constraints.derivatives import goes_by_operator, untraced
 from constraints.largest import gram, largest_singular_value
 
 # A convolution with stride 1 takes f to g[t] = sum_x K[x] f[t + x]. To the wave e^{i w.t} a it does
@@ -33,24 +35,31 @@ def waves(
         like: a real tensor of the dtype and device wanted.
 
     Returns:
-        Complex tensor of shape (frequencies, phases, taps).
+        Tensor of shape (frequencies, 2, phases, taps): real and imaginary parts.
     """
-    result = torch.ones((1, 1, 1), dtype=like.dtype, device=like.device)
-    result = torch.complex(result, torch.zeros_like(result))
+    real = torch.ones((1, 1, 1), dtype=like.dtype, device=like.device)
+    imaginary = torch.zeros_like(real)
     for axis, (k, s, n) in enumerate(zip(kernel, stride, points, strict=True)):
         half = axis == len(kernel) - 1
         w = torch.arange(n // 2 + 1 if half else n, device=like.device)
         x = torch.arange(k, device=like.device)
         # A whole number of n-ths of the circle: the angle is exact but for one rounding.
         turns = ((w.unsqueeze(-1) * (x // s)) % n).to(like.dtype)
-        wave = torch.polar(torch.ones_like(turns), turns * (2 * math.pi / n))
+        angle = (turns * (2 * math.pi / n)).unsqueeze(-2)
         phase = torch.arange(min(s, k), device=like.device).unsqueeze(-1)
-        chosen = (x % s == phase).to(wave.dtype)
-        step = wave.unsqueeze(-2) * chosen
-        result = torch.einsum("fpx,gqy->fgpqxy", result, step).reshape(
-            *(a * b for a, b in zip(result.shape, step.shape, strict=True))
+        chosen = (x % s == phase).to(like.dtype)
+        a, b = angle.cos() * chosen, angle.sin() * chosen
+        real, imaginary = (
+            _outer(real, a) - _outer(imaginary, b),
+            _outer(real, b) + _outer(imaginary, a),
         )
-    return result
+    return torch.stack((real, imaginary), dim=1)
+
+
+def _outer(first: Tensor, second: Tensor) -> Tensor:
+    """The Kronecker product in each of three dimensions."""
+    product = first[:, None, :, None, :, None] * second[None, :, None, :, None, :]
+    return product.reshape(*(a * b for a, b in zip(first.shape, second.shape, strict=True)))
 
 
 def operator_norm(K: Tensor, waves: Tensor) -> Tensor:
@@ -61,18 +70,19 @@ def operator_norm(K: Tensor, waves: Tensor) -> Tensor:
         waves: from `waves`.
 
     Returns:
-        Real tensor of shape ``batch``.
+        Tensor of shape ``batch``.
     """
-    with torch.no_grad():
-        squares = torch.linalg.eigvalsh(_grams(K.detach(), waves))[..., -1]
-        loudest = squares.flatten(-2).argmax(-1)
+    loudest = (_loudest_op if goes_by_operator() else _loudest)(K.detach(), waves)
     group, wave = loudest // len(waves), loudest % len(waves)
-    chosen = torch.take_along_dim(K, group[..., None, None, None, None], -4).squeeze(-4)
-    out, channels, taps = chosen.shape[-3:]
-    chosen = torch.complex(chosen, torch.zeros_like(chosen)).flatten(-3, -2)
+    kernel = torch.take_along_dim(K, group[..., None, None, None, None], -4).squeeze(-4)
+    out, channels, taps = kernel.shape[-3:]
+    kernel = kernel.reshape(*kernel.shape[:-3], 1, out * channels, taps)
     wave = waves.index_select(0, wave.reshape(-1)).reshape(*wave.shape, *waves.shape[1:])
-    A = chosen @ wave.mT
-    return largest_singular_value(A.reshape(*A.shape[:-2], out, -1))
+    A = (kernel @ wave.mT).reshape(*kernel.shape[:-3], 2, out, -1)
+    real, imaginary = A.unbind(-3)
+    # The same matrix in real numbers: every singular value occurs twice.
+    top, bottom = torch.cat((real, -imaginary), -1), torch.cat((imaginary, real), -1)
+    return largest_singular_value(torch.cat((top, bottom), -2))
 
 
 def is_certainly_below(K: Tensor, waves: Tensor, bound: Tensor) -> bool:
@@ -89,15 +99,37 @@ def is_certainly_below(K: Tensor, waves: Tensor, bound: Tensor) -> bool:
         return not bool(torch.linalg.cholesky_ex(M).info.any())
 
 
+def _loudest(K: Tensor, waves: Tensor) -> Tensor:
+    """At which group and wave the norm is largest: ``group * waves + wave``, of shape ``batch``."""
+    with torch.no_grad():
+        return torch.linalg.eigvalsh(_grams(K, waves))[..., -1].flatten(-2).argmax(-1)
+
+
 def _grams(K: Tensor, waves: Tensor) -> Tensor:
     """``(*batch, groups, waves, m, m)``: the smaller Gram matrices of the symbols."""
     *batch, out, channels, taps = K.shape
-    count, phases, _ = waves.shape
+    count, _, phases, _ = waves.shape
     flat = K.reshape(*batch, out * channels, taps)
-    table = waves.reshape(count * phases, taps).mT
-    A = torch.complex(flat @ table.real, flat @ table.imag)
-    A = A.reshape(*batch, out, channels, count, phases).movedim(-2, -4)
+    parts = (flat @ part.reshape(count * phases, taps).mT for part in waves.unbind(1))
+    A = torch.complex(*parts).reshape(*batch, out, channels, count, phases).movedim(-2, -4)
     return gram(A.reshape(*batch, count, out, channels * phases))
+
+
+# The index alone is an operator: a tracer sees real numbers only, and no eigenvalues.
+
+_loudest_op = torch.library.custom_op(
+    "constraints::loudest_wave", untraced(_loudest), mutates_args=()
+)
+
+
+@_loudest_op.register_fake
+def _(K: Tensor, waves: Tensor) -> Tensor:
+    return K.new_empty(K.shape[:-4], dtype=torch.int64)
+
+
+@_loudest_op.register_vmap
+def _(info: Any, in_dims: tuple[int, None], K: Tensor, waves: Tensor) -> tuple[Tensor, int]:
+    return _loudest_op(K.movedim(in_dims[0], 0), waves), 0
 
 
 # The lattice has infinitely many frequencies. By a theorem of M. Riesz (1914), a real trigonometric

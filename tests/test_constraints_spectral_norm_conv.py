@@ -1,0 +1,346 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import hessian, jacfwd, jacrev, vmap
+
+import constrained
+from constrained import constrain
+from constraints import SpectralNormConv
+from constraints.largest import largest_singular_value
+
+# Forward-mode differentiation, whose rules torch still scripts.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
+DOUBLE = torch.float64
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def matrix(K, size, stride=1, groups=1, padding_mode="zeros", padding=None):
+    """The convolution as a matrix: what it makes of every unit vector."""
+    kernel = K.shape[2:]
+    images = torch.eye(K.shape[1] * groups * size ** len(kernel), dtype=K.dtype)
+    images = images.reshape(-1, K.shape[1] * groups, *[size] * len(kernel))
+    if padding_mode == "circular":
+        around = [side for k in reversed(kernel) for side in ((k - 1) // 2, k // 2)]
+        images, padding = F.pad(images, around, mode="circular"), 0
+    elif padding is None:
+        padding = tuple(k - 1 for k in kernel)
+    convolution = CONV[len(kernel)]
+    return convolution(images, K, stride=stride, groups=groups, padding=padding).flatten(1)
+
+
+def true_norm(K, size, **kwargs):
+    return float(torch.linalg.matrix_norm(matrix(K, size, **kwargs), 2))
+
+
+def outside(*shape, dtype=DOUBLE):
+    return 10 * torch.randn(shape, dtype=dtype)
+
+
+# --------------------------------------------------------------------------------- set and map
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_circular_is_exact(k, stride, groups):
+    arguments = {"stride": stride, "groups": groups, "padding_mode": "circular"}
+    constraint = SpectralNormConv(2.0, size=16, **arguments)
+    K = outside(4, 4 // groups, k, k)
+    exact = true_norm(K, 16, **arguments)
+    assert float(constraint.norm(K)) == pytest.approx(exact, rel=1e-12)
+    W = constraint(K)
+    torch.testing.assert_close(W, K * 2 / exact, rtol=1e-13, atol=0)
+    assert true_norm(W, 16, **arguments) == pytest.approx(2, rel=1e-12)
+    assert torch.equal(constraint(W), W)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_zeros_is_an_upper_bound_within_four_percent_of_the_lattice(k, stride, groups):
+    arguments = {"stride": stride, "groups": groups}
+    constraint = SpectralNormConv(**arguments)
+    W = constraint(outside(4, 4 // groups, k, k))
+    # The lattice: the limit of finer and finer tori.
+    fine = SpectralNormConv(size=256, padding_mode="circular", **arguments)
+    lattice = float(fine.norm(W))
+    largest = math.cos(math.pi / 16) ** 2
+    assert largest * 0.999 < lattice <= 1 + 1e-12
+    for size in (6, 16):
+        padded = true_norm(W, size, **arguments)
+        assert padded <= lattice + 1e-3
+        assert padded <= 1 + 1e-12
+    assert padded > 0.85
+    assert true_norm(W, 16, padding=0, **arguments) <= padded + 1e-12
+
+
+@pytest.mark.parametrize("resolution", [2, 4, 8, 16, 32])
+def test_resolution(resolution):
+    finest = SpectralNormConv(padding_mode="circular", size=1024)
+    for _ in range(5):
+        K = outside(2, 3, 5)
+        ratio = float(SpectralNormConv(resolution=resolution).norm(K) / finest.norm(K))
+        assert 1 - 1e-5 <= ratio <= 1 / math.cos(math.pi / (2 * resolution)) + 1e-12
+
+
+@pytest.mark.parametrize("resolution", [2, 3, 8])
+def test_the_worst_case_between_the_points_of_a_grid(resolution):
+    # The singular values of the symbol are |cos(w + a)| and |cos(w - a)|, a being half the distance
+    # of two points: the grid sees cos(a) at most.
+    a = math.pi / (2 * resolution)
+    x = torch.arange(3, dtype=DOUBLE)
+    rotation = torch.stack(((a * x).cos(), (a * x).sin(), -(a * x).sin(), (a * x).cos()))
+    K = rotation.reshape(2, 2, 3) * torch.tensor([0.5, 0.0, 0.5], dtype=DOUBLE)
+    grid = SpectralNormConv(padding_mode="circular", size=2 * resolution)
+    assert float(grid.norm(K)) == pytest.approx(math.cos(a))
+    assert float(SpectralNormConv(resolution=resolution).norm(K)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape, stride", [((2, 3, 4), 2), ((2, 2, 3, 2), [1, 2]), ((2, 2, 5), 3)])
+def test_other_strides_and_shapes(shape, stride):
+    size = 6
+    arguments = {"stride": stride, "padding_mode": "circular"}
+    K = outside(*shape)
+    exact = true_norm(K, size, **arguments)
+    assert float(SpectralNormConv(size=size, **arguments).norm(K)) == pytest.approx(exact)
+    assert true_norm(SpectralNormConv(stride=stride)(K), size, stride=stride) <= 1 + 1e-12
+
+
+def test_three_dimensions():
+    K = outside(2, 1, 2, 3, 2)
+    exact = true_norm(K, 4, padding_mode="circular")
+    assert float(SpectralNormConv(size=4, padding_mode="circular").norm(K)) == pytest.approx(exact)
+    W = SpectralNormConv()(K)
+    assert 0.8 < true_norm(W, 6) <= 1 + 1e-12
+
+
+def test_transposed_convolutions_have_the_same_norm():
+    K = outside(4, 1, 3, 3)
+    layer = nn.ConvTranspose2d(4, 2, 3, stride=2, groups=2, bias=False).double()
+    constrain(layer, "weight", SpectralNormConv(stride=2, groups=2))
+    layer.weight = SpectralNormConv(stride=2, groups=2).project(K)
+    images = torch.eye(4 * 36, dtype=DOUBLE).reshape(-1, 4, 6, 6)
+    norm = torch.linalg.matrix_norm(layer(images).detach().flatten(1), 2)
+    assert 0.85 < float(norm) <= 1 + 1e-12
+
+
+def test_with_the_stride_one_any_dilation_is_covered():
+    W = SpectralNormConv()(outside(2, 2, 3, 3))
+    images = torch.eye(2 * 100, dtype=DOUBLE).reshape(-1, 2, 10, 10)
+    for dilation in (1, 2, 3):
+        operator = F.conv2d(images, W, dilation=dilation, padding=6).flatten(1)
+        assert float(torch.linalg.matrix_norm(operator, 2)) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("arguments", [{}, {"padding_mode": "circular", "size": 8}], ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-30, 1e-3, 1.0, 10.0, 1e6, 1e30, 1e37])
+def test_the_bound_at_every_scale(arguments, scale):
+    constraint = SpectralNormConv(**arguments)
+    for K in (torch.randn(3, 2, 3, 3), torch.ones(3, 2, 3, 3), torch.eye(3).expand(2, 2, 3, 3)):
+        K = (K * scale).requires_grad_()
+        W = constraint(K)
+        assert torch.equal(constraint(W), W)
+        assert float(constraint.norm(W.detach().double())) <= 1 + 1e-6
+        if scale >= 1:
+            assert float(constraint.norm(W.detach().double())) >= 1 - 1e-5
+        G = torch.randn_like(W)
+        (gradient,) = torch.autograd.grad(W, K, G, create_graph=True)
+        assert gradient.isfinite().all()
+        if gradient.requires_grad:
+            (second,) = torch.autograd.grad(gradient.pow(2).sum(), K)
+            assert second.isfinite().all()
+
+
+def test_members_come_back_bit_for_bit():
+    constraint = SpectralNormConv(0.7, event_dim=4)
+    for W in (constraint(outside(5, 3, 2, 3, 3)), constraint.sample((5, 3, 2, 3, 3))):
+        assert torch.equal(constraint(W), W)
+        assert torch.equal(constraint.project(W), W)
+        assert torch.equal(constraint.right_inverse(W), W)
+        (back,) = constraint.canonical(W)
+        assert torch.equal(back, W)
+    assert constraint(torch.empty(0, 3, 2, 3, 3)).shape == (0, 3, 2, 3, 3)
+
+
+def test_elements_of_a_batch_are_on_their_own():
+    constraint = SpectralNormConv(event_dim=3)
+    inside = constraint.sample((2, 3, 3))
+    K = torch.stack(
+        [inside, outside(2, 3, 3, dtype=torch.float32), torch.full((2, 3, 3), torch.nan)]
+    )
+    K.requires_grad_()
+    W = constraint(K)
+    assert torch.equal(W[0], inside)
+    torch.testing.assert_close(W[1], constraint(K[1]))
+    assert W[2].isnan().all()
+    (gradient,) = torch.autograd.grad(W, K, torch.ones_like(W))
+    assert torch.equal(gradient[0], torch.ones(2, 3, 3))
+    assert gradient[1].isfinite().all()
+
+
+def test_violation():
+    constraint = SpectralNormConv(padding_mode="circular", size=8)
+    K = torch.zeros(2, 2, 3, 3)
+    K[0, 0, 1, 1] = K[1, 1, 0, 2] = 1.5
+    assert float(constraint.violation(K)) == pytest.approx(0.5)
+    assert constraint.contains(K / 1.5)
+    assert float(constraint.violation(torch.zeros(2, 2, 3, 3))) == 0
+    message = r"spectral_norm_conv\(padding_mode='circular', size=8\): .* by 0.5 "
+    with pytest.raises(constrained.InfeasibleError, match=message):
+        constraint.right_inverse(K)
+
+
+def test_projection_is_nearest_in_the_operator_norm():
+    constraint = SpectralNormConv()
+    K = outside(3, 2, 3, 3)
+    reached = float(constraint.norm(K - constraint.project(K)))
+    assert reached == pytest.approx(float(constraint.violation(K)))
+    for _ in range(20):
+        assert float(constraint.norm(K - constraint.sample((3, 2, 3, 3), dtype=DOUBLE))) > reached
+
+
+def test_samples():
+    constraint = SpectralNormConv(3.0, event_dim=3)
+    W = constraint.sample((2000, 2, 2, 2), generator=torch.Generator().manual_seed(0))
+    norms = constraint.norm(W) / 3
+    assert norms.max() <= 1 + 1e-6
+    assert float(norms.mean()) == pytest.approx(1 / 2, abs=0.02)
+
+
+# ---------------------------------------------------------------------------------- derivatives
+
+
+@pytest.mark.parametrize(
+    "shape, arguments",
+    [
+        ((2, 2, 3), {}),
+        ((1, 1, 3, 3), {"stride": 2}),
+        ((2, 1, 2, 2), {"groups": 2}),
+        ((2, 2, 2, 2), {"padding_mode": "circular", "size": 4}),
+        ((2, 2, 1, 2, 2), {"event_dim": 4}),
+    ],
+    ids=str,
+)
+def test_derivatives(shape, arguments):
+    constraint = SpectralNormConv(0.1, **arguments)
+    K = torch.randn(shape, dtype=DOUBLE, requires_grad=True)
+    for function in (constraint, constraint.norm):
+        assert gradcheck(function, K, check_forward_ad=True, check_batched_grad=True)
+        assert gradgradcheck(function, K, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+def test_all_compositions_of_modes_agree_to_third_order():
+    constraint = SpectralNormConv(0.3)
+
+    def cubes(K):
+        return constraint(K).pow(3).sum()
+
+    K = torch.randn(2, 1, 3, dtype=DOUBLE)
+    expected = hessian(cubes)(K)
+    for outer, inner in ((jacrev, jacrev), (jacrev, jacfwd), (jacfwd, jacfwd)):
+        torch.testing.assert_close(outer(inner(cubes))(K), expected, rtol=0, atol=1e-12)
+    D, step = torch.randn_like(K), 1e-5
+    found = torch.einsum("abcdefijk,ijk->abcdef", jacfwd(hessian(cubes))(K), D)
+    quotient = (hessian(cubes)(K + step * D) - hessian(cubes)(K - step * D)) / (2 * step)
+    torch.testing.assert_close(found, quotient, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rest", [(0.5, 0.5), (0.5, 0.0), (0.0, 0.0), (1.0, 0.5), (1.0, 1.0)])
+def test_largest_singular_value_beside_equal_ones(rest):
+    U, V = (torch.linalg.qr(torch.randn(4, 4, dtype=DOUBLE)).Q[:, :3] for _ in range(2))
+    A = (2 * (U * torch.tensor((1.0, *rest), dtype=DOUBLE)) @ V.mT).requires_grad_()
+    assert float(largest_singular_value(A)) == pytest.approx(2)
+    if rest[0] < 1:
+        assert gradcheck(largest_singular_value, A, check_forward_ad=True)
+        assert gradgradcheck(largest_singular_value, A, check_fwd_over_rev=True)
+    (first,) = torch.autograd.grad(largest_singular_value(A), A, create_graph=True)
+    assert float(torch.linalg.matrix_norm(first.detach(), "nuc")) == pytest.approx(1)
+    (second,) = torch.autograd.grad(first.pow(2).sum(), A)
+    assert second.isfinite().all()
+
+
+def test_largest_singular_value_of_zero():
+    A = torch.zeros(3, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(largest_singular_value(A), A)
+    assert torch.equal(gradient, torch.zeros(3, 2))
+
+
+def test_vmap_and_compile():
+    constraint = SpectralNormConv()
+    K = torch.randn(3, 2, 2, 3, 3)
+    loop = torch.stack([constraint(k) for k in K])
+    torch.testing.assert_close(vmap(constraint)(K), loop, rtol=0, atol=1e-6)
+    torch._dynamo.reset()
+    compiled = torch.compile(constraint, fullgraph=True, backend="aot_eager")
+    for scale in (0.01, 1.0):
+        k = (K[0] * scale).requires_grad_()
+        values = [function(k) for function in (constraint, compiled)]
+        torch.testing.assert_close(*values, rtol=0, atol=1e-6)
+        gradients = [torch.autograd.grad(value.pow(3).sum(), k)[0] for value in values]
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------- with layers
+
+
+def test_every_step_of_training_holds_the_bound():
+    layer = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    constrain(layer, "weight", "spectral_norm_conv")
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    images = torch.randn(8, 3, 12, 12)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = -layer(images).square().mean()
+        loss.backward()
+        optimizer.step()
+        assert true_norm(layer.weight.detach(), 8, padding=1) <= 1 + 1e-5
+    assert true_norm(layer.weight.detach(), 16, padding=1) > 0.85
+
+
+def test_one_name_serves_all_layers():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 2))
+    for p in model.parameters():
+        p.data.mul_(10)
+    constrain(model, "*.weight", "spectral_norm_conv(bound=2)")
+    assert max(constrained.violations(model).values()) < 1e-5
+
+
+def test_names_and_arguments():
+    assert constrained.get("spectral_norm_conv") is SpectralNormConv
+    assert repr(SpectralNormConv(2, stride=2)) == "spectral_norm_conv(bound=2.0, stride=2)"
+    for bad in (0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="bound must be positive and finite"):
+            SpectralNormConv(bad)
+    for bad in ("1", True, None):
+        with pytest.raises(TypeError, match="bound must be a number"):
+            SpectralNormConv(bad)
+    with pytest.raises(ValueError, match=r"must be 'zeros' or 'circular'.*got 'reflect'"):
+        SpectralNormConv(padding_mode="reflect")
+    for bad in ({"padding_mode": "circular"}, {"size": 4}):
+        with pytest.raises(ValueError, match="size, that of the images, goes with"):
+            SpectralNormConv(**bad)
+    for name in ("stride", "groups", "resolution"):
+        with pytest.raises(TypeError, match=f"{name} must be a whole number, got 1.5"):
+            SpectralNormConv(**{name: 1.5})
+        with pytest.raises(ValueError, match=f"{name} must be at least"):
+            SpectralNormConv(**{name: 0})
+    with pytest.raises(ValueError, match="event_dim must be 3, 4 or 5, or None"):
+        SpectralNormConv(event_dim=2)
+
+
+def test_shapes():
+    for arguments, shape, message in (
+        ({}, (3, 4), "must be a kernel of 3 to 5 dimensions"),
+        ({}, (3, 0, 2), "none empty"),
+        ({"groups": 2}, (3, 2, 2), "must have a multiple of groups=2 output channels"),
+        ({"stride": [1, 2]}, (3, 2, 2), r"as many sizes of its kernel as there are in stride="),
+        ({"padding_mode": "circular", "size": 4}, (3, 2, 5), "no larger than size=4"),
+        ({"padding_mode": "circular", "size": 5, "stride": 2}, (3, 2, 3), "a multiple of stride=2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SpectralNormConv(**arguments).check_shape(shape)
