@@ -27,8 +27,8 @@ class SpectralNorm(Constraint):
     Onto the set. A matrix in the set comes back bit for bit, and its derivative is the identity, on
     the boundary too. The norm is exact at each evaluation: no state, no estimate from below.
 
-    **Right inverse**: the matrix itself. So a matrix inside that is assigned comes back as it is; one
-    outside is an error, and is projected by `constrained.constrain` and `project` only.
+    **Right inverse**: the matrix itself. So a matrix inside comes back as it was assigned; one that
+    is outside is an error, and projected by `constrained.constrain` and `project` only.
 
     **Reference**: Sedghi, Gupta and Long, The singular values of convolutional layers (2019), for
     the projection as a constraint in training; Miyato, Kataoka, Koyama and Yoshida, Spectral

@@ -291,8 +291,7 @@ def _each(number: int | Sequence[int], axes: int) -> list[int]:
 
 
 def _check_whole(name: str, numbers: int | Sequence[int], least: int) -> None:
-    several = isinstance(numbers, Sequence) and not isinstance(numbers, str)
-    for number in numbers if several else [numbers]:
+    for number in numbers if isinstance(numbers, list | tuple) else [numbers]:
         if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"spectral_norm_conv: {name} must be a whole number, got {number!r}.")
         if number < least:
