@@ -18,8 +18,8 @@ from constraints.derivatives import goes_by_operator, has_numbers
 
 PADDING_MODES = ("zeros", "circular")
 
-#: In units of the machine epsilon: how far below the bound the map ends, and how far above it a
-#: norm is rounding. Between the two no rounding error makes of one the other.
+#: In units of the machine epsilon: how far below the bound the map ends, and how far above
+#: it a norm is rounding. Between the two no rounding error makes of one the other.
 BELOW, ABOVE = 16.0, 2.0
 
 
@@ -45,13 +45,16 @@ class SpectralNormConv(Constraint):
 
     **Reference**: Sedghi, Gupta and Long, The singular values of convolutional layers (2019), for
     the symbol; M. Riesz, Eine trigonometrische Interpolationsformel (1914), for what lies between
-    the points of a grid; Gouk, Frank, Pfahringer and Cree, Regularisation of neural networks by
-    enforcing Lipschitz continuity (2021), for the map as a projection after each step.
+    the points of a grid.
 
-    `canonical` replaces a kernel by its member, as Gouk et al. do. Scaling makes all of the kernel
-    smaller when a few frequencies are too loud: where the bound is in the way, training ends near
-    the optimum, not at it. `project` is the map too. It gives a nearest kernel in the operator
-    norm; the nearest one in the Frobenius norm has no closed form.
+    Training ends at the optimum where the bound stops the loss from falling. It would not, were the
+    kernel scaled back to the bound after each step: that makes all of it smaller when only a few
+    frequencies are too loud. The price is that the norm of a kernel which a step took outside has
+    no gradient. Its member stays on the boundary, as with the usual spectral normalization, until
+    weight decay makes the kernel smaller or ``layer.weight = layer.weight`` starts anew.
+
+    `project` is the map. It gives a nearest member in the operator norm; the nearest one in the
+    Frobenius norm has no closed form.
 
     An evaluation costs the decomposition of one (out x in) matrix for each of the frequencies, 144
     for 3 x 3 taps; a kernel in the set costs a third of that.
@@ -161,31 +164,25 @@ class SpectralNormConv(Constraint):
     def forward(self, K: Tensor) -> Tensor:
         """``K min(1, c / ||K||)``."""
         event = self._event(K.shape)
-        axes = tuple(range(-len(event), 0))
-        finite = torch.isfinite(K).all(axes, keepdim=True) if K.ndim else K
-        # The norm does not depend on the unit, which is held constant: the derivatives are right.
-        unit = _largest(torch.where(finite, K.detach(), 0), axes)
-        scaled = torch.where(finite, K, 0) / unit
         waves, factor = self._waves(event, K)
-        limit = self.bound / factor / unit
-        eps = torch.finfo(K.dtype).eps
+        scaled, unit = _scaled(K, tuple(range(-len(event), 0)))
         kernels = self._grouped(scaled, event)
-        if not goes_by_operator() and has_numbers(K) and self._is_inside(kernels, waves, limit):
-            return K.clone(memory_format=torch.contiguous_format)
+        # In units of the largest entry, so that neither norms nor their squares overflow.
+        eps = torch.finfo(K.dtype).eps
+        limit = (1 + ABOVE * eps) * (self.bound / factor / unit)
+        if not goes_by_operator() and has_numbers(K):
+            # No norm of a scaled kernel exceeds the number of its entries.
+            known = limit.clamp(max=math.prod(event)).reshape(kernels.shape[:-4])
+            if symbol.is_certainly_below(kernels, waves, known):
+                return K.clone(memory_format=torch.contiguous_format)
         norm = symbol.operator_norm(kernels, waves)[(..., *[None] * len(event))]
-        outside = norm > (1 + ABOVE * eps) * limit
-        # The bound in units of the norm, times the scaled kernel: neither overflows.
+        outside = norm > limit
         shrunk = scaled * ((1 - BELOW * eps) * self.bound / factor / torch.where(outside, norm, 1))
         return torch.where(outside, shrunk, K)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""
         return value
-
-    def canonical(self, K: Tensor) -> tuple[Tensor]:
-        """The element itself."""
-        with torch.no_grad():
-            return (self.forward(K),)
 
     def norm(self, value: Tensor) -> Tensor:
         """The norm of the convolution, or its upper bound, for each kernel; differentiable.
@@ -197,9 +194,9 @@ class SpectralNormConv(Constraint):
             Tensor of shape ``batch``.
         """
         event = self._event(value.shape)
-        unit = _largest(value.detach(), tuple(range(-len(event), 0)))
+        scaled, unit = _scaled(value, tuple(range(-len(event), 0)))
         waves, factor = self._waves(event, value)
-        norm = symbol.operator_norm(self._grouped(value / unit, event), waves)
+        norm = symbol.operator_norm(self._grouped(scaled, event), waves)
         return factor * unit.reshape(norm.shape) * norm
 
     def violation(self, value: Tensor) -> Tensor:
@@ -261,13 +258,6 @@ class SpectralNormConv(Constraint):
         out = event[0] // self.groups
         return K.reshape(*batch, self.groups, out, event[1], math.prod(event[2:]))
 
-    def _is_inside(self, kernels: Tensor, waves: Tensor, limit: Tensor) -> bool:
-        """Whether no kernel is outside, for certain: cheaper than the norms."""
-        # The norm of a kernel exceeds neither its number of entries nor, squared, the dtype.
-        most = float(kernels.shape[-4:].numel())
-        limit = ((1 + ABOVE * torch.finfo(limit.dtype).eps) * limit).clamp(max=most)
-        return symbol.is_certainly_below(kernels, waves, limit.reshape(kernels.shape[:-4]))
-
     def _waves(self, event: tuple[int, ...], like: Tensor) -> tuple[Tensor, float]:
         """The waves to look at, and how many times larger the norm may be in between."""
         kernel = event[2:]
@@ -280,10 +270,13 @@ class SpectralNormConv(Constraint):
         return symbol.waves(kernel, stride, points, like), factor
 
 
-def _largest(K: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The largest entry of each kernel, 1 for a kernel of zeros."""
-    largest = K.abs().amax(axes, keepdim=True)
-    return torch.where(largest < torch.finfo(K.dtype).tiny, 1, largest)
+def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """``(K / unit, unit)``: the unit is the largest entry of a kernel, held constant."""
+    finite = torch.isfinite(K).all(axes, keepdim=True)
+    K = torch.where(finite, K, 0)
+    unit = K.detach().abs().amax(axes, keepdim=True)
+    unit = torch.where(unit < torch.finfo(K.dtype).tiny, 1, unit)
+    return K / unit, unit
 
 
 def _each(number: int | Sequence[int], axes: int) -> list[int]:
