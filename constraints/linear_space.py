@@ -20,6 +20,8 @@ class LinearSpace(Constraint):
     set is dead, and a step of plain SGD in the free parameter is the projected step in the set.
     """
 
+    event_dim: int
+
     @abstractmethod
     def part(self, X: Tensor) -> Tensor:
         """The orthogonal projection of X onto the space; members come back as they are."""

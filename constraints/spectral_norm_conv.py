@@ -51,7 +51,7 @@ class SpectralNormConv(Constraint):
     kernel scaled back to the bound after each step: that makes all of it smaller when only a few
     frequencies are too loud. The price is that the norm of a kernel which a step took outside has
     no gradient. Its member stays on the boundary, as with the usual spectral normalization, until
-    weight decay makes the kernel smaller or ``layer.weight = layer.weight`` starts anew.
+    weight decay makes the kernel smaller or `constrained.rebase` starts anew from the boundary.
 
     `project` is the map. It gives a nearest member in the operator norm; the nearest one in the
     Frobenius norm has no closed form.
@@ -250,7 +250,8 @@ class SpectralNormConv(Constraint):
 
     def _event(self, shape: Sequence[int]) -> tuple[int, ...]:
         self.check_shape(shape)
-        return tuple(shape if self.event_dim is None else shape[-self.event_dim :])
+        # For torch.jit.trace the sizes are tensors, and would become part of the trace.
+        return tuple(map(int, shape if self.event_dim is None else shape[-self.event_dim :]))
 
     def _grouped(self, K: Tensor, event: tuple[int, ...]) -> Tensor:
         """Shape ``(*batch, groups, out / groups, in / groups, taps)``."""

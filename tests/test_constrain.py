@@ -499,8 +499,17 @@ def test_moments_go_along_where_shapes_agree():
 # ------------------------------------------------------------------------------------------ import
 
 
+def takes_a_matrix(name):
+    """Whether the constraint, without arguments, is one on square matrices."""
+    try:
+        get(name)().check_shape((4, 4))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", sorted(set(names()) - {"low_rank", "interval"}))
+@pytest.mark.parametrize("name", [name for name in names() if takes_a_matrix(name)])
 def test_jit_trace(name):
     layer = constrain(nn.Linear(4, 4), "weight", name)
     traced = torch.jit.trace(layer, torch.randn(2, 4))
