@@ -23,6 +23,10 @@ from constraints.largest import gram, largest_singular_value
 # K^(-w) is the conjugate of K^(w), and half of the frequencies will do.
 
 
+#: How many entries of symbols are held at a time: some 100 MB in single precision.
+ENTRIES = 2**23
+
+
 def waves(
     kernel: Sequence[int], stride: Sequence[int], points: Sequence[int], like: Tensor
 ) -> Tensor:
@@ -93,16 +97,27 @@ def is_certainly_below(K: Tensor, waves: Tensor, bound: Tensor) -> bool:
         waves: as there.
         bound: shape ``batch``.
     """
+    squares = bound.square()[..., None, None, None]
     with torch.no_grad():
-        M = _grams(K, waves).neg_()
-        M.diagonal(dim1=-2, dim2=-1).add_(bound.square()[..., None, None, None])
-        return not bool(torch.linalg.cholesky_ex(M).info.any())
+        for part in _parts(K, waves):
+            M = _grams(K, part).neg_()
+            M.diagonal(dim1=-2, dim2=-1).add_(squares)
+            if bool(torch.linalg.cholesky_ex(M).info.any()):
+                return False
+    return True
 
 
 def _loudest(K: Tensor, waves: Tensor) -> Tensor:
     """At which group and wave the norm is largest: ``group * waves + wave``, of shape ``batch``."""
     with torch.no_grad():
-        return torch.linalg.eigvalsh(_grams(K, waves))[..., -1].flatten(-2).argmax(-1)
+        squares = [torch.linalg.eigvalsh(_grams(K, part))[..., -1] for part in _parts(K, waves)]
+        return torch.cat(squares, -1).flatten(-2).argmax(-1)
+
+
+def _parts(K: Tensor, waves: Tensor) -> tuple[Tensor, ...]:
+    """The waves, so many at a time that their symbols have no more than `ENTRIES` entries."""
+    each = K.shape[:-1].numel() * waves.shape[-2]
+    return waves.split(max(1, ENTRIES // max(1, each)))
 
 
 def _grams(K: Tensor, waves: Tensor) -> Tensor:

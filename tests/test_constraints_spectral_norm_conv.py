@@ -187,6 +187,17 @@ def test_elements_of_a_batch_are_on_their_own():
     assert gradient[1].isfinite().all()
 
 
+def test_many_symbols_are_looked_at_in_parts(monkeypatch):
+    constraint = SpectralNormConv(event_dim=4, groups=2)
+    K = 0.3 * torch.randn(3, 4, 2, 3, 3, dtype=DOUBLE)
+    expected = constraint.norm(K), constraint(K)
+    monkeypatch.setattr("constraints.symbol.ENTRIES", 500)
+    assert torch.equal(constraint.norm(K), expected[0])
+    assert torch.equal(constraint(K), expected[1])
+    W = constraint.project(K)
+    assert torch.equal(constraint(W), W)
+
+
 def test_violation():
     constraint = SpectralNormConv(padding_mode="circular", size=8)
     K = torch.zeros(2, 2, 3, 3)
