@@ -8,6 +8,7 @@ from constrained.constraint import Constraint, InfeasibleError
 from constrained.registry import describe, get, names, register
 from constrained.report import assert_feasible, report, spec, violations
 from constrained.tolerance import tolerance
+from constrained.write import writable
 
 __all__ = [
     "Constraint",
@@ -27,4 +28,5 @@ __all__ = [
     "spec",
     "tolerance",
     "violations",
+    "writable",
 ]

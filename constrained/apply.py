@@ -258,15 +258,10 @@ def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
     constraint.check_tensor(value)
     if init == "sample":
         return constraint.sample(value.shape, dtype=value.dtype, device=value.device)
-    if not has_values(value):
-        return value
-    if init == "strict":
+    if init == "strict" and has_values(value):
         constraint.check_member(value)
         return value
-    # An open set's projection leaves its interior alone and moves what lies on the boundary.
-    if constraint.closed and bool(constraint.contains(value).all()):
-        return value
-    return constraint.project(value)
+    return constraint.nearest(value)
 
 
 def _commit(changes: list[_Change]) -> None:

@@ -204,6 +204,20 @@ class Constraint(nn.Module, ABC):
             f"(at most {allowed:.3g} is rounding); project() gives a nearby member."
         )
 
+    def nearest(self, value: Tensor) -> Tensor:
+        """``value`` itself if it lies in the set, else where `project` takes it.
+
+        Raises:
+            ValueError: if ``value`` is not finite, or of no admissible shape.
+        """
+        self.check_tensor(value)
+        if not has_values(value):
+            return value
+        # An open set's projection leaves its interior alone and moves what lies on the boundary.
+        if self.closed and bool(self.contains(value).all()):
+            return value
+        return self.project(value)
+
     # ------------------------------------------------------------------- identity and spelling
 
     def arguments(self) -> dict[str, Any]:

@@ -157,6 +157,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         last = self._chain()[-1]
         return last if isinstance(last, Constraint) else None
 
+    def described(self) -> str:
+        """The parametrizations in words, for messages."""
+        return _chain_repr(self)
+
     def _chain(self) -> list[nn.Module]:
         # Keys that are no numbers belong to whoever put them there: a nested parametrization of
         # an original, for one.
@@ -202,19 +206,20 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 device, or lies outside the constraint set. Nothing is written then.
         """
         with torch.no_grad():
-            new = self.invert(value)
-            if is_sharded(self):
-                sharded.check_writable(self.originals(), new)
-            self.forget()
-            nested: Any = self._modules.get("parametrizations", ())
-            for name, tensor in zip(self.names(), new, strict=True):
-                if name in nested:
-                    setattr(self, name, tensor)
-                else:
-                    store(getattr(self, name), tensor)
+            self.put(self.invert(value))
 
-    def invert(self, value: Tensor) -> tuple[Tensor, ...]:
-        """The originals whose value is ``value``, checked and not yet stored."""
+    def put(self, new: Sequence[Tensor]) -> None:
+        """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""
+        self._store.clear()
+        nested: Any = self._modules.get("parametrizations", ())
+        for name, tensor in zip(self.names(), new, strict=True):
+            if name in nested:
+                setattr(self, name, tensor)
+            else:
+                store(getattr(self, name), tensor)
+
+    def check_assigned(self, value: Tensor) -> None:
+        """Raise unless a tensor of this type, shape and device can be assigned."""
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"A parametrized tensor can be assigned a tensor only, got {type(value).__name__}."
@@ -224,12 +229,16 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 f"A tensor of shape {tuple(value.shape)} was assigned to a parametrized tensor of "
                 f"shape {tuple(self.shape)}."
             )
-        known = self.originals()
-        if value.device != known[0].device:
+        device = self.originals()[0].device
+        if value.device != device:
             raise ValueError(
-                f"A tensor on {value.device} was assigned to a parametrized tensor on "
-                f"{known[0].device}."
+                f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
             )
+
+    def invert(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The originals whose value is ``value``, checked and not yet stored."""
+        self.check_assigned(value)
+        known = self.originals()
         new: Any = value.detach()
         for module in reversed(self._chain()):
             if not hasattr(module, "right_inverse"):
@@ -270,6 +279,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     f"while `original{i}` has dtype {old.dtype}"
                 )
         self._check_finite(value, new)
+        if is_sharded(self):
+            sharded.check_writable(known, new)
         return tuple(new)
 
     def _check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:

@@ -29,6 +29,7 @@ from constrained.parametrized_class import (
     set_class,
 )
 from constrained.wrapped import check_not_wrapped
+from constrained.write import settle
 
 __all__ = [
     "ParametrizationList",
@@ -166,6 +167,7 @@ def remove_parametrizations(
         raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
     check_not_wrapped(owner, name)
     check_can_change_class(owner)
+    settle(owner, name)
     adopt(owner)
     parametrizations = list_of(owner, name)
     if not parametrizations.is_tensor and not leave_parametrized:
@@ -363,6 +365,7 @@ def _plain_tensor(
 
 def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
     check_not_wrapped(module, name)
+    settle(module, name)
     adopt(module)
     parametrizations = list_of(module, name)
     if not unsafe:

@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.override import override, overriding
 from constrained.parametrization_list import ParametrizationList, read
+from constrained.refused import refuse_deletion, refuse_none, refusing_methods
+from constrained.write import Target, initialising_methods
 
 _metaclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
 _classes: weakref.WeakValueDictionary[tuple[type, tuple[str, ...]], type] = (
@@ -94,10 +97,13 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
         metaclass = _shared_metaclass(type(base))
         members = {
             "_base_class": base,
+            "_overridable": True,
             "__module__": __name__,
             "__reduce_ex__": _reduce_ex,
             "__setattr__": _setattr,
             "named_modules": _named_modules,
+            **refusing_methods(),
+            **initialising_methods(base, names),
             **{name: _property(name) for name in names},
         }
         cls = metaclass(f"Parametrized{base.__name__}", (base,), members)
@@ -107,6 +113,10 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
 
 def _property(name: str) -> property:
     def value(self: nn.Module) -> Tensor:
+        if "_overrides" in self.__dict__:
+            instead = overriding(self, name)
+            if instead is not None:
+                return instead if isinstance(instead, Tensor) else instead.read()
         parametrizations = self.__dict__["_modules"].get("parametrizations")
         if parametrizations is not None and name in parametrizations._modules:
             return read(parametrizations._modules[name], name)
@@ -118,13 +128,18 @@ def _property(name: str) -> property:
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def assign(self: nn.Module, new: Tensor) -> None:
-        self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)
+        if new is None:
+            raise refuse_none(name)
+        instead = overriding(self, name)
+        if isinstance(instead, Tensor):
+            override(self, name, new)
+        elif instead is not None:
+            instead.assign(new)
+        else:
+            self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)
 
     def delete(self: nn.Module) -> None:
-        raise RuntimeError(
-            f"'{name}' is parametrized and cannot be deleted; call "
-            f"remove_parametrizations(module, '{name}') first."
-        )
+        raise refuse_deletion(name)
 
     return property(value, assign, delete)
 
@@ -185,7 +200,7 @@ def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
         names = copyreg._slotnames(cls)  # type: ignore[attr-defined]
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
     if type(state) is dict:
-        state = {key: _without_graph(value) for key, value in state.items()}
+        state = {k: _without_graph(v) for k, v in state.items() if k != "_overrides"}
     return _rebuild, (cls._base_class, class_names(self), slots), state
 
 
@@ -238,15 +253,16 @@ def _members_are_listed(frame: FrameType | None) -> bool:
 
 
 class _Before(nn.Module):
-    """Those parameters of a module that come before one of its parametrized tensors.
+    """Those tensors of a module that come before one of its parametrized tensors.
 
     ``parameters()`` lists the parameters of a module before those of its submodules, where the
     originals live; but an optimizer's state is saved by position, which must stay as it was.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
+    def __init__(self, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
         super().__init__()
         self._parameters.update(parameters)
+        self._buffers.update(buffers)
 
 
 def _in_places(
@@ -258,13 +274,22 @@ def _in_places(
     parametrizations = module._modules.get("parametrizations")
     if isinstance(parametrizations, Parametrizations):
         passed: dict[str, nn.Parameter | None] = {}
+        written: dict[str, Tensor] = {}
         for place in parametrizations.places():
             if place in module._parameters:
                 passed[place] = module._parameters[place]
             elif place in parametrizations:
-                yield prefix, _Before(passed)
+                target = overriding(module, place)
+                if isinstance(target, Target) and target.is_listed:
+                    among = passed if target.parametrizations.is_parameter else written
+                    among[place] = target.read()  # type: ignore[assignment]
+                    # Its originals are not listed.
+                    memo.add(parametrizations[place])
+                    continue
+                yield prefix, _Before(passed, {})
                 path = f"{dot}parametrizations.{place}"
                 yield from parametrizations[place].named_modules(memo, path)
+        yield prefix, _Before(passed, written)
     yield prefix, module
     for name, child in module._modules.items():
         if child is not None:

@@ -1,0 +1,119 @@
+"""What is read in the place of a parametrized tensor: for one call, or while it is written.
+
+``torch.func.functional_call(module, {"weight": tensor}, x)`` overrides the value, as torch's
+documentation of it says: nothing is projected, stored or evaluated. Torch itself swaps a tensor
+that is no parameter by `setattr`, which on a parametrized module is an assignment; so the function
+that swaps asks here first, and does what it always did for every other tensor.
+
+An override belongs to one thread: what others read at the same time stays as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from threading import get_ident
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import _named_member_accessor as accessor
+from torch.nn.utils import stateless
+
+_MISSING: Any = accessor._MISSING
+_torch_swap = accessor.swap_tensor
+_torch_untie = stateless._untie_named_tensors_map
+_lock = threading.Lock()
+
+
+class Override(Protocol):
+    """Something that is read, and written, in the place of a parametrized tensor."""
+
+    def read(self) -> Tensor:
+        """The tensor to read."""
+        ...
+
+    def assign(self, value: Tensor) -> None:
+        """What ``module.weight = value`` does."""
+        ...
+
+
+def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
+    """What stands in the place of a tensor of the module in this thread, if anything does."""
+    overrides = module.__dict__.get("_overrides")
+    if overrides is None:
+        return None
+    if torch.compiler.is_compiling():
+        # A graph is traced for whoever runs it, and has no thread.
+        found = [override for (other, _), override in overrides.items() if other == name]
+        return found[-1] if found else None
+    return overrides.get((name, get_ident()))
+
+
+def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
+    """Put something in the place of a tensor, or with None take it away again; what stood there."""
+    if torch.compiler.is_compiling():
+        return _override(module, (name, 0), by)
+    with _lock:
+        return _override(module, (name, get_ident()), by)
+
+
+def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | None) -> Any:
+    overrides = module.__dict__.get("_overrides", {})
+    rest = {other: override for other, override in overrides.items() if other != key}
+    if by is not None:
+        rest[key] = by
+    # Replaced as a whole, since another thread may be reading it.
+    if rest:
+        module._overrides = rest
+    elif overrides:
+        del module._overrides
+    return overrides.get(key)
+
+
+def lists(module: nn.Module) -> dict[str, nn.Module]:
+    """The lists that parametrize the tensors of one module, by the names of the tensors."""
+    found = module._modules.get("parametrizations")
+    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}  # type: ignore[arg-type]
+
+
+def _is_ours(module: nn.Module, name: str) -> bool:
+    return hasattr(type(module), "_overridable") and name in lists(module)
+
+
+def _swap_tensor(
+    module: nn.Module, name: str, tensor: Any, allow_missing: bool = False
+) -> Tensor | Any:
+    """``torch.nn.utils._named_member_accessor.swap_tensor``, which knows of overrides."""
+    if not allow_missing or not isinstance(module, nn.Module) or not _is_ours(module, name):
+        return _torch_swap(module, name, tensor, allow_missing)
+    if tensor is None:
+        raise TypeError(f"'{name}' is parametrized and cannot be overridden by None.")
+    before = override(module, name, None if tensor is _MISSING else tensor)
+    if before is None:
+        return _MISSING
+    return before if isinstance(before, Tensor) else before.read()
+
+
+def _untie(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``_untie_named_tensors_map`` of torch, which knows of tied parametrized tensors."""
+    untied = _torch_untie(module, tensors)
+    places: dict[int, list[str]] = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        if hasattr(type(owner), "_overridable"):
+            for name, parametrizations in lists(owner).items():
+                path = f"{prefix}.{name}" if prefix else name
+                places.setdefault(id(parametrizations), []).append(path)
+    for paths in places.values():
+        given = [tensors[path] for path in paths if path in tensors]
+        if any(tensor is not given[0] for tensor in given):
+            raise ValueError(
+                f"functional_call got multiple values for keys {sorted(paths)}, "
+                "which are tied. Consider using tie_weights=False"
+            )
+        if given:
+            untied.update(dict.fromkeys(paths, given[0]))
+    return untied
+
+
+accessor.swap_tensor = _swap_tensor
+stateless._untie_named_tensors_map = _untie

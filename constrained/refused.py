@@ -1,0 +1,79 @@
+"""What cannot be done to a parametrized tensor as it can to a plain one, and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from constrained.override import lists, overriding
+
+
+def refuse_deletion(name: str) -> RuntimeError:
+    """The error of ``del module.weight``."""
+    return RuntimeError(
+        f"'{name}' is parametrized and cannot be deleted; call "
+        f"remove_parametrizations(module, '{name}') first."
+    )
+
+
+def refuse_none(name: str) -> TypeError:
+    """The error of ``module.weight = None``."""
+    return TypeError(
+        f"'{name}' is parametrized: it can be assigned a tensor only, got NoneType; call "
+        f"remove_parametrizations(module, '{name}') first."
+    )
+
+
+def refusing_methods() -> dict[str, Callable[..., Any]]:
+    """Methods of a class with parametrized tensors that refuse what does not work."""
+    return {
+        "get_parameter": _get_parameter,
+        "get_buffer": _get_buffer,
+        "register_parameter": _register_parameter,
+        "register_buffer": _register_buffer,
+    }
+
+
+def _get_parameter(self: Any, target: str) -> nn.Parameter:
+    _check_plain(self, target, "parameter")
+    return self._base_class.get_parameter(self, target)
+
+
+def _get_buffer(self: Any, target: str) -> Any:
+    _check_plain(self, target, "buffer")
+    return self._base_class.get_buffer(self, target)
+
+
+def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> None:
+    _check_free(self, name)
+    self._base_class.register_parameter(self, name, param)
+
+
+def _register_buffer(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    _check_free(self, name)
+    self._base_class.register_buffer(self, name, *args, **kwargs)
+
+
+def _check_plain(self: nn.Module, target: str, kind: str) -> None:
+    prefix, _, name = target.rpartition(".")
+    owner = self.get_submodule(prefix)
+    found = lists(owner).get(name) if hasattr(type(owner), "_overridable") else None
+    if found is not None and overriding(owner, name) is None:
+        originals = " and ".join(
+            f"'{prefix + '.' if prefix else ''}parametrizations.{name}.{original}'"
+            for original in found.names()  # type: ignore[operator]
+        )
+        raise AttributeError(
+            f"'{target}' is parametrized, hence no {kind}: read its value as an attribute; what is "
+            f"trained, and can be frozen, is {originals}."
+        )
+
+
+def _check_free(self: nn.Module, name: str) -> None:
+    if name in lists(self):
+        raise KeyError(
+            f"attribute '{name}' already exists: it is parametrized; assign the tensor instead "
+            f"(`module.{name} = tensor`), or call remove_parametrizations(module, '{name}') first."
+        )
