@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from constrained.constraint import Constraint, InfeasibleError, has_values
 from constrained.handover import hand_over
 from constrained.originals import store
-from constrained.parametrization_list import ParametrizationList
+from constrained.parametrization_list import ParametrizationList, read
 from constrained.parametrize import (
     check_can_hold,
     install,
@@ -155,9 +155,9 @@ def rebase(model: nn.Module) -> nn.Module:
     What a right inverse gives is the middle of its map: the base point of a chart moves to the
     value, factors are balanced, rounding is cleaned up. The values stay.
     """
-    for _, parametrizations, _ in constrained_tensors(model):
+    for path, parametrizations, _ in constrained_tensors(model):
         with torch.no_grad():
-            parametrizations.right_inverse(parametrizations.value())
+            parametrizations.right_inverse(read(parametrizations, path))
     return model
 
 

@@ -21,13 +21,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import KeptGraph, replay
 from constrained.seen import SeenModule, SeenTensor, is_dense
 
@@ -80,11 +81,15 @@ def active_context() -> object | None:
 
 def is_bypassed() -> bool:
     """Whether this is a moment at which no value may be stored or reused."""
+    return is_transformed() or _torch_c._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def is_transformed() -> bool:
+    """Whether this is a moment at which tensors need not be what they seem."""
     return (
         _torch_c._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or _torch_c._get_tracing_state() is not None
-        or _torch_c._autograd._top_saved_tensors_default_hooks(True) is not None
         or _torch_c._len_torch_dispatch_stack() > 0
     )
 
@@ -128,32 +133,76 @@ class Evaluated(Protocol):
 class ValueStore:
     """The stored values of one parametrized tensor, one for each thread."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_handed", "_lost", "_values")
 
     def __init__(self) -> None:
         self._values: dict[int, _Stored] = {}
+        self._handed: dict[int, HandedOut] = {}
+        self._lost = False
 
     def clear(self) -> None:
         """Forget all values, and with them the graphs that hold on to the originals."""
         self._values.clear()
+        self._handed.clear()
+        self._lost = False
+
+    def drop(self) -> None:
+        """Forget all values, but not that one of them was written."""
+        self._lost = self.is_lost()
+        self._values.clear()
+        self._handed.clear()
+
+    def is_lost(self) -> bool:
+        """Whether a value that was handed out, in any thread, was written to no lasting effect."""
+        return (
+            self._lost
+            or any(stored.is_lost() for stored in list(self._values.values()))
+            or any(handed.is_lost() for handed in list(self._handed.values()))
+        )
 
     def read(self, on: Evaluated) -> Tensor:
         """The value, evaluated only if something has changed since it was stored.
 
         Raises:
-            ValueWrittenError: if the stored value was written in place after it was handed out.
+            ValueWrittenError: if the value was written in place after it was handed out, and
+                autograd recorded nothing of it, or the written value would be handed out again.
         """
         thread = get_ident()
+        bypassed = is_bypassed()
+        if self._lost or (self._handed and self._is_lost_in(thread)):
+            self._raise(thread)
         stored = self._values.get(thread)
-        if stored is not None and stored.is_valid(on.watched()):
-            if stored.is_written():
-                self._values.pop(thread, None)
-                raise ValueWrittenError
-            found = stored.read()
-            if found is not None:
-                return found
+        if stored is not None:
+            valid = not bypassed and stored.is_valid(on.watched())
+            if not stored.is_written():
+                found = stored.read() if valid else None
+                if found is not None:
+                    return found
+            elif stored.is_lost() or (valid and not stored.value.is_moved()):
+                self._raise(thread)
+        if bypassed:
+            return self._hand_out(on, thread)
         self._values.pop(thread, None)
         return self._evaluate(on, thread)
+
+    def _is_lost_in(self, thread: int) -> bool:
+        handed = self._handed.get(thread)
+        return handed is not None and handed.is_lost()
+
+    def _raise(self, thread: int) -> NoReturn:
+        self._lost = False
+        self._values.pop(thread, None)
+        self._handed.pop(thread, None)
+        raise ValueWrittenError
+
+    def _hand_out(self, on: Evaluated, thread: int) -> Tensor:
+        """Evaluate for this reader only."""
+        value = on()
+        if not is_transformed() and can_be_watched(value, _sources(on)):
+            if len(self._handed) > 1:
+                self._bury()
+            self._handed[thread] = HandedOut(value)
+        return value
 
     def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
         on.look()
@@ -163,7 +212,7 @@ class ValueStore:
         context = None if is_pure else active_context()
         sources = _sources(on)
         if (context is None and not is_pure) or not all(map(_is_storable, sources)):
-            return on.evaluator()(*on.originals())
+            return self._hand_out(on, thread)
         originals = on.originals()
         records = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
         evaluate = on.evaluator()
@@ -187,11 +236,17 @@ class ValueStore:
 
     def _keep(self, thread: int, stored: _Stored) -> None:
         if len(self._values) > 1:
-            alive = {t.ident for t in threading.enumerate()}
-            # Step by step, since other threads store theirs at the same time.
-            for dead in [t for t in list(self._values) if t not in alive]:
-                self._values.pop(dead, None)
+            self._bury()
         self._values[thread] = stored
+
+    def _bury(self) -> None:
+        """Forget the values of threads that have ended, but not that one of them was written."""
+        alive = {t.ident for t in threading.enumerate()}
+        # Step by step, since other threads store theirs at the same time.
+        for values in (self._values, self._handed):
+            for dead in [t for t in list(values) if t not in alive]:
+                value = values.pop(dead, None)
+                self._lost = self._lost or (value is not None and value.is_lost())
 
 
 class _Stored:
@@ -208,6 +263,7 @@ class _Stored:
         "_context",
         "_graph",
         "_inference",
+        "_is_source",
         "_surroundings",
         "_watched",
         "node",
@@ -230,6 +286,8 @@ class _Stored:
         self._watched = [SeenModule(module, known) for module in watched]
         sources = [seen for module in self._watched for _, _, seen in module.tensors]
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]
+        # A constraint may hand out its argument: then a write is a write of the original.
+        self._is_source = shares_memory(graph.value, [seen.tensor for seen in sources])
         self.records = torch.is_grad_enabled() or not differentiable
         self.tracked = self.value.tensor
         if graph.value.requires_grad:
@@ -265,11 +323,17 @@ class _Stored:
 
     def is_written(self) -> bool:
         """Whether somebody wrote into the value, or put other numbers in its place."""
+        now = self.tracked if torch.is_grad_enabled() else self.value.tensor
+        return now.data_ptr() != self.value.address or not self.value.is_untouched()
+
+    def is_lost(self) -> bool:
+        """Whether somebody did so without autograd recording it."""
+        if self._is_source or self.value.is_moved():
+            return False
+        given = (self.tracked, self.value.tensor)
         return (
-            not self.value.is_untouched()
-            or (self.tracked if torch.is_grad_enabled() else self.value.tensor).data_ptr()
-            != self.value.address
-        )
+            any(t.data_ptr() != self.value.address for t in given) or not self.value.is_untouched()
+        ) and (self.tracked.grad_fn is self.node and not self.value.tensor.requires_grad)
 
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of a device, the context it is stored in.

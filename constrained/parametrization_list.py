@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained import sharded
-from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
+from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint
 from constrained.originals import (
     check_elements,
@@ -136,7 +136,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         Raises:
             RuntimeError: if the value that was handed out before has been written in place.
         """
-        if torch.compiler.is_compiling() or is_bypassed() or "_is_replica" in self.__dict__:
+        if torch.compiler.is_compiling() or "_is_replica" in self.__dict__:
             return self()
         return self._store.read(self)
 
@@ -365,10 +365,24 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 if new is not old:
                     store(here, new)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         # Where loading swaps tensors, no graph may hold them.
         self.forget()
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if all(prefix + name in state_dict for name in self.names()):
+            self._store.clear()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.check_written(prefix.rstrip(".").replace("parametrizations.", ""))
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def check_written(self, name: str) -> None:
+        """Raise a RuntimeError if a value that was handed out has been written in place."""
+        if self._store.is_lost():
+            self._store.clear()
+            raise _written(self, name)
 
     def forget(self) -> None:
         """Forget stored values, whose graphs hold the originals.
@@ -376,9 +390,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         Needed only before somebody swaps the contents of an original, as by
         ``torch.utils.swap_tensors``, which no other reference to it may forbid.
         """
-        self._store.clear()
+        self._store.drop()
 
     def __getstate__(self) -> dict[str, Any]:
+        self.check_written("weight")
         state = dict(self.__dict__)
         for name in ("_store", "_owners", "_watched"):
             state.pop(name, None)
@@ -415,15 +430,20 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
             return parametrizations.value()
         return parametrizations()
     except ValueWrittenError:
-        raise RuntimeError(
-            f"'{name}' is computed by {_chain_repr(parametrizations)}, and its value was written "
-            "in place since it was last read, which has no lasting effect: it is computed anew "
-            f"from its originals. Assign instead: `module.{name} = new_value`."
-        ) from None
+        raise _written(parametrizations, name) from None
     except AttributeError as error:
         raise RuntimeError(
             f"Evaluating '{name}' by {_chain_repr(parametrizations)} failed: {error}"
         ) from error
+
+
+def _written(parametrizations: nn.Module, name: str) -> RuntimeError:
+    return RuntimeError(
+        f"'{name}' is computed by {_chain_repr(parametrizations)}, and its value was written "
+        "in place since it was last read, which has no lasting effect: it is computed anew "
+        f"from its originals. Assign instead: `module.{name} = new_value`, or write inside of "
+        "`with constrained.writable(module):`."
+    )
 
 
 def _chain_repr(parametrizations: nn.Module) -> str:

@@ -170,6 +170,7 @@ def remove_parametrizations(
     settle(owner, name)
     adopt(owner)
     parametrizations = list_of(owner, name)
+    parametrizations.check_written(tensor_name)
     if not parametrizations.is_tensor and not leave_parametrized:
         raise ValueError(
             "Cannot leave unparametrized (`leave_parametrized=False`) a tensor "

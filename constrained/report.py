@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from constrained.constraint import InfeasibleError, has_values
+from constrained.parametrization_list import read
 from constrained.select import constrained_tensors, parametrized_tensors
 from constrained.tolerance import tolerance
 
@@ -117,7 +118,7 @@ def _relative(row: Row) -> float:
 
 def _rows(model: nn.Module) -> Iterator[Row]:
     for path, parametrizations in parametrized_tensors(model):
-        value = parametrizations.value()
+        value = read(parametrizations, path)
         constraint = parametrizations.constraint()
         if constraint is None:
             foreign = " then ".join(type(m).__name__ for m in parametrizations.children())

@@ -58,6 +58,10 @@ class SeenTensor:
             self._look is None or self._entries == self._look()
         )
 
+    def is_moved(self) -> bool:
+        """Whether the tensor's memory has gone elsewhere as a whole, into shared memory, say."""
+        return self.tensor.data_ptr() != self.address
+
     def mark(self) -> None:
         """Note some entries, after a backward pass, where memory cannot be looked at for free."""
         if self._look is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from constrained.constraint import has_values
 from constrained.originals import own
 from constrained.override import lists, override, overriding
-from constrained.parametrization_list import ParametrizationList
+from constrained.parametrization_list import ParametrizationList, read
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def writing(
             existing.is_listed |= is_listed
         elif existing is None and (only is None or only(parametrizations)):
             target = targets.setdefault(
-                id(parametrizations), Target(parametrizations, is_listed)
+                id(parametrizations), Target(name, parametrizations, is_listed)
             )
             override(owner, name, target)
             places.append((owner, name))
@@ -88,11 +88,13 @@ class Target:
     """A parametrized tensor that is being written: a plain one in its place, made when it is read.
 
     Args:
+        name: the tensor's.
         parametrizations: the tensor's.
         is_listed: whether it is listed among the parameters of its module.
     """
 
-    def __init__(self, parametrizations: ParametrizationList, is_listed: bool) -> None:
+    def __init__(self, name: str, parametrizations: ParametrizationList, is_listed: bool) -> None:
+        self.name = name
         self.parametrizations = parametrizations
         self.is_listed = is_listed
         self._tensor: Tensor | None = None
@@ -102,7 +104,7 @@ class Target:
         if self._tensor is None or (not self.is_written() and self._originals_moved()):
             parametrizations = self.parametrizations
             with torch.no_grad():
-                self._before = parametrizations.value().detach().clone()
+                self._before = read(parametrizations, self.name).detach().clone()
                 tensor = own(self._before)
             originals = parametrizations.originals()
             self._versions = [_version(t) for t in originals]
@@ -135,7 +137,7 @@ class Target:
             return None
         if self._originals_moved():
             raise RuntimeError(
-                f"A tensor that is parametrized by {self.parametrizations.described()} was written, "
+                f"'{self.name}', parametrized by {self.parametrizations.described()}, was written, "
                 "and so were its originals, through which its value changed too; write one or the "
                 "other."
             )
@@ -193,7 +195,11 @@ def store_all(targets: Any) -> None:
 def _state(parametrizations: nn.Module) -> Callable[[], None]:
     """A function that undoes what happens to the buffers of foreign modules."""
     saved = [
-        (module, dict(module._buffers), [b if b is None else b.clone() for b in module._buffers.values()])
+        (
+            module,
+            dict(module._buffers),
+            [b if b is None else b.clone() for b in module._buffers.values()],
+        )
         for module in parametrizations.modules()
         if module._buffers and module is not parametrizations
     ]
