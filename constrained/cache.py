@@ -323,17 +323,17 @@ class _Stored:
 
     def is_written(self) -> bool:
         """Whether somebody wrote into the value, or put other numbers in its place."""
-        now = self.tracked if torch.is_grad_enabled() else self.value.tensor
-        return now.data_ptr() != self.value.address or not self.value.is_untouched()
+        return (
+            self.tracked.data_ptr() != self.value.address
+            or self.value.tensor.data_ptr() != self.value.address
+            or not self.value.is_untouched()
+        )
 
     def is_lost(self) -> bool:
         """Whether somebody did so without autograd recording it."""
-        if self._is_source or self.value.is_moved():
+        if self._is_source or self.value.is_moved() or not self.is_written():
             return False
-        given = (self.tracked, self.value.tensor)
-        return (
-            any(t.data_ptr() != self.value.address for t in given) or not self.value.is_untouched()
-        ) and (self.tracked.grad_fn is self.node and not self.value.tensor.requires_grad)
+        return self.tracked.grad_fn is self.node and not self.value.tensor.requires_grad
 
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of a device, the context it is stored in.

@@ -164,3 +164,22 @@ def test_e15_a_tensor_with_a_graph_can_be_assigned():
     assert original(m).is_leaf
     m.weight.sum().backward()
     assert source.grad is None
+
+
+def test_e15_what_assignment_checks(measured):
+    m = squashed()
+    before, refused = m.weight.detach().clone(), 0
+    for bad in (torch.zeros(2, 3), torch.zeros(3, 3).double(), torch.zeros(3, 3, device="meta")):
+        with pytest.raises(ValueError):
+            m.weight = bad
+        refused += 1
+    assert_close(m.weight.detach(), before)
+    measured(f"a copy; {refused} of {refused} of another shape, dtype or device refused")
+
+
+@torch_today
+def test_e15_what_assignment_checks_in_torch_today(measured):
+    m = torchs.register_parametrization(nn.Linear(4, 4), "weight", ReturnsItsInput())
+    m.weight = new = torch.zeros(7, 9)
+    assert original(m).data_ptr() == new.data_ptr()
+    measured(f"Linear(4, 4) takes {tuple(m.weight.shape)}, and shares the memory")
