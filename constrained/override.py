@@ -64,7 +64,7 @@ def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | N
         rest[key] = by
     # Replaced as a whole, since another thread may be reading it.
     if rest:
-        module._overrides = rest
+        module._overrides = rest  # type: ignore[assignment]
     elif overrides:
         del module._overrides
     return overrides.get(key)
