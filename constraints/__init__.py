@@ -8,6 +8,8 @@ its mathematics.
 from constraints.angle import Angle
 from constraints.box import Box
 from constraints.cholesky_factor import CholeskyFactor
+from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
+from constraints.hurwitz import Hurwitz
 from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
 from constraints.masked import Masked
@@ -15,10 +17,12 @@ from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
+from constraints.schur import Schur
 from constraints.simplex import Simplex
 from constraints.spectral_norm import SpectralNorm
 from constraints.spectral_norm_conv import SpectralNormConv
 from constraints.sphere import Sphere
+from constraints.stochastic import ColumnStochastic, RowStochastic
 from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
 from constraints.toeplitz import Circulant, Hankel, Toeplitz
 from constraints.weight_norm import WeightNorm
@@ -33,11 +37,14 @@ __all__ = [
     "Box",
     "CholeskyFactor",
     "Circulant",
+    "ColumnStochastic",
     "Diagonal",
+    "DoublyStochastic",
     "GreaterThan",
     "Hamiltonian",
     "Hankel",
     "Hermitian",
+    "Hurwitz",
     "Interval",
     "LessThan",
     "LowRank",
@@ -50,8 +57,11 @@ __all__ = [
     "Positive",
     "PositiveDefinite",
     "RankOne",
+    "RowStochastic",
+    "Schur",
     "Simplex",
     "Skew",
+    "SoftPermutation",
     "SpectralNorm",
     "SpectralNormConv",
     "Sphere",

@@ -1,0 +1,208 @@
+"""Matrices of stable linear systems in continuous time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.tolerance import tolerance, working_dtype
+from constraints.eigenvalues import eigenvalues, spectral_distance
+from constraints.gramian import (
+    change,
+    change_back,
+    continuous_gramian,
+    coordinates,
+    square_root,
+)
+
+
+@register("hurwitz", aliases=("alpha_stable", "continuous_stable"))
+class Hurwitz(Constraint):
+    r"""Matrices with all eigenvalues left of a vertical line: x' = A x decays like exp(-alpha t).
+
+    **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : \mathrm{Re}\,\lambda \le -\alpha` for every
+    eigenvalue :math:`\lambda` of :math:`A\}`. Dimension n^2, closed, not convex.
+
+    **Map**: :math:`(X, Y, Z) \mapsto T \, P \, (S - Q / 2) \, T^{-1} - \alpha I + h R`, where
+    :math:`P = 2 X X^\top / (1 + \mathrm{tr}(X X^\top) / n)`, :math:`Q = Y Y^\top` and
+    :math:`S = (Z - Z^\top) / 2`; onto the interior, since the matrices P (S - Q / 2) are those for
+    which :math:`x^\top P^{-1} x` does not increase. T and R are constants: coordinates in which the
+    first matrix dissipates energy, and a remainder of the size of rounding; h, between 0 and 2, is
+    1 there and lets R vanish with the rest.
+
+    **Right inverse**: X = I, and T the Cholesky factor of the solution of the Lyapunov equation
+    :math:`(A + \alpha I) T T^\top + T T^\top (A + \alpha I)^\top = -I`; T = I if the symmetric part
+    of :math:`A + \alpha I` is negative semidefinite already. The remainder makes it exact for every
+    member, on the boundary and with Jordan blocks too. What it costs: where T is ill-conditioned,
+    rounding and with it R reach eps cond(T), and the values that follow may violate the constraint
+    by as much. In single precision that is below 1e-4 |A| up to cond(T) = 1000, which covers
+    Gaussian matrices with a margin of 1e-3 to the boundary; a matrix nearer to it, without a
+    negative semidefinite symmetric part, is taken for one with the margin eps^(2/3) |A|.
+
+    **Reference**: Boyd, El Ghaoui, Feron and Balakrishnan, Linear Matrix Inequalities in System and
+    Control Theory (1994), chapter 5, for quadratic Lyapunov functions; Gillis and Sharma, On
+    computing the distance to stability for matrices using linear dissipative Hamiltonian systems
+    (Automatica 85, 2017), for the factors.
+
+    Args:
+        alpha: the rate of decay.
+
+    Shape:
+        ``(*batch, n, n)``.
+
+    Raises:
+        TypeError: if alpha is not a number.
+        ValueError: if alpha is not finite.
+
+    Example:
+        >>> A = torch.tensor([[-1.0, 8.0], [0.0, -1.0]])
+        >>> hurwitz = Hurwitz(alpha=0.5)
+        >>> torch.equal(hurwitz(*hurwitz.right_inverse(A)), A)
+        True
+        >>> hurwitz.violation(torch.tensor([[0.5, 0.0], [0.0, -1.0]]))
+        tensor(1.)
+    """
+
+    event_dim = 2
+    frozen = (3, 4, 5)
+    examples = (
+        ({}, (1, 1)),
+        ({}, (2, 2)),
+        ({}, (5, 5)),
+        ({"alpha": 0.5}, (3, 3)),
+    )
+    exempt: ClassVar[dict[str, str]] = {
+        "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
+        "convex: project() shifts the eigenvalues",
+        **dict.fromkeys(
+            (
+                f"no_dead_directions:{point}"
+                for point in ("zeros", "ones", "eye", "repeated", "boundary")
+            ),
+            "these are on the boundary, where the derivative of a smooth map into the set has no "
+            "direction that points outwards",
+        ),
+    }
+
+    def __init__(self, alpha: float = 0.0) -> None:
+        super().__init__()
+        if not isinstance(alpha, Real) or isinstance(alpha, bool):
+            raise TypeError(f"hurwitz: alpha must be a number, got {alpha!r}.")
+        if not math.isfinite(alpha):
+            raise ValueError(f"hurwitz: alpha must be finite, got {alpha!r}.")
+        self.alpha = float(alpha)
+
+    def forward(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor, R: Tensor, c: Tensor) -> Tensor:
+        """``T P (S - Q / 2) T^-1 - alpha I + h R``."""
+        A = self._stable(X, Y, Z, T)
+        # Where A is small, the remainder is smaller; where it is large, it is bounded. From A = 0,
+        # for which c is 0, it stays as it is.
+        moves = c > 0
+        ratio = (A / torch.where(moves, c, 1)).clamp(-1e4, 1e4).square().sum((-2, -1), keepdim=True)
+        h = torch.where(moves, 2 - 2 / (1 + ratio), 1)
+        return A - self.alpha * _identity(A) + h * R
+
+    def _stable(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor) -> Tensor:
+        K = (Z - Z.mT - Y @ Y.mT) / 2
+        mean = X.square().sum((-2, -1), keepdim=True) / X.shape[-1]
+        return change_back((2 / (1 + mean)) * (X @ (X.mT @ K)), T)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
+        """``(I, Y, Z, T, R, c)``, the last three constants: c is the scale on which R fades."""
+        identity = _identity(value).expand_as(value).contiguous()
+        if value.is_meta:
+            return *(torch.empty_like(identity) for _ in range(5)), identity[..., :1, :1].clone()
+        wide = value.double()
+        T, K = self._dissipative(wide + self.alpha * _identity(wide), value.dtype)
+        size = torch.linalg.matrix_norm(K).unsqueeze(-1)
+        # A gradient is left on the boundary, where Q vanishes.
+        least = 4 * torch.finfo(value.dtype).eps * torch.where(size > 0, size, 1)
+        Y = square_root(-(K + K.mT), least).to(value.dtype)
+        Z = ((K - K.mT) / 2).to(value.dtype)
+        A = self._stable(identity, Y, Z, T)
+        c = (
+            torch.where(size > 0, torch.linalg.matrix_norm(A).unsqueeze(-1), 0)
+            .unsqueeze(-1)
+            .to(value.dtype)
+        )
+        R = value - (A - self.alpha * _identity(A))
+        return identity, Y, Z, T, R, c
+
+    def _dissipative(self, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """T of the given dtype, and ``T^-1 A T`` with a symmetric part that is negative."""
+        identity = _identity(A).expand_as(A)
+        largest = torch.linalg.eigvalsh((A + A.mT) / 2)[..., -1, None, None]
+        norm = torch.linalg.matrix_norm(A, keepdim=True)
+        eps = torch.finfo(dtype).eps
+        normal = largest <= 4 * eps * norm
+        if bool(normal.all()):
+            return identity.to(dtype, memory_format=torch.contiguous_format), A
+        abscissa = eigenvalues(A).real.amax(-1)[..., None, None]
+        A = torch.where(normal, A, A - F.relu(abscissa + eps ** (2 / 3) * norm) * identity)
+        # Elements that need no other coordinates must not be seen by the equation.
+        T = coordinates(continuous_gramian(torch.where(normal, -identity, A)))
+        T = torch.where(normal, identity, T).to(dtype).contiguous()
+        return T, change(A, T.double())
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The spectral abscissa plus alpha, divided by the condition of the eigenvalue.
+
+        More precisely the largest of these numbers, in which the distance of the matrix is
+        measured; see `constraints.eigenvalues.spectral_distance`.
+        """
+
+        def way(x: Tensor) -> Tensor:
+            excess = F.relu(x.real + self.alpha)
+            return torch.complex(excess, torch.zeros_like(excess))
+
+        return spectral_distance(value, way)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A retraction: all eigenvalues of an outsider are shifted left, by a multiple of I.
+
+        It is no nearest point, which would be a problem that is not convex.
+        """
+        abscissa = eigenvalues(value).real.amax(-1)[..., None, None]
+        shifted = value - (F.relu(abscissa + self.alpha) * _identity(value)).to(value.dtype)
+        inside = self.violation(value) <= tolerance(value, 2)
+        return torch.where(inside[..., None, None], value, shifted)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Gaussian matrices of entries of variance 1 / n, shifted by a multiple of I.
+
+        The distance of the eigenvalues to the line is uniform between 0.1 and 1.
+        """
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        gaussian = torch.randn(tuple(shape), **options) / shape[-1] ** 0.5
+        abscissa = eigenvalues(gaussian).real.amax(-1).to(gaussian.dtype)
+        margin = 0.1 + 0.9 * torch.rand(abscissa.shape, **options)
+        shift = (abscissa + self.alpha + margin)[..., None, None]
+        return (gaussian - shift * _identity(gaussian)).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n^2``, that of the space of all matrices."""
+        return shape[-1] ** 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return None if event[0] == event[1] > 0 else "must be a square matrix, not an empty one"
+
+
+def _identity(A: Tensor) -> Tensor:
+    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
