@@ -7,8 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Condition number of an eigenvalue beyond which the first-order estimate is checked.
+#: An estimate that falls short of the distance of eigenvalues by more than this is improved.
 ILL = 1.2
+
+#: How many eigenvalues are taken for the centre of a cluster, and the largest size of one.
+CENTRES, CLUSTER = 16, 32
 
 
 def eigenvalues(A: Tensor) -> Tensor:
@@ -19,15 +22,15 @@ def eigenvalues(A: Tensor) -> Tensor:
 def spectral_distance(A: Tensor, way: Callable[[Tensor], Tensor]) -> Tensor:
     r"""An estimate of the distance from A to the matrices with all eigenvalues in a region.
 
-    A perturbation of the norm e moves an eigenvalue by :math:`\kappa e` to first order, where
-    :math:`\kappa` is its condition number, 1 for normal matrices. So the distance to the region
-    divided by :math:`\kappa`, the largest of these numbers, is the distance of A to first order.
+    A perturbation of the norm e moves the mean of m eigenvalues by up to
+    :math:`e \lVert P \rVert_F / \sqrt m` to first order, where P is the spectral projector of
+    these eigenvalues: for a single one the condition number, 1 if A is normal. So the distance of
+    the mean to the region, divided by that number, is a bound of the distance of A. The result is
+    the largest such bound for single eigenvalues and for those nearest to one of them.
 
-    For a defective eigenvalue :math:`\kappa` is infinite: rounding moves it by the k-th root of
-    eps, and the estimate vanishes, rightly so within rounding; for one that is repeated it depends
-    on the choice of eigenvectors. There the smallest singular value of ``A - z I`` counts, the norm
-    of the least perturbation that has z as an eigenvalue, for z at half of the way into the region
-    and at its end.
+    The means matter where eigenvalues are defective: rounding scatters k of them by the k-th root
+    of eps, each one's condition number is infinite, and yet their mean is well-conditioned. So a
+    stable Jordan block stays stable after rounding, and an unstable one unstable.
 
     Args:
         A: shape ``(*batch, n, n)``, finite, real.
@@ -38,38 +41,57 @@ def spectral_distance(A: Tensor, way: Callable[[Tensor], Tensor]) -> Tensor:
     """
     M = A.double()
     with torch.no_grad():
-        if not bool((way(torch.linalg.eigvals(M)) != 0).any()):
-            return M.new_zeros(M.shape[:-2]).to(A.dtype)
-    values, vectors = torch.linalg.eig(M)
-    steps = way(values)
-    far = steps.abs()
+        outside = way(eigenvalues(M)).abs().amax(-1) > 0
+        if not bool(outside.any()):
+            return A.new_zeros(A.shape[:-2])
+    values, vectors = torch.linalg.eig(M + _generic(M))
     with torch.no_grad():
-        condition = _condition(vectors)
-    first_order = far / condition
-    distance = first_order.amax(-1)
-    hidden = far.detach().amax(-1) > ILL * distance
+        # An inverse that does not exist holds infinity or NaN.
+        inverse = torch.linalg.inv_ex(vectors)[0].nan_to_num(nan=torch.inf, posinf=torch.inf)
+        condition = torch.linalg.vector_norm(inverse, dim=-1)
+        condition = (condition * torch.linalg.vector_norm(vectors, dim=-2)).clamp(min=1)
+    far = way(values).abs()
+    distance = (far / condition).amax(-1)
+    hidden = outside & (far.detach().amax(-1) > ILL * distance)
     if bool(hidden.any()):
-        found = _farther_off(M[hidden], values[hidden], steps[hidden], first_order[hidden])
-        distance = torch.maximum(
-            distance, torch.zeros_like(distance).masked_scatter(hidden, found.detach())
-        )
-    return distance.to(A.dtype)
+        found = _clusters(values[hidden], vectors[hidden].detach(), inverse[hidden], way)
+        found = torch.zeros_like(distance).masked_scatter(hidden, found)
+        distance = torch.maximum(distance, found)
+    return torch.where(outside, distance, 0).to(A.dtype)
 
 
-def _condition(vectors: Tensor) -> Tensor:
-    """The norms of left and right eigenvectors, scaled so that their product is 1, multiplied."""
-    inverse, _ = torch.linalg.inv_ex(vectors)
-    norms = torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(vectors, dim=-2)
-    # An inverse that does not exist holds infinity or NaN.
-    return norms.nan_to_num(nan=torch.inf, posinf=torch.inf).clamp(min=1)
+def _generic(M: Tensor) -> Tensor:
+    """A symmetric perturbation within rounding, for which M has a basis of eigenvectors.
+
+    Symmetric, so that those of a repeated eigenvalue of a symmetric M are orthogonal.
+    """
+    n = torch.arange(1, M.shape[-1] + 1, dtype=M.dtype, device=M.device)
+    noise = torch.cos(n.unsqueeze(-1) * n + n.unsqueeze(-1) + n)
+    size = torch.linalg.matrix_norm(M.detach(), keepdim=True) / M.shape[-1]
+    return torch.finfo(M.dtype).eps * size * noise
 
 
-def _farther_off(M: Tensor, values: Tensor, steps: Tensor, first_order: Tensor) -> Tensor:
-    # The eigenvalue that is farthest off, and the one that first-order theory deems so.
-    chosen = torch.stack([first_order.argmax(-1), steps.abs().argmax(-1)], dim=-1)
-    values, steps = values.gather(-1, chosen), steps.gather(-1, chosen)
-    targets = torch.cat([values - steps / 2, values - steps], dim=-1)
-    identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-    moved = M.unsqueeze(-3) - targets[..., None, None] * identity
-    least = torch.linalg.svdvals(moved)[..., -1]
-    return least.amax(-1)
+def _clusters(
+    values: Tensor, vectors: Tensor, inverse: Tensor, way: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The largest bound that the mean of a cluster gives, for each of some matrices."""
+    n = values.shape[-1]
+    count, largest = min(CENTRES, n), min(CLUSTER, n)
+    centres = way(values.detach()).abs().topk(count).indices
+    apart = (values.unsqueeze(-2) - values.gather(-1, centres).unsqueeze(-1)).abs().detach()
+    order = apart.argsort(-1)[..., :largest]
+    matrices = torch.arange(values.shape[0], device=values.device)[:, None]
+    projector = torch.zeros((), dtype=values.dtype, device=values.device)
+    total = torch.zeros((), dtype=values.dtype, device=values.device)
+    best = values.real.new_zeros(values.shape[:-1])
+    for m in range(largest):
+        member = order[..., m]
+        right, left = vectors.mT[matrices, member], inverse[matrices, member]
+        projector = projector + right.unsqueeze(-1) * left.unsqueeze(-2)
+        total = total + values.gather(-1, member)
+        norm = torch.linalg.matrix_norm(projector).nan_to_num(nan=torch.inf)
+        condition = (norm / (m + 1) ** 0.5).clamp(min=1)
+        best = torch.maximum(best, (way(total / (m + 1)).abs() / condition).amax(-1))
+    if largest < n:
+        best = torch.maximum(best, way(values.mean(-1)).abs())
+    return best

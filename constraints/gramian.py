@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: Doublings, at most: more than the binary digits of a double.
 DOUBLINGS = 64
 
 
-def discrete_gramian(A: Tensor, Q: Tensor | None = None) -> Tensor:
-    r"""The solution P of ``P - A P A' = Q``, for A with a spectral radius below 1.
+def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
+    r"""A lower triangular L with P = L L' and ``P - A P A' = B B'``.
 
-    It is the sum of :math:`A^k Q A^{\top k}` over k, of which each round doubles the number of
-    terms: 3 matrix products a round, and about :math:`\log_2` of the reciprocal of what the
-    spectral radius lacks to 1 rounds. Nothing is subtracted: the result is at least Q.
+    P is the sum of :math:`A^k B B^\top A^{\top k}` over k, of which each round doubles the number
+    of terms; there are about :math:`\log_2` of the reciprocal of what the spectral radius lacks to
+    1 rounds. It is factors that are added, by a QR decomposition: L keeps half of the digits that P
+    would lose to its condition, which is the square of that of L.
 
     Args:
-        A: shape ``(*batch, n, n)``.
-        Q: shape ``(*batch, n, n)``, symmetric positive semidefinite; I by default.
+        A: shape ``(*batch, n, n)``, with a spectral radius below 1.
+        B: shape ``(*batch, n, n)``, regular; I by default.
 
     Returns:
         Tensor of shape ``(*batch, n, n)``.
 
     Reference:
-        Smith, Matrix equation XA + BX = C (SIAM Journal on Applied Mathematics 16, 1968).
+        Smith, Matrix equation XA + BX = C (SIAM Journal on Applied Mathematics 16, 1968), for the
+        doubling; Hammarling, Numerical solution of the stable, non-negative definite Lyapunov
+        equation (IMA Journal of Numerical Analysis 2, 1982), for the factor.
     """
-    P = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A) if Q is None else Q
+    L = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A) if B is None else B
     power = A
     for _ in range(DOUBLINGS):
-        more = power @ P @ power.mT
-        P = P + (more + more.mT) / 2
-        small = more.abs().amax((-2, -1)) <= torch.finfo(A.dtype).eps * P.abs().amax((-2, -1))
+        more = power @ L
+        small = torch.linalg.matrix_norm(more) <= torch.finfo(A.dtype).eps * _least(L)
+        L = torch.linalg.qr(torch.cat([L, more], dim=-1).mT, mode="r").R.mT
         if bool(small.all()):
             break
         power = power @ power
-    return P
+    return L
 
 
-def continuous_gramian(A: Tensor, Q: Tensor | None = None) -> Tensor:
-    r"""The solution P of ``A P + P A' = -Q``, for A with eigenvalues of negative real part.
+def _least(L: Tensor) -> Tensor:
+    """The norm of the shortest row: no row must miss what is still to be added."""
+    return torch.linalg.vector_norm(L, dim=-1).amin(-1)
 
-    With the Cayley transform :math:`C = (p I + A) (p I - A)^{-1}`, for any p > 0, it solves
-    :math:`P - C P C^\top = 2 p \, N Q N^\top`, :math:`N = (p I - A)^{-1}`.
+
+def continuous_gramian(A: Tensor) -> Tensor:
+    r"""A lower triangular L with P = L L' and ``A P + P A' = -I``.
+
+    With the Cayley transform :math:`C = (p I - A)^{-1} (p I + A)`, for any p > 0, the same P solves
+    :math:`P - C P C^\top = 2 p \, (p I - A)^{-1} (p I - A)^{-\top}`.
 
     Args:
-        A: shape ``(*batch, n, n)``.
-        Q: shape ``(*batch, n, n)``, symmetric positive semidefinite; I by default.
+        A: shape ``(*batch, n, n)``, with eigenvalues of negative real part.
 
     Returns:
         Tensor of shape ``(*batch, n, n)``.
@@ -56,19 +67,25 @@ def continuous_gramian(A: Tensor, Q: Tensor | None = None) -> Tensor:
     p = torch.linalg.matrix_norm(A, keepdim=True) / A.shape[-1] ** 0.5
     p = torch.where(p > 0, p, 1)
     inverse = torch.linalg.inv_ex(p * identity - A)[0]
-    right = inverse @ inverse.mT if Q is None else inverse @ Q @ inverse.mT
-    right = p * (right + right.mT)
-    return discrete_gramian(inverse @ (p * identity + A), right)
+    return discrete_gramian(inverse @ (p * identity + A), (2 * p).sqrt() * inverse)
 
 
-def coordinates(P: Tensor) -> Tensor:
-    """The Cholesky factor of a Gramian scaled to the norm 1; lower triangular."""
-    P = P / torch.linalg.matrix_norm(P, keepdim=True)
-    n = P.shape[-1]
-    # What is below the rounding of P is unknown: it bounds the condition number.
-    return torch.linalg.cholesky_ex(
-        P + n * torch.finfo(P.dtype).eps * torch.eye(n, dtype=P.dtype, device=P.device)
-    )[0]
+def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """L scaled to the norm 1 and rounded to a dtype, and ``L^-1 A L``; I and A where L is lost.
+
+    Args:
+        L: shape ``(*batch, n, n)``, lower triangular.
+        A: shape ``(*batch, n, n)``.
+        dtype: that of the first result.
+    """
+    T = (L / torch.linalg.matrix_norm(L, keepdim=True)).to(dtype)
+    changed = change(A, T.to(A.dtype))
+    fits = torch.isfinite(T).all(-1, keepdim=True).all(-2, keepdim=True)
+    # In the right coordinates A is nearer to a normal matrix, hence no larger.
+    norms = (torch.linalg.matrix_norm(x, keepdim=True) for x in (changed, 10 * A))
+    fits = fits & torch.less_equal(*norms)
+    identity = torch.eye(A.shape[-1], dtype=dtype, device=A.device)
+    return torch.where(fits, T, identity).contiguous(), torch.where(fits, changed, A)
 
 
 def change_back(K: Tensor, T: Tensor) -> Tensor:
@@ -86,3 +103,41 @@ def square_root(Q: Tensor, least: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((Q + Q.mT) / 2)
     root = torch.maximum(values, least).sqrt().unsqueeze(-2)
     return vectors * root @ vectors.mT
+
+
+def margins(dtype: torch.dtype) -> Iterator[float]:
+    """Relative distances to the boundary, one of which a matrix next to it is moved by.
+
+    A defective eigenvalue of order k is best served by the k-th root of eps: there the distance and
+    the rounding in the coordinates, whose condition is the reciprocal to the power k - 1, balance.
+    The last one, infinity, stands for no other coordinates at all.
+    """
+    for power in (2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6):
+        yield torch.finfo(dtype).eps ** power
+    yield math.inf
+
+
+def fading(X: Tensor) -> Tensor:
+    """1 at X = I, with a derivative of 0, and 0 where the columns of X have moved by 1/4 or more.
+
+    It multiplies the remainder of a right inverse, which belongs to the first matrix alone.
+    """
+    identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+    moved = (X - identity).square().sum((-2, -1), keepdim=True) / X.shape[-1]
+    return F.relu(1 - 16 * moved) ** 4
+
+
+def is_rounding(R: Tensor, value: Tensor) -> Tensor:
+    """For which elements a remainder is as small as can be expected."""
+    norm = torch.linalg.matrix_norm(value)
+    return torch.linalg.matrix_norm(R) <= 1e3 * torch.finfo(value.dtype).eps * norm
+
+
+def smaller_remainder(
+    new: tuple[Tensor, ...], old: tuple[Tensor, ...], index: int
+) -> tuple[Tensor, ...]:
+    """Of two right inverses, for each element the one with the smaller parameter ``index``."""
+    sizes = (torch.linalg.matrix_norm(params[index], keepdim=True) for params in (new, old))
+    smaller, larger = sizes
+    better = (smaller < larger) | ~torch.isfinite(larger)
+    return tuple(torch.where(better, a, b) for a, b in zip(new, old, strict=True))

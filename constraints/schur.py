@@ -14,10 +14,13 @@ from constrained import Constraint, register
 from constrained.tolerance import tolerance, working_dtype
 from constraints.eigenvalues import eigenvalues, spectral_distance
 from constraints.gramian import (
-    change,
     change_back,
     coordinates,
     discrete_gramian,
+    fading,
+    is_rounding,
+    margins,
+    smaller_remainder,
     square_root,
 )
 
@@ -30,20 +33,22 @@ class Schur(Constraint):
     :math:`\lambda` of :math:`A\}`. Dimension n^2, closed, not convex.
 
     **Map**: :math:`(V, F, D) \mapsto r \, T \, 2 (F F^\top + D D^\top + V V^\top)^{-1} V F^\top \,
-    T^{-1} + R`, onto the interior. With M half of the matrix that is inverted, the product is
+    T^{-1} + h R`, onto the interior. With M half of the matrix that is inverted, the product is
     :math:`M^{-1} V F^\top`, for which :math:`x^\top M (V V^\top)^{-1} M x` does not increase. A
     common factor of V, F and D changes nothing, so that weight decay is harmless. T and R are
     constants: coordinates in which the first matrix is a contraction, and a remainder of the size
-    of rounding. Not differentiable at V = F = D = 0.
+    of rounding; :math:`h = \max(0, 1 - 16 \lVert V - I \rVert_F^2 / n)^4` lets R fade. Not
+    differentiable at V = F = D = 0.
 
     **Right inverse**: V = I, F = C', D = (I - C'C)^(1/2) with :math:`C = T^{-1} A T / r`, where
     :math:`T T^\top - A T T^\top A^\top / r^2 = I`; T = I if the spectral norm of A is r at most, as
     it is for an orthogonal matrix. The remainder makes it exact for every member, on the boundary
     and with Jordan blocks too. What it costs: where T is ill-conditioned, rounding and with it R
-    reach eps cond(T), and the values that follow may violate the constraint by as much. In single
-    precision that is below 1e-4 |A| up to cond(T) = 1000, which covers Gaussian matrices with a
-    margin of 1e-3 to the boundary; a matrix nearer to it, with a larger norm than r, is taken for
-    one with the margin eps^(2/3) r.
+    reach eps cond(T), and until R has faded a value may violate the constraint by as much. In
+    single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers Gaussian matrices
+    with a margin of 1e-3 to the boundary. A matrix nearer to it with a larger norm than r is moved
+    inside, by eps^(1/k) |A| where an eigenvalue has a Jordan block of size k, and R makes up for
+    that.
 
     **Reference**: Revay, Wang and Manchester, Recurrent equilibrium networks: flexible dynamic
     models with guaranteed stability and robustness (arXiv 2104.05942), for contraction by a matrix
@@ -97,7 +102,7 @@ class Schur(Constraint):
         self.radius = float(radius)
 
     def forward(self, V: Tensor, F: Tensor, D: Tensor, T: Tensor, R: Tensor) -> Tensor:
-        """``r T 2 (F F' + D D' + V V')^-1 V F' T^-1 + R``."""
+        """``r T 2 (F F' + D D' + V V')^-1 V F' T^-1 + h R``."""
         finfo = torch.finfo(V.dtype)
         factors = torch.cat([F, D, V], dim=-1)
         G = factors @ factors.mT
@@ -108,38 +113,33 @@ class Schur(Constraint):
         )
         factor, _ = torch.linalg.cholesky_ex(G + torch.diag_embed(term.expand(G.shape[:-1])))
         C = 2 * torch.cholesky_solve(V @ F.mT, factor)
-        return self.radius * change_back(C, T) + R
+        return self.radius * change_back(C, T) + fading(V) * R
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, C', (I - C'C)^(1/2), T, R)``, where T and R are constants."""
         identity = _identity(value).expand_as(value).contiguous()
         if value.is_meta:
             return identity, *(torch.empty_like(identity) for _ in range(4))
-        T, C = self._contraction(value.double() / self.radius, value.dtype)
+        A = value.double() / self.radius
+        radius = eigenvalues(A).abs().amax(-1)[..., None, None]
+        found: tuple[Tensor, ...] | None = None
+        for margin in margins(value.dtype):
+            T, C = _contraction(A, radius, margin, value.dtype)
+            params = (identity, *self._factors(value, T, C))
+            found = params if found is None else smaller_remainder(params, found, 4)
+            if bool(is_rounding(found[4], value).all()):
+                break
+        assert found is not None
+        return found
+
+    def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
         # A gradient is left on the boundary, where D vanishes.
         least = torch.full_like(C[..., 0], 4 * torch.finfo(value.dtype).eps)
         D = square_root(_identity(C) - C.mT @ C, least).to(value.dtype)
         F = C.mT.to(value.dtype).contiguous()
-        R = value - self.forward(identity, F, D, T, torch.zeros_like(value))
-        return identity, F, D, T, R
-
-    def _contraction(self, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """T of the given dtype, and ``T^-1 A T`` with a norm of at most 1."""
-        identity = _identity(A).expand_as(A)
-        norm = torch.linalg.matrix_norm(A, 2, keepdim=True)
-        eps = torch.finfo(dtype).eps
-        normal = norm <= 1 + 4 * eps
-        if bool(normal.all()):
-            return identity.to(dtype, memory_format=torch.contiguous_format), A
-        radius = eigenvalues(A).abs().amax(-1)[..., None, None]
-        shrunk = A * ((1 - eps ** (2 / 3)) / radius.clamp(min=torch.finfo(A.dtype).tiny)).clamp(
-            max=1
-        )
-        A = torch.where(normal, A, shrunk)
-        # Elements that need no other coordinates must not be seen by the equation.
-        T = coordinates(discrete_gramian(torch.where(normal, 0, A)))
-        T = torch.where(normal, identity, T).to(dtype).contiguous()
-        return T, change(A, T.double())
+        V = _identity(value).expand_as(value)
+        R = value - self.forward(V, F, D, T, torch.zeros_like(value))
+        return F, D, T, R
 
     def violation(self, value: Tensor) -> Tensor:
         """The excess of the spectral radius, divided by the condition of the eigenvalue.
@@ -190,6 +190,22 @@ class Schur(Constraint):
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix."""
         return None if event[0] == event[1] > 0 else "must be a square matrix, not an empty one"
+
+
+def _contraction(
+    A: Tensor, radius: Tensor, margin: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """T of the given dtype, and ``T^-1 A T`` with a norm of at most 1."""
+    identity = _identity(A).expand_as(A)
+    norm = torch.linalg.matrix_norm(A, 2, keepdim=True)
+    normal = norm <= 1 + 4 * torch.finfo(dtype).eps
+    if bool(normal.all()) or margin == math.inf:
+        return identity.to(dtype, memory_format=torch.contiguous_format), A
+    shrink = (1 - margin) / radius.clamp(min=torch.finfo(A.dtype).tiny)
+    A = torch.where(normal, A, A * shrink.clamp(max=1))
+    # Elements that need no other coordinates must not be seen by the equation.
+    L = discrete_gramian(torch.where(normal, 0, A))
+    return coordinates(torch.where(normal, identity, L), A, dtype)
 
 
 def _identity(A: Tensor) -> Tensor:
