@@ -63,22 +63,23 @@ def continuous_gramian(A: Tensor) -> Tensor:
         Tensor of shape ``(*batch, n, n)``.
     """
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    # Where C has its smallest spectral radius if the eigenvalues have about the same modulus.
-    p = torch.linalg.matrix_norm(A, keepdim=True) / A.shape[-1] ** 0.5
-    p = torch.where(p > 0, p, 1)
+    # Between the largest and the smallest modulus of an eigenvalue: both are as far from p.
+    reciprocal = torch.linalg.matrix_norm(torch.linalg.inv_ex(A)[0], keepdim=True)
+    p = (torch.linalg.matrix_norm(A, keepdim=True) / reciprocal).sqrt()
+    p = torch.where(torch.isfinite(p) & (p > 0), p, 1)
     inverse = torch.linalg.inv_ex(p * identity - A)[0]
     return discrete_gramian(inverse @ (p * identity + A), (2 * p).sqrt() * inverse)
 
 
 def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """L scaled to the norm 1 and rounded to a dtype, and ``L^-1 A L``; I and A where L is lost.
+    """L scaled and rounded to a dtype, and ``L^-1 A L``; I and A where L is lost.
 
     Args:
         L: shape ``(*batch, n, n)``, lower triangular.
         A: shape ``(*batch, n, n)``.
         dtype: that of the first result.
     """
-    T = (L / torch.linalg.matrix_norm(L, keepdim=True)).to(dtype)
+    T = (L / L.abs().amax((-2, -1), keepdim=True)).to(dtype)
     changed = change(A, T.to(A.dtype))
     fits = torch.isfinite(T).all(-1, keepdim=True).all(-2, keepdim=True)
     # In the right coordinates A is nearer to a normal matrix, hence no larger.
@@ -134,10 +135,12 @@ def is_rounding(R: Tensor, value: Tensor) -> Tensor:
 
 
 def smaller_remainder(
-    new: tuple[Tensor, ...], old: tuple[Tensor, ...], index: int
+    new: tuple[Tensor, ...], old: tuple[Tensor, ...], value: Tensor
 ) -> tuple[Tensor, ...]:
-    """Of two right inverses, for each element the one with the smaller parameter ``index``."""
-    sizes = (torch.linalg.matrix_norm(params[index], keepdim=True) for params in (new, old))
-    smaller, larger = sizes
-    better = (smaller < larger) | ~torch.isfinite(larger)
-    return tuple(torch.where(better, a, b) for a, b in zip(new, old, strict=True))
+    """The new right inverse of each element whose old one has a remainder that is larger.
+
+    The remainder is the last one of the parameters. What is rounding already stays.
+    """
+    smaller, larger = (torch.linalg.matrix_norm(params[-1]) for params in (new, old))
+    better = ~is_rounding(old[-1], value) & ((smaller < larger) | ~torch.isfinite(larger))
+    return tuple(torch.where(better[..., None, None], a, b) for a, b in zip(new, old, strict=True))

@@ -48,7 +48,8 @@ class Hurwitz(Constraint):
     constraint by as much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000,
     which covers Gaussian matrices with a margin of 1e-3 to the boundary. A matrix nearer to it
     whose symmetric part is not negative is moved inside, by eps^(1/k) |A| where an eigenvalue has a
-    Jordan block of size k, and R makes up for that.
+    Jordan block of size k, and R makes up for that; next to a Jordan block on the boundary the set
+    is so thin that gradient steps are useless.
 
     **Reference**: Boyd, El Ghaoui, Feron and Balakrishnan, Linear Matrix Inequalities in System and
     Control Theory (1994), chapter 5, for quadratic Lyapunov functions; Gillis and Sharma, On
@@ -124,11 +125,12 @@ class Hurwitz(Constraint):
         for margin in margins(value.dtype):
             T, K = _dissipative(A, abscissa, margin, value.dtype)
             params = (identity, *self._factors(value, T, K))
-            found = params if found is None else smaller_remainder(params, found, 4)
-            if bool(is_rounding(found[4], value).all()):
+            found = params if found is None else smaller_remainder(params, found, value)
+            if bool(is_rounding(found[-1], value).all()):
                 break
         assert found is not None
-        return found
+        # LAPACK returns column-major tensors, which some optimizers cannot work on.
+        return tuple(param.contiguous() for param in found)
 
     def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
         size = torch.linalg.matrix_norm(K).unsqueeze(-1)

@@ -48,7 +48,7 @@ class Schur(Constraint):
     single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers Gaussian matrices
     with a margin of 1e-3 to the boundary. A matrix nearer to it with a larger norm than r is moved
     inside, by eps^(1/k) |A| where an eigenvalue has a Jordan block of size k, and R makes up for
-    that.
+    that; next to a Jordan block on the boundary the set is so thin that gradient steps are useless.
 
     **Reference**: Revay, Wang and Manchester, Recurrent equilibrium networks: flexible dynamic
     models with guaranteed stability and robustness (arXiv 2104.05942), for contraction by a matrix
@@ -126,11 +126,12 @@ class Schur(Constraint):
         for margin in margins(value.dtype):
             T, C = _contraction(A, radius, margin, value.dtype)
             params = (identity, *self._factors(value, T, C))
-            found = params if found is None else smaller_remainder(params, found, 4)
-            if bool(is_rounding(found[4], value).all()):
+            found = params if found is None else smaller_remainder(params, found, value)
+            if bool(is_rounding(found[-1], value).all()):
                 break
         assert found is not None
-        return found
+        # LAPACK returns column-major tensors, which some optimizers cannot work on.
+        return tuple(param.contiguous() for param in found)
 
     def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
         # A gradient is left on the boundary, where D vanishes.
