@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -106,15 +106,25 @@ def square_root(Q: Tensor, least: Tensor) -> Tensor:
     return vectors * root @ vectors.mT
 
 
+def modal(A: Tensor) -> Tensor:
+    """A lower triangular L with L L' = V V*, where the columns of V are the eigenvectors of A.
+
+    It stands for the coordinates in which A is a normal matrix, if there are any.
+    """
+    V = torch.linalg.eig(A)[1]
+    return torch.linalg.qr(torch.cat([V.real, V.imag], dim=-1).mT, mode="r").R.mT
+
+
 def margins(dtype: torch.dtype) -> Iterator[float]:
     """Relative distances to the boundary, one of which a matrix next to it is moved by.
 
-    A defective eigenvalue of order k is best served by the k-th root of eps: there the distance and
-    the rounding in the coordinates, whose condition is the reciprocal to the power k - 1, balance.
-    The last one, infinity, stands for no other coordinates at all.
+    The first one serves the interior. 0 stands for the coordinates of the eigenvectors, in which
+    there is no need to move. A defective eigenvalue of order k has none, and is best served by the
+    k-th root of eps: there the distance and the rounding in the coordinates, whose condition is the
+    reciprocal to the power k - 1, balance. Infinity stands for no other coordinates at all.
     """
-    for power in (2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6):
-        yield torch.finfo(dtype).eps ** power
+    eps = torch.finfo(dtype).eps
+    yield from (eps ** (2 / 3), 0.0, eps ** (1 / 2), eps ** (1 / 3), eps ** (1 / 4), eps ** (1 / 6))
     yield math.inf
 
 
@@ -128,19 +138,37 @@ def fading(X: Tensor) -> Tensor:
     return F.relu(1 - 16 * moved) ** 4
 
 
-def is_rounding(R: Tensor, value: Tensor) -> Tensor:
-    """For which elements a remainder is as small as can be expected."""
-    norm = torch.linalg.matrix_norm(value)
-    return torch.linalg.matrix_norm(R) <= 1e3 * torch.finfo(value.dtype).eps * norm
+def cost(params: tuple[Tensor, ...], value: Tensor) -> Tensor:
+    """How far values near a right inverse ``(..., T, R)`` may miss the set, relative to ``value``.
 
-
-def smaller_remainder(
-    new: tuple[Tensor, ...], old: tuple[Tensor, ...], value: Tensor
-) -> tuple[Tensor, ...]:
-    """The new right inverse of each element whose old one has a remainder that is larger.
-
-    The remainder is the last one of the parameters. What is rounding already stays.
+    By the remainder R, and by what rounding is in the coordinates T.
     """
-    smaller, larger = (torch.linalg.matrix_norm(params[-1]) for params in (new, old))
-    better = ~is_rounding(old[-1], value) & ((smaller < larger) | ~torch.isfinite(larger))
-    return tuple(torch.where(better[..., None, None], a, b) for a, b in zip(new, old, strict=True))
+    *_, T, R = params
+    identity = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+    inverse = torch.linalg.solve_triangular(T, identity.expand_as(T), upper=False)
+    condition = torch.linalg.matrix_norm(T) * torch.linalg.matrix_norm(inverse) / T.shape[-1]
+    size = torch.linalg.matrix_norm(value)
+    missed = torch.linalg.matrix_norm(R) / torch.where(size > 0, size, 1)
+    return (missed + torch.finfo(value.dtype).eps * condition).nan_to_num(nan=torch.inf)
+
+
+def cheapest(candidates: Iterable[tuple[Tensor, ...]], value: Tensor) -> tuple[Tensor, ...]:
+    """For each element the first right inverse of a `cost` of 32 eps, or the one of the least."""
+    enough = 32 * torch.finfo(value.dtype).eps
+    best: tuple[Tensor, ...] = ()
+    least = value.new_zeros(())
+    for params in candidates:
+        new = cost(params, value)
+        if best:
+            # What is good enough stays: the elements of a batch do not see each other.
+            better = (least > enough) & (new < least)
+            params = tuple(
+                torch.where(better[..., None, None], a, b)
+                for a, b in zip(params, best, strict=True)
+            )
+            new = torch.where(better, new, least)
+        best, least = params, new
+        if bool((least <= enough).all()):
+            break
+    # LAPACK returns column-major tensors, which some optimizers cannot work on.
+    return tuple(param.contiguous() for param in best)

@@ -16,12 +16,12 @@ from constrained.tolerance import tolerance, working_dtype
 from constraints.eigenvalues import eigenvalues, spectral_distance
 from constraints.gramian import (
     change_back,
+    cheapest,
     continuous_gramian,
     coordinates,
     fading,
-    is_rounding,
     margins,
-    smaller_remainder,
+    modal,
     square_root,
 )
 
@@ -40,16 +40,15 @@ class Hurwitz(Constraint):
     first matrix dissipates energy, and a remainder of the size of rounding;
     :math:`h = \max(0, 1 - 16 \lVert X - I \rVert_F^2 / n)^4` lets R fade.
 
-    **Right inverse**: X = I, and T the Cholesky factor of the solution of the Lyapunov equation
-    :math:`(A + \alpha I) T T^\top + T T^\top (A + \alpha I)^\top = -I`; T = I if the symmetric part
-    of :math:`A + \alpha I` is negative semidefinite already. The remainder makes it exact for every
-    member, on the boundary and with Jordan blocks too. What it costs: where T is ill-conditioned,
-    rounding and with it R reach eps cond(T), and until R has faded a value may violate the
-    constraint by as much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000,
-    which covers Gaussian matrices with a margin of 1e-3 to the boundary. A matrix nearer to it
-    whose symmetric part is not negative is moved inside, by eps^(1/k) |A| where an eigenvalue has a
-    Jordan block of size k, and R makes up for that; next to a Jordan block on the boundary the set
-    is so thin that gradient steps are useless.
+    **Right inverse**: X = I, and T with :math:`T T^\top` the solution of the Lyapunov equation
+    :math:`(A + \alpha I) P + P (A + \alpha I)^\top = -I`, or, next to the boundary,
+    :math:`V V^*` for the eigenvectors V of A; T = I if the symmetric part of :math:`A + \alpha I`
+    is negative semidefinite already. The remainder makes it exact for every member, on the boundary
+    and with Jordan blocks too. What it costs: where T is ill-conditioned, rounding and with it R
+    reach eps cond(T), and until R has faded a value may violate the constraint by as much. In
+    single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers projected
+    Gaussian matrices. One with a Jordan block of size k on the boundary is moved inside by
+    eps^(1/k) |A|, for which R makes up; there the set is so thin that gradient steps are useless.
 
     **Reference**: Boyd, El Ghaoui, Feron and Balakrishnan, Linear Matrix Inequalities in System and
     Control Theory (1994), chapter 5, for quadratic Lyapunov functions; Gillis and Sharma, On
@@ -121,16 +120,11 @@ class Hurwitz(Constraint):
         wide = value.double()
         A = wide + self.alpha * _identity(wide)
         abscissa = eigenvalues(A).real.amax(-1)[..., None, None]
-        found: tuple[Tensor, ...] | None = None
-        for margin in margins(value.dtype):
-            T, K = _dissipative(A, abscissa, margin, value.dtype)
-            params = (identity, *self._factors(value, T, K))
-            found = params if found is None else smaller_remainder(params, found, value)
-            if bool(is_rounding(found[-1], value).all()):
-                break
-        assert found is not None
-        # LAPACK returns column-major tensors, which some optimizers cannot work on.
-        return tuple(param.contiguous() for param in found)
+        candidates = (
+            (identity, *self._factors(value, *_dissipative(A, abscissa, margin, value.dtype)))
+            for margin in margins(value.dtype)
+        )
+        return cheapest(candidates, value)
 
     def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
         size = torch.linalg.matrix_norm(K).unsqueeze(-1)
@@ -204,9 +198,12 @@ def _dissipative(
     normal = largest <= 4 * torch.finfo(dtype).eps * norm
     if bool(normal.all()) or margin == math.inf:
         return identity.to(dtype, memory_format=torch.contiguous_format), A
-    A = torch.where(normal, A, A - F.relu(abscissa + margin * norm) * identity)
-    # Elements that need no other coordinates must not be seen by the equation.
-    L = continuous_gramian(torch.where(normal, -identity, A))
+    if margin == 0:
+        L = modal(A)
+    else:
+        A = torch.where(normal, A, A - F.relu(abscissa + margin * norm) * identity)
+        # Elements that need no other coordinates must not be seen by the equation.
+        L = continuous_gramian(torch.where(normal, -identity, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
 
 

@@ -15,12 +15,12 @@ from constrained.tolerance import tolerance, working_dtype
 from constraints.eigenvalues import eigenvalues, spectral_distance
 from constraints.gramian import (
     change_back,
+    cheapest,
     coordinates,
     discrete_gramian,
     fading,
-    is_rounding,
     margins,
-    smaller_remainder,
+    modal,
     square_root,
 )
 
@@ -41,14 +41,15 @@ class Schur(Constraint):
     differentiable at V = F = D = 0.
 
     **Right inverse**: V = I, F = C', D = (I - C'C)^(1/2) with :math:`C = T^{-1} A T / r`, where
-    :math:`T T^\top - A T T^\top A^\top / r^2 = I`; T = I if the spectral norm of A is r at most, as
-    it is for an orthogonal matrix. The remainder makes it exact for every member, on the boundary
-    and with Jordan blocks too. What it costs: where T is ill-conditioned, rounding and with it R
-    reach eps cond(T), and until R has faded a value may violate the constraint by as much. In
-    single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers Gaussian matrices
-    with a margin of 1e-3 to the boundary. A matrix nearer to it with a larger norm than r is moved
-    inside, by eps^(1/k) |A| where an eigenvalue has a Jordan block of size k, and R makes up for
-    that; next to a Jordan block on the boundary the set is so thin that gradient steps are useless.
+    :math:`T T^\top = P` solves the Lyapunov equation :math:`P - A P A^\top / r^2 = I`, or, next to
+    the boundary, :math:`T T^\top = V V^*` for the eigenvectors V of A; T = I if the spectral norm
+    of A is r at most, as it is for an orthogonal matrix. The remainder makes it exact for every
+    member, on the boundary and with Jordan blocks too. What it costs: where T is ill-conditioned,
+    rounding and with it R reach eps cond(T), and until R has faded a value may violate the
+    constraint by as much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000,
+    which covers projected Gaussian matrices. One with a Jordan block of size k on the boundary is
+    moved inside by eps^(1/k) |A|, for which R makes up; there the set is so thin that gradient
+    steps are useless.
 
     **Reference**: Revay, Wang and Manchester, Recurrent equilibrium networks: flexible dynamic
     models with guaranteed stability and robustness (arXiv 2104.05942), for contraction by a matrix
@@ -122,16 +123,11 @@ class Schur(Constraint):
             return identity, *(torch.empty_like(identity) for _ in range(4))
         A = value.double() / self.radius
         radius = eigenvalues(A).abs().amax(-1)[..., None, None]
-        found: tuple[Tensor, ...] | None = None
-        for margin in margins(value.dtype):
-            T, C = _contraction(A, radius, margin, value.dtype)
-            params = (identity, *self._factors(value, T, C))
-            found = params if found is None else smaller_remainder(params, found, value)
-            if bool(is_rounding(found[-1], value).all()):
-                break
-        assert found is not None
-        # LAPACK returns column-major tensors, which some optimizers cannot work on.
-        return tuple(param.contiguous() for param in found)
+        candidates = (
+            (identity, *self._factors(value, *_contraction(A, radius, margin, value.dtype)))
+            for margin in margins(value.dtype)
+        )
+        return cheapest(candidates, value)
 
     def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
         # A gradient is left on the boundary, where D vanishes.
@@ -202,10 +198,13 @@ def _contraction(
     normal = norm <= 1 + 4 * torch.finfo(dtype).eps
     if bool(normal.all()) or margin == math.inf:
         return identity.to(dtype, memory_format=torch.contiguous_format), A
-    shrink = (1 - margin) / radius.clamp(min=torch.finfo(A.dtype).tiny)
-    A = torch.where(normal, A, A * shrink.clamp(max=1))
-    # Elements that need no other coordinates must not be seen by the equation.
-    L = discrete_gramian(torch.where(normal, 0, A))
+    if margin == 0:
+        L = modal(A)
+    else:
+        shrink = (1 - margin) / radius.clamp(min=torch.finfo(A.dtype).tiny)
+        A = torch.where(normal, A, A * shrink.clamp(max=1))
+        # Elements that need no other coordinates must not be seen by the equation.
+        L = discrete_gramian(torch.where(normal, 0, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
 
 
