@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
+from constrained.appending import without_side_effects
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import Parametrizations, base_class, set_class
 
@@ -24,30 +26,22 @@ def adopt(module: nn.Module) -> None:
     else:
         adopted._places = (*existing._modules, *adopted.places())
     for name, parametrizations in existing.named_children():
-        adopted[name] = _adopted_list(parametrizations)
+        adopted[name] = adopted_list(parametrizations)
     base = base_class(module)
     module._modules["parametrizations"] = adopted
     set_class(module, base)
 
 
-def _adopted_list(parametrizations: Any) -> nn.Module:
+def adopted_list(parametrizations: Any) -> ParametrizationList:
+    """A list of this engine with the contents of one of either engine."""
     if isinstance(parametrizations, ParametrizationList):
         return parametrizations
     adopted = ParametrizationList.__new__(ParametrizationList)
     state = dict(parametrizations.__dict__)
     adopted.__setstate__(state)
-    adopted.shape = parametrizations().shape
+    with torch.no_grad(), without_side_effects(adopted):
+        adopted.shape = adopted().shape
     adopted.moved = None
     adopted.persistent = True
     adopted.is_parameter = any(isinstance(t, nn.Parameter) for t in adopted.originals())
     return adopted
-
-
-def originals_of(parametrizations: Any) -> tuple[Tensor, ...]:
-    """The originals in a list of either engine."""
-    if parametrizations.is_tensor:
-        return (parametrizations.original,)  # type: ignore[return-value]
-    return tuple(
-        getattr(parametrizations, f"original{i}")
-        for i in range(parametrizations.ntensors)  # type: ignore[arg-type]
-    )

@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.constraint import Constraint, InfeasibleError, has_values
-from constrained.handover import hand_over
+from constrained.handover import Succession, check_optimizer
+from constrained.install import check_can_hold, install, uninstall
 from constrained.originals import store
 from constrained.parametrization_list import ParametrizationList, read
-from constrained.parametrize import (
-    check_can_hold,
-    install,
-    is_parametrized,
-    remove_parametrizations,
-    uninstall,
-)
+from constrained.places import is_parametrized
 from constrained.registry import UnknownNameError, did_you_mean
+from constrained.removal import remove_parametrizations
 from constrained.select import Place, constrained_tensors, places, select
 from constrained.spec import Request, SpecError, parse
 from constrained.view import View
@@ -61,7 +57,8 @@ def constrain(
             ``project`` finds; ``"sample"``: a random element; ``"strict"``: a tensor outside the
             set is an error. `report` shows how far each tensor moved.
         optimizer: an optimizer that holds the tensors already: it is given the parameters that
-            take their place.
+            take their place. Without it, an optimizer that goes on to hold a tensor which left
+            the model warns at its next step.
         arguments: arguments of the constraint's constructor.
 
     Returns:
@@ -80,13 +77,14 @@ def constrain(
         >>> torch.allclose(layer.weight @ layer.weight.T, torch.eye(4), atol=1e-5)
         True
     """
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     requests = _requests(target, constraint, view, arguments)
     chosen = select(module, requests)
     changes = [_prepare(p, request, request.init or init) for p, request in chosen.values()]
+    successions = [Succession(p.module, p.name, p.path) for (p, *_), _ in chosen.values()]
     _commit(changes)
-    if optimizer is not None:
-        hand_over(optimizer, [change.replaced() for change in changes])
+    for succession in successions:
+        succession.settle(optimizer)
     return module
 
 
@@ -114,7 +112,7 @@ def release(
             has several free parameters should be left unbaked. The model is then as it was.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the model.
     """
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     if not isinstance(target, str):
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
     constrained = {
@@ -139,13 +137,7 @@ def release(
             )
         check_not_wrapped(place.module, place.path)
     for place in chosen:
-        before = [t for t in place.tensor.parameters(recurse=False)]  # type: ignore[union-attr]
-        remove_parametrizations(module, place.path, leave_parametrized=bake)
-        after = getattr(place.module, place.name)
-        if optimizer is not None and before and isinstance(after, nn.Parameter):
-            kept = next((t for t in before if t is after), before[0])
-            hand_over(optimizer, [(kept, [after])])
-            hand_over(optimizer, [(t, []) for t in before if t is not kept])
+        remove_parametrizations(module, place.path, leave_parametrized=bake, optimizer=optimizer)
     return module
 
 
@@ -182,9 +174,6 @@ class _Change:
                 uninstall(place.module, place.name, self.original, persistent)
         with torch.no_grad():
             store(self.original, self.before)
-
-    def replaced(self) -> tuple[Any, list[nn.Parameter]]:
-        return self.original, list(self.parametrizations.parameters(recurse=False))
 
 
 def _requests(
@@ -294,13 +283,6 @@ def _named(path: str, error: ValueError | TypeError) -> ValueError | TypeError:
     # A foreign module may put a whole tensor into its message.
     reason = str(error)
     return kind(f"'{path}': {reason if len(reason) <= 500 else reason[:497] + '...'}")
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
-        )
 
 
 def _owner(place: Place) -> tuple[nn.Module, str]:

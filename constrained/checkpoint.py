@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained.parametrize import is_parametrized
+from constrained.places import is_parametrized
 from constrained.select import places
 from constrained.sharded import whole
 

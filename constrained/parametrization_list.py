@@ -13,6 +13,7 @@ from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained import sharded
+from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint
 from constrained.originals import (
@@ -108,15 +109,25 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             check_single(original, new)
         else:
             check_elements(new)
-        self._check_finite(value, (new,) if isinstance(new, Tensor) else new)
+        self.check_finite(value, (new,) if isinstance(new, Tensor) else new)
         if not unsafe:
             # The derivative is not asked for, but whether there is one decides what is trained.
             result = self.evaluator()(*((new,) if isinstance(new, Tensor) else new))
             check_value(result, original)
-            self._check_finite(value, (result,))
+            self.check_finite(value, (result,))
         self.__dict__["_pending"] = new
         if not deferred:
             self.take(original)
+
+    def append(self, module: nn.Module) -> ParametrizationList:
+        """Add a parametrization at the end, which gets the value as it is now.
+
+        Raises:
+            ValueError: if it cannot take what the others give.
+        """
+        prepare(self, module)
+        self.add_module(str(len(self._chain())), module)
+        return self
 
     # ------------------------------------------------------------------------------ reading
 
@@ -278,12 +289,13 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
                     f"while `original{i}` has dtype {old.dtype}"
                 )
-        self._check_finite(value, new)
+        self.check_finite(value, new)
         if is_sharded(self):
             sharded.check_writable(known, new)
         return tuple(new)
 
-    def _check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
+    def check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
+        """Raise if what was made of a finite value is not finite, unless ``unsafe``."""
         if self.unsafe or not is_finite(value):
             return
         for tensor in new:
@@ -293,9 +305,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     "lies outside of its domain, or has no right_inverse that leads back to it."
                 )
 
-    def take(self, original: Tensor) -> None:
+    def take(self, original: Tensor, new: Tensor | Sequence[Tensor] | None = None) -> None:
         """Become the owner of ``original``, which turns into what the right inverse gave."""
-        new: Tensor | Sequence[Tensor] = self.__dict__.pop("_pending")
+        if new is None:
+            new = self.__dict__.pop("_pending")
         self.is_parameter = isinstance(original, nn.Parameter)
         with torch.no_grad():
             self._write(original, new)
@@ -354,7 +367,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first FSDP leaves a process are not restored.
         """
         first = self._chain()[0]
-        assert isinstance(first, Constraint)
+        if not (isinstance(first, Constraint) and first.has_canonical()):
+            return
         mine = self.originals()
         if any(map(sharded.is_flat, mine)):
             return

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from constrained.constraint import Constraint
 from constrained.parametrization_list import ParametrizationList
-from constrained.parametrize import is_parametrized
+from constrained.places import is_parametrized
 
 T = TypeVar("T")
 
