@@ -112,10 +112,10 @@ def _regroup(
     former: Mapping[int, str],
     present: Mapping[int, str],
 ) -> None:
-    """Take predecessors that left out of a group, and put newcomers in the place of the first."""
+    """Take predecessors that left out of a group, and put newcomers after the last of them."""
     names = group.get("param_names")
     entries: list[tuple[Any, str | None]] = []
-    arrived = False
+    last = max((i for i, p in enumerate(group["params"]) if id(p) in former), default=-1)
     for i, p in enumerate(group["params"]):
         old = former.get(id(p))
         prefix = "" if old is None or names is None else names[i].removesuffix(old)
@@ -124,9 +124,8 @@ def _regroup(
             continue
         if id(p) in present:
             entries.append((p, prefix + present[id(p)]))
-        if not arrived:
+        if i == last:
             entries += [(q, prefix + name) for name, q in arriving.items()]
-            arrived = True
     # In place, since a scheduler or L-BFGS may hold on to the lists.
     group["params"][:] = [p for p, _ in entries]
     if names is not None:

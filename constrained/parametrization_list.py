@@ -305,10 +305,14 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     "lies outside of its domain, or has no right_inverse that leads back to it."
                 )
 
-    def take(self, original: Tensor, new: Tensor | Sequence[Tensor] | None = None) -> None:
+    def take(self, original: Tensor) -> None:
         """Become the owner of ``original``, which turns into what the right inverse gave."""
-        if new is None:
-            new = self.__dict__.pop("_pending")
+        self.begin_with(original, self.__dict__.pop("_pending"))
+
+    def begin_with(self, original: Tensor, new: Tensor | Sequence[Tensor]) -> None:
+        """Register the originals ``new``, of which ``original`` becomes one where it can."""
+        self.is_tensor = isinstance(new, Tensor)
+        self.ntensors = 1 if isinstance(new, Tensor) else len(new)
         self.is_parameter = isinstance(original, nn.Parameter)
         with torch.no_grad():
             self._write(original, new)

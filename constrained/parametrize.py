@@ -22,6 +22,7 @@ from constrained.parametrization_list import ParametrizationList, list_with_orig
 from constrained.parametrized_class import base_class
 from constrained.places import is_parametrized, list_of, resolve, tied_places
 from constrained.removal import remove_parametrizations
+from constrained.tools import hint
 from constrained.transfer import transfer_parametrizations_and_params
 from constrained.wrapped import check_not_wrapped
 from constrained.write import settle
@@ -115,9 +116,10 @@ def register_parametrization(
             succession.settle(optimizer)
             return module
         if name not in owner._parameters and name not in owner._buffers:
+            reason = hint(owner, name)
             raise ValueError(
                 f"Module '{module}' does not have a parameter, a buffer, or a "
-                f"parametrized element with name '{tensor_name}'"
+                f"parametrized element with name '{tensor_name}'{reason and ': ' + reason}"
             )
         tensor = getattr(owner, name)
         if tensor is None:

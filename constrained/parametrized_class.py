@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 from constrained.override import override, overriding
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
+from constrained.tools import assign_parameter, class_repr, tool_methods
 from constrained.write import Target, initialising_methods
 
 _metaclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -104,6 +105,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             "named_modules": _named_modules,
             **refusing_methods(),
             **initialising_methods(base, names),
+            **tool_methods(),
             **{name: _property(name) for name in names},
         }
         cls = metaclass(f"Parametrized{base.__name__}", (base,), members)
@@ -165,10 +167,13 @@ def _shared_metaclass(metaclass: Any) -> type:
                 return
             metaclass.__delattr__(cls, name)
 
+        def repr_(cls: Any) -> str:
+            return class_repr(cls) if is_parametrized_class(cls) else metaclass.__repr__(cls)
+
         shared = type(
             "ParametrizedClass",
             (metaclass,),
-            {"__setattr__": setattr_, "__delattr__": delattr_},
+            {"__setattr__": setattr_, "__delattr__": delattr_, "__repr__": repr_},
         )
         _metaclasses[metaclass] = shared
     return shared
@@ -186,8 +191,9 @@ def _setattr(self: Any, name: str, value: Any) -> None:
     if isinstance(value, nn.Parameter) and name in self.__dict__.get("_modules", {}).get(
         "parametrizations", ()
     ):
-        value = value.detach()
-    self._base_class.__setattr__(self, name, value)
+        assign_parameter(self, name, value.detach())
+    else:
+        self._base_class.__setattr__(self, name, value)
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:

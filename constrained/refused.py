@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from constrained.override import lists, overriding
+from constrained.tools import check_not_pruning
 
 
 def refuse_deletion(name: str) -> RuntimeError:
@@ -48,6 +49,7 @@ def _get_buffer(self: Any, target: str) -> Any:
 
 def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> None:
     _check_free(self, name)
+    check_not_pruning(self, name, param)
     self._base_class.register_parameter(self, name, param)
 
 

@@ -222,8 +222,7 @@ def _take_value(parametrizations: ParametrizationList, value: Tensor) -> None:
     parametrizations.forget()
     for name in parametrizations.names():
         delattr(parametrizations, name)
-    parametrizations.is_tensor, parametrizations.ntensors = isinstance(new, Tensor), len(elements)
-    parametrizations.take(original, new)
+    parametrizations.begin_with(original, new)
     if not parametrizations.persistent:
         parametrizations._non_persistent_buffers_set.update(parametrizations._buffers)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from constrained.constraint import Constraint
 from constrained.parametrization_list import ParametrizationList
 from constrained.places import is_parametrized
+from constrained.tools import hint
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
         if not matched:
             raise ValueError(
                 f"No tensor of {type(model).__name__} matches {target!r}."
-                f"{_suggest(target, available)}"
+                f"{_computed(model, target) or _suggest(target, available)}"
             )
         for place in matched:
             other = chosen.get(id(place.tensor))
@@ -124,6 +125,14 @@ def _regex(target: str) -> str:
         parts[token] if token in parts else re.escape(token)
         for token in re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*.]+|\.", target)
     )
+
+
+def _computed(model: nn.Module, target: str) -> str:
+    """A sentence about a target that is a tensor, but one that nobody registered."""
+    prefix, _, name = target.rpartition(".")
+    owner = dict(model.named_modules()).get(prefix)
+    reason = "" if owner is None else hint(owner, name)
+    return reason and f" {reason}"
 
 
 def _suggest(target: str, available: Mapping[str, Place]) -> str:

@@ -108,5 +108,6 @@ def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> Non
     with torch.no_grad():
         store(tensor, original)
     parametrizations.forget()
-    parametrizations._parameters[name] = tensor.requires_grad_(original.requires_grad)
+    tensor.requires_grad_(original.requires_grad)
+    parametrizations._parameters[name] = tensor
     parametrizations._announce()
