@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.adopt import adopt
-from constrained.appending import check_appended
+from constrained.appending import check_appended, prepare
 from constrained.cache import cached
 from constrained.constraint import Constraint
 from constrained.handover import Succession, check_optimizer
@@ -152,6 +152,7 @@ def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bo
     settle(module, name)
     adopt(module)
     parametrizations = list_of(module, name)
+    prepare(parametrizations, parametrization)
     if not unsafe:
         check_appended(name, getattr(module, name), parametrization)
     parametrizations.append(parametrization)

@@ -13,6 +13,7 @@ from constrained.handover import Succession
 from constrained.install import check_can_hold, install
 from constrained.originals import register_tensor, store
 from constrained.parametrization_list import ParametrizationList
+from constrained.parametrized_class import base_class
 from constrained.places import is_parametrized, list_of
 from constrained.wrapped import check_not_wrapped
 
@@ -59,10 +60,10 @@ def _copied(
     from_module: nn.Module, to_module: nn.Module, name: str, copies: dict[int, Any]
 ) -> ParametrizationList:
     if not is_parametrized(from_module, name):
-        raise ValueError(f"{type(from_module).__name__} has no parametrized tensor '{name}'.")
+        raise ValueError(f"{base_class(from_module).__name__} has no parametrized tensor '{name}'.")
     if is_parametrized(to_module, name):
         raise ValueError(
-            f"'{name}' of {type(to_module).__name__} is parametrized already; call "
+            f"'{name}' of {base_class(to_module).__name__} is parametrized already; call "
             f"remove_parametrizations(module, '{name}') first."
         )
     source = list_of(from_module, name)
@@ -74,8 +75,8 @@ def _copied(
         check_can_hold(to_module, name)
         if not copied.unsafe and tensor.shape != copied.shape:
             raise ValueError(
-                f"'{name}' has the shape {tuple(copied.shape)} in {type(from_module).__name__} "
-                f"and {tuple(tensor.shape)} in {type(to_module).__name__}."
+                f"'{name}' has the shape {tuple(copied.shape)} in {base_class(from_module).__name__} "
+                f"and {tuple(tensor.shape)} in {base_class(to_module).__name__}."
             )
     return copied
 
