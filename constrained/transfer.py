@@ -74,9 +74,10 @@ def _copied(
     if tensor is not None:
         check_can_hold(to_module, name)
         if not copied.unsafe and tensor.shape != copied.shape:
+            source_class, target_class = base_class(from_module), base_class(to_module)
             raise ValueError(
-                f"'{name}' has the shape {tuple(copied.shape)} in {base_class(from_module).__name__} "
-                f"and {tuple(tensor.shape)} in {base_class(to_module).__name__}."
+                f"'{name}' has the shape {tuple(copied.shape)} in {source_class.__name__} and "
+                f"{tuple(tensor.shape)} in {target_class.__name__}."
             )
     return copied
 
