@@ -58,8 +58,10 @@ def remove_parametrizations(
             a tensor with several originals, or the present value is not one that the remaining
             parametrizations can take.
         RuntimeError: if one of the remaining parametrizations has no right inverse to keep the
-            value by, or DistributedDataParallel or FSDP has wrapped the module. Nothing has changed after an error.
+            value by, or DistributedDataParallel or FSDP has wrapped the module.
         IndexError: if there is no parametrization at ``index``.
+
+        After any of them nothing has changed.
     """
     check_optimizer(optimizer)
     owner, name = resolve(module, tensor_name)
