@@ -30,8 +30,7 @@ class Layer(nn.Module):
     def __init__(self, name, arguments, event):
         super().__init__()
         self.constraint = constrained.get(name)(**arguments)
-        whole = getattr(self.constraint, "event_dim", 0) < 0
-        shape = event if whole else (2, *event)
+        shape = event if self.constraint.event_dim is None else (2, *event)
         self.p = nn.Parameter(self.constraint.sample(shape))
         constrain(self, "p", self.constraint)
         self.weights = torch.randn(self.p.shape)
@@ -60,7 +59,8 @@ class Layer(nn.Module):
     def is_a_point(self):
         dims = self.constraint.event_dim
         shape = tuple(self.p.shape)
-        return self.constraint.dimension(shape if dims < 0 else shape[len(shape) - dims :]) == 0
+        event = shape if dims is None else shape[len(shape) - dims :]
+        return self.constraint.dimension(event) == 0
 
 
 @every_constraint
