@@ -125,7 +125,8 @@ def _one_base(entries: Values, shape: torch.Size, names: Collection[str]) -> Val
     if not torch.allclose(square, torch.eye(n).to(base), atol=0.1):
         return sphere if rows_are_units else {}
     orthogonal = _orthogonal(X, base)
-    return {**sphere, **orthogonal} if "sphere" in names else {**orthogonal, **sphere}
+    # An orthogonal matrix is hardly ever the base of a sphere, but its rows lie on one.
+    return {**sphere, **orthogonal} if "sphere" in names else orthogonal
 
 
 def _orthogonal(X: Tensor, base: Tensor) -> Values:

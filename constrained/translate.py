@@ -77,7 +77,7 @@ class _Found(NamedTuple):
     value: Any
     keys: tuple[str, ...]
     origin: str = "a plain model"
-    doubt: str | None = None
+    others: tuple[str, ...] = ()
 
 
 class _Saved:
@@ -112,18 +112,14 @@ class _Saved:
         """
         if self._is_own():
             self._check_own()
-            found, entries = [*self._plain(), *self._old()], {}
-            alike = list(self._foreign())
-            value = self._own_value() if found or alike else None
+            entries, repeated = {}, [*self._plain(), *self._old()]
+            alike = [] if self.constraint is None else list(self._foreign())
+            if not repeated and not alike:
+                return
+            value = self._own_value()
             for other in alike:
-                if not agree(value, other.value, value.dtype):
-                    warnings.warn(
-                        f"'{self.path}': its keys in the checkpoint are taken as those of "
-                        f"{self.constraint!r}. The same keys with another meaning come from "
-                        f"{other.origin}; if these do: {_CURE}",
-                        UserWarning,
-                        stacklevel=2,
-                    )
+                if not _agree(value, other.value):
+                    self._warn(repr(self.constraint), other.origin)
         else:
             found = [*self._plain(), *self._foreign(), *self._old()]
             if not found:
@@ -132,11 +128,13 @@ class _Saved:
                     # A plain model saves nothing of this tensor.
                     self._put(self.own)
                 return
-            first = found.pop(0)
+            first, *repeated = found
             value, entries = first.value, self._entries(first, assign)
+            if first.others:
+                self._warn(first.origin, " or ".join(first.others))
             self._drop(first.keys)
-        for other in found:
-            if agree(value, other.value, value.dtype):
+        for other in repeated:
+            if _agree(value, other.value):
                 self._drop(other.keys)
         self._put(entries)
 
@@ -184,18 +182,19 @@ class _Saved:
     def _read(self, entries: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[_Found]:
         # A view is named after what it views.
         named: Any = getattr(self.constraint, "constraint", self.constraint)
-        names = (named.name, *named.aliases) if isinstance(named, Constraint) else ()
+        names = (str(named.name), *named.aliases) if isinstance(named, Constraint) else ()
         reading = read(entries, self.parametrizations.shape, names)
         if reading is None:
             return
-        doubt = None
-        if reading.others:
-            doubt = (
-                f"'{self.path}': its keys in the checkpoint are read as those of {reading.origin}. "
-                f"The same keys with another meaning come from {', or '.join(reading.others)}; if "
-                f"these do: {_CURE}"
-            )
-        yield _Found(reading.value, keys, reading.origin, doubt)
+        yield _Found(reading.value, keys, reading.origin, reading.others)
+
+    def _warn(self, origin: str, others: str) -> None:
+        warnings.warn(
+            f"'{self.path}': its keys in the checkpoint are read as those of {origin}. The same "
+            f"keys with another meaning come from {others}; if these do: {_CURE}",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def _own_value(self) -> Tensor:
         twin = copy.deepcopy(self.parametrizations).eval()
@@ -239,8 +238,6 @@ class _Saved:
                 f"size mismatch for {self.path}: copying a param with shape {value.shape} from "
                 f"checkpoint, the shape in current model is {target.shape}."
             )
-        if found.doubt is not None:
-            warnings.warn(found.doubt, UserWarning, stacklevel=2)
         value, known = value.detach(), target.originals()[0]
         anew = assign or known.is_meta
         wanted = value if anew else value.to(known.device, known.dtype)
@@ -289,6 +286,10 @@ def _entries(parametrizations: ParametrizationList, value: Tensor, anew: bool) -
         else:
             entries[name] = original
     return entries
+
+
+def _agree(value: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and agree(value, other, value.dtype)
 
 
 def _listed(entries: Mapping[str, Any]) -> str:
