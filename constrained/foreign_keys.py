@@ -187,7 +187,7 @@ _SINGULAR_VALUES = {"low_rank": torch.Tensor.clone, "invertible": _softplus}
 
 def _eigenvectors(entries: Values, shape: torch.Size, names: Collection[str]) -> Values:
     X, base = entries["original"], entries["0.0.base"]
-    if X.shape != shape or base.shape != shape:
+    if X.shape != shape or base.shape != shape or len(shape) < 2:
         return {}
     values: Values = {}
     for manifold in _named(_EIGENVALUES, names):
@@ -200,10 +200,12 @@ def _eigenvectors(entries: Values, shape: torch.Size, names: Collection[str]) ->
 
 def _singular_vectors(entries: Values, shape: torch.Size, names: Collection[str]) -> Values:
     X, left, right = entries["original"], entries["0.0.base"], entries["0.2.base"]
+    if X.shape != shape or len(shape) < 2:
+        return {}
     wide = shape[-2] < shape[-1]
     X = X.mT if wide else X
     n, p = X.shape[-2:]
-    if entries["original"].shape != shape or (left.shape[-1], right.shape[-1]) != (n, p):
+    if (left.shape[-1], right.shape[-1]) != (n, p):
         return {}
     values: Values = {}
     for manifold in _named(_SINGULAR_VALUES, names):
@@ -218,14 +220,16 @@ def _singular_vectors(entries: Values, shape: torch.Size, names: Collection[str]
 
 def _triangle(entries: Values, shape: torch.Size, names: Collection[str]) -> Values:
     X = entries["original"]
-    if X.shape != shape:
+    if X.shape != shape or not {"symmetric", "skew"}.intersection(names):
         return {}
-    values = {}
-    if "symmetric" in names:
-        values["geotorch.symmetric"] = X.tril() + X.tril(-1).mT
-    if "skew" in names:
-        values["geotorch.skew"] = X.tril(-1) - X.tril(-1).mT
-    return values
+    # Ours keep X symmetric or skew, but for noise that somebody adds; geotorch's leave the upper
+    # triangle as it was at the start, which is anything for the first, and zero for the second.
+    asymmetry = torch.linalg.matrix_norm(X - X.mT) / torch.linalg.matrix_norm(X)
+    if "symmetric" in names and bool((asymmetry > 0.1).any()):
+        return {"geotorch.symmetric": X.tril() + X.tril(-1).mT}
+    if "skew" in names and not bool(X.triu().any()):
+        return {"geotorch.skew": X.tril(-1) - X.tril(-1).mT}
+    return {}
 
 
 def _named(manifolds: Mapping[str, Any], names: Collection[str]) -> list[str]:

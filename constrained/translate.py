@@ -22,6 +22,7 @@ from constrained.constraint import Constraint, InfeasibleError, has_values
 from constrained.foreign_keys import OLD_ENDINGS, agree, read
 from constrained.originals import is_finite
 from constrained.parametrization_list import ParametrizationList
+from constrained.sharded import is_shard, whole, write
 
 #: "error" or "project": what becomes of a plain value outside of its constraint set.
 on_infeasible: ContextVar[str] = ContextVar("on_infeasible", default="error")
@@ -205,7 +206,11 @@ class _Saved:
 
     def _check_own(self) -> None:
         for key in self.parametrizations.names():
-            if self.constraint is not None and key in self.saved and not is_finite(self.saved[key]):
+            value = self.saved.get(key)
+            # Of shards each process has seen its own only, and they could not raise together.
+            if self.constraint is None or not isinstance(value, Tensor) or is_shard(value):
+                continue
+            if not is_finite(value):
                 raise ValueError(
                     f"{self.constraint!r}: '{self.inner}{key}' of the checkpoint holds NaN or "
                     "infinite values."
@@ -238,7 +243,7 @@ class _Saved:
                 f"size mismatch for {self.path}: copying a param with shape {value.shape} from "
                 f"checkpoint, the shape in current model is {target.shape}."
             )
-        value, known = value.detach(), target.originals()[0]
+        value, known = whole(value.detach()), target.originals()[0]
         anew = assign or known.is_meta
         wanted = value if anew else value.to(known.device, known.dtype)
         return _entries(target, self._member(value, wanted), anew)
@@ -279,10 +284,14 @@ def _entries(parametrizations: ParametrizationList, value: Tensor, anew: bool) -
     if isinstance(first, Constraint) and has_values(value):
         originals = first.canonical(*originals)
     entries = parametrizations.state_dict(keep_vars=True)
-    for name, original in zip(parametrizations.names(), originals, strict=True):
+    known = parametrizations.originals()
+    for name, original, old in zip(parametrizations.names(), originals, known, strict=True):
         if name in nested:  # type: ignore[operator]
             inner = _entries(nested[name], original, anew)  # type: ignore[index]
             entries.update({f"parametrizations.{name}.{key}": t for key, t in inner.items()})
+        elif is_shard(old):
+            entries[name] = torch.empty_like(old)
+            write(entries[name], original)
         else:
             entries[name] = original
     return entries

@@ -266,8 +266,10 @@ def test_e06_geotorch_keys_that_look_like_the_models_own(name):
     model = fresh((4, 4), name)
     with pytest.warns(UserWarning, match=rf"read as those of {name}\(\).*geotorch.{name}; if"):
         model.load_state_dict(source.state_dict())
-    own = fresh((4, 4), name)
-    trained(own)
+    own = trained(fresh((4, 4), name))
+    with torch.no_grad():
+        for p in own.parameters():
+            p.add_(0.01 * torch.rand_like(p))
     loaded(model, own.state_dict())
     assert torch.equal(model.weight, own.weight)
 
