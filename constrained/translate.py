@@ -114,7 +114,8 @@ class _Saved:
         if self._is_own():
             self._check_own()
             entries, repeated = {}, [*self._plain(), *self._old()]
-            alike = [] if self.constraint is None else list(self._foreign())
+            # Several originals of the same shapes mean little: a step and its base, two factors.
+            alike = list(self._foreign()) if self.constraint and len(self.saved) == 1 else []
             if not repeated and not alike:
                 return
             value = self._own_value()

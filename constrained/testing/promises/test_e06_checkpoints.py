@@ -186,6 +186,24 @@ def test_e06_a_foreign_right_inverse_that_writes_into_itself():
     assert same(model.state_dict(), before)
 
 
+def test_e06_a_foreign_right_inverse_that_fails_half_way():
+    class Fails(Scaled):
+        def right_inverse(self, value):
+            self.gain.fill_(7)
+            if self.__dict__.get("broken"):
+                raise ValueError("it does not fit")
+            return value / self.gain
+
+    model = ours.register_parametrization(nn.Linear(3, 3), "weight", Fails())
+    with torch.no_grad():
+        model.parametrizations.weight[0].gain.fill_(2)
+    model.parametrizations.weight[0].__dict__["broken"] = True
+    _, before = bits(model)
+    with pytest.raises(RuntimeError, match="'weight': it does not fit"):
+        model.load_state_dict({**nn.Linear(3, 3).state_dict(), "bias": model.bias.detach()})
+    assert same(model.state_dict(), before)
+
+
 def test_e06_key_renaming_hooks_and_overrides_come_first():
     class Renaming(nn.Linear):
         def _load_from_state_dict(self, state_dict, prefix, *rest):
@@ -415,6 +433,8 @@ def test_e06_nothing_leaks_in_torch_today(measured):
 
 def test_e06_values_are_not_stale_and_originals_canonical():
     model, plain = constrained_and_plain("orthogonal", (4, 4))
+    with torch.no_grad():
+        plain.weight.mul_(1 + 1e-6)  # A member, but for rounding, and not its own polar factor.
     old = model.weight
     model.load_state_dict(plain.state_dict())
     assert not torch.equal(model.weight, old)

@@ -274,6 +274,14 @@ def test_e06_geotorch_keys_that_look_like_the_models_own(name):
     assert torch.equal(model.weight, own.weight)
 
 
+def test_e06_own_keys_of_the_shapes_of_other_ones():
+    """A step and its base look like the g and v of a weight_norm of one column."""
+    for shape in ((4, 1), (1, 1)):
+        source = fresh(shape, "orthogonal(map='cayley')")
+        weight = loaded(fresh(shape, "orthogonal(map='cayley')"), source.state_dict())
+        assert torch.equal(weight, source.weight)
+
+
 def test_e06_geotorch_keys_that_several_manifolds_share():
     source = trained(geotorchs("positive_semidefinite", (4, 4)))
     with pytest.warns(UserWarning, match=r"geotorch.positive_definite .*positive_semidefinite"):
