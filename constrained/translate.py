@@ -99,7 +99,7 @@ class _Saved:
         self.parametrizations = parametrizations
         self.constraint = parametrizations.constraint()
         self.state_dict = state_dict
-        self.own: dict[str, Any] = parametrizations.state_dict(keep_vars=True)
+        self.own = _own(parametrizations)
         self.saved = {
             key.removeprefix(self.inner): value
             for key, value in state_dict.items()
@@ -284,7 +284,7 @@ def _entries(parametrizations: ParametrizationList, value: Tensor, anew: bool) -
     first = chain[0]
     if isinstance(first, Constraint) and has_values(value):
         originals = first.canonical(*originals)
-    entries = parametrizations.state_dict(keep_vars=True)
+    entries = _own(parametrizations)
     known = parametrizations.originals()
     for name, original, old in zip(parametrizations.names(), originals, known, strict=True):
         if name in nested:  # type: ignore[operator]
@@ -295,6 +295,16 @@ def _entries(parametrizations: ParametrizationList, value: Tensor, anew: bool) -
             write(entries[name], original)
         else:
             entries[name] = original
+    return entries
+
+
+def _own(parametrizations: ParametrizationList) -> dict[str, Any]:
+    """What a list would save, the very tensors, whatever became of its values."""
+    entries: dict[str, Any] = {}
+    for path, module in parametrizations.named_modules(remove_duplicate=False):
+        is_list = isinstance(module, ParametrizationList)
+        save = nn.Module._save_to_state_dict if is_list else type(module)._save_to_state_dict
+        save(module, entries, f"{path}." if path else "", True)
     return entries
 
 

@@ -480,3 +480,14 @@ def test_e06_averaged_models():
     averaged.load_state_dict({**state, "n_averaged": torch.tensor(5)})
     assert_close(averaged.module.weight, plain.weight)
     assert list(baked_state_dict(averaged)) == ["n_averaged", "module.weight", "module.bias"]
+
+
+def test_e06_a_checkpoint_takes_the_place_of_a_lost_write():
+    """A value that was written in place is no reason not to load another."""
+    for own in (False, True):
+        model, plain = constrained_and_plain("orthogonal", (3, 3))
+        state = copy.deepcopy(model.state_dict()) if own else plain.state_dict()
+        with torch.no_grad():
+            model.weight.mul_(2)
+        model.load_state_dict(state)
+        constrained.assert_feasible(model)
