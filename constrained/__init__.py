@@ -3,7 +3,7 @@
 from constrained import parametrize
 from constrained.apply import constrain, rebase, release
 from constrained.cache import cached
-from constrained.checkpoint import baked_state_dict
+from constrained.checkpoint import baked_state_dict, load_state_dict
 from constrained.constraint import Constraint, InfeasibleError
 from constrained.registry import describe, get, names, register
 from constrained.report import assert_feasible, report, spec, violations
@@ -19,6 +19,7 @@ __all__ = [
     "constrain",
     "describe",
     "get",
+    "load_state_dict",
     "names",
     "parametrize",
     "rebase",

@@ -1,15 +1,109 @@
-"""Plain and constrained state dicts."""
+"""State dicts of constrained models: written as a plain model's, and loaded, all or nothing."""
 
 from __future__ import annotations
 
+import copy
+import re
+from collections import OrderedDict
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from constrained.originals import store
+from constrained.parametrization_list import ParametrizationList
+from constrained.parametrized_class import Parametrizations
 from constrained.places import is_parametrized
+from constrained.registry import did_you_mean
 from constrained.select import places
 from constrained.sharded import whole
+from constrained.translate import on_infeasible as _on_infeasible
+from constrained.wrapped import is_sharded
+
+_CHOICES = ("error", "project")
+
+
+def load_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    strict: bool = True,
+    assign: bool = False,
+    on_infeasible: str = "error",
+) -> Any:
+    """Load a checkpoint, plain or constrained, into a constrained model: all or nothing.
+
+    ``model.load_state_dict`` takes the same checkpoints: those of the model itself; plain ones,
+    whose values go through the right inverses; those of ``weight_norm``, ``spectral_norm`` and
+    ``orthogonal`` of torch, and of geotorch's manifolds. Keys and shapes that are the model's own
+    are taken as such. Where foreign keys leave open what they mean a warning says what was
+    assumed; then, and for keys that are not known, load the checkpoint into the model that wrote
+    it, and that model's `baked_state_dict` here.
+
+    Args:
+        model: the model. Its parameters keep their identity, unless ``assign``.
+        state_dict: the checkpoint.
+        strict: whether every key must have its counterpart.
+        assign: put the checkpoint's tensors, or what they are mapped to, in the place of the
+            model's, with their dtype and device; else they are copied.
+        on_infeasible: what becomes of a plain value outside of its set: ``"error"``, or
+            ``"project"``, which loads the point that the constraint's ``project`` gives.
+
+    Returns:
+        What ``model.load_state_dict`` returns: ``missing_keys`` and ``unexpected_keys``.
+
+    Raises:
+        RuntimeError: torch's, with everything that does not fit: keys and shapes, values outside
+            of their sets, NaN and infinity in constrained tensors. The model is as it was.
+        ValueError: if ``on_infeasible`` is neither of the two.
+    """
+    if on_infeasible not in _CHOICES:
+        raise ValueError(
+            f"on_infeasible must be 'error' or 'project', got {on_infeasible!r}."
+            f"{did_you_mean(str(on_infeasible), _CHOICES)}"
+        )
+    before = [_Before(module) for module in model.modules()]
+    token = _on_infeasible.set(on_infeasible)
+    try:
+        return model.load_state_dict(state_dict, strict=strict, assign=assign)
+    except BaseException:
+        for state in before:
+            state.restore()
+        raise
+    finally:
+        _on_infeasible.reset(token)
+
+
+class _Before:
+    """What a module held of its own before something was loaded into it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.parameters = dict(module._parameters)
+        self.buffers = dict(module._buffers)
+        tensors = [*self.parameters.values(), *self.buffers.values()]
+        # A lazy tensor has no contents yet.
+        self.contents = [
+            (t, t.detach().clone()) for t in tensors if t is not None and not is_lazy(t)
+        ]
+        self.has_extra_state = type(module).set_extra_state is not nn.Module.set_extra_state
+        self.extra_state = copy.deepcopy(module.get_extra_state()) if self.has_extra_state else None
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the module the same tensors, with the same contents."""
+        if isinstance(self.module, ParametrizationList):
+            self.module.forget()
+        self.module._parameters.clear()
+        self.module._parameters.update(self.parameters)
+        self.module._buffers.clear()
+        self.module._buffers.update(self.buffers)
+        for tensor, contents in self.contents:
+            store(tensor, contents)
+        if self.has_extra_state:
+            self.module.set_extra_state(self.extra_state)
 
 
 @torch.no_grad()
@@ -17,26 +111,71 @@ def baked_state_dict(model: nn.Module) -> dict[str, Any]:
     """The state dict that the model would have without constraints: values under plain names.
 
     A model that nobody constrained loads it, and the constraints have left no trace but the
-    values. Values are copies, and whole ones of shards (then every process must call this); the
-    model is unchanged.
+    values. Keys come in the order in which that model would have them. Tensors that torch or
+    geotorch parametrized are written in the same way.
+
+    Returns:
+        Copies, which share no memory with the model or with each other, and whole ones of shards
+        (then every process must call this); the model is unchanged.
     """
-    values = {
-        path: getattr(place.module, place.name).detach().clone()
+    parametrized = {
+        path: place
         for path, place in places(model).items()
         if is_parametrized(place.module, place.name)
     }
-    baked: dict[str, Any] = {}
-    for key, tensor in model.state_dict().items():
-        path = next((p for p in values if _belongs_to(key, p)), None)
-        if path is None:
-            is_tensor = isinstance(tensor, torch.Tensor)
-            baked[key] = whole(tensor.detach()).clone() if is_tensor else tensor
-        elif path not in baked:
-            baked[path] = values[path]
+    state = model.state_dict()
+    order = {key: i for i, key in enumerate(_plain_keys(model, ""))}
+    rank: dict[str, int] = {}
+    entries: dict[str, Any] = {}
+    latest = -1
+    for key, value in state.items():
+        if not _belongs(key, parametrized):
+            # A key that only its module can explain stays behind its predecessor.
+            rank[key] = latest = order.get(key, latest)
+            entries[key] = whole(value.detach()).clone() if isinstance(value, Tensor) else value
+    for path, place in parametrized.items():
+        if getattr(place.tensor, "persistent", True):
+            rank[path] = order[path]
+            entries[path] = _value(place.tensor)
+    baked: Any = OrderedDict((key, entries[key]) for key in sorted(entries, key=rank.__getitem__))
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None:
+        # torch's versions of modules, without those that a plain model does not have.
+        dots = {path: f"{path.rpartition('.')[0]}.parametrizations." for path in parametrized}
+        inside = tuple(dot.removeprefix(".") for dot in dots.values())
+        baked._metadata = OrderedDict(
+            (key, entry) for key, entry in metadata.items() if not f"{key}.".startswith(inside)
+        )
     return baked
 
 
-def _belongs_to(key: str, path: str) -> bool:
-    prefix, _, name = path.rpartition(".")
-    dot = f"{prefix}." if prefix else ""
-    return key.startswith(f"{dot}parametrizations.{name}.")
+def _belongs(key: str, parametrized: Container[str]) -> bool:
+    """Whether a key of a state dict is a part of one of the parametrized tensors."""
+    inside = re.finditer(r"(?:^|(?<=\.))parametrizations\.(?=([^.]+)\.)", key)
+    return any(key[: found.start()] + found[1] in parametrized for found in inside)
+
+
+def _value(parametrizations: Any) -> Tensor:
+    if isinstance(parametrizations, ParametrizationList) and (
+        parametrizations.is_pure() or is_sharded(parametrizations)
+    ):
+        return parametrizations.value().detach().clone()
+    # A foreign module may write into itself when it is evaluated.
+    return whole(copy.deepcopy(parametrizations)().detach()).clone()
+
+
+def _plain_keys(module: nn.Module, prefix: str) -> Iterator[str]:
+    """The keys of the model's state dict without parametrizations, in their order, and more."""
+    container: Any = module._modules.get("parametrizations") if is_parametrized(module) else None
+    lists: dict[str, Any] = {} if container is None else container._modules
+    places = container.places() if isinstance(container, Parametrizations) else tuple(lists)
+    order = {name: i for i, name in enumerate(places)}
+    kept = {name: getattr(found, "is_parameter", True) for name, found in lists.items()}
+    parameters = [*module._parameters, *(name for name in lists if kept[name])]
+    buffers = [*module._buffers, *(name for name in lists if not kept[name])]
+    for names in (parameters, buffers):
+        yield from (prefix + n for n in sorted(names, key=lambda n: order.get(n, len(order))))
+    yield f"{prefix}_extra_state"
+    for name, child in module._modules.items():
+        if child is not None and child is not container:
+            yield from _plain_keys(child, f"{prefix}{name}.")

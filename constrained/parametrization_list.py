@@ -229,7 +229,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             else:
                 store(getattr(self, name), tensor)
 
-    def check_assigned(self, value: Tensor) -> None:
+    def check_assigned(self, value: Tensor, *, anew: bool = False) -> None:
         """Raise unless a tensor of this type, shape and device can be assigned."""
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -241,14 +241,20 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 f"shape {tuple(self.shape)}."
             )
         device = self.originals()[0].device
-        if value.device != device:
+        if value.device != device and not anew:
             raise ValueError(
                 f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
             )
 
-    def invert(self, value: Tensor) -> tuple[Tensor, ...]:
-        """The originals whose value is ``value``, checked and not yet stored."""
-        self.check_assigned(value)
+    def invert(self, value: Tensor, *, anew: bool = False) -> tuple[Tensor, ...]:
+        """The originals whose value is ``value``, checked and not yet stored.
+
+        Args:
+            value: of the shape of the parametrized tensor.
+            anew: the originals are to take the place of those here, which may be of another dtype
+                or on another device.
+        """
+        self.check_assigned(value, anew=anew)
         known = self.originals()
         new: Any = value.detach()
         for module in reversed(self._chain()):
@@ -263,7 +269,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 raise ValueError(
                     f"`right_inverse` should return a tensor. Got {type(new).__name__}"
                 )
-            if new.dtype != known[0].dtype:
+            if not anew and new.dtype != known[0].dtype:
                 raise ValueError(
                     f"The tensor returned by `right_inverse` has dtype {new.dtype} "
                     f"while `original` has dtype {known[0].dtype}"
@@ -284,7 +290,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     "'right_inverse' must return a sequence of tensors. "
                     f"Got element {i} of type {type(tensor).__name__}."
                 )
-            if old.dtype != tensor.dtype:
+            if not anew and old.dtype != tensor.dtype:
                 raise ValueError(
                     f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
                     f"while `original{i}` has dtype {old.dtype}"
@@ -389,6 +395,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         # Where loading swaps tensors, no graph may hold them.
         self.forget()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._announce()
         if all(prefix + name in state_dict for name in self.names()):
             self._store.clear()
 

@@ -23,6 +23,7 @@ from constrained.override import override, overriding
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
 from constrained.tools import assign_parameter, class_repr, tool_methods
+from constrained.translate import translated
 from constrained.write import Target, initialising_methods
 
 _metaclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -102,6 +103,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             "__module__": __name__,
             "__reduce_ex__": _reduce_ex,
             "__setattr__": _setattr,
+            "_load_from_state_dict": _load_from_state_dict,
             "named_modules": _named_modules,
             **refusing_methods(),
             **initialising_methods(base, names),
@@ -194,6 +196,11 @@ def _setattr(self: Any, name: str, value: Any) -> None:
         assign_parameter(self, name, value.detach())
     else:
         self._base_class.__setattr__(self, name, value)
+
+
+def _load_from_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+    with translated(self):
+        self._base_class._load_from_state_dict(self, *args, **kwargs)
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
