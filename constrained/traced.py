@@ -8,6 +8,7 @@ that it finds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,10 @@ class Evaluable(Protocol):
         """The tensors that the value is computed from."""
         ...
 
+    def buffers(self) -> Iterator[Tensor]:
+        """The tensors among the arguments of what it is computed by."""
+        ...
+
     def is_pure(self) -> bool:
         """Whether the value depends on tensors and arguments of the modules in it alone."""
         ...
@@ -37,12 +42,12 @@ def traced_value(parametrized: Evaluable) -> Tensor:
     from torch._dynamo.comptime import comptime
 
     # Run by the tracer: `_recall` gives `value` the value of an earlier read, if there is one.
-    originals, value = parametrized.originals(), None
+    tensors, value = (*parametrized.originals(), *parametrized.buffers()), None
     comptime(_recall)
     if value is None:
         value = parametrized()
         comptime(_remember)
-    del originals
+    del tensors
     return value
 
 
@@ -84,16 +89,16 @@ def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
     While a graph is traced, its tensors are stand-ins that count their writes.
     """
     parametrized = _real(tracer, "parametrized")
-    inner = [t for m in list(parametrized.modules())[1:] for t in (*m._parameters, *m._buffers)]
+    inner = [p for m in list(parametrized.modules())[1:] for p in m._parameters]
     functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
     if inner or not parametrized.is_pure() or functorch.peek_interpreter_stack() is not None:
         return None
     graph = tracer.output.current_tracer.graph
     if any(graph.find_nodes(op="call_function", target=hides) for hides in _hide_writes()):
         return None
-    originals = [o.realize() for o in tracer.symbolic_locals["originals"].realize().items]
-    tensors = [v.proxy.node for v in (*originals, value)]
-    written = tuple((node, node.meta["example_value"]._version) for node in tensors)
+    tensors = [t.realize() for t in tracer.symbolic_locals["tensors"].realize().items]
+    nodes = [t.proxy.node for t in (*tensors, value)]
+    written = tuple((node, node.meta["example_value"]._version) for node in nodes)
     changed = {
         (id(item), name, id(new))
         for item, attributes in tracer.output.side_effects.store_attr_mutations.items()
