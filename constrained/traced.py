@@ -109,6 +109,6 @@ def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
 
 
 def _hide_writes() -> tuple[Any, ...]:
-    """What ``tensor.data`` and ``tensor.data = ...`` become in a graph: writes that nobody counts."""
+    """What ``tensor.data``, and setting it, become in a graph: writes that nobody counts."""
     c: Any = torch._C
     return c._autograd._get_data_attr, c.TensorBase.set_
