@@ -21,27 +21,32 @@ def configurations() -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
     return list(found.values())
 
 
-def every_constraint(*shapes: tuple[int, int]) -> pytest.MarkDecorator:
+def every_constraint(*shapes: tuple[int, ...]) -> pytest.MarkDecorator:
     """Parametrize a test by ``name``, ``arguments`` and each of the ``shapes`` that is admissible.
 
     Where none is, the shape is that of the example.
     """
     cases = [
-        pytest.param(name, arguments, shape, id=f"{name}{i}-{shape[0]}x{shape[1]}")
+        pytest.param(name, arguments, shape, id=f"{name}{i}-{'x'.join(map(str, shape))}")
         for i, (name, arguments, event) in enumerate(configurations())
-        for shape in admissible(name, arguments, shapes) or [matrix(event)]
+        for shape in admissible(name, arguments, event, shapes)
     ]
     return pytest.mark.parametrize(("name", "arguments", "shape"), cases)
 
 
 def admissible(
-    name: str, arguments: Mapping[str, Any], shapes: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Those shapes that can carry the constraint."""
-    return [shape for shape in shapes if _fits(name, arguments, shape)]
+    name: str,
+    arguments: Mapping[str, Any],
+    event: tuple[int, ...],
+    shapes: Sequence[tuple[int, ...]],
+) -> list[tuple[int, ...]]:
+    """Those shapes that can carry the constraint; else a batch of events, or else an event."""
+    fitting = [shape for shape in shapes if _fits(name, arguments, shape)]
+    batch = (3, 3, *event)[-2:] if len(event) < 2 else event
+    return fitting or [batch if _fits(name, arguments, batch) else event]
 
 
-def _fits(name: str, arguments: Mapping[str, Any], shape: tuple[int, int]) -> bool:
+def _fits(name: str, arguments: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
     try:
         get(name)(**arguments).check_shape(shape)
     except ValueError:
@@ -49,17 +54,35 @@ def _fits(name: str, arguments: Mapping[str, Any], shape: tuple[int, int]) -> bo
     return True
 
 
-def matrix(event: tuple[int, ...]) -> tuple[int, int]:
-    """An event shape with batch dimensions in front, as the weight of a linear layer has two."""
-    rows, columns = (3, 3, *event)[-2:]
-    return rows, columns
+class Flattened(nn.Module):
+    """A linear layer whose weight is a tensor of any shape, seen as a matrix."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape, dtype=dtype) / 4)
+        self.out_features = shape[0] if len(shape) > 1 else 1
+        self.in_features = self.weight.numel() // self.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x W'``, with W the weight as a matrix of ``out_features`` rows."""
+        return nn.functional.linear(x, self.weight.reshape(self.out_features, self.in_features))
+
+
+def plain(shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Any:
+    """A layer without a bias, whose weight has the given shape."""
+    if len(shape) == 2:
+        return nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
+    return Flattened(shape, dtype)
 
 
 def linear(
-    name: str, arguments: Mapping[str, Any], shape: tuple[int, int], **options: Any
-) -> nn.Linear:
-    """A linear layer whose weight, of the given shape, is constrained."""
-    layer = nn.Linear(shape[1], shape[0], bias=False, **options)
+    name: str,
+    arguments: Mapping[str, Any],
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """The same with the weight constrained."""
+    layer = plain(shape, dtype)
     constrain(layer, "weight", get(name)(**arguments))
     return layer
 
@@ -73,12 +96,12 @@ class Everything(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of all layers' outputs, ``x`` cut to each one's size."""
-        return sum(  # type: ignore[return-value]
-            torch.tanh(layer(x[:, : layer.in_features])).mean(1) for layer in self.layers.values()
-        )
+        layers: Any = self.layers.values()
+        outputs = [torch.tanh(layer(x[:, : layer.in_features])).mean(1) for layer in layers]
+        return torch.stack(outputs).sum(0)
 
 
-def _layers() -> Iterator[tuple[str, nn.Linear]]:
+def _layers() -> Iterator[tuple[str, nn.Module]]:
     for i, (name, arguments, event) in enumerate(configurations()):
-        for shape in admissible(name, arguments, [(4, 4)]) or [matrix(event)]:
+        for shape in admissible(name, arguments, event, [(4, 4)]):
             yield f"{name}{i}", linear(name, arguments, shape)

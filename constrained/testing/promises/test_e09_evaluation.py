@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 from torch.profiler import ProfilerActivity, profile
 
-from constrained.testing.promises.catalogue import every_constraint, linear
+from constrained.testing.promises.catalogue import every_constraint, linear, plain
 from constrained.testing.promises.counting import (
     Outer,
     Positive,
@@ -41,21 +40,17 @@ def test_e09_no_evaluation_after_the_first(constraint, mode, measured):
 @every_constraint((4, 4))
 def test_e09_the_operations_of_a_plain_layer(name, arguments, shape):
     model = linear(name, arguments, shape).eval()
-    plain, x = nn.Linear(shape[1], shape[0], bias=False), torch.ones(1, shape[1])
+    x = torch.ones(1, model.in_features)
     with torch.no_grad():
         model(x)
-        assert operations(model, x) == operations(plain, x)
+        assert operations(model, x) == operations(plain(shape), x)
 
 
 def test_e09_the_operations_of_a_plain_layer_for_the_default(measured):
-    model, plain, x = (
-        linear("orthogonal", {}, (8, 8)),
-        nn.Linear(8, 8, bias=False),
-        torch.ones(1, 8),
-    )
+    model, twin, x = linear("orthogonal", {}, (8, 8)), plain((8, 8)), torch.ones(1, 8)
     with torch.no_grad():
         model(x)
-        found, expected = operations(model, x), operations(plain, x)
+        found, expected = operations(model, x), operations(twin, x)
     assert found == expected
     measured(f"{len(found)} operations, plain {len(expected)}")
 
@@ -63,10 +58,10 @@ def test_e09_the_operations_of_a_plain_layer_for_the_default(measured):
 @pytest.mark.torch_today
 @pytest.mark.parametrize("constrain_", [torch_orthogonal, torch_spectral_norm])
 def test_e09_in_torch_today(constrain_, measured):
-    model, plain = constrain_(nn.Linear(8, 8, bias=False)).eval(), nn.Linear(8, 8, bias=False)
+    model, twin = constrain_(plain((8, 8))).eval(), plain((8, 8))
     x = torch.ones(1, 8)
     with torch.no_grad():
         model(x)
-        found, expected = operations(model, x), operations(plain, x)
+        found, expected = operations(model, x), operations(twin, x)
     assert len(found) > len(expected)
     measured(f"{len(found)} operations, plain {len(expected)}")

@@ -54,7 +54,7 @@ def to_onnx(model, x, dynamo):
 @every_constraint((4, 4))
 def test_e31_torch_export(name, arguments, shape, strict):
     model = linear(name, arguments, shape)
-    x = torch.randn(3, shape[1])
+    x = torch.randn(3, model.in_features)
     program = torch.export.export(model, (x,), strict=strict)
     keys = {key for key in program.state_dict if "original" in key}
     assert keys and keys <= set(model.state_dict())

@@ -64,7 +64,7 @@ def test_e32_under_autocast_the_value_is_the_same(name, arguments, shape, dtype)
         layer.parametrizations.weight.forget()
     with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(layer.weight, expected)
-        y = layer(torch.ones(2, shape[1]))
+        y = layer(torch.ones(2, layer.in_features))
         assert y.dtype is dtype
         y.float().sum().backward()
     parameters = list(layer.parameters())

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
 
 from constrained import constrain, get, rebase, release
-from constrained.testing.promises.catalogue import every_constraint
+from constrained.testing.promises.catalogue import every_constraint, plain
 
 
 def draws(action):
@@ -23,8 +23,8 @@ def step(layer):
 
 @every_constraint((4, 4), (5, 2), (2, 5))
 def test_e36_the_life_of_a_constraint(name, arguments, shape):
-    layer = nn.Linear(shape[1], shape[0], bias=False)
-    x, generator = torch.ones(2, shape[1]), torch.Generator().manual_seed(0)
+    layer = plain(shape)
+    x, generator = torch.ones(2, layer.in_features), torch.Generator().manual_seed(0)
     new = get(name)(**arguments).sample(shape, generator=generator)
     life = {
         "making": lambda: get(name)(**arguments),

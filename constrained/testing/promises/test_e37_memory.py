@@ -1,6 +1,7 @@
 """E37: memory is that of the weight, whatever its shape; and nothing is left behind."""
 
 import gc
+import math
 import resource
 import weakref
 
@@ -52,14 +53,14 @@ def evaluate(model):
 
 def beyond(make, use, shape):
     """What a model holds beyond its plain weight, in units of the weight."""
-    weight = 4 * shape[0] * shape[1]
+    weight = 4 * math.prod(shape)
     return held(make, use) / weight - 1
 
 
 @pytest.mark.slow
 @every_constraint(*SHAPES)
 def test_e37_at_most_twice_the_weight(name, arguments, shape):
-    small = 1024 / (4 * shape[0] * shape[1])
+    small = 1024 / (4 * math.prod(shape))
     for use in (train, evaluate):
         assert beyond(lambda: linear(name, arguments, shape), use, shape) <= 2 + small
 
