@@ -1,20 +1,36 @@
-"""``python -m benchmarks``: run all rows, print them as a table, write them as JSON."""
+"""``python -m benchmarks [group ...]``: run rows, print them as a table, write them as JSON."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import reading
-from benchmarks.harness import save
+from benchmarks import compiling, evaluating, reading
+from benchmarks.harness import Timing, save
+
+GROUPS = {
+    "reading": (reading.recurrent_loop, reading.evaluation, reading.bare_read),
+    "evaluating": (evaluating.evaluation,),
+    "compiling": (compiling.compilation,),
+}
 
 
-def main() -> None:
-    """Run the benchmarks on one thread."""
+def main(groups: list[str]) -> None:
+    """Run groups of benchmarks, all by default, on one thread."""
     torch.set_num_threads(1)
-    timings = [*reading.recurrent_loop(), *reading.evaluation(), *reading.bare_read()]
-    path = save("reading", timings)
+    for unknown in set(groups) - set(GROUPS):
+        sys.exit(f"There is no group {unknown!r}; there are {', '.join(GROUPS)}.")
+    for group in groups or GROUPS:
+        timings = [timing for measure in GROUPS[group] for timing in measure()]
+        path = save(group, timings)
+        _show(timings)
+        print(f"Written to {path}")
+
+
+def _show(timings: list[Timing]) -> None:
     table = Table(title="One thread; ratio to the first contender of the row, round by round")
     for heading in ("row", "contender", "ms", "ratio", "quartiles of the ratio"):
         table.add_column(heading)
@@ -27,10 +43,8 @@ def main() -> None:
             f"{t.ratio:.3f}",
             f"{first:.3f} - {third:.3f}",
         )
-    console = Console()
-    console.print(table)
-    console.print(f"Written to {path}")
+    Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

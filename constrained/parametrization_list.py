@@ -27,6 +27,7 @@ from constrained.originals import (
     store,
 )
 from constrained.restore import watch
+from constrained.traced import traced_value
 from constrained.wrapped import is_sharded
 
 _by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
@@ -147,7 +148,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         Raises:
             RuntimeError: if the value that was handed out before has been written in place.
         """
-        if torch.compiler.is_compiling() or "_is_replica" in self.__dict__:
+        if torch.compiler.is_compiling():
+            return traced_value(self)
+        if "_is_replica" in self.__dict__:
             return self()
         return self._store.read(self)
 

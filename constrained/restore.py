@@ -5,9 +5,9 @@ is its own polar factor. An optimizer step leaves them, and this hook, which tor
 step of every optimizer, brings them back without changing the value. Nothing depends on it: without
 the hook an evaluation computes the full map.
 
-Where there are several processes, the parameters that another one has stepped arrive by
-collectives, which move no version counter. So there a step ends the values that were computed
-before it.
+The values that were computed before a step are dropped. Nobody will use them again, and the graphs
+behind them hold several times the memory of the weight. And where there are several processes, the
+parameters that another one has stepped arrive by collectives, which move no version counter.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
-import torch
-import torch.distributed
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -59,20 +57,17 @@ def watch(item: Stepped, has_canonical: bool) -> None:
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    items = _watched if several else _with_canonical_form
-    if not items:
+    if not _watched:
         return
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     place = {parameter: i for i, parameter in enumerate(held)}
     due: list[tuple[int, Any]] = []
-    for item in list(items):
+    for item in list(_watched):
         places = [place[id(p)] for p in item._parameters.values() if id(p) in place]
         if places:
             due.append((min(places), item))
     # In the same order in every process, which sharded originals are gathered from.
     for _, item in sorted(due, key=lambda pair: pair[0]):
-        if several:
-            item.forget()
+        item.forget()
         if item in _with_canonical_form:
             item.restore()

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
+from constrained import constrain
 from constrained.testing.promises.counting import (
     Sphere,
     layer,
@@ -53,6 +54,42 @@ def test_e02_equal_constrained_layers_inside_a_model_compile_once():
             m(x).sum().backward()
         assert_close(run(m, x), m(x))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "sphere", "low_rank(rank=2)", "positive_definite"])
+def test_e02_sixty_four_layers_of_one_model_compile_once(name, measured):
+    torch._dynamo.reset()
+    model = constrain(nn.Sequential(*(nn.Linear(4, 4) for _ in range(64))), "*.weight", name)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    x, expected = torch.randn(2, 4), []
+    for layer_ in model:
+        layer_(x).sum().backward()
+        expected.append([p.grad for p in layer_.parameters()])
+        layer_.zero_grad()
+        # Layer by layer, as whoever compiles the blocks of a large model does.
+        layer_.compile(backend=counter, fullgraph=True)
+    for layer_, grads in zip(model, expected, strict=True):
+        layer_(x).sum().backward()
+        assert_close([p.grad for p in layer_.parameters()], grads)
+    assert counter.frame_count == 1
+    measured(f"{len(model)} layers: {counter.frame_count} compilation")
+
+
+def test_e02_other_arguments_are_not_shared():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    run = torch.compile(lambda m, x: m(x), backend=counter, fullgraph=True)
+    x = torch.randn(2, 4)
+    arguments = [("sphere", {"radius": r}) for r in (1.0, 2.0, 3.0)]
+    arguments += [("orthogonal", {"map": m}) for m in ("polar", "cayley")]
+    counts = []
+    for _ in range(2):
+        for name, given in arguments:
+            m = constrain(nn.Linear(4, 4), "weight", name, **given)
+            assert_close(run(m, x), m(x))
+        counts.append(counter.frame_count)
+    # A number that has had two values becomes an input of the graph.
+    assert counts == [4, 4]
 
 
 def test_e02_one_class_for_each_base_and_names():

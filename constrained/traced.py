@@ -1,0 +1,114 @@
+"""One evaluation in each graph that ``torch.compile`` traces, however often a value is read.
+
+A compiled graph is made once and run often, so a stored value has no place in it: every graph
+evaluates for itself. But a second read in the same graph is given the value of the first. Merging
+equal operations afterwards would not do, because a backward pass differentiates each evaluation
+that it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Evaluable(Protocol):
+    """What is asked of a parametrized tensor, an ``nn.Module``."""
+
+    def __call__(self) -> Tensor:
+        """Evaluate."""
+        ...
+
+    def originals(self) -> tuple[Tensor, ...]:
+        """The tensors that the value is computed from."""
+        ...
+
+    def buffers(self) -> Iterator[Tensor]:
+        """The tensors among the arguments of what it is computed by."""
+        ...
+
+    def is_pure(self) -> bool:
+        """Whether the value depends on tensors and arguments of the modules in it alone."""
+        ...
+
+
+def traced_value(parametrized: Evaluable) -> Tensor:
+    """The value, for a tracer that watches: evaluated at the first read in each graph."""
+    if not torch.compiler.is_dynamo_compiling():
+        return parametrized()
+    from torch._dynamo.comptime import comptime
+
+    # Run by the tracer: `_recall` gives `value` the value of an earlier read, if there is one.
+    tensors, value = (*parametrized.originals(), *parametrized.buffers()), None
+    comptime(_recall)
+    if value is None:
+        value = parametrized()
+        comptime(_remember)
+    del tensors
+    return value
+
+
+def _recall(context: Any) -> None:
+    tracer = _tracer_of(context)
+    remembered = _memory(tracer).get(_real(tracer, "parametrized"))
+    if remembered is None:
+        return
+    value, state = remembered
+    if value.proxy.node._erased or state is None or state != _state(tracer, value):
+        return
+    tracer.symbolic_locals["value"] = value
+
+
+def _remember(context: Any) -> None:
+    tracer = _tracer_of(context)
+    value = tracer.symbolic_locals["value"].realize()
+    state = _state(tracer, value)
+    if state is not None:
+        _memory(tracer)[_real(tracer, "parametrized")] = value, state
+
+
+def _tracer_of(context: Any) -> Any:
+    return context._i_will_not_complain_if_bc_breaks_InstructionTranslator()
+
+
+def _memory(tracer: Any) -> dict[nn.Module, tuple[Any, Any]]:
+    """What is remembered for the graph that is being traced, and dies with its tracer."""
+    return vars(tracer.output.current_tracer).setdefault("_constrained_values", {})
+
+
+def _real(tracer: Any, name: str) -> Any:
+    return tracer.symbolic_locals[name].realize().value
+
+
+def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
+    """What must still be so when the value is used again; None if it may never be.
+
+    While a graph is traced, its tensors are stand-ins that count their writes.
+    """
+    parametrized = _real(tracer, "parametrized")
+    inner = [p for m in list(parametrized.modules())[1:] for p in m._parameters]
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    if inner or not parametrized.is_pure() or functorch.peek_interpreter_stack() is not None:
+        return None
+    graph = tracer.output.current_tracer.graph
+    if any(graph.find_nodes(op="call_function", target=hides) for hides in _hide_writes()):
+        return None
+    tensors = [t.realize() for t in tracer.symbolic_locals["tensors"].realize().items]
+    nodes = [t.proxy.node for t in (*tensors, value)]
+    written = tuple((node, node.meta["example_value"]._version) for node in nodes)
+    changed = {
+        (id(item), name, id(new))
+        for item, attributes in tracer.output.side_effects.store_attr_mutations.items()
+        for name, new in attributes.items()
+        if isinstance(getattr(item, "value", None), nn.Module)
+    }
+    return written, changed, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+def _hide_writes() -> tuple[Any, ...]:
+    """What ``tensor.data``, and setting it, become in a graph: writes that nobody counts."""
+    c: Any = torch._C
+    return c._autograd._get_data_attr, c.TensorBase.set_
