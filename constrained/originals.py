@@ -58,6 +58,15 @@ def _was_raised_on_purpose(error: BaseException) -> bool:
     return dis.opname[opcode] == "RAISE_VARARGS"
 
 
+def check_writable_now(original: Tensor) -> None:
+    """Raise if a tensor was made in inference mode, and this is not that mode."""
+    if original.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            "the tensor was made in inference mode, so that it can be neither written nor trained; "
+            "build the module outside of torch.inference_mode(), or constrain it inside."
+        )
+
+
 def check_single(original: Tensor, new: Tensor) -> None:
     """Raise unless ``original`` can become ``new`` in place."""
     if original.dtype != new.dtype:
@@ -112,10 +121,12 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def own(tensor: Tensor) -> Tensor:
-    """A contiguous copy."""
+    """A contiguous copy, of which gradients may be asked wherever it was made."""
     # LAPACK returns column-major tensors; a gradient takes the strides of its parameter, and
     # torch's L-BFGS and parameters_to_vector fail on those.
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    # A tensor that is made in inference mode can never be trained.
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def register_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -20,6 +20,7 @@ from constrained.originals import (
     check_elements,
     check_single,
     check_value,
+    check_writable_now,
     initial_right_inverse,
     is_finite,
     own,
@@ -82,6 +83,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     ) -> None:
         if len(modules) == 0:
             raise ValueError("ParametrizationList requires one or more modules.")
+        check_writable_now(original)
         nn.ModuleList.__init__(self, modules)
         self.unsafe = unsafe
         self.shape = original.shape
