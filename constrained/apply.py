@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from constrained import lazy
 from constrained.constraint import Constraint, InfeasibleError, has_values
 from constrained.handover import Succession, check_optimizer
 from constrained.install import check_can_hold, install, uninstall
@@ -81,7 +83,11 @@ def constrain(
     requests = _requests(target, constraint, view, arguments)
     chosen = select(module, requests)
     changes = [_prepare(p, request, request.init or init) for p, request in chosen.values()]
-    successions = [Succession(p.module, p.name, p.path) for (p, *_), _ in chosen.values()]
+    successions = [
+        Succession(change.places[0].module, change.places[0].name, change.places[0].path)
+        for change in changes
+        if isinstance(change, _Change)
+    ]
     _commit(changes)
     for succession in successions:
         succession.settle(optimizer)
@@ -116,7 +122,9 @@ def release(
     if not isinstance(target, str):
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
     constrained = {
-        path: place for path, place in places(module).items() if is_parametrized(*_owner(place))
+        path: place
+        for path, place in places(module).items()
+        if is_parametrized(*_owner(place)) or lazy.pending(*_owner(place))
     }
     if target != "**" or constrained:
         chosen = [p[0] for p, _ in select(module, {target: None}).values()]
@@ -128,6 +136,8 @@ def release(
             )
     else:
         chosen = []
+    waiting = [place for place in chosen if lazy.pending(*_owner(place))]
+    chosen = [place for place in chosen if place not in waiting]
     for place in chosen:
         parametrizations = place.tensor
         if not bake and not parametrizations.is_tensor:  # type: ignore[union-attr]
@@ -136,6 +146,8 @@ def release(
                 "could take its place; use bake=True."
             )
         check_not_wrapped(place.module, place.path)
+    for place in waiting:
+        lazy.drop(place.module, place.name)
     for place in chosen:
         remove_parametrizations(module, place.path, leave_parametrized=bake, optimizer=optimizer)
     return module
@@ -176,6 +188,26 @@ class _Change:
             store(self.original, self.before)
 
 
+@dataclass
+class _Wait:
+    """A tensor without a shape, which will be constrained in the first forward pass."""
+
+    places: list[Place]
+    pending: lazy.Pending
+
+    def do(self) -> None:
+        lazy.wait(self.places[0].module, self.places[0].name, self.pending)
+
+    def undo(self) -> None:
+        lazy.drop(self.places[0].module, self.places[0].name)
+
+
+def _constrain_pending(module: nn.Module, name: str, pending: lazy.Pending) -> None:
+    """Constrain a tensor that waited for its shape."""
+    place = Place(pending.path, module, name, name in module._parameters)
+    _commit([_prepare([place], pending.request, pending.init)])
+
+
 def _requests(
     target: str | Mapping[str, Any], constraint: Any, view: str | None, arguments: dict[str, Any]
 ) -> dict[str, Request]:
@@ -206,7 +238,7 @@ def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) 
         raise _named(target, error) from error.__cause__
 
 
-def _prepare(here: list[Place], request: Request, init: str) -> _Change:
+def _prepare(here: list[Place], request: Request, init: str) -> _Change | _Wait:
     """Find the free parameters of a tensor; nothing of the model is written."""
     place = here[0]
     if init not in INITS:
@@ -220,6 +252,8 @@ def _prepare(here: list[Place], request: Request, init: str) -> _Change:
         raise ValueError(
             f"'{place.path}' is constrained already, by {existing}; release() it first."
         )
+    if is_lazy(original):
+        return _prepare_to_wait(here, request, init)
     try:
         for other in here:
             check_not_wrapped(other.module, other.path)
@@ -243,6 +277,22 @@ def _prepare(here: list[Place], request: Request, init: str) -> _Change:
     return _Change(here, original, before, parametrizations)
 
 
+def _prepare_to_wait(here: list[Place], request: Request, init: str) -> _Wait:
+    place = here[0]
+    waiting = lazy.pending(place.module, place.name)
+    if waiting is not None:
+        raise ValueError(
+            f"'{place.path}' is constrained already, by {waiting.request.constraint!r} from its "
+            "first forward pass on; release() it first."
+        )
+    if len(here) > 1:
+        raise ValueError(
+            f"'{place.path}' is tied to '{here[1].path}' and has no shape yet; run a forward pass, "
+            "then constrain it."
+        )
+    return _Wait(here, lazy.Pending(place.path, request, init, _constrain_pending))
+
+
 def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
     constraint.check_tensor(value)
     if init == "sample":
@@ -253,8 +303,8 @@ def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
     return constraint.nearest(value)
 
 
-def _commit(changes: list[_Change]) -> None:
-    done: list[_Change] = []
+def _commit(changes: Sequence[_Change | _Wait]) -> None:
+    done: list[_Change | _Wait] = []
     try:
         for change in changes:
             done.append(change)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Adagrad, Optimizer
 
 from constrained.departures import note_departure
@@ -28,7 +29,7 @@ class Succession:
         self._path = path
         self._before = parameters_at(module, name)
         # A parameter may get another shape and stay the same object.
-        self._shapes = {id(p): p.shape for p in self._before.values()}
+        self._shapes = {id(p): p.shape for p in self._before.values() if not is_lazy(p)}
 
     def settle(self, optimizer: Optimizer | None) -> None:
         """After the change: tell ``optimizer``; if it is None, see to it that others ask for it."""

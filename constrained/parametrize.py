@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.adopt import adopt
@@ -126,6 +127,11 @@ def register_parametrization(
             raise ValueError(
                 f"'{tensor_name}' of {type(owner).__name__} is None: there is no tensor to "
                 "parametrize."
+            )
+        if is_lazy(tensor):
+            raise ValueError(
+                f"'{tensor_name}' of {type(owner).__name__} has no shape yet: run a forward pass "
+                "first, or use constrained.constrain, which waits for it."
             )
         places = tied_places(module, tensor) if tensor_name.count(".") else [(owner, name)]
         for place_owner, place_name in places:

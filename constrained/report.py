@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from constrained.constraint import InfeasibleError, has_values
+from constrained.lazy import all_pending
 from constrained.parametrization_list import read
 from constrained.select import constrained_tensors, parametrized_tensors
 from constrained.tolerance import tolerance
@@ -23,7 +24,9 @@ def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
     ``constrain(fresh_model, spec(model))`` applies them again; JSON and YAML can hold them.
     Tensors parametrized by foreign modules are left out.
     """
-    return {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
+    specs = {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
+    # Those that wait for the first forward pass of a lazy module.
+    return {**specs, **{path: found.spec() for path, found in all_pending(model)}}
 
 
 @torch.no_grad()
@@ -117,6 +120,9 @@ def _relative(row: Row) -> float:
 
 
 def _rows(model: nn.Module) -> Iterator[Row]:
+    for path, found in all_pending(model):
+        waiting = f"{found.request.constraint!r} from the first forward pass on"
+        yield Row(path, waiting, (), None, 0.0, None)
     for path, parametrizations in parametrized_tensors(model):
         value = read(parametrizations, path)
         constraint = parametrizations.constraint()
