@@ -200,7 +200,8 @@ class _Saved:
 
     def _own_value(self) -> Tensor:
         twin = copy.deepcopy(self.parametrizations).eval()
-        twin.load_state_dict(self.saved)
+        # A twin on the meta device has no memory to copy to.
+        twin.load_state_dict(self.saved, assign=True)
         return twin()
 
     # -------------------------------------------------------------------------- what is checked

@@ -18,7 +18,7 @@ from constrained.testing.promises.counting import (
     Positive,
     original,
 )
-from constrained.testing.promises.foreign import Scaled, Squash, squashed
+from constrained.testing.promises.foreign import Scaled, squashed
 
 torch_today = pytest.mark.torch_today
 
@@ -149,54 +149,3 @@ def test_e01_multiprocessing_by_spawn():
     expected.sum().backward()
     assert_close(torch.from_numpy(out), expected.detach())
     assert_close(torch.from_numpy(gradient), original(model.head).grad)
-
-
-class Locked(nn.Linear):
-    """A module that leaves something out of its state, and counts how often it was loaded."""
-
-    def __init__(self):
-        super().__init__(3, 3)
-        self.lock = __import__("threading").Lock()
-
-    def __getstate__(self):
-        state = dict(self.__dict__)
-        del state["lock"]
-        return state
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self.lock = "new"
-
-
-class Tupled(nn.Linear):
-    """A module whose state is no dictionary."""
-
-    def __init__(self):
-        super().__init__(3, 3)
-
-    def __getstate__(self):
-        return dict(self.__dict__), "more"
-
-    def __setstate__(self, state):
-        super().__setstate__(state[0])
-        self.__dict__["more"] = state[1]
-
-
-@pytest.mark.parametrize("how", COPIES)
-def test_e01_the_modules_own_state_methods_are_used(how):
-    for cls, attribute, value in [(Locked, "lock", "new"), (Tupled, "more", "more")]:
-        m = ours.register_parametrization(cls(), "weight", Squash())
-        loaded = how(m)
-        assert getattr(loaded, attribute) == value
-        assert_close(loaded.weight, m.weight)
-
-
-def test_e01_deepcopy_of_a_recurrent_layer_after_training():
-    m = ours.register_parametrization(nn.LSTM(3, 3, 2), "weight_hh_l1", Squash())
-    x = torch.randn(4, 3)
-    m(x)[0].sum().backward()
-    twin = copy.deepcopy(m)
-    assert_close(twin(x)[0], m(x)[0])
-    with torch.no_grad():
-        original(twin, "weight_hh_l1").zero_()
-    assert not torch.allclose(twin(x)[0], m(x)[0])
