@@ -57,9 +57,16 @@ def beyond(make, use, shape):
     return held(make, use) / weight - 1
 
 
+#: Five matrices stand for one, three of them trained: the promise does not hold.
+MORE = "hurwitz", "schur"
+
+
 @pytest.mark.slow
 @every_constraint(*SHAPES)
-def test_e37_at_most_twice_the_weight(name, arguments, shape):
+def test_e37_at_most_twice_the_weight(name, arguments, shape, request):
+    if name in MORE:
+        reason = "its free parameters are five times the weight"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     small = 1024 / (4 * math.prod(shape))
     for use in (train, evaluate):
         assert beyond(lambda: linear(name, arguments, shape), use, shape) <= 2 + small
