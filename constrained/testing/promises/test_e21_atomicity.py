@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize as torchs
+from torch.testing import assert_close
 
 import constrained.parametrize as ours
+from constrained import constrain, rebase, release
 from constrained.testing.promises.foreign import FailsLater, Scaled, Split, Squash, ids, squashed
 
 torch_today = pytest.mark.torch_today
@@ -190,3 +192,90 @@ def test_e21_a_failed_removal_changes_nothing():
     with pytest.raises((RuntimeError, AttributeError), match="does_not_exist"):
         ours.remove_parametrizations(m, "weight")
     check_same(m, before)
+
+
+# -------------------------------------------------------------------------------- interruptions
+
+
+class Interrupted(nn.Module):
+    """A parametrization that the user interrupts, on the n-th call of one of its methods."""
+
+    def __init__(self, method, call):
+        super().__init__()
+        self.method, self.call, self.calls = method, call, 0
+
+    def _count(self, method):
+        if method == self.method:
+            self.calls += 1
+            if self.calls == self.call:
+                raise KeyboardInterrupt
+
+    def forward(self, x):
+        self._count("forward")
+        return 2 * x
+
+    def right_inverse(self, y):
+        self._count("right_inverse")
+        return y / 2
+
+
+@pytest.mark.parametrize("method", ["forward", "right_inverse"])
+def test_e21_an_interrupted_registration_changes_nothing(method):
+    m = nn.Linear(3, 3)
+    before = snapshot(m)
+    with pytest.raises(KeyboardInterrupt):
+        ours.register_parametrization(m, "weight", Interrupted(method, 1))
+    check_same(m, before)
+
+
+@pytest.mark.parametrize("method", ["forward", "right_inverse"])
+def test_e21_several_targets_of_which_the_last_is_interrupted(method):
+    m = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
+    m["b"].weight = m["a"].weight
+    befores = [snapshot(layer) for layer in m.values()]
+    optimizer = torch.optim.Adam(m.parameters())
+    groups = [list(map(id, group["params"])) for group in optimizer.param_groups]
+    specs = {"a.weight": Split(), "a.bias": "positive", "c.weight": Interrupted(method, 1)}
+    with pytest.raises(KeyboardInterrupt):
+        constrain(m, specs, optimizer=optimizer)
+    for layer, before in zip(m.values(), befores, strict=True):
+        check_same(layer, before)
+    assert m["b"].weight is m["a"].weight
+    assert [list(map(id, group["params"])) for group in optimizer.param_groups] == groups
+
+
+@pytest.mark.parametrize("target", ["c.weight", "**"])
+def test_e21_an_interrupted_release_changes_nothing_of_that_tensor(target):
+    m = nn.ModuleDict({"a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
+    constrain(m, "a.weight", "orthogonal")
+    interrupted = Interrupted("forward", 2)
+    ours.register_parametrization(m["c"], "weight", interrupted)
+    interrupted.calls = 1
+    before = snapshot(m["c"])
+    with pytest.raises(KeyboardInterrupt):
+        release(m, target)
+    interrupted.call = 0
+    check_same(m["c"], before)
+
+
+def test_e21_an_interrupted_rebase_changes_no_value():
+    m = nn.ModuleDict({"a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
+    constrain(m, "*.weight", "orthogonal(map='cayley')")
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    sum((layer.weight * torch.randn(3, 3)).sum() for layer in m.values()).backward()
+    optimizer.step()
+    values = [layer.weight.detach().clone() for layer in m.values()]
+    last = m["c"].parametrizations.weight[0]
+    original_right_inverse = type(last).right_inverse
+
+    def interrupt(self, value):
+        if self is last:
+            raise KeyboardInterrupt
+        return original_right_inverse(self, value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(last), "right_inverse", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            rebase(m)
+    for layer, value in zip(m.values(), values, strict=True):
+        assert_close(layer.weight.detach(), value)
