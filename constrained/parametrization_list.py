@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
 
-from constrained import sharded
+from constrained import inversion, sharded
 from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint
@@ -22,7 +22,6 @@ from constrained.originals import (
     check_value,
     check_writable_now,
     initial_right_inverse,
-    is_finite,
     own,
     register_tensor,
     store,
@@ -99,7 +98,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         with torch.no_grad():
             value = (original if start is None else start).detach().clone()
             new: Any = value
-            for module in reversed(self._chain()):
+            for module in reversed(self.chain()):
                 new = initial_right_inverse(module, new)
         if not isinstance(new, (Tensor, Sequence)):
             raise ValueError(
@@ -129,7 +128,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             ValueError: if it cannot take what the others give.
         """
         prepare(self, module)
-        self.add_module(str(len(self._chain())), module)
+        self.add_module(str(len(self.chain())), module)
         return self
 
     # ------------------------------------------------------------------------------ reading
@@ -139,7 +138,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if is_scripting():
             raise RuntimeError("Parametrization is not working with scripting.")
         if is_sharded(self):
-            others = (p for module in self._chain() for p in module.parameters())
+            others = (p for module in self.chain() for p in module.parameters())
             shape = None if self.unsafe else self.shape
             return sharded.evaluate(self.evaluator(), self.originals(), others, shape)
         return self.evaluator()(*self.originals())
@@ -170,14 +169,15 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def constraint(self) -> Constraint | None:
         """The constraint that the value satisfies: the last parametrization, if it is one."""
-        last = self._chain()[-1]
+        last = self.chain()[-1]
         return last if isinstance(last, Constraint) else None
 
     def described(self) -> str:
         """The parametrizations in words, for messages."""
         return _chain_repr(self)
 
-    def _chain(self) -> list[nn.Module]:
+    def chain(self) -> list[nn.Module]:
+        """The parametrizations, in the order of application."""
         # Keys that are no numbers belong to whoever put them there: a nested parametrization of
         # an original, for one.
         return [module for key, module in self._modules.items() if key.isdigit() and module]
@@ -199,12 +199,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def is_pure(self) -> bool:
         """Whether the value depends on tensors and arguments of the watched modules alone."""
         return not hasattr(self, "parametrizations") and all(
-            isinstance(m, Constraint) and m.deterministic for m in self._chain()
+            isinstance(m, Constraint) and m.deterministic for m in self.chain()
         )
 
     def evaluator(self) -> Callable[..., Tensor]:
         """A function from originals to the value, which does not hold on to this list."""
-        return functools.partial(_evaluate, self._chain())
+        return functools.partial(_evaluate, self.chain())
 
     # ------------------------------------------------------------------------------ writing
 
@@ -236,20 +236,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def check_assigned(self, value: Tensor, *, anew: bool = False) -> None:
         """Raise unless a tensor of this type, shape and device can be assigned."""
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"A parametrized tensor can be assigned a tensor only, got {type(value).__name__}."
-            )
-        if not self.unsafe and value.shape != self.shape:
-            raise ValueError(
-                f"A tensor of shape {tuple(value.shape)} was assigned to a parametrized tensor of "
-                f"shape {tuple(self.shape)}."
-            )
-        device = self.originals()[0].device
-        if value.device != device and not anew:
-            raise ValueError(
-                f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
-            )
+        inversion.check_assigned(self, value, anew=anew)
 
     def invert(self, value: Tensor, *, anew: bool = False) -> tuple[Tensor, ...]:
         """The originals whose value is ``value``, checked and not yet stored.
@@ -259,62 +246,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             anew: the originals are to take the place of those here, which may be of another dtype
                 or on another device.
         """
-        self.check_assigned(value, anew=anew)
-        known = self.originals()
-        new: Any = value.detach()
-        for module in reversed(self._chain()):
-            if not hasattr(module, "right_inverse"):
-                raise RuntimeError(
-                    f"parametrization {type(module).__name__} does not implement right_inverse."
-                )
-            inverse: Any = module.right_inverse
-            new = inverse(new)
-        if self.is_tensor:
-            if not isinstance(new, Tensor):
-                raise ValueError(
-                    f"`right_inverse` should return a tensor. Got {type(new).__name__}"
-                )
-            if not anew and new.dtype != known[0].dtype:
-                raise ValueError(
-                    f"The tensor returned by `right_inverse` has dtype {new.dtype} "
-                    f"while `original` has dtype {known[0].dtype}"
-                )
-            new = (new,)
-        if not isinstance(new, Sequence):
-            raise ValueError(
-                f"'right_inverse' must return a sequence of tensors. Got {type(new).__name__}."
-            )
-        if len(new) != self.ntensors:
-            raise ValueError(
-                "'right_inverse' must return a sequence of tensors of length "
-                f"{self.ntensors}. Got a sequence of length {len(new)}."
-            )
-        for i, (old, tensor) in enumerate(zip(known, new, strict=True)):
-            if not isinstance(tensor, Tensor):
-                raise ValueError(
-                    "'right_inverse' must return a sequence of tensors. "
-                    f"Got element {i} of type {type(tensor).__name__}."
-                )
-            if not anew and old.dtype != tensor.dtype:
-                raise ValueError(
-                    f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
-                    f"while `original{i}` has dtype {old.dtype}"
-                )
-        self.check_finite(value, new)
-        if is_sharded(self):
-            sharded.check_writable(known, new)
-        return tuple(new)
+        return inversion.invert(self, value, anew=anew)
 
     def check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
         """Raise if what was made of a finite value is not finite, unless ``unsafe``."""
-        if self.unsafe or not is_finite(value):
-            return
-        for tensor in new:
-            if not is_finite(tensor):
-                raise ValueError(
-                    f"{_chain_repr(self)} makes NaN or infinite numbers of a finite tensor, which "
-                    "lies outside of its domain, or has no right_inverse that leads back to it."
-                )
+        inversion.check_finite(self, value, new)
 
     def take(self, original: Tensor) -> None:
         """Become the owner of ``original``, which turns into what the right inverse gave."""
@@ -357,7 +293,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def _frozen(self) -> tuple[int, ...]:
         """Which originals the constraint that takes them declares to be constants."""
-        first = self._chain()[0]
+        first = self.chain()[0]
         return first.frozen if isinstance(first, Constraint) else ()
 
     # ---------------------------------------------------------------------- life as a module
@@ -367,7 +303,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_store"] = ValueStore()
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
-        first = self._chain()[0] if len(self) else None
+        first = self.chain()[0] if len(self) else None
         watch(self, isinstance(first, Constraint) and first.has_canonical())
         self._announce()
 
@@ -381,7 +317,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         Shards of originals are restored together with the other processes. The pieces that the
         first FSDP leaves a process are not restored.
         """
-        first = self._chain()[0]
+        first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.has_canonical()):
             return
         mine = self.originals()

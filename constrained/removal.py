@@ -75,8 +75,8 @@ def remove_parametrizations(
     parametrizations.check_written(tensor_name)
     succession = Succession(owner, name, tensor_name)
     if index is not None:
-        index = _position(tensor_name, index, len(parametrizations._chain()))
-    if index is None or len(parametrizations._chain()) == 1:
+        index = _position(tensor_name, index, len(parametrizations.chain()))
+    if index is None or len(parametrizations.chain()) == 1:
         _remove_all(module, parametrizations, leave_parametrized)
     else:
         _remove_one(tensor_name, parametrizations, index, leave_parametrized)
@@ -156,7 +156,7 @@ def _position(path: str, index: int, count: int) -> int:
 def _remove_one(
     path: str, parametrizations: ParametrizationList, index: int, leave_parametrized: bool
 ) -> None:
-    chain = parametrizations._chain()
+    chain = parametrizations.chain()
     rest = [module for i, module in enumerate(chain) if i != index]
     if index == 0 and not leave_parametrized and not parametrizations.is_tensor:
         raise ValueError(
@@ -188,7 +188,7 @@ def _remove_one(
                 ) from error
             raise
         parametrizations.forget()
-        first = parametrizations._chain()[0]
+        first = parametrizations.chain()[0]
         watch(parametrizations, isinstance(first, Constraint) and first.has_canonical())
 
 
@@ -203,7 +203,7 @@ def _set_chain(parametrizations: ParametrizationList, chain: Sequence[nn.Module]
 def _take_value(parametrizations: ParametrizationList, value: Tensor) -> None:
     """Give a list, whose first parametrization has changed, the originals of a value."""
     new: Tensor | Sequence[Tensor] = value
-    for module in reversed(parametrizations._chain()):
+    for module in reversed(parametrizations.chain()):
         inverse: Any = getattr(module, "right_inverse", None)
         if inverse is None:
             raise RuntimeError(

@@ -276,7 +276,7 @@ class _Saved:
 
 
 def _entries(parametrizations: ParametrizationList, value: Tensor, anew: bool) -> dict[str, Any]:
-    chain, nested = parametrizations._chain(), parametrizations._modules.get("parametrizations", {})
+    chain, nested = parametrizations.chain(), parametrizations._modules.get("parametrizations", {})
     if nested or not all(isinstance(m, Constraint) for m in chain):
         # The right inverse of a foreign module may write into it.
         parametrizations = copy.deepcopy(parametrizations)

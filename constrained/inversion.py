@@ -1,0 +1,118 @@
+"""How a value that is assigned becomes the originals of a parametrized tensor, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from constrained import sharded
+from constrained.originals import is_finite
+from constrained.wrapped import is_sharded
+
+
+class Inverted(Protocol):
+    """What is asked of a parametrized tensor."""
+
+    unsafe: bool
+    shape: torch.Size
+    is_tensor: bool
+    ntensors: int
+
+    def chain(self) -> list[nn.Module]:
+        """The parametrizations, in the order of application."""
+        ...
+
+    def originals(self) -> tuple[Tensor, ...]:
+        """The originals that there are."""
+        ...
+
+    def described(self) -> str:
+        """The parametrizations, as messages call them."""
+        ...
+
+
+def check_assigned(on: Inverted, value: Tensor, *, anew: bool = False) -> None:
+    """Raise unless a tensor of this type, shape and device can be assigned."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"A parametrized tensor can be assigned a tensor only, got {type(value).__name__}."
+        )
+    if not on.unsafe and value.shape != on.shape:
+        raise ValueError(
+            f"A tensor of shape {tuple(value.shape)} was assigned to a parametrized tensor of "
+            f"shape {tuple(on.shape)}."
+        )
+    device = on.originals()[0].device
+    if value.device != device and not anew:
+        raise ValueError(
+            f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
+        )
+
+
+def invert(on: Inverted, value: Tensor, *, anew: bool = False) -> tuple[Tensor, ...]:
+    """The originals whose value is ``value``, checked and not yet stored.
+
+    Args:
+        on: the parametrized tensor.
+        value: of the shape of the parametrized tensor.
+        anew: the originals are to take the place of those here, which may be of another dtype
+            or on another device.
+    """
+    check_assigned(on, value, anew=anew)
+    known = on.originals()
+    new: Any = value.detach()
+    for module in reversed(on.chain()):
+        if not hasattr(module, "right_inverse"):
+            raise RuntimeError(
+                f"parametrization {type(module).__name__} does not implement right_inverse."
+            )
+        inverse: Any = module.right_inverse
+        new = inverse(new)
+    if on.is_tensor:
+        if not isinstance(new, Tensor):
+            raise ValueError(f"`right_inverse` should return a tensor. Got {type(new).__name__}")
+        if not anew and new.dtype != known[0].dtype:
+            raise ValueError(
+                f"The tensor returned by `right_inverse` has dtype {new.dtype} "
+                f"while `original` has dtype {known[0].dtype}"
+            )
+        new = (new,)
+    if not isinstance(new, Sequence):
+        raise ValueError(
+            f"'right_inverse' must return a sequence of tensors. Got {type(new).__name__}."
+        )
+    if len(new) != on.ntensors:
+        raise ValueError(
+            "'right_inverse' must return a sequence of tensors of length "
+            f"{on.ntensors}. Got a sequence of length {len(new)}."
+        )
+    for i, (old, tensor) in enumerate(zip(known, new, strict=True)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                "'right_inverse' must return a sequence of tensors. "
+                f"Got element {i} of type {type(tensor).__name__}."
+            )
+        if not anew and old.dtype != tensor.dtype:
+            raise ValueError(
+                f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
+                f"while `original{i}` has dtype {old.dtype}"
+            )
+    check_finite(on, value, new)
+    if is_sharded(on):  # type: ignore[arg-type]
+        sharded.check_writable(known, new)
+    return tuple(new)
+
+
+def check_finite(on: Inverted, value: Tensor, new: Sequence[Tensor]) -> None:
+    """Raise if what was made of a finite value is not finite, unless ``unsafe``."""
+    if on.unsafe or not is_finite(value):
+        return
+    for tensor in new:
+        if not is_finite(tensor):
+            raise ValueError(
+                f"{on.described()} makes NaN or infinite numbers of a finite tensor, which "
+                "lies outside of its domain, or has no right_inverse that leads back to it."
+            )
