@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained.originals import check_records
+
 
 def prepare(parametrizations: Any, module: nn.Module) -> None:
     """See to it that a parametrization can take the value of those that are to come before it.
@@ -21,8 +23,10 @@ def prepare(parametrizations: Any, module: nn.Module) -> None:
         module: the parametrization.
 
     Raises:
-        ValueError: if it fails on the value, as it would at each read.
+        ValueError: if it fails on the value, as it would at each read, or holds tensors that were
+            made in inference mode.
     """
+    check_records(parametrizations.originals()[0], [module])
     with torch.no_grad(), without_side_effects(parametrizations, module):
         value = parametrizations()
         try:

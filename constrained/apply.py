@@ -15,7 +15,7 @@ from constrained import lazy
 from constrained.constraint import Constraint, InfeasibleError, has_values
 from constrained.handover import Succession, check_optimizer
 from constrained.install import check_can_hold, install, uninstall
-from constrained.originals import store
+from constrained.originals import recording, store
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.places import is_parametrized
 from constrained.registry import UnknownNameError, did_you_mean
@@ -258,23 +258,30 @@ def _prepare(here: list[Place], request: Request, init: str) -> _Change | _Wait:
         for other in here:
             check_not_wrapped(other.module, other.path)
             check_can_hold(other.module, other.name)
-        constraint = request.build()
-        if request.view is not None:
-            if not isinstance(constraint, Constraint):
-                raise SpecError("A view goes with a Constraint, not with any other module.")
-            constraint = View(constraint, request.view, original.shape, request.sizes)
-        constraint.train(place.module.training)
-        start = original.detach().clone()
-        if isinstance(constraint, Constraint):
-            start = _start(constraint, start, init)
-        elif init != "keep":
-            raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
-        parametrizations = ParametrizationList([constraint], original, start=start, deferred=True)
-        before = original.detach().clone()
-        parametrizations.moved = _distance(parametrizations.preview(), before)
+        with recording(original):
+            parametrizations = _parametrize(original, request, init, place.module.training)
+            before = original.detach().clone()
+            parametrizations.moved = _distance(parametrizations.preview(), before)
     except (ValueError, TypeError) as error:
         raise _named(place.path, error) from error.__cause__
     return _Change(here, original, before, parametrizations)
+
+
+def _parametrize(
+    original: Tensor, request: Request, init: str, training: bool
+) -> ParametrizationList:
+    constraint = request.build()
+    if request.view is not None:
+        if not isinstance(constraint, Constraint):
+            raise SpecError("A view goes with a Constraint, not with any other module.")
+        constraint = View(constraint, request.view, original.shape, request.sizes)
+    constraint.train(training)
+    start = original.detach().clone()
+    if isinstance(constraint, Constraint):
+        start = _start(constraint, start, init)
+    elif init != "keep":
+        raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
+    return ParametrizationList([constraint], original, start=start, deferred=True)
 
 
 def _prepare_to_wait(here: list[Place], request: Request, init: str) -> _Wait:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -65,6 +67,30 @@ def check_writable_now(original: Tensor) -> None:
             "the tensor was made in inference mode, so that it can be neither written nor trained; "
             "build the module outside of torch.inference_mode(), or constrain it inside."
         )
+
+
+def recording(original: Tensor) -> AbstractContextManager[Any]:
+    """The mode in which tensors are made, and written, that go with ``original``.
+
+    In inference mode that is inference mode for a tensor that was made there, and none for any
+    other: what is made in it can never be trained.
+    """
+    inside = torch.is_inference_mode_enabled()
+    return torch.inference_mode(False) if inside and not original.is_inference() else nullcontext()
+
+
+def check_records(original: Tensor, modules: Iterable[nn.Module]) -> None:
+    """Raise if the parametrizations of a tensor hold tensors that nothing can be trained with."""
+    if original.is_inference():
+        return
+    for module in modules:
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if tensor.is_inference():
+                raise ValueError(
+                    f"'{name}' of {type(module).__name__} was made in inference mode, and nothing "
+                    "that is computed from it can be trained; build the parametrization outside "
+                    "of torch.inference_mode()."
+                )
 
 
 def check_single(original: Tensor, new: Tensor) -> None:

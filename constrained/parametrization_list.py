@@ -18,6 +18,7 @@ from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint
 from constrained.originals import (
     check_elements,
+    check_records,
     check_single,
     check_value,
     check_writable_now,
@@ -83,6 +84,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if len(modules) == 0:
             raise ValueError("ParametrizationList requires one or more modules.")
         check_writable_now(original)
+        check_records(original, modules)
         nn.ModuleList.__init__(self, modules)
         self.unsafe = unsafe
         self.shape = original.shape

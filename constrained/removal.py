@@ -14,7 +14,7 @@ from constrained.adopt import adopt
 from constrained.constraint import Constraint, InfeasibleError, autocast_disabled
 from constrained.handover import Succession, check_optimizer
 from constrained.install import check_can_change_class, uninstall
-from constrained.originals import check_elements, check_value, store
+from constrained.originals import check_elements, check_value, check_writable_now, recording, store
 from constrained.parametrization_list import ParametrizationList
 from constrained.places import is_parametrized, list_of, places_of, resolve
 from constrained.restore import watch
@@ -104,11 +104,9 @@ def _remove_all(
 @contextmanager
 def _plain_arithmetic(parametrizations: ParametrizationList) -> Generator[None]:
     """Values in the dtype of the tensor, and tensors that can be trained afterwards."""
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        autocast_disabled(parametrizations.originals()[0]),
-    ):
+    original = parametrizations.originals()[0]
+    check_writable_now(original)
+    with recording(original), torch.no_grad(), autocast_disabled(original):
         yield
 
 

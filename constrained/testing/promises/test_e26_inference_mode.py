@@ -93,6 +93,71 @@ def test_e26_a_module_that_was_built_inside_is_refused_outside(how):
     assert type(m) is nn.Linear and torch.equal(m.weight, before)
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_e26_a_module_that_was_built_inside_is_released_inside(spec):
+    with torch.inference_mode():
+        m = constrained.constrain(nn.Linear(4, 4), "weight", spec)
+        value = m.weight.clone()
+        constrained.release(m)
+        assert type(m) is nn.Linear and torch.allclose(m.weight, value)
+
+
+def test_e26_a_module_that_was_built_inside_is_not_released_outside():
+    with torch.inference_mode():
+        m = constrained.constrain(nn.Linear(4, 4), "weight", "orthogonal")
+        value = m.weight.clone()
+    with pytest.raises(ValueError, match=r"made in inference mode"):
+        constrained.release(m)
+    assert ours.is_parametrized(m, "weight")
+    with torch.inference_mode():
+        assert torch.equal(m.weight, value)
+
+
+class Times(nn.Module):
+    """Multiplies by a number that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.full((), 2.0))
+
+    def forward(self, x):
+        return x * self.factor
+
+    def right_inverse(self, x):
+        return x / self.factor
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("how", ["register", "append"])
+def test_e26_a_parametrization_that_was_built_inside_is_refused(how, inside):
+    m = nn.Linear(4, 4)
+    if how == "append":
+        ours.register_parametrization(m, "weight", Squash())
+    with torch.inference_mode():
+        times = Times()
+    before, kind = m.weight.detach().clone(), type(m)
+    names = [n for n, _ in m.named_parameters()]
+    with (
+        torch.inference_mode(inside),
+        pytest.raises(ValueError, match=r"'factor' of Times was made in inference mode.*outside"),
+    ):
+        ours.register_parametrization(m, "weight", times, unsafe=how == "append")
+    assert type(m) is kind and torch.equal(m.weight, before)
+    assert [n for n, _ in m.named_parameters()] == names
+    assert steps(m) == (2, 2)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_e26_constrain_copies_a_parametrization_that_was_built_inside(inside):
+    m = nn.Linear(4, 4)
+    with torch.inference_mode():
+        times = Times()
+    with torch.inference_mode(inside):
+        constrained.constrain(m, "weight", times)
+    assert not any(t.is_inference() for t in (*m.parameters(), *m.buffers()))
+    assert steps(m) == (2, 2)
+
+
 @torch_today
 @pytest.mark.parametrize("name", ["weight_norm", "orthogonal"])
 def test_e26_in_torch_today(name, measured):
