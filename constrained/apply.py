@@ -146,6 +146,11 @@ def release(
                 "could take its place; use bake=True."
             )
         check_not_wrapped(place.module, place.path)
+    if bake:
+        # What fails on the value of one tensor fails before any other is released.
+        with torch.no_grad():
+            for place in chosen:
+                read(place.tensor, place.path)  # type: ignore[arg-type]
     for place in waiting:
         lazy.drop(place.module, place.name)
     for place in chosen:

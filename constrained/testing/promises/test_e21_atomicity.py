@@ -258,6 +258,23 @@ def test_e21_an_interrupted_release_changes_nothing_of_that_tensor(target):
     check_same(m["c"], before)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_e21_a_release_that_fails_on_the_last_tensor_releases_none(error):
+    m = nn.ModuleDict({"a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
+    constrain(m, "a.weight", "orthogonal")
+    fails = Interrupted("forward", 0)
+    ours.register_parametrization(m["c"], "weight", fails)
+    befores = [snapshot(layer) for layer in m.values()]
+    fails.forward = lambda x: (_ for _ in ()).throw(error("not now"))
+    with pytest.raises(error):
+        release(m)
+    del fails.forward
+    for layer, before in zip(m.values(), befores, strict=True):
+        check_same(layer, before)
+    release(m)
+    assert all(type(layer) is nn.Linear for layer in m.values())
+
+
 def test_e21_an_interrupted_rebase_changes_no_value():
     m = nn.ModuleDict({"a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
     constrain(m, "*.weight", "orthogonal(map='cayley')")
