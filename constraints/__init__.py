@@ -5,56 +5,70 @@ when it looks up a name it does not know yet. One file holds one constraint, or 
 its mathematics.
 """
 
+from constraints.affine import Affine, SumToZero
 from constraints.angle import Angle
+from constraints.ball import Ball, L1Ball, MaxNorm
 from constraints.box import Box
 from constraints.cholesky_factor import CholeskyFactor
 from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
 from constraints.masked import Masked
 from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
+from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
+from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
 from constraints.spectral_norm import SpectralNorm
 from constraints.spectral_norm_conv import SpectralNormConv
-from constraints.sphere import Sphere
+from constraints.sphere import FrobeniusNorm, Oblique, Sphere
 from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
 from constraints.toeplitz import Circulant, Hankel, Toeplitz
 from constraints.weight_norm import WeightNorm
 from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, UpperTriangular
 
 __all__ = [
+    "Affine",
     "Angle",
     "AtLeast",
     "AtMost",
+    "Ball",
     "Banded",
     "BlockDiagonal",
     "Box",
     "CholeskyFactor",
     "Circulant",
     "Diagonal",
+    "FrobeniusNorm",
     "GreaterThan",
     "Hamiltonian",
     "Hankel",
     "Hermitian",
     "Interval",
+    "L1Ball",
     "LessThan",
     "LowRank",
     "LowerTriangular",
     "Masked",
+    "MaxNorm",
+    "MinMaxNorm",
     "Negative",
     "Nonnegative",
     "Nonpositive",
+    "Oblique",
+    "Ordered",
     "Orthogonal",
     "Positive",
     "PositiveDefinite",
+    "PositiveOrdered",
     "RankOne",
     "Simplex",
     "Skew",
     "SpectralNorm",
     "SpectralNormConv",
     "Sphere",
+    "SumToZero",
     "Symmetric",
     "Toeplitz",
     "Traceless",

@@ -1,0 +1,167 @@
+import geoopt
+import pytest
+import torch
+from sklearn.isotonic import IsotonicRegression
+from torch import nn
+from torch.distributions import constraints as torchs
+
+import constrained
+from constraints import (
+    Affine,
+    Ball,
+    FrobeniusNorm,
+    L1Ball,
+    MaxNorm,
+    MinMaxNorm,
+    Oblique,
+    Ordered,
+    PositiveOrdered,
+    SumToZero,
+)
+from constraints.isotonic import isotonic
+
+A = [[1.0, 2.0, 0.0, 0.5, 1.0], [0.0, 1.0, -3.0, 2.0, 1.0]]
+VECTORS = [
+    Affine(A=A, b=[1.0, -2.0]),
+    Ball(),
+    Ball(radius=2, p=3),
+    L1Ball(radius=2),
+    MaxNorm(bound=2),
+    MinMaxNorm(low=1, high=2),
+    Ordered(),
+    PositiveOrdered(),
+    SumToZero(),
+]
+MATRICES = [FrobeniusNorm(radius=3), Oblique()]
+
+
+@pytest.mark.parametrize("constraint", VECTORS + MATRICES, ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6, 1.0, 1e6, 1e18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_parameter_gives_a_member_and_a_gradient(constraint, scale, dtype):
+    y = (scale * torch.randn(3, 5, dtype=dtype)).requires_grad_()
+    value = constraint(y)
+    assert value.isfinite().all() and constraint.contains(value).all()
+    (gradient,) = torch.autograd.grad(value.sum(), y)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("constraint", [*VECTORS[1:], *MATRICES], ids=str)
+def test_long_vectors_single_entries_and_empty_batches(constraint):
+    for shape in ((512, 512), (3, 1), (1, 512)):
+        value = constraint(torch.randn(shape))
+        assert constraint.contains(value).all()
+        assert torch.allclose(constraint(constraint.right_inverse(value)), value, atol=1e-5)
+    empty = torch.zeros(0, 4, 5)
+    assert constraint(empty).shape == constraint.project(empty).shape == empty.shape
+    assert constraint.violation(empty).shape == (0, 4)[: 3 - constraint.event_dim]
+
+
+def test_ordered_vectors_increase():
+    y = 3 * torch.randn(100, 6, dtype=torch.float64)
+    assert (Ordered()(y).diff() > 0).all()
+    value = PositiveOrdered()(y)
+    assert (value.diff() > 0).all() and (value > 0).all()
+    assert torchs.positive.check(value).all()
+
+
+def test_isotonic_regression_is_that_of_scikit_learn():
+    x = torch.randn(20, 30, dtype=torch.float64)
+    expected = [IsotonicRegression().fit_transform(range(30), row.numpy()) for row in x]
+    assert torch.allclose(isotonic(x), torch.tensor(expected), atol=1e-12)
+
+
+def test_projections_onto_balls_are_those_of_their_definition():
+    x = 3 * torch.randn(50, 6, dtype=torch.float64)
+    ball = Ball(radius=1.5).project(x)
+    expected = x * (1.5 / x.norm(dim=-1, keepdim=True)).clamp(max=1)
+    assert torch.allclose(ball, expected)
+    # The nearest point of the l1 ball: its optimality conditions, a common threshold.
+    z = L1Ball(radius=1.5).project(x)
+    assert torch.allclose(z.abs().sum(-1), torch.tensor(1.5, dtype=z.dtype))
+    for row, nearest in zip(x, z, strict=True):
+        threshold = (row.abs() - nearest.abs())[nearest != 0]
+        assert torch.allclose(threshold, threshold[:1].expand_as(threshold))
+        assert (row.abs()[nearest == 0] <= threshold[0] + 1e-12).all()
+
+
+def test_members_of_geoopt():
+    sphere = geoopt.Sphere().random(7, 5)
+    assert MinMaxNorm(low=0.5, high=1).contains(sphere).all()
+    oblique = torch.nn.functional.normalize(torch.randn(5, 4), dim=0)
+    assert Oblique().contains(oblique)
+    # geoopt's sphere looks at the last dimension.
+    made = Oblique()(torch.randn(5, 4))
+    assert geoopt.Sphere().check_point_on_manifold(made.mT)
+    assert geoopt.Sphere().check_point_on_manifold(FrobeniusNorm()(made).flatten())
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_solutions_of_least_squares_are_affine_members(k):
+    A = torch.randn(k, 5, dtype=torch.float64)
+    b = torch.randn(k, dtype=torch.float64)
+    x = torch.linalg.lstsq(A, b, driver="gelsd").solution
+    constraint = Affine(A=A, b=b)
+    assert constraint.contains(x)
+    assert constraint.dimension((5,)) == 5 - k
+    assert torch.allclose(constraint.project(torch.zeros(5, dtype=torch.float64)), x)
+    layer = nn.Linear(5, 3)
+    constrained.constrain(layer, "weight", constraint)
+    assert torch.allclose(layer.weight @ A.float().mT, b.float().expand(3, k), atol=1e-5)
+    spec = constrained.spec(layer)["weight"]
+    again = constrained.constrain(nn.Linear(5, 3), "weight", spec)
+    assert torch.allclose(again.weight @ A.float().mT, b.float().expand(3, k), atol=1e-5)
+
+
+OPTIMA = [*VECTORS[:2], *VECTORS[3:], *MATRICES]
+
+
+@pytest.mark.parametrize("constraint", OPTIMA, ids=str)
+@pytest.mark.parametrize("scale", [0.5, 5.0])
+def test_adam_reaches_the_nearest_member_from_anywhere(constraint, scale):
+    # Increasing on average: the nearest vector of an open cone lies inside of it.
+    target = scale * (torch.randn(1, 5, dtype=torch.float64) / 4 + torch.arange(5) - 1)
+    if isinstance(constraint, (Ordered, PositiveOrdered)):
+        target = target.abs().sort(-1).values + 0.1 * torch.arange(1, 6)
+    starts = {
+        "random": torch.randn(1, 5),
+        "zeros": torch.zeros(1, 5),
+        "ones": torch.ones(1, 5),
+        "large": 5 * torch.randn(1, 5),
+        "small": 1e-4 * torch.randn(1, 5),
+    }
+    nearest = constraint.project(target)
+    for name, start in starts.items():
+        layer = nn.Module()
+        layer.register_parameter("x", nn.Parameter(start.double()))
+        constrained.constrain(layer, "x", constraint)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
+        for _ in range(600):
+            optimizer.zero_grad()
+            (layer.x - target).square().sum().backward()
+            optimizer.step()
+            schedule.step()
+        assert (layer.x - nearest).norm() < 1e-3 * nearest.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("ball(radius=0)", "positive and finite, got 0"),
+        ("ball(p=0.5)", "p must be 1 or more, got 0.5"),
+        ("l1_ball(radius=-1)", "positive and finite"),
+        ("max_norm", "needs the argument 'bound'"),
+        ("min_max_norm(low=2, high=1)", "low must be less than high"),
+        ("affine(A=[[1, 1, 1], [1, 1, 1]], b=[0, 1])", "have no solution"),
+        ("affine(A=[[1, 1, 1]], b=[0, 1])", r"shape \(k, n\)"),
+        ("affine(A=[[1, 1], [1]], b=[0, 1])", "nested lists of numbers"),
+        ("affine(A=[[1, 1]], b=[0])", "must have 2 entries"),
+    ],
+)
+def test_what_does_not_fit_is_refused(spec, words):
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=words) as error:
+        constrained.constrain(layer, "weight", spec)
+    assert str(error.value).startswith("'weight': ")
+    assert type(layer) is nn.Linear
