@@ -5,7 +5,9 @@ when it looks up a name it does not know yet. One file holds one constraint, or 
 its mathematics.
 """
 
+from constraints.affine import Affine, SumToZero
 from constraints.angle import Angle
+from constraints.ball import Ball, MaxNorm
 from constraints.box import Box
 from constraints.cholesky_factor import CholeskyFactor
 from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
@@ -14,14 +16,16 @@ from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
 from constraints.masked import Masked
 from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
+from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.schur import Schur
+from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
 from constraints.spectral_norm import SpectralNorm
 from constraints.spectral_norm_conv import SpectralNormConv
-from constraints.sphere import Sphere
+from constraints.sphere import FrobeniusNorm, Oblique, Sphere
 from constraints.stochastic import ColumnStochastic, RowStochastic
 from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
 from constraints.toeplitz import Circulant, Hankel, Toeplitz
@@ -29,9 +33,11 @@ from constraints.weight_norm import WeightNorm
 from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, UpperTriangular
 
 __all__ = [
+    "Affine",
     "Angle",
     "AtLeast",
     "AtMost",
+    "Ball",
     "Banded",
     "BlockDiagonal",
     "Box",
@@ -40,6 +46,7 @@ __all__ = [
     "ColumnStochastic",
     "Diagonal",
     "DoublyStochastic",
+    "FrobeniusNorm",
     "GreaterThan",
     "Hamiltonian",
     "Hankel",
@@ -50,12 +57,17 @@ __all__ = [
     "LowRank",
     "LowerTriangular",
     "Masked",
+    "MaxNorm",
+    "MinMaxNorm",
     "Negative",
     "Nonnegative",
     "Nonpositive",
+    "Oblique",
+    "Ordered",
     "Orthogonal",
     "Positive",
     "PositiveDefinite",
+    "PositiveOrdered",
     "RankOne",
     "RowStochastic",
     "Schur",
@@ -65,6 +77,7 @@ __all__ = [
     "SpectralNorm",
     "SpectralNormConv",
     "Sphere",
+    "SumToZero",
     "Symmetric",
     "Toeplitz",
     "Traceless",

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint, register
-from constraints.half_line import KINK, STEEPNESS, checked_bound
+from constraints.bounds import checked_bound
+from constraints.fold import inwards
+from constraints.half_line import KINK
 
 
 @register("box", aliases=("closed_interval", "bounds"))
@@ -70,7 +72,7 @@ class Box(Constraint):
         half = (self.high - self.low) / 2
         below, above = (self.low - y).clamp(min=0), (y - self.high).clamp(min=0)
         folded = torch.where(
-            y < self.low, self.low + _inwards(below, half), self.high - _inwards(above, half)
+            y < self.low, self.low + inwards(below, half), self.high - inwards(above, half)
         )
         inside = (self.low <= y) & (y <= self.high)
         return torch.where(inside, y, folded)
@@ -107,8 +109,3 @@ class Box(Constraint):
         """1, each number being an element."""
         del shape
         return 1
-
-
-def _inwards(excess: Tensor, half: float) -> Tensor:
-    s = excess / (STEEPNESS * half)
-    return half * (s / (1 + s))

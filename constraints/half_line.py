@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint
+from constraints.fold import STEEPNESS
 from constraints.softplus import inverse_softplus, softplus
-
-#: How much steeper a closed half-line's map is inside than outside; a power of two rounds nothing.
-STEEPNESS = 2.0**20
 
 
 class HalfLine(Constraint):
@@ -133,12 +129,3 @@ class ClosedHalfLine(HalfLine):
 
 #: Every map of the line onto a half-line that leaves the end with a nonzero slope has a kink.
 KINK = "a kink at the bound, as every map of the line onto it that leaves it with a nonzero slope"
-
-
-def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:
-    """A finite number, or an error that names the argument."""
-    if not isinstance(bound, Real) or isinstance(bound, bool):
-        raise TypeError(f"{constraint}: {name} must be a number, got {bound!r}.")
-    if not math.isfinite(bound):
-        raise ValueError(f"{constraint}: {name} must be finite, got {bound!r}.")
-    return float(bound)

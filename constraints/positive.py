@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from constrained import register
-from constraints.half_line import OpenHalfLine, checked_bound
+from constraints.bounds import checked_bound
+from constraints.half_line import OpenHalfLine
 
 
 @register("positive")

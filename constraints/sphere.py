@@ -1,16 +1,16 @@
-"""Vectors of a given Euclidean length."""
+"""Spheres: vectors and matrices of a given length, and matrices of unit columns."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.bounds import checked_positive
+from constraints.unit import distance_from_sphere, normalized
 
 
 @register("sphere", aliases=("unit_norm",))
@@ -50,16 +50,11 @@ class Sphere(Constraint):
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        if not isinstance(radius, Real) or isinstance(radius, bool):
-            raise TypeError(f"sphere: radius must be a number, got {radius!r}.")
-        if not 0 < radius < math.inf:
-            raise ValueError(f"sphere: radius must be positive and finite, got {radius!r}.")
-        self.radius = float(radius)
+        self.radius = checked_positive("sphere", radius, "radius")
 
     def forward(self, y: Tensor) -> Tensor:
         """``radius y / ||y||``."""
-        scaled, _ = _scaled(y)
-        return self.radius * scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+        return normalized(y, self.radius)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""
@@ -71,9 +66,7 @@ class Sphere(Constraint):
 
     def violation(self, value: Tensor) -> Tensor:
         """The change of the largest entry when the vector is scaled to the radius."""
-        scaled, scale = _scaled(value)
-        norm = torch.linalg.vector_norm(scaled, dim=-1)
-        return (scale.squeeze(-1) * norm - self.radius).abs() / norm.detach()
+        return distance_from_sphere(value, self.radius)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Euclidean norm; for zero, which has none, a unit vector's."""
@@ -102,18 +95,162 @@ class Sphere(Constraint):
         return None if event[0] > 0 else "must have at least one entry"
 
 
-def _scaled(y: Tensor) -> tuple[Tensor, Tensor]:
-    """``(y / s, s)`` with s the largest absolute entry, held constant.
+@register("oblique", aliases=("unit_norm_columns",))
+class Oblique(Constraint):
+    """Matrices whose columns have unit length.
 
-    The entries of ``y / s`` are at most 1 and one of them is 1, whatever the size of y, so that
-    their squares neither overflow nor underflow. A function of the direction of y alone does not
-    depend on s, and has all its derivatives with s held constant.
+    **Set**: {W in R^(m x n) : ||W e_j|| = 1 for every j}, a product of n spheres. Dimension
+    (m - 1) n, closed.
 
-    A zero vector gives ``y + e_1`` with s = 0: its derivative, the tangent projection at ``e_1``,
-    takes the place of one that does not exist.
+    **Map**: every column is divided by its length, onto the set, a zero column being taken for the
+    first unit vector.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Absil and Gallivan, Joint diagonalization on the oblique manifold for independent
+    component analysis (ICASSP 2006).
+
+    For unit rows see `Sphere`.
+
+    Example:
+        >>> Oblique()(torch.tensor([[3.0, 0.0], [4.0, 0.5]]))
+        tensor([[0.6000, 0.0000],
+                [0.8000, 1.0000]])
     """
-    largest = y.detach().abs().amax(-1, keepdim=True)
-    zero = largest < torch.finfo(y.dtype).tiny
-    first = (torch.arange(y.shape[-1], device=y.device) == 0).to(y.dtype)
-    scaled = torch.where(zero, y + first, y / torch.where(zero, 1.0, largest))
-    return scaled, torch.where(zero, 0.0, largest)
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (3, 2)), ({}, (2, 4)))
+    exempt = dict.fromkeys(
+        (
+            f"{order}_derivative:{point}"
+            for order in ("first", "second")
+            for point in ("zero_params",)
+        ),
+        "y / ||y|| has no limit at y = 0",
+    )
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Every column divided by its length."""
+        return normalized(X.mT, 1.0).mT.contiguous()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity."""
+        return value
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """The element itself."""
+        return (self.forward(X),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest change of an entry when the columns are scaled to unit length."""
+        return distance_from_sphere(value.mT, 1.0).amax(-1)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Frobenius norm."""
+        return self.forward(value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Columns uniform on the sphere."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        X = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return self.forward(X).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``(m - 1) n``."""
+        return (shape[-2] - 1) * shape[-1]
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has entries."""
+        return None if min(event) > 0 else "must have at least one row and one column"
+
+
+@register("frobenius_norm", aliases=("frobenius_sphere",))
+class FrobeniusNorm(Constraint):
+    """Matrices of a given Frobenius norm.
+
+    **Set**: {W in R^(m x n) : ||W||_F = radius}, a sphere. Dimension m n - 1, closed.
+
+    **Map**: X -> radius X / ||X||_F, onto the set, the zero matrix being taken for the one whose
+    first entry alone is not zero.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds (2008),
+    section 4.1.1.
+
+    Args:
+        radius: the norm, greater than zero.
+
+    Raises:
+        ValueError: if the radius is not positive and finite.
+
+    Example:
+        >>> FrobeniusNorm(radius=10.0)(torch.tensor([[3.0], [4.0]]))
+        tensor([[6.],
+                [8.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (3, 2)), ({"radius": 2.5}, (2, 4)))
+    exempt = dict.fromkeys(
+        ("first_derivative:zero_params", "second_derivative:zero_params"),
+        "X / ||X|| has no limit at X = 0",
+    )
+
+    def __init__(self, radius: float = 1.0) -> None:
+        super().__init__()
+        self.radius = checked_positive("frobenius_norm", radius, "radius")
+
+    def forward(self, X: Tensor) -> Tensor:
+        """``radius X / ||X||_F``."""
+        return normalized(X.flatten(-2), self.radius).reshape(X.shape)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity."""
+        return value
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """The element itself."""
+        return (self.forward(X),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The difference of the norm from the radius."""
+        return distance_from_sphere(value.flatten(-2), self.radius)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Frobenius norm."""
+        return self.forward(value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Matrices uniform on the sphere."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        X = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return self.forward(X).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``m n - 1``."""
+        return shape[-2] * shape[-1] - 1
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has entries."""
+        return None if min(event) > 0 else "must have at least one row and one column"

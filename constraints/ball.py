@@ -1,0 +1,203 @@
+"""Balls and shells: vectors whose length is bounded."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.tolerance import working_dtype
+from constraints.bounds import checked_bound, checked_positive
+from constraints.fold import inwards
+from constraints.unit import scaled as scaled_to_one
+
+_KINK = "a kink on the boundary: the identity inside, a fold outside"
+
+
+def _kinks(*points: str) -> dict[str, str]:
+    orders = ("first", "second")
+    return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], _KINK)
+
+
+class LengthBound(Constraint):
+    """What sets of vectors share whose length may be anything up to a bound, in some norm.
+
+    The map is the identity inside. Outside, a vector is scaled back, to a length that falls from
+    the bound with the slope -2^-20 as the vector grows. `canonical` replaces a parameter by its
+    value: an optimizer step ends like one of projected gradients, and the next one may lead inside.
+    """
+
+    event_dim = 1
+
+    @abstractmethod
+    def greatest(self) -> float:
+        """The bound."""
+
+    @abstractmethod
+    def length(self, value: Tensor) -> Tensor:
+        """The norm of each vector, of shape ``(*batch, 1)``; no entry is above 1."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The vector itself inside, and scaled back onto the boundary else."""
+        scaled, scale = scaled_to_one(y)
+        length, bound = scale * self.length(scaled), self.greatest()
+        outside = length > bound
+        # In the branch that is not taken nothing may be infinite, or its gradient would be NaN.
+        far = torch.where(outside, length, 2 * bound)
+        factor = (bound - inwards(far - bound, bound)) / far
+        return torch.where(outside, y * factor, y)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity, but for rounding: a vector on the boundary is put inside of it."""
+        return self._inside(value)
+
+    def canonical(self, y: Tensor) -> tuple[Tensor]:
+        """The element itself."""
+        return (self._inside(self.forward(y)),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """How much longer than the bound the vector is."""
+        scaled, scale = scaled_to_one(value)
+        return (scale * self.length(scaled) - self.greatest()).clamp(min=0).squeeze(-1)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The direction of a normal vector, with a length that is uniform up to the bound."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        y = torch.randn(tuple(shape), **options)
+        share = torch.rand((*y.shape[:-1], 1), **options)
+        scaled, _ = scaled_to_one(y)
+        return (scaled * (share * self.greatest() / self.length(scaled))).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n``."""
+        return shape[-1]
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has at least one entry."""
+        return None if event[0] > 0 else "must have at least one entry"
+
+    def _inside(self, value: Tensor) -> Tensor:
+        # The identity starts at the boundary: a rounding beyond it, the derivative is another one.
+        scaled, scale = scaled_to_one(value)
+        length, bound = scale * self.length(scaled), self.greatest()
+        eps = torch.finfo(value.dtype).eps
+        least = bound * (1 - 2 * eps) / length.clamp(min=torch.finfo(value.dtype).tiny)
+        return torch.where(length > bound * (1 - 2 * eps), value * least, value)
+
+
+@register("ball", aliases=("l2_ball", "norm_ball"))
+class Ball(LengthBound):
+    """Vectors whose p-norm is at most a radius.
+
+    **Set**: {x in R^n : ||x||_p <= radius}. Dimension n, closed, convex.
+
+    **Map**: the identity inside; outside y -> c y / ||y||_p, with c at most the radius, and less by
+    a millionth of how far outside y is. Onto the set.
+
+    **Right inverse**: the identity, up to rounding on the boundary.
+
+    **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm for p = 2. For other p it scales the vector
+    back along its direction, and so does a step: for an optimum on the boundary take p = 2.
+
+    Args:
+        radius: the largest norm, greater than zero.
+        p: the order of the norm, 1 or more, finite; ``box`` is the ball of the maximum norm.
+
+    Raises:
+        ValueError: if the radius is not positive, or p is less than 1 or not finite.
+
+    Example:
+        >>> Ball(radius=5.0)(torch.tensor([[3.0, 3.0], [3.0, 4.0]]))
+        tensor([[3., 3.],
+                [3., 4.]])
+    """
+
+    examples = (
+        ({}, (1,)),
+        ({}, (4,)),
+        ({"radius": 2.5}, (3,)),
+        ({"radius": 2.0, "p": 3.0}, (3,)),
+    )
+    exempt = _kinks("ones", "boundary")
+
+    def __init__(self, radius: float = 1.0, p: float = 2.0) -> None:
+        super().__init__()
+        self.radius = checked_positive("ball", radius, "radius")
+        self.p = checked_bound("ball", p, "p")
+        if self.p < 1:
+            raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
+        if self.p != 2:
+            self.exempt = {**self.exempt, "nearest": "scaling back is nearest for p = 2 only"}
+
+    def greatest(self) -> float:
+        """The radius."""
+        return self.radius
+
+    def length(self, value: Tensor) -> Tensor:
+        """The p-norm."""
+        return torch.linalg.vector_norm(value, self.p, dim=-1, keepdim=True)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The vector scaled back to the radius: for p = 2 the nearest point."""
+        return self._inside(value)
+
+
+@register("max_norm")
+class MaxNorm(LengthBound):
+    """Vectors, such as the weights into each unit, whose Euclidean length is at most a bound.
+
+    **Set**: {x in R^n : ||x|| <= bound}. Dimension n, closed, convex.
+
+    **Map**: the identity inside; outside the vector is scaled back, as under `Ball`.
+
+    **Right inverse**: the identity, up to rounding on the boundary.
+
+    **Reference**: Srivastava et al., Dropout: a simple way to prevent neural networks from
+    overfitting (JMLR 15, 2014), section 5.1.
+
+    The vectors are the last dimension of the tensor: the rows of the weight of ``nn.Linear``.
+
+    Args:
+        bound: the greatest length, greater than zero.
+
+    Raises:
+        ValueError: if the bound is not positive and finite.
+
+    Example:
+        >>> W = MaxNorm(bound=5.0).project(torch.tensor([[6.0, 8.0], [1.0, 2.0]]))
+        >>> torch.allclose(W, torch.tensor([[3.0, 4.0], [1.0, 2.0]]))
+        True
+    """
+
+    examples = (({"bound": 1.0}, (1,)), ({"bound": 1.0}, (4,)), ({"bound": 2.5}, (3,)))
+    exempt = _kinks("ones", "boundary")
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = checked_positive("max_norm", bound, "bound")
+
+    def greatest(self) -> float:
+        """The bound."""
+        return self.bound
+
+    def length(self, value: Tensor) -> Tensor:
+        """The Euclidean norm."""
+        return torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm: the vector scaled back to the bound."""
+        return self._inside(value)

@@ -1,0 +1,24 @@
+"""Numbers among the arguments of constraints, checked."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+
+def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:
+    """A finite number, or an error that names the argument."""
+    if not isinstance(bound, Real) or isinstance(bound, bool):
+        raise TypeError(f"{constraint}: {name} must be a number, got {bound!r}.")
+    if not math.isfinite(bound):
+        raise ValueError(f"{constraint}: {name} must be finite, got {bound!r}.")
+    return float(bound)
+
+
+def checked_positive(constraint: str, bound: float, name: str = "bound") -> float:
+    """A positive finite number, or an error that names the argument."""
+    if not isinstance(bound, Real) or isinstance(bound, bool):
+        raise TypeError(f"{constraint}: {name} must be a number, got {bound!r}.")
+    if not 0 < bound < math.inf:
+        raise ValueError(f"{constraint}: {name} must be positive and finite, got {bound!r}.")
+    return float(bound)
