@@ -16,7 +16,6 @@ from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
 from constraints.masked import Masked
 from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
-from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
@@ -63,11 +62,9 @@ __all__ = [
     "Nonnegative",
     "Nonpositive",
     "Oblique",
-    "Ordered",
     "Orthogonal",
     "Positive",
     "PositiveDefinite",
-    "PositiveOrdered",
     "RankOne",
     "RowStochastic",
     "Schur",
