@@ -115,7 +115,16 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
     return cls
 
 
+def _places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    state = module.__dict__
+    return state["_parameters"], state["_buffers"], state["_modules"], state
+
+
 def _property(name: str) -> property:
+    def is_parametrized(self: nn.Module) -> bool:
+        parametrizations = self.__dict__["_modules"].get("parametrizations")
+        return parametrizations is not None and name in parametrizations._modules
+
     def value(self: nn.Module) -> Tensor:
         if "_overrides" in self.__dict__:
             instead = overriding(self, name)
@@ -126,9 +135,9 @@ def _property(name: str) -> property:
             return read(parametrizations._modules[name], name)
         # The class may have more properties than the module has parametrized tensors, once
         # torch's own functions have been at work on one of its modules.
-        for registered in ("_parameters", "_buffers", "_modules"):
-            if name in self.__dict__[registered]:
-                return self.__dict__[registered][name]
+        for tensors in _places_of(self):
+            if name in tensors:
+                return tensors[name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def assign(self: nn.Module, new: Tensor) -> None:
@@ -139,11 +148,18 @@ def _property(name: str) -> property:
             override(self, name, new)
         elif instead is not None:
             instead.assign(new)
-        else:
+        elif is_parametrized(self):
             self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)
+        else:
+            # As pruning and FSDP keep tensors that they compute.
+            self.__dict__[name] = new
 
     def delete(self: nn.Module) -> None:
-        raise refuse_deletion(name)
+        if is_parametrized(self):
+            raise refuse_deletion(name)
+        if name not in self.__dict__:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        del self.__dict__[name]
 
     return property(value, assign, delete)
 

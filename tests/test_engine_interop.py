@@ -405,3 +405,22 @@ def test_ours_counts_are_not_disturbed_by_a_sibling_of_torchs():
     for _ in range(5):
         a(torch.ones(1, 3)), b(torch.ones(1, 3))
     assert evaluations(a) == 1 and evaluations(b) == 1
+
+
+def test_a_sibling_may_hold_a_plain_attribute_of_a_name_that_torch_parametrized():
+    # Torch's own function writes a property into the class, which both modules share.
+    one, other = layer(Sphere()), layer(Sphere())
+    assert type(one) is type(other)
+    torchs.register_parametrization(one, "bias", nn.Tanh())
+    # As pruning and FSDP do.
+    bias = other.bias
+    del other._parameters["bias"]
+    assert not hasattr(other, "bias")
+    other.bias = 2 * bias.detach()
+    assert torch.equal(other.bias, 2 * bias)
+    del other.bias
+    assert not hasattr(other, "bias")
+    with pytest.raises(AttributeError, match="bias"):
+        del other.bias
+    other.register_parameter("bias", bias)
+    assert other.bias is bias
