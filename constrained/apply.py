@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 from torch.optim import Optimizer
 
-from constrained import lazy
-from constrained.constraint import Constraint, InfeasibleError, has_values
-from constrained.handover import Succession, check_optimizer
-from constrained.install import check_can_hold, install, uninstall
-from constrained.originals import recording, store
-from constrained.parametrization_list import ParametrizationList, read
+from constrained.change import carry_out, named, prepare, stop
+from constrained.handover import check_optimizer
+from constrained.lazy import waiting
+from constrained.parametrization_list import read
 from constrained.places import is_parametrized
-from constrained.registry import UnknownNameError, did_you_mean
+from constrained.registry import did_you_mean
 from constrained.removal import remove_parametrizations
 from constrained.select import Place, constrained_tensors, places, select
 from constrained.spec import Request, SpecError, parse
-from constrained.view import View
+from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.wrapped import check_not_wrapped
-
-INITS = ("keep", "sample", "strict")
 
 
 def constrain(
@@ -43,6 +37,10 @@ def constrain(
     Nothing else changes: any optimizer, any training loop. A tensor is then computed from free
     parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied. After any
     error the model is as it was.
+
+    A tensor of a lazy module, such as ``nn.LazyLinear``, is constrained as soon as it has its
+    shape: on the first forward pass, or when a checkpoint is loaded. What does not fit that shape
+    is an error there.
 
     Args:
         module: the model.
@@ -82,15 +80,10 @@ def constrain(
     check_optimizer(optimizer)
     requests = _requests(target, constraint, view, arguments)
     chosen = select(module, requests)
-    changes = [_prepare(p, request, request.init or init) for p, request in chosen.values()]
-    successions = [
-        Succession(change.places[0].module, change.places[0].name, change.places[0].path)
-        for change in changes
-        if isinstance(change, _Change)
+    changes = [
+        prepare(p, request, request.init or init, optimizer) for p, request in chosen.values()
     ]
-    _commit(changes)
-    for succession in successions:
-        succession.settle(optimizer)
+    carry_out(changes, optimizer)
     return module
 
 
@@ -124,11 +117,11 @@ def release(
     constrained = {
         path: place
         for path, place in places(module).items()
-        if is_parametrized(*_owner(place)) or lazy.pending(*_owner(place))
+        if is_parametrized(*_owner(place)) or place.name in waiting(place.module)
     }
     if target != "**" or constrained:
-        chosen = [p[0] for p, _ in select(module, {target: None}).values()]
-        chosen = [place for place in chosen if place.path in constrained]
+        chosen = [here for here, _ in select(module, {target: None}).values()]
+        chosen = [here for here in chosen if here[0].path in constrained]
         if target != "**" and not chosen:
             raise ValueError(
                 f"{target!r} means no constrained tensor of {type(module).__name__}."
@@ -136,25 +129,23 @@ def release(
             )
     else:
         chosen = []
-    waiting = [place for place in chosen if lazy.pending(*_owner(place))]
-    chosen = [place for place in chosen if place not in waiting]
-    for place in chosen:
-        parametrizations = place.tensor
-        if not bake and not parametrizations.is_tensor:  # type: ignore[union-attr]
+    for place, *_ in chosen:
+        check_not_wrapped(place.module, place.path)
+        if not bake and not getattr(place.tensor, "is_tensor", True):
             raise ValueError(
                 f"'{place.path}' has several free parameters, so bake=False leaves nothing that "
                 "could take its place; use bake=True."
             )
-        check_not_wrapped(place.module, place.path)
-    if bake:
-        # What fails on the value of one tensor fails before any other is released.
-        with torch.no_grad():
-            for place in chosen:
-                read(place.tensor, place.path)  # type: ignore[arg-type]
-    for place in waiting:
-        lazy.drop(place.module, place.name)
-    for place in chosen:
-        remove_parametrizations(module, place.path, leave_parametrized=bake, optimizer=optimizer)
+    changed = around(place.module for here in chosen for place in here)
+    with all_or_nothing(changed, tensors_of(changed), optimizer):
+        for here in chosen:
+            place = here[0]
+            if place.name in waiting(place.module):
+                stop(here)
+            else:
+                remove_parametrizations(
+                    module, place.path, leave_parametrized=bake, optimizer=optimizer
+                )
     return module
 
 
@@ -164,53 +155,12 @@ def rebase(model: nn.Module) -> nn.Module:
     What a right inverse gives is the middle of its map: the base point of a chart moves to the
     value, factors are balanced, rounding is cleaned up. The values stay.
     """
-    for path, parametrizations, _ in constrained_tensors(model):
-        with torch.no_grad():
+    found = list(constrained_tensors(model))
+    changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
+    with all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
+        for path, parametrizations, _ in found:
             parametrizations.right_inverse(read(parametrizations, path))
     return model
-
-
-@dataclass
-class _Change:
-    """A tensor that is about to be constrained."""
-
-    places: list[Place]
-    original: Tensor
-    before: Tensor
-    parametrizations: ParametrizationList
-
-    def do(self) -> None:
-        self.parametrizations.take(self.original)
-        for place in self.places:
-            install(place.module, place.name, self.parametrizations)
-
-    def undo(self) -> None:
-        for place in self.places:
-            if is_parametrized(place.module, place.name):
-                persistent = self.parametrizations.persistent
-                uninstall(place.module, place.name, self.original, persistent)
-        with torch.no_grad():
-            store(self.original, self.before)
-
-
-@dataclass
-class _Wait:
-    """A tensor without a shape, which will be constrained in the first forward pass."""
-
-    places: list[Place]
-    pending: lazy.Pending
-
-    def do(self) -> None:
-        lazy.wait(self.places[0].module, self.places[0].name, self.pending)
-
-    def undo(self) -> None:
-        lazy.drop(self.places[0].module, self.places[0].name)
-
-
-def _constrain_pending(module: nn.Module, name: str, pending: lazy.Pending) -> None:
-    """Constrain a tensor that waited for its shape."""
-    place = Place(pending.path, module, name, name in module._parameters)
-    _commit([_prepare([place], pending.request, pending.init)])
 
 
 def _requests(
@@ -240,111 +190,7 @@ def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) 
     try:
         return parse(spec, view, **arguments)
     except ValueError as error:
-        raise _named(target, error) from error.__cause__
-
-
-def _prepare(here: list[Place], request: Request, init: str) -> _Change | _Wait:
-    """Find the free parameters of a tensor; nothing of the model is written."""
-    place = here[0]
-    if init not in INITS:
-        raise ValueError(
-            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {init!r}."
-            f"{did_you_mean(str(init), INITS)}"
-        )
-    original = place.tensor
-    if not isinstance(original, Tensor):
-        existing = " then ".join(repr(p) for p in original.children())
-        raise ValueError(
-            f"'{place.path}' is constrained already, by {existing}; release() it first."
-        )
-    if is_lazy(original):
-        return _prepare_to_wait(here, request, init)
-    try:
-        for other in here:
-            check_not_wrapped(other.module, other.path)
-            check_can_hold(other.module, other.name)
-        with recording(original):
-            parametrizations = _parametrize(original, request, init, place.module.training)
-            before = original.detach().clone()
-            parametrizations.moved = _distance(parametrizations.preview(), before)
-    except (ValueError, TypeError) as error:
-        raise _named(place.path, error) from error.__cause__
-    return _Change(here, original, before, parametrizations)
-
-
-def _parametrize(
-    original: Tensor, request: Request, init: str, training: bool
-) -> ParametrizationList:
-    constraint = request.build()
-    if request.view is not None:
-        if not isinstance(constraint, Constraint):
-            raise SpecError("A view goes with a Constraint, not with any other module.")
-        constraint = View(constraint, request.view, original.shape, request.sizes)
-    constraint.train(training)
-    start = original.detach().clone()
-    if isinstance(constraint, Constraint):
-        start = _start(constraint, start, init)
-    elif init != "keep":
-        raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
-    return ParametrizationList([constraint], original, start=start, deferred=True)
-
-
-def _prepare_to_wait(here: list[Place], request: Request, init: str) -> _Wait:
-    place = here[0]
-    waiting = lazy.pending(place.module, place.name)
-    if waiting is not None:
-        raise ValueError(
-            f"'{place.path}' is constrained already, by {waiting.request.constraint!r} from its "
-            "first forward pass on; release() it first."
-        )
-    if len(here) > 1:
-        raise ValueError(
-            f"'{place.path}' is tied to '{here[1].path}' and has no shape yet; run a forward pass, "
-            "then constrain it."
-        )
-    return _Wait(here, lazy.Pending(place.path, request, init, _constrain_pending))
-
-
-def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
-    constraint.check_tensor(value)
-    if init == "sample":
-        return constraint.sample(value.shape, dtype=value.dtype, device=value.device)
-    if init == "strict" and has_values(value):
-        constraint.check_member(value)
-        return value
-    return constraint.nearest(value)
-
-
-def _commit(changes: Sequence[_Change | _Wait]) -> None:
-    done: list[_Change | _Wait] = []
-    try:
-        for change in changes:
-            done.append(change)
-            change.do()
-    except BaseException:
-        for change in reversed(done):
-            change.undo()
-        raise
-
-
-def _distance(value: Tensor, before: Tensor) -> float:
-    """How far a tensor moves, relative to its norm."""
-    if not has_values(value):
-        return 0.0
-    precise = torch.complex128 if value.is_complex() else torch.float64
-    moved = torch.linalg.vector_norm(value.to(precise) - before.to(precise))
-    norm = torch.linalg.vector_norm(before.to(precise))
-    return float(moved / norm) if norm > 0 else float(moved)
-
-
-def _named(path: str, error: ValueError | TypeError) -> ValueError | TypeError:
-    """The same error, its sentence led by the path of the tensor."""
-    kind = type(error)
-    if kind not in (ValueError, TypeError, InfeasibleError, SpecError, UnknownNameError):
-        kind = SpecError if isinstance(error, ValueError) else TypeError
-    # A foreign module may put a whole tensor into its message.
-    reason = str(error)
-    return kind(f"'{path}': {reason if len(reason) <= 500 else reason[:497] + '...'}")
+        raise named(target, error) from error.__cause__
 
 
 def _owner(place: Place) -> tuple[nn.Module, str]:

@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from constrained.originals import store
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import Parametrizations
 from constrained.places import is_parametrized
 from constrained.registry import did_you_mean
 from constrained.select import places
 from constrained.sharded import whole
+from constrained.transaction import all_or_nothing, tensors_of
 from constrained.translate import on_infeasible as _on_infeasible
 from constrained.wrapped import is_sharded
 
@@ -64,46 +63,22 @@ def load_state_dict(
             f"on_infeasible must be 'error' or 'project', got {on_infeasible!r}."
             f"{did_you_mean(str(on_infeasible), _CHOICES)}"
         )
-    before = [_Before(module) for module in model.modules()]
+    modules = list(model.modules())
+    extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
     token = _on_infeasible.set(on_infeasible)
     try:
-        return model.load_state_dict(state_dict, strict=strict, assign=assign)
+        with all_or_nothing(modules, tensors_of(modules)):
+            return model.load_state_dict(state_dict, strict=strict, assign=assign)
     except BaseException:
-        for state in before:
-            state.restore()
+        for module, state in extra:
+            module.set_extra_state(state)
         raise
     finally:
         _on_infeasible.reset(token)
 
 
-class _Before:
-    """What a module held of its own before something was loaded into it."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.parameters = dict(module._parameters)
-        self.buffers = dict(module._buffers)
-        tensors = [*self.parameters.values(), *self.buffers.values()]
-        # A lazy tensor has no contents yet.
-        self.contents = [
-            (t, t.detach().clone()) for t in tensors if t is not None and not is_lazy(t)
-        ]
-        self.has_extra_state = type(module).set_extra_state is not nn.Module.set_extra_state
-        self.extra_state = copy.deepcopy(module.get_extra_state()) if self.has_extra_state else None
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Give the module the same tensors, with the same contents."""
-        if isinstance(self.module, ParametrizationList):
-            self.module.forget()
-        self.module._parameters.clear()
-        self.module._parameters.update(self.parameters)
-        self.module._buffers.clear()
-        self.module._buffers.update(self.buffers)
-        for tensor, contents in self.contents:
-            store(tensor, contents)
-        if self.has_extra_state:
-            self.module.set_extra_state(self.extra_state)
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).set_extra_state is not nn.Module.set_extra_state
 
 
 @torch.no_grad()

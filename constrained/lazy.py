@@ -1,109 +1,126 @@
-"""Constraints on tensors that have no shape yet: they wait for the first forward pass.
+"""Tensors of lazy modules, which get their constraints when they get their shapes.
 
-The parameters of ``nn.LazyLinear`` and its like materialize then, or when a state dict is loaded;
-but in either case it is before the first forward pass, in a hook, that torch makes the module one
-of its final class. The hook here runs after that one.
+A lazy module (``nn.LazyLinear``) learns the shapes of its tensors from its first input, or from a
+checkpoint. What is asked of such a tensor waits in the module until then. The class of a module in
+which something waits is one that `constrained.parametrized_class` makes, with the methods below:
+so whoever lets the tensors materialize, and however the module was copied, the constraint comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from constrained.constraint import Constraint
-from constrained.spec import Request
 
-Apply = Callable[[nn.Module, str, "Pending"], None]
-
-
-@dataclass
-class Pending:
-    """A constraint that waits for its tensor.
-
-    Attributes:
-        path: of the tensor in the model, for messages.
-        request: the constraint, and how the tensor is seen.
-        init: what becomes of the tensor's first value.
-        apply: a function of a module, a tensor's name and this, which constrains the tensor.
-    """
+class Waiting(Protocol):
+    """What is asked of a tensor that has no shape yet; tied tensors share it."""
 
     path: str
-    request: Request
-    init: str
-    apply: Apply
 
-    def spec(self) -> dict[str, Any]:
-        """The constraint as plain data."""
-        constraint = self.request.constraint
-        data = constraint.spec() if isinstance(constraint, Constraint) else {}
-        view = {"view": self.request.view} if self.request.view is not None else {}
-        init = {"init": self.init} if self.init != "keep" else {}
-        return {**data, **view, **self.request.sizes, **init}
+    def spec(self) -> dict[str, Any] | None:
+        """The constraint as plain data; None for a foreign module."""
+        ...
+
+    def value_from(self, state: Mapping[str, Any]) -> Tensor:
+        """The value that belongs to the originals in a state dict, by their names there."""
+        ...
 
 
-@dataclass
-class _Waiting:
-    """The constraints that wait in one module, by the names of the tensors, and its hook."""
-
-    handle: Any
-    tensors: dict[str, Pending] = field(default_factory=dict)
+def waiting(module: nn.Module) -> dict[str, Waiting]:
+    """What waits in a module, by the names of its tensors. Not a copy."""
+    return module.__dict__.get("_waiting", {})
 
 
-def wait(module: nn.Module, name: str, pending: Pending) -> None:
-    """Constrain a tensor in the first forward pass of its module."""
-    waiting = _waiting(module)
-    if waiting is None:
-        waiting = _Waiting(module.register_forward_pre_hook(_before_forward))
-        module.__dict__["_constraints_waiting"] = waiting
-    waiting.tensors[name] = pending
+def wait(module: nn.Module, name: str, item: Waiting) -> None:
+    """Let something wait for a tensor. Give the module its new class afterwards."""
+    module.__dict__.setdefault("_waiting", {})[name] = item
 
 
-def drop(module: nn.Module, name: str) -> None:
-    """Let a constraint that waits go."""
-    waiting = _waiting(module)
-    if waiting is not None and waiting.tensors.pop(name, None) and not waiting.tensors:
-        _leave(module, waiting)
+def stop_waiting(module: nn.Module, name: str) -> None:
+    """Undo `wait`. Give the module its new class afterwards."""
+    items = module.__dict__["_waiting"]
+    del items[name]
+    if not items:
+        del module.__dict__["_waiting"]
 
 
-def pending(module: nn.Module, name: str) -> Pending | None:
-    """The constraint that waits for a tensor of a module, if there is one."""
-    waiting = _waiting(module)
-    return waiting.tensors.get(name) if waiting is not None else None
+def check_can_wait(module: nn.Module) -> None:
+    """Raise unless a module tells when its tensors have got their shapes."""
+    if not isinstance(module, LazyModuleMixin):
+        raise ValueError(
+            f"the tensor has no shape yet, and its module, of class {type(module).__name__}, is no "
+            "torch.nn.modules.lazy.LazyModuleMixin, which would tell when it has; materialize the "
+            "tensor first."
+        )
 
 
-def all_pending(model: nn.Module) -> Iterator[tuple[str, Pending]]:
-    """Each constraint in a model that waits for its tensor, with the tensor's path there."""
+def lazy_methods(
+    base: Any, names: tuple[str, ...], parametrized: Callable[[Any, tuple[str, ...]], Any]
+) -> dict[str, Any]:
+    """The members of a class with parametrized tensors by which a lazy one becomes its plain class.
+
+    Args:
+        base: the class without parametrized tensors.
+        names: the names of the tensors that are.
+        parametrized: makes a class of these two.
+    """
+    if not issubclass(base, LazyModuleMixin):
+        return {}
+    then = base.cls_to_become
+    forward = {} if names else {"forward": _forward}
+    return {
+        **forward,
+        # What torch lets the module become, which would forget that it has parametrized tensors.
+        "cls_to_become": parametrized(then, names) if then is not None and names else then,
+        "initialize_parameters": _initialize_parameters,
+    }
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    # Called when the hooks have run, of which one has given the module another class by now.
+    forward: Any = type(self).forward
+    return (self._base_class.forward if forward is _forward else forward)(self, *args, **kwargs)
+
+
+def _initialize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:
+    self._base_class.initialize_parameters(self, *args, **kwargs)
+    _materialized(self)
+
+
+def materialize_from(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Give waiting tensors the values that they have in a checkpoint, plain or constrained."""
+    for name, item in waiting(module).items():
+        tensor: Any = module._parameters.get(name, module._buffers.get(name))
+        value = state_dict.get(prefix + name)
+        if value is None:
+            inside = f"{prefix}parametrizations.{name}."
+            keys = [key for key in state_dict if key.startswith(inside)]
+            state = {key.removeprefix(inside): state_dict[key] for key in keys}
+            if any(key.startswith("original") for key in state):
+                value = item.value_from(state)
+        if is_lazy(tensor) and isinstance(value, Tensor) and not is_lazy(value):
+            tensor.materialize(value.shape)
+            tensor.data.copy_(value)
+    _materialized(module)
+
+
+def _materialized(module: nn.Module) -> None:
+    # Imported here, since it is built on what uses this.
+    from constrained.change import constrain_materialized
+
+    if waiting(module):
+        constrain_materialized(module)
+
+
+def waiting_tensors(model: nn.Module) -> Iterator[tuple[str, Waiting]]:
+    """Everything that waits in a model, each once, with the path that it was asked for by."""
+    seen: set[int] = set()
     for prefix, module in model.named_modules():
-        waiting = _waiting(module)
-        for name, found in waiting.tensors.items() if waiting is not None else ():
-            yield f"{prefix}.{name}" if prefix else name, found
-
-
-def _waiting(module: nn.Module) -> _Waiting | None:
-    return module.__dict__.get("_constraints_waiting")
-
-
-def _before_forward(module: nn.Module, args: Any) -> None:
-    del args
-    waiting = _waiting(module)
-    if waiting is None or _is_lazy(module):
-        return
-    # One that fails goes on waiting: the next forward pass fails too, and none runs without it.
-    for name, found in list(waiting.tensors.items()):
-        found.apply(module, name, found)
-        del waiting.tensors[name]
-    _leave(module, waiting)
-
-
-def _leave(module: nn.Module, waiting: _Waiting) -> None:
-    waiting.handle.remove()
-    del module.__dict__["_constraints_waiting"]
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    return any(tensor is not None and is_lazy(tensor) for tensor in tensors)
+        for name, item in waiting(module).items():
+            if id(item) not in seen:
+                seen.add(id(item))
+                yield f"{prefix}.{name}" if prefix else name, item

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.__future__ import get_swap_module_params_on_conversion
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from constrained.constraint import Constraint, has_values
@@ -24,15 +25,30 @@ def store(destination: Tensor, source: Tensor) -> None:
     """
     if is_shard(destination):
         write(destination, source)
+    elif destination.shape == source.shape and _alike(destination, source):
+        # Even where swapping is the mode: graphs that hold the destination forbid it.
+        destination.copy_(source)
     elif get_swap_module_params_on_conversion() or is_traceable_wrapper_subclass(destination):
         source = source.clone()
         if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
             source = nn.Parameter(source, requires_grad=destination.requires_grad)
         torch.utils.swap_tensors(destination, source)
-    elif destination.shape == source.shape and type(source) in (Tensor, nn.Parameter):
-        destination.copy_(source)
     else:
         destination.set_(own(source))  # type: ignore[call-overload]
+
+
+def has_overlap(tensor: Tensor) -> bool:
+    """Whether entries of a tensor share memory for sure, as those of an expanded one do."""
+    look: Any = torch._debug_has_internal_overlap  # type: ignore[attr-defined]
+    return look(tensor) == 1
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    plain = (Tensor, nn.Parameter)
+    if type(first) is type(second) and type(first) not in plain:
+        return True
+    # The entries of an expanded tensor share memory, and cannot be written.
+    return {type(first), type(second)} <= {*plain} and not has_overlap(first)
 
 
 def initial_right_inverse(module: nn.Module, value: Any) -> Any:
@@ -58,6 +74,19 @@ def _was_raised_on_purpose(error: BaseException) -> bool:
         traceback = traceback.tb_next
     opcode = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
     return dis.opname[opcode] == "RAISE_VARARGS"
+
+
+def check_is_there(tensor: Tensor | None, path: str, owner: nn.Module) -> None:
+    """Raise if there is no tensor yet that could be parametrized."""
+    if tensor is None:
+        raise ValueError(
+            f"'{path}' of {type(owner).__name__} is None: there is no tensor to parametrize."
+        )
+    if is_lazy(tensor):
+        raise ValueError(
+            f"'{path}' of {type(owner).__name__} has no shape yet: call the model once on an "
+            "example first, or use constrained.constrain(), which waits for it."
+        )
 
 
 def check_writable_now(original: Tensor) -> None:

@@ -29,6 +29,7 @@ from constrained.originals import (
 )
 from constrained.restore import watch
 from constrained.traced import traced_value
+from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
 
 _by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
@@ -223,7 +224,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
-        with torch.no_grad():
+        modules = [] if self.is_pure() else list(self.modules())
+        # The right inverse of a foreign module may write into it, and fail then.
+        with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
             self.put(self.invert(value))
 
     def put(self, new: Sequence[Tensor]) -> None:
@@ -376,6 +379,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.forget()
         super()._apply(fn, recurse)
         self.forget()
+        self._announce()
         return self
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.adopt import adopt
@@ -19,11 +18,13 @@ from constrained.cache import cached
 from constrained.constraint import Constraint
 from constrained.handover import Succession, check_optimizer
 from constrained.install import check_can_hold, install
+from constrained.originals import check_is_there, recording
 from constrained.parametrization_list import ParametrizationList, list_with_original
 from constrained.parametrized_class import base_class
 from constrained.places import is_parametrized, list_of, resolve, tied_places
 from constrained.removal import remove_parametrizations
 from constrained.tools import hint
+from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.transfer import transfer_parametrizations_and_params
 from constrained.wrapped import check_not_wrapped
 from constrained.write import settle
@@ -113,8 +114,10 @@ def register_parametrization(
     with _training_flag_restored(parametrization):
         parametrization.train(owner.training)
         if is_parametrized(owner, name):
-            _append(owner, name, parametrization, unsafe)
-            succession.settle(optimizer)
+            changed = [*around([owner]), *parametrization.modules()]
+            with all_or_nothing(changed, tensors_of(changed), optimizer):
+                _append(owner, name, parametrization, unsafe)
+                succession.settle(optimizer)
             return module
         if name not in owner._parameters and name not in owner._buffers:
             reason = hint(owner, name)
@@ -123,28 +126,24 @@ def register_parametrization(
                 f"parametrized element with name '{tensor_name}'{reason and ': ' + reason}"
             )
         tensor = getattr(owner, name)
-        if tensor is None:
-            raise ValueError(
-                f"'{tensor_name}' of {type(owner).__name__} is None: there is no tensor to "
-                "parametrize."
-            )
-        if is_lazy(tensor):
-            raise ValueError(
-                f"'{tensor_name}' of {type(owner).__name__} has no shape yet: run a forward pass "
-                "first, or use constrained.constrain, which waits for it."
-            )
+        check_is_there(tensor, tensor_name, owner)
         places = tied_places(module, tensor) if tensor_name.count(".") else [(owner, name)]
         for place_owner, place_name in places:
             check_can_hold(place_owner, place_name)
-        tied = list_with_original(tensor)
-        if tied is not None and tied is not owner:
-            _check_same(tensor_name, tied, parametrization)
-            parametrizations = tied
-        else:
-            parametrizations = ParametrizationList([parametrization], tensor, unsafe=unsafe)
-    for place_owner, place_name in places:
-        install(place_owner, place_name, parametrizations)
-    succession.settle(optimizer)
+        with recording(tensor):
+            found, is_new = list_with_original(tensor), False
+            if found is None or found is owner:
+                found = ParametrizationList([parametrization], tensor, unsafe, deferred=True)
+                is_new = True
+            else:
+                _check_same(tensor_name, found, parametrization)
+            changed = [*around(place_owner for place_owner, _ in places), *found.modules()]
+            with all_or_nothing(changed, [tensor], optimizer):
+                if is_new:
+                    found.take(tensor)
+                for place_owner, place_name in places:
+                    install(place_owner, place_name, found)
+                succession.settle(optimizer)
     return module
 
 

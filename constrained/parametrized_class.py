@@ -11,16 +11,20 @@ from __future__ import annotations
 import copyreg
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.override import override, overriding
 from constrained.parametrization_list import ParametrizationList, read
+from constrained.places import is_parametrized
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
 from constrained.tools import assign_parameter, class_repr, tool_methods
 from constrained.translate import translated
@@ -83,7 +87,7 @@ def base_class(module: nn.Module) -> type:
 def set_class(module: nn.Module, base: type) -> None:
     """Give a module, once of class ``base``, the class that its ``parametrizations`` call for."""
     names = class_names(module)
-    module.__class__ = parametrized_class(base, names) if names else base
+    module.__class__ = parametrized_class(base, names) if names or waiting(module) else base
 
 
 def class_names(module: nn.Module, *more: str) -> tuple[str, ...]:
@@ -108,6 +112,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **refusing_methods(),
             **initialising_methods(base, names),
             **tool_methods(),
+            **lazy_methods(base, names, parametrized_class),
             **{name: _property(name) for name in names},
         }
         cls = metaclass(f"Parametrized{base.__name__}", (base,), members)
@@ -214,9 +219,12 @@ def _setattr(self: Any, name: str, value: Any) -> None:
         self._base_class.__setattr__(self, name, value)
 
 
-def _load_from_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
-    with translated(self):
-        self._base_class._load_from_state_dict(self, *args, **kwargs)
+def _load_from_state_dict(
+    self: Any, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+) -> None:
+    materialize_from(self, state_dict, prefix)
+    with translated(self) if is_parametrized(self) else nullcontext():
+        self._base_class._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
@@ -234,7 +242,9 @@ def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
 
 
 def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Module:
-    cls: Any = parametrized_class(base, names) if names else base
+    # Without names something waits in a lazy module.
+    is_made = names or issubclass(base, LazyModuleMixin)
+    cls: Any = parametrized_class(base, names) if is_made else base
     module = cls.__new__(cls)
     for slot, value in slots.items():
         object.__setattr__(module, slot, value)

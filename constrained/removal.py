@@ -18,6 +18,7 @@ from constrained.originals import check_elements, check_value, check_writable_no
 from constrained.parametrization_list import ParametrizationList
 from constrained.places import is_parametrized, list_of, places_of, resolve
 from constrained.restore import watch
+from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.wrapped import check_not_wrapped
 from constrained.write import settle
 
@@ -70,17 +71,20 @@ def remove_parametrizations(
     check_not_wrapped(owner, name)
     check_can_change_class(owner)
     settle(owner, name)
-    adopt(owner)
-    parametrizations = list_of(owner, name)
-    parametrizations.check_written(tensor_name)
-    succession = Succession(owner, name, tensor_name)
-    if index is not None:
-        index = _position(tensor_name, index, len(parametrizations.chain()))
-    if index is None or len(parametrizations.chain()) == 1:
-        _remove_all(module, parametrizations, leave_parametrized)
-    else:
-        _remove_one(tensor_name, parametrizations, index, leave_parametrized)
-    succession.settle(optimizer)
+    tied = (place_owner for place_owner, _ in places_of(module, list_of(owner, name)))
+    changed = around([owner, *tied])
+    with all_or_nothing(changed, tensors_of(changed), optimizer):
+        adopt(owner)
+        parametrizations = list_of(owner, name)
+        parametrizations.check_written(tensor_name)
+        succession = Succession(owner, name, tensor_name)
+        if index is not None:
+            index = _position(tensor_name, index, len(parametrizations.chain()))
+        if index is None or len(parametrizations.chain()) == 1:
+            _remove_all(module, parametrizations, leave_parametrized)
+        else:
+            _remove_one(tensor_name, parametrizations, index, leave_parametrized)
+        succession.settle(optimizer)
     return module
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from constrained.constraint import InfeasibleError, has_values
-from constrained.lazy import all_pending
+from constrained.lazy import waiting_tensors
 from constrained.parametrization_list import read
 from constrained.select import constrained_tensors, parametrized_tensors
 from constrained.tolerance import tolerance
@@ -22,16 +22,21 @@ def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The constraints of a model as plain data, by the paths of the tensors.
 
     ``constrain(fresh_model, spec(model))`` applies them again; JSON and YAML can hold them.
-    Tensors parametrized by foreign modules are left out.
+    Tensors parametrized by foreign modules are left out; those of lazy modules, which will be
+    constrained when they have a shape, come last.
     """
-    specs = {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
-    # Those that wait for the first forward pass of a lazy module.
-    return {**specs, **{path: found.spec() for path, found in all_pending(model)}}
+    found = {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
+    later = {path: item.spec() for path, item in waiting_tensors(model)}
+    return found | {path: plain for path, plain in later.items() if plain is not None}
 
 
 @torch.no_grad()
 def violations(model: nn.Module) -> dict[str, float]:
-    """How far each constrained tensor lies from its set: path -> largest violation in its batch."""
+    """How far each constrained tensor lies from its set: path -> largest violation in its batch.
+
+    It is ``inf`` if the tensor holds NaN or infinity, and NaN if it holds no numbers at all, as on
+    the meta device.
+    """
     return {row.path: row.violation for row in _rows(model) if row.violation is not None}
 
 
@@ -43,8 +48,9 @@ class Row:
         path: where it is in the model.
         constraint: what it is parametrized by.
         shape: the shape of its value.
-        violation: the largest one in its batch; None if a foreign module parametrizes it, of
-            whose set nothing is known.
+        violation: the largest one in its batch; NaN if the value has no numbers, as on the meta
+            device; None if nothing is known: a foreign module parametrizes it, or it has no shape
+            yet, in a lazy module.
         tolerance: how much of that is rounding.
         moved: how far it went when it was constrained, relative to its norm.
     """
@@ -59,7 +65,9 @@ class Row:
     @property
     def holds(self) -> bool | None:
         """Whether the violation is no more than rounding; None if nobody can tell."""
-        return None if self.violation is None else self.violation <= self.tolerance
+        if self.violation is None or math.isnan(self.violation):
+            return None
+        return self.violation <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Report:
             moved = "" if row.moved is None else f"{row.moved:.2g}"
             shape = " x ".join(map(str, row.shape))
             holds = {True: "yes", False: "NO", None: "?"}[row.holds]
-            violation = "" if row.violation is None else f"{row.violation:.1e}"
+            violation = "" if row.holds is None else f"{row.violation:.1e}"
             table.add_row(row.path, row.constraint, shape, violation, holds, moved)
         text = StringIO()
         Console(file=text, width=110).print(table if self.rows else "No tensor is constrained.")
@@ -120,9 +128,6 @@ def _relative(row: Row) -> float:
 
 
 def _rows(model: nn.Module) -> Iterator[Row]:
-    for path, found in all_pending(model):
-        waiting = f"{found.request.constraint!r} from the first forward pass on"
-        yield Row(path, waiting, (), None, 0.0, None)
     for path, parametrizations in parametrized_tensors(model):
         value = read(parametrizations, path)
         constraint = parametrizations.constraint()
@@ -130,7 +135,7 @@ def _rows(model: nn.Module) -> Iterator[Row]:
             foreign = " then ".join(type(m).__name__ for m in parametrizations.children())
             yield Row(path, foreign, tuple(value.shape), None, 0.0, parametrizations.moved)
             continue
-        violation, allowed = 0.0, 0.0
+        violation, allowed = (0.0 if has_values(value) else math.nan), 0.0
         if value.numel() and has_values(value):
             measured = constraint.violation(value).flatten()
             granted = tolerance(value, constraint.event_dim).flatten()
@@ -140,3 +145,5 @@ def _rows(model: nn.Module) -> Iterator[Row]:
         yield Row(
             path, repr(constraint), tuple(value.shape), violation, allowed, parametrizations.moved
         )
+    for path, item in waiting_tensors(model):
+        yield Row(path, f"{item!r}, once it has a shape", (), None, 0.0, None)

@@ -15,6 +15,7 @@ from constrained.originals import register_tensor, store
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import base_class
 from constrained.places import is_parametrized, list_of
+from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.wrapped import check_not_wrapped
 
 
@@ -48,11 +49,13 @@ def transfer_parametrizations_and_params(
     for name in names:
         check_not_wrapped(to_module, name)
     copies: dict[int, Any] = {}
-    changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
-    for name, parametrizations in changes:
-        succession = Succession(to_module, name, name)
-        _settle(to_module, name, parametrizations)
-        succession.settle(None)
+    changed = around([to_module])
+    with all_or_nothing(changed, tensors_of(changed)):
+        changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
+        for name, parametrizations in changes:
+            succession = Succession(to_module, name, name)
+            _settle(to_module, name, parametrizations)
+            succession.settle(None)
     return to_module
 
 

@@ -277,7 +277,7 @@ def test_infinite_values():
 def test_a_failure_while_the_model_is_written_is_undone(monkeypatch):
     module = model()
     before = snapshot(module)
-    install, calls = constrained.apply.install, []
+    install, calls = constrained.change.install, []
 
     def failing(*args):
         calls.append(args)
@@ -285,7 +285,7 @@ def test_a_failure_while_the_model_is_written_is_undone(monkeypatch):
             raise MemoryError
         install(*args)
 
-    monkeypatch.setattr(constrained.apply, "install", failing)
+    monkeypatch.setattr(constrained.change, "install", failing)
     with pytest.raises(MemoryError):
         constrain(module, "*.weight", "orthogonal(map='cayley')")
     assert_unchanged(module, before)

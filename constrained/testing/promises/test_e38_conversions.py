@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.testing._internal.two_tensor import TwoTensor
 
 import constrained
 from constrained.testing.promises.counting import original
@@ -22,6 +23,18 @@ CONVERSIONS = {
     "share_memory": lambda m: m.share_memory(),
     "there and back": lambda m: m.double().float(),
 }
+
+
+KINDS = {
+    "plain": lambda t: t,
+    "shared": lambda t: t.share_memory_(),
+    "expanded": lambda t: t[:1].expand(6, 6),
+    "subclass": lambda t: TwoTensor(t, t.clone()),
+}
+OPTIMIZERS = [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    lambda p: torch.optim.AdamW(p, lr=0.01),
+]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -115,6 +128,32 @@ def test_e38_complex_parameters(spec):
 
 
 @torch_today
+@pytest.mark.parametrize("make", OPTIMIZERS)
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_e38_tensors_of_every_kind_are_trained(kind, spec, make, swap_mode):
+    del swap_mode
+    m = nn.Linear(6, 6, bias=False)
+    m.weight = nn.Parameter(KINDS[kind](m.weight.detach().abs()))
+    constrained.constrain(m, "weight", spec)
+    optimizer = make(m.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        before = m.weight.detach().clone()
+        m(torch.randn(2, 6)).pow(2).sum().backward()
+        optimizer.step()
+        assert not torch.equal(m.weight, before)
+        constrained.assert_feasible(m)
+    optimizer.zero_grad()
+    constrained.rebase(m)
+    value = m.weight.detach().clone()
+    twin = copy.deepcopy(m)
+    twin.double()
+    constrained.assert_feasible(twin)
+    constrained.release(m)
+    assert isinstance(m.weight, nn.Parameter) and torch.equal(m.weight, value)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_e38_conversions_in_torch_today(dtype, measured):
     m = parametrizations.orthogonal(nn.Linear(6, 6))

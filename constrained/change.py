@@ -1,0 +1,301 @@
+"""A tensor that is about to be constrained: prepared, carried out, or put off."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from constrained.constraint import Constraint, InfeasibleError, has_values
+from constrained.handover import Succession
+from constrained.install import check_can_hold, install
+from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
+from constrained.originals import recording
+from constrained.parametrization_list import ParametrizationList
+from constrained.parametrized_class import base_class, set_class
+from constrained.registry import UnknownNameError, did_you_mean
+from constrained.select import Place
+from constrained.spec import Request, SpecError
+from constrained.transaction import all_or_nothing, around
+from constrained.view import View
+from constrained.wrapped import check_not_wrapped
+
+INITS = ("keep", "sample", "strict")
+
+
+@dataclass
+class Change:
+    """A tensor that is about to be constrained.
+
+    Attributes:
+        places: where it is.
+        original: the tensor.
+        parametrizations: what takes its place.
+        is_new: whether that is still to take the tensor; else it is there for a tied one already.
+    """
+
+    places: list[Place]
+    original: Tensor
+    parametrizations: ParametrizationList
+    is_new: bool = True
+
+    def modules(self) -> list[nn.Module]:
+        """All modules that change."""
+        owners = around(place.module for place in self.places)
+        return [*owners, *self.parametrizations.modules()]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that change."""
+        return [self.original]
+
+    def succession(self) -> Succession | None:
+        """What an optimizer has to know of it."""
+        place = self.places[0]
+        return Succession(place.module, place.name, place.path)
+
+    def do(self) -> None:
+        """Change the model."""
+        with recording(self.original):
+            if self.is_new:
+                self.parametrizations.take(self.original)
+            for place in self.places:
+                install(place.module, place.name, self.parametrizations)
+
+
+@dataclass
+class Postponed:
+    """A tensor of a lazy module, which will be constrained when it has a shape.
+
+    It is what waits in the modules that have the tensor; see `constrained.lazy`.
+
+    Attributes:
+        places: where it is; forgotten once it waits.
+        path: what messages call the tensor.
+        request: what is asked for.
+        init: how it starts.
+        optimizer: who is to be told, if it is still alive then; copies have forgotten it.
+        done: what took the tensor's place in the first of its owners to materialize.
+    """
+
+    places: list[Place]
+    path: str
+    request: Request
+    init: str
+    optimizer: weakref.ref[Optimizer] | None = None
+    done: ParametrizationList | None = None
+
+    def modules(self) -> list[nn.Module]:
+        """All modules that change."""
+        return around(place.module for place in self.places)
+
+    def tensors(self) -> list[Tensor]:
+        """No tensor changes."""
+        return []
+
+    def succession(self) -> Succession | None:
+        """Nothing changes yet for an optimizer."""
+        return None
+
+    def do(self) -> None:
+        """Begin to wait."""
+        places, self.places = self.places, []
+        for place in places:
+            wait(place.module, place.name, self)
+            set_class(place.module, base_class(place.module))
+
+    def change(self, module: nn.Module, name: str) -> Change:
+        """What is to be done now that the tensor of a module has its shape."""
+        place = Place(self.path, module, name, is_parameter=name in module._parameters)
+        original: Any = place.tensor
+        if self.done is not None:
+            return Change([place], original, self.done, is_new=False)
+        return _change([place], original, self.request, self.init)
+
+    def spec(self) -> dict[str, Any] | None:
+        """The constraint as plain data; None for a foreign module."""
+        constraint, view = self.request.constraint, self.request.view
+        if not isinstance(constraint, Constraint):
+            return None
+        more: dict[str, Any] = {} if view is None else {"view": view, **self.request.sizes}
+        if self.init != "keep":
+            more["init"] = self.init
+        return {**constraint.spec(), **more}
+
+    def value_from(self, state: Mapping[str, Any]) -> Tensor:
+        """The value that belongs to the originals in a state dict, by their names there.
+
+        Raises:
+            ValueError: if only the shape of the tensor would tell.
+        """
+        if self.request.view is not None:
+            raise ValueError(
+                f"'{self.path}' has no shape yet, and a view does not tell it from a constrained "
+                "checkpoint: call the model once on an example before loading."
+            )
+        module = self.request.build()
+        own = {k.removeprefix("0."): v for k, v in state.items() if k.startswith("0.")}
+        module.load_state_dict(own, strict=False)
+        count = sum(key.startswith("original") for key in state)
+        names = ["original"] if "original" in state else [f"original{i}" for i in range(count)]
+        with torch.no_grad():
+            return module(*(state[name] for name in names))
+
+    def __repr__(self) -> str:
+        view = "" if self.request.view is None else f" viewed as {self.request.view!r}"
+        return f"{self.request.constraint!r}{view}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "optimizer": None}
+
+
+def prepare(
+    here: list[Place], request: Request, init: str, optimizer: Optimizer | None = None
+) -> Change | Postponed:
+    """Find the free parameters of a tensor; nothing of the model is written.
+
+    Args:
+        here: every place of the tensor.
+        request: what is asked for.
+        init: ``"keep"``, ``"sample"`` or ``"strict"``.
+        optimizer: who is to be told of a change that is put off.
+
+    Raises:
+        ValueError: if the tensor cannot be constrained like that. It names the tensor.
+        TypeError: likewise.
+    """
+    place = here[0]
+    if init not in INITS:
+        raise ValueError(
+            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {init!r}."
+            f"{did_you_mean(str(init), INITS)}"
+        )
+    original = place.tensor
+    existing: Any = waiting(place.module).get(place.name)
+    if isinstance(original, nn.Module):
+        existing = " then ".join(repr(p) for p in original.children())
+    if existing is not None or isinstance(original, nn.Module):
+        raise ValueError(
+            f"'{place.path}' is constrained already, by {existing}; release() it first."
+        )
+    try:
+        _check_request(request, init)
+        for other in here:
+            check_not_wrapped(other.module, other.path)
+            check_can_hold(other.module, other.name)
+            if is_lazy(original):
+                check_can_wait(other.module)
+        if is_lazy(original):
+            mine = replace(request, constraint=request.build())
+            told = None if optimizer is None else weakref.ref(optimizer)
+            return Postponed(here, place.path, mine, init, told)
+    except (ValueError, TypeError) as error:
+        raise named(place.path, error) from error.__cause__
+    return _change(here, original, request, init)
+
+
+def _change(here: list[Place], original: Tensor, request: Request, init: str) -> Change:
+    try:
+        with recording(original):
+            parametrizations = _parametrize(original, request, init, here[0].module.training)
+    except (ValueError, TypeError) as error:
+        raise named(here[0].path, error) from error.__cause__
+    return Change(here, original, parametrizations)
+
+
+def carry_out(changes: Sequence[Change | Postponed], optimizer: Optimizer | None) -> None:
+    """Change the model, all or nothing, and tell an optimizer."""
+    changed = [module for change in changes for module in change.modules()]
+    tensors = [tensor for change in changes for tensor in change.tensors()]
+    successions = [change.succession() for change in changes]
+    with all_or_nothing(changed, tensors, optimizer):
+        for change in changes:
+            change.do()
+        for succession in successions:
+            if succession is not None:
+                succession.settle(optimizer)
+
+
+def constrain_materialized(module: nn.Module) -> None:
+    """Constrain those tensors of a lazy module that have waited for a shape, and have it now."""
+    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
+    items: dict[str, Any] = waiting(module)
+    ready = [
+        (name, item, item.change(module, name))
+        for name, item in items.items()
+        if tensors.get(name) is not None and not is_lazy(tensors[name])
+    ]
+    changed = [changed for _, _, change in ready for changed in change.modules()]
+    with all_or_nothing(changed, [change.original for _, _, change in ready]):
+        for name, item, change in ready:
+            stop_waiting(module, name)
+            carry_out([change], item.optimizer and item.optimizer())
+    for _, item, change in ready:
+        item.done = change.parametrizations
+
+
+def stop(here: list[Place]) -> None:
+    """Let nothing wait for a tensor any more, at any of its places."""
+    for place in here:
+        stop_waiting(place.module, place.name)
+        set_class(place.module, base_class(place.module))
+
+
+def _check_request(request: Request, init: str) -> None:
+    if isinstance(request.constraint, Constraint):
+        return
+    if request.view is not None:
+        raise SpecError("A view goes with a Constraint, not with any other module.")
+    if init != "keep":
+        raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
+
+
+def _parametrize(
+    original: Tensor, request: Request, init: str, training: bool
+) -> ParametrizationList:
+    constraint = request.build()
+    if request.view is not None:
+        assert isinstance(constraint, Constraint)
+        constraint = View(constraint, request.view, original.shape, request.sizes)
+    constraint.train(training)
+    start = original.detach().clone()
+    if isinstance(constraint, Constraint):
+        start = _start(constraint, start, init)
+    found = ParametrizationList([constraint], original, start=start, deferred=True)
+    found.moved = _distance(found.preview(), original.detach())
+    return found
+
+
+def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
+    constraint.check_tensor(value)
+    if init == "sample":
+        return constraint.sample(value.shape, dtype=value.dtype, device=value.device)
+    if init == "strict" and has_values(value):
+        constraint.check_member(value)
+        return value
+    return constraint.nearest(value)
+
+
+def _distance(value: Tensor, before: Tensor) -> float:
+    """How far a tensor moves, relative to its norm."""
+    if not has_values(value):
+        return 0.0
+    precise = torch.complex128 if value.is_complex() else torch.float64
+    moved = torch.linalg.vector_norm(value.to(precise) - before.to(precise))
+    norm = torch.linalg.vector_norm(before.to(precise))
+    return float(moved / norm) if norm > 0 else float(moved)
+
+
+def named(path: str, error: ValueError | TypeError) -> ValueError | TypeError:
+    """The same error, its sentence led by the path of the tensor."""
+    kind = type(error)
+    if kind not in (ValueError, TypeError, InfeasibleError, SpecError, UnknownNameError):
+        kind = SpecError if isinstance(error, ValueError) else TypeError
+    # A foreign module may put a whole tensor into its message.
+    reason = str(error)
+    return kind(f"'{path}': {reason if len(reason) <= 500 else reason[:497] + '...'}")
