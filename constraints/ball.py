@@ -11,10 +11,10 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
-from constraints.fold import inwards
+from constraints.fold import LINGERING
 from constraints.unit import scaled as scaled_to_one
 
-_KINK = "a kink on the boundary: the identity inside, a fold outside"
+_KINK = "a kink on the boundary: the identity inside, a scaling outside"
 
 
 def _kinks(*points: str) -> dict[str, str]:
@@ -25,9 +25,9 @@ def _kinks(*points: str) -> dict[str, str]:
 class LengthBound(Constraint):
     """What sets of vectors share whose length may be anything up to a bound, in some norm.
 
-    The map is the identity inside. Outside, a vector is scaled back, to a length that falls from
-    the bound with the slope -2^-20 as the vector grows. `canonical` replaces a parameter by its
-    value: an optimizer step ends like one of projected gradients, and the next one may lead inside.
+    The map is the identity inside. Outside, a vector is scaled back to the boundary. `canonical`
+    takes a parameter that a step has led outside back there, little by little: see
+    `constraints.fold`.
     """
 
     event_dim = 1
@@ -46,8 +46,7 @@ class LengthBound(Constraint):
         length, bound = scale * self.length(scaled), self.greatest()
         outside = length > bound
         # In the branch that is not taken nothing may be infinite, or its gradient would be NaN.
-        far = torch.where(outside, length, 2 * bound)
-        factor = (bound - inwards(far - bound, bound)) / far
+        factor = bound / torch.where(outside, length, 1)
         return torch.where(outside, y * factor, y)
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -55,8 +54,9 @@ class LengthBound(Constraint):
         return self._inside(value)
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """The element itself."""
-        return (self._inside(self.forward(y)),)
+        """A parameter of the same element that is nearer to it."""
+        member = self._inside(y)
+        return (member + LINGERING * (y - member),)
 
     def violation(self, value: Tensor) -> Tensor:
         """How much longer than the bound the vector is."""
@@ -103,15 +103,14 @@ class Ball(LengthBound):
 
     **Set**: {x in R^n : ||x||_p <= radius}. Dimension n, closed, convex.
 
-    **Map**: the identity inside; outside y -> c y / ||y||_p, with c at most the radius, and less by
-    a millionth of how far outside y is. Onto the set.
+    **Map**: the identity inside; outside y -> radius y / ||y||_p. Onto the set.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
     **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
 
     `project` is the nearest point in the Euclidean norm for p = 2. For other p it scales the vector
-    back along its direction, and so does a step: for an optimum on the boundary take p = 2.
+    back along its direction.
 
     Args:
         radius: the largest norm, greater than zero.

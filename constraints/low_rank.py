@@ -10,6 +10,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.svd import svd, svdvals
 
 
 @register("low_rank")
@@ -206,7 +207,7 @@ def _leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     Q S is computed as ``W' P``, which leaves the errors of Q and s out. P P' W still misses W by
     the error of P, a few times that of a matrix product, until it is applied to what is left.
     """
-    left, sigma, _ = torch.linalg.svd(value, full_matrices=False)
+    left, sigma, _ = svd(value)
     left = left[..., :rank]
     right = value.mT @ left
     right = right + (value - left @ right.mT).mT @ left
@@ -216,4 +217,4 @@ def _leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 def _excess(value: Tensor, rank: int) -> Tensor:
     if rank >= min(value.shape[-2:]):
         return value.new_zeros(value.shape[:-2])
-    return torch.linalg.svdvals(value)[..., rank]
+    return svdvals(value)[..., rank]

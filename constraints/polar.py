@@ -19,6 +19,7 @@ from constraints.derivatives import (
     untraced,
 )
 from constraints.lyapunov import lyapunov, right_divide, spectrum
+from constraints.svd import svd
 
 #: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
 #: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
@@ -129,7 +130,7 @@ def _svd_factor(X: Tensor) -> Tensor:
     largest = X.abs().amax(dim=(-2, -1), keepdim=True)
     finite = torch.isfinite(largest)
     X = torch.where(finite & (largest > 0), X / largest, 0)
-    U, _, Vh = torch.linalg.svd(X, full_matrices=False)
+    U, _, Vh = svd(X)
     W = U @ Vh
     W = W - W @ (defect(W, W) / 2)
     return torch.where(finite, W, torch.nan)

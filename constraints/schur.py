@@ -23,6 +23,7 @@ from constraints.gramian import (
     modal,
     square_root,
 )
+from constraints.svd import svdvals
 
 
 @register("schur", aliases=("schur_stable", "discrete_stable", "spectral_radius"))
@@ -194,7 +195,7 @@ def _contraction(
 ) -> tuple[Tensor, Tensor]:
     """T of the given dtype, and ``T^-1 A T`` with a norm of at most 1."""
     identity = _identity(A).expand_as(A)
-    norm = torch.linalg.matrix_norm(A, 2, keepdim=True)
+    norm = svdvals(A)[..., :1, None]
     normal = norm <= 1 + 4 * torch.finfo(dtype).eps
     if bool(normal.all()) or margin == math.inf:
         return identity.to(dtype, memory_format=torch.contiguous_format), A

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_positive
-from constraints.fold import inwards
+from constraints.fold import LINGERING
 from constraints.unit import scaled
 
 
@@ -20,9 +20,9 @@ class MinMaxNorm(Constraint):
 
     **Set**: {x in R^n : low <= ||x|| <= high}. Dimension n, closed.
 
-    **Map**: the identity inside. Outside the vector is stretched or scaled back onto the boundary,
-    and up to a millionth of how far outside it is beyond it. Onto the set, the zero vector being
-    taken for the first unit vector.
+    **Map**: the identity inside; outside the vector is stretched or scaled back onto the boundary.
+    Onto the set, the zero vector being taken for the first unit vector. In one dimension the set is
+    two intervals, and a large step may cross the gap.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
@@ -45,7 +45,7 @@ class MinMaxNorm(Constraint):
 
     event_dim = 1
     examples = (
-        ({"low": 0.5, "high": 1.0}, (1,)),
+        ({"low": 0.5, "high": 2.0}, (1,)),
         ({"low": 0.5, "high": 2.0}, (3,)),
         ({"low": 1.0, "high": 1.5}, (5,)),
     )
@@ -55,7 +55,7 @@ class MinMaxNorm(Constraint):
             for order in ("first", "second")
             for point in ("zero_params", "zeros", "ones", "boundary")
         ),
-        "a kink on the boundary: the identity inside, a fold outside; and no direction at zero",
+        "a kink on the boundary: the identity inside, a scaling outside; and no direction at zero",
     )
 
     def __init__(self, low: float, high: float) -> None:
@@ -71,22 +71,19 @@ class MinMaxNorm(Constraint):
         """The vector itself inside, and scaled onto the boundary else."""
         direction, scale = scaled(y)
         norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-        length, room = scale * norm, (self.high - self.low) / 2
+        length = scale * norm
         below, above = length < self.low, length > self.high
-        target = torch.where(
-            below,
-            self.low + inwards((self.low - length).clamp(min=0), room),
-            self.high - inwards((length - self.high).clamp(min=0), room),
-        )
-        return torch.where(below | above, direction * (target / norm), y)
+        nearest = length.clamp(self.low, self.high)
+        return torch.where(below | above, direction * (nearest / norm), y)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity, but for rounding: a vector on the boundary is put inside of it."""
         return self.project(value)
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """The element itself."""
-        return (self.project(self.forward(y)),)
+        """A parameter of the same element that is nearer to it."""
+        member = self.project(y)
+        return (member + LINGERING * (y - member),)
 
     def violation(self, value: Tensor) -> Tensor:
         """How much too short or too long the vector is."""

@@ -17,6 +17,7 @@ from constraints.derivatives import (
     nestable,
     untraced,
 )
+from constraints.svd import svd
 
 #: A singular value that exceeds the bound by so many units of the machine epsilon equals it.
 ROUNDING = 4.0
@@ -105,9 +106,7 @@ def _svd(X: Tensor, bound: float) -> tuple[Tensor, ...]:
     """The SVD of X / c, bound / c, and whether X is finite, where c is the largest entry of X."""
     largest = X.abs().amax(dim=(-2, -1), keepdim=True)
     finite = torch.isfinite(largest)
-    U, S, Vh = torch.linalg.svd(
-        torch.where(finite & (largest > 0), X / largest, 0), full_matrices=False
-    )
+    U, S, Vh = svd(torch.where(finite & (largest > 0), X / largest, 0))
     return U, S, Vh, bound / largest.squeeze(-1), finite
 
 

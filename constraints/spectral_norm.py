@@ -12,7 +12,9 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.fold import LINGERING
 from constraints.singular import clip_singular_values
+from constraints.svd import svdvals
 
 
 @register("spectral_norm", aliases=("lipschitz",))
@@ -35,12 +37,10 @@ class SpectralNorm(Constraint):
     normalization for generative adversarial networks (2018), where all singular values are divided
     by the largest one instead.
 
-    `canonical` replaces a matrix by its member: an optimizer's step and this make a step of the
-    projected gradient method, and evaluations find the matrix inside. Dividing by the norm after
+    `canonical` takes a parameter that an optimizer's step has led outside back to the boundary, by
+    a tenth of the way: see `constraints.fold` for why not all of it. Dividing by the norm after
     each step would not end at the optimum, since it shrinks all singular values, while only some of
-    them are pushed outside. The step is that of the Euclidean metric: SGD, with momentum too, ends
-    at the optimum, and so does every optimizer inside of the set; but with Adam, which rescales the
-    entries of a gradient that does not vanish on the boundary, the end is near it only.
+    them are pushed outside.
 
     Args:
         bound: the largest norm c, greater than zero.
@@ -53,7 +53,7 @@ class SpectralNorm(Constraint):
         ValueError: if the bound is not positive and finite.
 
     Example:
-        >>> SpectralNorm(bound=2.0)(torch.tensor([[8.0, 0.0], [0.0, 1.0]]))
+        >>> SpectralNorm(bound=2.0).project(torch.tensor([[8.0, 0.0], [0.0, 1.0]]))
         tensor([[2., 0.],
                 [0., 1.]])
     """
@@ -92,13 +92,14 @@ class SpectralNorm(Constraint):
         return value
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
-        """The element itself."""
+        """A parameter of the same element that is nearer to it."""
         with torch.no_grad():
-            return (self.forward(X),)
+            member = clip_singular_values(X, self.bound)
+            return (member + LINGERING * (X - member),)
 
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the spectral norm."""
-        return F.relu(torch.linalg.matrix_norm(value, 2) - self.bound)
+        return F.relu(svdvals(value)[..., 0] - self.bound)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest member in the Frobenius norm: singular values cut at the bound."""
@@ -116,7 +117,7 @@ class SpectralNorm(Constraint):
         dtype = dtype or torch.get_default_dtype()
         options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
         gaussian = torch.randn(tuple(shape), **options)
-        norm = torch.linalg.matrix_norm(gaussian, 2, keepdim=True)
+        norm = svdvals(gaussian)[..., :1, None]
         return (torch.rand(norm.shape, **options) * self.bound * gaussian / norm).to(dtype)
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:

@@ -82,7 +82,8 @@ def operator_norm(K: Tensor, waves: Tensor) -> Tensor:
     out, channels, taps = kernel.shape[-3:]
     kernel = kernel.reshape(*kernel.shape[:-3], 1, out * channels, taps)
     wave = waves.index_select(0, wave.reshape(-1)).reshape(*wave.shape, *waves.shape[1:])
-    A = (kernel @ wave.mT).reshape(*kernel.shape[:-3], 2, out, -1)
+    columns = channels * waves.shape[-2]
+    A = (kernel @ wave.mT).reshape(*kernel.shape[:-3], 2, out, columns)
     real, imaginary = A.unbind(-3)
     # The same matrix in real numbers: every singular value occurs twice.
     top, bottom = torch.cat((real, -imaginary), -1), torch.cat((imaginary, real), -1)

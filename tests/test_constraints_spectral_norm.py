@@ -105,13 +105,18 @@ def test_the_derivative_outside():
         torch.testing.assert_close(jacobian @ direction.flatten(), weight * direction.flatten())
 
 
-def test_the_canonical_form_is_the_value():
+def test_the_canonical_form_goes_back_to_the_boundary_step_by_step():
     constraint = SpectralNorm()
     X = 3 * torch.randn(4, 6, requires_grad=True)
-    (back,) = constraint.canonical(X)
-    assert torch.equal(back, constraint(X))
-    assert torch.equal(constraint(back), back)
-    assert not back.requires_grad
+    W, before = constraint(X).detach(), X
+    for _ in range(200):
+        (X,) = constraint.canonical(X)
+        assert not X.requires_grad
+        torch.testing.assert_close(constraint(X), W, rtol=0, atol=1e-5)
+        assert torch.linalg.matrix_norm(X - W) <= torch.linalg.matrix_norm(before - W) + 1e-6
+        before = X
+    # From here a gradient leads inside.
+    assert torch.equal(constraint(X), X)
 
 
 def test_projection_cuts_the_singular_values():

@@ -117,6 +117,20 @@ class MissingArgument(Sphere):
         super().__init__(radius)
 
 
+class OverflowsAtLargeValues(Symmetric):
+    """Half precision inside, where nothing but what is above 65504 shows."""
+
+    def right_inverse(self, value):
+        upper = super().right_inverse(value)
+        return torch.where(upper.half().isinf(), torch.inf, upper)
+
+
+class ReadsTheFirstElement(Sphere):
+    def violation(self, value):
+        result = super().violation(value)
+        return result + 0 * result.flatten()[0]
+
+
 class SquareOnTheHalfLine(NonNegative):
     def forward(self, free):
         return free.square()
@@ -482,6 +496,9 @@ FAULTS = [
     (CopiesLoseTheArgument, "copies_are_equal"),
     (CopiesLoseTheArgument, "constrain_keeps_a_member"),
     (StateOutsideOfTheStateDict, "checkpoints_restore"),
+    (SquareOnTheHalfLine, "adam_reaches_the_optimum"),
+    (OverflowsAtLargeValues, "graded_members_return"),
+    (ReadsTheFirstElement, "empty_batches_pass"),
 ]
 
 

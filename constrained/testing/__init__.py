@@ -31,6 +31,8 @@ from constrained.testing.case import MEMBERS, POINTS, Case
 from constrained.testing.runner import Scope, Trial, check, laws, stale_exemptions, trials
 from constrained.testing.set_laws import (
     canonical_keeps_the_element,
+    empty_batches_pass,
+    graded_members_return,
     lands_in_the_set,
     malformed_is_rejected,
     members_are_accepted,
@@ -77,6 +79,7 @@ from constrained.testing.engine_laws import (
     constrain_keeps_a_member,
     training_stays_in_the_set,
 )
+from constrained.testing.optimum_laws import adam_reaches_the_optimum
 
 __all__ = [
     "MEMBERS",
@@ -84,6 +87,7 @@ __all__ = [
     "Case",
     "Scope",
     "Trial",
+    "adam_reaches_the_optimum",
     "agrees_with_double",
     "arguments_are_stored",
     "autocast_changes_nothing",
@@ -97,8 +101,10 @@ __all__ = [
     "dimension_counts",
     "documented",
     "draws_nothing",
+    "empty_batches_pass",
     "first_derivative",
     "forward_mode",
+    "graded_members_return",
     "gradient_is_finite",
     "lands_in_the_set",
     "laws",

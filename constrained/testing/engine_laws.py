@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from constrained.testing.bounds import expect_close, expect_member
 from constrained.testing.case import Case, expect
 from constrained.testing.derivative_laws import singular_values
+from constrained.testing.holder import constrained
 from constrained.testing.points import params_at
 from constrained.testing.runner import Scope, law
 
@@ -20,24 +19,12 @@ STEPS = 100
 ONCE = Scope(dtypes=(torch.float32,), batches=((),))
 
 
-class Holder(nn.Module):
-    """A module that holds one tensor, the parameter ``weight``."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.clone())
-
-    def forward(self) -> Tensor:
-        """The tensor."""
-        return self.weight
-
-
 @law()
 def constrain_keeps_a_member(case: Case) -> None:
     """A parameter that lies in the set keeps its value when it is constrained."""
     constraint = case.build()
     inside = case.sample(constraint)
-    module = _constrained(case, inside)
+    module = constrained(case.build(), inside)
     expect_close(module.weight, inside, case, "the weight after constrain()")
     expect(
         len(list(module.parameters())) > 0 and module.weight.requires_grad,
@@ -64,7 +51,7 @@ def training_stays_in_the_set(case: Case) -> None:
         lambda free: torch.optim.AdamW(free, lr=rate, weight_decay=0.1),
     )
     for make in makers:
-        module = _constrained(case, case.sample(constraint))
+        module = constrained(case.build(), case.sample(constraint))
         optimizer = make(module.parameters())
         kind = type(optimizer)
         losses = []
@@ -91,8 +78,8 @@ def training_stays_in_the_set(case: Case) -> None:
 def checkpoints_restore(case: Case) -> None:
     """The state dict and the pickle of a constrained module restore its weight bit for bit."""
     constraint = case.build()
-    module = _constrained(case, case.sample(constraint))
-    twin = _constrained(case, case.sample(constraint, "other"))
+    module = constrained(case.build(), case.sample(constraint))
+    twin = constrained(case.build(), case.sample(constraint, "other"))
     twin.load_state_dict(module.state_dict(), strict=True)
     expect(
         torch.equal(twin.weight, module.weight),
@@ -105,9 +92,3 @@ def checkpoints_restore(case: Case) -> None:
         case,
         "pickle of a constrained module: expected the same weight after loading it.",
     )
-
-
-def _constrained(case: Case, value: Tensor) -> Any:
-    from constrained import constrain
-
-    return constrain(Holder(value), "weight", case.build())

@@ -13,7 +13,7 @@ from constrained.testing.case import MEMBERS, POINTS, Case, unpack
 from constrained.tolerance import tolerance
 
 #: Standard deviations of random parameters.
-SCALES = (0.0, 1e-3, 1.0, 10.0, 1e3)
+SCALES = (0.0, 1e-6, 1e-3, 1.0, 10.0, 1e3, 1e6)
 
 #: How many times the tolerance a violation must reach to be no rounding for certain.
 CERTAIN = 16.0
@@ -126,6 +126,18 @@ def is_everything(case: Case, constraint: Constraint) -> bool:
     )
 
 
+def graded(case: Case) -> Tensor:
+    """A tensor whose singular values, or else entries, go down to 1e-6 or 1e-12, from 1."""
+    decades = 12 if case.dtype in (torch.float64, torch.complex128) else 6
+    wide = torch.complex128 if case.dtype.is_complex else torch.float64
+    if case.event_dim < 2:
+        sizes = torch.logspace(0, -decades, max(1, torch.Size(case.event).numel()))
+        return sizes.reshape(case.event).expand(case.shape).to(case.dtype).clone()
+    left, right = _orthonormal(case)
+    sizes = torch.logspace(0, -decades, left.shape[-1], dtype=torch.float64).to(wide)
+    return ((left * sizes) @ right.mH).to(case.dtype)
+
+
 def _degenerate(case: Case, point: str) -> Tensor:
     value = torch.zeros(case.shape, dtype=case.dtype)
     if point == "zeros":
@@ -144,15 +156,20 @@ def _degenerate(case: Case, point: str) -> Tensor:
 
 def _repeated_singular_values(case: Case) -> Tensor:
     """U diag(2, 2, ..., 1, 1) V^T: symmetric and positive definite when it is square."""
+    left, right = _orthonormal(case)
+    values = torch.ones(left.shape[-1], dtype=left.dtype)
+    values[: (len(values) + 1) // 2] = 2
+    return ((left * values) @ right.mH).to(case.dtype)
+
+
+def _orthonormal(case: Case) -> tuple[Tensor, Tensor]:
+    """Matrices with orthonormal columns, in double precision; the same one twice for squares."""
     rows, columns = case.event[-2:]
     rank = min(rows, columns)
     wide = torch.complex128 if case.dtype.is_complex else torch.float64
     noise = case.gaussian((*case.batch, *case.event[:-2], rows, rank), "left").to(wide)
     left = torch.linalg.qr(noise).Q
-    right = left
-    if rows != columns:
-        noise = case.gaussian((*case.batch, *case.event[:-2], columns, rank), "right").to(wide)
-        right = torch.linalg.qr(noise).Q
-    values = torch.ones(rank, dtype=wide)
-    values[: (rank + 1) // 2] = 2
-    return ((left * values) @ right.mH).to(case.dtype)
+    if rows == columns:
+        return left, left
+    noise = case.gaussian((*case.batch, *case.event[:-2], columns, rank), "right").to(wide)
+    return left, torch.linalg.qr(noise).Q

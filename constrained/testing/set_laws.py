@@ -8,7 +8,15 @@ from torch import Tensor
 from constrained.constraint import Constraint
 from constrained.testing.bounds import expect_close, expect_member
 from constrained.testing.case import Case, expect, unpack
-from constrained.testing.points import SCALES, is_everything, members, near, outsiders, params
+from constrained.testing.points import (
+    SCALES,
+    graded,
+    is_everything,
+    members,
+    near,
+    outsiders,
+    params,
+)
 from constrained.testing.runner import Scope, law
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -79,6 +87,50 @@ def members_are_accepted(case: Case) -> None:
             f"found {value.dtype} of shape {tuple(value.shape)}.",
         )
         expect_member(value, case, constraint, name)
+
+
+@law()
+def graded_members_return(case: Case) -> None:
+    """Members with numbers of every size come back, with a finite gradient.
+
+    They are nearest to tensors whose singular values, or entries, spread evenly over 6 decades in
+    single and 12 in double precision, at scales from 1e-6 to 1e6.
+    """
+    constraint = case.build()
+    for factor in (1e-6, 1.0, 1e6):
+        value = constraint.project(factor * graded(case))
+        what = f"the projection of {factor:g} * a graded tensor"
+        expect_member(value, case, constraint, what)
+        free = [p.clone() for p in unpack(constraint.right_inverse(value))]
+        found = constraint(
+            *(p.requires_grad_(i not in constraint.frozen) for i, p in enumerate(free))
+        )
+        expect_close(found.detach(), value, case, f"forward(right_inverse(x)), x = {what}")
+        leaves = [p for p in free if p.requires_grad]
+        for gradient in torch.autograd.grad(found.abs().sum(), leaves, allow_unused=True):
+            finite = gradient is None or bool(torch.isfinite(gradient).all())
+            expect(finite, case, f"gradient at {what}: expected finite numbers.")
+
+
+@law(Scope(dtypes=(torch.float32,), batches=((0,), (2, 0))))
+def empty_batches_pass(case: Case) -> None:
+    """A batch without elements goes through every method, with the right shape."""
+    constraint = case.build()
+    empty = torch.empty(case.shape, dtype=case.dtype)
+    free = unpack(constraint.right_inverse(empty))
+    found = {
+        "forward": constraint(*free).shape,
+        "project": constraint.project(empty).shape,
+        "violation": (*constraint.violation(empty).shape, *case.event),
+        "contains": (*constraint.contains(empty).shape, *case.event),
+        "sample": constraint.sample(case.shape).shape,
+    }
+    for method, shape in found.items():
+        expect(
+            tuple(shape) == case.shape,
+            case,
+            f"{method} of an empty batch: expected the shape {case.shape}, found {tuple(shape)}.",
+        )
 
 
 @law()

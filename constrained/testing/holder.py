@@ -1,0 +1,28 @@
+"""A module with one constrained tensor: what the laws about training train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from constrained.constraint import Constraint
+
+
+class Holder(nn.Module):
+    """A module that holds one tensor, the parameter ``weight``."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+
+    def forward(self) -> Tensor:
+        """The tensor."""
+        return self.weight
+
+
+def constrained(constraint: Constraint, value: Tensor) -> Any:
+    """A `Holder` of ``value`` with the weight constrained."""
+    from constrained import constrain
+
+    return constrain(Holder(value), "weight", constraint)

@@ -1,0 +1,143 @@
+"""The law that training gets there: Adam ends at the known optimum of a tiny problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from constrained.constraint import Constraint
+from constrained.testing.bounds import scale, size
+from constrained.testing.case import Case, expect, unpack
+from constrained.testing.holder import constrained
+from constrained.testing.points import member
+from constrained.testing.runner import Scope, law
+
+#: Steps of Adam, and its first learning rate in units of a typical parameter; it falls to zero.
+STEPS = 1000
+RATE = 0.1
+
+#: What the loss at the end may exceed the optimum by, relative to `Solution.gap`'s unit.
+GAP = 1e-3
+
+
+@dataclass(frozen=True)
+class Solution:
+    """How a problem ended.
+
+    Attributes:
+        start: where training began.
+        problem: ``"inside"``, to reach a member of the set, or ``"nearest"``, to find the member
+            that is nearest to a tensor outside.
+        gap: how much higher than the optimum the loss ended, in units of the optimum and of the
+            loss of missing it by the norm of a typical element.
+    """
+
+    start: str
+    problem: str
+    gap: float
+
+
+def solutions(case: Case) -> Iterator[Solution]:
+    """Train a weight to lie as near as possible to a target, from degenerate starts and others.
+
+    The loss is half the squared distance, relative to a typical entry of the set. Its optimum is
+    known: zero for a target in the set; for one outside that of `Constraint.project`, where that is
+    the nearest member. A target lies on the start's side of a random member, since a set may be in
+    several pieces that no gradient step connects.
+    """
+    constraint = case.build()
+    begin = starts(case, constraint)
+    names = list(begin)
+    together = constraint.event_dim is not None
+    # Elements of a batch know nothing of each other, and Adam works entry by entry.
+    groups = [names] if together else [[name] for name in names]
+    for group in groups:
+        first = torch.stack([begin[name] for name in group]) if together else begin[group[0]]
+        for problem, target, best in _problems(case, constraint, first):
+            found = _train(case, constraint, first, target)
+            gaps = _loss(case, found, target) - _loss(case, best, target)
+            unit = _loss(case, best, target) + 0.5 * scale(case) ** 2 / _entry(case) ** 2
+            for name, gap in zip(group, (gaps / unit).reshape(-1).tolist(), strict=True):
+                yield Solution(name, problem, gap)
+
+
+@law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True))
+def adam_reaches_the_optimum(case: Case) -> None:
+    """From five starts, degenerate ones among them, Adam ends within 1e-3 of a known optimum."""
+    if case.build().dimension(case.event) == 0:
+        return
+    for solution in solutions(case):
+        expect(
+            solution.gap <= GAP,
+            case,
+            f"{STEPS} steps of Adam from {solution.start}, problem {solution.problem!r}: expected "
+            f"a loss within {GAP:g} of the optimum, found it {solution.gap:.2g} above.",
+        )
+
+
+def starts(case: Case, constraint: Constraint) -> dict[str, Tensor]:
+    """Five elements by name, six for matrices: random ones, and projections of degenerate ones."""
+    degenerate = ("zeros", "ones") if case.event_dim < 2 else ("zeros", "ones", "eye")
+    return {
+        "a member": case.sample(constraint, "start"),
+        "another": case.sample(constraint, "another start"),
+        **{name: member(case, constraint, name) for name in degenerate},
+        "an outsider": constraint.project(2 * _entry(case) * case.gaussian(salt="start")),
+    }
+
+
+def _problems(
+    case: Case, constraint: Constraint, first: Tensor
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Problem, target and optimum for each start of a batch."""
+    options = {"generator": case.generator("targets"), "dtype": first.dtype}
+    beyond = constraint.sample(first.shape, **options)
+    inside = constraint.project(0.6 * first + 0.4 * beyond)
+    yield "inside", inside, inside
+    if "nearest" not in constraint.exempt:
+        noise = torch.randn((16, *first.shape), **options)
+        targets = inside + _entry(case) * noise
+        best = torch.stack([constraint.project(target) for target in targets])
+        # In a piece of the set that is not the start's there is another optimum.
+        apart = size(best - first, case.event_dim).reshape(16, -1)
+        nearest = apart.argmin(0).reshape(1, *first.shape[: -case.event_dim or None])
+        nearest = nearest.reshape(*nearest.shape, *[1] * case.event_dim).expand(1, *first.shape)
+        yield "nearest", targets.gather(0, nearest)[0], best.gather(0, nearest)[0]
+
+
+def _train(case: Case, constraint: Constraint, first: Tensor, target: Tensor) -> Tensor:
+    module = constrained(constraint, first)
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE * _typical_parameter(case))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        _loss(case, module(), target).sum().backward()
+        optimizer.step()
+        schedule.step()
+    return module.weight.detach()
+
+
+def _loss(case: Case, value: Tensor, target: Tensor) -> Tensor:
+    square = (value - target).abs().square() / (2 * _entry(case) ** 2)
+    return square.flatten(square.ndim - case.event_dim).sum(-1) if case.event_dim else square
+
+
+def _entry(case: Case) -> float:
+    """The root mean square of the entries of a typical element."""
+    return scale(case) / max(1, torch.Size(case.event).numel()) ** 0.5
+
+
+def _typical_parameter(case: Case) -> float:
+    constraint = case.build()
+    free = [
+        param.abs().flatten()
+        for k in range(8)
+        for i, param in enumerate(
+            unpack(constraint.right_inverse(case.sample(salt=f"typical {k}")))
+        )
+        if i not in constraint.frozen
+    ]
+    return float(torch.cat(free).square().mean().sqrt()) or 1.0
