@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow promises catalogue lint format types docs bench clean
+.PHONY: help install demo demo-short test test-slow promises catalogue accuracy lint format types docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ promises: $(READY) ## run the engine's promises, slow ones too, and write docs/e
 
 catalogue: $(READY) ## write docs/catalogue.md from the docstrings
 	$(BIN)/python docs/catalogue.py
+
+accuracy: $(READY) ## measure optima and right inverses, and write docs/accuracy.md
+	OMP_NUM_THREADS=1 $(BIN)/python docs/accuracy.py
 
 lint: $(READY) ## ruff, without changing anything
 	$(BIN)/ruff check .
