@@ -1,0 +1,225 @@
+"""The defects of geotorch 0.4.0 that are of no single family: each shown there, and absent here.
+
+Those of one family are tests of the same pattern, `test_gNN_...`, in that family's file.
+"""
+
+import geotorch
+import pytest
+import torch
+from torch import nn
+
+import constrained
+from constrained import constrain, get
+
+torch.set_num_threads(1)
+
+SQUARE = [
+    "orthogonal",
+    "symmetric",
+    "skew",
+    "positive_definite",
+    "low_rank(rank=2)",
+    "rank_one",
+    "sphere",
+    "hurwitz",
+]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def layer(shape=(6, 6), dtype=torch.float32):
+    return nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
+
+
+def orthogonal_there(module):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        geotorch.orthogonal(module, "weight")
+    return module
+
+
+def sample(constraint, shape, dtype=torch.float32):
+    return constraint.sample(shape, generator=generator(), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_g03_a_failed_assignment_changes_nothing(name):
+    module = constrain(layer(), "weight", name)
+    before = module.weight.clone()
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    for wrong in (
+        torch.full((6, 6), torch.nan),
+        torch.randn(5, 6, generator=generator()),
+        100 + torch.arange(36.0).reshape(6, 6).sin().cumsum(1),
+    ):
+        with pytest.raises(ValueError):
+            module.weight = wrong
+        assert torch.equal(module.weight, before)
+        assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+
+
+def test_g03_there_the_weight_is_lost():
+    module = orthogonal_there(layer())
+    with torch.no_grad():
+        module.parametrizations.weight.original.add_(torch.randn(6, 6, generator=generator()) / 2)
+    before = module.weight.detach().clone()
+    other = sample(get("orthogonal")(), (6, 6), torch.float64)
+    with pytest.raises(ValueError):
+        module.weight = other
+    after = module.weight.detach()
+    assert (after - before).norm() > 0.1 and (after - other).norm() > 0.1
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_g04_an_assignment_keeps_the_shape(name):
+    module = constrain(layer(), "weight", name)
+    before = module.weight.clone()
+    with pytest.raises(ValueError, match="shape"):
+        module.weight = before.unsqueeze(0)
+    assert module.weight.shape == (6, 6) and torch.equal(module.weight, before)
+
+
+def test_g04_there_the_shape_follows():
+    module = layer()
+    geotorch.skew(module, "weight")
+    module.weight = module.weight.detach().unsqueeze(0)
+    assert module.weight.shape == (1, 6, 6)
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_g12_a_feasible_weight_is_kept(name):
+    module = layer()
+    constraint = constrain(layer(), "weight", name).parametrizations.weight[0]
+    inside = sample(constraint, (6, 6))
+    with torch.no_grad():
+        module.weight.copy_(inside)
+    constrain(module, "weight", name)
+    torch.testing.assert_close(module.weight.detach(), inside, rtol=0, atol=1e-5)
+
+
+def test_g12_there_it_is_thrown_away():
+    module = layer()
+    inside = sample(get("orthogonal")(), (6, 6))
+    with torch.no_grad():
+        module.weight.copy_(inside)
+    assert (orthogonal_there(module).weight - inside).norm() > 0.5
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_g13_the_global_generator_is_left_alone(name):
+    module = layer()
+    before = torch.get_rng_state()
+    constrain(module, "weight", name)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_g13_there_it_is_used():
+    with torch.random.fork_rng():
+        before = torch.get_rng_state()
+        geotorch.orthogonal(layer(), "weight")
+        assert not torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "sphere", "positive_definite", "low_rank(rank=2)"])
+def test_g14_a_single_precision_error_is_no_member_in_double(name):
+    constraint = constrain(layer(), "weight", name).parametrizations.weight[0]
+    inside = sample(constraint, (6, 6), torch.float64)
+    noise = torch.randn(6, 6, generator=generator(1), dtype=torch.float64)
+    nearly = inside + 1e-5 * inside.norm() * noise / noise.norm()
+    module = constrain(layer(dtype=torch.float64), "weight", name)
+    with pytest.raises(ValueError, match="violates"):
+        module.weight = nearly
+    module.weight = inside
+    violations = constrained.violations(module)
+    assert violations["weight"] <= 1e-14 * (1 + float(inside.norm()))
+
+
+def test_g14_there_it_is_locked_in():
+    module = orthogonal_there(layer(dtype=torch.float64))
+    inside = sample(get("orthogonal")(), (6, 6), torch.float64)
+    module.weight = inside + 1e-6 * torch.ones(6, 6, dtype=torch.float64)
+    error = module.weight.mT @ module.weight - torch.eye(6, dtype=torch.float64)
+    assert error.abs().max() > 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["orthogonal", "orthogonal(map='cayley')", "orthogonal(map='exp')"]
+)
+def test_g15_ten_thousand_steps_do_not_drift(name):
+    module = constrain(layer((8, 8)), "weight", name)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    noise = generator()
+    for _ in range(10_000):
+        optimizer.zero_grad()
+        (module.weight * torch.randn(8, 8, generator=noise)).sum().backward()
+        optimizer.step()
+    assert constrained.violations(module)["weight"] < 3e-6
+    module.weight = module.weight.detach().clone()
+
+
+def test_g15_there_a_point_drifts_until_it_is_refused():
+    module = orthogonal_there(layer((8, 8)))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    noise = generator()
+    with pytest.raises(ValueError):
+        for _ in range(2_000):
+            optimizer.zero_grad()
+            (module.weight * torch.randn(8, 8, generator=noise)).sum().backward()
+            optimizer.step()
+            geotorch.update_base(module, "weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SQUARE)
+def test_g17_half_precision_layers(name, dtype):
+    module = constrain(layer(dtype=dtype), "weight", name)
+    assert module.weight.dtype == dtype
+    constrained.assert_feasible(module)
+    constraint = module.parametrizations.weight[0]
+    rounded = sample(constraint, (6, 6)).to(dtype)
+    module.weight = constraint.nearest(rounded)
+    torch.testing.assert_close(module.weight.detach(), rounded, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_g17_there_they_are_refused(dtype):
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        orthogonal_there(layer(dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "sphere", "low_rank(rank=8)"])
+def test_g22_memory_is_that_of_the_weight(name):
+    module = constrain(layer((2048, 8)), "weight", name)
+    held = sum(value.numel() for value in module.state_dict().values())
+    assert held <= 2 * 2048 * 8
+
+
+def test_g22_a_very_tall_layer_is_constrained_at_once():
+    module = constrain(layer((30_000, 50)), "weight", "orthogonal")
+    assert sum(value.numel() for value in module.state_dict().values()) == 30_000 * 50
+    constrained.assert_feasible(module)
+
+
+def test_g21_complex_matrices():
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64, generator=generator()))
+    constrain(module, "weight", "hermitian")
+    module.weight.abs().square().sum().backward()
+    assert module.weight.dtype == torch.complex64
+    assert torch.equal(module.weight, module.weight.mH)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_g21_there_they_are_refused():
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64, generator=generator()))
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        orthogonal_there(module)
+
+
+def test_g22_there_a_base_of_the_square_of_the_rows_comes_along():
+    module = orthogonal_there(layer((512, 8)))
+    assert sum(value.numel() for value in module.state_dict().values()) >= 512 * 512
