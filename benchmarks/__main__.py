@@ -8,13 +8,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compiling, evaluating, reading
+from benchmarks import compiling, evaluating, reading, training
 from benchmarks.harness import Timing, save
 
 GROUPS = {
     "reading": (reading.recurrent_loop, reading.evaluation, reading.bare_read),
     "evaluating": (evaluating.evaluation,),
     "compiling": (compiling.compilation,),
+    "training": (training.training,),
 }
 
 
