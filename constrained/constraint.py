@@ -35,9 +35,9 @@ class Constraint(nn.Module, ABC):
 
     What a subclass may rely on. The base class wraps the methods that it defines, so that
 
-    * `forward`, `right_inverse`, `violation` and `project` receive at least single precision, with
-      autocast off, whatever the tensor's dtype; results go back to the tensor's dtype (`violation`
-      stays in the working precision);
+    * `forward`, `canonical`, `right_inverse`, `violation` and `project` receive at least single
+      precision, with autocast off, whatever the tensor's dtype; results go back to that dtype
+      (`violation` stays in the working precision);
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
@@ -312,6 +312,18 @@ def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
+def _guard_canonical(
+    method: Callable[..., tuple[Tensor, ...]],
+) -> Callable[..., tuple[Tensor, ...]]:
+    @functools.wraps(method)
+    def canonical(self: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
+        with autocast_disabled(params[0]):
+            better = method(self, *map(_raise_precision, params))
+        return tuple(new.to(old.dtype) for new, old in zip(better, params, strict=True))
+
+    return canonical
+
+
 def _guard_right_inverse(method: Callable[..., Params]) -> Callable[..., Params]:
     @functools.wraps(method)
     def right_inverse(self: Constraint, value: Tensor) -> Params:
@@ -354,6 +366,7 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 _GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "forward": _guard_forward,
+    "canonical": _guard_canonical,
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
     "project": _guard_project,

@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
-from constraints.fold import LINGERING
+from constraints.fold import lingering
 from constraints.unit import scaled as scaled_to_one
 
 _KINK = "a kink on the boundary: the identity inside, a scaling outside"
@@ -26,8 +26,7 @@ class LengthBound(Constraint):
     """What sets of vectors share whose length may be anything up to a bound, in some norm.
 
     The map is the identity inside. Outside, a vector is scaled back to the boundary. `canonical`
-    takes a parameter that a step has led outside back there, little by little: see
-    `constraints.fold`.
+    takes a parameter that a step has led outside back there, little by little: see `lingering`.
     """
 
     event_dim = 1
@@ -55,8 +54,7 @@ class LengthBound(Constraint):
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
-        member = self._inside(y)
-        return (member + LINGERING * (y - member),)
+        return (lingering(y, self._inside(y), 1),)
 
     def violation(self, value: Tensor) -> Tensor:
         """How much longer than the bound the vector is."""

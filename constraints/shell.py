@@ -10,8 +10,8 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_positive
-from constraints.fold import LINGERING
-from constraints.unit import scaled
+from constraints.box import Box
+from constraints.unit import normalized, scaled
 
 
 @register("min_max_norm")
@@ -20,11 +20,12 @@ class MinMaxNorm(Constraint):
 
     **Set**: {x in R^n : low <= ||x|| <= high}. Dimension n, closed.
 
-    **Map**: the identity inside; outside the vector is stretched or scaled back onto the boundary.
-    Onto the set, the zero vector being taken for the first unit vector. In one dimension the set is
-    two intervals, and a large step may cross the gap.
+    **Map**: (v, l) -> l v / ||v||, with a length l that is folded at the bounds as under `box`, and
+    the first unit vector in place of zero. Onto the set. Direction and length are apart, because
+    weight decay would hold a vector in one piece at the lower bound, where the gradient of a
+    projection knows no way out.
 
-    **Right inverse**: the identity, up to rounding on the boundary.
+    **Right inverse**: (x / ||x||, ||x||).
 
     **Reference**: as ``keras.constraints.MinMaxNorm`` with ``rate=1``.
 
@@ -55,7 +56,7 @@ class MinMaxNorm(Constraint):
             for order in ("first", "second")
             for point in ("zero_params", "zeros", "ones", "boundary")
         ),
-        "a kink on the boundary: the identity inside, a scaling outside; and no direction at zero",
+        "a length has a kink at a bound, where the identity meets a fold; and zero has no direction",
     )
 
     def __init__(self, low: float, high: float) -> None:
@@ -66,24 +67,21 @@ class MinMaxNorm(Constraint):
             raise ValueError(
                 f"min_max_norm: low must be less than high, got low={low!r} and high={high!r}."
             )
+        self._lengths = Box(self.low, self.high)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """The vector itself inside, and scaled onto the boundary else."""
-        direction, scale = scaled(y)
+    def forward(self, v: Tensor, length: Tensor) -> Tensor:
+        """``l v / ||v||`` with l between the bounds."""
+        return normalized(v, 1.0) * self._lengths(length)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """``(x / ||x||, ||x||)``."""
+        direction, scale = scaled(value)
         norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-        length = scale * norm
-        below, above = length < self.low, length > self.high
-        nearest = length.clamp(self.low, self.high)
-        return torch.where(below | above, direction * (nearest / norm), y)
+        return direction / norm, (scale * norm).clamp(self.low, self.high)
 
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity, but for rounding: a vector on the boundary is put inside of it."""
-        return self.project(value)
-
-    def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """A parameter of the same element that is nearer to it."""
-        member = self.project(y)
-        return (member + LINGERING * (y - member),)
+    def canonical(self, v: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction with length one, and the length between the bounds."""
+        return normalized(v, 1.0), self._lengths(length)
 
     def violation(self, value: Tensor) -> Tensor:
         """How much too short or too long the vector is."""

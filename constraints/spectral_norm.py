@@ -12,7 +12,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
-from constraints.fold import LINGERING
+from constraints.fold import lingering
 from constraints.singular import clip_singular_values
 from constraints.svd import svdvals
 
@@ -38,9 +38,9 @@ class SpectralNorm(Constraint):
     by the largest one instead.
 
     `canonical` takes a parameter that an optimizer's step has led outside back to the boundary, by
-    a tenth of the way: see `constraints.fold` for why not all of it. Dividing by the norm after
-    each step would not end at the optimum, since it shrinks all singular values, while only some of
-    them are pushed outside.
+    a tenth of the way: `constraints.fold.lingering` says why not all of it. Dividing by the norm
+    after each step would not end at the optimum, since it shrinks all singular values, while only
+    some of them are pushed outside.
 
     Args:
         bound: the largest norm c, greater than zero.
@@ -94,8 +94,7 @@ class SpectralNorm(Constraint):
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
         with torch.no_grad():
-            member = clip_singular_values(X, self.bound)
-            return (member + LINGERING * (X - member),)
+            return (lingering(X, clip_singular_values(X, self.bound), 2),)
 
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the spectral norm."""

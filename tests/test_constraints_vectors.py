@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import constrained
+from constrained.testing.case import unpack
 from constraints import (
     Affine,
     Ball,
@@ -30,21 +31,23 @@ MATRICES = [FrobeniusNorm(radius=3), Oblique()]
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6, 1.0, 1e6, 1e18])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_parameter_gives_a_member_and_a_gradient(constraint, scale, dtype):
-    y = (scale * torch.randn(3, 5, dtype=dtype)).requires_grad_()
-    value = constraint(y)
+    start = unpack(constraint.right_inverse(constraint.project(torch.randn(3, 5, dtype=dtype))))
+    free = [(scale * torch.randn(p.shape, dtype=dtype)).requires_grad_() for p in start]
+    value = constraint(*free)
     assert value.isfinite().all() and constraint.contains(value).all()
-    (gradient,) = torch.autograd.grad(value.sum(), y)
-    assert gradient.isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value.sum(), free))
 
 
 @pytest.mark.parametrize("constraint", [*VECTORS[1:], *MATRICES], ids=str)
 def test_long_vectors_single_entries_and_empty_batches(constraint):
     for shape in ((512, 512), (3, 1), (1, 512)):
-        value = constraint(torch.randn(shape))
+        value = constraint.project(torch.randn(shape))
         assert constraint.contains(value).all()
-        assert torch.allclose(constraint(constraint.right_inverse(value)), value, atol=1e-5)
+        free = unpack(constraint.right_inverse(value))
+        assert torch.allclose(constraint(*free), value, atol=1e-5)
     empty = torch.zeros(0, 4, 5)
-    assert constraint(empty).shape == constraint.project(empty).shape == empty.shape
+    free = unpack(constraint.right_inverse(empty))
+    assert constraint(*free).shape == constraint.project(empty).shape == empty.shape
     assert constraint.violation(empty).shape == (0, 4)[: 3 - constraint.event_dim]
 
 
