@@ -56,7 +56,7 @@ class MinMaxNorm(Constraint):
             for order in ("first", "second")
             for point in ("zero_params", "zeros", "ones", "boundary")
         ),
-        "a length has a kink at a bound, where the identity meets a fold; and zero has no direction",
+        "a length has a kink at a bound, where identity and fold meet; and zero has no direction",
     )
 
     def __init__(self, low: float, high: float) -> None:

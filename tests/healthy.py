@@ -137,7 +137,7 @@ class PositiveDefinite(Constraint):
     event_dim = 2
     closed = False
     exempt: ClassVar = {
-        "adam_reaches_the_optimum": "next to the boundary the slope of softplus is that of exp, and "
+        "adam_reaches_the_optimum": "next to the boundary softplus is as flat as exp, and "
         "from the projection of zeros the way is longer than the law's steps"
     }
     examples = (({}, (3, 3)),)
