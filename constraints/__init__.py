@@ -7,15 +7,17 @@ its mathematics.
 
 from constraints.affine import Affine, SumToZero
 from constraints.angle import Angle
-from constraints.ball import Ball, MaxNorm
+from constraints.ball import Ball, L1Ball, MaxNorm
 from constraints.box import Box
 from constraints.cholesky_factor import CholeskyFactor
 from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
 from constraints.hurwitz import Hurwitz
+from constraints.hyperbolic import Lorentz, PoincareBall
 from constraints.interval import Interval
 from constraints.low_rank import LowRank, RankOne
 from constraints.masked import Masked
 from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
+from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
@@ -52,7 +54,9 @@ __all__ = [
     "Hermitian",
     "Hurwitz",
     "Interval",
+    "L1Ball",
     "LessThan",
+    "Lorentz",
     "LowRank",
     "LowerTriangular",
     "Masked",
@@ -62,9 +66,12 @@ __all__ = [
     "Nonnegative",
     "Nonpositive",
     "Oblique",
+    "Ordered",
     "Orthogonal",
+    "PoincareBall",
     "Positive",
     "PositiveDefinite",
+    "PositiveOrdered",
     "RankOne",
     "RowStochastic",
     "Schur",

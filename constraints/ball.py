@@ -1,4 +1,4 @@
-"""Balls and shells: vectors whose length is bounded."""
+"""Balls: vectors whose length is bounded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
 from constraints.fold import lingering
+from constraints.l1_projection import beyond_l1_ball, onto_l1_ball
 from constraints.unit import scaled as scaled_to_one
 
 _KINK = "a kink on the boundary: the identity inside, a scaling outside"
@@ -107,8 +108,8 @@ class Ball(LengthBound):
 
     **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
 
-    `project` is the nearest point in the Euclidean norm for p = 2. For other p it scales the vector
-    back along its direction.
+    `project` is the nearest point in the Euclidean norm for p = 1 and p = 2. For other p it scales
+    the vector back along its direction.
 
     Args:
         radius: the largest norm, greater than zero.
@@ -128,6 +129,7 @@ class Ball(LengthBound):
         ({}, (4,)),
         ({"radius": 2.5}, (3,)),
         ({"radius": 2.0, "p": 3.0}, (3,)),
+        ({"radius": 2.0, "p": 1.0}, (3,)),
     )
     exempt = _kinks("ones", "boundary")
 
@@ -137,7 +139,7 @@ class Ball(LengthBound):
         self.p = checked_bound("ball", p, "p")
         if self.p < 1:
             raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
-        if self.p != 2:
+        if self.p not in (1, 2):
             self.exempt = {**self.exempt, "nearest": "scaling back is nearest for p = 2 only"}
 
     def greatest(self) -> float:
@@ -148,9 +150,78 @@ class Ball(LengthBound):
         """The p-norm."""
         return torch.linalg.vector_norm(value, self.p, dim=-1, keepdim=True)
 
+    def violation(self, value: Tensor) -> Tensor:
+        """How much longer than the radius the vector is; for p = 1 as for `L1Ball`."""
+        if self.p == 1:
+            return beyond_l1_ball(value, self.radius)
+        return super().violation(value)
+
     def project(self, value: Tensor) -> Tensor:
-        """The vector scaled back to the radius: for p = 2 the nearest point."""
-        return self._inside(value)
+        """The nearest point for p = 1 and 2, else the vector scaled back to the radius."""
+        return self._inside(onto_l1_ball(value, self.radius) if self.p == 1 else value)
+
+
+@register("l1_ball", aliases=("cross_polytope",))
+class L1Ball(LengthBound):
+    """Vectors whose absolute values add up to a radius at most.
+
+    **Set**: {x in R^n : |x_1| + ... + |x_n| <= radius}. Dimension n, closed, convex.
+
+    **Map**: the identity inside; outside y -> radius y / ||y||_1. Onto the set. The nearest point
+    would be a map onto it too, and sets small entries to zero, but it ignores them until the
+    parameter is inside again: trained by Adam from random starts, it ended up to half of the
+    optimum above it, this one 5e-4.
+
+    **Right inverse**: the identity, up to rounding on the boundary.
+
+    **Reference**: Duchi et al., Efficient projections onto the l1-ball for learning in high
+    dimensions (ICML 2008), section 4; Bertsekas, On the Goldstein-Levitin-Polyak gradient
+    projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm.
+
+    Args:
+        radius: the largest sum, greater than zero.
+
+    Raises:
+        ValueError: if the radius is not positive and finite.
+
+    Example:
+        >>> y = torch.tensor([[0.5, -1.0, 0.0], [0.5, -3.0, 2.0]])
+        >>> L1Ball(radius=2.0).project(y)
+        tensor([[ 0.5000, -1.0000,  0.0000],
+                [ 0.0000, -1.5000,  0.5000]])
+        >>> L1Ball(radius=11.0)(2 * y[1])
+        tensor([ 1., -6.,  4.])
+    """
+
+    examples = (
+        ({}, (1,)),
+        ({}, (4,)),
+        ({"radius": 2.5}, (3,)),
+        ({"radius": 1.0}, (50,)),
+    )
+    exempt = _kinks("ones", "boundary")
+
+    def __init__(self, radius: float = 1.0) -> None:
+        super().__init__()
+        self.radius = checked_positive("l1_ball", radius, "radius")
+
+    def greatest(self) -> float:
+        """The radius."""
+        return self.radius
+
+    def length(self, value: Tensor) -> Tensor:
+        """The sum of the absolute values."""
+        return torch.linalg.vector_norm(value, 1, dim=-1, keepdim=True)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """How much less the largest entry of the nearest point is than that of the vector."""
+        return beyond_l1_ball(value, self.radius)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm."""
+        return self._inside(onto_l1_ball(value, self.radius))
 
 
 @register("max_norm")

@@ -1,0 +1,163 @@
+"""Vectors whose entries do not decrease."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.tolerance import working_dtype
+from constraints.fold import STEEPNESS
+from constraints.isotonic import isotonic
+
+_EXEMPT = {
+    f"{order}_derivative:{point}": "a kink where two entries are equal, as every map from all of "
+    "space onto the cone that leaves its boundary with a nonzero slope"
+    for order in ("first", "second")
+    for point in ("zero_params", "zeros", "ones", "boundary")
+}
+
+
+class Increments(Constraint):
+    """What the cones of ordered vectors share: the parameters are the increments.
+
+    An increment of zero or more is taken as it is. A negative one is folded back, with the slope
+    -1 / 2^20, and `canonical` replaces it by its value: see `constraints.half_line`. In terms of
+    the increments the set is a product of half-lines, so that each of them can stop at its bound,
+    and leave it, whatever the others do.
+    """
+
+    event_dim = 1
+
+    @abstractmethod
+    def free(self) -> int:
+        """How many increments, the first ones, may have either sign."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The running sum of the increments."""
+        return self.canonical(y)[0].cumsum(-1)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The increments."""
+        # What rounding has left out of order would be folded, and add up.
+        least = value if self.free() else value.clamp(min=0)
+        ascending = least.cummax(-1).values
+        return torch.cat([ascending[..., :1], ascending.diff(dim=-1)], -1)
+
+    def canonical(self, y: Tensor) -> tuple[Tensor]:
+        """The increments of the element."""
+        bounded = torch.arange(y.shape[-1], device=y.device) >= self.free()
+        return (torch.where(bounded & (y < 0), y / -STEEPNESS, y),)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Standard normal numbers, or their absolute values if none may be negative, sorted."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        normal = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return (normal if self.free() else normal.abs()).sort(-1).values.to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n``."""
+        return shape[-1]
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has at least one entry."""
+        return None if event[0] > 0 else "must have at least one entry"
+
+
+@register("ordered", aliases=("ordered_vector", "isotonic"))
+class Ordered(Increments):
+    """Vectors whose entries do not decrease.
+
+    **Set**: {x in R^n : x_1 <= x_2 <= ... <= x_n}, a cone. Dimension n, closed.
+
+    **Map**: x_1 = y_1 and x_i = x_(i-1) + max(y_i, -y_i / 2^20), onto the set, with the derivative
+    +1 at y_i = 0. The usual maps, exp or softplus for max, never reach equal entries, and their
+    gradient vanishes on the way there.
+
+    **Right inverse**: the first entry and the increments.
+
+    **Reference**: Stan Reference Manual, section "Ordered vector", for the interior of the set;
+    Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm.
+
+    Example:
+        >>> import torch
+        >>> Ordered()(torch.tensor([-1.0, 2.0, 0.0, 0.5]))
+        tensor([-1.0000,  1.0000,  1.0000,  1.5000])
+        >>> Ordered().project(torch.tensor([3.0, 1.0, 2.0, 4.0]))
+        tensor([2., 2., 2., 4.])
+    """
+
+    examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)))
+    exempt = _EXEMPT
+
+    def free(self) -> int:
+        """The first entry is."""
+        return 1
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The least change of entries that makes an element, by the entry that changes most."""
+        # If each entry moves by no more than t, x_i <= x_j + 2 t for i < j; and halfway between the
+        # largest one before it and itself is a place for each entry where that is enough.
+        return (value.cummax(-1).values - value).amax(-1) / 2
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm."""
+        return isotonic(value)
+
+
+@register("positive_ordered", aliases=("positive_ordered_vector",))
+class PositiveOrdered(Increments):
+    """Vectors of numbers that are zero or more and do not decrease.
+
+    **Set**: {x in R^n : 0 <= x_1 <= x_2 <= ... <= x_n}, a cone. Dimension n, closed.
+
+    **Map**: x_i = x_(i-1) + max(y_i, -y_i / 2^20) with x_0 = 0, onto the set, with the derivative
+    +1 at y_i = 0.
+
+    **Right inverse**: the increments, from zero.
+
+    **Reference**: Stan Reference Manual, section "Positive ordered vector", for the interior of the
+    set; Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm.
+
+    Example:
+        >>> import torch
+        >>> PositiveOrdered()(torch.tensor([1.0, 2.0, 0.0, 0.5]))
+        tensor([1.0000, 3.0000, 3.0000, 3.5000])
+        >>> PositiveOrdered().project(torch.tensor([-1.0, 2.0, 1.0]))
+        tensor([0.0000, 1.5000, 1.5000])
+    """
+
+    examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)))
+    exempt = _EXEMPT
+
+    def free(self) -> int:
+        """None is."""
+        return 0
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The least change of entries that makes an element, by the entry that changes most."""
+        order = (value.cummax(-1).values - value).amax(-1) / 2
+        return torch.maximum(order, F.relu(-value).amax(-1))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm."""
+        # Of the bounded vectors the nearest one is the nearest of all, cut off at the bound.
+        return isotonic(value).clamp(min=0)
