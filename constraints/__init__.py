@@ -11,6 +11,7 @@ from constraints.ball import Ball, L1Ball, MaxNorm
 from constraints.box import Box
 from constraints.cholesky_factor import CholeskyFactor
 from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
+from constraints.fixed_rank import FixedRank, PSDFixedRank
 from constraints.hurwitz import Hurwitz
 from constraints.hyperbolic import Lorentz, PoincareBall
 from constraints.interval import Interval
@@ -21,6 +22,7 @@ from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
+from constraints.positive_semidefinite import PSDLowRank, PositiveSemidefinite
 from constraints.schur import Schur
 from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
@@ -47,6 +49,7 @@ __all__ = [
     "ColumnStochastic",
     "Diagonal",
     "DoublyStochastic",
+    "FixedRank",
     "FrobeniusNorm",
     "GreaterThan",
     "Hamiltonian",
@@ -68,10 +71,13 @@ __all__ = [
     "Oblique",
     "Ordered",
     "Orthogonal",
+    "PSDFixedRank",
+    "PSDLowRank",
     "PoincareBall",
     "Positive",
     "PositiveDefinite",
     "PositiveOrdered",
+    "PositiveSemidefinite",
     "RankOne",
     "RowStochastic",
     "Schur",

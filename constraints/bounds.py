@@ -22,3 +22,12 @@ def checked_positive(constraint: str, bound: float, name: str = "bound") -> floa
     if not 0 < bound < math.inf:
         raise ValueError(f"{constraint}: {name} must be positive and finite, got {bound!r}.")
     return float(bound)
+
+
+def checked_rank(constraint: str, rank: int) -> int:
+    """An integer from 1 on."""
+    if not isinstance(rank, int) or isinstance(rank, bool):
+        raise TypeError(f"{constraint}: rank must be an integer, got {rank!r}.")
+    if rank < 1:
+        raise ValueError(f"{constraint}: rank must be at least 1, got {rank}.")
+    return rank

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.bounds import checked_rank
 from constraints.svd import svd, svdvals
 
 
@@ -60,11 +61,7 @@ class LowRank(Constraint):
 
     def __init__(self, rank: int) -> None:
         super().__init__()
-        if not isinstance(rank, int) or isinstance(rank, bool):
-            raise TypeError(f"low_rank: rank must be an integer, got {rank!r}.")
-        if rank < 1:
-            raise ValueError(f"low_rank: rank must be at least 1, got {rank}.")
-        self.rank = rank
+        self.rank = checked_rank("low_rank", rank)
 
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
         """``U V'``."""
