@@ -10,6 +10,7 @@ from constraints.angle import Angle
 from constraints.ball import Ball, L1Ball, MaxNorm
 from constraints.box import Box
 from constraints.cholesky_factor import CholeskyFactor
+from constraints.correlation import Correlation, CorrelationCholesky
 from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
 from constraints.fixed_rank import FixedRank, PSDFixedRank
 from constraints.hurwitz import Hurwitz
@@ -47,6 +48,8 @@ __all__ = [
     "CholeskyFactor",
     "Circulant",
     "ColumnStochastic",
+    "Correlation",
+    "CorrelationCholesky",
     "Diagonal",
     "DoublyStochastic",
     "FixedRank",

@@ -54,24 +54,11 @@ class PositiveDefinite(Constraint):
 
     def forward(self, X: Tensor) -> Tensor:
         """``X X'``, with its diagonal enlarged by a rounding term."""
-        W = _symmetric_part(X @ X.mT)
-        diagonal = _diagonal(W)
-        enlarged = (1 + _rounding(X)) * diagonal
-        # Smaller squares would be so near to underflow that they have lost digits.
-        finfo = torch.finfo(X.dtype)
-        enlarged = enlarged + (enlarged.clamp(min=finfo.tiny / finfo.eps) - enlarged).detach()
-        return W + torch.diag_embed(enlarged - diagonal)
+        return gram(X)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The Cholesky factor."""
-        W = _symmetric_part(value)
-        # diag(W) = (1 + rounding) diag(X X').
-        rounding = _rounding(W)
-        A = W - torch.diag_embed(rounding / (1 + rounding) * _diagonal(W))
-        L, info = torch.linalg.cholesky_ex(A)
-        eigenvalues, Q = torch.linalg.eigh(A)
-        root = Q * _clipped(eigenvalues, torch.finfo(W.dtype).eps).sqrt().unsqueeze(-2)
-        return torch.where((info > 0)[..., None, None], root, L).contiguous()
+        return root(value)
 
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
@@ -85,12 +72,7 @@ class PositiveDefinite(Constraint):
         The eigenvalues of the symmetric part are clipped at 2 n eps times the largest of them in
         absolute value. A symmetric matrix that has a Cholesky factor stays as it is.
         """
-        W = _symmetric_part(value)
-        eigenvalues, Q = torch.linalg.eigh(W)
-        eigenvalues = _clipped(eigenvalues, _rounding(W))
-        clipped = _symmetric_part(Q * eigenvalues.unsqueeze(-2) @ Q.mT)
-        inside = torch.linalg.cholesky_ex(W).info == 0
-        return torch.where(inside[..., None, None], W, clipped)
+        return clipped(value)
 
     def sample(
         self,
@@ -116,6 +98,39 @@ class PositiveDefinite(Constraint):
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix."""
         return None if event[0] == event[1] > 0 else "must be a square matrix, not an empty one"
+
+
+def gram(X: Tensor) -> Tensor:
+    """``X X'``, with its diagonal enlarged by a rounding term: it has a Cholesky factor."""
+    W = _symmetric_part(X @ X.mT)
+    diagonal = _diagonal(W)
+    enlarged = (1 + _rounding(X)) * diagonal
+    # Smaller squares would be so near to underflow that they have lost digits.
+    finfo = torch.finfo(X.dtype)
+    enlarged = enlarged + (enlarged.clamp(min=finfo.tiny / finfo.eps) - enlarged).detach()
+    return W + torch.diag_embed(enlarged - diagonal)
+
+
+def root(value: Tensor) -> Tensor:
+    """X with ``gram(X) == value``, triangular if the value has a Cholesky factor."""
+    W = _symmetric_part(value)
+    # diag(W) = (1 + rounding) diag(X X').
+    rounding = _rounding(W)
+    A = W - torch.diag_embed(rounding / (1 + rounding) * _diagonal(W))
+    L, info = torch.linalg.cholesky_ex(A)
+    eigenvalues, Q = torch.linalg.eigh(A)
+    square_root = Q * _clipped(eigenvalues, torch.finfo(W.dtype).eps).sqrt().unsqueeze(-2)
+    return torch.where((info > 0)[..., None, None], square_root, L).contiguous()
+
+
+def clipped(value: Tensor) -> Tensor:
+    """The nearest matrix with a Cholesky factor, up to rounding; one that has it stays as it is."""
+    W = _symmetric_part(value)
+    eigenvalues, Q = torch.linalg.eigh(W)
+    eigenvalues = _clipped(eigenvalues, _rounding(W))
+    nearest = _symmetric_part(Q * eigenvalues.unsqueeze(-2) @ Q.mT)
+    inside = torch.linalg.cholesky_ex(W).info == 0
+    return torch.where(inside[..., None, None], W, nearest)
 
 
 def _rounding(W: Tensor) -> float:

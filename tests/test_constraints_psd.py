@@ -1,0 +1,228 @@
+"""Positive semidefinite matrices and correlations: references, degenerate members, optima."""
+
+import geotorch
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+from torch.distributions import constraints as torch_constraints
+from torch.distributions.transforms import CorrCholeskyTransform
+
+import constrained
+from constrained import constrain
+from constraints import (
+    Correlation,
+    CorrelationCholesky,
+    FixedRank,
+    PositiveSemidefinite,
+    PSDFixedRank,
+    PSDLowRank,
+)
+
+torch.set_num_threads(1)
+DOUBLE = torch.float64
+
+CONES = [PositiveSemidefinite(), PSDLowRank(rank=2), PSDFixedRank(rank=2)]
+
+
+def holder(value, constraint):
+    module = nn.Module()
+    module.weight = nn.Parameter(value.clone())
+    return constrain(module, "weight", constraint)
+
+
+def train(module, loss, make, steps):
+    optimizer = make(module.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(module.weight).backward()
+        optimizer.step()
+        schedule.step()
+    return module.weight.detach()
+
+
+class TestDegenerateMembers:
+    def test_every_singular_matrix_of_rank_one_is_a_member(self):
+        # A test for eigenvalues of at least zero refuses most of these.
+        x = torch.randn(100, 8)
+        W = x.unsqueeze(-1) * x.unsqueeze(-2)
+        assert PositiveSemidefinite().contains(W).all()
+        assert PSDLowRank(rank=1).contains(W).all()
+        for constraint in (PositiveSemidefinite(), PSDLowRank(rank=1)):
+            free = constraint.right_inverse(W)
+            free = free if isinstance(free, tuple) else (free,)
+            torch.testing.assert_close(constraint(*free), W, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("constraint", CONES, ids=str)
+    def test_g02_asymmetric_matrices_are_refused(self, constraint):
+        with pytest.raises(ValueError, match="violates"):
+            constraint.right_inverse(torch.eye(4) + 100 * torch.eye(4).roll(1, 0))
+
+    @pytest.mark.parametrize("constraint", [PositiveSemidefinite(), PSDLowRank(rank=2)], ids=str)
+    @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+    def test_g05_training_leaves_zero(self, constraint, make):
+        target = constraint.sample((5, 5), generator=torch.Generator().manual_seed(0))
+        module = holder(torch.zeros(5, 5), constraint)
+        found = train(
+            module, lambda W: (W - target).square().sum(), lambda p: make(p, lr=0.1), 1500
+        )
+        assert (found - target).norm() < 1e-2 * target.norm()
+
+    def test_there_zero_cannot_be_left(self):
+        with torch.random.fork_rng():
+            layer = nn.Linear(5, 5, bias=False)
+            geotorch.positive_semidefinite(layer, "weight")
+        layer.weight = torch.zeros(5, 5)
+        (layer.weight - torch.eye(5)).square().sum().backward()
+        assert all(p.grad.abs().max() < 1e-6 for p in layer.parameters())
+
+    @pytest.mark.parametrize("constraint", [FixedRank(rank=2), PSDFixedRank(rank=2)], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+    def test_the_rank_does_not_fall(self, constraint, dtype):
+        shape = (6, 6)
+        for value in (torch.zeros(shape), torch.ones(shape), torch.diag(torch.arange(6.0) == 1)):
+            inside = constraint.project(value.to(dtype))
+            assert torch.linalg.matrix_rank(inside) == 2
+        free = constraint.right_inverse(constraint.sample(shape, dtype=dtype))
+        free = free if isinstance(free, tuple) else (free,)
+        for scale in (0.0, 1e-6, 1.0, 1e6):
+            first = [scale * torch.ones_like(p) for p in free]
+            value = constraint(*first)
+            s = torch.linalg.svdvals(value.double())
+            assert s[1] > 0.25 * torch.finfo(dtype).eps * s[0] and s[2] < 1e-6 * s[0]
+
+
+class TestAgainstOtherLibraries:
+    @pytest.mark.parametrize(
+        ("constraint", "there"),
+        [
+            (PositiveSemidefinite(), lambda: geotorch.PSSD(size=(6, 6))),
+            (PSDLowRank(rank=2), lambda: geotorch.PSSDLowRank(size=(6, 6), rank=2)),
+            (PSDFixedRank(rank=2), lambda: geotorch.PSSDFixedRank(size=(6, 6), rank=2)),
+            (FixedRank(rank=2), lambda: geotorch.FixedRank(size=(6, 6), rank=2)),
+        ],
+        ids=lambda x: str(x) if isinstance(x, constrained.Constraint) else "",
+    )
+    def test_geotorch(self, constraint, there):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            manifold = there()
+            theirs = manifold.sample()
+        assert constraint.contains(theirs.detach()).all()
+        ours = constraint.sample((6, 6), generator=torch.Generator().manual_seed(0))
+        assert manifold.in_manifold(ours)
+
+    def test_scipy_random_correlations(self):
+        eigenvalues = torch.tensor([2.5, 1.0, 0.4, 0.1], dtype=DOUBLE)
+        for seed in range(5):
+            W = scipy.stats.random_correlation.rvs(eigenvalues.numpy(), random_state=seed)
+            W = torch.tensor(W, dtype=DOUBLE)
+            assert Correlation().contains(W, tol=1e-12)
+            W = Correlation().project(W)
+            torch.testing.assert_close(Correlation()(Correlation().right_inverse(W)), W)
+
+    def test_torch_distributions(self):
+        L = CorrCholeskyTransform()(torch.randn(20, 10, dtype=DOUBLE))
+        constraint = CorrelationCholesky()
+        assert constraint.contains(L).all()
+        torch.testing.assert_close(constraint(constraint.right_inverse(L)), L)
+        ours = constraint.sample((20, 5, 5), dtype=DOUBLE)
+        assert torch_constraints.corr_cholesky.check(ours).all()
+        assert Correlation().contains(ours @ ours.mT).all()
+
+    def test_positive_semidefinite_of_torch_distributions(self):
+        ours = PositiveSemidefinite().sample((50, 4, 4), dtype=DOUBLE)
+        assert torch_constraints.positive_semidefinite.check(ours).all()
+        assert PositiveSemidefinite().contains(torch.zeros(4, 4))
+
+
+class TestConditioning:
+    @pytest.mark.parametrize(("dtype", "decades"), [(torch.float32, 6), (DOUBLE, 12)])
+    def test_ill_conditioned_matrices_return(self, dtype, decades):
+        Q = torch.linalg.qr(torch.randn(8, 8, dtype=DOUBLE)).Q
+        sizes = torch.logspace(0, -decades, 8, dtype=DOUBLE)
+        W = ((Q * sizes) @ Q.mT).to(dtype)
+        W = (W + W.mT) / 2
+        assert torch.equal(PositiveSemidefinite()(W), PositiveSemidefinite().project(W))
+        C = Correlation().project(W)
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            Correlation()(Correlation().right_inverse(C)), C, rtol=0, atol=30 * eps
+        )
+        assert torch.linalg.cholesky_ex(C).info == 0
+        L = torch.linalg.cholesky(C)
+        back = CorrelationCholesky()(CorrelationCholesky().right_inverse(L))
+        torch.testing.assert_close(back, L, rtol=0, atol=30 * eps)
+
+    @pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e3, 1e6])
+    def test_correlations_of_any_parameters(self, scale):
+        X = (scale * torch.randn(64, 64)).requires_grad_()
+        for constraint in (Correlation(), CorrelationCholesky()):
+            W = constraint(X)
+            assert constraint.contains(W)
+            assert torch.isfinite(torch.autograd.grad(W.sum(), X)[0]).all()
+        assert torch.linalg.cholesky_ex(Correlation()(X)).info == 0
+
+    def test_the_diagonal_is_one_exactly(self):
+        W = Correlation()(torch.randn(50, 7, 7))
+        assert torch.equal(W.diagonal(dim1=-2, dim2=-1), torch.ones(50, 7))
+
+
+class TestOptima:
+    def test_correlation_completion(self):
+        # Of all correlation matrices with these entries next to the diagonal, the determinant is
+        # largest where the inverse is tridiagonal: the chain, W_ij the product in between.
+        known = torch.tensor([0.5, -0.3, 0.8, 0.2], dtype=DOUBLE)
+        optimum = torch.eye(5, dtype=DOUBLE)
+        for i in range(5):
+            for j in range(i + 1, 5):
+                optimum[i, j] = optimum[j, i] = known[i:j].prod()
+
+        def loss(W):
+            miss = (W.diagonal(offset=1) - known).square().sum()
+            return 1e4 * miss - torch.linalg.slogdet(W).logabsdet
+
+        for start in (torch.eye(5), torch.ones(5, 5), Correlation().sample((5, 5))):
+            module = holder(start.to(DOUBLE), Correlation())
+            found = train(module, loss, lambda p: torch.optim.Adam(p, lr=0.03), 2500)
+            assert (found - optimum).abs().max() < 2e-3
+
+    @pytest.mark.parametrize("rank", [1, 2])
+    def test_low_rank_approximation(self, rank):
+        target = PositiveSemidefinite().sample((6, 6))
+        best = PSDLowRank(rank=rank).project(target)
+        for constraint in (PSDLowRank(rank=rank), PSDFixedRank(rank=rank)):
+            for start in (torch.zeros(6, 6), torch.eye(6), constraint.sample((6, 6))):
+                module = holder(start, constraint)
+                found = train(
+                    module,
+                    lambda W: (W - target).square().sum(),
+                    lambda p: torch.optim.Adam(p, lr=0.1),
+                    1000,
+                )
+                excess = (found - target).square().sum() - (best - target).square().sum()
+                assert excess < 1e-3 * target.square().sum()
+
+
+@pytest.mark.parametrize("cls", [FixedRank, PSDLowRank, PSDFixedRank])
+@pytest.mark.parametrize(("rank", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)])
+def test_wrong_ranks(cls, rank, error):
+    with pytest.raises(error, match="rank must be"):
+        cls(rank=rank)
+
+
+def test_ranks_that_do_not_fit():
+    with pytest.raises(ValueError, match="at least 7"):
+        PSDFixedRank(rank=7).sample((6, 6))
+    with pytest.raises(ValueError, match="at least 4"):
+        constrain(nn.Linear(3, 5), "weight", "fixed_rank(rank=4)")
+
+
+def test_errors_of_correlations():
+    with pytest.raises(ValueError, match="square"):
+        constrain(nn.Linear(3, 5), "weight", "correlation")
+    W = torch.eye(3)
+    W[1, 1] = 1.5
+    with pytest.raises(ValueError, match="0.5"):
+        Correlation().right_inverse(W)
