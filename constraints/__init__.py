@@ -27,6 +27,7 @@ from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
 from constraints.schur import Schur
 from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
+from constraints.singular_values import AlmostOrthogonal, SingularValues
 from constraints.spectral_norm import SpectralNorm
 from constraints.spectral_norm_conv import SpectralNormConv
 from constraints.sphere import FrobeniusNorm, Oblique, Sphere
@@ -38,6 +39,7 @@ from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, 
 
 __all__ = [
     "Affine",
+    "AlmostOrthogonal",
     "Angle",
     "AtLeast",
     "AtMost",
@@ -85,6 +87,7 @@ __all__ = [
     "RowStochastic",
     "Schur",
     "Simplex",
+    "SingularValues",
     "Skew",
     "SoftPermutation",
     "SpectralNorm",
