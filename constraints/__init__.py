@@ -16,6 +16,7 @@ from constraints.fixed_rank import FixedRank, PSDFixedRank
 from constraints.hurwitz import Hurwitz
 from constraints.hyperbolic import Lorentz, PoincareBall
 from constraints.interval import Interval
+from constraints.linear_group import Invertible, SpecialLinear
 from constraints.low_rank import LowRank, RankOne
 from constraints.masked import Masked
 from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
@@ -62,6 +63,7 @@ __all__ = [
     "Hermitian",
     "Hurwitz",
     "Interval",
+    "Invertible",
     "L1Ball",
     "LessThan",
     "Lorentz",
@@ -90,6 +92,7 @@ __all__ = [
     "SingularValues",
     "Skew",
     "SoftPermutation",
+    "SpecialLinear",
     "SpectralNorm",
     "SpectralNormConv",
     "Sphere",

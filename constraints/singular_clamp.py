@@ -1,4 +1,4 @@
-"""The matrix whose singular values are moved between two bounds, with derivatives of every order."""
+"""The matrix whose singular values are moved between two bounds, with exact derivatives."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def _clamp(X: Tensor, low: float, high: float) -> Tensor:
         margin = k * (k + 1) * torch.finfo(X.dtype).eps * bounds[1]
         W = largest * ((U * S.clamp(bounds[0] + margin, bounds[1] - margin).unsqueeze(-2)) @ Vh)
         W = torch.where(inside, X, torch.where(finite, W, torch.nan)).contiguous()
-        if bool((~finite | inside | _inside(svdvals(W.nan_to_num()), low, high)[..., None, None]).all()):
+        if bool(
+            (~finite | inside | _inside(svdvals(W.nan_to_num()), low, high)[..., None, None]).all()
+        ):
             break
     return W
 
@@ -92,7 +94,9 @@ def _scaled(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _inside(S: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Where all singular values are between the bounds, up to rounding; of shape ``batch``."""
-    rounding = ROUNDING * torch.finfo(S.dtype).eps * torch.linalg.vector_norm(S, dim=-1, keepdim=True)
+    rounding = (
+        ROUNDING * torch.finfo(S.dtype).eps * torch.linalg.vector_norm(S, dim=-1, keepdim=True)
+    )
     return ((S >= low - rounding) & (S <= high + rounding)).all(-1)
 
 

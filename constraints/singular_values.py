@@ -18,6 +18,7 @@ from constraints.orthogonal import Orthogonal
 from constraints.singular_clamp import clamp_singular_values
 from constraints.svd import svdvals
 
+
 def _kinks(*points: str) -> dict[str, str]:
     reason = (
         "the map has a kink on the boundary, the identity inside and a projection outside, and no "
@@ -133,7 +134,7 @@ class SingularValues(SpectrumBound):
 
     examples = (
         ({"low": 0.5, "high": 2.0}, (1, 1)),
-        ({"low": 0.5, "high": 2.0}, (3, 3)),
+        ({"low": 0.25, "high": 2.0}, (3, 3)),
         ({"low": 0.01, "high": 1.0}, (4, 2)),
         ({"low": 1.0, "high": 1.5}, (2, 5)),
         ({"low": 0.0, "high": 1.0}, (1, 4)),
