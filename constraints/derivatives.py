@@ -38,11 +38,11 @@ def goes_by_operator() -> bool:
     return torch.compiler.is_compiling() or c._get_tracing_state() is not None
 
 
-def untraced(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def untraced(body: Callable[..., Any]) -> Callable[..., Any]:
     """The body of an operator, run unseen by ``torch.jit.trace``, which records the operator."""
 
     @functools.wraps(body)
-    def run(*args: Any) -> Tensor:
+    def run(*args: Any) -> Any:
         c: Any = torch._C
         state = c._get_tracing_state()
         if state is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constraints.derivatives import has_numbers, untraced
+from constraints.derivatives import goes_by_operator, has_numbers, untraced
 from constraints.svd import svd, svdvals
 
 #: The least singular value of what is regular, in units of the machine epsilon times the Frobenius
@@ -72,7 +72,11 @@ def nearest_regular(X: Tensor, sign: int = 0) -> Tensor:
 
 def _lifted(X: Tensor, sign: int, across: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     X = X.detach()
-    return (_lift if has_numbers(X) else _lift_op)(X, sign, across)
+    return (_lift if _at_hand(X) else _lift_op)(X, sign, across)
+
+
+def _at_hand(X: Tensor) -> bool:
+    return not goes_by_operator() and has_numbers(X)
 
 
 def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +170,7 @@ def unimodular(X: Tensor) -> Tensor:
         Tensor of the same shape.
     """
     X_0 = X.detach()
-    Z, U, Vh, s, a, multiplier = (_solve if has_numbers(X_0) else _solve_op)(X_0)
+    Z, U, Vh, s, a, multiplier = (_solve if _at_hand(X_0) else _solve_op)(X_0)
     if not (torch.is_grad_enabled() or X.requires_grad):
         return Z
     n = X.shape[-1]

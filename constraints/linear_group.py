@@ -87,11 +87,6 @@ class Invertible(Constraint):
         """The matrix itself."""
         return value
 
-    def canonical(self, X: Tensor) -> tuple[Tensor]:
-        """The element itself."""
-        with torch.no_grad():
-            return (self.forward(X),)
-
     def violation(self, value: Tensor) -> Tensor:
         """The distance from the closure in the spectral norm."""
         if self.sign is None:
@@ -169,7 +164,7 @@ class SpecialLinear(Constraint):
     exempt = {  # noqa: RUF012
         "nearest": "the nearest point to a matrix with a larger determinant jumps, and may have a "
         "singular value that no dtype holds",
-        "violation_grows": "where a matrix is scaled down to the set, it may come along it, and the "
+        "violation_grows": "a matrix that is scaled down may come along the set, from which its "
         "distance grows with the square at first",
         **dict.fromkeys(
             ("first_derivative:zero_params", "second_derivative:zero_params"),

@@ -94,18 +94,26 @@ def _problems(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Problem, target and optimum for each start of a batch."""
     options = {"generator": case.generator("targets"), "dtype": first.dtype}
-    beyond = constraint.sample(first.shape, **options)
-    inside = constraint.project(0.6 * first + 0.4 * beyond)
+    beyond = constraint.sample((16, *first.shape), **options)
+    members = torch.stack([constraint.project(0.6 * first + 0.4 * other) for other in beyond])
+    inside = _pick(case, first, members, members)
     yield "inside", inside, inside
     if "nearest" not in constraint.exempt:
         noise = torch.randn((16, *first.shape), **options)
         targets = inside + _entry(case) * noise
         best = torch.stack([constraint.project(target) for target in targets])
-        # In a piece of the set that is not the start's there is another optimum.
-        apart = size(best - first, case.event_dim).reshape(16, -1)
-        nearest = apart.argmin(0).reshape(1, *first.shape[: -case.event_dim or None])
-        nearest = nearest.reshape(*nearest.shape, *[1] * case.event_dim).expand(1, *first.shape)
-        yield "nearest", targets.gather(0, nearest)[0], best.gather(0, nearest)[0]
+        yield "nearest", _pick(case, first, best, targets), _pick(case, first, best, best)
+
+
+def _pick(case: Case, first: Tensor, members: Tensor, values: Tensor) -> Tensor:
+    """Of 16 values for each start, the one whose member is the nearest to it.
+
+    In a piece of the set that is not the start's there is another optimum.
+    """
+    apart = size(members - first, case.event_dim).reshape(16, -1)
+    nearest = apart.argmin(0).reshape(1, *first.shape[: -case.event_dim or None])
+    nearest = nearest.reshape(*nearest.shape, *[1] * case.event_dim).expand(1, *first.shape)
+    return values.gather(0, nearest)[0]
 
 
 def _train(case: Case, constraint: Constraint, first: Tensor, target: Tensor) -> Tensor:
