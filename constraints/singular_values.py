@@ -133,10 +133,10 @@ class SingularValues(SpectrumBound):
     """
 
     examples = (
-        ({"low": 0.5, "high": 2.0}, (1, 1)),
-        ({"low": 0.25, "high": 2.0}, (3, 3)),
+        ({"low": 1.0, "high": 2.0}, (1, 1)),
+        ({"low": 1.0, "high": 2.0}, (3, 3)),
         ({"low": 0.01, "high": 1.0}, (4, 2)),
-        ({"low": 1.0, "high": 1.5}, (2, 5)),
+        ({"low": 0.5, "high": 0.75}, (2, 5)),
         ({"low": 0.0, "high": 1.0}, (1, 4)),
     )
     exempt = _kinks("zero_params", "zeros", "ones", "eye", "repeated", "boundary")
