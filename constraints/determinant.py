@@ -88,7 +88,8 @@ def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
     if X.numel() == 0:
         return lift, vectors, weights
     size = X.abs().amax((-2, -1), keepdim=True)
-    Y = torch.where(size > 0, X / size, 0)
+    size = torch.where(size > 0, size, 1)
+    Y = X / size
     eps = torch.finfo(X.dtype).eps
     norm = torch.linalg.matrix_norm(Y)
     # Sufficient, and cheaper than singular values: the Frobenius norm exceeds the spectral one.
@@ -102,33 +103,38 @@ def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
     U, s, Vh = svd(torch.where(finite, Y, 0))
     stays = stays[..., None, None]
     tiny = torch.finfo(X.dtype).tiny
-    least = torch.maximum(
-        MARGIN * eps * norm.unsqueeze(-1), tiny / size.squeeze(-1).clamp(min=tiny)
-    )
-    target = torch.maximum(s, least)
-    if sign:
-        wrong = (_orientation(U, Vh) != sign).unsqueeze(-1)
+    least = torch.maximum(MARGIN * eps * norm.unsqueeze(-1), tiny / size.squeeze(-1))
+    last = torch.zeros_like(s)
+    last[..., -1] = 1
+    wrong = (_orientation(U, Vh) * sign < 0).unsqueeze(-1)
+    flipped = wrong & (last > 0)
+    reflection = torch.zeros_like(lift)
+    if sign and across:
+        apart = (s[..., -1:] - s) * (s[..., -1:] + s)
+        apart = torch.where(apart.abs() > eps * s[..., :1].square(), apart, torch.inf)
+        moved = wrong & ~stays.squeeze(-1)
+        vectors = torch.where(moved.unsqueeze(-1), Vh.mT, 0).contiguous()
+        weights = torch.where(moved, (1 - last) / apart, 0)
+        # It comes before the lift.
+        reflection = (Y @ Vh.mT[..., -1:]) @ Vh[..., -1:, :] * (-2 * wrong.unsqueeze(-1))
+    # A singular value of zero may be found larger than the margin, by rounding, and not be raised.
+    for k in range(8):
+        target = torch.maximum(s, least * 2**k)
         if across:
-            # The reflection X - 2 s u v' comes before the lift.
-            last = torch.zeros_like(s)
-            last[..., -1] = 1
-            apart = (s[..., -1:] - s) * (s[..., -1:] + s)
-            apart = torch.where(apart.abs() > eps * s[..., :1].square(), apart, torch.inf)
-            moved = wrong.unsqueeze(-1) & ~stays
-            vectors = torch.where(moved, Vh.mT, 0).contiguous()
-            weights = torch.where(moved.squeeze(-1), (1 - last) / apart, 0)
-            difference = torch.where(wrong & (last > 0), s - target, target - s)
+            change = torch.where(flipped, s - target, target - s)
         else:
-            target[..., -1:] = torch.where(wrong, -least, target[..., -1:])
-            difference = target - s
-    else:
-        difference = target - s
-    lift = size * ((U * difference.unsqueeze(-2)) @ Vh)
-    return (
-        torch.where(stays, 0, torch.where(finite, lift, torch.nan)).contiguous(),
-        vectors,
-        weights,
-    )
+            change = torch.where(flipped, -least * 2**k, target) - s
+        lift = (U * change.unsqueeze(-2)) @ Vh
+        W = torch.where(finite, Y + reflection + lift, torch.nan)
+        inverse, info = torch.linalg.inv_ex(W)
+        condition = norm * torch.linalg.matrix_norm(inverse.nan_to_num(), 2)
+        good = (info == 0) & (condition <= 1 / (2 * eps))
+        if sign:
+            good = good & (torch.linalg.slogdet(W).sign == sign)
+        if bool((good | stays[..., 0, 0] | ~finite[..., 0, 0]).all()):
+            break
+    lift = torch.where(stays, 0, torch.where(finite, size * lift, torch.nan))
+    return lift.contiguous(), vectors, weights
 
 
 def _orientation(U: Tensor, Vh: Tensor) -> Tensor:
@@ -238,6 +244,12 @@ def _solve(X: Tensor) -> tuple[Tensor, ...]:
     # What is added is small where X is nearly a member, and so are its rounding errors.
     Z = shrinkage.unsqueeze(-1) * X + (U * (side * a - s_0 * shrinkage).unsqueeze(-2)) @ Vh
     flipped = (U * side.unsqueeze(-2)).contiguous()
+    # One step of Newton's method for what is left, if it is more than rounding.
+    inverse = torch.linalg.inv_ex(Z.nan_to_num())[0].mT
+    slope = torch.linalg.matrix_norm(inverse, keepdim=True)
+    missed = torch.linalg.slogdet(Z.nan_to_num()).logabsdet[..., None, None] / slope
+    correct = missed.abs() > finfo.eps * torch.linalg.matrix_norm(Z, keepdim=True)
+    Z = torch.where(correct & torch.isfinite(slope), Z - missed * inverse / slope, Z)
     Z = torch.where(finite, Z, torch.nan).contiguous()
     return Z, flipped, Vh.contiguous(), side * s, a, multiplier
 

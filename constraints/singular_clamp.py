@@ -139,24 +139,27 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor, low: float, high: float) -> Tenso
     alike = side.unsqueeze(-1) == side.unsqueeze(-2)
     slopes = (a.unsqueeze(-1) - a.unsqueeze(-2)) / _or_one(s.unsqueeze(-1) - s.unsqueeze(-2))
     gamma = torch.where(alike, (side == 0).to(s.dtype).unsqueeze(-1), slopes)
-    # Where singular values vanish there is no derivative.
-    vanishing = torch.finfo(s.dtype).eps * s[..., :1]
     sums = s.unsqueeze(-1) + s.unsqueeze(-2)
-    delta = torch.where(
-        sums > vanishing.unsqueeze(-1), (a.unsqueeze(-1) + a.unsqueeze(-2)) / _or_one(sums), 0
-    )
+    delta = _or_none(a.unsqueeze(-1) + a.unsqueeze(-2), sums, s)
     VV = V @ Vh.mT
     M = U.mT @ VV
     change = U @ (gamma * (M + M.mT) + delta * (M - M.mT)) / 2
     if X.shape[-2] > X.shape[-1]:
-        ratio = torch.where(s > vanishing, a / _or_one(s), 0)
-        change = change + (VV - U @ M) * ratio.unsqueeze(-2)
+        change = change + (VV - U @ M) * _or_none(a, s, s).unsqueeze(-2)
     result = torch.where(finite, change @ Vh, torch.nan)
     return torch.where(same, V, result).contiguous()
 
 
 def _same(X: Tensor, W: Tensor) -> Tensor:
     return (X == W).all(-1, keepdim=True).all(-2, keepdim=True)
+
+
+def _or_none(a: Tensor, sums: Tensor, s: Tensor) -> Tensor:
+    """A / sums, and 0 where singular values vanish, so that there is no derivative."""
+    finfo = torch.finfo(s.dtype)
+    largest = s.amax(-1).reshape(*s.shape[:-1], *[1] * (sums.ndim - s.ndim + 1))
+    ratio = a / _or_one(sums)
+    return torch.where((sums > finfo.eps * largest) & (ratio < finfo.tiny**-0.5), ratio, 0)
 
 
 def _or_one(x: Tensor) -> Tensor:
