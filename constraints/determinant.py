@@ -244,12 +244,16 @@ def _solve(X: Tensor) -> tuple[Tensor, ...]:
     # What is added is small where X is nearly a member, and so are its rounding errors.
     Z = shrinkage.unsqueeze(-1) * X + (U * (side * a - s_0 * shrinkage).unsqueeze(-2)) @ Vh
     flipped = (U * side.unsqueeze(-2)).contiguous()
-    # One step of Newton's method for what is left, if it is more than rounding.
-    inverse = torch.linalg.inv_ex(Z.nan_to_num())[0].mT
-    slope = torch.linalg.matrix_norm(inverse, keepdim=True)
-    missed = torch.linalg.slogdet(Z.nan_to_num()).logabsdet[..., None, None] / slope
-    correct = missed.abs() > finfo.eps * torch.linalg.matrix_norm(Z, keepdim=True)
-    Z = torch.where(correct & torch.isfinite(slope), Z - missed * inverse / slope, Z)
+    # Newton's method for what is left, if it is more than rounding.
+    for _ in range(3):
+        inverse = torch.linalg.inv_ex(Z.nan_to_num())[0].mT
+        slope = torch.linalg.matrix_norm(inverse, keepdim=True)
+        missed = torch.linalg.slogdet(Z.nan_to_num()).logabsdet[..., None, None] / slope
+        rest = missed.abs() > finfo.eps * torch.linalg.matrix_norm(Z, keepdim=True)
+        rest = rest & torch.isfinite(slope)
+        if not bool(rest.any()):
+            break
+        Z = torch.where(rest, Z - missed * inverse / slope, Z)
     Z = torch.where(finite, Z, torch.nan).contiguous()
     return Z, flipped, Vh.contiguous(), side * s, a, multiplier
 
