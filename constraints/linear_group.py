@@ -183,7 +183,7 @@ class SpecialLinear(Constraint):
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The element itself."""
         with torch.no_grad():
-            return (unimodular(X.detach()),)
+            return (self.forward(X.detach()),)
 
     def violation(self, value: Tensor) -> Tensor:
         """The Frobenius distance, to first order if the determinant is larger than 1."""

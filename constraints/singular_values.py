@@ -53,8 +53,9 @@ class SpectrumBound(Constraint):
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
         with torch.no_grad():
-            member = clamp_singular_values(X, *self.bounds())
-            return (member + LINGERING * (X - member),)
+            member = self.forward(X)
+            # With one entry alone there is but one way back.
+            return (member + LINGERING * (X - member) if max(X.shape[-2:]) > 1 else member,)
 
     def violation(self, value: Tensor) -> Tensor:
         """How far the worst singular value is from the interval, the distance in spectral norm."""
