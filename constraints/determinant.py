@@ -43,6 +43,8 @@ def regular(X: Tensor, sign: int = 0) -> Tensor:
     if sign == 0:
         return X + _lifted(X, sign)[0]
     lift, V, weights = _lifted(X, sign)
+    if _at_hand(X.detach()) and not bool(V.any()):
+        return X + lift
     # Derivation. v is the vector of the least eigenvalue mu of M = X' X, and the others are V_i. To
     # every order in D = M - M_0, with v_0' v = 1,
     #

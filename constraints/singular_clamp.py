@@ -77,9 +77,10 @@ def _clamp(X: Tensor, low: float, high: float) -> Tensor:
         margin = k * (k + 1) * torch.finfo(X.dtype).eps * bounds[1]
         W = largest * ((U * S.clamp(bounds[0] + margin, bounds[1] - margin).unsqueeze(-2)) @ Vh)
         W = torch.where(inside, X, torch.where(finite, W, torch.nan)).contiguous()
-        if bool(
-            (~finite | inside | _inside(svdvals(W.nan_to_num()), low, high)[..., None, None]).all()
-        ):
+        if low >= CLOSE * high and bool(_certainly_inside(W, low, high).all()):
+            break
+        found = _inside(svdvals(W.nan_to_num()), low, high)[..., None, None]
+        if bool((~finite | inside | found).all()):
             break
     return W
 
@@ -104,11 +105,12 @@ def _certainly_inside(X: Tensor, low: float, high: float) -> Tensor:
     """A sufficient condition, cheaper than singular values: two matrices are positive definite."""
     Y = X / high
     E = polar.defect(Y, Y)
-    rounding = ROUNDING * torch.finfo(X.dtype).eps
-    shift = 1 - (low / high) ** 2
+    # Inside, the Frobenius norm is at least sqrt(p) low: this is less than `ROUNDING` times it.
+    ratio = (low / high) ** 2
+    rounding = 2 * ROUNDING * torch.finfo(X.dtype).eps * X.shape[-1] ** 0.5 * ratio
     ends = torch.stack((-E, E))
     ends.diagonal(dim1=-2, dim2=-1).add_(rounding)
-    ends[1].diagonal(dim1=-2, dim2=-1).add_(shift)
+    ends[1].diagonal(dim1=-2, dim2=-1).add_(1 - ratio)
     L, info = torch.linalg.cholesky_ex(ends)
     # Infinity and NaN are no reason for LAPACK to stop.
     return ((info == 0) & torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all(-1)).all(0)
