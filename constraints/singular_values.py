@@ -12,7 +12,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
-from constraints.fold import LINGERING
+from constraints.fold import lingering
 from constraints.linear_space import empty
 from constraints.orthogonal import Orthogonal
 from constraints.singular_clamp import clamp_singular_values
@@ -32,8 +32,8 @@ class SpectrumBound(Constraint):
     """What sets of matrices share whose singular values lie between two bounds.
 
     The map is the projection, and the parameter the matrix itself. `canonical` takes a parameter
-    that a step has led outside back to the boundary by a tenth of the way: see `constraints.fold`
-    for why not all of it.
+    that a step has led outside back to the boundary by a tenth of the way:
+    `constraints.fold.lingering` says why not all of it.
     """
 
     event_dim = 2
@@ -53,9 +53,7 @@ class SpectrumBound(Constraint):
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
         with torch.no_grad():
-            member = self.forward(X)
-            # With one entry alone there is but one way back.
-            return (member + LINGERING * (X - member) if max(X.shape[-2:]) > 1 else member,)
+            return (lingering(X, self.forward(X), 2),)
 
     def violation(self, value: Tensor) -> Tensor:
         """How far the worst singular value is from the interval, the distance in spectral norm."""
