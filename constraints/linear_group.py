@@ -24,7 +24,7 @@ class Invertible(Constraint):
 
     **Map**: the matrix itself, so that the identity is a start like any other. Singular values
     below 4 eps times the Frobenius norm are raised to that: each value has an inverse in
-    floating-point arithmetic, and a condition of 1 / (4 eps) at most. Where the determinant has the
+    floating-point arithmetic, and a condition of 1 / (2 eps) at most. Where the determinant has the
     wrong sign, the least singular value changes its own: continuous, and smooth but where the two
     least singular values are equal. Onto the set, but for matrices that are singular up to
     rounding.
@@ -35,8 +35,8 @@ class Invertible(Constraint):
     from the singular matrices, which is the least singular value.
 
     `violation` measures the distance from the closure: zero, but for a determinant of the wrong
-    sign, where it is the least singular value. A bound of the condition that is smaller than 1 / (4
-    eps) is what `SingularValues` is for.
+    sign, where it is the least singular value. For a smaller bound of the condition there is
+    `SingularValues`.
 
     Args:
         sign: 1 for positive determinants, -1 for negative ones, None for both.
@@ -146,8 +146,8 @@ class SpecialLinear(Constraint):
     manifold; Lewis, Derivatives of spectral functions (Mathematics of Operations Research 21,
     1996), for why equal singular values do no harm.
 
-    `violation` is the Frobenius distance for a determinant of at most 1, and that to first order
-    for a larger one, log(det W) / |W^-1|. It sees what rounding does: the error of the determinant
+    `violation` is the Frobenius distance, of a matrix with a larger determinant too, whose nearest
+    member is another one than the map's. It sees what rounding does: the error of the determinant
     itself is that of the entries times the condition.
 
     Shape:
@@ -186,7 +186,7 @@ class SpecialLinear(Constraint):
             return (self.forward(X.detach()),)
 
     def violation(self, value: Tensor) -> Tensor:
-        """The Frobenius distance, to first order if the determinant is larger than 1."""
+        """The distance in the Frobenius norm."""
         return distance(value)
 
     def project(self, value: Tensor) -> Tensor:
