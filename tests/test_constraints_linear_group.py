@@ -3,7 +3,7 @@ import math
 import geotorch
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacrev
@@ -194,6 +194,11 @@ def test_nearest_point_against_scipy(n, scale):
 def test_violation_of_a_larger_determinant_is_the_distance():
     # The nearest member to 3 I is not I, 2.83 away, but diag(2.618, 0.382).
     assert float(sl.violation(3 * torch.eye(2))) == pytest.approx(math.sqrt(7), rel=1e-5)
+    # Both I and diag(1.5 - t, ..., 1.5 - t, t) are stationary, and the second one is nearer.
+    t = brentq(lambda t: math.log(t) + 9 * math.log(1.5 - t), 1e-9, 0.1)
+    expected = math.sqrt((1.5 - t) ** 2 + 9 * t**2)
+    assert expected < math.sqrt(10 * 0.5**2)
+    assert float(sl.violation(1.5 * torch.eye(10))) == pytest.approx(expected, rel=1e-4)
     assert float(sl.violation(1.01 * torch.eye(2))) == pytest.approx(0.01 * 2**0.5, rel=1e-4)
     assert float(sl.violation(torch.zeros(3, 3))) == pytest.approx(3**0.5)
     assert float(sl.violation(torch.diag(torch.tensor([1.0, -1.0])))) > 1
