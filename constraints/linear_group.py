@@ -9,9 +9,10 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
-from constraints.determinant import distance, nearest_regular, regular, unimodular
 from constraints.linear_space import not_square
+from constraints.regular import nearest_regular, regular
 from constraints.svd import svdvals
+from constraints.unimodular import distance, unimodular
 
 
 @register("invertible", aliases=("general_linear", "gl"))

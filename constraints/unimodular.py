@@ -1,4 +1,4 @@
-"""Matrices near a given one whose determinant is not zero, of a given sign, or one."""
+"""The matrix near a given one whose determinant is one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constraints.derivatives import goes_by_operator, has_numbers, untraced
+from constraints.derivatives import untraced
+from constraints.regular import MARGIN, at_hand, orientation
 from constraints.svd import svd, svdvals
-
-#: The least singular value of what is regular, in units of the machine epsilon times the Frobenius
-#: norm: half of what the tolerance of the library grants, so that it moves no weight by more.
-MARGIN = 4.0
 
 #: Up to this logarithm a determinant is brought to 1 by the nearest point, beyond it by a factor
 #: first, which leaves no more than the second one. Below log(2) there is a nearest point without a
@@ -22,129 +19,6 @@ NEAR, FAR = 0.2, 0.6
 #: Steps that determine the multiplier, at most.
 ROUNDS = 80
 
-
-# ----------------------------------------------------------------------------- what is regular
-
-
-def regular(X: Tensor, sign: int = 0) -> Tensor:
-    """X with no singular value too small to be told from zero, and a determinant of a given sign.
-
-    Where the determinant has the other sign, that of the least singular value is changed: this is
-    continuous, and what moves towards the singular matrices comes back from them. Its first three
-    derivatives are exact, but for the lift of singular values, which counts as rounding.
-
-    Args:
-        X: shape ``(*batch, n, n)``, real, single or double precision.
-        sign: 1, -1, or 0 for either one.
-
-    Returns:
-        Tensor of the same shape; X itself, bit for bit, where there is nothing to change.
-    """
-    if sign == 0:
-        return X + _lifted(X, sign)[0]
-    lift, V, weights = _lifted(X, sign)
-    if _at_hand(X.detach()) and not bool(V.any()):
-        return X + lift
-    # Derivation. v is the vector of the least eigenvalue mu of M = X' X, and the others are V_i. To
-    # every order in D = M - M_0, with v_0' v = 1,
-    #
-    #     v = v_0 + sum_i V_i V_i' (D v - (v_0' D v) v) / (mu_0 - mu_i),
-    #
-    # and each iteration makes one more derivative exact. With s u = X v, the reflection is
-    # X - 2 s u v' = X (I - 2 v v' / v' v).
-    size = X.detach().abs().amax((-2, -1), keepdim=True)
-    Y = X / torch.where(size > 0, size, 1)
-    start = v_0 = V[..., -1:]
-    v = v_0
-    for _ in range(3):
-        change = Y.mT @ (Y @ v) - Y.detach().mT @ (Y.detach() @ v)
-        change = change - (start.mT @ change) * v
-        v = v_0 + V @ (weights.unsqueeze(-1) * (V.mT @ change))
-    square = (v * v).sum(-2, keepdim=True)
-    return X - (X @ v) @ (2 * v / torch.where(square > 0, square, 1)).mT + lift
-
-
-def nearest_regular(X: Tensor, sign: int = 0) -> Tensor:
-    """The nearest matrix, in the Frobenius norm, with a determinant of the given sign; see above.
-
-    Singular matrices are the boundary: what is beyond it ends on the near side of it.
-    """
-    return X + _lifted(X, sign, across=False)[0]
-
-
-def _lifted(X: Tensor, sign: int, across: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    X = X.detach()
-    return (_lift if _at_hand(X) else _lift_op)(X, sign, across)
-
-
-def _at_hand(X: Tensor) -> bool:
-    return not goes_by_operator() and has_numbers(X)
-
-
-def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What is to be added, right singular vectors and weights: zero where X stays."""
-    lift, vectors = torch.zeros_like(X, memory_format=torch.contiguous_format), X.new_zeros(0)
-    weights = X.new_zeros(0)
-    if sign:
-        vectors, weights = torch.zeros_like(lift), X.new_zeros(X.shape[:-1])
-    if X.numel() == 0:
-        return lift, vectors, weights
-    size = X.abs().amax((-2, -1), keepdim=True)
-    size = torch.where(size > 0, size, 1)
-    Y = X / size
-    eps = torch.finfo(X.dtype).eps
-    norm = torch.linalg.matrix_norm(Y)
-    # Sufficient, and cheaper than singular values: the Frobenius norm exceeds the spectral one.
-    inverse, info = torch.linalg.inv_ex(Y)
-    stays = (info == 0) & (norm * torch.linalg.matrix_norm(inverse) <= 1 / (2 * MARGIN * eps))
-    if sign:
-        stays = stays & (torch.linalg.slogdet(Y).sign == sign)
-    if bool(stays.all()):
-        return lift, vectors, weights
-    finite = torch.isfinite(size)
-    U, s, Vh = svd(torch.where(finite, Y, 0))
-    stays = stays[..., None, None]
-    tiny = torch.finfo(X.dtype).tiny
-    least = torch.maximum(MARGIN * eps * norm.unsqueeze(-1), tiny / size.squeeze(-1))
-    last = torch.zeros_like(s)
-    last[..., -1] = 1
-    wrong = (_orientation(U, Vh) * sign < 0).unsqueeze(-1)
-    flipped = wrong & (last > 0)
-    reflection = torch.zeros_like(lift)
-    if sign and across:
-        apart = (s[..., -1:] - s) * (s[..., -1:] + s)
-        apart = torch.where(apart.abs() > eps * s[..., :1].square(), apart, torch.inf)
-        moved = wrong & ~stays.squeeze(-1)
-        vectors = torch.where(moved.unsqueeze(-1), Vh.mT, 0).contiguous()
-        weights = torch.where(moved, (1 - last) / apart, 0)
-        # It comes before the lift.
-        reflection = (Y @ Vh.mT[..., -1:]) @ Vh[..., -1:, :] * (-2 * wrong.unsqueeze(-1))
-    # A singular value of zero may be found larger than the margin, by rounding, and not be raised.
-    for k in range(8):
-        target = torch.maximum(s, least * 2**k)
-        if across:
-            change = torch.where(flipped, s - target, target - s)
-        else:
-            change = torch.where(flipped, -least * 2**k, target) - s
-        lift = (U * change.unsqueeze(-2)) @ Vh
-        W = torch.where(finite, Y + reflection + lift, torch.nan)
-        inverse, info = torch.linalg.inv_ex(W)
-        condition = norm * torch.linalg.matrix_norm(inverse.nan_to_num(), 2)
-        good = (info == 0) & (condition <= 1 / (2 * eps))
-        if sign:
-            good = good & (torch.linalg.slogdet(W).sign == sign)
-        if bool((good | stays[..., 0, 0] | ~finite[..., 0, 0]).all()):
-            break
-    lift = torch.where(stays, 0, torch.where(finite, size * lift, torch.nan))
-    return lift.contiguous(), vectors, weights
-
-
-def _orientation(U: Tensor, Vh: Tensor) -> Tensor:
-    """The sign of the determinant of U Vh, for orthogonal U and Vh."""
-    return torch.linalg.slogdet(U).sign * torch.linalg.slogdet(Vh).sign
-
-
-# ---------------------------------------------------------------------------- determinant one
 
 # Derivation. The nearest Z with determinant 1 is a stationary point of |Z - X|^2 / 2 - l log det Z:
 #
@@ -168,8 +42,8 @@ def _orientation(U: Tensor, Vh: Tensor) -> Tensor:
 def unimodular(X: Tensor) -> Tensor:
     """The matrix with determinant 1 nearest to X; see above. Two derivatives are exact.
 
-    Nearest in the Frobenius norm if the determinant of X is at most 1 in absolute value and
-    positive; if it is negative too, unless it is scaled down.
+    Nearest in the Frobenius norm if the determinant of X is between 0 and exp(`NEAR`), or negative
+    and no larger than that; else nearest to a multiple of X.
 
     Args:
         X: shape ``(*batch, n, n)``, real, single or double precision.
@@ -178,7 +52,7 @@ def unimodular(X: Tensor) -> Tensor:
         Tensor of the same shape.
     """
     X_0 = X.detach()
-    Z, U, Vh, s, a, multiplier = (_solve if _at_hand(X_0) else _solve_op)(X_0)
+    Z, U, Vh, s, a, multiplier = (_solve if at_hand(X_0) else _solve_op)(X_0)
     if not (torch.is_grad_enabled() or X.requires_grad):
         return Z
     n = X.shape[-1]
@@ -219,7 +93,7 @@ def _trace(P: Tensor) -> Tensor:
 def _shrinkage(logarithm: Tensor, n: int) -> Tensor:
     """The factor of X that leaves of the logarithm of its determinant `FAR` at most."""
     excess = (logarithm - NEAR).clamp(min=0)
-    # Three derivatives are continuous at its beginning but for the third.
+    # Two derivatives are continuous where it begins.
     return torch.exp(((FAR - NEAR) * torch.tanh(excess / (FAR - NEAR)) - excess) / n)
 
 
@@ -239,7 +113,7 @@ def _solve(X: Tensor) -> tuple[Tensor, ...]:
     s_0 = s_0 * size.squeeze(-1)
     last = torch.zeros_like(s)
     last[..., -1] = 1
-    side = 1 - 2 * last * (_orientation(U, Vh) < 0).unsqueeze(-1)
+    side = 1 - 2 * last * (orientation(U, Vh) < 0).unsqueeze(-1)
     shrinkage = _shrinkage(s.log().sum(-1, keepdim=True), X.shape[-1])
     a, multiplier = _roots((side * s * shrinkage).double())
     a, multiplier = a.to(X.dtype), multiplier.to(X.dtype)
@@ -336,21 +210,11 @@ def _nearest_smaller(s: Tensor) -> Tensor:
 
 # As in `constraints.polar`; what the operators return is constant for autograd.
 
-_lift_op = torch.library.custom_op("constraints::lift", untraced(_lift), mutates_args=())
-
 
 @torch.library.custom_op("constraints::unimodular", mutates_args=())
 @untraced
 def _solve_op(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _solve(X)  # type: ignore[return-value]
-
-
-@_lift_op.register_fake
-def _(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
-    like = torch.empty_like(X, memory_format=torch.contiguous_format)
-    if sign == 0:
-        return like, X.new_empty(0), X.new_empty(0)
-    return like, torch.empty_like(like), X.new_empty(X.shape[:-1])
 
 
 @_solve_op.register_fake
@@ -362,12 +226,6 @@ def _(X: Tensor) -> tuple[Tensor, ...]:
         X.new_empty(X.shape[:-1]),
         X.new_empty((*X.shape[:-2], 1)),
     )
-
-
-@_lift_op.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], X: Tensor, sign: int, across: bool) -> Any:
-    outputs = _lift_op(X.movedim(in_dims[0], 0), sign, across)
-    return outputs, (0, 0 if sign else None, 0 if sign else None)
 
 
 @_solve_op.register_vmap
