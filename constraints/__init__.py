@@ -13,6 +13,7 @@ from constraints.cholesky_factor import CholeskyFactor
 from constraints.correlation import Correlation, CorrelationCholesky
 from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
 from constraints.fixed_rank import FixedRank, PSDFixedRank
+from constraints.grassmann import Grassmann
 from constraints.hurwitz import Hurwitz
 from constraints.hyperbolic import Lorentz, PoincareBall
 from constraints.interval import Interval
@@ -24,17 +25,20 @@ from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
-from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
+from constraints.positive_semidefinite import PSDLowRank, PositiveSemidefinite
 from constraints.schur import Schur
 from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
 from constraints.singular_values import AlmostOrthogonal, SingularValues
+from constraints.special_orthogonal import SpecialOrthogonal
 from constraints.spectral_norm import SpectralNorm
 from constraints.spectral_norm_conv import SpectralNormConv
 from constraints.sphere import FrobeniusNorm, Oblique, Sphere
 from constraints.stochastic import ColumnStochastic, RowStochastic
 from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
+from constraints.symplectic import Symplectic
 from constraints.toeplitz import Circulant, Hankel, Toeplitz
+from constraints.unitary import Unitary
 from constraints.weight_norm import WeightNorm
 from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, UpperTriangular
 
@@ -57,6 +61,7 @@ __all__ = [
     "DoublyStochastic",
     "FixedRank",
     "FrobeniusNorm",
+    "Grassmann",
     "GreaterThan",
     "Hamiltonian",
     "Hankel",
@@ -93,13 +98,16 @@ __all__ = [
     "Skew",
     "SoftPermutation",
     "SpecialLinear",
+    "SpecialOrthogonal",
     "SpectralNorm",
     "SpectralNormConv",
     "Sphere",
     "SumToZero",
     "Symmetric",
+    "Symplectic",
     "Toeplitz",
     "Traceless",
+    "Unitary",
     "UpperTriangular",
     "WeightNorm",
 ]
