@@ -25,7 +25,7 @@ from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
-from constraints.positive_semidefinite import PSDLowRank, PositiveSemidefinite
+from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
 from constraints.schur import Schur
 from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
