@@ -59,6 +59,8 @@ class Constraint(nn.Module, ABC):
             these as buffers, not as parameters.
         exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
             instance may declare its own.
+        keeps: names of the constraints whose sets `forward` maps into themselves, for a map from
+            a tensor to one of the same shape: it can follow these in a `chain`.
         name, aliases: set by `constrained.register`.
     """
 
@@ -69,6 +71,7 @@ class Constraint(nn.Module, ABC):
     deterministic: bool = True
     frozen: tuple[int, ...] = ()
     exempt: Mapping[str, str] = {}
+    keeps: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
 
@@ -137,6 +140,12 @@ class Constraint(nn.Module, ABC):
         return params
 
     # ------------------------------------------------------------------------- what follows
+
+    def param_count(self) -> int:
+        """How many free parameters `forward` takes, constant ones included."""
+        taken = inspect.signature(type(self).forward).parameters.values()
+        named = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken) - 1
+        return max(named, *(i + 1 for i in self.frozen)) if self.frozen else named
 
     def has_canonical(self) -> bool:
         """Whether some parameters are better than others of the same element."""
@@ -253,6 +262,15 @@ class Constraint(nn.Module, ABC):
         super().__setattr__(name, value)
         state: dict[str, Any] = vars(self)
         state["_revision"] = state.get("_revision", 0) + 1
+
+
+def unguarded(constraint: Constraint, method: str) -> Callable[..., Any]:
+    """A method as the class defines it: for a part of another constraint, whose guard has worked.
+
+    The guard of a part would take a value in working precision for one that was stored in it.
+    """
+    function = getattr(type(constraint), method)
+    return functools.partial(getattr(function, "__wrapped__", function), constraint)
 
 
 def snake_case(name: str) -> str:

@@ -60,7 +60,8 @@ def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
     """Understand a spec.
 
     Args:
-        spec: a name, a string ``"name(argument=literal)"``, a mapping with the key ``name``, the
+        spec: a name, a string ``"name(argument=literal)"``, several of these with ``|`` between
+            them, one map after another, a mapping with the key ``name``, the
             arguments and perhaps ``view`` and ``init``, a class path ``"package.module:Class"``,
             a `Constraint`, a subclass of it, or any ``nn.Module`` with a ``forward``.
         view: an einops pattern; the lengths of its axes may stand among the arguments.
@@ -86,7 +87,10 @@ def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
         init = given.pop("init", None)
         arguments = _merge(spec, given, arguments)
     if isinstance(spec, str):
-        name, positional, more = _parse_string(spec)
+        links = _links(spec)
+        name, positional, more = (
+            _parse_string(spec) if len(links) == 1 else ("chain", (), {"parts": links})
+        )
         arguments = _merge(name, more, arguments)
         spec = _find_class(name)
     if view is not None and not isinstance(view, str):
@@ -152,6 +156,18 @@ def _merge(name: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> di
     if twice:
         raise SpecError(f"{_short(name)} was given the argument '{twice[0]}' twice.")
     return {**first, **second}
+
+
+def _links(text: str) -> list[str]:
+    """The specs of a chain, ``"symmetric | ball(radius=2)"``: cut where no parenthesis is open."""
+    links, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "|" and depth == 0:
+            links.append("")
+        else:
+            links[-1] += character
+    return [link.strip() for link in links]
 
 
 def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

@@ -26,6 +26,7 @@ from constraints.orthogonal import Orthogonal
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
+from constraints.product import Chain, Product
 from constraints.schur import Schur
 from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
@@ -52,6 +53,7 @@ __all__ = [
     "Banded",
     "BlockDiagonal",
     "Box",
+    "Chain",
     "CholeskyFactor",
     "Circulant",
     "ColumnStochastic",
@@ -90,6 +92,7 @@ __all__ = [
     "PositiveDefinite",
     "PositiveOrdered",
     "PositiveSemidefinite",
+    "Product",
     "RankOne",
     "RowStochastic",
     "Schur",

@@ -124,6 +124,13 @@ class Ball(LengthBound):
                 [3., 4.]])
     """
 
+    keeps = (
+        "sum_to_zero",
+        "nonnegative",
+        "nonpositive",
+        "positive",
+        "negative",
+    )
     examples = (
         ({}, (1,)),
         ({}, (4,)),
@@ -251,6 +258,13 @@ class MaxNorm(LengthBound):
         True
     """
 
+    keeps = (
+        "sum_to_zero",
+        "nonnegative",
+        "nonpositive",
+        "positive",
+        "negative",
+    )
     examples = (({"bound": 1.0}, (1,)), ({"bound": 1.0}, (4,)), ({"bound": 2.5}, (3,)))
     exempt = _kinks("ones", "boundary")
 

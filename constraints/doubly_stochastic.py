@@ -135,6 +135,7 @@ class SoftPermutation(Constraint):
     event_dim = 2
     examples = (
         ({"temperature": 1.0}, (1, 1)),
+        ({"temperature": 1.0}, (3, 3)),
         ({"temperature": 0.5}, (3, 3)),
         ({"temperature": 0.1}, (4, 4)),
     )
@@ -149,7 +150,7 @@ class SoftPermutation(Constraint):
                 f"soft_permutation: temperature must be positive and finite, got {temperature!r}."
             )
         self.temperature = float(temperature)
-        if self.temperature < 0.5:
+        if self.temperature < 1:
             flat = (
                 "at a low temperature the map is flat around each permutation, as it is meant to be"
             )

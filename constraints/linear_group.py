@@ -160,6 +160,10 @@ class SpecialLinear(Constraint):
         True
     """
 
+    keeps = (
+        "positive_definite",
+        "diagonal",
+    )
     event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
     exempt = {  # noqa: RUF012

@@ -58,6 +58,12 @@ class SpectralNorm(Constraint):
                 [0., 1.]])
     """
 
+    keeps = (
+        "symmetric",
+        "skew",
+        "diagonal",
+        "positive_semidefinite",
+    )
     event_dim = 2
     examples = (
         ({}, (1, 1)),

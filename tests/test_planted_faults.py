@@ -131,6 +131,10 @@ class ReadsTheFirstElement(Sphere):
         return result + 0 * result.flatten()[0]
 
 
+class SaysWhatItDoesNotKeep(NonNegative):
+    keeps = ("negative",)
+
+
 class SquareOnTheHalfLine(NonNegative):
     def forward(self, free):
         return free.square()
@@ -499,6 +503,7 @@ FAULTS = [
     (SquareOnTheHalfLine, "adam_reaches_the_optimum"),
     (OverflowsAtLargeValues, "graded_members_return"),
     (ReadsTheFirstElement, "empty_batches_pass"),
+    (SaysWhatItDoesNotKeep, "keeps_what_it_says"),
 ]
 
 

@@ -94,7 +94,7 @@ def _problems(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Problem, target and optimum for each start of a batch."""
     options = {"generator": case.generator("targets"), "dtype": first.dtype}
-    beyond = constraint.sample((16, *first.shape), **options)
+    beyond = [constraint.sample(first.shape, **options) for _ in range(16)]
     members = torch.stack([constraint.project(0.6 * first + 0.4 * other) for other in beyond])
     inside = _pick(case, first, members, members)
     yield "inside", inside, inside
@@ -106,12 +106,13 @@ def _problems(
 
 
 def _pick(case: Case, first: Tensor, members: Tensor, values: Tensor) -> Tensor:
-    """Of 16 values for each start, the one whose member is the nearest to it.
+    """Of 16 values for each start, the one whose member is the fourth nearest to it.
 
-    In a piece of the set that is not the start's there is another optimum.
+    In a piece of the set that is not the start's there is another optimum; and right beside the
+    start nothing is to be learned.
     """
     apart = size(members - first, case.event_dim).reshape(16, -1)
-    nearest = apart.argmin(0).reshape(1, *first.shape[: -case.event_dim or None])
+    nearest = apart.argsort(0)[3].reshape(1, *first.shape[: -case.event_dim or None])
     nearest = nearest.reshape(*nearest.shape, *[1] * case.event_dim).expand(1, *first.shape)
     return values.gather(0, nearest)[0]
 

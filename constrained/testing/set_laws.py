@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constrained import registry
 from constrained.constraint import Constraint
-from constrained.testing.bounds import expect_close, expect_member
+from constrained.testing.bounds import expect_close, expect_member, half_precision, size
 from constrained.testing.case import Case, expect, unpack
 from constrained.testing.points import (
     SCALES,
@@ -236,6 +237,33 @@ def canonical_keeps_the_element(case: Case) -> None:
             f"found {[(p.shape, p.dtype) for p in better]}.",
         )
         expect_close(constraint(*better), constraint(*free), case, f"forward(canonical({name}))")
+
+
+@law(Scope(batches=((2,),)))
+def keeps_what_it_says(case: Case) -> None:
+    """``forward`` maps members of the sets that the class names in ``keeps`` to such members."""
+    constraint = case.build()
+    for name in case.cls.keeps:
+        other = registry.get(name)()
+        try:
+            other.check_shape(case.shape)
+        except ValueError:
+            continue
+        for factor in (1.0, 3.0):
+            value = factor * other.sample(
+                case.shape, generator=case.generator(name), dtype=case.dtype
+            )
+            if not bool(other.contains(value).all()):
+                continue
+            found = constraint(value)
+            violation = float(other.violation(found).max())
+            bound = half_precision(case.dtype) * float(size(found, case.event_dim).max())
+            expect(
+                violation <= bound,
+                case,
+                f"forward of {factor:g} * a member of {name}: expected a member of that again, "
+                f"found a violation of {violation:.3g}.",
+            )
 
 
 def _representable(constraint: Constraint, free: tuple[Tensor, ...], case: Case) -> bool:
