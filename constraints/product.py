@@ -228,7 +228,7 @@ class Chain(Constraint):
 
     examples = (
         ({"parts": ["symmetric", "spectral_norm"]}, (3, 3)),
-        ({"parts": ["diagonal", "spectral_norm(bound=0.5)"]}, (2, 3)),
+        ({"parts": ["skew", "spectral_norm(bound=0.5)"]}, (4, 4)),
         ({"parts": ["sum_to_zero", "ball"]}, (4,)),
     )
 
