@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from constrained.constraint import Constraint, snake_case
 
@@ -19,6 +19,8 @@ C = TypeVar("C", bound=type[Constraint])
 _constraints: dict[str, type[Constraint]] = {}
 _aliases: dict[str, str] = {}
 _loaded: set[str] = set()
+_adapters: list[Callable[[Any], Constraint | None]] = []
+_spellings: dict[str, tuple[str, dict[str, str | None]]] = {}
 
 
 def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callable[[C], C]:
@@ -63,6 +65,41 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
         return cls
 
     return decorate
+
+
+def register_adapter(
+    function: Callable[[Any], Constraint | None],
+) -> Callable[[Any], Constraint | None]:
+    """Decorator of a function that makes constraints of another library's objects.
+
+    It gets any object that is no spec and no `Constraint`, and returns a `Constraint`, or None for
+    what it does not know.
+    """
+    _adapters.append(function)
+    return function
+
+
+def register_spelling(theirs: str, name: str, arguments: dict[str, str | None]) -> None:
+    """Let specs name a constraint as another library does: ``"geotorch:Hurwitz(alpha=0.1)"``.
+
+    Args:
+        theirs: the class path.
+        name: the registered name.
+        arguments: our argument for each of theirs; None for one that has no meaning here.
+    """
+    _spellings[theirs] = (name, arguments)
+
+
+def respelled(theirs: str) -> tuple[str, dict[str, str | None]] | None:
+    """The name and the arguments of a foreign class path, if it was registered."""
+    _load_entry_points()
+    return _spellings.get(theirs)
+
+
+def adapted(thing: Any) -> Constraint | None:
+    """The constraint that an adapter makes of an object, or None."""
+    _load_entry_points()
+    return next((found for adapt in _adapters if (found := adapt(thing)) is not None), None)
 
 
 def names() -> list[str]:

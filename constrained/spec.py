@@ -92,6 +92,7 @@ def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
             _parse_string(spec) if len(links) == 1 else ("chain", (), {"parts": links})
         )
         arguments = _merge(name, more, arguments)
+        name, arguments = _respelled(name, positional, arguments)
         spec = _find_class(name)
     if view is not None and not isinstance(view, str):
         raise SpecError(f"A view must be an einops pattern, got {_short(view)}.")
@@ -106,6 +107,8 @@ def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
             f"The arguments {_short(sorted(arguments))} go with a name or a class; "
             f"{_short(spec)} is an object that has its own."
         )
+    if not isinstance(spec, Constraint):
+        spec = registry.adapted(spec) or spec
     if not isinstance(spec, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
@@ -195,6 +198,26 @@ def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             "True or (0, 1), each given once."
         ) from None
     return match["name"], positional, arguments
+
+
+def _respelled(
+    name: str, positional: tuple[Any, ...], arguments: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Our name and arguments for those of another library."""
+    ours = registry.respelled(name) if ":" in name else None
+    if ours is None:
+        return name, arguments
+    known = ours[1]
+    if positional:
+        raise SpecError(f"{name} needs its arguments by name: {', '.join(known) or 'none'}.")
+    for key in arguments:
+        if key not in known:
+            raise SpecError(
+                f"{name} has no argument {key!r} that is known here."
+                f"{registry.did_you_mean(key, known)} Known are {', '.join(known) or 'none'}."
+            )
+    renamed = {known[key]: value for key, value in arguments.items() if known[key] is not None}
+    return ours[0], renamed  # type: ignore[return-value]
 
 
 def _find_class(name: str) -> type[Constraint]:

@@ -5,6 +5,7 @@ when it looks up a name it does not know yet. One file holds one constraint, or 
 its mathematics.
 """
 
+from constraints import adapters as _adapters  # noqa: F401 - registers what it holds
 from constraints.affine import Affine, SumToZero
 from constraints.angle import Angle
 from constraints.ball import Ball, L1Ball, MaxNorm

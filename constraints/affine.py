@@ -13,7 +13,7 @@ from constrained.tolerance import working_dtype
 from constraints.linear_space import LinearSpace
 
 
-@register("sum_to_zero", aliases=("zero_sum", "centered"))
+@register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
 class SumToZero(LinearSpace):
     """Vectors whose entries add up to zero.
 

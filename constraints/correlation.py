@@ -17,7 +17,7 @@ from constraints.softplus import inverse_softplus, softplus
 from constraints.unit import normalized
 
 
-@register("correlation", aliases=("corr", "corr_matrix", "correlation_matrix"))
+@register("correlation", aliases=("corr", "corr_matrix", "correlation_matrix", "elliptope"))
 class Correlation(Constraint):
     """Correlation matrices: positive definite with ones on the diagonal.
 

@@ -16,7 +16,7 @@ from constraints.psd_part import symmetric_part
 from constraints.svd import svd, svdvals
 
 
-@register("fixed_rank")
+@register("fixed_rank", aliases=("fixed_rank_embedded",))
 class FixedRank(Constraint):
     """Matrices of a given rank, no less and no more.
 
@@ -118,7 +118,7 @@ class FixedRank(Constraint):
         return f"must have at least {self.rank} rows and columns to hold a matrix of that rank"
 
 
-@register("psd_fixed_rank")
+@register("psd_fixed_rank", aliases=("positive_semidefinite_fixed_rank",))
 class PSDFixedRank(Constraint):
     """Positive semidefinite matrices of a given rank, no less and no more.
 

@@ -7,7 +7,7 @@ from constraints.bounds import checked_bound
 from constraints.half_line import OpenHalfLine
 
 
-@register("positive")
+@register("positive", aliases=("softplus_positive",))
 class Positive(OpenHalfLine):
     """Positive numbers.
 

@@ -12,7 +12,7 @@ from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 
 
-@register("positive_definite", aliases=("spd", "symmetric_positive_definite"))
+@register("positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix"))
 class PositiveDefinite(Constraint):
     """Symmetric positive definite matrices.
 

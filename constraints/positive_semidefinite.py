@@ -104,7 +104,7 @@ class PositiveSemidefinite(Constraint):
         return not_square(event)
 
 
-@register("psd_low_rank")
+@register("psd_low_rank", aliases=("positive_semidefinite_low_rank",))
 class PSDLowRank(Constraint):
     """Positive semidefinite matrices of at most a given rank.
 

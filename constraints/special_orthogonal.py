@@ -14,7 +14,7 @@ from constraints.polar import defect, polar
 from constraints.svd import svd
 
 
-@register("special_orthogonal", aliases=("rotation", "so"))
+@register("special_orthogonal", aliases=("rotation", "so", "special_orthogonal_group"))
 class SpecialOrthogonal(Constraint):
     """Rotation matrices: orthogonal ones of determinant one.
 

@@ -13,7 +13,7 @@ from constraints.bounds import checked_positive
 from constraints.unit import distance_from_sphere, normalized
 
 
-@register("sphere", aliases=("unit_norm",))
+@register("sphere", aliases=("unit_norm", "unit_vector"))
 class Sphere(Constraint):
     """Vectors of a given Euclidean length.
 

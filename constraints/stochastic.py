@@ -21,7 +21,7 @@ _EXEMPT = dict.fromkeys(
 )
 
 
-@register("row_stochastic", aliases=("stochastic", "transition_matrix"))
+@register("row_stochastic", aliases=("stochastic", "transition_matrix", "row_stochastic_matrix"))
 class RowStochastic(Constraint):
     r"""Matrices whose rows are vectors of probabilities: the transition matrices of Markov chains.
 
@@ -84,7 +84,7 @@ class RowStochastic(Constraint):
         return _shape_problem(event)
 
 
-@register("column_stochastic", aliases=("left_stochastic",))
+@register("column_stochastic", aliases=("left_stochastic", "column_stochastic_matrix"))
 class ColumnStochastic(Constraint):
     r"""Matrices whose columns are vectors of probabilities.
 

@@ -13,7 +13,7 @@ from constraints.linear_space import empty
 from constraints.polar import defect, polar
 
 
-@register("unitary", aliases=("complex_stiefel", "semi_unitary"))
+@register("unitary", aliases=("complex_stiefel", "semi_unitary", "unitary_group"))
 class Unitary(Constraint):
     r"""Unitary matrices; orthonormal columns if tall, orthonormal rows if wide.
 
