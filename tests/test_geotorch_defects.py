@@ -3,6 +3,9 @@
 Those of one family are tests of the same pattern, `test_gNN_...`, in that family's file.
 """
 
+import re
+from pathlib import Path
+
 import geotorch
 import pytest
 import torch
@@ -42,6 +45,12 @@ def orthogonal_there(module):
 
 def sample(constraint, shape, dtype=torch.float32):
     return constraint.sample(shape, generator=generator(), dtype=dtype)
+
+
+def test_every_defect_has_a_test():
+    text = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    found = {int(number) for number in re.findall(r"def test_g(\d\d)_", text)}
+    assert found == set(range(1, 23))
 
 
 @pytest.mark.parametrize("name", SQUARE)
@@ -188,6 +197,41 @@ def test_g17_half_precision_layers(name, dtype):
 def test_g17_there_they_are_refused(dtype):
     with pytest.raises((NotImplementedError, RuntimeError)):
         orthogonal_there(layer(dtype=dtype))
+
+
+def test_g18_kernels_are_matrices_where_a_view_says_so():
+    conv = nn.Conv2d(3, 8, 3)
+    constrain(conv, "weight", "orthogonal", view="o i h w -> o (i h w)")
+    matrix = conv.weight.reshape(8, 27)
+    torch.testing.assert_close(matrix @ matrix.mT, torch.eye(8), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("conv", "message"),
+    [
+        (nn.Conv2d(3, 8, 3), "24 matrices of 3 x 3.*8 x 27.*view='o i h w -> o .i h w.'"),
+        (nn.Conv1d(3, 8, 5), "8 matrices of 3 x 5.*8 x 15.*view='o i w -> o .i w.'"),
+        (nn.Conv3d(1, 8, 2), "16 matrices of 2 x 2.*8 x 8.*view='o i d h w -> o .i d h w.'"),
+    ],
+    ids=["2d", "1d", "3d"],
+)
+def test_g18_without_one_a_warning_says_what_is_constrained(conv, message):
+    with pytest.warns(UserWarning, match=message):
+        constrain(conv, "weight", "orthogonal")
+
+
+def test_g18_a_view_that_changes_nothing_means_the_small_matrices():
+    conv = nn.Conv2d(3, 8, 3)
+    constrain(conv, "weight", "orthogonal", view="o i h w -> o i h w")
+    constrained.assert_feasible(conv)
+
+
+def test_g18_there_tiny_matrices_are_taken_without_a_word():
+    with torch.random.fork_rng():
+        conv = nn.Conv2d(3, 8, 3)
+        geotorch.orthogonal(conv, "weight")
+    square = conv.weight @ conv.weight.mT
+    torch.testing.assert_close(square, torch.eye(3).expand(8, 3, 3, 3), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["orthogonal", "sphere", "low_rank(rank=8)"])
