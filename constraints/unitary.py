@@ -35,8 +35,8 @@ class Unitary(Constraint):
 
     Example:
         >>> Unitary()(torch.tensor([[2.0j, 0.0], [0.0, -3.0]]))
-        tensor([[0.+1.j, 0.+0.j],
-                [0.+0.j, -1.+0.j]])
+        tensor([[ 0.+1.j,  0.+0.j],
+                [ 0.+0.j, -1.+0.j]])
     """
 
     event_dim = 2
@@ -81,10 +81,10 @@ class Unitary(Constraint):
     ) -> Tensor:
         """Uniformly distributed (Haar measure): the polar factor of a Gaussian matrix.
 
-        By default of the complex dtype that belongs to torch's default one.
+        Of torch's default dtype, which is real, unless told otherwise.
         """
         self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype().to_complex()
+        dtype = dtype or torch.get_default_dtype()
         gaussian = torch.randn(
             tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
         )

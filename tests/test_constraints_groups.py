@@ -98,9 +98,6 @@ class TestUnitary:
         assert W.dtype == torch.float32
         torch.testing.assert_close(W.mT @ W, torch.eye(3))
 
-    def test_samples_are_complex_by_default(self):
-        assert Unitary().sample((3, 3)).dtype == torch.complex64
-
 
 class TestGrassmann:
     def test_geoopt(self):
