@@ -24,6 +24,7 @@ from constraints.masked import Masked
 from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
 from constraints.ordered import Ordered, PositiveOrdered
 from constraints.orthogonal import Orthogonal
+from constraints.orthogonal_conv import OrthogonalConv
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
@@ -86,6 +87,7 @@ __all__ = [
     "Oblique",
     "Ordered",
     "Orthogonal",
+    "OrthogonalConv",
     "PSDFixedRank",
     "PSDLowRank",
     "PoincareBall",
