@@ -10,6 +10,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import tolerance, working_dtype
+from constraints.complex_polar import polar_of_parts
 from constraints.polar import polar
 
 
@@ -150,9 +151,9 @@ def _unitary(X: Tensor) -> Tensor:
     computed with complex numbers it commutes with J exactly.
     """
     (A, B), (C, D) = (rows.chunk(2, dim=-1) for rows in X.chunk(2, dim=-2))
-    factor = polar(torch.complex((A + D) / 2, (B - C) / 2))
-    top = torch.cat((factor.real, factor.imag), dim=-1)
-    return torch.cat((top, torch.cat((-factor.imag, factor.real), dim=-1)), dim=-2)
+    real, imaginary = polar_of_parts((A + D) / 2, (B - C) / 2)
+    top = torch.cat((real, imaginary), dim=-1)
+    return torch.cat((top, torch.cat((-imaginary, real), dim=-1)), dim=-2)
 
 
 def _anticommuting(Y: Tensor) -> Tensor:
