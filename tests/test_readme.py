@@ -10,7 +10,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 @pytest.fixture
 def registered(monkeypatch):
-    """What a snippet registers is gone afterwards."""
+    """What a snippet registers is gone afterwards, and nothing else."""
+    registry.names()
     monkeypatch.setattr(registry, "_constraints", dict(registry._constraints))
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
 
