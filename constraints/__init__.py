@@ -10,6 +10,7 @@ from constraints.affine import Affine, SumToZero
 from constraints.angle import Angle
 from constraints.ball import Ball, L1Ball, MaxNorm
 from constraints.box import Box
+from constraints.chain import Chain
 from constraints.cholesky_factor import CholeskyFactor
 from constraints.correlation import Correlation, CorrelationCholesky
 from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
@@ -28,7 +29,7 @@ from constraints.orthogonal_conv import OrthogonalConv
 from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
-from constraints.product import Chain, Product
+from constraints.product import Product
 from constraints.schur import Schur
 from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex

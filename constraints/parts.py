@@ -1,0 +1,65 @@
+"""Constraints that are made of others: their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from constrained import Constraint
+from constrained.constraint import Params
+from constrained.spec import SpecError, parse
+
+
+def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
+    """The constraints of a list of specs, or an error that says which one is wrong."""
+    if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence) or not parts:
+        raise ValueError(f"{name}: parts must be a list of constraints, got {parts!r}.")
+    built = []
+    for i, part in enumerate(parts):
+        try:
+            request = parse(part)
+        except (SpecError, ValueError) as error:
+            raise SpecError(f"{name}: part {i}: {error}") from None
+        if request.view is not None or request.init is not None:
+            raise SpecError(f"{name}: part {i} has a view or init, which belong to the whole.")
+        if not isinstance(request.constraint, Constraint):
+            raise SpecError(f"{name}: part {i} is no Constraint, but {request.constraint!r}.")
+        built.append(request.build())
+    return built
+
+
+def as_specs(parts: Sequence[Any], built: list[Constraint]) -> list[Any]:
+    """The parts as plain data: what was given, and the spec of what was given as an object."""
+    return [
+        made.spec() if isinstance(part, Constraint) else part
+        for part, made in zip(parts, built, strict=True)
+    ]
+
+
+def events(part: Constraint, whole: int | None = None) -> int:
+    """How many trailing dimensions make one element of a part."""
+    if part.event_dim is not None:
+        return part.event_dim
+    if whole is None:
+        raise ValueError(f"{part!r} takes the whole tensor for one element: it cannot be a part.")
+    return whole
+
+
+def unpack(params: Params) -> tuple[Tensor, ...]:
+    """The result of a right inverse as a tuple."""
+    return (params,) if isinstance(params, Tensor) else tuple(params)
+
+
+def largest(violation: Tensor, batch: int) -> Tensor:
+    """The largest violation of each element of the whole."""
+    inner = tuple(range(batch, violation.ndim))
+    if not inner:
+        return violation
+    return violation.amax(inner) if violation.numel() else violation.sum(inner)
+
+
+def inherited(parts: list[Constraint]) -> dict[str, str]:
+    """What the laws exempt a part from, they exempt the whole from."""
+    return {law: f"{part!r}: {reason}" for part in parts for law, reason in part.exempt.items()}
