@@ -295,7 +295,7 @@ def _kernel(taps: Tensor, phases: tuple[int, ...], channels: int) -> Tensor:
     order = split.movedim((-6, -5), (-4, -2))
     batch, groups = order.shape[:-7], order.shape[-7]
     sizes = (t1 * p1, t2 * p2)[: len(phases)]
-    return order.reshape(*batch, groups * rows, channels, *sizes)
+    return order.reshape(*batch, groups * rows, channels, *sizes).contiguous()
 
 
 def _times_factor(product: Tensor, P: Tensor, axis: int) -> Tensor:
