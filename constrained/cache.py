@@ -29,7 +29,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.handed import HandedOut, can_be_watched, shares_memory
-from constrained.replay import KeptGraph, replay
+from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, replay
 from constrained.seen import SeenModule, SeenTensor, is_dense
 
 # Its stubs leave out what decides here.
@@ -119,6 +119,14 @@ class Evaluated(Protocol):
 
     def is_pure(self) -> bool:
         """Whether the value depends on nothing else."""
+        ...
+
+    def pullback(self) -> Pullback | None:
+        """How the gradient is had from the value and the originals, where no graph is needed."""
+        ...
+
+    def settled(self) -> Tensor | None:
+        """The value for the originals as they are, where it is known without an evaluation."""
         ...
 
     def is_managed(self) -> bool:
@@ -214,25 +222,35 @@ class ValueStore:
         if (context is None and not is_pure) or not all(map(_is_storable, sources)):
             return self._hand_out(on, thread)
         originals = on.originals()
-        records = torch.is_grad_enabled() and any(t.requires_grad for t in sources)
+        trained = [t for t in sources if t.requires_grad] if torch.is_grad_enabled() else []
+        pullback = on.pullback() if is_pure and trained and _are_among(trained, originals) else None
         evaluate = on.evaluator()
         # Another thread may write an original meanwhile, as an optimizer does. Then the value is
         # made of two versions, and the aliases have got new nodes, which the graph may not know:
         # it is computed again, but not for ever.
-        for _ in range(_ATTEMPTS if is_pure else 1):
+        for attempt in range(_ATTEMPTS if is_pure else 1):
             before = [SeenTensor(t) for t in originals]
-            # The graph starts at aliases of the originals: started at the originals, a hook on one
-            # of them would run in the replay, and once more where the gradient arrives.
-            inputs = [_alias(t) if records and t.requires_grad else t for t in originals]
-            graph = KeptGraph(evaluate(*inputs), evaluate if is_pure else None)
+            if pullback and attempt < _ATTEMPTS - 1:
+                inputs, value = originals, on.settled()
+                is_settled = value is not None
+                if value is None:
+                    with torch.no_grad():
+                        value = evaluate(*originals)
+                kept: Kept = KeptArguments(value, evaluate, pullback, is_settled)
+            else:
+                # The graph starts at aliases of the originals: started at the originals, a hook on
+                # one of them would run in the replay, and once more where the gradient arrives.
+                inputs = [_alias(t) if trained and t.requires_grad else t for t in originals]
+                value = evaluate(*inputs)
+                kept = KeptGraph(value, evaluate if is_pure else None, len(inputs))
             # The evaluation may have moved a buffer, so the sources are looked at after it; but the
             # originals were looked at before.
-            stored = _Stored(graph, inputs, before, on.watched(), context)
+            stored = _Stored(kept, inputs, before, on.watched(), context)
             if all(seen.is_untouched() for seen in before):
                 self._keep(thread, stored)
                 return stored.tracked if torch.is_grad_enabled() else stored.value.tensor
         # As it is, for this reader only: with the graph itself, not with a replay of it.
-        return graph.value
+        return value
 
     def _keep(self, thread: int, stored: _Stored) -> None:
         if len(self._values) > 1:
@@ -261,9 +279,9 @@ class _Stored:
 
     __slots__ = (
         "_context",
-        "_graph",
         "_inference",
         "_is_source",
+        "_kept",
         "_surroundings",
         "_watched",
         "node",
@@ -274,26 +292,26 @@ class _Stored:
 
     def __init__(
         self,
-        graph: KeptGraph,
+        kept: Kept,
         inputs: Sequence[Tensor],
         originals: Sequence[SeenTensor],
         watched: tuple[nn.Module, ...],
         context: object | None,
     ) -> None:
-        self.value = SeenTensor(graph.value.detach())
-        self._graph = graph
+        self.value = SeenTensor(kept.value.detach())
+        self._kept = kept
         known = {id(seen.tensor): seen for seen in originals}
         self._watched = [SeenModule(module, known) for module in watched]
         sources = [seen for module in self._watched for _, _, seen in module.tensors]
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]
         # A constraint may hand out its argument: then a write is a write of the original.
-        self._is_source = shares_memory(graph.value, [seen.tensor for seen in sources])
+        self._is_source = shares_memory(kept.value, [seen.tensor for seen in sources])
         self.records = torch.is_grad_enabled() or not differentiable
         self.tracked = self.value.tensor
-        if graph.value.requires_grad:
+        if kept.value.requires_grad or isinstance(kept, KeptArguments):
             more = [t for t in differentiable if id(t) not in known]
-            graph.sources, graph.originals = sources, len(inputs)
-            self.tracked = replay(graph, *inputs, *more)
+            kept.sources = sources
+            self.tracked = replay(kept, *inputs, *more)
         self.node = self.tracked.grad_fn
         self._context = context
         self._inference = torch.is_inference_mode_enabled()
@@ -301,7 +319,7 @@ class _Stored:
 
     def is_valid(self, watched: tuple[nn.Module, ...]) -> bool:
         """Whether the value is what an evaluation would give now."""
-        if self._inference is not torch.is_inference_mode_enabled() or self._graph.is_spent:
+        if self._inference is not torch.is_inference_mode_enabled() or self._kept.is_spent:
             return False
         if self._surroundings is not None and self._surroundings != self._look_around():
             return False
@@ -348,6 +366,10 @@ class _Stored:
             return (stream,)
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         return stream, autocast, self._context is active_context()
+
+
+def _are_among(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(any(t is other for other in others) for t in tensors)
 
 
 def _alias(tensor: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ class Constraint(nn.Module, ABC):
 
     What a subclass may rely on. The base class wraps the methods that it defines, so that
 
-    * `forward`, `canonical`, `right_inverse`, `violation` and `project` receive at least single
-      precision, with autocast off, whatever the tensor's dtype; results go back to that dtype
-      (`violation` stays in the working precision);
+    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation` and `project` receive at
+      least single precision, with autocast off, whatever the tensor's dtype; results go back to
+      that dtype (`violation` stays in the working precision);
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
@@ -57,6 +57,9 @@ class Constraint(nn.Module, ABC):
             the module's buffers alone. Only then may the engine keep its value.
         frozen: which of the free parameters are constants (a base point, say): the engine keeps
             these as buffers, not as parameters.
+        ambient: whether the canonical parameter is the element itself:
+            ``forward(*canonical(X)) == canonical(X)[0]``, bit for bit. Then there is nothing to
+            evaluate after an optimizer step.
         exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
             instance may declare its own.
         keeps: names of the constraints whose sets `forward` maps into themselves, for a map from
@@ -70,6 +73,7 @@ class Constraint(nn.Module, ABC):
     complex: ClassVar[bool] = False
     deterministic: bool = True
     frozen: tuple[int, ...] = ()
+    ambient: bool = False
     exempt: Mapping[str, str] = {}
     keeps: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str | None] = None
@@ -139,6 +143,26 @@ class Constraint(nn.Module, ABC):
         """
         return params
 
+    def pullback(
+        self, value: Tensor, gradient: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient with respect to the parameters, from that with respect to the value.
+
+        A class defines it where the value is worth more than the graph of its evaluation: where
+        the gradient can be had from the value, for less time or memory. The engine then records no
+        graph, and comes here in each backward pass; derivatives of higher order, `torch.func` and
+        tracing differentiate `forward` as they would without it.
+
+        Args:
+            value: what `forward` gave, of shape ``(*batch, *event)``.
+            gradient: of the shape of the value.
+            params: what `forward` was given.
+
+        Returns:
+            One tensor for each of ``params``, of its shape; None for a constant.
+        """
+        raise NotImplementedError(f"{self!r} leaves its gradient to autograd.")
+
     # ------------------------------------------------------------------------- what follows
 
     def param_count(self) -> int:
@@ -150,6 +174,10 @@ class Constraint(nn.Module, ABC):
     def has_canonical(self) -> bool:
         """Whether some parameters are better than others of the same element."""
         return type(self).canonical is not Constraint.canonical
+
+    def has_pullback(self) -> bool:
+        """Whether the gradient can be had without the graph of an evaluation."""
+        return type(self).pullback is not Constraint.pullback
 
     def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
         """Whether each element of the batch lies in the set, up to ``tol``.
@@ -330,6 +358,24 @@ def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return forward
 
 
+def _guard_pullback(
+    method: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    @functools.wraps(method)
+    def pullback(
+        self: Constraint, value: Tensor, gradient: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        dtype = value.dtype
+        if dtype not in (torch.float16, torch.bfloat16):
+            with autocast_disabled(value):
+                return method(self, value, gradient, *params)
+        with autocast_disabled(value):
+            found = method(self, *map(_raise_precision, (value, gradient, *params)))
+        return tuple(None if g is None else g.to(dtype) for g in found)
+
+    return pullback
+
+
 def _guard_canonical(
     method: Callable[..., tuple[Tensor, ...]],
 ) -> Callable[..., tuple[Tensor, ...]]:
@@ -385,6 +431,7 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 _GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "forward": _guard_forward,
     "canonical": _guard_canonical,
+    "pullback": _guard_pullback,
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
     "project": _guard_project,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,14 @@ from constrained.originals import (
     register_tensor,
     store,
 )
+from constrained.replay import Pullback
 from constrained.restore import watch
 from constrained.traced import traced_value
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
+
+#: Tensors of so many entries are small, and as many are restored at once.
+_SMALL, _BATCH = 2**16, 2**22
 
 _by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
 
@@ -205,6 +209,25 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             isinstance(m, Constraint) and m.deterministic for m in self.chain()
         )
 
+    def pullback(self) -> Pullback | None:
+        """How the one constraint here has its gradient without a graph, if it can."""
+        first, *rest = self.chain()
+        if rest or not isinstance(first, Constraint) or not first.has_pullback():
+            return None
+        return first.pullback
+
+    def settled(self) -> Tensor | None:
+        """The value, if the originals are as the last restoration left them.
+
+        A value serves once: the next reader must not find what this one may write into.
+        """
+        value, revision = self.__dict__.pop("_settled", (None, 0))
+        if value is None or self.chain()[0].__dict__["_revision"] != revision:
+            return None
+        here = self.original
+        alike = here.dtype is value.dtype and here.device == value.device
+        return value if alike and torch.equal(here, value) else None
+
     def evaluator(self) -> Callable[..., Tensor]:
         """A function from originals to the value, which does not hold on to this list."""
         return functools.partial(_evaluate, self.chain())
@@ -334,6 +357,45 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             for here, old, new in zip(mine, originals, canonical, strict=True):
                 if new is not old:
                     store(here, new)
+            if first.ambient:
+                self._settle(first, mine[0], canonical[0])
+
+    def likeness(self) -> Hashable | None:
+        """What tensors have in common that may be restored as one batch; None for a large one."""
+        first = self.chain()[0]
+        if not (isinstance(first, Constraint) and first.ambient and self.is_tensor):
+            return None
+        here = self.original
+        if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
+            return None
+        arguments = [v for k, v in vars(first).items() if k[0] != "_" and k != "training"]
+        if not all(isinstance(v, (str, float, bool)) for v in arguments):
+            return None
+        return type(first), *arguments, here.shape, here.dtype, here.device
+
+    def restore_all(self, alike: Sequence[ParametrizationList]) -> None:
+        """Restore lists of one `likeness`, this one among them, in batches."""
+        count = max(1, _BATCH // self.original.numel())
+        for start in range(0, len(alike), count):
+            some = alike[start : start + count]
+            if len(some) == 1:
+                some[0].restore()
+                continue
+            with torch.no_grad():
+                (canonical,) = some[0].chain()[0].canonical(torch.stack([a.original for a in some]))  # type: ignore[operator]
+                for item, new in zip(some, canonical, strict=True):
+                    # A value must not share its memory with others, nor its version.
+                    new = new.clone()
+                    item.original.copy_(new)
+                    item._settle(item.chain()[0], item.original, new)
+
+    def _settle(self, first: Any, here: Tensor, canonical: Tensor) -> None:
+        """Remember the value, which an ambient constraint has as its parameter."""
+        # A half-precision value is rounded from an evaluation in single precision, and a shard is
+        # not the value.
+        exact = here.shape == canonical.shape and here.dtype not in (torch.float16, torch.bfloat16)
+        if exact and len(self.chain()) == 1 and not torch.compiler.is_compiling():
+            self.__dict__["_settled"] = canonical, first.__dict__["_revision"]
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -362,11 +424,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         ``torch.utils.swap_tensors``, which no other reference to it may forbid.
         """
         self._store.drop()
+        self.__dict__.pop("_settled", None)
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
         state = dict(self.__dict__)
-        for name in ("_store", "_owners", "_watched"):
+        for name in ("_store", "_owners", "_watched", "_settled"):
             state.pop(name, None)
         return state
 

@@ -1,7 +1,13 @@
-"""A graph that is kept aside, and differentiated any number of times."""
+"""The gradient of an evaluation that is kept aside, and asked for any number of times.
+
+A value that is read in two losses is differentiated twice, and autograd frees the buffers of a
+graph after its first backward pass. So what the gradient needs is kept aside, hidden from
+autograd: the graph of the evaluation, or, where the constraint can do without one, its arguments.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,31 +18,76 @@ from torch.autograd.graph import get_gradient_edge
 from constrained.constraint import autocast_disabled
 from constrained.seen import SeenTensor
 
-
-def replay(graph: KeptGraph, *inputs: Tensor) -> Tensor:
-    """The value of a graph, whose gradient with respect to ``inputs`` goes through the graph."""
-    return _Replay.apply(graph, *inputs)
+Evaluate = Callable[..., Tensor]
+Pullback = Callable[..., tuple[Tensor | None, ...]]
 
 
-class KeptGraph:
-    """The graph of an evaluation, kept aside from the graph that the value is used in.
+def replay(kept: Kept, *inputs: Tensor) -> Tensor:
+    """The value of an evaluation, whose gradient with respect to ``inputs`` is what it says."""
+    return _Replay.apply(kept, *inputs)
+
+
+class Kept(ABC):
+    """An evaluation, kept aside from the graph that its value is used in.
 
     Attributes:
-        value: the end of the graph.
-        is_spent: whether it may have been freed.
+        value: what was evaluated.
+        is_spent: whether no gradient may be had any more.
         sources: what the evaluation depended on.
-        originals: how many of the replay's inputs are arguments of the evaluation.
     """
 
-    def __init__(self, value: Tensor, evaluate: Callable[..., Tensor] | None) -> None:
+    def __init__(self, value: Tensor) -> None:
         self.value = value
         self.is_spent = False
         self.sources: list[SeenTensor] = []
-        self.originals = 0
-        self._evaluate = evaluate
 
-    def differentiable(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The end of a graph that may be differentiated twice, and freed.
+    def note(self, inputs: Sequence[Tensor]) -> None:
+        """Note what the inputs are at the time of the evaluation."""
+        self.inputs = inputs
+
+    @abstractmethod
+    def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients with respect to the inputs, without a graph of their own."""
+
+    @abstractmethod
+    def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The same with a graph of their own."""
+
+    def _evaluate_again(self, evaluate: Evaluate, originals: int) -> Tensor:
+        """The end of a graph that may be differentiated twice, and freed."""
+        if not all(seen.is_unchanged(seen.tensor) for seen in self.sources):
+            raise written_since()
+        return evaluate(*self.inputs[:originals])
+
+
+class KeptGraph(Kept):
+    """An evaluation with its graph.
+
+    Args:
+        value: the end of the graph.
+        evaluate: what gave it, if it may be repeated.
+        originals: how many of the inputs are its arguments.
+    """
+
+    def __init__(self, value: Tensor, evaluate: Evaluate | None, originals: int) -> None:
+        super().__init__(value)
+        self._evaluate, self._originals = evaluate, originals
+
+    _edges: list[Any]
+
+    def note(self, inputs: Sequence[Tensor]) -> None:
+        """Note the inputs, and where the graph begins."""
+        super().note(inputs)
+        # Noted now: an alias of a tensor that is written in place gets a new node, of which the
+        # graph knows nothing.
+        self._edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
+
+    def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Replay the graph, and keep it."""
+        return self._replay(self.value, needed, gradient, create_graph=False)
+
+    def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Replay a graph that can be differentiated once more.
 
         A replay that is recorded leads through the graph that it replays, and who differentiates
         it frees that graph. So an evaluation that depends on nothing else is repeated. What a
@@ -44,48 +95,90 @@ class KeptGraph:
         """
         if self._evaluate is None:
             self.is_spent = True
-            return self.value
-        if not all(seen.is_unchanged(seen.tensor) for seen in self.sources):
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an "
-                "inplace operation: an original of a parametrized tensor was written between the "
-                "forward pass and a backward pass with create_graph=True."
+            end = self.value
+        else:
+            end = self._evaluate_again(self._evaluate, self._originals)
+        return self._replay(end, needed, gradient, create_graph=True)
+
+    def _replay(
+        self, end: Tensor, needed: Sequence[bool], gradient: Tensor, create_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        found = iter(
+            torch.autograd.grad(
+                end,
+                [edge for edge, need in zip(self._edges, needed, strict=True) if need],
+                gradient,
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
             )
-        return self._evaluate(*inputs[: self.originals])
+        )
+        return tuple(next(found) if need else None for need in needed)
+
+
+class KeptArguments(Kept):
+    """An evaluation whose gradient the constraint has from the value and the arguments.
+
+    Args:
+        value: what was evaluated, without a graph.
+        evaluate: what gave it.
+        pullback: ``Constraint.pullback``.
+        is_settled: whether the value is a copy of the one argument, so that this is held once.
+    """
+
+    def __init__(
+        self, value: Tensor, evaluate: Evaluate, pullback: Pullback, is_settled: bool
+    ) -> None:
+        super().__init__(value)
+        self._evaluate, self._pullback, self._is_settled = evaluate, pullback, is_settled
+
+    def note(self, inputs: Sequence[Tensor]) -> None:
+        """Note the inputs, and their versions, as autograd does with what it saves."""
+        super().note(inputs)
+        self._arguments = [x.detach() for x in inputs]
+        self._versions = [x._version for x in inputs]
+
+    def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Ask the constraint."""
+        if self._versions != [x._version for x in self._arguments]:
+            raise written_since()
+        arguments = [self.value] if self._is_settled else self._arguments
+        return self._pullback(self.value, gradient, *arguments)
+
+    def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Record the evaluation after all."""
+        end = self._evaluate_again(self._evaluate, len(self.inputs))
+        wanted = [x for x, need in zip(self.inputs, needed, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(end, wanted, gradient, create_graph=True, allow_unused=True)
+        )
+        return tuple(next(found) if need else None for need in needed)
+
+
+def written_since() -> RuntimeError:
+    """The error for a gradient that is asked for after its arguments were written."""
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace "
+        "operation: an original of a parametrized tensor was written between the forward pass and "
+        "the backward pass."
+    )
 
 
 class _Replay(torch.autograd.Function):
-    """Passes a gradient through a retained graph, any number of times.
-
-    A value that is read in two losses is differentiated twice, and autograd frees the buffers of a
-    graph after its first backward pass. So the graph of the evaluation is kept aside, hidden from
-    autograd, and this node, which owns no buffers, replays it.
-    """
+    """A node that owns no buffers, and asks the evaluation that is kept for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, graph: KeptGraph, *inputs: Tensor) -> Tensor:
-        ctx.graph, ctx.inputs = graph, inputs
-        # Noted now: an alias of a tensor that is written in place gets a new node, of which the
-        # graph knows nothing.
-        ctx.edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
-        return graph.value.detach()
+    def forward(ctx: Any, kept: Kept, *inputs: Tensor) -> Tensor:
+        ctx.kept = kept
+        kept.note(inputs)
+        return kept.value.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        graph, inputs, needed = ctx.graph, ctx.inputs, ctx.needs_input_grad[1:]
-        create_graph = torch.is_grad_enabled()
-        for seen in graph.sources:
+        kept, needed = ctx.kept, ctx.needs_input_grad[1:]
+        for seen in kept.sources:
             seen.mark()
+        ask = kept.differentiable if torch.is_grad_enabled() else kept.gradients
         # Called inside of an autocast region, backward would compute in low precision.
-        with autocast_disabled(graph.value):
-            found = iter(
-                torch.autograd.grad(
-                    graph.differentiable(inputs) if create_graph else graph.value,
-                    [edge for edge, need in zip(ctx.edges, needed, strict=True) if need],
-                    gradients,
-                    retain_graph=True,
-                    create_graph=create_graph,
-                    allow_unused=True,
-                )
-            )
-        return None, *(next(found) if need else None for need in needed)
+        with autocast_disabled(kept.value):
+            return None, *ask(needed, *gradients)

@@ -13,6 +13,7 @@ parameters that another one has stepped arrive by collectives, which move no ver
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -31,6 +32,14 @@ class Stepped(Protocol):
 
     def restore(self) -> None:
         """Bring them back to their canonical form."""
+        ...
+
+    def likeness(self) -> Hashable | None:
+        """What small tensors have in common that may be restored as one batch; None if alone."""
+        ...
+
+    def restore_all(self, alike: Sequence[Any]) -> None:
+        """Restore several of one likeness."""
         ...
 
 
@@ -67,7 +76,14 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if places:
             due.append((min(places), item))
     # In the same order in every process, which sharded originals are gathered from.
+    alike: dict[Hashable, list[Any]] = {}
     for _, item in sorted(due, key=lambda pair: pair[0]):
         item.forget()
         if item in _with_canonical_form:
-            item.restore()
+            likeness = item.likeness() if len(due) > 1 else None
+            if likeness is None:
+                item.restore()
+            else:
+                alike.setdefault(likeness, []).append(item)
+    for items in alike.values():
+        items[0].restore_all(items)

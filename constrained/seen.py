@@ -10,6 +10,9 @@ from torch import Tensor, nn
 #: A small tensor is compared entry by entry, a large one at this many places.
 _SMALL, _PLACES = 1024, 32
 
+#: By the size of an entry in bytes, as what numpy reads it.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class SeenTensor:
     """What a tensor looked like when a value was computed from it, or handed out.
@@ -79,20 +82,25 @@ class SeenTensor:
 
 def _look_at_memory(tensor: Tensor) -> Callable[[], bytes] | None:
     """A function that gives the bytes of some entries, for a dense tensor on the CPU."""
-    if tensor.device.type != "cpu" or tensor.numel() == 0 or not is_dense(tensor):
+    if not tensor.is_cpu or tensor.numel() == 0 or not is_dense(tensor):
         return None
     if tensor.is_conj() or tensor.is_neg():
         return None
     # Strides do not matter here, nor do the numbers: the memory of any dense tensor is flat.
-    flat = tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
-    entries = flat.numpy().view(f"V{tensor.element_size()}")
+    size = tensor.element_size()
+    as_integers = _INTEGERS.get(size)
+    if as_integers is not None and tensor.is_contiguous():
+        entries = tensor.detach().view(as_integers).numpy().reshape(-1)
+    else:
+        flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+        entries = flat.view(torch.uint8).numpy().view(f"V{size}")
     step = 1 if tensor.numel() <= _SMALL else tensor.numel() // _PLACES
     return entries[::step].tobytes
 
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the entries of a tensor fill a stretch of memory, each in a place of its own."""
-    return torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
+    return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
 
 
 class SeenModule:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
-from constraints.polar import defect, polar
+from constraints.polar import defect, polar, polar_factor, polar_gradient
 from constraints.retraction import cayley, geodesic
 
 _CURVES = {"cayley": cayley, "exp": geodesic}
@@ -73,7 +73,8 @@ class Orthogonal(Constraint):
         if map not in ("polar", *_CURVES):
             raise ValueError(f"orthogonal: map must be 'polar', 'cayley' or 'exp', not {map!r}.")
         self.map = map
-        if map != "polar":
+        self.ambient = map == "polar"
+        if not self.ambient:
             self.frozen = (1,)
             self.exempt = {}
 
@@ -93,10 +94,15 @@ class Orthogonal(Constraint):
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
         """The orthogonal matrix for ``"polar"``; else the parameters as they are."""
-        if self.map != "polar":
-            return params
-        with torch.no_grad():
-            return (self.forward(*params),)
+        return (polar_factor(params[0]),) if self.ambient else params
+
+    def pullback(self, value: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+        """For ``"polar"``, the projection onto the tangent space where X is orthogonal."""
+        return (polar_gradient(params[0], value, gradient),)
+
+    def has_pullback(self) -> bool:
+        """For ``"polar"``."""
+        return self.ambient
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""

@@ -28,6 +28,9 @@ ROUNDING = 8.0
 #: Rows that are summed at once, if there are many of them.
 BLOCK = 1024
 
+#: Columns of a Gram matrix from which on its lower half is not computed but copied.
+MIRRORED = 512
+
 
 def polar(X: Tensor) -> Tensor:
     r"""The matrix with orthonormal columns nearest to X, or with orthonormal rows if X is wide.
@@ -65,6 +68,30 @@ def polar(X: Tensor) -> Tensor:
     return _Polar.apply(X)
 
 
+def polar_factor(X: Tensor) -> Tensor:
+    """The value of `polar`, without its derivatives."""
+    if goes_by_operator() or not has_numbers(X):
+        return polar(X)
+    return _factor(X) if X.shape[-2] >= X.shape[-1] else _factor(X.mH).mH.contiguous()
+
+
+def polar_gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    """The gradient at X from that at its polar factor W, without derivatives of its own.
+
+    Args:
+        X: shape ``(*batch, n, p)``.
+        W: the polar factor of X.
+        V: the gradient with respect to W.
+
+    Returns:
+        Tensor of the same shape.
+    """
+    if X.shape[-2] >= X.shape[-1]:
+        return _gradient(X, W, V)
+    tall = W.mH
+    return _gradient(tall if X is W else X.mH, tall, V.mH).mH.contiguous()
+
+
 # ------------------------------------------------------------------------------------ the value
 
 
@@ -74,16 +101,16 @@ def _factor(X: Tensor) -> Tensor:
         return _copy(X)
     p = X.shape[-1]
     rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
-    excess = defect(X, X)
+    excess = _own_defect(X)
     distances = torch.linalg.vector_norm(excess, dim=(-2, -1))
-    distance = float(distances.amax())
+    distance = float(distances.amax() if X.ndim > 2 else distances)
     if distance <= rounding:
         return _copy(X)
     if distance < 0.9:
         W = _newton_schulz(X, excess, distance, rounding)
     else:
         W = _svd_factor(X)
-    if W.ndim > 2:
+    if W.ndim > 2 and bool((distances <= rounding).any()):
         # An orthogonal element stays as it is, whatever else is in the batch.
         W = torch.where((distances <= rounding)[..., None, None], X, W)
     return W.contiguous()
@@ -112,16 +139,54 @@ def defect(W: Tensor, X: Tensor) -> Tensor:
     return product
 
 
+def _own_defect(X: Tensor) -> Tensor:
+    """``defect(X, X)``, which is Hermitian: for less than two thirds of the time if it is large."""
+    p = X.shape[-1]
+    if X.ndim > 2 or p < MIRRORED or X.shape[-2] >= 8 * BLOCK:
+        return defect(X, X)
+    E = X.new_empty(p, p)
+    _write_gram(X, E)
+    E.diagonal().sub_(1)
+    return E
+
+
+def _write_gram(X: Tensor, out: Tensor) -> None:
+    p = X.shape[-1]
+    if p < MIRRORED // 2:
+        torch.mm(X.mH, X, out=out)
+        return
+    half = p // 2
+    left, right = X[:, :half], X[:, half:]
+    _write_gram(left, out[:half, :half])
+    _write_gram(right, out[half:, half:])
+    torch.mm(left.mH, right, out=out[:half, half:])
+    out[half:, :half] = out[:half, half:].mH
+
+
+def _minus_half(V: Tensor, W: Tensor, S: Tensor) -> Tensor:
+    """``V - W S / 2``, in one pass over memory for a matrix or a batch of them."""
+    if V.ndim == 2:
+        return torch.addmm(V, W, S, alpha=-0.5)
+    if V.ndim == 3:
+        return torch.baddbmm(V, W, S, alpha=-0.5)
+    return V - W @ (S / 2)
+
+
 def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Tensor:
-    # X (3 I - X' X) / 2 = X - X E / 2 with E = X' X - I. It keeps the polar factor, and the next E
-    # is -E^2 (3 I - E) / 4: with ||E|| < 1, which is never rescaled, the convergence is quadratic.
+    # X (I + E)^(-1/2) with E = X' X - I is the polar factor. Of the series I - E/2 + 3/8 E^2 - ...
+    # the first two terms are the Newton-Schulz iteration, which leaves 3/4 ||E||^2 at most; one
+    # more leaves 5/8 ||E||^3, for a product of p x p matrices and without another Gram matrix.
+    # With ||E|| < 1, and never rescaled, it converges. What is left may be a quarter of what counts
+    # as rounding, so that the result counts as orthogonal.
     while True:
-        X = X - X @ (E / 2)
-        if distance * distance <= rounding / ROUNDING:
+        if 0.75 * distance**2 <= rounding / 4:
+            return _minus_half(X, X, E)
+        X = _minus_half(X, X, _minus_half(E, E, 1.5 * E))
+        if 0.75 * distance**3 <= rounding / 4:
             return X
-        E = defect(X, X)
+        E = _own_defect(X)
         before, distance = distance, float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
-        if not distance < before:
+        if distance <= rounding or not distance < before:
             return X
 
 
@@ -165,8 +230,8 @@ def derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
 def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     """`derivative` without a derivative of its own, and cheaper where X is almost orthogonal."""
     WV = W.mH @ V
-    if torch.equal(X, W):
-        return (V - W @ ((WV + WV.mH) / 2)).contiguous()
+    if X is W or torch.equal(X, W):
+        return _minus_half(V, W, WV + WV.mH).contiguous()
     E = defect(W, X)
     distance = float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
     if not distance < 0.1:

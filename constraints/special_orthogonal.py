@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.linear_space import not_square
-from constraints.polar import defect, polar
+from constraints.polar import defect, polar, polar_factor, polar_gradient
 from constraints.svd import svd
 
 
@@ -42,6 +42,7 @@ class SpecialOrthogonal(Constraint):
     """
 
     event_dim = 2
+    ambient = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
     exempt = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
@@ -59,8 +60,15 @@ class SpecialOrthogonal(Constraint):
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The rotation itself."""
-        with torch.no_grad():
-            return (self.forward(X),)
+        W = polar_factor(X)
+        return (_reverse_last(W, _handedness(W)),)
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """The projection onto the tangent space, where X is a rotation."""
+        if X is value or torch.equal(X, value):
+            return (polar_gradient(value, value, gradient),)
+        W = polar_factor(X)
+        return (polar_gradient(X, W, _reverse_last(gradient, _handedness(W))),)
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W'W - I|``, and at least 1 where the determinant is negative."""

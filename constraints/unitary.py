@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.linear_space import empty
-from constraints.polar import defect, polar
+from constraints.polar import defect, polar, polar_factor, polar_gradient
 
 
 @register("unitary", aliases=("complex_stiefel", "semi_unitary", "unitary_group"))
@@ -40,6 +40,7 @@ class Unitary(Constraint):
     """
 
     event_dim = 2
+    ambient = True
     complex = True
     examples = (({}, (2, 2)), ({}, (3, 3)), ({}, (4, 2)), ({}, (2, 3)))
     exempt = dict.fromkeys(
@@ -57,8 +58,11 @@ class Unitary(Constraint):
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The unitary matrix itself."""
-        with torch.no_grad():
-            return (polar(X),)
+        return (polar_factor(X),)
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """The projection onto the tangent space, where X is unitary."""
+        return (polar_gradient(X, value, gradient),)
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W* W - I|``, or of ``|W W* - I|`` if W is wide."""

@@ -390,6 +390,15 @@ class CanonicalMovesTheElement(Symmetric):
         return (upper.mT,)
 
 
+class SaysThatItIsAmbient(Symmetric):
+    ambient = True
+
+
+class PullbackOfAnother(Symmetric):
+    def pullback(self, value, gradient, upper):
+        return (gradient,)
+
+
 class CanonicalWrites(NonNegative):
     def canonical(self, free):
         return (free.abs_(),)
@@ -493,6 +502,8 @@ FAULTS = [
     (DoesNotCompile, "compiles"),
     (CanonicalMovesTheElement, "canonical_keeps_the_element"),
     (CanonicalWrites, "canonical_keeps_the_element"),
+    (SaysThatItIsAmbient, "canonical_keeps_the_element"),
+    (PullbackOfAnother, "pullback_is_the_gradient"),
     (AutocastOn, "autocast_changes_nothing"),
     (LeavesTheSetWhenTrained, "training_stays_in_the_set"),
     (HalfPrecisionInside, "agrees_with_double"),

@@ -112,3 +112,109 @@ def test_nonnegative_settles_at_the_boundary(make):
         (module.w - target).square().sum().backward()
         optimizer.step()
     torch.testing.assert_close(module.w, target.clamp(min=0), atol=5e-3, rtol=0)
+
+
+def several(k=3, shape=(4, 4)):
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(*shape, bias=False) for _ in range(k))
+    return constrain(model, "*.weight", "orthogonal")
+
+
+def descend(model, optimizer, x):
+    optimizer.zero_grad()
+    sum(layer(x * (i + 1)).square()[:, 0].sum() for i, layer in enumerate(model)).backward()
+    optimizer.step()
+
+
+def test_equal_shapes_are_restored_in_one_batch(monkeypatch):
+    seen = []
+    canonical = Orthogonal.canonical
+    monkeypatch.setattr(
+        Orthogonal, "canonical", lambda self, X: seen.append(X.shape) or canonical(self, X)
+    )
+    model = several()
+    alone = copy.deepcopy(model)
+    descend(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(2, 4))
+    assert seen == [(3, 4, 4)]
+    for layer in alone:
+        layer.parametrizations.weight.likeness = lambda: None
+    descend(alone, torch.optim.SGD(alone.parameters(), lr=0.1), torch.ones(2, 4))
+    assert seen[1:] == [(4, 4)] * 3
+    for here, there in zip(model, alone, strict=True):
+        torch.testing.assert_close(here.weight, there.weight)
+
+
+def test_what_is_not_alike_is_not_restored_together(monkeypatch):
+    shapes = []
+    canonical = Orthogonal.canonical
+    monkeypatch.setattr(
+        Orthogonal, "canonical", lambda self, X: shapes.append(X.shape) or canonical(self, X)
+    )
+    model = several(2)
+    model.append(constrain(nn.Linear(4, 3, bias=False), "weight", "orthogonal"))
+    model.append(constrain(nn.Linear(4, 4, bias=False), "weight", "special_orthogonal"))
+    descend(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(2, 4))
+    assert sorted(shapes) == [(2, 4, 4), (3, 4)]
+    for layer in model:
+        W = layer.weight
+        torch.testing.assert_close(W @ W.T, torch.eye(len(W)))
+
+
+def test_restored_values_are_their_own():
+    model = several()
+    descend(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(2, 4))
+    first, second = model[0].weight, model[1].weight
+    assert first.untyped_storage().nbytes() == 4 * 16
+    assert first.data_ptr() != model[0].parametrizations.weight.original.data_ptr()
+    assert first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr()
+
+
+def evaluations(monkeypatch):
+    count = []
+    forward = Orthogonal.forward
+    monkeypatch.setattr(Orthogonal, "forward", lambda self, X: count.append(1) or forward(self, X))
+    return count
+
+
+def test_after_a_step_nothing_is_left_to_evaluate(monkeypatch):
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    trained(layer, torch.optim.SGD(layer.parameters(), lr=0.1), 1)
+    count = evaluations(monkeypatch)
+    W = layer.weight
+    assert not count and torch.equal(W, layer.parametrizations.weight.original)
+    W.square()[0].sum().backward()
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "one entry", "eval", "load", "to"])
+def test_what_was_restored_is_evaluated_once_it_has_changed(monkeypatch, how):
+    layer = constrain(nn.Linear(64, 64), "weight", "orthogonal")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.ones(2, 64)).square().sum().backward()
+    optimizer.step()
+    count = evaluations(monkeypatch)
+    original = layer.parametrizations.weight.original
+    if how == "in place":
+        with torch.no_grad():
+            original[3, 5] += 0.5
+    elif how == "data":
+        original.data = original.data.clone() + 0.01
+    elif how == "one entry":
+        original.data[3, 5] += 0.5
+    elif how == "eval":
+        layer.eval()
+    elif how == "load":
+        layer.load_state_dict({k: v.clone() + 0.01 for k, v in layer.state_dict().items()})
+    else:
+        layer.double()
+    W = layer.weight
+    assert count
+    torch.testing.assert_close(W @ W.T, torch.eye(64, dtype=W.dtype))
+
+
+def test_a_gradient_after_a_write_is_an_error():
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    loss = layer.weight[0].square().sum() + layer.weight.sum()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.add_(0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -52,6 +52,7 @@ from constrained.testing.derivative_laws import (
     forward_mode,
     gradient_is_finite,
     no_dead_directions,
+    pullback_is_the_gradient,
     second_derivative,
 )
 from constrained.testing.batch_laws import (
@@ -118,6 +119,7 @@ __all__ = [
     "no_dead_directions",
     "outsiders_are_rejected",
     "projects",
+    "pullback_is_the_gradient",
     "repeats",
     "repr_is_short",
     "right_inverse_inverts",

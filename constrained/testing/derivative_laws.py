@@ -69,6 +69,38 @@ def forward_mode(case: Case) -> None:
         )
 
 
+@law(Scope(dtypes=(torch.float32, torch.float64), points=POINTS))
+def pullback_is_the_gradient(case: Case) -> None:
+    """``pullback``, where a class defines it, gives what autograd gives for ``forward``."""
+    constraint = case.build()
+    if not constraint.has_pullback():
+        return
+    free = params_at(case, constraint, str(case.point))
+    trained = [i for i in range(len(free)) if i not in constraint.frozen]
+    leaves = [p.detach().requires_grad_(i in trained) for i, p in enumerate(free)]
+    value = constraint(*leaves)
+    weight = torch.randn(value.shape, dtype=value.dtype, generator=case.generator("weight"))
+    expected = torch.autograd.grad(value, [leaves[i] for i in trained], weight)
+    with torch.no_grad():
+        found = constraint.pullback(value.detach(), weight, *(p.detach() for p in free))
+    for i, gradient in zip(trained, expected, strict=True):
+        here = found[i]
+        expect(
+            here is not None and here.shape == gradient.shape and here.dtype == gradient.dtype,
+            case,
+            f"pullback: expected a gradient like the parameter {i}, found none, or another shape "
+            "or dtype.",
+        )
+        difference = float((here - gradient).norm())  # type: ignore[operator]
+        bound = half_precision(case.dtype) * float(torch.maximum(gradient.norm(), weight.norm()))
+        expect(
+            difference <= bound,
+            case,
+            f"pullback: expected the gradient of forward with respect to the parameter {i}, found "
+            f"one that is {difference:.3g} away (at most {bound:.3g} is rounding).",
+        )
+
+
 @law(Scope(dtypes=(torch.float32, torch.float64)))
 def gradient_is_finite(case: Case) -> None:
     """Parameters of every scale, zero included, have a finite gradient."""

@@ -19,6 +19,7 @@ from constrained.testing.points import (
     params,
 )
 from constrained.testing.runner import Scope, law
+from constrained.tolerance import working_dtype
 
 HALVES = (torch.bfloat16, torch.float16)
 ALL_DTYPES = (torch.float32, torch.float64, *HALVES)
@@ -237,6 +238,13 @@ def canonical_keeps_the_element(case: Case) -> None:
             f"found {[(p.shape, p.dtype) for p in better]}.",
         )
         expect_close(constraint(*better), constraint(*free), case, f"forward(canonical({name}))")
+        if constraint.ambient and working_dtype(case.dtype) is case.dtype:
+            expect(
+                torch.equal(constraint(*better), better[0]),
+                case,
+                f"canonical of {name}: the class says that it is ambient, but the canonical "
+                "parameter is not the element itself, bit for bit.",
+            )
 
 
 @law(Scope(batches=((2,),)))
