@@ -8,14 +8,30 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compiling, evaluating, reading, training
+from benchmarks import (
+    batches,
+    catalogue,
+    compiling,
+    evaluating,
+    layers,
+    memory,
+    reading,
+    registering,
+    training,
+)
 from benchmarks.harness import Timing, save
+from benchmarks.targets import show_targets
 
 GROUPS = {
     "reading": (reading.recurrent_loop, reading.evaluation, reading.bare_read),
     "evaluating": (evaluating.evaluation,),
     "compiling": (compiling.compilation,),
     "training": (training.training,),
+    "batches": (batches.small_matrices,),
+    "layers": (layers.many_layers, layers.transformer),
+    "registering": (registering.registration,),
+    "memory": (memory.bytes_held,),
+    "catalogue": (catalogue.every_constraint,),
 }
 
 
@@ -29,6 +45,7 @@ def main(groups: list[str]) -> None:
         path = save(group, timings)
         _show(timings)
         print(f"Written to {path}")
+    show_targets()
 
 
 def _show(timings: list[Timing]) -> None:

@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping
 import geoopt
 import geotorch
 import torch
+from deel import torchlip
 from torch import Tensor, nn
 from torch.distributions import transforms
 from torch.nn.utils import parametrizations, parametrize
 
 from constrained.spec import parse
+
+#: As in `benchmarks.training`.
+RATE = 0.1
 
 Made = tuple[nn.Module, torch.optim.Optimizer | None]
 Maker = Callable[[nn.Linear, str], Made]
@@ -58,13 +62,23 @@ def _geotorch(name: str, **arguments: object) -> Maker:
     return make
 
 
+def _torchlip(eps_bjorck: float | None) -> Maker:
+    def make(layer: nn.Linear, spec: str) -> Made:
+        made = torchlip.SpectralLinear(
+            layer.in_features, layer.out_features, bias=False, eps_bjorck=eps_bjorck
+        )
+        return made, None
+
+    return make
+
+
 def _geoopt(manifold: Callable[[], geoopt.Manifold]) -> Maker:
     def make(layer: nn.Linear, spec: str) -> Made:
         start = parse(spec).constraint.sample(
             layer.weight.shape, generator=torch.Generator().manual_seed(0)
         )
         module = OnManifold(start, manifold())
-        return module, geoopt.optim.RiemannianSGD(module.parameters(), lr=1e-3)
+        return module, geoopt.optim.RiemannianSGD(module.parameters(), lr=RATE)
 
     return make
 
@@ -107,6 +121,7 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = {
         "geotorch exp": _geotorch("orthogonal"),
         "geotorch cayley": _geotorch("orthogonal", triv="cayley"),
         "geoopt RSGD": _geoopt(geoopt.EuclideanStiefel),
+        "torchlip Bjorck": _torchlip(1e-3),
     },
     "positive_definite": {
         "geotorch": _geotorch("positive_definite"),
@@ -114,7 +129,10 @@ MAKERS: Mapping[str, Mapping[str, Maker]] = {
     },
     "low_rank": {"geotorch": _geotorch("low_rank")},
     "sphere": {"geotorch": _geotorch("sphere")},
-    "spectral_norm": {"torch": _torch(parametrizations.spectral_norm)},
+    "spectral_norm": {
+        "torch": _torch(parametrizations.spectral_norm),
+        "torchlip": _torchlip(None),
+    },
     "doubly_stochastic": {"20 log steps": _through(log_sinkhorn, lambda weight: weight.clone())},
     "correlation": {"torch": _through(_correlation, _below_the_diagonal)},
 }

@@ -29,6 +29,7 @@ from constrained.originals import (
 )
 from constrained.replay import Pullback
 from constrained.restore import watch
+from constrained.seen import is_same
 from constrained.traced import traced_value
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
@@ -225,8 +226,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if value is None or self.chain()[0].__dict__["_revision"] != revision:
             return None
         here = self.original
-        alike = here.dtype is value.dtype and here.device == value.device
-        return value if alike and torch.equal(here, value) else None
+        alike = (here.dtype, here.device, here.shape) == (value.dtype, value.device, value.shape)
+        return value if alike and is_same(here, value) else None
 
     def evaluator(self) -> Callable[..., Tensor]:
         """A function from originals to the value, which does not hold on to this list."""

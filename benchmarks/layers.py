@@ -1,0 +1,101 @@
+"""Models of many constrained layers: one hook restores them, equal shapes in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
+
+from benchmarks.harness import Timing, compare
+from benchmarks.training import RATE
+from constrained import constrain
+
+COUNT, SIZE, BATCH = 64, 256, 32
+BLOCKS, WIDTH, TOKENS, HEADS = 12, 256, 64, 4
+
+
+def many_layers(rounds: int = 9) -> Iterator[Timing]:
+    """A step of a stack of orthogonal layers, and of one."""
+    for count in (1, COUNT):
+        contenders = {
+            "plain": _step(_stack(count), torch.randn(BATCH, SIZE)),
+            "constrained": _step(
+                constrain(_stack(count), "*.weight", "orthogonal"), torch.randn(BATCH, SIZE)
+            ),
+        }
+        label = f"orthogonal {SIZE} x {SIZE}, layers: {count}"
+        yield from compare(label, contenders, rounds, repeat=1 if count > 1 else 20)
+
+
+def transformer(rounds: int = 5) -> Iterator[Timing]:
+    """A step and an evaluation of a transformer whose q, k, v and o are orthogonal."""
+    x = torch.randn(1, TOKENS, WIDTH)
+    ours = constrain(_Transformer(), "blocks.*.heads.*.weight", "orthogonal")
+    by_torch = _Transformer()
+    for block in by_torch.blocks:
+        for projection in block.heads.values():  # type: ignore[union-attr]
+            torch_orthogonal(projection, orthogonal_map="cayley")
+    models = {"plain": _Transformer(), "constrained": ours, "torch cayley": by_torch}
+    name = f"transformer of {BLOCKS} blocks, width {WIDTH}, {TOKENS} tokens"
+    steps = {key: _step(model, x) for key, model in models.items()}
+    yield from compare(f"{name}, step", steps, rounds)
+    evaluations = {key: _evaluation(model, x) for key, model in models.items()}
+    yield from compare(f"{name}, evaluation", evaluations, rounds)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, WIDTH, bias=False) for name in "qkvo"})
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+        self.mlp = nn.Sequential(
+            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.norms[0](x)
+        q, k, v = (
+            self.heads[name](seen).unflatten(-1, (HEADS, -1)).transpose(-2, -3) for name in "qkv"
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.heads["o"](mixed.transpose(-2, -3).flatten(-2))
+        return x + self.mlp(self.norms[1](x))
+
+
+class _Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(*(_Block() for _ in range(BLOCKS)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+def _stack(count: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(SIZE, SIZE, bias=False) for _ in range(count)))
+
+
+def _step(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+    def call() -> None:
+        optimizer.zero_grad()
+        ((model(x) - y).square().mean() / 2).backward()
+        optimizer.step()
+
+    return call
+
+
+def _evaluation(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    model.eval()
+
+    def call() -> None:
+        with torch.no_grad():
+            model(x)
+
+    return call

@@ -1,0 +1,212 @@
+"""What was aimed at, and whether it was met: read from the results of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import RESULTS
+
+#: By row, then by contender: median milliseconds and median ratio to the first contender.
+Measured = Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that is to be no larger than a limit.
+
+    Attributes:
+        what: what is measured.
+        row: the row of the results.
+        limit: the largest figure that meets the target.
+        unit: what the figure is.
+        figure: from the row's contenders and one of their names to the figure.
+        ours: the name of our contender.
+        helpers: contenders of the row that are no peers.
+    """
+
+    what: str
+    row: str
+    limit: float
+    unit: str
+    figure: Callable[[Mapping[str, tuple[float, float]], str], float]
+    ours: str = "constrained"
+    helpers: tuple[str, ...] = ("plain", "one matrix product", "one batched product")
+
+
+def _ratio(row: Mapping[str, tuple[float, float]], name: str) -> float:
+    return row[name][1]
+
+
+def _products(row: Mapping[str, tuple[float, float]], name: str) -> float:
+    return (row[name][0] - row["plain"][0]) / row["one matrix product"][0]
+
+
+def _microseconds(row: Mapping[str, tuple[float, float]], name: str) -> float:
+    return 1e3 * row[name][0]
+
+
+def _beyond(row: Mapping[str, tuple[float, float]], name: str) -> float:
+    """Microseconds beyond 1.05 times the plain evaluation."""
+    return 1e3 * (row[name][0] - 1.05 * row["plain"][0])
+
+
+def _train(spec: str, shape: str, limit: float, batch: int = 32) -> Target:
+    row = f"{spec} {shape}, batch {batch}"
+    return Target(row, row, limit, "ratio", _ratio)
+
+
+SMALL = ("4096 x 4 x 4", "2048 x 8 x 8", "1024 x 16 x 16", "256 x 32 x 32", "64 x 64 x 64")
+EVALUATED = ("orthogonal", "positive_definite", "low_rank(rank=8)", "spectral_norm")
+
+TARGETS = (
+    _train("orthogonal", "1024 x 1024", 2.6, batch=1024),
+    Target(
+        "orthogonal 1024 x 1024, batch 32, beyond the plain step",
+        "orthogonal 1024 x 1024, batch 32",
+        3.4,
+        "matrix products",
+        _products,
+    ),
+    _train("orthogonal", "256 x 256", 6.2),
+    _train("orthogonal", "64 x 64", 1.7),
+    _train("orthogonal", "1024 x 64", 2.6),
+    *(
+        Target(
+            f"orthogonal, batch of {shape}",
+            f"orthogonal {shape}",
+            5.0,
+            "batched products",
+            _ratio,
+        )
+        for shape in SMALL
+    ),
+    _train("positive_definite", "1024 x 1024", 24),
+    _train("low_rank(rank=64)", "1024 x 1024", 2.0),
+    _train("doubly_stochastic", "1024 x 1024", 4.0),
+    _train("spectral_norm", "1024 x 1024", 2.0),
+    _train("correlation", "1024 x 1024", 23),
+    _train("sphere", "1024 x 1024", 2.0),
+    Target(
+        "500-step RNN, hidden 128, orthogonal kernel",
+        "train, 500 reads of 128 x 128",
+        1.05,
+        "ratio",
+        _ratio,
+        ours="polar",
+        helpers=("plain", "cayley", "exp"),
+    ),
+    *(
+        Target(
+            f"evaluation under {name}, 1024 x 1024, batch 1, beyond 1.05 of the plain one",
+            "eval, batch 1, 1024 x 1024",
+            5.0,
+            "us",
+            _beyond,
+            ours=name,
+            helpers=("plain", "polar", *EVALUATED),
+        )
+        for name in EVALUATED
+    ),
+    Target(
+        "reading a stored weight",
+        "read the weight again",
+        2.0,
+        "us",
+        _microseconds,
+        ours="polar, stored value",
+    ),
+)
+
+
+def measured() -> dict[str, dict[str, tuple[float, float]]]:
+    """All results that are there."""
+    rows: dict[str, dict[str, tuple[float, float]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        for t in json.loads(path.read_text()).get("timings", []):
+            rows.setdefault(t["row"], {})[t["contender"]] = t["milliseconds"], t["ratio"]
+    return rows
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target beside what was measured: here, and by the best peer of the same row."""
+
+    target: Target
+    here: float
+    peer: str
+    best: float | None
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the figure is within the limit."""
+        return self.here <= self.target.limit
+
+
+def verdicts(rows: Measured) -> Iterator[Verdict]:
+    """The targets whose rows have been measured."""
+    for target in TARGETS:
+        row = rows.get(target.row, {})
+        if target.ours not in row:
+            continue
+        others = {
+            name: target.figure(row, name)
+            for name in row
+            if name != target.ours and name not in target.helpers
+        }
+        best = min(others, key=lambda name: others[name], default="")
+        here = target.figure(row, target.ours)
+        yield Verdict(target, here, best, others.get(best))
+    yield from _per_layer(rows)
+
+
+def _per_layer(rows: Measured) -> Iterator[Verdict]:
+    """One of many layers must cost less than a single one."""
+    alone = rows.get("orthogonal 256 x 256, layers: 1", {})
+    many = rows.get("orthogonal 256 x 256, layers: 64", {})
+    if not (alone and many):
+        return
+    limit = 1e3 * (alone["constrained"][0] - alone["plain"][0])
+    here = 1e3 * (many["constrained"][0] - many["plain"][0]) / 64
+    target = Target(
+        "one of 64 orthogonal layers 256 x 256, beyond the plain step; the limit: a single one",
+        "",
+        limit,
+        "us",
+        _microseconds,
+    )
+    yield Verdict(target, here, "", None)
+
+
+def markdown(rows: Measured) -> str:
+    """The table for documents."""
+    lines = [
+        "| row | unit | target | here | best peer of the row | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for v in verdicts(rows):
+        peer = "" if v.best is None else f"{v.best:.3g} ({v.peer})"
+        met = "met" if v.is_met else "**missed**"
+        lines.append(
+            f"| {v.target.what} | {v.target.unit} | {v.target.limit:.3g} | {v.here:.3g} "
+            f"| {peer} | {met} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def show_targets() -> None:
+    """Print the table."""
+    table = Table(title="Targets; every figure from the results of this machine")
+    for heading in ("row", "unit", "target", "here", "best peer", ""):
+        table.add_column(heading)
+    for v in verdicts(measured()):
+        peer = "" if v.best is None else f"{v.best:.3g} ({v.peer})"
+        met = "met" if v.is_met else "missed"
+        table.add_row(
+            v.target.what, v.target.unit, f"{v.target.limit:.3g}", f"{v.here:.3g}", peer, met
+        )
+    Console().print(table)
