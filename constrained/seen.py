@@ -105,8 +105,8 @@ def is_same(a: Tensor, b: Tensor) -> bool:
     if not (a.is_cpu and a.is_contiguous() and b.is_contiguous()) or size % 8:
         return torch.equal(a, b)
     # Torch compares number by number: five times slower.
-    whole = (x.detach().reshape(-1).view(torch.int64).numpy() for x in (a, b))
-    return numpy.array_equal(*whole)
+    x, y = (t.detach().reshape(-1).view(torch.int64).numpy() for t in (a, b))
+    return numpy.array_equal(x, y)
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import tolerance, working_dtype
+from constraints.derivatives import needs_derivative
 from constraints.linear_space import not_square
-from constraints.positive_definite import clipped, gram, root
+from constraints.positive_definite import clipped, covariance, root, rounding_of, squares
 from constraints.psd_part import distance_from_psd, symmetric_part
 from constraints.softplus import inverse_softplus, softplus
-from constraints.unit import normalized
+from constraints.unit import normalized, normalized_gradient
 
 
 @register("correlation", aliases=("corr", "corr_matrix", "correlation_matrix", "elliptope"))
@@ -57,7 +58,20 @@ class Correlation(Constraint):
 
     def forward(self, X: Tensor) -> Tensor:
         """``X X'``, scaled to unit diagonal."""
-        return _scaled(gram(normalized(X, 1.0)))
+        N = normalized(X, 1.0)
+        if needs_derivative(X):
+            return _scaled(covariance(N))
+        # The same, without dividing by what is one up to rounding.
+        W = squares(N).mul_(1 / (1 + rounding_of(N)))
+        W.diagonal(dim1=-2, dim2=-1).fill_(1)
+        return W
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """One product with the off-diagonal part of the gradient, made tangent row by row."""
+        both = gradient.mT.contiguous().add_(gradient)
+        both.diagonal(dim1=-2, dim2=-1).zero_()
+        N = normalized(X, 1.0)
+        return (normalized_gradient(X, N, both @ N / (1 + rounding_of(N)), 1.0),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The Cholesky factor."""

@@ -61,6 +61,19 @@ def has_numbers(X: Tensor) -> bool:
     return type(X) in (Tensor, Parameter) and not X.is_meta and not is_transformed(X)
 
 
+def needs_derivative(X: Tensor) -> bool:
+    """Whether what is computed from X may be differentiated, by what is seen here, or traced.
+
+    If not, its numbers are at hand, on the CPU: elsewhere to branch on them means to wait.
+    """
+    return (
+        goes_by_operator()
+        or not (X.is_cpu and has_numbers(X))
+        or (torch.is_grad_enabled() and X.requires_grad)
+        or forward_ad._current_level >= 0
+    )
+
+
 def nestable(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A `jvp` of a `Function` that nests, from ``rule(ctx, saved_tensors, *tangents)``.
 

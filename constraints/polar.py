@@ -18,6 +18,7 @@ from constraints.derivatives import (
     nestable,
     untraced,
 )
+from constraints.gram import gram
 from constraints.lyapunov import lyapunov, right_divide, spectrum
 from constraints.svd import svd
 
@@ -27,9 +28,6 @@ ROUNDING = 8.0
 
 #: Rows that are summed at once, if there are many of them.
 BLOCK = 1024
-
-#: Columns of a Gram matrix from which on its lower half is not computed but copied.
-MIRRORED = 512
 
 
 def polar(X: Tensor) -> Tensor:
@@ -140,27 +138,12 @@ def defect(W: Tensor, X: Tensor) -> Tensor:
 
 
 def _own_defect(X: Tensor) -> Tensor:
-    """``defect(X, X)``, which is Hermitian: for less than two thirds of the time if it is large."""
-    p = X.shape[-1]
-    if X.ndim > 2 or p < MIRRORED or X.shape[-2] >= 8 * BLOCK:
+    """``defect(X, X)``."""
+    if X.shape[-2] >= 8 * BLOCK:
         return defect(X, X)
-    E = X.new_empty(p, p)
-    _write_gram(X, E)
-    E.diagonal().sub_(1)
+    E = gram(X)
+    E.diagonal(dim1=-2, dim2=-1).sub_(1)
     return E
-
-
-def _write_gram(X: Tensor, out: Tensor) -> None:
-    p = X.shape[-1]
-    if p < MIRRORED // 2:
-        torch.mm(X.mH, X, out=out)
-        return
-    half = p // 2
-    left, right = X[:, :half], X[:, half:]
-    _write_gram(left, out[:half, :half])
-    _write_gram(right, out[half:, half:])
-    torch.mm(left.mH, right, out=out[:half, half:])
-    out[half:, :half] = out[:half, half:].mH
 
 
 def _minus_half(V: Tensor, W: Tensor, S: Tensor) -> Tensor:

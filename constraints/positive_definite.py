@@ -10,6 +10,8 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.derivatives import needs_derivative
+from constraints.gram import gram, is_mirrored
 
 
 @register("positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix"))
@@ -54,7 +56,11 @@ class PositiveDefinite(Constraint):
 
     def forward(self, X: Tensor) -> Tensor:
         """``X X'``, with its diagonal enlarged by a rounding term."""
-        return gram(X)
+        return covariance(X)
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """One product with the symmetric part of the gradient."""
+        return (covariance_gradient(X, gradient),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The Cholesky factor."""
@@ -100,22 +106,40 @@ class PositiveDefinite(Constraint):
         return None if event[0] == event[1] > 0 else "must be a square matrix, not an empty one"
 
 
-def gram(X: Tensor) -> Tensor:
+def covariance(X: Tensor) -> Tensor:
     """``X X'``, with its diagonal enlarged by a rounding term: it has a Cholesky factor."""
-    W = _symmetric_part(X @ X.mT)
-    diagonal = _diagonal(W)
-    enlarged = (1 + _rounding(X)) * diagonal
+    rounding, finfo = rounding_of(X), torch.finfo(X.dtype)
     # Smaller squares would be so near to underflow that they have lost digits.
-    finfo = torch.finfo(X.dtype)
-    enlarged = enlarged + (enlarged.clamp(min=finfo.tiny / finfo.eps) - enlarged).detach()
+    least = finfo.tiny / finfo.eps
+    W = squares(X)
+    if not needs_derivative(X):
+        _diagonal(W).mul_(1 + rounding).clamp_(min=least)
+        return W
+    diagonal = _diagonal(W)
+    enlarged = (1 + rounding) * diagonal
+    enlarged = enlarged + (enlarged.clamp(min=least) - enlarged).detach()
     return W + torch.diag_embed(enlarged - diagonal)
 
 
+def squares(X: Tensor) -> Tensor:
+    """``X X'``, exactly symmetric."""
+    if needs_derivative(X) or not is_mirrored(X.mT):
+        return _symmetric_part(X @ X.mT)
+    return gram(X.mT)
+
+
+def covariance_gradient(X: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient at X from that at ``covariance(X)``: one matrix product."""
+    both = gradient.mT.contiguous().add_(gradient)
+    _diagonal(both).mul_(1 + rounding_of(X))
+    return both @ X
+
+
 def root(value: Tensor) -> Tensor:
-    """X with ``gram(X) == value``, triangular if the value has a Cholesky factor."""
+    """X with ``covariance(X) == value``, triangular if the value has a Cholesky factor."""
     W = _symmetric_part(value)
     # diag(W) = (1 + rounding) diag(X X').
-    rounding = _rounding(W)
+    rounding = rounding_of(W)
     A = W - torch.diag_embed(rounding / (1 + rounding) * _diagonal(W))
     L, info = torch.linalg.cholesky_ex(A)
     eigenvalues, Q = torch.linalg.eigh(A)
@@ -127,13 +151,13 @@ def clipped(value: Tensor) -> Tensor:
     """The nearest matrix with a Cholesky factor, up to rounding; one that has it stays as it is."""
     W = _symmetric_part(value)
     eigenvalues, Q = torch.linalg.eigh(W)
-    eigenvalues = _clipped(eigenvalues, _rounding(W))
+    eigenvalues = _clipped(eigenvalues, rounding_of(W))
     nearest = _symmetric_part(Q * eigenvalues.unsqueeze(-2) @ Q.mT)
     inside = torch.linalg.cholesky_ex(W).info == 0
     return torch.where(inside[..., None, None], W, nearest)
 
 
-def _rounding(W: Tensor) -> float:
+def rounding_of(W: Tensor) -> float:
     """The relative size of the term that keeps the Cholesky factorization from breaking down.
 
     W = X X' in floating-point arithmetic errs by some eps |x_i| |x_j| in the entry i, j, and the

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_positive
-from constraints.unit import distance_from_sphere, normalized
+from constraints.unit import distance_from_sphere, normalized, normalized_gradient
 
 
 @register("sphere", aliases=("unit_norm", "unit_vector"))
@@ -42,6 +42,7 @@ class Sphere(Constraint):
     """
 
     event_dim = 1
+    ambient = True
     examples = (({}, (1,)), ({}, (3,)), ({"radius": 2.5}, (2,)), ({"radius": 1e-3}, (50,)))
     exempt = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
@@ -59,6 +60,10 @@ class Sphere(Constraint):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""
         return value
+
+    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
+        """The projection onto the tangent space, scaled by ``radius / ||y||``."""
+        return (normalized_gradient(y, value, gradient, self.radius),)
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """The element itself."""
@@ -119,6 +124,7 @@ class Oblique(Constraint):
     """
 
     event_dim = 2
+    ambient = True
     examples = (({}, (1, 1)), ({}, (3, 2)), ({}, (2, 4)))
     exempt = dict.fromkeys(
         (
@@ -136,6 +142,10 @@ class Oblique(Constraint):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""
         return value
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """The projection onto the tangent space, each column scaled by ``1 / ||x||``."""
+        return (normalized_gradient(X.mT, value.mT, gradient.mT, 1.0).mT.contiguous(),)
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The element itself."""
@@ -201,6 +211,7 @@ class FrobeniusNorm(Constraint):
     """
 
     event_dim = 2
+    ambient = True
     examples = (({}, (1, 1)), ({}, (3, 2)), ({"radius": 2.5}, (2, 4)))
     exempt = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
@@ -218,6 +229,11 @@ class FrobeniusNorm(Constraint):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""
         return value
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """The projection onto the tangent space, scaled by ``radius / ||X||``."""
+        y, w, g = (t.flatten(-2) for t in (X, value, gradient))
+        return (normalized_gradient(y, w, g, self.radius).reshape(X.shape),)
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The element itself."""

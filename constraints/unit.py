@@ -5,11 +5,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.derivatives import needs_derivative
+
+#: By so many units of the machine epsilon the length of a vector errs when it has been scaled.
+ROUNDING = 8.0
+
 
 def normalized(y: Tensor, radius: float) -> Tensor:
-    """``radius y / ||y||`` along the last dimension; of zero, that of the first unit vector."""
+    """``radius y / ||y||`` along the last dimension; of zero, that of the first unit vector.
+
+    A vector of that length, up to rounding, comes back bit for bit.
+    """
+    if not needs_derivative(y):
+        norm = _length(y)
+        if _is_moderate(norm):
+            factor = radius / norm
+            is_rounding = (factor - 1).abs() <= ROUNDING * torch.finfo(y.dtype).eps
+            return y * torch.where(is_rounding, 1, factor)
     direction, _ = scaled(y)
     return radius * direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+
+
+def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: float) -> Tensor:
+    """The gradient at y from that at ``normalized(y, radius)``: the part across y, scaled.
+
+    Without a derivative of its own.
+    """
+    norm = _length(y)
+    if not (y.is_cpu and _is_moderate(norm)):
+        y = y.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(normalized(y, radius), y, gradient)[0]
+    along = torch.linalg.vecdot(gradient, value).unsqueeze(-1)
+    across = torch.addcmul(gradient, value, along, value=-1 / radius**2)
+    return across.mul_(radius / norm)
+
+
+def _length(y: Tensor) -> Tensor:
+    """The norms along the last dimension, which is kept."""
+    if y.stride(-1) == 1:
+        return torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    # Across rows, the norm of torch is twenty times slower than a sum.
+    return y.square().sum(-1, keepdim=True).sqrt()
+
+
+def _is_moderate(norm: Tensor) -> bool:
+    """Whether the squares that norms were computed from neither overflow nor lose digits."""
+    if norm.numel() == 0:
+        return True
+    finfo = torch.finfo(norm.dtype)
+    least, largest = map(float, norm.aminmax())
+    return finfo.tiny**0.5 / finfo.eps < least and largest < finfo.eps * finfo.max**0.5
 
 
 def distance_from_sphere(value: Tensor, radius: float) -> Tensor:
