@@ -125,8 +125,8 @@ class Evaluated(Protocol):
         """How the gradient is had from the value and the originals, where no graph is needed."""
         ...
 
-    def settled(self) -> Tensor | None:
-        """The value for the originals as they are, where it is known without an evaluation."""
+    def settled(self) -> tuple[Tensor, int] | tuple[None, None]:
+        """The value, where it is known to be a copy of an original, and of which one."""
         ...
 
     def is_managed(self) -> bool:
@@ -231,12 +231,11 @@ class ValueStore:
         for attempt in range(_ATTEMPTS if is_pure else 1):
             before = [SeenTensor(t) for t in originals]
             if pullback and attempt < _ATTEMPTS - 1:
-                inputs, value = originals, on.settled()
-                is_settled = value is not None
+                inputs, (value, copied) = originals, on.settled()
                 if value is None:
                     with torch.no_grad():
                         value = evaluate(*originals)
-                kept: Kept = KeptArguments(value, evaluate, pullback, is_settled)
+                kept: Kept = KeptArguments(value, evaluate, pullback, copied)
             else:
                 # The graph starts at aliases of the originals: started at the originals, a hook on
                 # one of them would run in the replay, and once more where the gradient arrives.

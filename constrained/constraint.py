@@ -57,9 +57,9 @@ class Constraint(nn.Module, ABC):
             the module's buffers alone. Only then may the engine keep its value.
         frozen: which of the free parameters are constants (a base point, say): the engine keeps
             these as buffers, not as parameters.
-        ambient: whether the canonical parameter is the element itself:
-            ``forward(*canonical(X)) == canonical(X)[0]``, bit for bit. Then there is nothing to
-            evaluate after an optimizer step.
+        ambient: which of the canonical parameters, if any, is the element itself, all others being
+            zero: ``forward(*canonical(*p)) == canonical(*p)[ambient]``, bit for bit. Then there
+            is nothing to evaluate after an optimizer step.
         exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
             instance may declare its own.
         keeps: names of the constraints whose sets `forward` maps into themselves, for a map from
@@ -73,7 +73,7 @@ class Constraint(nn.Module, ABC):
     complex: ClassVar[bool] = False
     deterministic: bool = True
     frozen: tuple[int, ...] = ()
-    ambient: bool = False
+    ambient: int | None = None
     exempt: Mapping[str, str] = {}
     keeps: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str | None] = None

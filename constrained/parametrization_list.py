@@ -217,17 +217,21 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             return None
         return first.pullback
 
-    def settled(self) -> Tensor | None:
-        """The value, if the originals are as the last restoration left them.
+    def settled(self) -> tuple[Tensor, int] | tuple[None, None]:
+        """The value and its original, if the originals are as the last restoration left them.
 
         A value serves once: the next reader must not find what this one may write into.
         """
         value, revision = self.__dict__.pop("_settled", (None, 0))
-        if value is None or self.chain()[0].__dict__["_revision"] != revision:
-            return None
-        here = self.original
+        first: Any = self.chain()[0]
+        if value is None or first.__dict__["_revision"] != revision:
+            return None, None
+        place: int = first.ambient
+        *others, here = _last(self.originals(), place)
         alike = (here.dtype, here.device, here.shape) == (value.dtype, value.device, value.shape)
-        return value if alike and is_same(here, value) else None
+        if alike and is_same(here, value) and not any(map(torch.any, others)):
+            return value, place
+        return None, None
 
     def evaluator(self) -> Callable[..., Tensor]:
         """A function from originals to the value, which does not hold on to this list."""
@@ -358,13 +362,13 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             for here, old, new in zip(mine, originals, canonical, strict=True):
                 if new is not old:
                     store(here, new)
-            if first.ambient:
-                self._settle(first, mine[0], canonical[0])
+            if first.ambient is not None:
+                self._settle(first, mine[first.ambient], canonical[first.ambient])
 
     def likeness(self) -> Hashable | None:
         """What tensors have in common that may be restored as one batch; None for a large one."""
         first = self.chain()[0]
-        if not (isinstance(first, Constraint) and first.ambient and self.is_tensor):
+        if not (isinstance(first, Constraint) and first.ambient is not None and self.is_tensor):
             return None
         here = self.original
         if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
@@ -452,6 +456,11 @@ def list_with_original(tensor: Tensor) -> ParametrizationList | None:
     found = _by_original.get(id(tensor))
     is_original = found is not None and any(t is tensor for t in found._parameters.values())
     return found if is_original else None
+
+
+def _last(tensors: Sequence[Tensor], place: int) -> list[Tensor]:
+    """The tensors, with that at the given place at the end."""
+    return [t for i, t in enumerate(tensors) if i != place] + [tensors[place]]
 
 
 def read(parametrizations: nn.Module, name: str) -> Tensor:

@@ -123,14 +123,14 @@ class KeptArguments(Kept):
         value: what was evaluated, without a graph.
         evaluate: what gave it.
         pullback: ``Constraint.pullback``.
-        is_settled: whether the value is a copy of the one argument, so that this is held once.
+        copied: which of the arguments the value is a copy of; it stands for this argument.
     """
 
     def __init__(
-        self, value: Tensor, evaluate: Evaluate, pullback: Pullback, is_settled: bool
+        self, value: Tensor, evaluate: Evaluate, pullback: Pullback, copied: int | None
     ) -> None:
         super().__init__(value)
-        self._evaluate, self._pullback, self._is_settled = evaluate, pullback, is_settled
+        self._evaluate, self._pullback, self._copied = evaluate, pullback, copied
 
     def note(self, inputs: Sequence[Tensor]) -> None:
         """Note the inputs, and their versions, as autograd does with what it saves."""
@@ -142,7 +142,9 @@ class KeptArguments(Kept):
         """Ask the constraint."""
         if self._versions != [x._version for x in self._arguments]:
             raise written_since()
-        arguments = [self.value] if self._is_settled else self._arguments
+        arguments = list(self._arguments)
+        if self._copied is not None:
+            arguments[self._copied] = self.value
         return self._pullback(self.value, gradient, *arguments)
 
     def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -15,6 +15,7 @@ from constraints.linear_space import not_square
 from constraints.positive_definite import clipped, covariance, root, rounding_of, squares
 from constraints.psd_part import distance_from_psd, symmetric_part
 from constraints.softplus import inverse_softplus, softplus
+from constraints.transpose import plus_transpose
 from constraints.unit import normalized, normalized_gradient
 
 
@@ -68,7 +69,7 @@ class Correlation(Constraint):
 
     def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
         """One product with the off-diagonal part of the gradient, made tangent row by row."""
-        both = gradient.mT.contiguous().add_(gradient)
+        both = plus_transpose(gradient)
         both.diagonal(dim1=-2, dim2=-1).zero_()
         N = normalized(X, 1.0)
         return (normalized_gradient(X, N, both @ N / (1 + rounding_of(N)), 1.0),)

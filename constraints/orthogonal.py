@@ -10,9 +10,13 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.polar import defect, polar, polar_factor, polar_gradient
+from constraints.rebasing import quadratic, rebased, rebased_gradient
 from constraints.retraction import cayley, geodesic
 
 _CURVES = {"cayley": cayley, "exp": geodesic}
+
+#: Which canonical parameter is the element itself.
+_MAPS = {"polar": 0, "rebased": 1, "cayley": None, "exp": None}
 
 
 @register("orthogonal", aliases=("stiefel", "semi_orthogonal"))
@@ -35,6 +39,12 @@ class Orthogonal(Constraint):
     for each direction X. Square matrices keep the sign of their determinant; the Cayley transform
     misses the members with :math:`B^\top W` having an eigenvalue -1. Weight decay pulls towards B.
 
+    ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of
+    :math:`B (I + S + S^2 / 2)` with the skew part S of X, where B moves to the value after each
+    optimizer step, and X to zero. A step costs three matrix products at most, one less than under
+    ``"polar"``, and momentum lives in the coordinates that move along; but two matrices are stored,
+    of which neither an average nor a shard means anything, and training keeps the determinant.
+
     **Right inverse**: ``"polar"``: the matrix itself. Otherwise X = 0 and B = the matrix.
 
     **Reference**: Edelman, Arias and Smith, The geometry of algorithms with orthogonality
@@ -43,7 +53,7 @@ class Orthogonal(Constraint):
     Cayley transform.
 
     Args:
-        map: ``"polar"``, ``"cayley"`` or ``"exp"``.
+        map: ``"polar"``, ``"rebased"``, ``"cayley"`` or ``"exp"``.
 
     Shape:
         ``(*batch, n, p)``.
@@ -60,8 +70,9 @@ class Orthogonal(Constraint):
     event_dim = 2
     examples = tuple(
         (arguments, shape)
-        for arguments in ({}, {"map": "cayley"}, {"map": "exp"})
+        for arguments in ({}, {"map": "rebased"}, {"map": "cayley"}, {"map": "exp"})
         for shape in ((1, 1), (3, 3), (5, 2), (2, 5), (3, 2), (4, 1), (1, 4))
+        if arguments != {"map": "rebased"} or shape[0] == shape[1]
     )
     exempt = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
@@ -70,11 +81,11 @@ class Orthogonal(Constraint):
 
     def __init__(self, map: str = "polar") -> None:
         super().__init__()
-        if map not in ("polar", *_CURVES):
-            raise ValueError(f"orthogonal: map must be 'polar', 'cayley' or 'exp', not {map!r}.")
+        if map not in _MAPS:
+            raise ValueError(f"orthogonal: map must be one of {', '.join(_MAPS)}, not {map!r}.")
         self.map = map
-        self.ambient = map == "polar"
-        if not self.ambient:
+        self.ambient = _MAPS[map]
+        if map != "polar":
             self.frozen = (1,)
             self.exempt = {}
 
@@ -83,6 +94,8 @@ class Orthogonal(Constraint):
         if self.map == "polar":
             return polar(X)
         (B,) = base
+        if self.map == "rebased":
+            return polar(quadratic(B, X))
         curve = _CURVES[self.map]
         wide = X.shape[-2] < X.shape[-1]
         # The rounding errors of the curves grow with X, to 1e-3 in single precision at |X| = 1000.
@@ -93,16 +106,24 @@ class Orthogonal(Constraint):
         return value if self.map == "polar" else (torch.zeros_like(value), value)
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
-        """The orthogonal matrix for ``"polar"``; else the parameters as they are."""
-        return (polar_factor(params[0]),) if self.ambient else params
+        """X orthogonal for ``"polar"``, 0 for ``"rebased"``; else the parameters as they are."""
+        if self.map == "polar":
+            return (polar_factor(params[0]),)
+        if self.map == "rebased":
+            return rebased(*params)
+        return params
 
-    def pullback(self, value: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-        """For ``"polar"``, the projection onto the tangent space where X is orthogonal."""
-        return (polar_gradient(params[0], value, gradient),)
+    def pullback(
+        self, value: Tensor, gradient: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The projection onto the tangent space, where the parameters are canonical."""
+        if self.map == "polar":
+            return (polar_gradient(params[0], value, gradient),)
+        return rebased_gradient(value, gradient, params[0], params[1]), None
 
     def has_pullback(self) -> bool:
-        """For ``"polar"``."""
-        return self.ambient
+        """For ``"polar"`` and ``"rebased"``."""
+        return self.ambient is not None
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""

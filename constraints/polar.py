@@ -21,6 +21,7 @@ from constraints.derivatives import (
 from constraints.gram import gram
 from constraints.lyapunov import lyapunov, right_divide, spectrum
 from constraints.svd import svd
+from constraints.transpose import plus_transpose
 
 #: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
 #: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
@@ -214,8 +215,7 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     """`derivative` without a derivative of its own, and cheaper where X is almost orthogonal."""
     WV = W.mH @ V
     if X is W or torch.equal(X, W):
-        # Read across rows once, not while adding: four times faster for a large matrix.
-        return _minus_half(V, W, WV.mH.contiguous().add_(WV)).contiguous()
+        return _minus_half(V, W, plus_transpose(WV)).contiguous()
     E = defect(W, X)
     distance = float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
     if not distance < 0.1:

@@ -12,6 +12,7 @@ from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.derivatives import needs_derivative
 from constraints.gram import gram, is_mirrored
+from constraints.transpose import plus_transpose
 
 
 @register("positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix"))
@@ -130,7 +131,7 @@ def squares(X: Tensor) -> Tensor:
 
 def covariance_gradient(X: Tensor, gradient: Tensor) -> Tensor:
     """The gradient at X from that at ``covariance(X)``: one matrix product."""
-    both = gradient.mT.contiguous().add_(gradient)
+    both = plus_transpose(gradient)
     _diagonal(both).mul_(1 + rounding_of(X))
     return both @ X
 

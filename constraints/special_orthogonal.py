@@ -42,7 +42,7 @@ class SpecialOrthogonal(Constraint):
     """
 
     event_dim = 2
-    ambient = True
+    ambient = 0
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
     exempt = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),

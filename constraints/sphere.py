@@ -42,7 +42,7 @@ class Sphere(Constraint):
     """
 
     event_dim = 1
-    ambient = True
+    ambient = 0
     examples = (({}, (1,)), ({}, (3,)), ({"radius": 2.5}, (2,)), ({"radius": 1e-3}, (50,)))
     exempt = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
@@ -124,7 +124,7 @@ class Oblique(Constraint):
     """
 
     event_dim = 2
-    ambient = True
+    ambient = 0
     examples = (({}, (1, 1)), ({}, (3, 2)), ({}, (2, 4)))
     exempt = dict.fromkeys(
         (
@@ -211,7 +211,7 @@ class FrobeniusNorm(Constraint):
     """
 
     event_dim = 2
-    ambient = True
+    ambient = 0
     examples = (({}, (1, 1)), ({}, (3, 2)), ({"radius": 2.5}, (2, 4)))
     exempt = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),

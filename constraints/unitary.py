@@ -40,7 +40,7 @@ class Unitary(Constraint):
     """
 
     event_dim = 2
-    ambient = True
+    ambient = 0
     complex = True
     examples = (({}, (2, 2)), ({}, (3, 3)), ({}, (4, 2)), ({}, (2, 3)))
     exempt = dict.fromkeys(

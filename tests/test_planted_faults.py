@@ -391,7 +391,7 @@ class CanonicalMovesTheElement(Symmetric):
 
 
 class SaysThatItIsAmbient(Symmetric):
-    ambient = True
+    ambient = 0
 
 
 class PullbackOfAnother(Symmetric):

@@ -81,8 +81,14 @@ def pullback_is_the_gradient(case: Case) -> None:
     value = constraint(*leaves)
     weight = torch.randn(value.shape, dtype=value.dtype, generator=case.generator("weight"))
     expected = torch.autograd.grad(value, [leaves[i] for i in trained], weight)
+    given = [value.detach().clone(), weight.clone(), *(p.detach().clone() for p in free)]
     with torch.no_grad():
-        found = constraint.pullback(value.detach(), weight, *(p.detach() for p in free))
+        found = constraint.pullback(*given)
+    expect(
+        all(map(torch.equal, given, (value.detach(), weight, *free))),
+        case,
+        "pullback: expected its arguments to be left as they are, found them written to.",
+    )
     for i, gradient in zip(trained, expected, strict=True):
         here = found[i]
         expect(
