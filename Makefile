@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow promises catalogue accuracy lint format types docs bench clean
+.PHONY: help install demo demo-short test test-slow promises catalogue accuracy lint format types docs bench notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,8 +64,12 @@ types: $(READY) ## pyright
 docs: $(READY) ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY) ## the benchmarks
-	$(BIN)/python -m benchmarks
+bench: $(READY) ## the benchmarks, and their tables and pictures in the documents
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
+
+notebooks: $(READY) ## execute the notebooks; in full with FULL=1
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
 
 clean: ## all that make and the tools have made
 	rm -rf $(VENV) runs site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

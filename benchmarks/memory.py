@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,6 +14,9 @@ from benchmarks import peers
 from benchmarks.harness import Timing
 from benchmarks.training import constrained, plain
 from constrained.spec import parse
+
+# The profiler notes its start and its end on the terminal otherwise.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 ROWS = (
     ("orthogonal", (16, 1024), ("torch householder", "geotorch exp")),

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import RESULTS
+from benchmarks.training import REBASED
 
 #: By row, then by contender: median milliseconds and median ratio to the first contender.
 Measured = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -35,7 +36,13 @@ class Target:
     unit: str
     figure: Callable[[Mapping[str, tuple[float, float]], str], float]
     ours: str = "constrained"
-    helpers: tuple[str, ...] = ("plain", "one matrix product", "one batched product")
+    helpers: tuple[str, ...] = (
+        "plain",
+        "one matrix product",
+        "one batched product",
+        "constrained",
+        REBASED,
+    )
 
 
 def _ratio(row: Mapping[str, tuple[float, float]], name: str) -> float:
@@ -65,12 +72,16 @@ EVALUATED = ("orthogonal", "positive_definite", "low_rank(rank=8)", "spectral_no
 
 TARGETS = (
     _train("orthogonal", "1024 x 1024", 2.6, batch=1024),
-    Target(
-        "orthogonal 1024 x 1024, batch 32, beyond the plain step",
-        "orthogonal 1024 x 1024, batch 32",
-        3.4,
-        "matrix products",
-        _products,
+    *(
+        Target(
+            f"orthogonal{words} 1024 x 1024, batch 32, beyond the plain step",
+            "orthogonal 1024 x 1024, batch 32",
+            3.4,
+            "matrix products",
+            _products,
+            ours=ours,
+        )
+        for ours, words in (("constrained", ""), (REBASED, "(map='rebased')"))
     ),
     _train("orthogonal", "256 x 256", 6.2),
     _train("orthogonal", "64 x 64", 1.7),

@@ -160,6 +160,10 @@ class ValueStore:
         self._values.clear()
         self._handed.clear()
 
+    def is_unread(self) -> bool:
+        """Whether nobody holds a value of the originals as they are, or wrote into one."""
+        return not (self._values or self._handed or self._lost)
+
     def is_lost(self) -> bool:
         """Whether a value that was handed out, in any thread, was written to no lasting effect."""
         return (

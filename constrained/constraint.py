@@ -163,6 +163,18 @@ class Constraint(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self!r} leaves its gradient to autograd.")
 
+    def factors(self, *params: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Two matrices whose product is ``forward(*params)``, if they are at hand.
+
+        A linear layer is applied by them, without forming the product, where that is less work.
+        Both are differentiable functions of the parameters, which come as they are stored.
+
+        Returns:
+            Tensors of shapes ``(m, r)`` and ``(r, n)``, or None.
+        """
+        del params
+        return None
+
     # ------------------------------------------------------------------------- what follows
 
     def param_count(self) -> int:

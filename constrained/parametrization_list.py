@@ -217,6 +217,25 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             return None
         return first.pullback
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Thin factors of the value, where a product by them says all that the value would say."""
+        first, *rest = self.chain()
+        if not isinstance(first, Constraint) or type(first).factors is Constraint.factors:
+            return None
+        if rest or not self._store.is_unread():
+            return None
+        if "_is_replica" in self.__dict__ or self.is_managed():
+            return None
+        originals = self.originals()
+        # In half precision a product of factors is rounded in between.
+        if originals[0].dtype in (torch.float16, torch.bfloat16):
+            return None
+        found = first.factors(*originals)
+        if found is None:
+            return None
+        (m, r), n = found[0].shape, found[1].shape[-1]
+        return found if r * (m + n) < m * n else None
+
     def settled(self) -> tuple[Tensor, int] | tuple[None, None]:
         """The value and its original, if the originals are as the last restoration left them.
 

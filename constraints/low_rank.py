@@ -67,6 +67,10 @@ class LowRank(Constraint):
         """``U V'``."""
         return U @ V.mT
 
+    def factors(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """``U`` and ``V'``."""
+        return U, V.mT
+
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Balanced factors."""
         return _factors(value, self.rank)
@@ -142,6 +146,10 @@ class RankOne(Constraint):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``x y'``."""
         return x.unsqueeze(-1) * y.unsqueeze(-2)
+
+    def factors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` as a column and ``y`` as a row."""
+        return x.unsqueeze(-1), y.unsqueeze(-2)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Two vectors of equal length."""

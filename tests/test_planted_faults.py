@@ -399,6 +399,11 @@ class PullbackOfAnother(Symmetric):
         return (gradient,)
 
 
+class FactorsOfAnother(Symmetric):
+    def factors(self, upper):
+        return upper, upper
+
+
 class CanonicalWrites(NonNegative):
     def canonical(self, free):
         return (free.abs_(),)
@@ -503,6 +508,7 @@ FAULTS = [
     (CanonicalMovesTheElement, "canonical_keeps_the_element"),
     (CanonicalWrites, "canonical_keeps_the_element"),
     (SaysThatItIsAmbient, "canonical_keeps_the_element"),
+    (FactorsOfAnother, "factors_give_the_element"),
     (PullbackOfAnother, "pullback_is_the_gradient"),
     (AutocastOn, "autocast_changes_nothing"),
     (LeavesTheSetWhenTrained, "training_stays_in_the_set"),

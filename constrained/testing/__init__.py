@@ -32,6 +32,7 @@ from constrained.testing.runner import Scope, Trial, check, laws, stale_exemptio
 from constrained.testing.set_laws import (
     canonical_keeps_the_element,
     empty_batches_pass,
+    factors_give_the_element,
     graded_members_return,
     keeps_what_it_says,
     lands_in_the_set,
@@ -104,6 +105,7 @@ __all__ = [
     "documented",
     "draws_nothing",
     "empty_batches_pass",
+    "factors_give_the_element",
     "first_derivative",
     "forward_mode",
     "graded_members_return",

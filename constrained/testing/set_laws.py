@@ -249,6 +249,17 @@ def canonical_keeps_the_element(case: Case) -> None:
             )
 
 
+@law()
+def factors_give_the_element(case: Case) -> None:
+    """The product of ``factors``, where a class has them, is what ``forward`` gives."""
+    constraint = case.build()
+    free = params(case, constraint)
+    found = constraint.factors(*free)
+    if found is not None:
+        left, right = found
+        expect_close(left @ right, constraint(*free), case, "the product of factors(randn)")
+
+
 @law(Scope(batches=((2,),)))
 def keeps_what_it_says(case: Case) -> None:
     """``forward`` maps members of the sets that the class names in ``keeps`` to such members."""
