@@ -393,7 +393,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
             return None
         arguments = [v for k, v in vars(first).items() if k[0] != "_" and k != "training"]
-        if not all(isinstance(v, (str, float, bool)) for v in arguments):
+        if not all(isinstance(v, (str, int, float)) for v in arguments):
             return None
         return type(first), *arguments, here.shape, here.dtype, here.device
 

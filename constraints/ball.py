@@ -11,8 +11,10 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
+from constraints.derivatives import needs_derivative
 from constraints.fold import lingering
 from constraints.l1_projection import beyond_l1_ball, onto_l1_ball
+from constraints.unit import is_moderate
 from constraints.unit import scaled as scaled_to_one
 
 _KINK = "a kink on the boundary: the identity inside, a scaling outside"
@@ -31,6 +33,7 @@ class LengthBound(Constraint):
     """
 
     event_dim = 1
+    is_euclidean = False
 
     @abstractmethod
     def greatest(self) -> float:
@@ -42,12 +45,37 @@ class LengthBound(Constraint):
 
     def forward(self, y: Tensor) -> Tensor:
         """The vector itself inside, and scaled back onto the boundary else."""
+        if not needs_derivative(y):
+            length = self.length(y)
+            if is_moderate(length[length > self.greatest()]):
+                return y * self._factor(length)
         scaled, scale = scaled_to_one(y)
         length, bound = scale * self.length(scaled), self.greatest()
         outside = length > bound
         # In the branch that is not taken nothing may be infinite, or its gradient would be NaN.
         factor = bound / torch.where(outside, length, 1)
         return torch.where(outside, y * factor, y)
+
+    def has_pullback(self) -> bool:
+        """For the Euclidean norm."""
+        return self.is_euclidean
+
+    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
+        """The gradient itself inside; outside the part across y, scaled as y is."""
+        length = self.length(y)
+        outside = length > self.greatest()
+        if not (y.is_cpu and is_moderate(length[outside])):
+            y = y.detach().requires_grad_()
+            with torch.enable_grad():
+                return (torch.autograd.grad(self.forward(y), y, gradient)[0],)
+        factor = self._factor(length)
+        along = torch.linalg.vecdot(gradient, y).unsqueeze(-1)
+        along = torch.where(outside, factor * along / length.square(), 0)
+        return ((gradient * factor).addcmul_(y, along, value=-1),)
+
+    def _factor(self, length: Tensor) -> Tensor:
+        bound = self.greatest()
+        return torch.where(length > bound, bound / length, 1)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity, but for rounding: a vector on the boundary is put inside of it."""
@@ -144,6 +172,7 @@ class Ball(LengthBound):
         super().__init__()
         self.radius = checked_positive("ball", radius, "radius")
         self.p = checked_bound("ball", p, "p")
+        self.is_euclidean = self.p == 2
         if self.p < 1:
             raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
         if self.p not in (1, 2):
@@ -258,6 +287,7 @@ class MaxNorm(LengthBound):
         True
     """
 
+    is_euclidean = True
     keeps = (
         "sum_to_zero",
         "nonnegative",

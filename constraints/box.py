@@ -10,7 +10,8 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constraints.bounds import checked_bound
-from constraints.fold import inwards
+from constraints.derivatives import needs_derivative
+from constraints.fold import STEEPNESS, inwards
 from constraints.half_line import KINK
 
 
@@ -46,6 +47,7 @@ class Box(Constraint):
     """
 
     event_dim = 0
+    ambient = 0
     examples = (
         ({"low": 0.0, "high": 1.0}, ()),
         ({"low": -3.0, "high": -1.0}, ()),
@@ -70,12 +72,26 @@ class Box(Constraint):
     def forward(self, y: Tensor) -> Tensor:
         """The number itself inside, and next to a bound else."""
         half = (self.high - self.low) / 2
+        if not needs_derivative(y):
+            value = y.clamp(self.low, self.high)
+            excess = y - value
+            room = (excess.abs() / half).add_(STEEPNESS)
+            return value.sub_(excess.div_(room))
         below, above = (self.low - y).clamp(min=0), (y - self.high).clamp(min=0)
         folded = torch.where(
             y < self.low, self.low + inwards(below, half), self.high - inwards(above, half)
         )
         inside = (self.low <= y) & (y <= self.high)
         return torch.where(inside, y, folded)
+
+    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
+        """The gradient itself inside, and turned round and made small where it is folded back."""
+        if y is value:
+            return (gradient.clone(),)
+        half = (self.high - self.low) / 2
+        outside = (y - y.clamp(self.low, self.high)).abs_()
+        slope = (outside / (STEEPNESS * half)).add_(1).square_().mul_(-STEEPNESS).reciprocal_()
+        return (gradient * slope.masked_fill_(outside == 0, 1),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""

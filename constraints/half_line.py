@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint
+from constraints.derivatives import needs_derivative
 from constraints.fold import STEEPNESS
 from constraints.softplus import inverse_softplus, softplus
 
@@ -47,8 +48,14 @@ class OpenHalfLine(HalfLine):
     def forward(self, y: Tensor) -> Tensor:
         """``end + direction * log(1 + exp(direction * y))``."""
         value = self.outwards(softplus(self.direction * y))
+        if not needs_derivative(y):
+            return self._inside(value, self._least(value))
         # Where rounding would end at the bound, the value stays beside it and keeps the gradient.
         return value + (self._inside(value, self._least(value)) - value).detach()
+
+    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
+        """Times ``sigmoid(direction * y)``."""
+        return (torch.sigmoid(self.direction * y).mul_(gradient),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The inverse of softplus, of the distance from the bound."""
@@ -96,11 +103,23 @@ class ClosedHalfLine(HalfLine):
     Adam and its like, blind to the scale, can follow.
     """
 
+    ambient = 0
+
     def forward(self, y: Tensor) -> Tensor:
         """The number itself inside, and next to the bound else."""
         excess = y - self.end
         folded = self.end - excess / STEEPNESS
+        if not needs_derivative(y):
+            # Inside of the bound a number is on the near side of its image, outside beyond it.
+            return (torch.maximum if self.direction > 0 else torch.minimum)(y, folded)
         return torch.where(self.direction * excess >= 0, y, folded)
+
+    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
+        """The gradient itself inside, and turned round, times 2^-20, where it is folded back."""
+        if y is value:
+            return (gradient.clone(),)
+        inside = y >= self.end if self.direction > 0 else y <= self.end
+        return (torch.where(inside, gradient, gradient * (-1 / STEEPNESS)),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint, register
+from constraints.derivatives import needs_derivative
 
 
 @register("interval", aliases=("open_interval",))
@@ -67,10 +68,19 @@ class Interval(Constraint):
         # Measured from the nearer end: near high, low + width * sigmoid(y) would be as coarse as
         # the spacing of floating-point numbers around (high - low).
         upper = y > 0
+        least, greatest = self._innermost(torch.finfo(y.dtype))
+        if not needs_derivative(y):
+            distance = y.abs().neg_().sigmoid_().mul_(self.high - self.low)
+            value = torch.where(upper, self.high - distance, self.low + distance)
+            return value.clamp_(least, greatest)
         distance = (self.high - self.low) * torch.sigmoid(torch.where(upper, -y, y))
         value = torch.where(upper, self.high - distance, self.low + distance)
-        least, greatest = self._innermost(torch.finfo(y.dtype))
         return value + (value.clamp(least, greatest) - value).detach()
+
+    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
+        """Times ``(high - low) sigmoid(y) sigmoid(-y)``."""
+        slope = torch.sigmoid(y).mul_(torch.sigmoid(-y)).mul_(self.high - self.low)
+        return (slope.mul_(gradient),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """``log((x - low) / (high - x))``."""

@@ -30,6 +30,10 @@ class LinearSpace(Constraint):
         """The orthogonal projection."""
         return self.part(X)
 
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """The orthogonal projection of the gradient, since it is its own adjoint."""
+        return (self.part(gradient),)
+
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""
         return value

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from constrained import register
+from constraints.derivatives import needs_derivative
 from constraints.linear_space import LinearSpace, not_square
+from constraints.transpose import minus_transpose, plus_transpose
 
 
 @register("symmetric")
@@ -35,7 +37,7 @@ class Symmetric(LinearSpace):
 
     def part(self, X: Tensor) -> Tensor:
         """``(X + X') / 2``."""
-        return (X + X.mT) / 2
+        return (X + X.mT) / 2 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
@@ -69,7 +71,7 @@ class Skew(LinearSpace):
 
     def part(self, X: Tensor) -> Tensor:
         """``(X - X') / 2``."""
-        return (X - X.mT) / 2
+        return (X - X.mT) / 2 if needs_derivative(X) else minus_transpose(X).mul_(0.5)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
@@ -106,7 +108,7 @@ class Hermitian(LinearSpace):
 
     def part(self, X: Tensor) -> Tensor:
         """``(X + X*) / 2``."""
-        return (X + X.mH) / 2
+        return (X + X.mH) / 2 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2``, of complex matrices over the real numbers."""

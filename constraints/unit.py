@@ -18,7 +18,7 @@ def normalized(y: Tensor, radius: float) -> Tensor:
     """
     if not needs_derivative(y):
         norm = _length(y)
-        if _is_moderate(norm):
+        if is_moderate(norm):
             factor = radius / norm
             is_rounding = (factor - 1).abs() <= ROUNDING * torch.finfo(y.dtype).eps
             return y * torch.where(is_rounding, 1, factor)
@@ -32,7 +32,7 @@ def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: floa
     Without a derivative of its own.
     """
     norm = _length(y)
-    if not (y.is_cpu and _is_moderate(norm)):
+    if not (y.is_cpu and is_moderate(norm)):
         y = y.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(normalized(y, radius), y, gradient)[0]
@@ -49,7 +49,7 @@ def _length(y: Tensor) -> Tensor:
     return y.square().sum(-1, keepdim=True).sqrt()
 
 
-def _is_moderate(norm: Tensor) -> bool:
+def is_moderate(norm: Tensor) -> bool:
     """Whether the squares that norms were computed from neither overflow nor lose digits."""
     if norm.numel() == 0:
         return True

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
+from constraints.derivatives import needs_derivative
+from constraints.unit import is_moderate
 
 
 @register("weight_norm")
@@ -95,15 +97,38 @@ class WeightNorm(Constraint):
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
         """``g v / ||v||``, and v where it is zero."""
         axes, event = self._axes(v)
+        if not needs_derivative(v) and not needs_derivative(g):
+            norm = _norm(v, axes)
+            if is_moderate(norm):
+                return v * (self._along(g, event) / norm)
         # In units of the largest entry no square overflows or underflows. Held constant, the unit
         # leaves all derivatives of v / ||v|| as they are.
         largest = _largest(v.detach(), axes)
         zero = largest < torch.finfo(v.dtype).tiny
         scaled = torch.where(zero, 1, v) / torch.where(zero, 1, largest)
         unit = scaled / _norm(scaled, axes)
-        if self.dim is None:
-            g = g.reshape(*g.shape, *[1] * event)
-        return torch.where(zero, v, g * unit)
+        return torch.where(zero, v, self._along(g, event) * unit)
+
+    def pullback(
+        self, value: Tensor, gradient: Tensor, g: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The part along v for the lengths, and the part across it, scaled, for the directions."""
+        axes, event = self._axes(v)
+        norm = _norm(v, axes)
+        if not (v.is_cpu and is_moderate(norm)):
+            g, v = (t.detach().requires_grad_() for t in (g, v))
+            with torch.enable_grad():
+                along, across = torch.autograd.grad(self.forward(g, v), (g, v), gradient)
+            return along, across
+        unit = v / norm
+        product = gradient * unit
+        along = product.sum(axes, keepdim=True) if axes else product
+        across = (gradient - unit.mul_(along)).mul_(self._along(g, event) / norm)
+        return along.reshape(g.shape), across
+
+    def _along(self, g: Tensor, event: int) -> Tensor:
+        """The lengths, in a shape that goes with the slices."""
+        return g.reshape(*g.shape, *[1] * event) if self.dim is None else g
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The lengths of the slices, and the value as their directions."""
