@@ -117,9 +117,13 @@ class LengthBound(Constraint):
 
     def _inside(self, value: Tensor) -> Tensor:
         # The identity starts at the boundary: a rounding beyond it, the derivative is another one.
+        eps, bound = torch.finfo(value.dtype).eps, self.greatest()
+        if not needs_derivative(value):
+            length, most = self.length(value), bound * (1 - 2 * eps)
+            if is_moderate(length[length > most]):
+                return value * torch.where(length > most, most / length, 1)
         scaled, scale = scaled_to_one(value)
-        length, bound = scale * self.length(scaled), self.greatest()
-        eps = torch.finfo(value.dtype).eps
+        length = scale * self.length(scaled)
         least = bound * (1 - 2 * eps) / length.clamp(min=torch.finfo(value.dtype).tiny)
         return torch.where(length > bound * (1 - 2 * eps), value * least, value)
 

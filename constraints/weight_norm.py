@@ -123,7 +123,7 @@ class WeightNorm(Constraint):
         unit = v / norm
         product = gradient * unit
         along = product.sum(axes, keepdim=True) if axes else product
-        across = (gradient - unit.mul_(along)).mul_(self._along(g, event) / norm)
+        across = unit.mul_(along).neg_().add_(gradient).mul_(self._along(g, event) / norm)
         return along.reshape(g.shape), across
 
     def _along(self, g: Tensor, event: int) -> Tensor:
