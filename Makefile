@@ -69,7 +69,7 @@ bench: $(READY) ## the benchmarks, and their tables and pictures in the document
 	$(BIN)/python -m benchmarks.report
 
 notebooks: $(READY) ## execute the notebooks; in full with FULL=1
-	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py $(NOTEBOOKS_INTO)
 
 clean: ## all that make and the tools have made
 	rm -rf $(VENV) runs site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -75,16 +75,20 @@ def save(name: str, timings: list[Timing]) -> Path:
     """Write timings, with the machine and the versions they hold for, as JSON."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    environment = {
+    content = {"environment": environment(), "timings": [asdict(t) for t in timings]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def environment() -> dict[str, object]:
+    """What results hold for."""
+    return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "dtype": str(torch.get_default_dtype()),
     }
-    content = {"environment": environment, "timings": [asdict(t) for t in timings]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
 
 
 def _quartiles(values: list[float]) -> tuple[float, float]:

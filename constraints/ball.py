@@ -47,7 +47,7 @@ class LengthBound(Constraint):
         """The vector itself inside, and scaled back onto the boundary else."""
         if not needs_derivative(y):
             length = self.length(y)
-            if is_moderate(length[length > self.greatest()]):
+            if is_moderate(length[length > self._most(y)]):
                 return y * self._factor(length)
         scaled, scale = scaled_to_one(y)
         length, bound = scale * self.length(scaled), self.greatest()
@@ -63,7 +63,7 @@ class LengthBound(Constraint):
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
         """The gradient itself inside; outside the part across y, scaled as y is."""
         length = self.length(y)
-        outside = length > self.greatest()
+        outside = length > self._most(y)
         if not (y.is_cpu and is_moderate(length[outside])):
             y = y.detach().requires_grad_()
             with torch.enable_grad():
@@ -74,8 +74,11 @@ class LengthBound(Constraint):
         return ((gradient * factor).addcmul_(y, along, value=-1),)
 
     def _factor(self, length: Tensor) -> Tensor:
-        bound = self.greatest()
-        return torch.where(length > bound, bound / length, 1)
+        return torch.where(length > self._most(length), self.greatest() / length, 1)
+
+    def _most(self, y: Tensor) -> float:
+        # A length that is summed in another order exceeds the bound by some roundings.
+        return self.greatest() * (1 + 4 * torch.finfo(y.dtype).eps)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity, but for rounding: a vector on the boundary is put inside of it."""
@@ -83,6 +86,11 @@ class LengthBound(Constraint):
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
+        if not needs_derivative(y):
+            length, most = self.length(y), self.greatest()
+            most = most * (1 - 2 * torch.finfo(y.dtype).eps)
+            if is_moderate(length[length > most]):
+                return (lingering(y, y * torch.where(length > most, most / length, 1), 1),)
         return (lingering(y, self._inside(y), 1),)
 
     def violation(self, value: Tensor) -> Tensor:
@@ -118,10 +126,6 @@ class LengthBound(Constraint):
     def _inside(self, value: Tensor) -> Tensor:
         # The identity starts at the boundary: a rounding beyond it, the derivative is another one.
         eps, bound = torch.finfo(value.dtype).eps, self.greatest()
-        if not needs_derivative(value):
-            length, most = self.length(value), bound * (1 - 2 * eps)
-            if is_moderate(length[length > most]):
-                return value * torch.where(length > most, most / length, 1)
         scaled, scale = scaled_to_one(value)
         length = scale * self.length(scaled)
         least = bound * (1 - 2 * eps) / length.clamp(min=torch.finfo(value.dtype).tiny)

@@ -82,7 +82,8 @@ class Orthogonal(Constraint):
     def __init__(self, map: str = "polar") -> None:
         super().__init__()
         if map not in _MAPS:
-            raise ValueError(f"orthogonal: map must be one of {', '.join(_MAPS)}, not {map!r}.")
+            known = ", ".join(repr(name) for name in _MAPS)
+            raise ValueError(f"orthogonal: map must be one of {known}, not {map!r}.")
         self.map = map
         self.ambient = _MAPS[map]
         if map != "polar":
@@ -162,7 +163,9 @@ class Orthogonal(Constraint):
         return polar(Q * signs.unsqueeze(-2)).to(dtype)
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix."""
+        """An element is no empty matrix, and a square one for ``"rebased"``."""
+        if self.map == "rebased" and event[0] != event[1]:
+            return "must be a square matrix for map='rebased'"
         return None if min(event) > 0 else "must have at least one row and one column"
 
     def dimension(self, shape: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""``python notebooks/run.py [name ...]``: execute notebooks headless, in place; all by default."""
+"""``python notebooks/run.py [folder]``: execute all notebooks headless, in place or elsewhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from nbclient.exceptions import CellExecutionError
 HERE = Path(__file__).resolve().parent
 
 
-def execute(path: Path) -> None:
-    """Run a notebook with this interpreter, and write its outputs into it."""
+def execute(path: Path, into: Path) -> None:
+    """Run a notebook with this interpreter, and write it with its outputs into a folder."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -31,16 +31,16 @@ def execute(path: Path) -> None:
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
         language_info={"name": "python"},
     )
-    nbformat.write(notebook, path)
+    into.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, into / path.name)
 
 
-def main(names: list[str]) -> None:
-    """Execute the notebooks whose file names begin with one of the names."""
+def main(folder: str | None = None) -> None:
+    """Execute the notebooks, one after the other."""
     for path in sorted(HERE.glob("*.ipynb")):
-        if not names or any(path.name.startswith(name) for name in names):
-            print(path.name, flush=True)
-            execute(path)
+        print(path.name, flush=True)
+        execute(path, Path(folder) if folder else HERE)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

@@ -85,7 +85,8 @@ def test_a_config_from_json():
     assert spec(again) == spec(module)
     again.load_state_dict(module.state_dict())
     x = torch.randn(3, 4)
-    assert torch.equal(again(x), module(x))
+    # A weight of low rank that somebody has read is multiplied out, any other one is not.
+    torch.testing.assert_close(again(x), module(x))
 
 
 def test_arguments_as_keywords():

@@ -102,7 +102,7 @@ def test_names_and_arguments():
     assert Orthogonal("cayley").spec() == {"name": "orthogonal", "map": "cayley"}
     assert Orthogonal().frozen == ()
     assert Orthogonal("exp").frozen == (1,)
-    with pytest.raises(ValueError, match="map must be 'polar', 'cayley' or 'exp', not 'qr'"):
+    with pytest.raises(ValueError, match="one of 'polar', 'rebased', 'cayley', 'exp', not 'qr'"):
         Orthogonal("qr")
 
 
@@ -400,3 +400,78 @@ def test_the_parameter_is_the_weight():
     (original,) = (p for name, p in layer.named_parameters() if name.endswith("original"))
     assert torch.equal(original, layer.weight)
     assert original.is_contiguous()
+
+
+# --------------------------------------------------------------------------------- the rebased map
+
+
+class TestRebased:
+    def layer(self, n=32, dtype=torch.float32):
+        torch.manual_seed(0)
+        layer = nn.Linear(n, n, bias=False).to(dtype)
+        return constrained.constrain(layer, "weight", "orthogonal", map="rebased")
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
+            lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.1),
+            lambda p: torch.optim.Adam(p, lr=0.3),
+            lambda p: torch.optim.SGD(p, lr=1e-3),
+        ],
+    )
+    @pytest.mark.parametrize("n", [2, 32, 200])
+    def test_it_stays_orthogonal_at_every_step(self, make, n):
+        layer = self.layer(n)
+        optimizer = make(layer.parameters())
+        target = torch.linalg.qr(torch.randn(n, n)).Q
+        for _ in range(60):
+            optimizer.zero_grad()
+            (layer.weight - target).square().sum().backward()
+            optimizer.step()
+            W = layer.weight.detach()
+            assert float((W @ W.T - torch.eye(n)).abs().max()) < 5e-6
+            inside = layer.parametrizations.weight
+            assert not inside.original0.any() and torch.equal(inside.original1, W)
+
+    def test_it_reaches_the_optimum_of_procrustes(self):
+        layer = self.layer(dtype=torch.float64)
+        start = layer.weight.detach().clone()
+        # In the same component.
+        S = torch.randn(32, 32, dtype=torch.float64)
+        target = start @ torch.linalg.matrix_exp((S - S.T) / 3)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.2)
+        for _ in range(400):
+            optimizer.zero_grad()
+            ((layer.weight - target).square().sum() / 2).backward()
+            optimizer.step()
+        assert float((layer.weight.detach() - target).norm()) < 1e-6
+
+    def test_without_the_hook_it_is_the_same_matrix(self):
+        layer = self.layer()
+        with torch.no_grad():
+            layer.parametrizations.weight.original0.normal_(std=0.1)
+        before = layer.weight.detach().clone()
+        layer.parametrizations.weight.restore()
+        torch.testing.assert_close(layer.weight, before)
+
+    def test_it_does_not_drift(self):
+        layer = self.layer(80)
+        inside = layer.parametrizations.weight
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3000):
+            with torch.no_grad():
+                inside.original0.normal_(std=1e-3, generator=generator)
+            inside.restore()
+        W = inside.original1
+        assert float((W.T @ W - torch.eye(80)).abs().max()) < 5e-6
+
+    def test_a_plain_checkpoint_loads(self):
+        layer, plain = self.layer(), nn.Linear(32, 32, bias=False)
+        nn.init.orthogonal_(plain.weight)
+        layer.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(layer.weight, plain.weight)
+
+    def test_only_square_matrices(self):
+        with pytest.raises(ValueError, match="must be a square matrix for map='rebased'"):
+            constrained.constrain(nn.Linear(4, 3), "weight", "orthogonal", map="rebased")

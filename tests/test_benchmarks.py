@@ -1,0 +1,50 @@
+"""The harness measures what it says; the documents show what was measured."""
+
+import time
+
+import torch
+
+from benchmarks import layers, memory, report, targets, training
+from benchmarks.harness import compare
+
+
+def test_ratios_are_to_the_first_contender():
+    first, second = compare(
+        "row", {"a": lambda: time.sleep(0.002), "b": lambda: time.sleep(0.006)}, rounds=3
+    )
+    assert first.ratio == 1 and 1.5 < second.ratio < 6
+    assert second.quartiles[0] <= second.milliseconds <= second.quartiles[1]
+
+
+def test_figures_of_targets():
+    row = {"plain": (1.0, 1.0), "one matrix product": (2.0, 2.0), "constrained": (9.0, 9.0)}
+    assert targets._products(row, "constrained") == 4.0
+    assert targets._beyond({"plain": (1.0, 1.0), "x": (1.06, 1.06)}, "x") - 10.0 < 1e-9
+    rows = {"orthogonal 64 x 64, batch 32": {**row, "geoopt RSGD": (3.0, 3.0)}}
+    (found,) = targets.verdicts(rows)
+    assert not found.is_met and (found.peer, found.best) == ("geoopt RSGD", 3.0)
+
+
+def test_the_documents_show_the_results():
+    for path in report.SHOWN_IN:
+        text = path.read_text()
+        assert text == report.with_table(text), f"{path.name} is stale: run `make bench`"
+
+
+def test_a_training_step_descends():
+    step = training.step(training.constrained("orthogonal", (8, 8)), 16)
+    first = float(step().detach())
+    for _ in range(20):
+        last = float(step().detach())
+    assert last < first
+
+
+def test_memory_counts_weights():
+    plain = memory._held(lambda: training.plain((64, 64)), memory.MOMENTS[0])
+    assert plain == 4 * 64 * 64
+
+
+def test_a_transformer_of_the_benchmark_is_constrained():
+    model = layers.constrain(layers._Transformer(), "blocks.*.heads.*.weight", "orthogonal")
+    W = model.blocks[3].heads["o"].weight
+    torch.testing.assert_close(W @ W.T, torch.eye(len(W)), atol=1e-5, rtol=0)
