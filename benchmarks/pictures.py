@@ -98,7 +98,7 @@ def _bars(axes: Axes, row: str, ratios: dict[str, float]) -> None:
     for i, name in enumerate(names):
         axes.text(ratios[name] * 1.08, i, f"{ratios[name]:.3g}", va="center", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlim(1, max(ratios.values()) * 4)
+    axes.set_xlim(min(1, min(ratios.values()) / 2), max(ratios.values()) * 4)
     axes.set_title(row, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

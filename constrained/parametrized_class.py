@@ -138,8 +138,9 @@ def _property(name: str) -> property:
             if instead is not None:
                 return instead if isinstance(instead, Tensor) else instead.read()
         parametrizations = self.__dict__["_modules"].get("parametrizations")
-        if parametrizations is not None and name in parametrizations._modules:
-            return read(parametrizations._modules[name], name)
+        found = None if parametrizations is None else parametrizations._modules.get(name)
+        if found is not None:
+            return read(found, name)
         # The class may have more properties than the module has parametrized tensors, once
         # torch's own functions have been at work on one of its modules.
         for tensors in _places_of(self):

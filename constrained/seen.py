@@ -47,13 +47,14 @@ class SeenTensor:
 
     def is_unchanged(self, tensor: Tensor | None) -> bool:
         """Whether ``tensor`` is this one, and as it was."""
+        # Each read of a value comes here: `is_untouched` is spelled out.
         return (
-            tensor is not None
-            and tensor is self.tensor
-            and self.address == tensor.data_ptr()
-            and self.requires_grad is tensor.requires_grad
+            tensor is self.tensor
+            and self.address == self.tensor.data_ptr()
+            and self.requires_grad is self.tensor.requires_grad
+            and (self._version is None or self._version == self.tensor._version)
+            and (self._look is None or self._entries == self._look())
             and (self._marks is None or self._compare_marks())
-            and self.is_untouched()
         )
 
     def is_untouched(self) -> bool:
