@@ -60,6 +60,8 @@ class Constraint(nn.Module, ABC):
         ambient: which of the canonical parameters, if any, is the element itself, all others being
             zero: ``forward(*canonical(*p)) == canonical(*p)[ambient]``, bit for bit. Then there
             is nothing to evaluate after an optimizer step.
+        recomputes: whether the gradient is had by evaluating once more in each backward pass, where
+            the graph of an evaluation would hold several times the memory of the weight.
         exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
             instance may declare its own.
         keeps: names of the constraints whose sets `forward` maps into themselves, for a map from
@@ -74,6 +76,7 @@ class Constraint(nn.Module, ABC):
     deterministic: bool = True
     frozen: tuple[int, ...] = ()
     ambient: int | None = None
+    recomputes: bool = False
     exempt: Mapping[str, str] = {}
     keeps: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str | None] = None
@@ -159,9 +162,11 @@ class Constraint(nn.Module, ABC):
             params: what `forward` was given.
 
         Returns:
-            One tensor for each of ``params``, of its shape; None for a constant.
+            One tensor for each of ``params``, of its shape; None for a constant. By default, the
+            gradient of one more evaluation: see `recomputes`.
         """
-        raise NotImplementedError(f"{self!r} leaves its gradient to autograd.")
+        del value
+        return recomputed(self, gradient, params)
 
     def factors(self, *params: Tensor) -> tuple[Tensor, Tensor] | None:
         """Two matrices whose product is ``forward(*params)``, if they are at hand.
@@ -189,7 +194,7 @@ class Constraint(nn.Module, ABC):
 
     def has_pullback(self) -> bool:
         """Whether the gradient can be had without the graph of an evaluation."""
-        return type(self).pullback is not Constraint.pullback
+        return self.recomputes or type(self).pullback is not Constraint.pullback
 
     def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
         """Whether each element of the batch lies in the set, up to ``tol``.
@@ -311,6 +316,19 @@ def unguarded(constraint: Constraint, method: str) -> Callable[..., Any]:
     """
     function = getattr(type(constraint), method)
     return functools.partial(getattr(function, "__wrapped__", function), constraint)
+
+
+def recomputed(
+    constraint: Constraint, gradient: Tensor, params: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The gradient with respect to parameters, by an evaluation whose graph is not kept."""
+    trained = [i for i in range(len(params)) if i not in constraint.frozen]
+    leaves = [p.detach().requires_grad_(i in trained) for i, p in enumerate(params)]
+    with torch.enable_grad():
+        value = constraint.forward(*leaves)
+    found = torch.autograd.grad(value, [leaves[i] for i in trained], gradient, allow_unused=True)
+    by_place = dict(zip(trained, found, strict=True))
+    return tuple(by_place.get(i) for i in range(len(params)))
 
 
 def snake_case(name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint import recomputed
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
 from constraints.derivatives import needs_derivative
@@ -60,14 +61,12 @@ class LengthBound(Constraint):
         """For the Euclidean norm."""
         return self.is_euclidean
 
-    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
+    def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient itself inside; outside the part across y, scaled as y is."""
         length = self.length(y)
         outside = length > self._most(y)
         if not (y.is_cpu and is_moderate(length[outside])):
-            y = y.detach().requires_grad_()
-            with torch.enable_grad():
-                return (torch.autograd.grad(self.forward(y), y, gradient)[0],)
+            return recomputed(self, gradient, (y,))
         factor = self._factor(length)
         along = torch.linalg.vecdot(gradient, y).unsqueeze(-1)
         along = torch.where(outside, factor * along / length.square(), 0)

@@ -151,6 +151,7 @@ class CorrelationCholesky(Constraint):
     """
 
     event_dim = 2
+    recomputes = True
     closed = False
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 

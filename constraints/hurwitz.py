@@ -75,6 +75,7 @@ class Hurwitz(Constraint):
     """
 
     event_dim = 2
+    recomputes = True
     frozen = (3, 4)
     examples = (
         ({}, (1, 1)),

@@ -67,6 +67,7 @@ class PoincareBall(Constraint):
     """
 
     event_dim = 1
+    recomputes = True
     closed = False
     examples = (
         ({}, (1,)),

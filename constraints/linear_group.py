@@ -165,6 +165,7 @@ class SpecialLinear(Constraint):
         "diagonal",
     )
     event_dim = 2
+    recomputes = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
     exempt = {  # noqa: RUF012
         "nearest": "the nearest point to a matrix with a larger determinant jumps, and may have a "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint import recomputed
 from constrained.tolerance import working_dtype
 from constraints.polar import defect, polar, polar_factor, polar_gradient
 from constraints.rebasing import quadratic, rebased, rebased_gradient
@@ -117,14 +118,15 @@ class Orthogonal(Constraint):
     def pullback(
         self, value: Tensor, gradient: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The projection onto the tangent space, where the parameters are canonical."""
+        """The projection onto the tangent space, where the parameters are canonical.
+
+        The graph of the curves would hold six weights: they are followed once more.
+        """
         if self.map == "polar":
             return (polar_gradient(params[0], value, gradient),)
-        return rebased_gradient(value, gradient, params[0], params[1]), None
-
-    def has_pullback(self) -> bool:
-        """For ``"polar"`` and ``"rebased"``."""
-        return self.ambient is not None
+        if self.map == "rebased":
+            return rebased_gradient(value, gradient, params[0], params[1]), None
+        return recomputed(self, gradient, params)
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""

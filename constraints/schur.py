@@ -76,6 +76,7 @@ class Schur(Constraint):
     """
 
     event_dim = 2
+    recomputes = True
     frozen = (3, 4)
     examples = (
         ({}, (1, 1)),

@@ -45,6 +45,7 @@ class MinMaxNorm(Constraint):
     """
 
     event_dim = 1
+    recomputes = True
     examples = (
         ({"low": 0.5, "high": 2.0}, (1,)),
         ({"low": 0.5, "high": 2.0}, (3,)),

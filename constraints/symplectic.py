@@ -47,6 +47,7 @@ class Symplectic(Constraint):
     """
 
     event_dim = 2
+    recomputes = True
     examples = (({}, (2, 2)), ({}, (4, 4)), ({}, (6, 6)))
     exempt: ClassVar[dict[str, str]] = {
         **dict.fromkeys(

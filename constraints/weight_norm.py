@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint import recomputed
 from constraints.derivatives import needs_derivative
 from constraints.unit import is_moderate
 
@@ -111,15 +112,12 @@ class WeightNorm(Constraint):
 
     def pullback(
         self, value: Tensor, gradient: Tensor, g: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         """The part along v for the lengths, and the part across it, scaled, for the directions."""
         axes, event = self._axes(v)
         norm = _norm(v, axes)
         if not (v.is_cpu and is_moderate(norm)):
-            g, v = (t.detach().requires_grad_() for t in (g, v))
-            with torch.enable_grad():
-                along, across = torch.autograd.grad(self.forward(g, v), (g, v), gradient)
-            return along, across
+            return recomputed(self, gradient, (g, v))
         unit = v / norm
         product = gradient * unit
         along = product.sum(axes, keepdim=True) if axes else product

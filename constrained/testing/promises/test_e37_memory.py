@@ -72,6 +72,26 @@ def test_e37_at_most_twice_the_weight(name, arguments, shape, request):
         assert beyond(lambda: linear(name, arguments, shape), use, shape) <= 2 + small
 
 
+#: The stages of a chain, and an eigendecomposition, are kept from the forward to the backward pass.
+STAGES = "chain", "positive_semidefinite"
+
+
+@pytest.mark.slow
+@every_constraint((128, 128))
+def test_e37_between_the_forward_pass_and_the_step(name, arguments, shape):
+    """With the graph of a value, and what the layer itself keeps."""
+    kept = []
+
+    def forward(model):
+        train(model)
+        kept[:] = [model(torch.ones(1, model.in_features))]
+
+    limit = 5 if name in MORE else 3 if name in STAGES else 2
+    small = 1024 / (4 * math.prod(shape))
+    found = beyond(lambda: linear(name, arguments, shape), forward, shape)
+    assert found <= limit + 0.1 + small
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("map", ["polar", "cayley", "exp"])
 def test_e37_orthogonal(map, shape, measured):
