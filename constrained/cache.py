@@ -244,7 +244,8 @@ class ValueStore:
                 # The graph starts at aliases of the originals: started at the originals, a hook on
                 # one of them would run in the replay, and once more where the gradient arrives.
                 inputs = [_alias(t) if trained and t.requires_grad else t for t in originals]
-                value = evaluate(*inputs)
+                value = on.settled()[0] if is_pure and not trained else None
+                value = evaluate(*inputs) if value is None else value
                 kept = KeptGraph(value, evaluate if is_pure else None, len(inputs))
             # The evaluation may have moved a buffer, so the sources are looked at after it; but the
             # originals were looked at before.

@@ -74,6 +74,8 @@ def test_e37_at_most_twice_the_weight(name, arguments, shape, request):
 
 #: The stages of a chain, and an eigendecomposition, are kept from the forward to the backward pass.
 STAGES = "chain", "positive_semidefinite"
+#: A kernel is multiplied out of many small factors.
+FACTORS = ("orthogonal_conv",)
 
 
 @pytest.mark.slow
@@ -86,7 +88,7 @@ def test_e37_between_the_forward_pass_and_the_step(name, arguments, shape):
         train(model)
         kept[:] = [model(torch.ones(1, model.in_features))]
 
-    limit = 5 if name in MORE else 3 if name in STAGES else 2
+    limit = 5 if name in MORE + FACTORS else 3 if name in STAGES else 2
     small = 1024 / (4 * math.prod(shape))
     found = beyond(lambda: linear(name, arguments, shape), forward, shape)
     assert found <= limit + 0.1 + small
