@@ -135,7 +135,7 @@ def main() -> None:
     """Run, write the results, and print the summary."""
     torch.set_num_threads(1)
     if is_full():
-        curves = [*run(steps=1000, seeds=3), *run(delay=500, steps=1000, seeds=3)]
+        curves = [*run(steps=400, seeds=3), *run(delay=500, steps=600, seeds=3)]
     else:
         curves = list(run())
     print(summary(curves))

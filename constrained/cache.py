@@ -34,6 +34,12 @@ from constrained.seen import SeenModule, SeenTensor, is_dense
 
 # Its stubs leave out what decides here.
 _torch_c: Any = torch._C
+# Each read of a value asks these.
+_is_inference, _is_recording = torch.is_inference_mode_enabled, torch.is_grad_enabled
+_saved_tensor_hooks = _torch_c._autograd._top_saved_tensors_default_hooks
+_transform = _torch_c._functorch.peek_interpreter_stack
+_trace = _torch_c._get_tracing_state
+_dispatch_modes = _torch_c._len_torch_dispatch_stack
 
 #: How often an evaluation is repeated that another thread has spoilt.
 _ATTEMPTS = 4
@@ -81,16 +87,16 @@ def active_context() -> object | None:
 
 def is_bypassed() -> bool:
     """Whether this is a moment at which no value may be stored or reused."""
-    return is_transformed() or _torch_c._autograd._top_saved_tensors_default_hooks(True) is not None
+    return is_transformed() or _saved_tensor_hooks(True) is not None
 
 
 def is_transformed() -> bool:
     """Whether this is a moment at which tensors need not be what they seem."""
     return (
-        _torch_c._functorch.peek_interpreter_stack() is not None
+        _transform() is not None
         or forward_ad._current_level >= 0
-        or _torch_c._get_tracing_state() is not None
-        or _torch_c._len_torch_dispatch_stack() > 0
+        or _trace() is not None
+        or _dispatch_modes() > 0
     )
 
 
@@ -102,7 +108,7 @@ class Evaluated(Protocol):
     """What a `ValueStore` asks of a parametrized tensor."""
 
     def watched(self) -> tuple[nn.Module, ...]:
-        """The modules whose own parameters, buffers and arguments the value depends on."""
+        """This object and all other modules whose tensors and arguments the value depends on."""
         ...
 
     def look(self) -> None:
@@ -180,17 +186,25 @@ class ValueStore:
                 autograd recorded nothing of it, or the written value would be handed out again.
         """
         thread = get_ident()
+        stored = self._values.get(thread)
+        if stored is not None and not self._handed and not self._lost:
+            found = stored.read(on)
+            if found is not None:
+                return found
+        return self._read_anew(on, thread, stored)
+
+    def _read_anew(self, on: Evaluated, thread: int, stored: _Stored | None) -> Tensor:
         bypassed = is_bypassed()
         if self._lost or (self._handed and self._is_lost_in(thread)):
             self._raise(thread)
-        stored = self._values.get(thread)
         if stored is not None:
-            valid = not bypassed and stored.is_valid(on.watched())
             if not stored.is_written():
-                found = stored.read() if valid else None
+                found = stored.read(on)
                 if found is not None:
                     return found
-            elif stored.is_lost() or (valid and not stored.value.is_moved()):
+            elif stored.is_lost() or (
+                not bypassed and stored.is_valid(on) and not stored.value.is_moved()
+            ):
                 self._raise(thread)
         if bypassed:
             return self._hand_out(on, thread)
@@ -283,11 +297,12 @@ class _Stored:
 
     __slots__ = (
         "_context",
+        "_here",
         "_inference",
         "_is_source",
         "_kept",
+        "_others",
         "_surroundings",
-        "_watched",
         "node",
         "records",
         "tracked",
@@ -305,8 +320,10 @@ class _Stored:
         self.value = SeenTensor(kept.value.detach())
         self._kept = kept
         known = {id(seen.tensor): seen for seen in originals}
-        self._watched = [SeenModule(module, known) for module in watched]
-        sources = [seen for module in self._watched for _, _, seen in module.tensors]
+        # The first one holds on to this value, which must not hold on to it.
+        self._here, *others = [SeenModule(module, known) for module in watched]
+        self._others = [(m, w.__dict__) for m, w in zip(others, watched[1:], strict=True)]
+        sources = [seen for module in (self._here, *others) for seen in module.tensors()]
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]
         # A constraint may hand out its argument: then a write is a write of the original.
         self._is_source = shares_memory(kept.value, [seen.tensor for seen in sources])
@@ -321,27 +338,58 @@ class _Stored:
         self._inference = torch.is_inference_mode_enabled()
         self._surroundings = self._look_around()
 
-    def is_valid(self, watched: tuple[nn.Module, ...]) -> bool:
+    def is_valid(self, on: Evaluated) -> bool:
         """Whether the value is what an evaluation would give now."""
-        if self._inference is not torch.is_inference_mode_enabled() or self._kept.is_spent:
+        if self._inference is not _is_inference() or self._kept.is_spent:
             return False
         if self._surroundings is not None and self._surroundings != self._look_around():
             return False
-        if len(watched) != len(self._watched):
-            return False
-        for module, seen in zip(watched, self._watched):  # noqa: B905
-            if not seen.is_unchanged(module):
-                return False
-        return True
+        return self._here.is_unchanged(on.__dict__) and all(
+            seen.is_unchanged(now) for seen, now in self._others
+        )
 
-    def read(self) -> Tensor | None:
-        """The value for the present gradient mode; None if it was not recorded, or cut off."""
-        if not torch.is_grad_enabled():
-            plain = self.value.tensor
-            return None if plain.requires_grad else plain
-        tracked = self.tracked
-        intact = tracked.grad_fn is self.node and tracked.requires_grad is (self.node is not None)
-        return tracked if self.records and intact else None
+    def read(self, on: Evaluated) -> Tensor | None:
+        """The value for the present gradient mode, if it may be served.
+
+        It may not if it was written, if it is not what an evaluation would give, if it was not
+        recorded and is to be, or was cut off from its graph, and where values are bypassed.
+        """
+        if _is_recording():
+            served = self.tracked
+            node = self.node
+            if (
+                not self.records
+                or served.grad_fn is not node
+                or (node is None and served.requires_grad)
+            ):
+                return None
+        else:
+            served = self.value.tensor
+            if served.requires_grad:
+                return None
+        # This is most of what a read takes: what else there are functions for is spelled out.
+        value = self.value
+        tensor = value.tensor
+        if (
+            _transform() is not None
+            or forward_ad._current_level >= 0
+            or _trace() is not None
+            or _dispatch_modes()
+            or _saved_tensor_hooks(True) is not None
+            or self._inference is not _is_inference()
+            or self._kept.is_spent
+            or (self._surroundings is not None and self._surroundings != self._look_around())
+            or self.tracked.data_ptr() != value.address
+            or tensor.data_ptr() != value.address
+            or (value.version is not None and value.version != tensor._version)
+            or (value.look and value.entries != value.look())
+            or not self._here.is_unchanged(on.__dict__)
+        ):
+            return None
+        for seen, now in self._others:
+            if not seen.is_unchanged(now):
+                return None
+        return served
 
     def is_written(self) -> bool:
         """Whether somebody wrote into the value, or put other numbers in its place."""

@@ -36,5 +36,4 @@ def _factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
         return None
     parametrizations = layer._modules.get("parametrizations")
     found: Any = parametrizations and parametrizations._modules.get("weight")
-    factors = getattr(type(found), "factors", None)
-    return None if factors is None else factors(found)
+    return found.factors() if found and "_has_factors" in found.__dict__ else None

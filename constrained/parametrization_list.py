@@ -357,6 +357,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_watched"] = tuple(self.modules())[1:]
         first = self.chain()[0] if len(self) else None
         watch(self, isinstance(first, Constraint) and first.has_canonical())
+        if isinstance(first, Constraint) and type(first).factors is not Constraint.factors:
+            # A linear layer asks at each call.
+            self.__dict__["_has_factors"] = True
         self._announce()
 
     def _announce(self) -> None:
@@ -490,9 +493,12 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
             would take that for a missing attribute), or if the value was written in place.
     """
     try:
-        if isinstance(parametrizations, ParametrizationList):
+        if not isinstance(parametrizations, ParametrizationList):
+            return parametrizations()
+        # As `ParametrizationList.value` does: each read of a tensor comes here.
+        if torch.compiler.is_compiling() or "_is_replica" in parametrizations.__dict__:
             return parametrizations.value()
-        return parametrizations()
+        return parametrizations._store.read(parametrizations)
     except ValueWrittenError:
         raise _written(parametrizations, name) from None
     except AttributeError as error:

@@ -133,11 +133,12 @@ def _property(name: str) -> property:
         return parametrizations is not None and name in parametrizations._modules
 
     def value(self: nn.Module) -> Tensor:
-        if "_overrides" in self.__dict__:
+        state = self.__dict__
+        if "_overrides" in state:
             instead = overriding(self, name)
             if instead is not None:
                 return instead if isinstance(instead, Tensor) else instead.read()
-        parametrizations = self.__dict__["_modules"].get("parametrizations")
+        parametrizations = state["_modules"].get("parametrizations")
         found = None if parametrizations is None else parametrizations._modules.get(name)
         if found is not None:
             return read(found, name)

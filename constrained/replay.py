@@ -55,7 +55,7 @@ class Kept(ABC):
 
     def _evaluate_again(self, evaluate: Evaluate, originals: int) -> Tensor:
         """The end of a graph that may be differentiated twice, and freed."""
-        if not all(seen.is_unchanged(seen.tensor) for seen in self.sources):
+        if not all(seen.is_unchanged() for seen in self.sources):
             raise written_since()
         return evaluate(*self.inputs[:originals])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy
 import torch
@@ -25,42 +26,31 @@ class SeenTensor:
     pass, where steps are made.
     """
 
-    __slots__ = (
-        "_entries",
-        "_look",
-        "_marks",
-        "_version",
-        "address",
-        "requires_grad",
-        "tensor",
-    )
+    __slots__ = ("_marks", "address", "entries", "look", "requires_grad", "tensor", "version")
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         # Inference tensors keep no count, and serve inference mode only.
-        self._version = None if tensor.is_inference() else tensor._version
+        self.version = None if tensor.is_inference() else tensor._version
         self.address = tensor.data_ptr()
         self.requires_grad = tensor.requires_grad
         self._marks: Tensor | None = None
-        self._look = _look_at_memory(tensor)
-        self._entries = self._look and self._look()
+        self.look = _look_at_memory(tensor)
+        self.entries = self.look and self.look()
 
-    def is_unchanged(self, tensor: Tensor | None) -> bool:
-        """Whether ``tensor`` is this one, and as it was."""
-        # Each read of a value comes here: `is_untouched` is spelled out.
+    def is_unchanged(self) -> bool:
+        """Whether the tensor is as it was."""
         return (
-            tensor is self.tensor
-            and self.address == self.tensor.data_ptr()
+            self.address == self.tensor.data_ptr()
             and self.requires_grad is self.tensor.requires_grad
-            and (self._version is None or self._version == self.tensor._version)
-            and (self._look is None or self._entries == self._look())
-            and (self._marks is None or self._compare_marks())
+            and self.is_untouched()
+            and not self.is_marked_otherwise()
         )
 
     def is_untouched(self) -> bool:
         """Whether nobody wrote into the tensor."""
-        return (self._version is None or self._version == self.tensor._version) and (
-            self._look is None or self._entries == self._look()
+        return (self.version is None or self.version == self.tensor._version) and (
+            self.look is None or self.entries == self.look()
         )
 
     def is_moved(self) -> bool:
@@ -69,12 +59,13 @@ class SeenTensor:
 
     def mark(self) -> None:
         """Note some entries, after a backward pass, where memory cannot be looked at for free."""
-        if self._look is None:
+        if self.look is None:
             self._marks = self._spread()
 
-    def _compare_marks(self) -> bool:
+    def is_marked_otherwise(self) -> bool:
+        """Whether what was noted by `mark` differs; it is looked at once."""
         marks, self._marks = self._marks, None
-        return torch.equal(marks, self._spread())  # type: ignore[arg-type]
+        return marks is not None and not torch.equal(marks, self._spread())
 
     def _spread(self) -> Tensor:
         with torch.no_grad():
@@ -123,38 +114,48 @@ class SeenModule:
         known: tensors that were looked at before, by their ``id``.
     """
 
-    __slots__ = ("_buffers", "_children", "_parameters", "_revision", "_training", "tensors")
+    __slots__ = ("_children", "_own", "_revision", "_tensors")
 
-    def __init__(self, module: nn.Module, known: Mapping[int, SeenTensor] | None = None) -> None:
-        known = known or {}
-        self._training = module.training
-        self._revision = module.__dict__.get("_revision")
-        self._children = list(module._modules.values())
-        self._parameters = len(module._parameters)
-        self._buffers = len(module._buffers)
-        self.tensors = [
+    def __init__(self, module: nn.Module, known: Mapping[int, SeenTensor]) -> None:
+        now = module.__dict__
+        self._revision = now.get("_revision")
+        self._children = dict(module._modules)
+        # A list computes nothing by itself.
+        self._own = None if isinstance(module, nn.ModuleList) else _what_it_is(now)
+        self._tensors = [
             (container, name, known.get(id(tensor)) or SeenTensor(tensor))
             for container in ("_parameters", "_buffers", None)
-            for name, tensor in (vars(module)[container] if container else vars(module)).items()
+            for name, tensor in (now[container] if container else now).items()
             if isinstance(tensor, Tensor)
         ]
 
-    def is_unchanged(self, module: nn.Module) -> bool:
-        """Whether the module, standing where this one stood, is as it was."""
-        now = module.__dict__
+    def tensors(self) -> list[SeenTensor]:
+        """Its tensors."""
+        return [seen for _, _, seen in self._tensors]
+
+    def is_unchanged(self, now: Mapping[str, Any]) -> bool:
+        """Whether the module is as it was, if this is its dictionary."""
         if self._revision is not None:
             # A Constraint counts every attribute that is set, `training` and modules among them.
             if now.get("_revision") != self._revision:
                 return False
-        elif (
-            now["training"] is not self._training
-            or list(now["_modules"].values()) != self._children
-            or len(now["_parameters"]) != self._parameters
-            or len(now["_buffers"]) != self._buffers
-        ):
+        elif now["_modules"] != self._children:
             return False
-        for container, name, seen in self.tensors:
-            tensors = now if container is None else now[container]
-            if not seen.is_unchanged(tensors.get(name)):
+        elif self._own is not None and self._own != _what_it_is(now):
+            return False
+        for container, name, seen in self._tensors:
+            tensor = (now if container is None else now[container]).get(name)
+            # `SeenTensor.is_unchanged` is spelled out: each read of a value comes here.
+            if (
+                tensor is not seen.tensor
+                or seen.address != tensor.data_ptr()
+                or seen.requires_grad is not tensor.requires_grad
+                or (seen.version is not None and seen.version != tensor._version)
+                or (seen.entries != seen.look() if seen.look else seen.is_marked_otherwise())
+            ):
                 return False
         return True
+
+
+def _what_it_is(now: Mapping[str, Any]) -> tuple[bool, int, int]:
+    return now["training"], len(now["_parameters"]), len(now["_buffers"])
