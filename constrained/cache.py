@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.ground import Ground
 from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, replay
-from constrained.seen import SeenModule, SeenTensor, is_dense
+from constrained.seen import SeenTensor, is_dense
 
 # Its stubs leave out what decides here.
 _torch_c: Any = torch._C
@@ -131,7 +132,7 @@ class Evaluated(Protocol):
         """How the gradient is had from the value and the originals, where no graph is needed."""
         ...
 
-    def settled(self) -> tuple[Tensor, int] | tuple[None, None]:
+    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor, int] | tuple[None, None]:
         """The value, where it is known to be a copy of an original, and of which one."""
         ...
 
@@ -147,24 +148,45 @@ class Evaluated(Protocol):
 class ValueStore:
     """The stored values of one parametrized tensor, one for each thread."""
 
-    __slots__ = ("_handed", "_lost", "_values")
+    __slots__ = ("_handed", "_lost", "_recipe", "_values")
 
     def __init__(self) -> None:
         self._values: dict[int, _Stored] = {}
         self._handed: dict[int, HandedOut] = {}
         self._lost = False
+        self._recipe: _Recipe | None = None
 
     def clear(self) -> None:
         """Forget all values, and with them the graphs that hold on to the originals."""
         self._values.clear()
         self._handed.clear()
         self._lost = False
+        self._recipe = None
 
-    def drop(self) -> None:
-        """Forget all values, but not that one of them was written."""
+    def drop(self, *, stepped: bool = False) -> None:
+        """Forget all values, but not that one of them was written.
+
+        Args:
+            stepped: the originals have new numbers, and nothing else is expected to change.
+        """
         self._lost = self.is_lost()
         self._values.clear()
         self._handed.clear()
+        if not stepped:
+            self._recipe = None
+
+    def look(self, originals: Sequence[Tensor]) -> list[SeenTensor]:
+        """The originals as they are, some of their entries noted where looking takes time."""
+        ground = self._recipe and self._recipe.ground
+        known = ground.tensors() if ground else ()
+        by_tensor = {id(seen.tensor): seen for seen in known}
+        result = []
+        for t in originals:
+            seen = by_tensor.get(id(t))
+            seen = (seen and seen.again()) or SeenTensor(t)
+            seen.mark()
+            result.append(seen)
+        return result
 
     def is_unread(self) -> bool:
         """Whether nobody holds a value of the originals as they are, or wrote into one."""
@@ -231,42 +253,47 @@ class ValueStore:
         return value
 
     def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
-        on.look()
-        if on.is_managed():
-            return on()
-        is_pure = on.is_pure()
-        context = None if is_pure else active_context()
-        sources = _sources(on)
-        if (context is None and not is_pure) or not all(map(_is_storable, sources)):
+        recipe = self._recipe
+        ground = recipe and recipe.ground and recipe.ground.again(on.__dict__)
+        if recipe is None or ground is None:
+            on.look()
+            if on.is_managed():
+                return on()
+            recipe = _Recipe(on)
+            ground = recipe.ground
+            self._recipe = recipe if recipe.is_pure and ground else None
+        context = None if recipe.is_pure else active_context()
+        if (context is None and not recipe.is_pure) or ground is None:
             return self._hand_out(on, thread)
-        originals = on.originals()
-        trained = [t for t in sources if t.requires_grad] if torch.is_grad_enabled() else []
-        pullback = on.pullback() if is_pure and trained and _are_among(trained, originals) else None
-        evaluate = on.evaluator()
+        originals, evaluate = recipe.originals, recipe.evaluate
+        trains = recipe.trains and _is_recording()
         # Another thread may write an original meanwhile, as an optimizer does. Then the value is
         # made of two versions, and the aliases have got new nodes, which the graph may not know:
         # it is computed again, but not for ever.
-        for attempt in range(_ATTEMPTS if is_pure else 1):
-            before = [SeenTensor(t) for t in originals]
-            if pullback and attempt < _ATTEMPTS - 1:
-                inputs, (value, copied) = originals, on.settled()
+        for attempt in range(_ATTEMPTS if recipe.is_pure else 1):
+            if attempt > 0:
+                ground = Ground(on.watched())
+            before = recipe.seen(ground)
+            if trains and recipe.pullback and attempt < _ATTEMPTS - 1:
+                inputs, (value, copied) = originals, on.settled(before)
                 if value is None:
                     with torch.no_grad():
                         value = evaluate(*originals)
-                kept: Kept = KeptArguments(value, evaluate, pullback, copied)
+                kept: Kept = KeptArguments(value, evaluate, recipe.pullback, copied)
             else:
                 # The graph starts at aliases of the originals: started at the originals, a hook on
                 # one of them would run in the replay, and once more where the gradient arrives.
-                inputs = [_alias(t) if trained and t.requires_grad else t for t in originals]
-                value = on.settled()[0] if is_pure and not trained else None
+                inputs = [_alias(t) if trains and t.requires_grad else t for t in originals]
+                value = on.settled(before)[0] if recipe.is_pure and not trains else None
                 value = evaluate(*inputs) if value is None else value
-                kept = KeptGraph(value, evaluate if is_pure else None, len(inputs))
-            # The evaluation may have moved a buffer, so the sources are looked at after it; but the
-            # originals were looked at before.
-            stored = _Stored(kept, inputs, before, on.watched(), context)
+                kept = KeptGraph(value, evaluate if recipe.is_pure else None, len(inputs))
+            if not recipe.is_pure:
+                # The evaluation may have moved a buffer; the originals were looked at before.
+                ground = Ground(on.watched(), before)
+            stored = _Stored(kept, inputs, originals, ground, context)
             if all(seen.is_untouched() for seen in before):
                 self._keep(thread, stored)
-                return stored.tracked if torch.is_grad_enabled() else stored.value.tensor
+                return stored.tracked if _is_recording() else stored.value.tensor
         # As it is, for this reader only: with the graph itself, not with a replay of it.
         return value
 
@@ -285,6 +312,56 @@ class ValueStore:
                 self._lost = self._lost or (value is not None and value.is_lost())
 
 
+class _Recipe:
+    """How a value is evaluated, as long as nothing but the numbers in its ground changes.
+
+    Attributes:
+        ground: as it was when this was noted, if what happens to it can be seen.
+        originals: the arguments of ``evaluate``.
+        evaluate: gives the value.
+        is_pure: whether the value depends on nothing but the ground.
+        trains: whether some of it requires a gradient.
+        pullback: how the gradient is had without a graph, if all of that is among the originals.
+    """
+
+    __slots__ = (
+        "_places",
+        "evaluate",
+        "ground",
+        "is_pure",
+        "originals",
+        "pullback",
+        "trains",
+    )
+
+    def __init__(self, on: Evaluated) -> None:
+        self.is_pure = on.is_pure()
+        self.originals = on.originals()
+        self.evaluate = on.evaluator()
+        sources = _sources(on)
+        trained = [t for t in sources if t.requires_grad]
+        self.trains = bool(trained)
+        self.pullback = None
+        if self.is_pure and trained and _are_among(trained, self.originals):
+            self.pullback = on.pullback()
+        self.ground = Ground(on.watched()) if all(map(_is_storable, sources)) else None
+        if self.ground:
+            found = [seen.tensor for seen in self.ground.tensors()]
+            # An original that is parametrized itself is computed, and no part of the ground.
+            self._places = [
+                next((i for i, t in enumerate(found) if t is original), None)
+                for original in self.originals
+            ]
+
+    def seen(self, ground: Ground) -> list[SeenTensor]:
+        """The originals, as the ground has them."""
+        tensors = ground.tensors()
+        return [
+            SeenTensor(original) if i is None else tensors[i]
+            for i, original in zip(self._places, self.originals, strict=True)
+        ]
+
+
 class _Stored:
     """A value, and everything that must still be so for it to be valid.
 
@@ -297,11 +374,10 @@ class _Stored:
 
     __slots__ = (
         "_context",
-        "_here",
+        "_ground",
         "_inference",
         "_is_source",
         "_kept",
-        "_others",
         "_surroundings",
         "node",
         "records",
@@ -313,24 +389,22 @@ class _Stored:
         self,
         kept: Kept,
         inputs: Sequence[Tensor],
-        originals: Sequence[SeenTensor],
-        watched: tuple[nn.Module, ...],
+        originals: Sequence[Tensor],
+        ground: Ground,
         context: object | None,
     ) -> None:
         self.value = SeenTensor(kept.value.detach())
         self._kept = kept
-        known = {id(seen.tensor): seen for seen in originals}
-        # The first one holds on to this value, which must not hold on to it.
-        self._here, *others = [SeenModule(module, known) for module in watched]
-        self._others = [(m, w.__dict__) for m, w in zip(others, watched[1:], strict=True)]
-        sources = [seen for module in (self._here, *others) for seen in module.tensors()]
+        self._ground = ground
+        sources = ground.tensors()
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]
         # A constraint may hand out its argument: then a write is a write of the original.
         self._is_source = shares_memory(kept.value, [seen.tensor for seen in sources])
         self.records = torch.is_grad_enabled() or not differentiable
         self.tracked = self.value.tensor
         if kept.value.requires_grad or isinstance(kept, KeptArguments):
-            more = [t for t in differentiable if id(t) not in known]
+            # Those of a constraint's own.
+            more = [t for t in differentiable if not any(t is x for x in originals)]
             kept.sources = sources
             self.tracked = replay(kept, *inputs, *more)
         self.node = self.tracked.grad_fn
@@ -344,9 +418,7 @@ class _Stored:
             return False
         if self._surroundings is not None and self._surroundings != self._look_around():
             return False
-        return self._here.is_unchanged(on.__dict__) and all(
-            seen.is_unchanged(now) for seen, now in self._others
-        )
+        return self._ground.is_unchanged(on.__dict__)
 
     def read(self, on: Evaluated) -> Tensor | None:
         """The value for the present gradient mode, if it may be served.
@@ -383,12 +455,9 @@ class _Stored:
             or tensor.data_ptr() != value.address
             or (value.version is not None and value.version != tensor._version)
             or (value.look and value.entries != value.look())
-            or not self._here.is_unchanged(on.__dict__)
+            or not self._ground.is_unchanged(on.__dict__)
         ):
             return None
-        for seen, now in self._others:
-            if not seen.is_unchanged(now):
-                return None
         return served
 
     def is_written(self) -> bool:

@@ -29,13 +29,15 @@ from constrained.originals import (
 )
 from constrained.replay import Pullback
 from constrained.restore import watch
-from constrained.seen import is_same
+from constrained.seen import SeenTensor
 from constrained.traced import traced_value
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
 
 #: Tensors of so many entries are small, and as many are restored at once.
 _SMALL, _BATCH = 2**16, 2**22
+
+_HALF = (torch.float16, torch.bfloat16)
 
 _by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
 
@@ -228,7 +230,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             return None
         originals = self.originals()
         # In half precision a product of factors is rounded in between.
-        if originals[0].dtype in (torch.float16, torch.bfloat16):
+        if originals[0].dtype in _HALF:
             return None
         found = first.factors(*originals)
         if found is None:
@@ -236,19 +238,20 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         (m, r), n = found[0].shape, found[1].shape[-1]
         return found if r * (m + n) < m * n else None
 
-    def settled(self) -> tuple[Tensor, int] | tuple[None, None]:
+    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor, int] | tuple[None, None]:
         """The value and its original, if the originals are as the last restoration left them.
 
         A value serves once: the next reader must not find what this one may write into.
+
+        Args:
+            now: the originals as they are.
         """
-        value, revision = self.__dict__.pop("_settled", (None, 0))
+        value, revision, seen = self.__dict__.pop("_settled", (None, 0, ()))
         first: Any = self.chain()[0]
         if value is None or first.__dict__["_revision"] != revision:
             return None, None
         place: int = first.ambient
-        *others, here = _last(self.originals(), place)
-        alike = (here.dtype, here.device, here.shape) == (value.dtype, value.device, value.shape)
-        if alike and is_same(here, value) and not any(map(torch.any, others)):
+        if all(map(SeenTensor.is_same, seen, now)):
             return value, place
         return None, None
 
@@ -385,7 +388,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 if new is not old:
                     store(here, new)
             if first.ambient is not None:
-                self._settle(first, mine[first.ambient], canonical[first.ambient])
+                self._settle(first, canonical[first.ambient])
 
     def likeness(self) -> Hashable | None:
         """What tensors have in common that may be restored as one batch; None for a large one."""
@@ -414,15 +417,18 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     # A value must not share its memory with others, nor its version.
                     new = new.clone()
                     item.original.copy_(new)
-                    item._settle(item.chain()[0], item.original, new)
+                    item._settle(item.chain()[0], new)
 
-    def _settle(self, first: Any, here: Tensor, canonical: Tensor) -> None:
+    def _settle(self, first: Any, canonical: Tensor) -> None:
         """Remember the value, which an ambient constraint has as its parameter."""
+        here = self.originals()
+        value = here[first.ambient]
         # A half-precision value is rounded from an evaluation in single precision, and a shard is
         # not the value.
-        exact = here.shape == canonical.shape and here.dtype not in (torch.float16, torch.bfloat16)
+        exact = value.shape == canonical.shape and value.dtype not in _HALF
         if exact and len(self.chain()) == 1 and not torch.compiler.is_compiling():
-            self.__dict__["_settled"] = canonical, first.__dict__["_revision"]
+            seen = self._store.look(here)
+            self.__dict__["_settled"] = canonical, first.__dict__["_revision"], seen
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -453,6 +459,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self._store.drop()
         self.__dict__.pop("_settled", None)
 
+    def forget_step(self) -> None:
+        """Forget stored values, when an optimizer has moved the originals."""
+        self._store.drop(stepped=True)
+        self.__dict__.pop("_settled", None)
+
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
         state = dict(self.__dict__)
@@ -478,11 +489,6 @@ def list_with_original(tensor: Tensor) -> ParametrizationList | None:
     found = _by_original.get(id(tensor))
     is_original = found is not None and any(t is tensor for t in found._parameters.values())
     return found if is_original else None
-
-
-def _last(tensors: Sequence[Tensor], place: int) -> list[Tensor]:
-    """The tensors, with that at the given place at the end."""
-    return [t for i, t in enumerate(tensors) if i != place] + [tensors[place]]
 
 
 def read(parametrizations: nn.Module, name: str) -> Tensor:

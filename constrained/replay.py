@@ -24,7 +24,8 @@ Pullback = Callable[..., tuple[Tensor | None, ...]]
 
 def replay(kept: Kept, *inputs: Tensor) -> Tensor:
     """The value of an evaluation, whose gradient with respect to ``inputs`` is what it says."""
-    return _Replay.apply(kept, *inputs)
+    # `Function.apply` first looks for transforms of torch.func, where no value is kept.
+    return super(torch.autograd.Function, _Replay).apply(kept, *inputs)  # type: ignore[attr-defined]
 
 
 class Kept(ABC):

@@ -26,7 +26,7 @@ class Stepped(Protocol):
 
     _parameters: dict[str, nn.Parameter | None]
 
-    def forget(self) -> None:
+    def forget_step(self) -> None:
         """Forget the values that were computed from them."""
         ...
 
@@ -78,7 +78,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     # In the same order in every process, which sharded originals are gathered from.
     alike: dict[Hashable, list[Any]] = {}
     for _, item in sorted(due, key=lambda pair: pair[0]):
-        item.forget()
+        item.forget_step()
         if item in _with_canonical_form:
             likeness = item.likeness() if len(due) > 1 else None
             if likeness is None:

@@ -1,13 +1,11 @@
-"""Whether tensors and modules are what they were when somebody looked at them."""
+"""Whether tensors are what they were when somebody looked at them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 #: A small tensor is compared entry by entry, a large one at this many places.
 _SMALL, _PLACES = 1024, 32
@@ -38,12 +36,37 @@ class SeenTensor:
         self.look = _look_at_memory(tensor)
         self.entries = self.look and self.look()
 
+    def again(self) -> SeenTensor | None:
+        """The tensor as it is now; None if more than its numbers have changed, or may have."""
+        tensor, look = self.tensor, self.look
+        if (
+            look is None
+            or self.address != tensor.data_ptr()
+            or self.requires_grad is not tensor.requires_grad
+            or self.version is None
+        ):
+            return None
+        seen = SeenTensor.__new__(SeenTensor)
+        seen.tensor, seen.address, seen.requires_grad = tensor, self.address, self.requires_grad
+        seen.version, seen.look, seen.entries, seen._marks = tensor._version, look, look(), None
+        return seen
+
     def is_unchanged(self) -> bool:
         """Whether the tensor is as it was."""
         return (
             self.address == self.tensor.data_ptr()
             and self.requires_grad is self.tensor.requires_grad
             and self.is_untouched()
+            and not self.is_marked_otherwise()
+        )
+
+    def is_same(self, other: SeenTensor) -> bool:
+        """Whether another look, at the same tensor, found the same."""
+        return (
+            self.tensor is other.tensor
+            and self.address == other.address
+            and self.version == other.version
+            and self.entries == other.entries
             and not self.is_marked_otherwise()
         )
 
@@ -58,7 +81,7 @@ class SeenTensor:
         return self.tensor.data_ptr() != self.address
 
     def mark(self) -> None:
-        """Note some entries, after a backward pass, where memory cannot be looked at for free."""
+        """Note some entries, at times, where memory cannot be looked at for free."""
         if self.look is None:
             self._marks = self._spread()
 
@@ -91,71 +114,6 @@ def _look_at_memory(tensor: Tensor) -> Callable[[], bytes] | None:
     return entries[::step].tobytes
 
 
-def is_same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape, dtype and device hold the same numbers, bit for bit."""
-    size = a.numel() * a.element_size()
-    if not (a.is_cpu and a.is_contiguous() and b.is_contiguous()) or size % 8:
-        return torch.equal(a, b)
-    # Torch compares number by number: five times slower.
-    x, y = (t.detach().reshape(-1).view(torch.int64).numpy() for t in (a, b))
-    return numpy.array_equal(x, y)
-
-
 def is_dense(tensor: Tensor) -> bool:
     """Whether the entries of a tensor fill a stretch of memory, each in a place of its own."""
     return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
-
-
-class SeenModule:
-    """What a watched module looked like: its tensors, submodules, training flag, arguments.
-
-    Args:
-        module: as it is now.
-        known: tensors that were looked at before, by their ``id``.
-    """
-
-    __slots__ = ("_children", "_own", "_revision", "_tensors")
-
-    def __init__(self, module: nn.Module, known: Mapping[int, SeenTensor]) -> None:
-        now = module.__dict__
-        self._revision = now.get("_revision")
-        self._children = dict(module._modules)
-        # A list computes nothing by itself.
-        self._own = None if isinstance(module, nn.ModuleList) else _what_it_is(now)
-        self._tensors = [
-            (container, name, known.get(id(tensor)) or SeenTensor(tensor))
-            for container in ("_parameters", "_buffers", None)
-            for name, tensor in (now[container] if container else now).items()
-            if isinstance(tensor, Tensor)
-        ]
-
-    def tensors(self) -> list[SeenTensor]:
-        """Its tensors."""
-        return [seen for _, _, seen in self._tensors]
-
-    def is_unchanged(self, now: Mapping[str, Any]) -> bool:
-        """Whether the module is as it was, if this is its dictionary."""
-        if self._revision is not None:
-            # A Constraint counts every attribute that is set, `training` and modules among them.
-            if now.get("_revision") != self._revision:
-                return False
-        elif now["_modules"] != self._children:
-            return False
-        elif self._own is not None and self._own != _what_it_is(now):
-            return False
-        for container, name, seen in self._tensors:
-            tensor = (now if container is None else now[container]).get(name)
-            # `SeenTensor.is_unchanged` is spelled out: each read of a value comes here.
-            if (
-                tensor is not seen.tensor
-                or seen.address != tensor.data_ptr()
-                or seen.requires_grad is not tensor.requires_grad
-                or (seen.version is not None and seen.version != tensor._version)
-                or (seen.entries != seen.look() if seen.look else seen.is_marked_otherwise())
-            ):
-                return False
-        return True
-
-
-def _what_it_is(now: Mapping[str, Any]) -> tuple[bool, int, int]:
-    return now["training"], len(now["_parameters"]), len(now["_buffers"])

@@ -101,8 +101,12 @@ def _factor(X: Tensor) -> Tensor:
     p = X.shape[-1]
     rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
     excess = _own_defect(X)
-    distances = torch.linalg.vector_norm(excess, dim=(-2, -1))
-    distance = float(distances.amax() if X.ndim > 2 else distances)
+    if X.ndim > 2:
+        distances = torch.linalg.vector_norm(excess, dim=(-2, -1))
+        distance = float(distances.amax())
+    else:
+        distances = torch.linalg.vector_norm(excess)
+        distance = float(distances)
     if distance <= rounding:
         return _copy(X)
     if distance < 0.9:

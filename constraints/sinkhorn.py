@@ -76,24 +76,32 @@ def sinkhorn(X: Tensor) -> Tensor:
 def _scale(X: Tensor) -> Tensor:
     if X.numel() == 0:
         return X.clone(memory_format=torch.contiguous_format)
-    finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
-    Y = torch.where(finite, X, 0)
-    # Afterwards the largest entry is 0 in each row and in each column.
-    Y = Y - Y.amax(-1, keepdim=True)
-    Y = Y - Y.amax(-2, keepdim=True)
-    W, done = _alternate(Y)
+    # No sum is finite that has an infinite term.
+    if bool(torch.isfinite(X.sum())):
+        W, done = _alternate(_shifted(X))
+        finite = None
+    else:
+        finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+        X = torch.where(finite, X, 0)
+        W, done = _alternate(_shifted(X))
     if not bool(done.all()):
         hard = ~done
-        W[hard] = _newton(Y[hard].double()).to(X.dtype)
-    return torch.where(finite, W, torch.nan).contiguous()
+        W[hard] = _newton(_shifted(X[hard]).double()).to(X.dtype)
+    return W if finite is None else torch.where(finite, W, torch.nan)
+
+
+def _shifted(X: Tensor) -> Tensor:
+    """The same logits up to constants, with 0 as the largest entry of each row and column."""
+    Y = (X - X.amax(-1, keepdim=True)).contiguous()
+    return Y.sub_(Y.amax(-2, keepdim=True))
 
 
 def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sinkhorn's iteration, and for which elements of the batch it has converged."""
+    """Sinkhorn's iteration, in the memory of Y, and for which elements it has converged."""
     eps, n = torch.finfo(Y.dtype).eps, Y.shape[-1]
     # Newton's method costs some n alternating steps, and is used where more of them are left.
     slow, steps = 1 - 16 / (n + 32), n + 32
-    K = torch.exp(Y)
+    K = Y.exp_()
     v = 1 / K.sum(-2, keepdim=True)
     before = torch.full_like(v[..., 0, 0], torch.inf)
     for _ in range(steps):
@@ -105,11 +113,14 @@ def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
         if bool(((error <= ROUNDING * eps) | ~(error < slow * before)).all()):
             break
         before = error
-    W = K * u * v
+    W = K.mul_(u).mul_(v)
+    # The sums of a matrix product err by more than these.
     for _ in range(POLISH):
-        # These sums err by less than those of a matrix product.
-        W = W / W.sum(-2, keepdim=True)
-        W = W / W.sum(-1, keepdim=True)
+        W.div_(W.sum(-2, keepdim=True))
+        rows = W.sum(-1, keepdim=True)
+        W.div_(rows)
+        if bool(((rows - 1).abs() <= ROUNDING * eps).all()):
+            break
     return W, _error(W) <= 3 * ROUNDING * eps
 
 
@@ -200,7 +211,7 @@ def _gradient(W: Tensor, V: Tensor) -> Tensor:
     enough = torch.finfo(W.dtype).eps ** 2 * old
     for _ in range(CONJUGATE):
         if bool((old <= enough).all()):
-            return (M - W * (rows - W @ b + b.mT)).contiguous()
+            return M.addcmul_(W, W @ b - rows).addcmul_(W, b.mT, value=-1).contiguous()
         q = p - W.mT @ (W @ p)
         curvature = (p * q).sum(-2, keepdim=True)
         length = torch.where(old > enough, old / curvature, 0)
