@@ -132,8 +132,8 @@ class Evaluated(Protocol):
         """How the gradient is had from the value and the originals, where no graph is needed."""
         ...
 
-    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor, int] | tuple[None, None]:
-        """The value, where it is known to be a copy of an original, and of which one."""
+    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor | None, int | None]:
+        """The value, where it is known, and the original that it is a copy of, if it is one."""
         ...
 
     def is_managed(self) -> bool:
@@ -148,20 +148,21 @@ class Evaluated(Protocol):
 class ValueStore:
     """The stored values of one parametrized tensor, one for each thread."""
 
-    __slots__ = ("_handed", "_lost", "_recipe", "_values")
+    __slots__ = ("_handed", "_looked", "_lost", "_recipe", "_values")
 
     def __init__(self) -> None:
         self._values: dict[int, _Stored] = {}
         self._handed: dict[int, HandedOut] = {}
         self._lost = False
         self._recipe: _Recipe | None = None
+        self._looked: Sequence[SeenTensor] = ()
 
     def clear(self) -> None:
         """Forget all values, and with them the graphs that hold on to the originals."""
         self._values.clear()
         self._handed.clear()
         self._lost = False
-        self._recipe = None
+        self._recipe, self._looked = None, ()
 
     def drop(self, *, stepped: bool = False) -> None:
         """Forget all values, but not that one of them was written.
@@ -173,20 +174,26 @@ class ValueStore:
         self._values.clear()
         self._handed.clear()
         if not stepped:
-            self._recipe = None
+            self._recipe, self._looked = None, ()
 
-    def look(self, originals: Sequence[Tensor]) -> list[SeenTensor]:
-        """The originals as they are, some of their entries noted where looking takes time."""
-        ground = self._recipe and self._recipe.ground
-        known = ground.tensors() if ground else ()
-        by_tensor = {id(seen.tensor): seen for seen in known}
-        result = []
+    def look(self, originals: Sequence[Tensor]) -> list[SeenTensor] | None:
+        """The originals as they are, if what happens to them can be seen.
+
+        Some of their entries are noted where looking takes time.
+        """
+        known = {id(seen.tensor): seen for seen in self._looked}
+        looked = []
         for t in originals:
-            seen = by_tensor.get(id(t))
-            seen = (seen and seen.again()) or SeenTensor(t)
-            seen.mark()
-            result.append(seen)
-        return result
+            seen = known.get(id(t))
+            seen = seen and seen.again()
+            if not seen:
+                if not _is_storable(t):
+                    return None
+                seen = SeenTensor(t)
+                seen.mark()
+            looked.append(seen)
+        self._looked = looked
+        return looked
 
     def is_unread(self) -> bool:
         """Whether nobody holds a value of the originals as they are, or wrote into one."""

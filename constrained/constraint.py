@@ -168,6 +168,26 @@ class Constraint(nn.Module, ABC):
         del value
         return recomputed(self, gradient, params)
 
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """`pullback` from a gradient of small rank, ``left' right``, without forming it.
+
+        That is the gradient of a linear layer: ``right`` are its inputs, and ``left`` the gradient
+        with respect to its outputs. A class that defines this defines `pullback` too.
+
+        Args:
+            value: what `forward` gave, of shape ``(n, p)``.
+            left: shape ``(b, n)``.
+            right: shape ``(b, p)``.
+            params: what `forward` was given; the value itself for one that it is a copy of.
+
+        Returns:
+            What `pullback` would, or None where that is the cheaper way.
+        """
+        del value, left, right, params
+        return None
+
     def factors(self, *params: Tensor) -> tuple[Tensor, Tensor] | None:
         """Two matrices whose product is ``forward(*params)``, if they are at hand.
 

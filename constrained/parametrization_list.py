@@ -14,8 +14,9 @@ from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained import inversion, sharded
 from constrained.appending import prepare
-from constrained.cache import ValueStore, ValueWrittenError
+from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
 from constrained.constraint import Constraint
+from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
     check_elements,
     check_records,
@@ -38,6 +39,9 @@ from constrained.wrapped import is_sharded
 _SMALL, _BATCH = 2**16, 2**22
 
 _HALF = (torch.float16, torch.bfloat16)
+
+#: A value that is known, which original it is a copy of, for which arguments, and which originals.
+_UNSETTLED: tuple[Tensor | None, int | None, int, Sequence[SeenTensor]] = (None, None, 0, ())
 
 _by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
 
@@ -238,22 +242,54 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         (m, r), n = found[0].shape, found[1].shape[-1]
         return found if r * (m + n) < m * n else None
 
-    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor, int] | tuple[None, None]:
-        """The value and its original, if the originals are as the last restoration left them.
+    def unread(self, input: Tensor) -> Unread | None:
+        """The value, where a linear layer may have its gradient without anybody reading it."""
+        first, *rest = self.chain()
+        if rest or not self._store.is_unread() or not torch.is_grad_enabled() or is_bypassed():
+            return None
+        if "_is_replica" in self.__dict__ or self.is_managed() or not self.is_pure():
+            return None
+        originals = self.originals()
+        ours, kind = originals[0], type(input)
+        if (
+            kind not in (Tensor, nn.Parameter)
+            or (input.dtype, input.device) != (ours.dtype, ours.device)
+            or ours.dtype in _HALF
+            or input.layout is not torch.strided
+            or len(self.shape) != 2
+            or input.ndim < 1
+            or input.shape[-1] != self.shape[1]
+            or not any(t.requires_grad for t in originals)
+            or torch.is_autocast_enabled(ours.device.type)
+        ):
+            return None
+        value, copied, revision, seen = self.__dict__.get("_settled", _UNSETTLED)
+        if (
+            value is None
+            or revision != first.__dict__["_revision"]
+            or not all(s.tensor is t and s.is_unchanged() for s, t in zip(seen, originals))
+        ):
+            seen = self._store.look(originals)
+            if seen is None:
+                return None
+            with torch.no_grad():
+                value, copied = self.evaluator()(*originals), None
+            self.__dict__["_settled"] = value, copied, first.__dict__["_revision"], seen
+        return Unread(first, value, originals, copied)  # type: ignore[arg-type]
+
+    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor | None, int | None]:
+        """The value, if the originals are as they were when it became known, and what it copies.
 
         A value serves once: the next reader must not find what this one may write into.
 
         Args:
             now: the originals as they are.
         """
-        value, revision, seen = self.__dict__.pop("_settled", (None, 0, ()))
+        value, copied, revision, seen = self.__dict__.pop("_settled", _UNSETTLED)
         first: Any = self.chain()[0]
         if value is None or first.__dict__["_revision"] != revision:
             return None, None
-        place: int = first.ambient
-        if all(map(SeenTensor.is_same, seen, now)):
-            return value, place
-        return None, None
+        return (value, copied) if all(map(SeenTensor.is_same, seen, now)) else (None, None)
 
     def evaluator(self) -> Callable[..., Tensor]:
         """A function from originals to the value, which does not hold on to this list."""
@@ -360,9 +396,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_watched"] = tuple(self.modules())[1:]
         first = self.chain()[0] if len(self) else None
         watch(self, isinstance(first, Constraint) and first.has_canonical())
-        if isinstance(first, Constraint) and type(first).factors is not Constraint.factors:
+        if is_applied_unread(first):
             # A linear layer asks at each call.
-            self.__dict__["_has_factors"] = True
+            self.__dict__["_is_applied_unread"] = True
         self._announce()
 
     def _announce(self) -> None:
@@ -428,7 +464,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         exact = value.shape == canonical.shape and value.dtype not in _HALF
         if exact and len(self.chain()) == 1 and not torch.compiler.is_compiling():
             seen = self._store.look(here)
-            self.__dict__["_settled"] = canonical, first.__dict__["_revision"], seen
+            if seen is not None:
+                revision = first.__dict__["_revision"]
+                self.__dict__["_settled"] = canonical, first.ambient, revision, seen
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

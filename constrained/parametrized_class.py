@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize as torch_parametrize
 
-from constrained.factored import factored_methods
 from constrained.lazy import lazy_methods, materialize_from, waiting
+from constrained.linear import linear_methods
 from constrained.override import override, overriding
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.places import is_parametrized
@@ -113,7 +113,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **refusing_methods(),
             **initialising_methods(base, names),
             **tool_methods(),
-            **factored_methods(base, names),
+            **linear_methods(base, names),
             **lazy_methods(base, names, parametrized_class),
             **{name: _property(name) for name in names},
         }

@@ -12,7 +12,14 @@ from constrained import Constraint, register
 from constrained.tolerance import tolerance, working_dtype
 from constraints.derivatives import needs_derivative
 from constraints.linear_space import not_square
-from constraints.positive_definite import clipped, covariance, root, rounding_of, squares
+from constraints.positive_definite import (
+    clipped,
+    covariance,
+    root,
+    rounding_of,
+    squares,
+    thin_covariance_gradient,
+)
 from constraints.psd_part import distance_from_psd, symmetric_part
 from constraints.softplus import inverse_softplus, softplus
 from constraints.transpose import plus_transpose
@@ -73,6 +80,16 @@ class Correlation(Constraint):
         both.diagonal(dim1=-2, dim2=-1).zero_()
         N = normalized(X, 1.0)
         return (normalized_gradient(X, N, both @ N / (1 + rounding_of(N)), 1.0),)
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
+    ) -> tuple[Tensor] | None:
+        """The same in four products of ``(b, n)`` matrices."""
+        if 2 * len(left) > X.shape[-1]:
+            return None
+        N = normalized(X, 1.0)
+        both = thin_covariance_gradient(N, left, right, -1.0)
+        return (normalized_gradient(X, N, both / (1 + rounding_of(N)), 1.0),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The Cholesky factor."""

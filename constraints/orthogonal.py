@@ -10,9 +10,10 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint import recomputed
 from constrained.tolerance import working_dtype
-from constraints.polar import defect, polar, polar_factor, polar_gradient
+from constraints.polar import defect, polar, polar_factor, polar_gradient, thin_polar_gradient
 from constraints.rebasing import quadratic, rebased, rebased_gradient
 from constraints.retraction import cayley, geodesic
+from constraints.transpose import minus_transpose
 
 _CURVES = {"cayley": cayley, "exp": geodesic}
 
@@ -127,6 +128,18 @@ class Orthogonal(Constraint):
         if self.map == "rebased":
             return rebased_gradient(value, gradient, params[0], params[1]), None
         return recomputed(self, gradient, params)
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """The same projection in some products of ``(b, n)`` and ``(b, p)`` matrices."""
+        if self.map == "polar" and params[0] is value:
+            gradient = thin_polar_gradient(value, left, right)
+            return None if gradient is None else (gradient,)
+        if self.map == "rebased" and not torch.any(params[0]):
+            product = (left @ value).mT @ right
+            return minus_transpose(product).mul_(0.5), None
+        return None
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""

@@ -91,6 +91,33 @@ def polar_gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     return _gradient(tall if X is W else X.mH, tall, V.mH).mH.contiguous()
 
 
+def thin_polar_gradient(W: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
+    """`polar_gradient` at an orthogonal W for the gradient ``G = left' right``.
+
+    The projection ``G - W (W' G + G' W) / 2`` is made of products with ``left W`` and ``right W'``,
+    which have as few rows as the factors.
+
+    Args:
+        W: shape ``(n, p)``, with orthonormal columns or rows.
+        left: shape ``(b, n)``.
+        right: shape ``(b, p)``.
+
+    Returns:
+        Tensor of shape ``(n, p)``; None where the projection of the product is cheaper.
+    """
+    (n, p), b = W.shape, len(left)
+    # In units of n p: products with few rows, against one for G and two of the smaller side.
+    if (4 if n == p else 5) * b > b + 2 * min(n, p):
+        return None
+    back, out = left @ W, right @ W.mT
+    # One of these is its argument for a square W.
+    if n > p:
+        left = 2 * left - back @ W.mT
+    elif n < p:
+        right = 2 * right - out @ W
+    return torch.cat((left, out.neg_())).mT @ torch.cat((right, back)).mul_(0.5)
+
+
 # ------------------------------------------------------------------------------------ the value
 
 

@@ -63,6 +63,14 @@ class PositiveDefinite(Constraint):
         """One product with the symmetric part of the gradient."""
         return (covariance_gradient(X, gradient),)
 
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
+    ) -> tuple[Tensor] | None:
+        """The same in four products of ``(b, n)`` matrices."""
+        if 2 * len(left) > X.shape[-1]:
+            return None
+        return (thin_covariance_gradient(X, left, right, rounding_of(X)),)
+
     def right_inverse(self, value: Tensor) -> Tensor:
         """The Cholesky factor."""
         return root(value)
@@ -134,6 +142,15 @@ def covariance_gradient(X: Tensor, gradient: Tensor) -> Tensor:
     both = plus_transpose(gradient)
     _diagonal(both).mul_(1 + rounding_of(X))
     return both @ X
+
+
+def thin_covariance_gradient(
+    X: Tensor, left: Tensor, right: Tensor, on_the_diagonal: float
+) -> Tensor:
+    """``(G + G' + 2 d diag(G)) X`` for ``G = left' right`` and a number d."""
+    both = torch.cat((left, right)).mT @ torch.cat((right @ X, left @ X))
+    diagonal = (left * right).sum(0).mul_(2 * on_the_diagonal)
+    return both.addcmul_(X, diagonal.unsqueeze(-1))
 
 
 def root(value: Tensor) -> Tensor:

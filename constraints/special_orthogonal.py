@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.linear_space import not_square
-from constraints.polar import defect, polar, polar_factor, polar_gradient
+from constraints.polar import defect, polar, polar_factor, polar_gradient, thin_polar_gradient
 from constraints.svd import svd
 
 
@@ -69,6 +69,13 @@ class SpecialOrthogonal(Constraint):
             return (polar_gradient(value, value, gradient),)
         W = polar_factor(X)
         return (polar_gradient(X, W, _reverse_last(gradient, _handedness(W))),)
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """The same projection in some products of ``(b, n)`` matrices."""
+        gradient = thin_polar_gradient(value, left, right) if X is value else None
+        return None if gradient is None else (gradient,)
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W'W - I|``, and at least 1 where the determinant is negative."""

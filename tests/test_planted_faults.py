@@ -399,6 +399,11 @@ class PullbackOfAnother(Symmetric):
         return (gradient,)
 
 
+class ThinPullbackOfAnother(Symmetric):
+    def thin_pullback(self, value, left, right, upper):
+        return (left.mT @ right,)
+
+
 class FactorsOfAnother(Symmetric):
     def factors(self, upper):
         return upper, upper
@@ -510,6 +515,7 @@ FAULTS = [
     (SaysThatItIsAmbient, "canonical_keeps_the_element"),
     (FactorsOfAnother, "factors_give_the_element"),
     (PullbackOfAnother, "pullback_is_the_gradient"),
+    (ThinPullbackOfAnother, "thin_pullback_is_the_gradient"),
     (AutocastOn, "autocast_changes_nothing"),
     (LeavesTheSetWhenTrained, "training_stays_in_the_set"),
     (HalfPrecisionInside, "agrees_with_double"),

@@ -54,6 +54,7 @@ from constrained.testing.derivative_laws import (
     gradient_is_finite,
     no_dead_directions,
     pullback_is_the_gradient,
+    thin_pullback_is_the_gradient,
     second_derivative,
 )
 from constrained.testing.batch_laws import (
@@ -131,6 +132,7 @@ __all__ = [
     "stale_exemptions",
     "state_dict_restores",
     "strides_do_not_matter",
+    "thin_pullback_is_the_gradient",
     "training_stays_in_the_set",
     "trials",
     "violation_grows",

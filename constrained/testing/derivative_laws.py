@@ -107,6 +107,43 @@ def pullback_is_the_gradient(case: Case) -> None:
         )
 
 
+@law(Scope(dtypes=(torch.float32, torch.float64), batches=((),)))
+def thin_pullback_is_the_gradient(case: Case) -> None:
+    """``thin_pullback``, where a class defines it, gives what ``pullback`` does."""
+    constraint = case.build()
+    if type(constraint).thin_pullback is Constraint.thin_pullback:
+        return
+    free = constraint.canonical(*params(case, constraint))
+    value = constraint(*free)
+    generator = case.generator("factors")
+    left, right = (torch.randn(1, k, dtype=value.dtype, generator=generator) for k in value.shape)
+    if constraint.ambient is not None:
+        free = tuple(value if i == constraint.ambient else p for i, p in enumerate(free))
+    given = [t.clone() for t in (value, left, right, *free)]
+    with torch.no_grad():
+        found = constraint.thin_pullback(value, left, right, *free)
+        expected = constraint.pullback(value, left.mT @ right, *free)
+    expect(
+        all(map(torch.equal, given, (value, left, right, *free))),
+        case,
+        "thin_pullback: expected its arguments to be left as they are, found them written to.",
+    )
+    if found is None:
+        return
+    for i, (here, there) in enumerate(zip(found, expected, strict=True)):
+        if here is None or there is None:
+            expect(here is there, case, f"thin_pullback: a gradient for the parameter {i}, or not.")
+            continue
+        difference = float((here - there).norm())
+        bound = half_precision(case.dtype) * float(left.norm() * right.norm() + there.norm())
+        expect(
+            difference <= bound,
+            case,
+            f"thin_pullback: expected what pullback gives for the parameter {i}, found one that is "
+            f"{difference:.3g} away (at most {bound:.3g} is rounding).",
+        )
+
+
 @law(Scope(dtypes=(torch.float32, torch.float64)))
 def gradient_is_finite(case: Case) -> None:
     """Parameters of every scale, zero included, have a finite gradient."""

@@ -1,0 +1,149 @@
+"""Linear layers that are applied without the gradient, or the value, of their weight being formed.
+
+A weight that is a product of thin matrices is applied factor by factor: the product costs more than
+the layer itself. And the gradient of a linear layer with respect to its weight is a product, of as
+small a rank as there are rows of input; where these are few, some constraints have the gradient of
+their parameters from the factors, for a fraction of the time.
+
+Both leave the weight unread. So they step aside where somebody has read it since the last step:
+what was asked of that tensor (a hook, ``retain_grad``, a write) holds for the layer as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from constrained.constraint import Constraint, autocast_disabled
+from constrained.replay import written_since
+
+
+def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
+    """``forward`` of a class derived from ``base``, where that is the one of ``nn.Linear``."""
+    if getattr(base, "forward", None) is not nn.Linear.forward or "weight" not in names:
+        return {}
+    return {"forward": _forward}
+
+
+def is_applied_unread(constraint: object) -> bool:
+    """Whether a constraint has a way to be applied that this module knows."""
+    if not isinstance(constraint, Constraint):
+        return False
+    cls = type(constraint)
+    return (
+        cls.factors is not Constraint.factors or cls.thin_pullback is not Constraint.thin_pullback
+    )
+
+
+class Unread:
+    """A value that is applied to some input, while nobody else reads it.
+
+    Args:
+        constraint: what the value satisfies.
+        value: without a graph.
+        originals: the parameters that it was computed from.
+        copied: which of them the value is a copy of; it stands for this one.
+    """
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        value: Tensor,
+        originals: tuple[Tensor, ...],
+        copied: int | None,
+    ) -> None:
+        self.constraint, self.value, self.originals = constraint, value, originals
+        self._copied = copied
+        self._versions = self._count()
+
+    def gradients(self, left: Tensor, right: Tensor) -> tuple[Tensor | None, ...]:
+        """Those of the originals from that of the value, ``left' right``.
+
+        Raises:
+            RuntimeError: if the value or an original was written in the meantime.
+        """
+        if self._versions != self._count():
+            raise written_since()
+        params = [t.detach() for t in self.originals]
+        if self._copied is not None:
+            params[self._copied] = self.value
+        thin = self.constraint.thin_pullback(self.value, left, right, *params)
+        if thin is not None:
+            return thin
+        return self.constraint.pullback(self.value, left.mT @ right, *params)
+
+    def _count(self) -> list[int]:
+        return [t._version for t in (self.value, *self.originals)]
+
+
+def _forward(self: Any, input: Tensor) -> Tensor:
+    """``x W' + b``, in the way that is cheapest."""
+    found = None if torch.compiler.is_compiling() else _list(self)
+    if found is None:
+        return self._base_class.forward(self, input)
+    factors = found.factors()
+    if factors is not None:
+        left, right = factors
+        return F.linear(F.linear(input, right), left, self.bias)
+    unread = found.unread(input)
+    if unread is not None:
+        apply = super(torch.autograd.Function, _Linear).apply  # type: ignore[attr-defined]
+        return apply(unread, input, self.bias, *unread.originals)
+    return self._base_class.forward(self, input)
+
+
+def _list(layer: Any) -> Any:
+    if "_overrides" in layer.__dict__:
+        return None
+    parametrizations = layer._modules.get("parametrizations")
+    found = parametrizations and parametrizations._modules.get("weight")
+    return found if found and "_is_applied_unread" in found.__dict__ else None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, unread: Unread, x: Tensor, bias: Tensor | None, *originals: Tensor
+    ) -> Tensor:
+        ctx.unread = unread
+        ctx.save_for_backward(x, bias)
+        return F.linear(x, unread.value, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        unread: Unread = ctx.unread
+        x, bias = ctx.saved_tensors
+        of_x, of_bias, *of_originals = ctx.needs_input_grad[1:]
+        with autocast_disabled(unread.value):
+            if torch.is_grad_enabled():
+                return None, *_differentiable(unread, x, bias, gradient, ctx.needs_input_grad[1:])
+            left = gradient.reshape(-1, gradient.shape[-1])
+            params: tuple[Tensor | None, ...] = (None,) * len(of_originals)
+            if any(of_originals):
+                params = unread.gradients(left, x.reshape(-1, x.shape[-1]))
+            return (
+                None,
+                gradient @ unread.value if of_x else None,
+                left.sum(0) if of_bias else None,
+                *params,
+            )
+
+
+def _differentiable(
+    unread: Unread, x: Tensor, bias: Tensor | None, gradient: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The same, with a graph of their own."""
+    weight = unread.constraint(*unread.originals)
+    inputs = (x, bias, *unread.originals)
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+    found = iter(
+        torch.autograd.grad(
+            F.linear(x, weight, bias), wanted, gradient, create_graph=True, allow_unused=True
+        )
+    )
+    return tuple(next(found) if need else None for need in needed)
