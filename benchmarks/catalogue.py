@@ -1,4 +1,4 @@
-"""Every constraint of the registry: a training step beside the step without it, at three sizes."""
+"""Every constraint of the registry: a training step beside the step without it."""
 
 from __future__ import annotations
 
@@ -14,31 +14,54 @@ from benchmarks.training import RATE, plain, step
 from constrained import constrain, get, names
 
 SIZES = (64, 256, 1024)
-TALL = ((1024, 64),)
-BATCH = 32
+TALL = ((256, 16), (1024, 64))
+BATCHES = (32, 1024)
 #: A row that takes longer than so many seconds a step is measured at no larger size.
 PATIENCE = 0.5
+#: A square weight of this size is measured too, where the largest of the others takes less than
+#: so many seconds to make, and a step.
+HUGE, CHEAP = 4096, 0.02
 
 
 def every_constraint() -> Iterator[Timing]:
-    """Square weights of three sizes, and a tall one, for each entry that a matrix can carry."""
+    """Square weights of several sizes, and tall ones, for each entry that a matrix can carry."""
     for name in names():
-        for shape in (*((n, n) for n in SIZES), *TALL):
-            layer = _constrained(name, shape)
-            if layer is None:
-                continue
-            ours = step(layer, BATCH, torch.optim.SGD(layer.parameters(), lr=RATE))
-            seconds = _seconds(ours)
-            bare = plain(shape)
-            contenders: dict[str, Callable[[], object]] = {
-                "plain": step(bare, BATCH, torch.optim.SGD(bare.parameters(), lr=RATE)),
-                "constrained": ours,
-            }
-            label = f"{name} {shape[0]} x {shape[1]}, batch {BATCH}"
-            rounds = 3 if seconds > 0.05 else 7
-            yield from compare(label, contenders, rounds, repeat=max(1, int(0.002 / seconds)))
-            if seconds > PATIENCE and shape[0] == shape[1]:
-                break
+        yield from _of_one(name)
+
+
+def _of_one(name: str) -> Iterator[Timing]:
+    sizes = list(SIZES)
+    for n in sizes:
+        start = time.perf_counter()
+        layer = _constrained(name, (n, n))
+        if layer is None:
+            break
+        taken = max(time.perf_counter() - start, _seconds(_step(layer, BATCHES[0])))
+        yield from _row(name, (n, n))
+        if taken > PATIENCE:
+            break
+        if n == SIZES[-1] and taken < CHEAP:
+            sizes.append(HUGE)
+    for shape in TALL:
+        if _constrained(name, shape) is not None:
+            yield from _row(name, shape)
+
+
+def _row(name: str, shape: tuple[int, int]) -> Iterator[Timing]:
+    for batch in BATCHES:
+        layer = _constrained(name, shape)
+        if layer is None:
+            return
+        ours = _step(layer, batch)
+        seconds = _seconds(ours)
+        contenders = {"plain": _step(plain(shape), batch), "constrained": ours}
+        label = f"{name} {shape[0]} x {shape[1]}, batch {batch}"
+        rounds = 3 if seconds > 0.05 else 7
+        yield from compare(label, contenders, rounds, repeat=max(1, int(0.002 / seconds)))
+
+
+def _step(layer: nn.Module, batch: int) -> Callable[[], object]:
+    return step(layer, batch, torch.optim.SGD(layer.parameters(), lr=RATE))
 
 
 def _constrained(name: str, shape: tuple[int, int]) -> nn.Linear | None:

@@ -267,7 +267,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if (
             value is None
             or revision != first.__dict__["_revision"]
-            or not all(s.tensor is t and s.is_unchanged() for s, t in zip(seen, originals))
+            or not all(
+                s.tensor is t and s.is_unchanged() for s, t in zip(seen, originals, strict=True)
+            )
         ):
             seen = self._store.look(originals)
             if seen is None:
