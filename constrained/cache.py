@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.constraint import is_autocast
 from constrained.ground import Ground
 from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, replay
@@ -486,13 +487,14 @@ class _Stored:
 
         A `Constraint` computes with autocast off; a foreign module heeds it.
         """
-        device = self.value.tensor.device
+        tensor = self.value.tensor
+        device = tensor.device
         if self._context is None and device.type != "cuda":
             return None
         stream = device.type == "cuda" and _torch_c._cuda_getCurrentRawStream(device.index)
         if self._context is None:
             return (stream,)
-        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        autocast = is_autocast(tensor) and torch.get_autocast_dtype(device.type)
         return stream, autocast, self._context is active_context()
 
 

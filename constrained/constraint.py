@@ -362,11 +362,16 @@ def is_transformed(value: Tensor) -> bool:
     return functorch.is_functorch_wrapped_tensor(value)
 
 
+def is_autocast(value: Tensor) -> bool:
+    """Whether autocast is on for the device of ``value``; for the meta device there is none."""
+    device = value.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def autocast_disabled(value: Tensor) -> AbstractContextManager[Any]:
     """Autocast off for the device of ``value``, at no cost where it is off already."""
-    device = value.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
+    if is_autocast(value):
+        return torch.autocast(value.device.type, enabled=False)
     return nullcontext()
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 from constrained import inversion, sharded
 from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
-from constrained.constraint import Constraint
+from constrained.constraint import Constraint, is_autocast
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
     check_elements,
@@ -260,7 +260,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             or input.ndim < 1
             or input.shape[-1] != self.shape[1]
             or not any(t.requires_grad for t in originals)
-            or torch.is_autocast_enabled(ours.device.type)
+            or is_autocast(ours)
         ):
             return None
         value, copied, revision, seen = self.__dict__.get("_settled", _UNSETTLED)
