@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import RESULTS
-from benchmarks.training import REBASED
+from benchmarks.training import REBASED, SCALE
 
 #: By row, then by contender: median milliseconds and median ratio to the first contender.
 Measured = Mapping[str, Mapping[str, tuple[float, float]]]
@@ -42,6 +42,7 @@ class Target:
         "one batched product",
         "constrained",
         REBASED,
+        SCALE,
     )
 
 
@@ -99,7 +100,17 @@ TARGETS = (
     _train("positive_definite", "1024 x 1024", 24),
     _train("low_rank(rank=64)", "1024 x 1024", 2.0),
     _train("doubly_stochastic", "1024 x 1024", 4.0),
-    _train("spectral_norm", "1024 x 1024", 2.0),
+    *(
+        Target(
+            f"spectral_norm{words} 1024 x 1024, batch 32",
+            "spectral_norm 1024 x 1024, batch 32",
+            2.0,
+            "ratio",
+            _ratio,
+            ours=ours,
+        )
+        for ours, words in (("constrained", ""), (SCALE, "(map='scale')"))
+    ),
     _train("correlation", "1024 x 1024", 23),
     _train("sphere", "1024 x 1024", 2.0),
     Target(

@@ -41,8 +41,12 @@ ROWS: tuple[tuple[str, tuple[int, int], int, tuple[str, ...]], ...] = (
     ("correlation", (1024, 1024), 32, ("torch",)),
 )
 
-#: The other scheme for square orthogonal matrices.
-REBASED = "constrained, rebased"
+#: Other maps of a constraint: the contender's name, and its specification.
+REBASED, SCALE = "constrained, rebased", "constrained, scale"
+_OTHER_MAPS = {
+    "orthogonal": (REBASED, "orthogonal(map='rebased')"),
+    "spectral_norm": (SCALE, "spectral_norm(map='scale')"),
+}
 
 #: How many rounds a row takes, by the number of rows of its weight.
 ROUNDS = {64: 25, 256: 15, 1024: 7}
@@ -63,7 +67,9 @@ def training(rows: tuple[str, ...] = ()) -> Iterator[Timing]:
         }
         if name == "orthogonal" and shape[0] == shape[1]:
             steps["one matrix product"] = product(shape[0])
-            steps[REBASED] = step(constrained("orthogonal(map='rebased')", shape), batch)
+        if name in _OTHER_MAPS and shape[0] == shape[1]:
+            other, words = _OTHER_MAPS[name]
+            steps[other] = step(constrained(words, shape), batch)
         label = f"{spec} {shape[0]} x {shape[1]}, batch {batch}"
         yield from compare(label, steps, ROUNDS[shape[0]], repeat=1 if shape[0] > 256 else 5)
 

@@ -57,9 +57,9 @@ class Constraint(nn.Module, ABC):
             the module's buffers alone. Only then may the engine keep its value.
         frozen: which of the free parameters are constants (a base point, say): the engine keeps
             these as buffers, not as parameters.
-        ambient: which of the canonical parameters, if any, is the element itself, all others being
-            zero: ``forward(*canonical(*p)) == canonical(*p)[ambient]``, bit for bit. Then there
-            is nothing to evaluate after an optimizer step.
+        ambient: which of the canonical parameters, if any, is the element itself, all others that
+            are trained being zero: ``forward(*canonical(*p)) == canonical(*p)[ambient]``, bit for
+            bit. Then there is nothing to evaluate after an optimizer step.
         recomputes: whether the gradient is had by evaluating once more in each backward pass, where
             the graph of an evaluation would hold several times the memory of the weight.
         exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An

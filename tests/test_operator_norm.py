@@ -1,0 +1,196 @@
+"""The norm of a matrix that changes little from step to step, and the bound that it is held to."""
+
+import pytest
+import torch
+from torch import nn
+
+import constrained
+from constrained import constrain, get
+from constraints import SpectralNorm
+from constraints.operator_norm import generic_directions, leading
+from constraints.radial import radial_gradient, tracked_radial
+
+DOUBLE = torch.float64
+
+
+def norm(X):
+    return torch.linalg.matrix_norm(X.detach().double(), 2)
+
+
+def frobenius(X):
+    return torch.linalg.matrix_norm(X)
+
+
+def found(X):
+    return leading(X, generic_directions(X), frobenius(X))
+
+
+def spectrum(s):
+    """A matrix with singular vectors that no direction is near to."""
+    g = torch.Generator().manual_seed(len(s))
+    U, V = (torch.linalg.qr(torch.randn(len(s), len(s), dtype=DOUBLE, generator=g)).Q for _ in "UV")
+    return (U * s) @ V.mT
+
+
+# ------------------------------------------------------------------------------------ the norm
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (2, 2), (3, 50), (50, 3), (60, 60), (4, 30, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_the_norm_of_a_matrix_of_which_nothing_is_known(shape, dtype):
+    X = torch.randn(shape, dtype=dtype)
+    size, directions = found(X)
+    rounding = 8 * torch.finfo(dtype).eps * frobenius(X)
+    assert ((size - torch.linalg.matrix_norm(X, 2)).abs() <= rounding).all()
+    assert directions.shape == (*shape[:-2], min(2, *shape[-2:]), shape[-1])
+    images = torch.linalg.vector_norm(directions[..., :1, :] @ X.mT, dim=-1).squeeze(-1)
+    torch.testing.assert_close(images, size)
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        torch.zeros(40),
+        torch.ones(40),
+        torch.eye(40)[0],
+        torch.linspace(1, 0, 40),
+        torch.cat((torch.ones(20), torch.linspace(1, 0, 20))),
+        0.5 ** torch.arange(40),
+    ],
+)
+def test_the_norm_for_any_spectrum(s):
+    for X in (spectrum(s.double()), torch.diag(s.double())):
+        size, directions = found(X)
+        assert torch.allclose(size, s.double().amax(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(directions @ directions.mT, torch.eye(2, dtype=DOUBLE))
+
+
+def test_a_direction_that_overtakes_the_one_that_was_right_is_seen():
+    # Orthogonal to both directions that are followed, and to every product with them.
+    s = torch.linspace(1, 0.5, 100, dtype=DOUBLE)
+    size, directions = found(torch.diag(s))
+    for _ in range(40):
+        s[50] += 0.02
+        size, directions = leading(torch.diag(s), directions, s.norm())
+    assert size == pytest.approx(float(s[50]), rel=1e-12)
+    assert directions[0].abs().argmax() == 50
+
+
+# ------------------------------------------------------------------------------------- the map
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e3, 1e30])
+def test_following_gives_what_the_map_does(scale):
+    constraint = SpectralNorm(bound=scale, map="scale")
+    for size in (0.5, 1.5):
+        X = torch.randn(3, 20, 10)
+        X = X * (size * scale / torch.linalg.matrix_norm(X, 2, keepdim=True))
+        W, directions = tracked_radial(X, generic_directions(X), scale)
+        torch.testing.assert_close(W, constraint(X, directions), rtol=1e-5, atol=0)
+        assert torch.equal(W, X) == (size < 1)
+        assert torch.equal(constraint(W, directions), W)
+
+
+def test_what_is_not_finite_stays_where_it_is():
+    X = torch.randn(3, 6, 6)
+    X[1, 0, 0] = torch.nan
+    W, _ = tracked_radial(X, generic_directions(X), 1.0)
+    assert torch.isnan(W[1]).all()
+    assert (norm(W[::2]) <= 1 + 1e-6).all()
+
+
+def test_on_the_boundary_the_gradient_is_that_of_the_side_the_descent_leads_to():
+    W = spectrum(torch.linspace(1, 0.2, 12, dtype=DOUBLE))
+    directions = found(W)[1]
+    G = torch.randn(12, 12, dtype=DOUBLE)
+    v = directions[0]
+    inwards = G if (W @ v) @ G @ v > 0 else -G
+    assert torch.equal(radial_gradient(inwards, W, directions, 1.0), inwards)
+    step = 1e-6
+    outside = W + step * inwards
+    expected = torch.autograd.functional.vjp(
+        lambda X: X / torch.linalg.matrix_norm(X, 2), outside, -inwards
+    )[1]
+    here = radial_gradient(-inwards, W, directions, 1.0)
+    torch.testing.assert_close(here, expected, rtol=0, atol=100 * step)
+    inside = 0.9 * W
+    assert torch.equal(radial_gradient(-inwards, inside, directions, 1.0), -inwards)
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def optimizers():
+    return [
+        lambda p: torch.optim.SGD(p, lr=0.3),
+        lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
+        lambda p: torch.optim.Adam(p, lr=3e-3),
+    ]
+
+
+@pytest.mark.parametrize("start", ["random", "orthogonal", "small"])
+@pytest.mark.parametrize("make", optimizers())
+def test_the_bound_holds_after_each_step(start, make):
+    n = 96
+    layer = nn.Linear(n, n, bias=False)
+    weight = torch.randn(n, n) / n**0.5
+    if start == "orthogonal":
+        nn.init.orthogonal_(weight)
+    layer.weight.data = {"small": 1e-3 * weight}.get(start, weight)
+    constrain(layer, "weight", "spectral_norm(map='scale')")
+    optimizer = make(layer.parameters())
+    target = 2 * torch.randn(n, n) / n**0.5
+    worst = largest = 0.0
+    for _ in range(150):
+        x = torch.randn(32, n)
+        optimizer.zero_grad()
+        (layer(x) - x @ target.T).square().sum(-1).mean().backward()
+        optimizer.step()
+        excess = float(norm(layer.weight)) - 1
+        worst, largest = max(worst, excess), max(largest, excess + 1)
+    assert worst <= 1e-4
+    assert largest >= 1 - 1e-4
+
+
+def test_without_the_hook_a_step_ends_at_the_same_value():
+    with_hook = constrain(nn.Linear(20, 30), "weight", "spectral_norm(map='scale')")
+    X = with_hook.parametrizations.weight.original0
+    before, directions = X.detach().clone(), with_hook.parametrizations.weight.original1.clone()
+    optimizer = torch.optim.SGD(with_hook.parameters(), lr=0.5)
+    (with_hook(torch.randn(8, 20)) - 3).square().mean().backward()
+    stepped = before - 0.5 * X.grad
+    optimizer.step()
+    expected = get("spectral_norm")(map="scale")(stepped, directions)
+    assert torch.equal(with_hook.weight, X)
+    torch.testing.assert_close(with_hook.weight, expected, rtol=0, atol=1e-6)
+
+
+def test_a_run_goes_on_from_a_checkpoint():
+    def model():
+        m = constrain(nn.Linear(16, 16), "weight", "spectral_norm(map='scale')")
+        return m, torch.optim.SGD(m.parameters(), lr=0.3)
+
+    def train(m, optimizer):
+        for x in torch.randn(5, 4, 16, generator=torch.Generator().manual_seed(0)):
+            optimizer.zero_grad()
+            (m(x) - 2 * x).square().mean().backward()
+            optimizer.step()
+
+    (first, o), (second, p) = model(), model()
+    train(first, o)
+    second.load_state_dict(first.state_dict())
+    train(first, o)
+    train(second, p)
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_names_and_arguments():
+    constraint = SpectralNorm(0.5, map="scale")
+    assert repr(constraint) == "spectral_norm(bound=0.5, map='scale')"
+    assert constraint.spec() == {"name": "spectral_norm", "bound": 0.5, "map": "scale"}
+    assert constraint.ambient == 0
+    assert SpectralNorm().ambient is None
+    with pytest.raises(ValueError, match="map must be 'clip' or 'scale', got 'divide'"):
+        SpectralNorm(map="divide")
+    with pytest.raises(constrained.InfeasibleError, match="by 1 "):
+        constraint.right_inverse(1.5 * torch.eye(3))
