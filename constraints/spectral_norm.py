@@ -48,10 +48,11 @@ class SpectralNorm(Constraint):
     the projection as a constraint in training; Miyato, Kataoka, Koyama and Yoshida, Spectral
     normalization for generative adversarial networks (2018), for the division by the norm.
 
-    ``"clip"`` is the default: it reaches an optimum on the boundary, while a division by the norm
-    shrinks all singular values, where only some are pushed outside, and came to rest at a loss up
-    to 40 % above the optimum. It takes an eigendecomposition for a step and a singular value
-    decomposition for the gradient, hundreds of plain steps for a matrix of 1024 x 1024.
+    ``"clip"`` is the default: it reaches an optimum on the boundary, to 1e-4 of the loss in 2000
+    steps, while a division by the norm shrinks all singular values, where only some are pushed
+    outside, and came to rest 0.3 to 5 % above it (the nearest matrix to a Gaussian one of norm 4,
+    with SGD and Adam, 8 x 8 and 32 x 32). It takes an eigendecomposition for a step and a singular
+    value decomposition for the gradient, hundreds of plain steps for a matrix of 1024 x 1024.
     `canonical` leads a parameter that a step has led outside back to the boundary by a tenth of the
     way: `constraints.fold.lingering` says why not all of it.
 
@@ -129,7 +130,7 @@ class SpectralNorm(Constraint):
         """Parameters of the same element that are nearer to it, or the element itself."""
         with torch.no_grad():
             if self.map == "scale":
-                return tracked_radial(X, *directions, self.bound)
+                return tracked_radial(X, directions[0], self.bound)
             return (lingering(X, clip_singular_values(X, self.bound), 2),)
 
     def has_pullback(self) -> bool:
@@ -142,7 +143,7 @@ class SpectralNorm(Constraint):
         """The gradient on the side of the boundary that the descent leads to."""
         if X is not value and not torch.equal(X, value):
             return recomputed(self, gradient, (X, *directions))
-        return radial_gradient(gradient, X, *directions, self.bound), None
+        return radial_gradient(gradient, X, directions[0], self.bound), None
 
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the spectral norm."""
