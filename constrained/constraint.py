@@ -65,7 +65,8 @@ class Constraint(nn.Module, ABC):
         exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
             instance may declare its own.
         keeps: names of the constraints whose sets `forward` maps into themselves, for a map from
-            a tensor to one of the same shape: it can follow these in a `chain`.
+            a tensor to one of the same shape: it can follow these in a `chain`. An instance may
+            have its own.
         name, aliases: set by `constrained.register`.
     """
 
@@ -78,7 +79,7 @@ class Constraint(nn.Module, ABC):
     ambient: int | None = None
     recomputes: bool = False
     exempt: Mapping[str, str] = {}
-    keeps: ClassVar[tuple[str, ...]] = ()
+    keeps: tuple[str, ...] = ()
     name: ClassVar[str | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from constraints.derivatives import needs_derivative
+from constrained.constraint import autocast_disabled
+from constraints.derivatives import goes_by_operator, in_front, needs_derivative, untraced
 from constraints.largest import largest_singular_value
 from constraints.operator_norm import leading
 from constraints.svd import svdvals
@@ -17,15 +20,21 @@ _ROUNDING = 4.0
 _MODERATE = 1e-10, 1e10
 
 
-def radial(X: Tensor, bound: float) -> Tensor:
+def radial(X: Tensor, directions: Tensor, bound: float) -> Tensor:
     """``X min(1, bound / ||X||)``, in the spectral norm; a member comes back bit for bit.
 
-    NaN and infinity in an element give NaN in that element.
+    NaN and infinity in an element give NaN in that element. In traced code the norm is followed
+    from the given directions, elsewhere it is that of a decomposition.
 
     Args:
         X: shape ``(*batch, n, p)``.
+        directions: shape ``(*batch, r, p)``, those that a similar matrix stretches most.
         bound: greater than zero.
     """
+    return _radial_op(X, directions, bound)[0] if goes_by_operator() else _radial(X, bound)
+
+
+def _radial(X: Tensor, bound: float) -> Tensor:
     finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
     # In units of the largest entry no square overflows.
     unit = torch.where(finite, X, 0).detach().abs().amax((-2, -1), keepdim=True)
@@ -40,7 +49,7 @@ def radial(X: Tensor, bound: float) -> Tensor:
 
 
 def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """``radial(X, bound)``, and the directions that X stretches most; without a derivative.
+    """``radial(X, directions, bound)`` and the directions that X stretches most, as mere numbers.
 
     Args:
         X: shape ``(*batch, n, p)``.
@@ -51,17 +60,16 @@ def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor,
     size = torch.linalg.matrix_norm(X)
     low, high = _MODERATE
     if not bool(((size > low) & (size < high)).all()):
-        X = radial(X, bound)
-        return X, directions
+        return _radial(X, bound), directions
     norm, directions = leading(X, directions, size)
     return X * (bound / norm).clamp(max=1)[..., None, None], directions
 
 
 def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    """The gradient at a member X from that at ``radial(X, bound)``, which is X.
+    """The gradient at X from that at ``radial(X, directions, bound)``.
 
-    On the boundary there are two, one for each side. Where the descent leads inside it is the
-    gradient itself; where it leads outside, that of the scaled matrix, which has no part along X.
+    Of a multiple it has no part along X. On the boundary there are two, one for each side: where
+    the descent leads inside, it is the gradient itself.
 
     Args:
         gradient: with respect to the value, of shape ``(*batch, n, p)``.
@@ -72,10 +80,71 @@ def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: floa
     v = directions[..., :1, :].mT
     u = X @ v
     norm = torch.linalg.vector_norm(u, dim=-2, keepdim=True)
-    outwards = u.mT @ (gradient @ v) < 0
     # The Frobenius norm is at most so many times the other one.
     rounding = _ROUNDING * torch.finfo(X.dtype).eps * min(X.shape[-2:]) ** 0.5
-    on = outwards & (norm >= bound * (1 - rounding))
+    outside = norm > bound * (1 + rounding)
+    outwards = u.mT @ (gradient @ v) < 0
+    scaled = outside | (outwards & (norm >= bound * (1 - rounding)))
     along = torch.linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
-    along = torch.where(on, along / (bound * norm), 0)
-    return torch.addcmul(gradient, along * u, v.mT, value=-1)
+    along = torch.where(scaled, along / norm.square(), 0)
+    tangent = torch.addcmul(gradient, along * u, v.mT, value=-1)
+    return tangent.mul_(torch.where(outside, bound / norm, 1)) if bool(outside.any()) else tangent
+
+
+# ------------------------------------------------------------------------------ without numbers
+
+# As in `constraints.polar`.
+
+
+@torch.library.custom_op("constraints::radial", mutates_args=())
+@untraced
+def _radial_op(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    with autocast_disabled(X):
+        value, found = tracked_radial(X, directions, bound)
+        return value, found.clone(memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("constraints::radial_gradient", mutates_args=())
+@untraced
+def _gradient_op(G: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
+    with autocast_disabled(G):
+        return radial_gradient(G, X, directions, bound).contiguous()
+
+
+@_radial_op.register_fake
+def _(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    del bound
+    contiguous = torch.contiguous_format
+    return (
+        torch.empty_like(X, memory_format=contiguous),
+        torch.empty_like(directions, memory_format=contiguous),
+    )
+
+
+@_gradient_op.register_fake
+def _(G: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(G, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+    X, _, ctx.bound = inputs
+    ctx.save_for_backward(X, output[1])
+
+
+def _backward(ctx: Any, G: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    return _gradient_op(G, *ctx.saved_tensors, ctx.bound), None, None
+
+
+_radial_op.register_autograd(_backward, setup_context=_save)
+
+
+@_radial_op.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, tuple[int, int]]:
+    *tensors, bound = inputs
+    return _radial_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), (0, 0)
+
+
+@_gradient_op.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+    *tensors, bound = inputs
+    return _gradient_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), 0

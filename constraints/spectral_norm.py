@@ -39,7 +39,7 @@ class SpectralNorm(Constraint):
     **Map**: ``"clip"`` takes the nearest member in the Frobenius norm: singular values above c are
     replaced by c. ``"scale"`` divides by the norm what is outside, :math:`X c / \lVert X
     \rVert_2`. Both are onto the set, and leave a matrix in the set as it is, bit for bit; the norm
-    is that of a decomposition.
+    is that of a decomposition, but for ``"scale"`` in compiled code.
 
     **Right inverse**: the matrix itself, and for ``"scale"`` the directions that it stretches most.
     A matrix outside is an error, and projected by `constrained.constrain` and `project` only.
@@ -110,12 +110,15 @@ class SpectralNorm(Constraint):
         self.map = map
         if map == "scale":
             self.frozen, self.ambient = (1,), 0
+            # What it is told besides the matrix, it has as the first of a chain only.
+            self.keeps = ()
             self.exempt = {**self.exempt, **_kinks("pullback_is_the_gradient")}
 
     def forward(self, X: Tensor, *directions: Tensor) -> Tensor:
         """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""
-        del directions
-        return (radial if self.map == "scale" else clip_singular_values)(X, self.bound)
+        if self.map == "scale":
+            return radial(X, directions[0], self.bound)
+        return clip_singular_values(X, self.bound)
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The matrix, and for ``"scale"`` the directions that it stretches most."""

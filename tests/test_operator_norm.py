@@ -184,6 +184,14 @@ def test_a_run_goes_on_from_a_checkpoint():
     assert torch.equal(first.weight, second.weight)
 
 
+def test_in_a_chain_it_may_be_the_first():
+    both = "spectral_norm(bound=0.5, map='scale') | nonnegative"
+    with pytest.raises(ValueError, match="nonnegative"):
+        constrain(nn.Linear(3, 3), "weight", both)
+    with pytest.raises(ValueError, match="spectral_norm"):
+        constrain(nn.Linear(3, 3), "weight", "symmetric | spectral_norm(map='scale')")
+
+
 def test_names_and_arguments():
     constraint = SpectralNorm(0.5, map="scale")
     assert repr(constraint) == "spectral_norm(bound=0.5, map='scale')"
@@ -194,3 +202,33 @@ def test_names_and_arguments():
         SpectralNorm(map="divide")
     with pytest.raises(constrained.InfeasibleError, match="by 1 "):
         constraint.right_inverse(1.5 * torch.eye(3))
+
+
+def test_compiled_training_is_eager_training():
+    def trained(compiled):
+        torch.manual_seed(0)
+        # A projected weight would have several singular values at the bound, and as many gradients.
+        layer = constrain(nn.Linear(16, 24), "weight", "spectral_norm(map='scale')", init="sample")
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+        forward = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+        for x in torch.randn(20, 4, 16):
+            optimizer.zero_grad()
+            (forward(x) - 3).square().mean().backward()
+            optimizer.step()
+        return layer.weight.detach()
+
+    torch.testing.assert_close(trained(True), trained(False), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
+def test_the_gradient_of_traced_code(size):
+    X = spectrum(torch.linspace(size, 0.2, 12, dtype=DOUBLE)).requires_grad_()
+    directions, G = found(X.detach())[1], torch.randn(12, 12, dtype=DOUBLE)
+    value, _ = torch.ops.constraints.radial(X, directions, 1.0)
+    constraint = SpectralNorm(map="scale")
+    expected = constraint(X, directions)
+    torch.testing.assert_close(value, expected)
+    if size != 1:
+        here, there = (torch.autograd.grad(v, X, G)[0] for v in (value, expected))
+        torch.testing.assert_close(here, there)
+    torch.library.opcheck(torch.ops.constraints.radial, (X, directions, 1.0))

@@ -263,9 +263,9 @@ def factors_give_the_element(case: Case) -> None:
 
 @law(Scope(batches=((2,),)))
 def keeps_what_it_says(case: Case) -> None:
-    """``forward`` maps members of the sets that the class names in ``keeps`` to such members."""
+    """``forward`` maps members of the sets that are named in ``keeps`` to such members."""
     constraint = case.build()
-    for name in case.cls.keeps:
+    for name in constraint.keeps:
         other = registry.get(name)()
         try:
             other.check_shape(case.shape)
