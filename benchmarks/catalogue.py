@@ -18,8 +18,8 @@ TALL = ((256, 16), (1024, 64))
 BATCHES = (32, 1024)
 #: A row that takes longer than so many seconds a step is measured at no larger size.
 PATIENCE = 0.5
-#: A square weight of this size is measured too, where the largest of the others takes less than
-#: so many seconds to make, and a step.
+#: A square weight of this size is measured too, with few rows of input, where a step with the
+#: largest of the others takes less than so many seconds, and to make it ten times as many.
 HUGE, CHEAP = 4096, 0.02
 
 
@@ -36,19 +36,20 @@ def _of_one(name: str) -> Iterator[Timing]:
         layer = _constrained(name, (n, n))
         if layer is None:
             break
-        taken = max(time.perf_counter() - start, _seconds(_step(layer, BATCHES[0])))
-        yield from _row(name, (n, n))
-        if taken > PATIENCE:
+        made = time.perf_counter() - start
+        taken = _seconds(_step(layer, BATCHES[0]))
+        yield from _row(name, (n, n), BATCHES if n in SIZES else BATCHES[:1])
+        if max(made, taken) > PATIENCE:
             break
-        if n == SIZES[-1] and taken < CHEAP:
+        if n == SIZES[-1] and taken < CHEAP and made < 10 * CHEAP:
             sizes.append(HUGE)
     for shape in TALL:
         if _constrained(name, shape) is not None:
-            yield from _row(name, shape)
+            yield from _row(name, shape, BATCHES)
 
 
-def _row(name: str, shape: tuple[int, int]) -> Iterator[Timing]:
-    for batch in BATCHES:
+def _row(name: str, shape: tuple[int, int], batches: tuple[int, ...]) -> Iterator[Timing]:
+    for batch in batches:
         layer = _constrained(name, shape)
         if layer is None:
             return

@@ -146,9 +146,17 @@ def picture(curves: Sequence[Curve], seed: int = 0) -> Figure:
 
 
 def save(curves: Sequence[Curve], name: str = "quality") -> Path:
-    """Write curves as JSON."""
+    """Write curves as JSON, with five digits of each number."""
     path = RESULTS / f"{name}.json"
-    content = {"environment": environment(), "curves": [asdict(c) for c in curves]}
+    rounded = [
+        {
+            **asdict(c),
+            "losses": [float(f"{loss:.5g}") for loss in c.losses],
+            "seconds": [float(f"{second:.5g}") for second in c.seconds],
+        }
+        for c in curves
+    ]
+    content = {"environment": environment(), "curves": rounded}
     path.write_text(json.dumps(content) + "\n")
     return path
 

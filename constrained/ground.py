@@ -19,12 +19,15 @@ class Ground:
         known: tensors that were looked at before.
     """
 
-    __slots__ = ("_first", "_others")
+    __slots__ = ("_first", "_others", "_revisions")
 
     def __init__(self, modules: Sequence[nn.Module], known: Sequence[SeenTensor] = ()) -> None:
         by_tensor = {id(seen.tensor): seen for seen in known}
         self._first, *others = [SeenModule(module, by_tensor) for module in modules]
-        self._others = [(m, n.__dict__) for m, n in zip(others, modules[1:], strict=True)]
+        here = [(m, n.__dict__) for m, n in zip(others, modules[1:], strict=True)]
+        # Most constraints own no tensor: what they are is one number.
+        self._others = [(m, now) for m, now in here if not m.is_number()]
+        self._revisions = [(m.revision, now) for m, now in here if m.is_number()]
 
     def tensors(self) -> list[SeenTensor]:
         """All tensors."""
@@ -36,7 +39,9 @@ class Ground:
         here = self._first.again(first)
         if here is None:
             return None
-        ground._first, ground._others = here, []
+        if any(now["_revision"] != revision for revision, now in self._revisions):
+            return None
+        ground._first, ground._others, ground._revisions = here, [], self._revisions
         for module, now in self._others:
             fresh = module.again(now)
             if fresh is None:
@@ -46,6 +51,10 @@ class Ground:
 
     def is_unchanged(self, first: Mapping[str, Any]) -> bool:
         """Whether all is as it was."""
+        # Each read of a value comes here.
+        for revision, now in self._revisions:
+            if now["_revision"] != revision:
+                return False
         if not self._first.is_unchanged(first):
             return False
         for module, now in self._others:
@@ -62,11 +71,11 @@ class SeenModule:
         known: tensors that were looked at before, by their ``id``.
     """
 
-    __slots__ = ("_children", "_own", "_revision", "_tensors")
+    __slots__ = ("_children", "_own", "_tensors", "revision")
 
     def __init__(self, module: nn.Module, known: Mapping[int, SeenTensor]) -> None:
         now = module.__dict__
-        self._revision = now.get("_revision")
+        self.revision = now.get("_revision")
         self._children = dict(module._modules)
         # A list computes nothing by itself.
         self._own = None if isinstance(module, nn.ModuleList) else _what_it_is(now)
@@ -76,6 +85,10 @@ class SeenModule:
             for name, tensor in (now[container] if container else now).items()
             if isinstance(tensor, Tensor)
         ]
+
+    def is_number(self) -> bool:
+        """Whether its revision tells all there is to know."""
+        return self.revision is not None and not self._tensors
 
     def tensors(self) -> list[SeenTensor]:
         """Its tensors."""
@@ -93,17 +106,18 @@ class SeenModule:
                 return None
             tensors.append((container, name, fresh))
         module = SeenModule.__new__(SeenModule)
-        module._revision, module._children, module._own = self._revision, self._children, self._own
+        module.revision, module._children, module._own = self.revision, self._children, self._own
         module._tensors = tensors
         return module
 
     def is_unchanged(self, now: Mapping[str, Any]) -> bool:
         """Whether the module is as it was, if this is its dictionary."""
-        if not self._is_alike(now):
+        # Each read of a value comes here: what else there are functions for is spelled out.
+        is_list = self.revision is None and self._own is None
+        if not (now["_modules"] == self._children if is_list else self._is_alike(now)):
             return False
         for container, name, seen in self._tensors:
             tensor: Any = (now if container is None else now[container]).get(name)
-            # `SeenTensor.is_unchanged` is spelled out: each read of a value comes here.
             if (
                 tensor is not seen.tensor
                 or seen.address != tensor.data_ptr()
@@ -115,9 +129,9 @@ class SeenModule:
         return True
 
     def _is_alike(self, now: Mapping[str, Any]) -> bool:
-        if self._revision is not None:
+        if self.revision is not None:
             # A Constraint counts every attribute that is set, `training` and modules among them.
-            return now.get("_revision") == self._revision
+            return now.get("_revision") == self.revision
         return now["_modules"] == self._children and (
             self._own is None or self._own == _what_it_is(now)
         )

@@ -163,11 +163,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         Raises:
             RuntimeError: if the value that was handed out before has been written in place.
         """
-        if torch.compiler.is_compiling():
-            return traced_value(self)
-        if "_is_replica" in self.__dict__:
-            return self()
-        return self._store.read(self)
+        return traced_value(self) if torch.compiler.is_compiling() else self._store.read(self)
 
     def originals(self) -> tuple[Tensor, ...]:
         """The tensors that the value is computed from, in the order of ``forward``'s arguments."""
@@ -541,8 +537,8 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
     try:
         if not isinstance(parametrizations, ParametrizationList):
             return parametrizations()
-        # As `ParametrizationList.value` does: each read of a tensor comes here.
-        if torch.compiler.is_compiling() or "_is_replica" in parametrizations.__dict__:
+        # Each read of a tensor comes here, and to ask this is cheaper than `is_compiling`.
+        if torch.compiler.is_dynamo_compiling():
             return parametrizations.value()
         return parametrizations._store.read(parametrizations)
     except ValueWrittenError:
