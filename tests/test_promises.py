@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from constrained.testing.__main__ import END, START, write
 from constrained.testing.promises import table
 
 FOLDER = Path(table.__file__).parent
@@ -51,3 +52,19 @@ def test_the_table_tells_a_failure():
     outcomes = table.Outcomes()
     outcomes.here["E06"].passed, outcomes.here["E06"].failed = 3, 1
     assert "| (3 of 4) |" in outcomes.table()
+
+
+def test_a_promise_that_was_not_tried_keeps_its_row(tmp_path):
+    def written(key):
+        outcomes = table.Outcomes()
+        outcomes.here[key] = table.Seen(passed=2)
+        write(outcomes.table(), page)
+        return page.read_text("utf-8")
+
+    page = tmp_path / "page.md"
+    page.write_text(f"Before\n{START}\n{END}\nafter\n", "utf-8")
+    first, second = written("E03"), written("E05")
+    assert first.count(table.NOT_RUN) == len(table.PROMISES) - 1
+    assert second.count(table.NOT_RUN) == len(table.PROMISES) - 2
+    assert second.startswith(f"Before\n{START}\n| | promise |")
+    assert second.endswith(f"\n{END}\nafter\n")

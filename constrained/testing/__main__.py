@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 import pytest
 import typer
 
-from constrained.testing.promises.table import PROMISES, Outcomes
+from constrained.testing.promises.table import NOT_RUN, PROMISES, Outcomes
 
 START, END = "<!-- table: generated -->", "<!-- end of table -->"
 
@@ -63,14 +63,26 @@ def engine(
 
 
 def write(table: str, path: Path) -> None:
-    """Put the table between its marks in a Markdown file."""
+    """Put the table between its marks in a Markdown file.
+
+    A promise that no test of this run is about keeps the row that it has there.
+    """
     text = path.read_text("utf-8")
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
         typer.echo(f"Error: {path} has no lines {START!r} and {END!r}.", err=True)
         raise typer.Exit(2)
-    path.write_text(f"{before}{start}\n{table}\n{end}{after}", "utf-8")
+    old = {_key(line): line for line in rest[: rest.index(END)].splitlines()}
+    rows = [
+        old.get(_key(line), line) if line.endswith(f"{NOT_RUN} |") else line
+        for line in table.splitlines()
+    ]
+    path.write_text("\n".join([f"{before}{start}", *rows, f"{end}{after}"]), "utf-8")
+
+
+def _key(line: str) -> str:
+    return line.split("|")[1].strip() if "|" in line else ""
 
 
 if __name__ == "__main__":

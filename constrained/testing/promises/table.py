@@ -60,6 +60,9 @@ PROMISES = {
     "E40": "Fusion, quantization and pruning work on released copies, and else say so.",
 }
 
+#: What stands in the table where nothing was seen.
+NOT_RUN = "no test ran"
+
 _ID = re.compile(r"test_([ek]\d+)_")
 
 
@@ -112,7 +115,7 @@ class Outcomes:
             torch = (
                 str(self.torch[key]) if key in self.torch else "as here" if key[0] == "K" else ""
             )
-            here = str(self.here[key]) if key in self.here else "no test ran"
+            here = str(self.here[key]) if key in self.here else NOT_RUN
             cells = [key, promise, torch, here]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         return "\n".join(lines)
