@@ -25,15 +25,19 @@ _ROUNDING = 4.0
 #: How much faster than in the last product a direction below may rise, and not overtake.
 _MISTRUST = 4.0
 
+#: Within which share of the largest square the others count as equal to it, and how many products
+#: of a matrix with the directions it takes at least to tell such apart.
+_FLAT, _DEPTH = 2e-3, 8
+
 
 def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     r"""The largest singular value of X, and the directions that X stretches most.
 
     A block Krylov method: after a step of an optimizer, a few products improve the directions that
     were right before it. They end when the last one added no more than rounding to the largest
-    value, and too little to the others for these to overtake it. It is an estimate from below: a
-    direction that no product has led to yet is seen a step later. After too many products it ends
-    in a singular value decomposition.
+    value, and too little to the others for these to overtake it, but not soon where the others are
+    nearly equal to it. It is an estimate from below: a direction that no product has led to yet is
+    seen a step later. After too many products it ends in a singular value decomposition.
 
     Args:
         X: shape ``(*batch, n, p)``, real, finite, single or double precision, not traced.
@@ -68,7 +72,10 @@ def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         top, now = squares[..., -1:].clamp(min=0).sqrt(), squares[..., -r:]
         rise = now - before[..., -r:]
         rise[..., :-1] *= _MISTRUST
-        if bool((rise <= rounding * top + (squares[..., -1:] - now)).all()):
+        settled = rise <= rounding * top + (squares[..., -1:] - now)
+        # Among equal values, the direction of one that is a little larger has no name yet.
+        alone = (now[..., :1] < (1 - _FLAT) * squares[..., -1:]) | (basis.shape[-2] >= _DEPTH * r)
+        if bool((settled & alone).all()):
             return top.squeeze(-1), (vectors[..., -r:].mT @ basis).flip(-2)
     _, s, Vh = svd(X)
     return s[..., 0], Vh[..., :r, :].contiguous()

@@ -152,6 +152,20 @@ def test_the_bound_holds_after_each_step(start, make):
     assert largest >= 1 - 1e-4
 
 
+def test_the_bound_holds_where_many_singular_values_are_at_it():
+    # The projection of what nn.Linear draws: two hundred of them.
+    torch.manual_seed(0)
+    layer = nn.Linear(1024, 1024, bias=False)
+    constrain(layer, "weight", "spectral_norm(map='scale')")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    x, y = torch.randn(32, 1024), torch.randn(32, 1024)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (layer(x) - y).square().mean().backward()
+        optimizer.step()
+        assert norm(layer.weight) <= 1 + 1e-5
+
+
 def test_without_the_hook_a_step_ends_at_the_same_value():
     with_hook = constrain(nn.Linear(20, 30), "weight", "spectral_norm(map='scale')")
     X = with_hook.parametrizations.weight.original0
