@@ -13,7 +13,7 @@ from constraints.svd import svd
 _FOLLOWED = 2
 
 #: How many products of a matrix with the directions are worth more than a decomposition.
-_LIMIT = 12
+_LIMIT = 32
 
 #: The share of generic directions in each start. Exactly right ones may stay so, in a diagonal
 #: matrix, say, while another one overtakes them unseen.
