@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,10 +63,8 @@ def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(_LIMIT - 1):
         if basis.shape[-2] + r > least:
             break
-        new = images[..., -r:, :] @ X
-        for _ in range(2):
-            new = new - (new @ basis.mT) @ basis
-        new = _orthonormal(new)
+        # Orthonormal to all rows before them, also where the product leads to nothing new.
+        new = _orthonormal(torch.cat((basis, images[..., -r:, :] @ X), -2))[..., -r:, :]
         basis = torch.cat((basis, new), -2)
         images = torch.cat((images, new @ X.mT), -2)
         before, (squares, vectors) = squares, torch.linalg.eigh(images @ images.mT)
@@ -92,12 +91,14 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 
 def _generic(like: Tensor) -> Tensor:
-    return _pattern(*like.shape[-2:], like.dtype, like.device)
+    # Made where `like` lives, whatever the default device: no tensor is kept from one call, which
+    # may be in inference mode or fake, to the next.
+    return torch.as_tensor(_pattern(*like.shape[-2:]), dtype=like.dtype, device=like.device)
 
 
 @functools.lru_cache(maxsize=64)
-def _pattern(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _pattern(rows: int, size: int) -> np.ndarray:
     """Numbers without any pattern that a weight might share, of norm `_GENERIC` in each row."""
-    i = torch.arange(1, rows * size + 1, dtype=torch.float64).reshape(rows, size)
-    x = torch.cos(0.7 * i * i)
-    return (_GENERIC * x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).to(device, dtype)
+    i = np.arange(1, rows * size + 1, dtype=np.float64).reshape(rows, size)
+    x = np.cos(0.7 * i * i)
+    return _GENERIC * x / np.linalg.norm(x, axis=-1, keepdims=True)

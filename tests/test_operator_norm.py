@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import constrained
 from constrained import constrain, get
@@ -65,10 +66,21 @@ def test_the_norm_for_any_spectrum(s):
         torch.testing.assert_close(directions @ directions.mT, torch.eye(2, dtype=DOUBLE))
 
 
+def test_the_directions_are_orthonormal_where_no_product_leads_to_new_ones():
+    entry = torch.zeros(64, 64)
+    entry[32, 21] = 2
+    for X in (entry, torch.ones(16, 16), torch.eye(64)):
+        size, directions = frobenius(X), torch.eye(2, X.shape[-1])
+        for _ in range(3):
+            found_size, directions = leading(X, directions, size)
+            torch.testing.assert_close(directions @ directions.mT, torch.eye(2), rtol=0, atol=1e-5)
+            torch.testing.assert_close(found_size.double(), norm(X), rtol=1e-6, atol=0)
+
+
 def test_a_direction_that_overtakes_the_one_that_was_right_is_seen():
     # Orthogonal to both directions that are followed, and to every product with them.
     s = torch.linspace(1, 0.5, 100, dtype=DOUBLE)
-    size, directions = found(torch.diag(s))
+    directions = torch.eye(2, 100, dtype=DOUBLE)
     for _ in range(40):
         s[50] += 0.02
         size, directions = leading(torch.diag(s), directions, s.norm())
@@ -167,6 +179,21 @@ def test_the_bound_holds_from_the_first_step_of_a_large_layer():
         assert norm(layer.weight) <= 1 + 1e-5
 
 
+def test_one_of_many_equal_singular_values_is_followed_from_the_first_step():
+    g = torch.Generator().manual_seed(0)
+    n = 1024
+    W = torch.linalg.qr(torch.randn(n, n, generator=g)).Q
+    u, v = (torch.nn.functional.normalize(torch.randn(n, generator=g), dim=0) for _ in range(2))
+    directions = found(W)[1]
+    for _ in range(3):
+        x = torch.randn(32, n, generator=g)
+        G = (x @ (W - 3 * torch.outer(u, v)).T).T @ x
+        G = radial_gradient(G, W, directions, 1.0)
+        W = W - 1e-3 * frobenius(W) / frobenius(G) * G
+        W, directions = tracked_radial(W, directions, 1.0)
+        assert norm(W) <= 1 + 1e-5
+
+
 def test_without_the_hook_a_step_ends_at_the_same_value():
     with_hook = constrain(nn.Linear(20, 30), "weight", "spectral_norm(map='scale')")
     X = with_hook.parametrizations.weight.original0
@@ -199,7 +226,17 @@ def test_a_run_goes_on_from_a_checkpoint():
     assert torch.equal(first.weight, second.weight)
 
 
-def test_in_a_chain_it_may_be_the_first():
+def test_nothing_is_kept_from_a_call_that_had_no_numbers():
+    spec = "spectral_norm(map='scale')"
+    with FakeTensorMode():
+        constrain(nn.Linear(17, 17), "weight", spec)
+    layer = nn.Linear(17, 17)
+    with torch.device("meta"):
+        constrain(layer, "weight", spec)
+    assert norm(layer.weight) <= 1 + 1e-6
+
+
+def test_in_a_chain_it_does_not_follow_others():
     both = "spectral_norm(bound=0.5, map='scale') | nonnegative"
     with pytest.raises(ValueError, match="nonnegative"):
         constrain(nn.Linear(3, 3), "weight", both)
