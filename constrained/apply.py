@@ -53,9 +53,11 @@ def constrain(
             tensor), or any ``nn.Module`` with a ``forward``.
         view: an einops pattern that says how the tensor is seen as elements, for example
             ``"o i h w -> o (i h w)"``; lengths of its axes may follow as keyword arguments.
-        init: ``"keep"``: a tensor in the set stays, another goes to the nearest point that
-            ``project`` finds; ``"sample"``: a random element; ``"strict"``: a tensor outside the
-            set is an error. `report` shows how far each tensor moved.
+        init: ``"keep"``: an element in the set stays, another goes to one nearby from which it can
+            be trained; ``"inside"``: so does an element next to the boundary that an optimizer
+            would hardly move, of which ``"keep"`` warns; ``"sample"``: a random element;
+            ``"strict"``: a tensor outside the set is an error. `report` shows how far each tensor
+            moved.
         optimizer: an optimizer that holds the tensors already: it is given the parameters that
             take their place. Without it, an optimizer that goes on to hold a tensor which left
             the model warns at its next step.

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.constraint import Constraint, InfeasibleError, has_values
+from constrained.constraint import START, Constraint, InfeasibleError, has_values
 from constrained.handover import Succession
 from constrained.install import check_can_hold, install
 from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
@@ -29,7 +29,7 @@ from constrained.transaction import all_or_nothing, around
 from constrained.view import View
 from constrained.wrapped import check_not_wrapped
 
-INITS = ("keep", "sample", "strict")
+INITS = ("keep", "inside", "sample", "strict")
 
 
 @dataclass
@@ -41,12 +41,14 @@ class Change:
         original: the tensor.
         parametrizations: what takes its place.
         is_new: whether that is still to take the tensor; else it is there for a tied one already.
+        flat: how many elements start where the derivative of the map vanishes, and of how many.
     """
 
     places: list[Place]
     original: Tensor
     parametrizations: ParametrizationList
     is_new: bool = True
+    flat: tuple[int, int] = (0, 0)
 
     def modules(self) -> list[nn.Module]:
         """All modules that change."""
@@ -165,7 +167,7 @@ def prepare(
     Args:
         here: every place of the tensor.
         request: what is asked for.
-        init: ``"keep"``, ``"sample"`` or ``"strict"``.
+        init: one of `INITS`.
         optimizer: who is to be told of a change that is put off.
 
     Raises:
@@ -228,9 +230,10 @@ def _change(here: list[Place], original: Tensor, request: Request, init: str) ->
     try:
         with recording(original):
             parametrizations = _parametrize(original, request, init, here[0].module.training)
+            flat = _flat(parametrizations)
     except (ValueError, TypeError) as error:
         raise named(here[0].path, error) from error.__cause__
-    return Change(here, original, parametrizations)
+    return Change(here, original, parametrizations, flat=flat)
 
 
 def carry_out(changes: Sequence[Change | Postponed], optimizer: Optimizer | None) -> None:
@@ -244,6 +247,23 @@ def carry_out(changes: Sequence[Change | Postponed], optimizer: Optimizer | None
         for succession in successions:
             if succession is not None:
                 succession.settle(optimizer)
+    _warn_of_flat([change for change in changes if isinstance(change, Change) and change.flat[0]])
+
+
+def _warn_of_flat(changes: Sequence[Change]) -> None:
+    """Tell, once, of members that stay where an optimizer will hardly move them."""
+    if not changes:
+        return
+    (count, total), place = changes[0].flat, changes[0].places[0]
+    constraint = changes[0].parametrizations.constraint()
+    more = f" (and some of {len(changes) - 1} more tensors)" if len(changes) > 1 else ""
+    warnings.warn(
+        f"'{place.path}': {count} of {total} elements{more} stay next to the boundary of "
+        f"{constraint!r}, where the derivative of its map vanishes: an optimizer will hardly move "
+        "them. init='inside' starts them where they can be trained.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def constrain_materialized(module: nn.Module) -> None:
@@ -303,7 +323,17 @@ def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
     if init == "strict" and has_values(value):
         constraint.check_member(value)
         return value
-    return constraint.nearest(value)
+    value = constraint.start(value)
+    return constraint.inwards(value, START) if init == "inside" and has_values(value) else value
+
+
+def _flat(parametrizations: ParametrizationList) -> tuple[int, int]:
+    """How many elements of a new value cannot be trained, and of how many."""
+    constraint, value = parametrizations.constraint(), parametrizations.preview()
+    if constraint is None or not has_values(value):
+        return 0, 0
+    flat = constraint.flat(value)
+    return int(flat.sum()), flat.numel()
 
 
 def _distance(value: Tensor, before: Tensor) -> float:

@@ -19,6 +19,13 @@ from constrained.tolerance import tolerance, working_dtype
 Params = Tensor | tuple[Tensor, ...]
 
 
+#: The derivative of a map where an outsider starts, at least, as a share of its typical size.
+START = 0.02
+
+#: A derivative of no more than this share of its typical size is none: an optimizer hardly moves.
+FLAT = 1e-6
+
+
 class InfeasibleError(ValueError):
     """A value that does not lie in the set it was offered to."""
 
@@ -35,9 +42,9 @@ class Constraint(nn.Module, ABC):
 
     What a subclass may rely on. The base class wraps the methods that it defines, so that
 
-    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation` and `project` receive at
-      least single precision, with autocast off, whatever the tensor's dtype; results go back to
-      that dtype (`violation` stays in the working precision);
+    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards` and
+      `admit` receive at least single precision, with autocast off, whatever the tensor's dtype;
+      results go back to that dtype (`violation` stays in the working precision);
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
@@ -138,6 +145,36 @@ class Constraint(nn.Module, ABC):
         """What an event shape must be, if ``event`` is not: ``"must be square"``. Else None."""
         del event
         return None
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Members near given ones, away from where the derivative of `forward` vanishes.
+
+        A class defines it where its map gets flat, as softplus does next to zero: an optimizer
+        that starts there hardly moves.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            share: how large the derivative must be at the result, as a share of its typical size,
+                below 1/2.
+
+        Returns:
+            Tensor of the shape of ``value``. An element at which the derivative is that large
+            already comes back bit for bit. By default all do.
+        """
+        del share
+        return value
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The members that outsiders start from: by default their projections, moved `inwards`.
+
+        A class defines it where the projection of a tensor as good as any is a bad start: that of
+        a matrix with a determinant of the wrong sign is singular, up to rounding.
+
+        Args:
+            value: of shape ``(*batch, *event)``. What becomes of members among these is not used.
+            share: as for `inwards`.
+        """
+        return self.inwards(self.project(value), share)
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
         """Better conditioned parameters of the same element.
@@ -279,19 +316,68 @@ class Constraint(nn.Module, ABC):
             f"(at most {allowed:.3g} is rounding); project() gives a nearby member."
         )
 
-    def nearest(self, value: Tensor) -> Tensor:
-        """``value`` itself if it lies in the set, else where `project` takes it.
+    def start(self, value: Tensor) -> Tensor:
+        """Where training starts: each member stays bit for bit, an outsider goes to one nearby.
+
+        From there it can be trained: the derivative of `forward` is no less than a fiftieth of its
+        typical size, as far as the dtype can tell the element from one where it vanishes.
+
+        Args:
+            value: of shape ``(*batch, *event)``.
 
         Raises:
             ValueError: if ``value`` is not finite, or of no admissible shape.
+
+        Example:
+            >>> from constrained import get
+            >>> get("positive")().start(torch.tensor([3.0, 0.5, -1.0]))
+            tensor([3.0000, 0.5000, 0.0202])
         """
         self.check_tensor(value)
         if not has_values(value):
             return value
         # An open set's projection leaves its interior alone and moves what lies on the boundary.
-        if self.closed and bool(self.contains(value).all()):
+        outside = ~self.contains(value) if self.closed else self._differ(self.project(value), value)
+        if not bool(outside.any()):
             return value
-        return self.project(value)
+        found = torch.where(self._broadcast(outside, value), self.admit(value, START), value)
+        share = 2 * START
+        # Rounded for storage, a small step from the boundary may be none: then it is a larger one.
+        while share < 1 / 2 and bool((flat := outside & self.flat(found, share / 4)).any()):
+            found = torch.where(self._broadcast(flat, value), self.admit(value, share), found)
+            share *= 2
+        return found
+
+    def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
+        """Which members lie where the derivative of `forward` vanishes, next to the boundary.
+
+        Args:
+            value: of shape ``(*batch, *event)``.
+            share: what counts as vanishing, as a share of the typical size of the derivative.
+
+        Returns:
+            Boolean tensor of shape ``batch``. False where an element is not finite.
+        """
+        event_dim = value.ndim if self.event_dim is None else self.event_dim
+        if type(self).inwards is Constraint.inwards:
+            return value.new_zeros(value.shape[: value.ndim - event_dim], dtype=torch.bool)
+        finite = torch.isfinite(value)
+        if event_dim:
+            finite = finite.flatten(value.ndim - event_dim).all(-1)
+        safe = torch.where(self._broadcast(finite, value), value, torch.ones_like(value))
+        # A short way is one before it is rounded for storage.
+        safe = _raise_precision(safe)
+        return self._differ(self.inwards(safe, share), safe) & finite
+
+    def _differ(self, one: Tensor, other: Tensor) -> Tensor:
+        """Which elements of two batches are different."""
+        differ = one != other
+        event_dim = one.ndim if self.event_dim is None else self.event_dim
+        return differ.flatten(one.ndim - event_dim).any(-1) if event_dim else differ
+
+    def _broadcast(self, mask: Tensor, value: Tensor) -> Tensor:
+        """A tensor of shape ``batch`` with as many dimensions as ``value``."""
+        return mask.reshape((*mask.shape, *[1] * (value.ndim - mask.ndim)))
 
     # ------------------------------------------------------------------- identity and spelling
 
@@ -484,6 +570,15 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return project
 
 
+def _guard_move(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def move(self: Constraint, value: Tensor, share: float) -> Tensor:
+        with autocast_disabled(value):
+            return method(self, _raise_precision(value), share).to(value.dtype)
+
+    return move
+
+
 _GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "forward": _guard_forward,
     "canonical": _guard_canonical,
@@ -491,4 +586,6 @@ _GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
     "project": _guard_project,
+    "inwards": _guard_move,
+    "admit": _guard_move,
 }

@@ -53,6 +53,8 @@ class Row:
             yet, in a lazy module.
         tolerance: how much of that is rounding.
         moved: how far it went when it was constrained, relative to its norm.
+        flat: the share of its elements that lie where the derivative of the map vanishes, next to
+            the boundary: an optimizer hardly moves them.
     """
 
     path: str
@@ -61,6 +63,7 @@ class Row:
     violation: float | None
     tolerance: float
     moved: float | None
+    flat: float = 0.0
 
     @property
     def holds(self) -> bool | None:
@@ -81,15 +84,19 @@ class Report:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(caption="moved: how far the tensor went when it was constrained, relative")
-        for heading in ("tensor", "constraint", "shape", "violation", "holds", "moved"):
+        table = Table(
+            caption="moved: how far the tensor went when it was constrained, relative to its norm; "
+            "flat: the share of its elements that an optimizer hardly moves"
+        )
+        for heading in ("tensor", "constraint", "shape", "violation", "holds", "moved", "flat"):
             table.add_column(heading, overflow="fold")
         for row in self.rows:
             moved = "" if row.moved is None else f"{row.moved:.2g}"
             shape = " x ".join(map(str, row.shape))
             holds = {True: "yes", False: "NO", None: "?"}[row.holds]
             violation = "" if row.holds is None else f"{row.violation:.1e}"
-            table.add_row(row.path, row.constraint, shape, violation, holds, moved)
+            flat = f"{row.flat:.0%}" if row.flat == 0 or row.flat >= 0.005 else "< 1%"
+            table.add_row(row.path, row.constraint, shape, violation, holds, moved, flat)
         text = StringIO()
         Console(file=text, width=110).print(table if self.rows else "No tensor is constrained.")
         return text.getvalue().rstrip()
@@ -135,15 +142,15 @@ def _rows(model: nn.Module) -> Iterator[Row]:
             foreign = " then ".join(type(m).__name__ for m in parametrizations.children())
             yield Row(path, foreign, tuple(value.shape), None, 0.0, parametrizations.moved)
             continue
-        violation, allowed = (0.0 if has_values(value) else math.nan), 0.0
+        violation, allowed, flat = (0.0 if has_values(value) else math.nan), 0.0, 0.0
         if value.numel() and has_values(value):
             measured = constraint.violation(value).flatten()
             granted = tolerance(value, constraint.event_dim).flatten()
             excess = measured - granted
             worst = int((excess if bool((excess > 0).any()) else measured).argmax())
             violation, allowed = float(measured[worst]), float(granted[worst])
-        yield Row(
-            path, repr(constraint), tuple(value.shape), violation, allowed, parametrizations.moved
-        )
+            flat = float(constraint.flat(value).double().mean())
+        shape, moved = tuple(value.shape), parametrizations.moved
+        yield Row(path, repr(constraint), shape, violation, allowed, moved, flat)
     for path, item in waiting_tensors(model):
         yield Row(path, f"{item!r}, once it has a shape", (), None, 0.0, None)

@@ -259,9 +259,7 @@ class _Saved:
         if not has_values(wanted):
             return wanted
         if on_infeasible.get() == "project":
-            # An open set's projection leaves its interior alone, and moves what is on the boundary.
-            is_member = constraint.closed and bool(constraint.contains(wanted).all())
-            return wanted if is_member else constraint.project(wanted)
+            return constraint.start(wanted)
         try:
             constraint.check_member(wanted)
         except InfeasibleError as error:

@@ -10,7 +10,7 @@ import torch
 from einops import EinopsError, parse_shape, rearrange
 from torch import Tensor
 
-from constrained.constraint import Constraint, Params
+from constrained.constraint import FLAT, Constraint, Params
 
 
 def axes(pattern: str) -> set[str]:
@@ -75,6 +75,20 @@ class View(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """Project the rearranged tensor, and rearrange it back."""
         return rearrange(self.constraint.project(self._see(value)), self._back, **self._lengths)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Move the elements that are seen."""
+        moved = self.constraint.inwards(self._see(value), share)
+        return rearrange(moved, self._back, **self._lengths)
+
+    def start(self, value: Tensor) -> Tensor:
+        """Where the elements that are seen start."""
+        self.check_tensor(value)
+        return rearrange(self.constraint.start(self._see(value)), self._back, **self._lengths)
+
+    def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
+        """Which of the elements that are seen lie where the derivative vanishes."""
+        return self.constraint.flat(self._see(value), share)
 
     def sample(
         self,

@@ -145,7 +145,7 @@ class Target:
         constraint = self.parametrizations.constraint()
         if constraint is not None:
             self.parametrizations.check_assigned(value)
-            value = constraint.nearest(value)
+            value = constraint.start(value)
         return self.parametrizations.invert(value)
 
     def freeze(self) -> None:

@@ -132,6 +132,15 @@ class Chain(Constraint):
             value = part.project(value)
         return first.project(value) if isinstance(first, LinearSpace) else value
 
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """What the parts admit, one after another."""
+        del share
+        first, *others = self._each()
+        value = first.start(value)
+        for part in others:
+            value = part.start(value)
+        return first.project(value) if isinstance(first, LinearSpace) else value
+
     def sample(
         self,
         shape: Sequence[int],

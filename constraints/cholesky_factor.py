@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.linear_space import not_square
-from constraints.softplus import inverse_softplus, softplus
+from constraints.softplus import inverse_softplus, least_softplus, softplus
 
 
 @register("cholesky_factor", aliases=("lower_cholesky", "cholesky_factor_cov"))
@@ -63,6 +63,20 @@ class CholeskyFactor(Constraint):
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         positive = torch.where(diagonal > 0, diagonal, torch.finfo(value.dtype).eps)
         return value.tril(-1) + torch.diag_embed(positive)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Where the diagonal is small, the number at which the derivative is ``share``."""
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        raised = diagonal.clamp(min=least_softplus(share))
+        return value + torch.diag_embed(raised - diagonal)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The lower triangle, with the absolute values of the diagonal, moved inwards.
+
+        As the factor of a covariance matrix it is the same then: a column has changed its sign.
+        """
+        diagonal = value.diagonal(dim1=-2, dim2=-1).abs()
+        return self.inwards(value.tril(-1) + torch.diag_embed(diagonal), share)
 
     def sample(
         self,

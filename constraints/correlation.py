@@ -15,13 +15,14 @@ from constraints.linear_space import not_square
 from constraints.positive_definite import (
     clipped,
     covariance,
+    reflected,
     root,
     rounding_of,
     squares,
     thin_covariance_gradient,
 )
 from constraints.psd_part import distance_from_psd, symmetric_part
-from constraints.softplus import inverse_softplus, softplus
+from constraints.softplus import inverse_softplus, least_softplus, softplus
 from constraints.transpose import plus_transpose
 from constraints.unit import normalized, normalized_gradient
 
@@ -114,6 +115,18 @@ class Correlation(Constraint):
         unit = (diagonal == 1).all(-1) & (torch.linalg.cholesky_ex(W).info == 0)
         scaled = _scaled(clipped(_spread(W)))
         return torch.where(unit[..., None, None], W, scaled)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Matrices with an eigenvalue below ``share^2`` are mixed with the identity."""
+        least = max(share**2, rounding_of(value))
+        identity = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
+        high = torch.linalg.cholesky_ex(value - least * identity).info == 0
+        mixed = (1 - 2 * least) * value + 2 * least * identity
+        return torch.where(high[..., None, None], value, mixed)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """As `project`, but negative eigenvalues become positive; then moved inwards."""
+        return self.inwards(_scaled(clipped(reflected(_spread(symmetric_part(value))))), share)
 
     def sample(
         self,
@@ -214,6 +227,25 @@ class CorrelationCholesky(Constraint):
         diagonal = nearest.diagonal(dim1=-2, dim2=-1)
         raised = torch.where(diagonal > 0, diagonal, torch.finfo(value.dtype).eps)
         return nearest.tril(-1) + torch.diag_embed(raised)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Where the diagonal is small, the number at which softplus has the derivative ``share``.
+
+        The other entries of the row are scaled down to make room for it.
+        """
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        least = least_softplus(share)
+        # A row is no longer than 1 + least, which is below 2.
+        raised = torch.where(diagonal < least, 2 * least, diagonal)
+        moved = normalized(value + torch.diag_embed(raised - diagonal), 1.0)
+        return torch.where((diagonal < least).unsqueeze(-1), moved, value)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """As `project`, but negative entries of the diagonal become positive; then inwards."""
+        lower = value.tril()
+        diagonal = lower.diagonal(dim1=-2, dim2=-1)
+        lower = lower + torch.diag_embed(diagonal.abs() - diagonal)
+        return self.inwards(self.project(lower), share)
 
     def sample(
         self,

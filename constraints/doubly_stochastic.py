@@ -77,6 +77,10 @@ class DoublyStochastic(Constraint):
         """The nearest point in the Frobenius norm."""
         return nearest_doubly_stochastic(value)
 
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Matrices with smaller entries than ``share / n`` are mixed with the matrix of 1 / n."""
+        return _inner(value, share)
+
     def sample(
         self,
         shape: Sequence[int],
@@ -172,6 +176,10 @@ class SoftPermutation(Constraint):
         """The nearest point in the Frobenius norm."""
         return nearest_doubly_stochastic(value)
 
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Matrices with smaller entries than ``share / n`` are mixed with the matrix of 1 / n."""
+        return _inner(value, share)
+
     def sample(
         self,
         shape: Sequence[int],
@@ -201,6 +209,13 @@ def _violation(W: Tensor) -> Tensor:
         largest = W.detach().abs().amax(dim).clamp(1 / W.shape[-1], 1)
         errors.append(((W.sum(dim) - 1).abs() * largest).amax(-1))
     return torch.stack(errors).amax(0)
+
+
+def _inner(W: Tensor, share: float) -> Tensor:
+    """Mixed with the matrix of 1 / n, if an entry is less than ``share`` of that."""
+    mean = 1 / W.shape[-1]
+    small = (W < share * mean).any(-1, keepdim=True).any(-2, keepdim=True)
+    return torch.where(small, (W.clamp(min=0) + 2 * share * mean) / (1 + 2 * share), W)
 
 
 def _gumbel(

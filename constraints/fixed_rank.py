@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import tolerance, working_dtype
 from constraints.bounds import checked_rank
-from constraints.full_rank import factors, full_rank_product, least
+from constraints.full_rank import factors, full_rank_product, least, raised_by
 from constraints.linear_space import not_square
 from constraints.psd_part import symmetric_part
 from constraints.svd import svd, svdvals
@@ -85,6 +85,14 @@ class FixedRank(Constraint):
         nearest = (U[..., : self.rank] * kept) @ Vh[..., : self.rank, :]
         inside = (leading_values >= lowest).all(-1) & (self.violation(value) <= tolerance(value, 2))
         return torch.where(inside[..., None, None], value, nearest)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Small singular values are raised, to ``share^2`` of the mean of r of them, or of 1."""
+        U, s, Vh = svd(value)
+        leading_values = s[..., : self.rank]
+        raised = raised_by(leading_values, value, share)
+        moved = (U[..., : self.rank] * raised.unsqueeze(-2)) @ Vh[..., : self.rank, :]
+        return torch.where((raised == leading_values).all(-1)[..., None, None], value, moved)
 
     def sample(
         self,
@@ -182,6 +190,13 @@ class PSDFixedRank(Constraint):
         kept = torch.maximum(eigenvalues, lowest).unsqueeze(-2)
         inside = (eigenvalues >= lowest).all(-1) & (self.violation(value) <= tolerance(value, 2))
         return torch.where(inside[..., None, None], value, symmetric_part((Q * kept) @ Q.mT))
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Small eigenvalues are raised, to ``share^2`` of the mean of r of them, or of 1."""
+        eigenvalues, Q = leading(value, self.rank)
+        raised = raised_by(eigenvalues, value, share)
+        moved = symmetric_part((Q * raised.unsqueeze(-2)) @ Q.mT)
+        return torch.where((raised == eigenvalues).all(-1)[..., None, None], value, moved)
 
     def sample(
         self,

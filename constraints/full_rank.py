@@ -52,6 +52,17 @@ def least(values: Tensor, like: Tensor) -> Tensor:
     return 2 * share(like, like) * torch.where(total > finfo.tiny / finfo.eps, total, 1)
 
 
+def raised_by(values: Tensor, like: Tensor, portion: float) -> Tensor:
+    """The leading singular values of matrices, the small ones raised.
+
+    The derivative of a product of balanced factors has the size of their singular values, which are
+    the roots of those of the product. One that is raised is ``portion`` of the root of the mean, or
+    of 1 if that is more.
+    """
+    lowest = max(portion**2, share(like, like)) * values.mean(-1, keepdim=True).clamp(min=1)
+    return torch.where(values < lowest, 2 * lowest, values)
+
+
 def share(A: Tensor, B: Tensor) -> float:
     """2 n eps, from where on a singular value is more than rounding beside the largest."""
     return 2 * max(*A.shape[-2:], *B.shape[-2:]) * torch.finfo(A.dtype).eps

@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import Constraint
 from constraints.derivatives import needs_derivative
 from constraints.fold import STEEPNESS
-from constraints.softplus import inverse_softplus, softplus
+from constraints.softplus import inverse_softplus, least_softplus, softplus
 
 
 class HalfLine(Constraint):
@@ -69,6 +69,12 @@ class OpenHalfLine(HalfLine):
         inside = self.direction * (value - self.end) > 0
         margin = torch.finfo(value.dtype).eps * max(1.0, abs(self.end))
         return torch.where(inside, value, self.end + self.direction * margin)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Next to the bound, the number at which the derivative of softplus is ``share``."""
+        least = least_softplus(share)
+        far = self.direction * (value - self.end) >= least
+        return torch.where(far, value, self.end + self.direction * least)
 
     def sample(
         self,

@@ -159,6 +159,17 @@ class Hurwitz(Constraint):
         inside = self.violation(value) <= tolerance(value, 2)
         return torch.where(inside[..., None, None], value, shifted)
 
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Eigenvalues next to the line are shifted, by a multiple of I.
+
+        The derivative has the size of the root of their distance from it, which becomes ``share``
+        of the size of the matrix, or of 1.
+        """
+        size = _mean_size(value)
+        excess = eigenvalues(value).real.amax(-1)[..., None, None] + self.alpha + share * size
+        shift = torch.where(excess > 0, excess + share * size, 0)
+        return value - (shift * _identity(value)).to(value.dtype)
+
     def sample(
         self,
         shape: Sequence[int],
@@ -206,6 +217,12 @@ def _dissipative(
         # Elements that need no other coordinates must not be seen by the equation.
         L = continuous_gramian(torch.where(normal, -identity, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
+
+
+def _mean_size(A: Tensor) -> Tensor:
+    """The root mean square of the singular values, or 1 if that is more."""
+    norm = torch.linalg.matrix_norm(A, keepdim=True) / A.shape[-1] ** 0.5
+    return norm.clamp(min=1)
 
 
 def _identity(A: Tensor) -> Tensor:

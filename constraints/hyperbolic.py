@@ -123,6 +123,14 @@ class PoincareBall(Constraint):
         inside = self._norm(value) < self._radius()
         return torch.where(inside, value, self._inside(value, PROJECTED))
 
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Along its direction, to where the radial derivative is ``share`` of that at zero."""
+        # 1 - tanh^2 = 1 - t^2 at the share t of the radius.
+        longest = self._radius() * math.sqrt(1 - share)
+        length = self._norm(value)
+        outside = length > longest
+        return torch.where(outside, value * (longest / torch.where(outside, length, 1)), value)
+
     def sample(
         self,
         shape: Sequence[int],

@@ -105,6 +105,16 @@ class Interval(Constraint):
         inside = (value > self.low) & (value < self.high)
         return torch.where(inside, value, value.clamp(self.low + margin, self.high - margin))
 
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Next to a bound, the number at which the derivative is ``share`` of the largest."""
+        # The derivative is u (1 - u) of the width, for a number u of the way from bound to bound.
+        u = (1 - math.sqrt(1 - share)) / 2
+        least, greatest = (
+            self.low + u * (self.high - self.low),
+            self.high - u * (self.high - self.low),
+        )
+        return value.clamp(least, greatest)
+
     def sample(
         self,
         shape: Sequence[int],

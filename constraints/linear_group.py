@@ -10,8 +10,8 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.linear_space import not_square
-from constraints.regular import nearest_regular, regular
-from constraints.svd import svdvals
+from constraints.regular import nearest_regular, orientation, regular
+from constraints.svd import svd, svdvals
 from constraints.unimodular import distance, unimodular
 
 
@@ -98,6 +98,20 @@ class Invertible(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding."""
         return nearest_regular(value, self.sign or 0)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """Where the determinant has the wrong sign, the least singular value changes its own.
+
+        Singular values of a singular matrix are raised to ``share`` of the mean one, or of 1 if all
+        are zero.
+        """
+        U, s, Vh = svd(value)
+        mean = s.mean(-1, keepdim=True)
+        s = torch.maximum(s, share * torch.where(mean > 0, mean, 1))
+        if self.sign:
+            wrong = orientation(U, Vh) * self.sign < 0
+            s = torch.cat([s[..., :-1], torch.where(wrong.unsqueeze(-1), -1, 1) * s[..., -1:]], -1)
+        return (U * s.unsqueeze(-2)) @ Vh
 
     def sample(
         self,

@@ -13,6 +13,18 @@ def probabilities(X: Tensor) -> Tensor:
     return share / share.sum(-1, keepdim=True).detach()
 
 
+def inner(W: Tensor, share: float) -> Tensor:
+    """Vectors of probabilities whose least entries, on average 1 / n, are ``share`` of that.
+
+    Those without smaller entries come back bit for bit.
+    """
+    least = share / W.shape[-1]
+    # The sum is at most 1 + 2 share, below 2.
+    raised = W.clamp(min=2 * least)
+    moved = raised / raised.sum(-1, keepdim=True)
+    return torch.where((W < least).any(-1, keepdim=True), moved, W)
+
+
 def logits(W: Tensor) -> Tensor:
     """``log(W)``, with eps / n for a zero, which is less than the rounding of a row.
 

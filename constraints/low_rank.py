@@ -11,6 +11,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_rank
+from constraints.full_rank import raised_by
 from constraints.svd import svd, svdvals
 
 
@@ -82,6 +83,12 @@ class LowRank(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in every unitarily invariant norm: the truncated decomposition."""
         return _truncated(value, self.rank)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The nearest point, with small singular values raised so that both factors can move."""
+        left, right, sigma = _leading(value, self.rank)
+        larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
+        return left * larger.unsqueeze(-2) @ right.mT
 
     def sample(
         self,
@@ -163,6 +170,12 @@ class RankOne(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in every unitarily invariant norm: the truncated decomposition."""
         return _truncated(value, 1)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The nearest point, with small singular values raised so that both factors can move."""
+        left, right, sigma = _leading(value, 1)
+        larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
+        return left * larger.unsqueeze(-2) @ right.mT
 
     def sample(
         self,

@@ -317,11 +317,20 @@ def _peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     # parts of U tell for each direction, however short, in which of the two it is. Rows of zeros
     # make V square.
     nothing = torch.zeros_like(upper[..., :1, :]).expand(*upper.shape[:-2], upper.shape[-1], -1)
-    U, _, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
+    U, s, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
+    # A direction that is in neither tap has no sign but that of rounding errors.
+    rounding = torch.finfo(taps.dtype).eps * taps.shape[-1]
+    size = torch.linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
+    U = U * (s > rounding * size).unsqueeze(-2)
     U1, U2, _ = U.split([upper.shape[-2], lower.shape[-2], nothing.shape[-2]], dim=-2)
     eigenvalues, inner = torch.linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
     Q = Vh.mT @ inner
-    signs = torch.where(eigenvalues < 0, -1, 1).to(taps.dtype)
+    # Of a member they are 1, -1, and 0 where a direction is in neither tap. Where they do not tell,
+    # P has half of the rank: of the least and the largest rank there is one P each, which no
+    # training leaves. The eigenvalues come in ascending order.
+    half = torch.arange(eigenvalues.shape[-1], device=taps.device) < eigenvalues.shape[-1] // 2
+    negative = torch.where(eigenvalues.abs() > rounding**0.5, eigenvalues < 0, half)
+    signs = torch.where(negative, -1, 1).to(taps.dtype)
     S = symmetric_part((Q * signs.unsqueeze(-2)) @ Q.mT)
     P = ((torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2)[..., None, None, :, :]
     kept = taps @ P

@@ -89,6 +89,28 @@ class PositiveDefinite(Constraint):
         """
         return clipped(value)
 
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Small eigenvalues are raised, to ``share^2`` of the mean one or of 1.
+
+        In the eigenvectors of W the derivative is a sum of roots of two eigenvalues.
+        """
+        W = _symmetric_part(value)
+        least = _least_eigenvalue(W, share)
+        # It costs less than eigenvalues.
+        high = torch.linalg.cholesky_ex(W - torch.diag_embed(least.expand(W.shape[:-1]))).info == 0
+        if bool(high.all()):
+            return value
+        eigenvalues, Q = torch.linalg.eigh(W)
+        raised = torch.maximum(eigenvalues, 2 * least).unsqueeze(-2)
+        return torch.where(high[..., None, None], value, _symmetric_part(Q * raised @ Q.mT))
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The symmetric part with the absolute values of its eigenvalues, moved inwards.
+
+        The nearest matrix has an eigenvalue of zero for each negative one, whatever its size.
+        """
+        return self.inwards(reflected(_symmetric_part(value)), share)
+
     def sample(
         self,
         shape: Sequence[int],
@@ -173,6 +195,18 @@ def clipped(value: Tensor) -> Tensor:
     nearest = _symmetric_part(Q * eigenvalues.unsqueeze(-2) @ Q.mT)
     inside = torch.linalg.cholesky_ex(W).info == 0
     return torch.where(inside[..., None, None], W, nearest)
+
+
+def reflected(W: Tensor) -> Tensor:
+    """A symmetric matrix with its eigenvalues replaced by their absolute values."""
+    eigenvalues, Q = torch.linalg.eigh(W)
+    return _symmetric_part(Q * eigenvalues.abs().unsqueeze(-2) @ Q.mT)
+
+
+def _least_eigenvalue(W: Tensor, share: float) -> Tensor:
+    """``share^2`` of the mean eigenvalue or of 1, and no less than rounding; ``(*batch, 1)``."""
+    mean = _diagonal(W).mean(-1, keepdim=True)
+    return max(share**2, rounding_of(W)) * mean.clamp(min=1)
 
 
 def rounding_of(W: Tensor) -> float:

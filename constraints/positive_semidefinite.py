@@ -13,6 +13,7 @@ from constrained.tolerance import working_dtype
 from constraints.bounds import checked_rank
 from constraints.fixed_rank import beyond, leading, too_small, wishart
 from constraints.fold import lingering
+from constraints.full_rank import raised_by
 from constraints.linear_space import not_square
 from constraints.polar import polar
 from constraints.psd_part import distance_from_psd, psd_part, symmetric_part
@@ -178,6 +179,13 @@ class PSDLowRank(Constraint):
         """A nearest point in the Frobenius norm, of the r largest eigenvalues if positive."""
         eigenvalues, Q = leading(value, self.rank)
         return symmetric_part((Q * eigenvalues.clamp(min=0).unsqueeze(-2)) @ Q.mT)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The nearest point, with r eigenvalues that are large enough to move all directions."""
+        eigenvalues, Q = leading(value, self.rank)
+        # The derivative along A has the size of the eigenvalues, not of their roots.
+        raised = raised_by(eigenvalues, value, share**0.5).unsqueeze(-2)
+        return symmetric_part((Q * raised) @ Q.mT)
 
     def sample(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained import Constraint, register
-from constrained.constraint import unguarded
+from constrained.constraint import FLAT, unguarded
 from constraints.parts import as_specs, build_parts, events, inherited, largest, unpack
 
 
@@ -129,6 +129,25 @@ class Product(Constraint):
         """Each slice projected by its part: nearest where all of these are."""
         pieces = [part.project(piece) for part, piece in self._slices(value)]
         return torch.cat(pieces, self.dim)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Each slice moved by its part."""
+        pieces = [part.inwards(piece, share) for part, piece in self._slices(value)]
+        return torch.cat(pieces, self.dim)
+
+    def start(self, value: Tensor) -> Tensor:
+        """Where each slice starts."""
+        self.check_tensor(value)
+        return torch.cat([part.start(piece) for part, piece in self._slices(value)], self.dim)
+
+    def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
+        """Which elements of the slices lie where the derivative vanishes, one slice after another.
+
+        Returns:
+            Boolean tensor of one dimension.
+        """
+        found = [part.flat(piece, share) for part, piece in self._slices(value)]
+        return torch.cat([each.flatten() for each in found])
 
     def sample(
         self,

@@ -165,6 +165,15 @@ class Schur(Constraint):
         inside = self.violation(value) <= tolerance(value, 2)
         return torch.where(inside[..., None, None], value, value * factor.to(value.dtype))
 
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Matrices of nearly the spectral radius r are scaled down, by ``share``.
+
+        The derivative has the size of the root of the distance of the eigenvalues from the circle.
+        """
+        radius = eigenvalues(value).abs().amax(-1)[..., None, None] / self.radius
+        factor = torch.where(radius > 1 - share, (1 - 2 * share) / radius.clamp(min=0.5), 1)
+        return value * factor.to(value.dtype)
+
     def sample(
         self,
         shape: Sequence[int],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.logits import inner
 
 
 @register("simplex", aliases=("probability_simplex",))
@@ -85,6 +86,10 @@ class Simplex(Constraint):
         excess = (above.sum(-1, keepdim=True) - 1) / (above > 0).sum(-1, keepdim=True)
         nearest = F.relu(shifted - (threshold + excess))
         return nearest / nearest.sum(-1, keepdim=True)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Vectors whose least entry is ``share`` of the mean entry; the others are scaled down."""
+        return inner(value, share)
 
     def sample(
         self,

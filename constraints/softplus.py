@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,11 @@ def softplus(y: Tensor) -> Tensor:
     `torch.logaddexp` is NaN from ``|y| = 100`` on in single precision.
     """
     return -F.logsigmoid(-y)
+
+
+def least_softplus(share: float) -> float:
+    """The value of softplus at which its derivative, ``1 - exp(-value)``, is a given number."""
+    return -math.log1p(-share)
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

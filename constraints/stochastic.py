@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constraints.logits import logits, probabilities
+from constraints.logits import inner, logits, probabilities
 from constraints.simplex import Simplex
 
 _ROWS = Simplex()
@@ -62,6 +62,10 @@ class RowStochastic(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Frobenius norm."""
         return _ROWS.project(value)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Rows whose least entry is ``share`` of the mean entry."""
+        return inner(value, share)
 
     def sample(
         self,
@@ -125,6 +129,10 @@ class ColumnStochastic(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Frobenius norm."""
         return _ROWS.project(value.mT).mT
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Columns whose least entry is ``share`` of the mean entry."""
+        return inner(value.mT, share).mT
 
     def sample(
         self,
