@@ -9,6 +9,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.arbitrary import admitted, triangular_factor
 from constraints.linear_space import not_square
 from constraints.softplus import inverse_softplus, least_softplus, softplus
 
@@ -71,12 +72,11 @@ class CholeskyFactor(Constraint):
         return value + torch.diag_embed(raised - diagonal)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """The lower triangle, with the absolute values of the diagonal, moved inwards.
+        """The factor of the same covariance matrix ``A A'``, moved inwards.
 
-        As the factor of a covariance matrix it is the same then: a column has changed its sign.
+        It is as well-conditioned as A, which the lower triangle is not.
         """
-        diagonal = value.diagonal(dim1=-2, dim2=-1).abs()
-        return self.inwards(value.tril(-1) + torch.diag_embed(diagonal), share)
+        return admitted(self, value, triangular_factor(value), share)
 
     def sample(
         self,

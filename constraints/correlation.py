@@ -10,6 +10,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import tolerance, working_dtype
+from constraints.arbitrary import admitted, triangular_factor
 from constraints.derivatives import needs_derivative
 from constraints.linear_space import not_square
 from constraints.positive_definite import (
@@ -126,7 +127,8 @@ class Correlation(Constraint):
 
     def admit(self, value: Tensor, share: float) -> Tensor:
         """As `project`, but negative eigenvalues become positive; then moved inwards."""
-        return self.inwards(_scaled(clipped(reflected(_spread(symmetric_part(value))))), share)
+        candidate = _scaled(clipped(reflected(_spread(symmetric_part(value)))))
+        return admitted(self, value, candidate, share)
 
     def sample(
         self,
@@ -241,11 +243,8 @@ class CorrelationCholesky(Constraint):
         return torch.where((diagonal < least).unsqueeze(-1), moved, value)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """As `project`, but negative entries of the diagonal become positive; then inwards."""
-        lower = value.tril()
-        diagonal = lower.diagonal(dim1=-2, dim2=-1)
-        lower = lower + torch.diag_embed(diagonal.abs() - diagonal)
-        return self.inwards(self.project(lower), share)
+        """The factor of the correlation matrix of ``A A'``, moved inwards."""
+        return admitted(self, value, self.project(triangular_factor(value)), share)
 
     def sample(
         self,

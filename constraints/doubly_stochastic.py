@@ -158,7 +158,8 @@ class SoftPermutation(Constraint):
             flat = (
                 "at a low temperature the map is flat around each permutation, as it is meant to be"
             )
-            self.exempt = {**self.exempt, "adam_reaches_the_optimum": flat}
+            laws = ("adam_reaches_the_optimum", "flat_members_are_told")
+            self.exempt = {**self.exempt, **dict.fromkeys(laws, flat)}
 
     def forward(self, X: Tensor) -> Tensor:
         """The scaling of ``exp(X / temperature)``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ class LowRank(Constraint):
         ({"rank": 3}, (4, 4)),
     )
     exempt = dict.fromkeys(
-        ("no_dead_directions:zeros", "no_dead_directions:ones"),
+        ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
         "matrices of rank below r are singular points of the variety, where no tangent space of "
         "its dimension exists; some direction is live there",
     )
@@ -145,10 +144,11 @@ class RankOne(Constraint):
 
     event_dim = 2
     examples = (({}, (2, 2)), ({}, (5, 3)), ({}, (2, 6)))
-    exempt: ClassVar[dict[str, str]] = {
-        "no_dead_directions:zeros": "the zero matrix is the singular point of the set, where no "
-        "tangent space of its dimension exists; some direction is live there"
-    }
+    exempt = dict.fromkeys(
+        ("no_dead_directions:zeros", "flat_members_are_told"),
+        "the zero matrix is the singular point of the set, where no tangent space of its dimension "
+        "exists; some direction is live there",
+    )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``x y'``."""

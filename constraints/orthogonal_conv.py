@@ -98,8 +98,11 @@ class OrthogonalConv(Constraint):
         "nearest": "the nearest orthogonal kernel has no formula: project() is a retraction",
         "adam_reaches_the_optimum": "the set is in pieces, one for each choice of ranks, and that "
         "of the start may not hold the target",
-        "no_dead_directions": "the set is in pieces of different dimensions, one for each choice "
-        "of ranks; along its own piece every member has live directions",
+        **dict.fromkeys(
+            ("no_dead_directions", "every_start_trains", "flat_members_are_told"),
+            "the set is in pieces of different dimensions, one for each choice of ranks; along its "
+            "own piece every member has live directions",
+        ),
         **dict.fromkeys(
             ("first_derivative:zero_params", "second_derivative:zero_params"),
             "the polar factor has no limit at zero, nor at any matrix that has not full rank",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
+from constraints.arbitrary import admitted
 from constraints.derivatives import needs_derivative
 from constraints.gram import gram, is_mirrored
 from constraints.transpose import plus_transpose
@@ -109,7 +110,7 @@ class PositiveDefinite(Constraint):
 
         The nearest matrix has an eigenvalue of zero for each negative one, whatever its size.
         """
-        return self.inwards(reflected(_symmetric_part(value)), share)
+        return admitted(self, value, reflected(_symmetric_part(value)), share)
 
     def sample(
         self,

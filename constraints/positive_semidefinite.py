@@ -145,7 +145,7 @@ class PSDLowRank(Constraint):
     exempt: ClassVar[dict[str, str]] = {
         **_kinks("zero_params", "zeros", "ones", "boundary"),
         **dict.fromkeys(
-            ("no_dead_directions:zeros", "no_dead_directions:ones"),
+            ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
             "matrices of rank below r are singular points of the set, where no tangent space of "
             "its dimension exists; some direction is live there",
         ),

@@ -172,6 +172,19 @@ class PositiveDefinite(Constraint):
         keep = symmetric & (values > floor).all(-1)
         return torch.where(keep[..., None, None], value, found)
 
+    def inwards(self, value, share):
+        # The derivative is a small entry of the diagonal times that of softplus there: its square.
+        values, vectors = torch.linalg.eigh(value)
+        least = share * values[..., -1:].clamp_min(1)
+        moved = (vectors * values.clamp_min(2 * least).unsqueeze(-2)) @ vectors.mT
+        inside = (values > least).all(-1)[..., None, None]
+        return torch.where(inside, value, (moved + moved.mT) / 2)
+
+    def admit(self, value, share):
+        values, vectors = torch.linalg.eigh((value + value.mT) / 2)
+        found = (vectors * values.abs().unsqueeze(-2)) @ vectors.mT
+        return self.inwards((found + found.mT) / 2, share)
+
     def sample(self, shape, *, generator=None, dtype=None, device=None):
         dtype = dtype or torch.get_default_dtype()
         wide = torch.promote_types(dtype, torch.float32)

@@ -449,6 +449,24 @@ class CopiesLoseTheArgument(Sphere):
         return type(self)()
 
 
+class StartsAtTheBoundary(PositiveDefinite):
+    def admit(self, value, share):
+        return self.project(value)
+
+
+class SaysNothingOfTheBoundary(PositiveDefinite):
+    def inwards(self, value, share):
+        return value
+
+
+class MovesMembersAtTheStart(Sphere):
+    def start(self, value):
+        return self.admit(value, 0.02)
+
+    def admit(self, value, share):
+        return self.project(value + share)
+
+
 # Fault, and a law that finds it: one of them, where several do.
 FAULTS = [
     (TransposedFactor, "right_inverse_inverts"),
@@ -527,6 +545,9 @@ FAULTS = [
     (OverflowsAtLargeValues, "graded_members_return"),
     (ReadsTheFirstElement, "empty_batches_pass"),
     (SaysWhatItDoesNotKeep, "keeps_what_it_says"),
+    (StartsAtTheBoundary, "every_start_trains"),
+    (SaysNothingOfTheBoundary, "flat_members_are_told"),
+    (MovesMembersAtTheStart, "members_stay"),
 ]
 
 

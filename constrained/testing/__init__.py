@@ -57,6 +57,11 @@ from constrained.testing.derivative_laws import (
     thin_pullback_is_the_gradient,
     second_derivative,
 )
+from constrained.testing.start_laws import (
+    every_start_trains,
+    flat_members_are_told,
+    members_stay,
+)
 from constrained.testing.batch_laws import (
     batch_is_a_loop,
     strides_do_not_matter,
@@ -106,8 +111,10 @@ __all__ = [
     "documented",
     "draws_nothing",
     "empty_batches_pass",
+    "every_start_trains",
     "factors_give_the_element",
     "first_derivative",
+    "flat_members_are_told",
     "forward_mode",
     "graded_members_return",
     "gradient_is_finite",
@@ -116,6 +123,7 @@ __all__ = [
     "laws",
     "malformed_is_rejected",
     "members_are_accepted",
+    "members_stay",
     "meta_tensors_pass",
     "moves_between_dtypes",
     "nearest",

@@ -24,21 +24,24 @@ ON_THE_SET = Scope(dtypes=(torch.float64,), real=False, batches=((),), points=ME
 @law(EVERYWHERE)
 def first_derivative(case: Case) -> None:
     """The gradient of ``forward`` equals the difference quotient (`torch.autograd.gradcheck`)."""
-    function, free = _real_map(case, params_at(case, case.build(), str(case.point)))
+    constraint = case.build()
+    function, free = _real_map(constraint, params_at(case, constraint, str(case.point)))
     _expect_checked(case, torch.autograd.gradcheck, function, free)
 
 
 @law(EVERYWHERE)
 def second_derivative(case: Case) -> None:
     """The second derivative equals the difference quotient (`torch.autograd.gradgradcheck`)."""
-    function, free = _real_map(case, params_at(case, case.build(), str(case.point)))
+    constraint = case.build()
+    function, free = _real_map(constraint, params_at(case, constraint, str(case.point)))
     _expect_checked(case, torch.autograd.gradgradcheck, function, free)
 
 
 @law(EVERYWHERE)
 def forward_mode(case: Case) -> None:
     """Forward-mode derivatives (`torch.func.jvp`) equal those of reverse mode."""
-    function, free = _real_map(case, params_at(case, case.build(), str(case.point)))
+    constraint = case.build()
+    function, free = _real_map(constraint, params_at(case, constraint, str(case.point)))
     for k in range(3):
         tangent = tuple(
             torch.randn(p.shape, dtype=p.dtype, generator=case.generator(f"tangent {k} {i}"))
@@ -149,7 +152,7 @@ def gradient_is_finite(case: Case) -> None:
     """Parameters of every scale, zero included, have a finite gradient."""
     constraint = case.build()
     for spread in SCALES:
-        function, free = _real_map(case, params(case, constraint, spread))
+        function, free = _real_map(constraint, params(case, constraint, spread))
         weight = torch.randn(
             function(*free).shape, dtype=free[0].dtype, generator=case.generator("weight")
         )
@@ -205,7 +208,12 @@ def _expect_checked(
 
 def singular_values(case: Case, constraint: Constraint, point: str) -> Tensor:
     """The singular values of the Jacobian of ``forward`` with respect to its free parameters."""
-    function, free = _real_map(case, params_at(case, constraint, point))
+    return singular_values_at(constraint, params_at(case, constraint, point))
+
+
+def singular_values_at(constraint: Constraint, params: tuple[Tensor, ...]) -> Tensor:
+    """The singular values of the Jacobian of ``forward`` at some parameters."""
+    function, free = _real_map(constraint, params)
     blocks = torch.autograd.functional.jacobian(function, free)
     rows = int(function(*free).numel())
     jacobian = torch.cat([block.reshape(rows, -1) for block in blocks], dim=1)
@@ -213,10 +221,9 @@ def singular_values(case: Case, constraint: Constraint, point: str) -> Tensor:
 
 
 def _real_map(
-    case: Case, params: tuple[Tensor, ...]
+    constraint: Constraint, params: tuple[Tensor, ...]
 ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
     """``forward`` as a function of the free parameters, with real numbers on both sides."""
-    constraint = case.build()
     free = [i for i in range(len(params)) if i not in constraint.frozen]
 
     def function(*leaves: Tensor) -> Tensor:

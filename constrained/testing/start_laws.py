@@ -1,0 +1,155 @@
+"""Laws about where training starts: members stay, outsiders go where they can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from constrained.constraint import FLAT, Constraint
+from constrained.testing.bounds import expect_member
+from constrained.testing.case import Case, expect, unpack
+from constrained.testing.derivative_laws import singular_values_at
+from constrained.testing.points import member, members
+from constrained.testing.runner import Scope, law
+
+#: What the derivative at a start must reach, as a share of the one at a typical member.
+ENOUGH = 0.01
+
+#: How much worse conditioned than samples of the set a start may be.
+WORSE = 100.0
+
+#: Of the members of a closed set those that lie on its boundary, mostly.
+_BOUNDARY = ("zeros", "ones", "boundary")
+
+
+@law(Scope(real=False, batches=((),)))
+def every_start_trains(case: Case) -> None:
+    """From where an outsider starts, all of the set's directions can be trained.
+
+    The least singular value of the Jacobian that the dimension of the set counts is no less than a
+    hundredth of the one at a typical member. In an open set of regular matrices, what is as
+    well-conditioned as its samples starts as a matrix of a similar condition.
+    """
+    constraint = case.build()
+    if constraint.dimension(case.event) == 0:
+        return
+    samples = [case.sample(constraint, f"typical {k}") for k in range(5)]
+    typical = float(torch.stack([_derivative(case, constraint, s) for s in samples]).median())
+    worst = max(map(_condition, samples)) if case.event_dim == 2 else torch.inf
+    is_regular = not case.cls.closed and WORSE * worst < 1 / torch.finfo(case.dtype).eps
+    for name, value in _outsiders(case, samples[0]):
+        start = constraint.start(value)
+        expect(
+            torch.isfinite(start).all(),
+            case,
+            f"start of {name}: expected finite numbers, found NaN or infinity.",
+        )
+        expect_member(start, case, constraint, f"start of {name}")
+        if torch.equal(start, value):
+            continue
+        share = float(_derivative(case, constraint, start)) / typical
+        expect(
+            share >= ENOUGH,
+            case,
+            f"start of {name}: expected a derivative of at least {ENOUGH:g} of the one at a "
+            f"typical member, found {share:.2g} of it.",
+        )
+        if is_regular and "member" in name:
+            expect(
+                _condition(start) <= WORSE * worst,
+                case,
+                f"start of {name}: expected a condition of at most {WORSE * worst:.3g}, like that "
+                f"of a sample, found {_condition(start):.3g}.",
+            )
+
+
+@law()
+def members_stay(case: Case) -> None:
+    """``start`` leaves a member bit for bit as it is, whatever the rest of the batch."""
+    constraint = case.build()
+    for name, value in members(case, constraint):
+        if not bool(constraint.contains(value).all()):
+            continue
+        if not case.cls.closed and not torch.equal(constraint.project(value), value):
+            # It is next to the boundary, which does not belong to the set.
+            continue
+        found = constraint.start(value)
+        expect(torch.equal(found, value), case, f"start of the member {name!r}: it has moved.")
+        if case.batch and name == "random":
+            mixed = value.clone()
+            mixed[0] = _first_outsider(constraint, mixed[0])
+            expect(
+                torch.equal(constraint.start(mixed)[1:], value[1:]),
+                case,
+                "start of a batch of members and an outsider: a member has moved.",
+            )
+
+
+@law(Scope(dtypes=(torch.float64,), real=False, batches=((),)))
+def flat_members_are_told(case: Case) -> None:
+    """``flat`` tells of members at which the derivative vanishes, and of none where it is large."""
+    constraint = case.build()
+    if constraint.dimension(case.event) == 0:
+        return
+    samples = [case.sample(constraint, f"typical {k}") for k in range(5)]
+    typical = float(torch.stack([_derivative(case, constraint, s) for s in samples]).median())
+    for name in _BOUNDARY:
+        value = member(case, constraint, name)
+        share = float(_derivative(case, constraint, value)) / typical
+        told = bool(constraint.flat(value).any())
+        expect(
+            told or share > FLAT,
+            case,
+            f"member {name!r}: the derivative is {share:.2g} of the one at a typical member, and "
+            "flat() says nothing.",
+        )
+        expect(
+            not told or share < ENOUGH,
+            case,
+            f"member {name!r}: flat() tells of it, but its derivative is {share:.2g} of the one at "
+            "a typical member.",
+        )
+    for value in samples:
+        expect(not bool(constraint.flat(value).any()), case, "flat() tells of a random member.")
+
+
+def _derivative(case: Case, constraint: Constraint, value: Tensor) -> Tensor:
+    """The least singular value of the Jacobian along the set, at an element."""
+    params = tuple(p.clone() for p in unpack(constraint.right_inverse(value)))
+    found = singular_values_at(constraint, params)
+    count = constraint.dimension(case.event)
+    return found[count - 1] if len(found) >= count else found.new_zeros(())
+
+
+def _outsiders(case: Case, inside: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that people have: of layers, constants, of both signs, of any size."""
+    fan_in = max(1, case.event[-1]) if case.event else 1
+    noise = case.gaussian(salt="layer")
+    yield "a default layer", noise / (3 * fan_in) ** 0.5
+    yield "a small layer", 1e-3 * noise
+    yield "an embedding", case.gaussian(salt="embedding")
+    yield "zeros", torch.zeros_like(noise)
+    yield "0.5 everywhere", torch.full_like(noise, 0.5)
+    yield "-1 everywhere", torch.full_like(noise, -1.0)
+    yield "-1e4 everywhere", torch.full_like(noise, -1e4)
+    yield "1e4 * randn", 1e4 * case.gaussian(salt="huge")
+    yield "-member", -inside
+    if case.event_dim == 2:
+        signs = torch.ones(case.event[0], 1, dtype=case.dtype)
+        signs[0] = -1
+        yield "a member with a row negated", signs * inside
+
+
+def _first_outsider(constraint: Constraint, value: Tensor) -> Tensor:
+    """A tensor of the shape of ``value`` that is no member, if there is one."""
+    for candidate in (-value, value - 100, value + 100, 100 * value):
+        if not bool(constraint.contains(candidate).all()):
+            return candidate
+    return value
+
+
+def _condition(value: Tensor) -> float:
+    found = torch.linalg.svdvals(value)
+    return float(found[0] / found[-1]) if float(found[-1]) > 0 else torch.inf
