@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.constraint import Constraint, InfeasibleError, has_values
 from constrained.handover import Succession
 from constrained.install import check_can_hold, install
+from constrained.kernel import warn_of_small_elements
 from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
 from constrained.originals import recording
 from constrained.parametrization_list import ParametrizationList
@@ -199,32 +197,11 @@ def prepare(
             return Postponed(here, place.path, mine, init, told)
     except (ValueError, TypeError) as error:
         raise named(place.path, error) from error.__cause__
-    _warn_of_small_matrices(place, tuple(original.shape), request)
     return _change(here, original, request, init)
 
 
-def _warn_of_small_matrices(place: Place, shape: tuple[int, ...], request: Request) -> None:
-    """Tell that the kernel of a convolution is not seen as one matrix, which is what most mean."""
-    constraint = request.constraint
-    matrices = isinstance(constraint, Constraint) and constraint.event_dim == 2
-    if not (
-        matrices and request.view is None and isinstance(place.module, _ConvNd) and len(shape) > 2
-    ):
-        return
-    axes = " ".join(["o", "i", *"dhw"[-(len(shape) - 2) :]])
-    inner = axes.partition(" ")[2]
-    count = math.prod(shape[:-2])
-    warnings.warn(
-        f"'{place.path}' is a kernel of shape {shape}, of which {constraint!r} constrains {count} "
-        f"matrices of {shape[-2]} x {shape[-1]}. For one matrix of {shape[0]} x "
-        f"{math.prod(shape[1:])} give view='{axes} -> o ({inner})'; view='{axes} -> {axes}' says "
-        "that the small ones are meant.",
-        UserWarning,
-        stacklevel=4,
-    )
-
-
 def _change(here: list[Place], original: Tensor, request: Request, init: str) -> Change:
+    warn_of_small_elements(here[0], tuple(original.shape), request)
     try:
         with recording(original):
             parametrizations = _parametrize(original, request, init, here[0].module.training)
