@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.constraint import Constraint, InfeasibleError, has_values
-from constrained.handover import Succession
+from constrained.handover import Succession, check_holds
 from constrained.install import check_can_hold, install
 from constrained.kernel import warn_of_small_elements
 from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
@@ -214,6 +214,9 @@ def carry_out(changes: Sequence[Change | Postponed], optimizer: Optimizer | None
     """Change the model, all or nothing, and tell an optimizer."""
     changed = [module for change in changes for module in change.modules()]
     tensors = [tensor for change in changes for tensor in change.tensors()]
+    # What a tied tensor's other owner has changed is with the optimizer already.
+    first = [c.places[0] for c in changes if isinstance(c, Postponed) or c.is_new]
+    check_holds(optimizer, ((place.module, place.name, place.path) for place in first))
     successions = [change.succession() for change in changes]
     with all_or_nothing(changed, tensors, optimizer):
         for change in changes:
