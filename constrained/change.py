@@ -192,7 +192,7 @@ def prepare(
             if is_lazy(original):
                 check_can_wait(other.module)
         if is_lazy(original):
-            mine = replace(request, constraint=request.build())
+            mine = replace(request, constraint=_fitted(here, request).build())
             told = None if optimizer is None else weakref.ref(optimizer)
             return Postponed(here, place.path, mine, init, told)
     except (ValueError, TypeError) as error:
@@ -203,6 +203,7 @@ def prepare(
 def _change(here: list[Place], original: Tensor, request: Request, init: str) -> Change:
     warn_of_small_elements(here[0], tuple(original.shape), request)
     try:
+        request = _fitted(here, request)
         with recording(original):
             parametrizations = _parametrize(original, request, init, here[0].module.training)
     except (ValueError, TypeError) as error:
@@ -258,6 +259,21 @@ def _check_request(request: Request, init: str) -> None:
         raise SpecError("A view goes with a Constraint, not with any other module.")
     if init != "keep":
         raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
+
+
+def _fitted(here: list[Place], request: Request) -> Request:
+    """The request with the constraint as the owners of the tensor need it."""
+    constraint, viewed = request.constraint, request.view is not None
+    if not isinstance(constraint, Constraint):
+        return request
+    found = [constraint.fitted(place.module, place.name, viewed=viewed) for place in here]
+    for place, each in zip(here[1:], found[1:], strict=True):
+        if each is not found[0] and each.spec() != found[0].spec():
+            raise ValueError(
+                f"tied tensors have one constraint, but that of '{place.path}' is {each!r}, by the "
+                f"settings of its module, and here it is {found[0]!r}."
+            )
+    return replace(request, constraint=found[0])
 
 
 def _parametrize(

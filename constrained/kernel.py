@@ -12,8 +12,10 @@ from constrained.constraint import Constraint
 from constrained.select import Place
 from constrained.spec import Request
 
-_FORWARD = nn.Conv1d, nn.Conv2d, nn.Conv3d
 _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+
+#: The layers whose weight is the kernel of a convolution; lazy ones are of these classes too.
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED
 
 
 def warn_of_small_elements(place: Place, shape: tuple[int, ...], request: Request) -> None:
@@ -29,7 +31,7 @@ def warn_of_small_elements(place: Place, shape: tuple[int, ...], request: Reques
         request: what is asked for.
     """
     module, constraint = place.module, request.constraint
-    if not isinstance(module, _FORWARD + _TRANSPOSED) or len(shape) < 3:
+    if not isinstance(module, CONVOLUTIONS) or len(shape) < 3:
         return
     if not isinstance(constraint, Constraint) or request.view is not None:
         return
