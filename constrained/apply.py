@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from constrained.change import carry_out, named, prepare, stop
-from constrained.handover import check_optimizer
+from constrained.handover import check_holds, check_optimizer
 from constrained.lazy import waiting
 from constrained.parametrization_list import read
 from constrained.places import is_parametrized
@@ -68,7 +68,8 @@ def constrain(
 
     Raises:
         ValueError: for a name, an argument, a target, a view or a shape that does not fit, for
-            NaN or infinite values, and under ``init="strict"`` for a tensor outside the set
+            NaN or infinite values, for an optimizer that holds nothing of a tensor that is
+            trained, and under ``init="strict"`` for a tensor outside the set
             (`InfeasibleError`). One sentence that names the tensor by its path.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the model already.
 
@@ -109,8 +110,9 @@ def release(
         ``module``.
 
     Raises:
-        ValueError: if a target other than ``"**"`` means no constrained tensor, or a tensor that
-            has several free parameters should be left unbaked. The model is then as it was.
+        ValueError: if a target other than ``"**"`` means no constrained tensor, a tensor that
+            has several free parameters should be left unbaked, or the optimizer holds nothing of
+            a tensor that is trained. The model is then as it was.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the model.
     """
     check_optimizer(optimizer)
@@ -131,6 +133,7 @@ def release(
             )
     else:
         chosen = []
+    check_holds(optimizer, ((first.module, first.name, first.path) for first, *_ in chosen))
     for place, *_ in chosen:
         check_not_wrapped(place.module, place.path)
         if not bake and not getattr(place.tensor, "is_tensor", True):

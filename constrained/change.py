@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.constraint import START, Constraint, InfeasibleError, has_values
-from constrained.handover import Succession
+from constrained.handover import Succession, check_holds
 from constrained.install import check_can_hold, install
+from constrained.kernel import warn_of_small_elements
 from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
 from constrained.originals import recording
 from constrained.parametrization_list import ParametrizationList
@@ -196,38 +194,18 @@ def prepare(
             if is_lazy(original):
                 check_can_wait(other.module)
         if is_lazy(original):
-            mine = replace(request, constraint=request.build())
+            mine = replace(request, constraint=_fitted(here, request).build())
             told = None if optimizer is None else weakref.ref(optimizer)
             return Postponed(here, place.path, mine, init, told)
     except (ValueError, TypeError) as error:
         raise named(place.path, error) from error.__cause__
-    _warn_of_small_matrices(place, tuple(original.shape), request)
     return _change(here, original, request, init)
 
 
-def _warn_of_small_matrices(place: Place, shape: tuple[int, ...], request: Request) -> None:
-    """Tell that the kernel of a convolution is not seen as one matrix, which is what most mean."""
-    constraint = request.constraint
-    matrices = isinstance(constraint, Constraint) and constraint.event_dim == 2
-    if not (
-        matrices and request.view is None and isinstance(place.module, _ConvNd) and len(shape) > 2
-    ):
-        return
-    axes = " ".join(["o", "i", *"dhw"[-(len(shape) - 2) :]])
-    inner = axes.partition(" ")[2]
-    count = math.prod(shape[:-2])
-    warnings.warn(
-        f"'{place.path}' is a kernel of shape {shape}, of which {constraint!r} constrains {count} "
-        f"matrices of {shape[-2]} x {shape[-1]}. For one matrix of {shape[0]} x "
-        f"{math.prod(shape[1:])} give view='{axes} -> o ({inner})'; view='{axes} -> {axes}' says "
-        "that the small ones are meant.",
-        UserWarning,
-        stacklevel=4,
-    )
-
-
 def _change(here: list[Place], original: Tensor, request: Request, init: str) -> Change:
+    warn_of_small_elements(here[0], tuple(original.shape), request)
     try:
+        request = _fitted(here, request)
         with recording(original):
             parametrizations = _parametrize(original, request, init, here[0].module.training)
             flat = _flat(parametrizations)
@@ -240,6 +218,9 @@ def carry_out(changes: Sequence[Change | Postponed], optimizer: Optimizer | None
     """Change the model, all or nothing, and tell an optimizer."""
     changed = [module for change in changes for module in change.modules()]
     tensors = [tensor for change in changes for tensor in change.tensors()]
+    # What a tied tensor's other owner has changed is with the optimizer already.
+    first = [c.places[0] for c in changes if isinstance(c, Postponed) or c.is_new]
+    check_holds(optimizer, ((place.module, place.name, place.path) for place in first))
     successions = [change.succession() for change in changes]
     with all_or_nothing(changed, tensors, optimizer):
         for change in changes:
@@ -298,6 +279,21 @@ def _check_request(request: Request, init: str) -> None:
         raise SpecError("A view goes with a Constraint, not with any other module.")
     if init != "keep":
         raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
+
+
+def _fitted(here: list[Place], request: Request) -> Request:
+    """The request with the constraint as the owners of the tensor need it."""
+    constraint, viewed = request.constraint, request.view is not None
+    if not isinstance(constraint, Constraint):
+        return request
+    found = [constraint.fitted(place.module, place.name, viewed=viewed) for place in here]
+    for place, each in zip(here[1:], found[1:], strict=True):
+        if each is not found[0] and each.spec() != found[0].spec():
+            raise ValueError(
+                f"tied tensors have one constraint, but that of '{place.path}' is {each!r}, by the "
+                f"settings of its module, and here it is {found[0]!r}."
+            )
+    return replace(request, constraint=found[0])
 
 
 def _parametrize(

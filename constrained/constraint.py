@@ -176,6 +176,26 @@ class Constraint(nn.Module, ABC):
         """
         return self.inwards(self.project(value), share)
 
+    def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> Constraint:
+        """The constraint for a tensor of a module, with the settings of that where it has none.
+
+        `constrained.constrain` asks each owner of the tensor. A class defines it whose set depends
+        on what the module does with the tensor, as the norm of a convolution does on its stride.
+
+        Args:
+            module: the owner of the tensor; of a lazy one, the tensor may have no shape yet.
+            name: the tensor's name there.
+            viewed: whether the constraint is on a rearrangement of it.
+
+        Returns:
+            The constraint itself, or a copy with other arguments. It is not changed.
+
+        Raises:
+            ValueError: if it does not go with the module, or its arguments contradict it.
+        """
+        del module, name, viewed
+        return self
+
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
         """Better conditioned parameters of the same element.
 

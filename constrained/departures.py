@@ -92,14 +92,15 @@ def _look_before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         left, missed = list(dict.fromkeys(left)), list(dict.fromkeys(missed))
         warnings.warn(
             f"This {type(optimizer).__name__} holds parameters that have left the model, of "
-            f"{_listed(left)}, and does not train {_listed(missed)}: give the optimizer to the "
+            f"{listed(left)}, and does not train {listed(missed)}: give the optimizer to the "
             "function that constrains or releases them, as in constrain(..., optimizer=optimizer), "
             "or make it afterwards.",
             stacklevel=3,
         )
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Names in a sentence, the first few of them."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(repr(name) for name in names[:_NAMED]) + more
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Adagrad, Optimizer
 
-from constrained.departures import note_departure
+from constrained.departures import listed, note_departure
 from constrained.places import parameters_at
 
 
@@ -49,6 +49,32 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
+def check_holds(optimizer: Optimizer | None, places: Iterable[tuple[nn.Module, str, str]]) -> None:
+    """Raise a `ValueError` unless an optimizer, if there is one, trains the tensors at places.
+
+    A tensor that is trained by nobody, frozen or a buffer, need not be held, and of one that is
+    made of several parameters a single one is enough.
+
+    Args:
+        optimizer: who is to be told of a change; any will do for None.
+        places: before the change, the owner of each tensor, its name there, and its path.
+    """
+    if optimizer is None:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    unknown = []
+    for module, name, path in places:
+        parameters = parameters_at(module, name).values()
+        if any(p.requires_grad for p in parameters) and held.isdisjoint(map(id, parameters)):
+            unknown.append(path)
+    if unknown:
+        raise ValueError(
+            f"The optimizer must hold the tensors that change, so that it goes on to train them, "
+            f"but this {type(optimizer).__name__} holds nothing of {listed(unknown)}: give the one "
+            "that does, or none, and make one afterwards."
+        )
+
+
 def hand_over(
     optimizer: Optimizer,
     before: Mapping[str, nn.Parameter],
@@ -62,7 +88,8 @@ def hand_over(
     all parameters.
 
     Args:
-        optimizer: any ``torch.optim`` optimizer. One that holds no predecessor is left as it is.
+        optimizer: any ``torch.optim`` optimizer. One that holds no predecessor, because nobody
+            trains the tensor, is left as it is.
         before: the parameters that were there, by name.
         after: those that are there now; some may be the same objects.
         shapes: the shapes of the former by their ids, as they were.

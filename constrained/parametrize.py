@@ -16,7 +16,7 @@ from constrained.adopt import adopt
 from constrained.appending import check_appended, prepare
 from constrained.cache import cached
 from constrained.constraint import Constraint
-from constrained.handover import Succession, check_optimizer
+from constrained.handover import Succession, check_holds, check_optimizer
 from constrained.install import check_can_hold, install
 from constrained.originals import check_is_there, recording
 from constrained.parametrization_list import ParametrizationList, list_with_original
@@ -97,7 +97,8 @@ def register_parametrization(
         ``module``.
 
     Raises:
-        ValueError: if there is no such tensor, or the parametrization does not fit it.
+        ValueError: if there is no such tensor, the parametrization does not fit it, or the
+            optimizer holds nothing of it although it is trained.
         TypeError: if the parametrization is neither a module nor a function.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the module already.
     """
@@ -110,6 +111,7 @@ def register_parametrization(
             )
         parametrization = Function(parametrization)
     owner, name = resolve(module, tensor_name)
+    check_holds(optimizer, [(owner, name, tensor_name)])
     succession = Succession(owner, name, tensor_name)
     with _training_flag_restored(parametrization):
         parametrization.train(owner.training)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from constrained.adopt import adopt
 from constrained.constraint import Constraint, InfeasibleError, autocast_disabled
-from constrained.handover import Succession, check_optimizer
+from constrained.handover import Succession, check_holds, check_optimizer
 from constrained.install import check_can_change_class, uninstall
 from constrained.originals import check_elements, check_value, check_writable_now, recording, store
 from constrained.parametrization_list import ParametrizationList
@@ -56,8 +56,8 @@ def remove_parametrizations(
 
     Raises:
         ValueError: if the tensor is not parametrized, ``leave_parametrized=False`` is asked of
-            a tensor with several originals, or the present value is not one that the remaining
-            parametrizations can take.
+            a tensor with several originals, the present value is not one that the remaining
+            parametrizations can take, or the optimizer holds nothing of a tensor that is trained.
         RuntimeError: if one of the remaining parametrizations has no right inverse to keep the
             value by, or DistributedDataParallel or FSDP has wrapped the module.
         IndexError: if there is no parametrization at ``index``.
@@ -68,6 +68,7 @@ def remove_parametrizations(
     owner, name = resolve(module, tensor_name)
     if not is_parametrized(owner, name):
         raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
+    check_holds(optimizer, [(owner, name, tensor_name)])
     check_not_wrapped(owner, name)
     check_can_change_class(owner)
     settle(owner, name)

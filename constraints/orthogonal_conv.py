@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint import unguarded
 from constrained.tolerance import working_dtype
+from constraints.layer import layer_of, taken_from
 from constraints.polar import polar
 from constraints.psd_part import symmetric_part
 from constraints.svd import svd
@@ -62,10 +63,14 @@ class OrthogonalConv(Constraint):
     `project` is a retraction: what the map makes of the factors that come off. For a kernel with a
     bounded norm, and no more, there is `spectral_norm_conv`.
 
+    `constrained.constrain` takes the stride and the groups from a torch layer where they are left
+    out, and refuses a layer that does something else, such as to pad with reflections.
+
     Args:
-        stride: the stride of the layer, one for all axes or one for each. Each divides the size of
-            the kernel, or is larger.
-        groups: the number of groups of the layer.
+        stride: the stride of the layer, one for all axes or one for each; 1 without a layer. Each
+            divides the size of the kernel, or is larger.
+        groups: the number of groups of the layer; 1 without a layer. With a view it is not taken
+            from there.
         event_dim: how many trailing dimensions make one kernel, 2 more than the convolution has;
             by default the whole tensor is one.
 
@@ -110,11 +115,16 @@ class OrthogonalConv(Constraint):
     }
 
     def __init__(
-        self, stride: int | Sequence[int] = 1, groups: int = 1, event_dim: int | None = None
+        self,
+        stride: int | Sequence[int] | None = None,
+        groups: int | None = None,
+        event_dim: int | None = None,
     ) -> None:
         super().__init__()
-        for name, values in (("stride", stride), ("groups", [groups])):
+        for name, values in (("stride", stride), ("groups", groups)):
             for value in values if isinstance(values, Sequence) else [values]:
+                if values is None:
+                    continue
                 if not isinstance(value, int) or isinstance(value, bool):
                     raise TypeError(f"orthogonal_conv: {name} must be whole, got {value!r}.")
                 if value < 1:
@@ -125,6 +135,27 @@ class OrthogonalConv(Constraint):
                 f"{event_dim!r}."
             )
         self.stride, self.groups, self.event_dim = stride, groups, event_dim
+
+    def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> OrthogonalConv:
+        """With the stride and the groups of a convolution."""
+        layer = layer_of(module, name)
+        if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
+            return self
+        mode, most = layer.padding_mode, max(layer.surplus)
+        if mode not in ("zeros", "circular") or (mode == "circular" and most > 0):
+            grows = f", by which an axis grows by {most}" if most > 0 else ""
+            raise ValueError(
+                f"{self!r} needs a layer that pads with zeros, or circularly and no more than "
+                f"keeps the size, got padding_mode={mode!r}{grows}: part of an image is there "
+                "twice, and no such convolution is orthogonal."
+            )
+        if any(s > 1 and d > 1 for s, d in zip(layer.stride, layer.dilation, strict=True)):
+            raise ValueError(
+                f"{self!r} needs a layer with the stride 1 or the dilation 1 along each axis, got "
+                f"stride={layer.stride} and dilation={layer.dilation}."
+            )
+        groups = {} if viewed else {"groups": (layer.groups, 1)}
+        return taken_from(self, stride=(layer.stride, 1), **groups)
 
     def forward(self, H: Tensor, *M: Tensor) -> Tensor:
         """The product of the factors, as a kernel."""
@@ -210,14 +241,14 @@ class OrthogonalConv(Constraint):
         event = tuple(shape if self.event_dim is None else shape[-self.event_dim :])
         batch = tuple(shape[: len(shape) - len(event)])
         phases, counts = self._phases(event)
-        rows, columns = event[0] // self.groups, event[1] * math.prod(phases)
+        rows, columns = event[0] // self._groups(), event[1] * math.prod(phases)
         m = max(rows, columns)
-        H = torch.randn((*batch, self.groups, rows, event[1], *phases), **options)
+        H = torch.randn((*batch, self._groups(), rows, event[1], *phases), **options)
         signs = torch.where(torch.arange(m, device=device) < m // 2, 1, -1).to(working)
         reflections = []
         for axis, count in enumerate(counts):
             if count > 1:
-                Q = polar(torch.randn((*batch, self.groups, count - 1, m, m), **options))
+                Q = polar(torch.randn((*batch, self._groups(), count - 1, m, m), **options))
                 S = (Q * signs) @ Q.mT
                 reflections.append(S.unsqueeze(-4) if axis == 1 else S)
         return self.forward(H, *reflections).to(dtype)
@@ -226,28 +257,32 @@ class OrthogonalConv(Constraint):
         """Of the largest piece: an orthogonal matrix, and projections of half of the rank."""
         event = tuple(shape)
         phases, counts = self._phases(event)
-        rows, columns = event[0] // self.groups, event[1] * math.prod(phases)
+        rows, columns = event[0] // self._groups(), event[1] * math.prod(phases)
         p, m = min(rows, columns), max(rows, columns)
         factors = sum(count - 1 for count in counts)
         free = p * m - p * (p + 1) // 2 + factors * (m // 2) * (m - m // 2)
-        return self.groups * min(free, p * m * math.prod(counts))
+        return self._groups() * min(free, p * m * math.prod(counts))
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """A kernel of one or two dimensions, whose channels and sizes fit the layer."""
         dims = len(event) - 2
         if dims not in (1, 2) or min(event) < 1:
             return "must have channels out, channels in, and one or two sizes, none of them 0"
-        if event[0] % self.groups:
+        if event[0] % self._groups():
             return f"must have a multiple of {self.groups} channels out, one part for each group"
-        if not isinstance(self.stride, int) and len(self.stride) != dims:
+        if isinstance(self.stride, Sequence) and len(self.stride) != dims:
             return f"must have as many sizes as there are strides, {len(self.stride)}"
         for k, s in zip(event[2:], self._strides(dims), strict=True):
             if k > s and k % s:
                 return f"must have sizes that are multiples of the stride, {s}, or smaller"
         return None
 
+    def _groups(self) -> int:
+        return self.groups or 1
+
     def _strides(self, dims: int) -> tuple[int, ...]:
-        return (self.stride,) * dims if isinstance(self.stride, int) else tuple(self.stride)
+        stride = self.stride
+        return tuple(stride) if isinstance(stride, Sequence) else (stride or 1,) * dims
 
     def _phases(self, event: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """How many phases of the input each axis has, and how many taps these."""
@@ -262,8 +297,8 @@ class OrthogonalConv(Constraint):
         phases, counts = self._phases(event)
         p1, p2 = (*phases, 1)[:2]
         t1, t2 = (*counts, 1)[:2]
-        rows = event[0] // self.groups
-        split = value.reshape(*batch, self.groups, rows, event[1], t1, p1, t2, p2)
+        rows = event[0] // self._groups()
+        split = value.reshape(*batch, self._groups(), rows, event[1], t1, p1, t2, p2)
         # (groups, rows, channels, t1, p1, t2, p2) -> (groups, t1, t2, rows, channels, p1, p2)
         taps = split.movedim((-4, -2), (-6, -5)).flatten(-3)
         tall = taps.shape[-2] > taps.shape[-1]

@@ -9,14 +9,26 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints import symbol
 from constraints.derivatives import goes_by_operator, has_numbers
+from constraints.layer import layer_of, taken_from
 
-PADDING_MODES = ("zeros", "circular")
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+
+# Derivation. Padding with images of the image is a linear map P of it, and what the layer does is a
+# part of what the convolution without a border makes of P f: no larger than ||K|| ||P||. Along one
+# axis of n points, with p more at each end, replicating makes P'P diagonal with 1 + p at both ends.
+# (For n = 1 the image is constant there, and so is what the layer gives if it adds no points: the
+# symbol at the frequency zero.) Reflecting is a part of an even image on the circle of 2 (n - 1)
+# points, where each point has at most one mirror image, and what the layer gives is there not more
+# than once, as it adds no points. Several axes are padded one after the other.
+
+#: How many times longer padding makes an image, by the width of the border along one axis.
+LONGER = {"reflect": lambda border: 2**0.5, "replicate": lambda border: (1 + border) ** 0.5}
 
 #: In units of the machine epsilon: how far below the bound the map ends, and how far above
 #: it a norm is rounding. Between the two no rounding error makes of one the other.
@@ -32,11 +44,15 @@ class SpectralNormConv(Constraint):
     the dimension of the space of kernels. It is not the norm of the flattened kernel, which may be
     smaller by a factor of up to the square root of the number of taps.
 
-    - ``padding_mode="circular"``: the norm on images of the given ``size``, exactly.
     - ``padding_mode="zeros"``: an upper bound of the norm on images of every size, padded with any
       number of zeros: the largest norm of the symbol on a grid of frequencies, times what it may
       grow between them. It is at most ``cos(pi / (2 resolution)) ** -d`` times the norm on the
       infinite lattice in d dimensions: 2 % above it for one dimension, 4 % for two, 6 % for three.
+    - ``padding_mode="circular"``: with a ``size``, the norm on images of that size, exactly; else
+      the same upper bound.
+    - ``padding_mode="reflect"`` and ``"replicate"``: that upper bound, times how much longer the
+      padding may make an image: the square root of 2, or of 1 and the width of the border, for each
+      axis with more than one tap. There are kernels that reach it.
 
     **Map**: K -> K min(1, c / ||K||), onto the set. A kernel in the set comes back bit for bit, and
     its derivative is the identity, on the boundary too.
@@ -59,18 +75,25 @@ class SpectralNormConv(Constraint):
     An evaluation costs the decomposition of one (out x in) matrix for each of the frequencies, 144
     for 3 x 3 taps; a kernel in the set costs a third of that.
 
+    What the layer does is an argument too. `constrained.constrain` takes it from a torch layer
+    where it is left out, and refuses what contradicts the layer. (It does not look again when a
+    setting of the layer is changed later.)
+
     Args:
         bound: the largest norm c, greater than zero.
-        stride: the stride of the layer, one for all axes or one for each.
-        groups: the number of groups of the layer.
-        padding_mode: that of the layer, ``"zeros"`` or ``"circular"``. The latter is taken to keep
-            the size, up to the stride; with less padding the bound holds as well. With the stride
-            1 it holds whatever the dilation; a layer with a stride and a dilation is not covered.
+        stride: the stride of the layer, one for all axes or one for each; 1 without a layer. It
+            counts as 1 where the images are padded with anything but zeros and have no ``size``:
+            one that the stride does not divide wraps around out of step.
+        groups: the number of groups of the layer; 1 without a layer. With a view it is not taken
+            from there.
+        padding_mode: that of the layer; ``"circular"`` without a layer if there is a size, else
+            ``"zeros"``. But for zeros, the padding must make no image larger, up to the stride.
         size: the size of the images, with ``"circular"`` only: one for all axes or one for each, a
             multiple of the stride and not smaller than the kernel.
-        resolution: with ``"zeros"``, how many frequencies there are for each tap but the first.
+        resolution: without a size, how many frequencies there are for each tap but the first.
         event_dim: how many trailing dimensions make one kernel, 2 more than the convolution has;
             by default the whole tensor is one.
+        dilation: the dilation of the layer, one for all axes or one for each; 1 without a layer.
 
     Shape:
         ``(*batch, out, in / groups, *kernel)`` with 1 to 3 sizes of a kernel: the weight of a
@@ -101,6 +124,7 @@ class SpectralNormConv(Constraint):
             (2, 1, 3, 3),
         ),
         ({"event_dim": 5, "bound": 3.0, "resolution": 4}, (2, 2, 2, 1, 2)),
+        ({"event_dim": 3, "stride": 2, "dilation": 3, "padding_mode": "replicate"}, (2, 2, 3)),
     )
     exempt: ClassVar = {
         **dict.fromkeys(
@@ -118,12 +142,13 @@ class SpectralNormConv(Constraint):
     def __init__(
         self,
         bound: float = 1.0,
-        stride: int | Sequence[int] = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
+        stride: int | Sequence[int] | None = None,
+        groups: int | None = None,
+        padding_mode: str | None = None,
         size: int | Sequence[int] | None = None,
         resolution: int = 8,
         event_dim: int | None = None,
+        dilation: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(bound, Real) or isinstance(bound, bool):
@@ -132,22 +157,22 @@ class SpectralNormConv(Constraint):
             raise ValueError(
                 f"spectral_norm_conv: bound must be positive and finite, got {bound!r}."
             )
-        if padding_mode not in PADDING_MODES:
+        if padding_mode not in (None, *PADDING_MODES):
             raise ValueError(
-                f"spectral_norm_conv: padding_mode must be 'zeros' or 'circular', of which the "
-                f"norm is known, got {padding_mode!r}."
+                f"spectral_norm_conv: padding_mode must be {', '.join(map(repr, PADDING_MODES))}, "
+                f"got {padding_mode!r}."
             )
-        if (size is None) == (padding_mode == "circular"):
+        if size is not None and padding_mode not in (None, "circular"):
             raise ValueError(
                 f"spectral_norm_conv: size, that of the images, goes with "
-                f"padding_mode='circular' and must be given there, got size={size!r} and "
-                f"padding_mode={padding_mode!r}."
+                f"padding_mode='circular', got size={size!r} and padding_mode={padding_mode!r}."
             )
-        _check_whole("stride", stride, 1)
-        _check_whole("groups", [groups], 1)
-        _check_whole("resolution", [resolution], 2)
-        if size is not None:
-            _check_whole("size", size, 1)
+        _check_whole("resolution", resolution, 2)
+        for name, numbers in (
+            ("stride", stride), ("groups", groups), ("size", size), ("dilation", dilation)
+        ):  # fmt: skip
+            if numbers is not None:
+                _check_whole(name, numbers, 1)
         if event_dim is not None and event_dim not in (3, 4, 5):
             raise ValueError(
                 f"spectral_norm_conv: event_dim must be 3, 4 or 5, or None for the whole tensor, "
@@ -160,6 +185,31 @@ class SpectralNormConv(Constraint):
         self.size = size
         self.resolution = resolution
         self.event_dim = event_dim
+        self.dilation = dilation
+
+    def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> SpectralNormConv:
+        """With the stride, dilation, groups and padding mode of a convolution."""
+        layer = layer_of(module, name)
+        if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
+            return self
+        mode, most = layer.padding_mode, max(layer.surplus)
+        if mode != "zeros" and most > 0:
+            raise ValueError(
+                f"{self!r} covers padding_mode={mode!r} where images do not grow, but here an "
+                f"axis grows by {most}, and what is there twice is counted twice; pad with fewer."
+            )
+        if self.size is not None and mode != "circular":
+            raise ValueError(
+                f"{self!r}: size goes with a layer that pads circularly, got padding_mode={mode!r}."
+            )
+        groups = {} if viewed else {"groups": (layer.groups, 1)}
+        return taken_from(
+            self,
+            stride=(layer.stride, 1),
+            dilation=(layer.dilation, 1),
+            padding_mode=(mode, "zeros" if self.size is None else "circular"),
+            **groups,
+        )
 
     def forward(self, K: Tensor) -> Tensor:
         """``K min(1, c / ||K||)``."""
@@ -229,9 +279,10 @@ class SpectralNormConv(Constraint):
         if not 3 <= len(event) <= 5 or min(event) < 1:
             return "must be a kernel of 3 to 5 dimensions, (out, in / groups, *kernel), none empty"
         axes = len(event) - 2
-        if event[0] % self.groups:
+        if event[0] % (self.groups or 1):
             return f"must have a multiple of groups={self.groups} output channels"
-        for name, number in (("stride", self.stride), ("size", self.size)):
+        for name in ("stride", "size", "dilation"):
+            number = getattr(self, name)
             if isinstance(number, Sequence) and len(number) != axes:
                 return f"must have as many sizes of its kernel as there are in {name}={number!r}"
         if self.size is None:
@@ -256,19 +307,33 @@ class SpectralNormConv(Constraint):
     def _grouped(self, K: Tensor, event: tuple[int, ...]) -> Tensor:
         """Shape ``(*batch, groups, out / groups, in / groups, taps)``."""
         batch = K.shape[: K.ndim - len(event)]
-        out = event[0] // self.groups
-        return K.reshape(*batch, self.groups, out, event[1], math.prod(event[2:]))
+        groups = self.groups or 1
+        return K.reshape(*batch, groups, event[0] // groups, event[1], math.prod(event[2:]))
 
     def _waves(self, event: tuple[int, ...], like: Tensor) -> tuple[Tensor, float]:
         """The waves to look at, and how many times larger the norm may be in between."""
         kernel = event[2:]
-        stride = _each(self.stride, len(kernel))
+        stride, dilation = (_each(n, len(kernel)) for n in (self.stride, self.dilation))
+        points = None
         if self.size is not None:
-            sizes = zip(_each(self.size, len(kernel)), stride, strict=True)
-            return symbol.waves(kernel, stride, [n // s for n, s in sizes], like), 1.0
-        points = symbol.lattice_points(kernel, stride, self.resolution)
-        factor = symbol.between_points(kernel, stride, self.resolution)
-        return symbol.waves(kernel, stride, points, like), factor
+            points = [n // s for n, s in zip(_each(self.size, len(kernel)), stride, strict=True)]
+        borders = [(d * (k - 1) + 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        if self.padding_mode in PADDING_MODES[1:] and points is None:
+            stride = [1] * len(kernel)
+        # What goes by twos and looks at each second point goes by ones.
+        common = [math.gcd(*pair) for pair in zip(stride, dilation, strict=True)]
+        stride, dilation = (
+            [n // c for n, c in zip(numbers, common, strict=True)] for numbers in (stride, dilation)
+        )
+        if points is not None:
+            return symbol.waves(kernel, stride, dilation, points, like), 1.0
+        # On the lattice, what goes by ones is as large however far it looks.
+        dilation = [1 if s == 1 else d for s, d in zip(stride, dilation, strict=True)]
+        points = symbol.lattice_points(kernel, stride, dilation, self.resolution)
+        factor = symbol.between_points(kernel, stride, dilation, self.resolution)
+        if self.padding_mode in LONGER:
+            factor *= math.prod(LONGER[self.padding_mode](border) for border in borders if border)
+        return symbol.waves(kernel, stride, dilation, points, like), factor
 
 
 def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -280,8 +345,9 @@ def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return K / unit, unit
 
 
-def _each(number: int | Sequence[int], axes: int) -> list[int]:
-    return [number] * axes if isinstance(number, int) else list(number)
+def _each(number: int | Sequence[int] | None, axes: int) -> list[int]:
+    """One for each axis; ones for what was left out."""
+    return list(number) if isinstance(number, Sequence) else [number or 1] * axes
 
 
 def _check_whole(name: str, numbers: int | Sequence[int], least: int) -> None:

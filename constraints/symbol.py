@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from constraints.largest import gram, largest_singular_value
 # so that its norm on the infinite lattice is the largest of ||K^(w)|| over all w, and on the torus
 # of n points per axis over the w in 2 pi Z / n. With a stride s it is one of the s^d phases of the
 # input, x = s j + p, each a channel of its own: g[t] = sum_{j,p} K[s j + p] f_p[t + j], and
-# f -> (f_p)_p keeps the norm. The symbol then has s^d times the columns. All weights are real, so
-# K^(-w) is the conjugate of K^(w), and half of the frequencies will do.
+# f -> (f_p)_p keeps the norm. The symbol then has s^d times the columns. Taps that are apart are at
+# other places x. All weights are real, so K^(-w) is the conjugate of K^(w), and half of the
+# frequencies will do.
 
 
 #: How many entries of symbols are held at a time: some 100 MB in single precision.
@@ -28,13 +29,18 @@ ENTRIES = 2**23
 
 
 def waves(
-    kernel: Sequence[int], stride: Sequence[int], points: Sequence[int], like: Tensor
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    points: Sequence[int],
+    like: Tensor,
 ) -> Tensor:
     """The waves that turn a kernel into its symbol, on a grid of frequencies.
 
     Args:
         kernel: the sizes of the kernel, of length d.
         stride: the strides.
+        dilation: how far the taps are apart.
         points: how many frequencies per axis; of the last one only the first half is taken.
         like: a real tensor of the dtype and device wanted.
 
@@ -43,14 +49,15 @@ def waves(
     """
     real = torch.ones((1, 1, 1), dtype=like.dtype, device=like.device)
     imaginary = torch.zeros_like(real)
-    for axis, (k, s, n) in enumerate(zip(kernel, stride, points, strict=True)):
+    axes = zip(kernel, stride, dilation, points, strict=True)
+    for axis, (k, s, d, n) in enumerate(axes):
         half = axis == len(kernel) - 1
         w = torch.arange(n // 2 + 1 if half else n, device=like.device)
-        x = torch.arange(k, device=like.device)
+        x = d * torch.arange(k, device=like.device)
         # A whole number of n-ths of the circle: the angle is exact but for one rounding.
         turns = ((w.unsqueeze(-1) * (x // s)) % n).to(like.dtype)
         angle = (turns * (2 * math.pi / n)).unsqueeze(-2)
-        phase = torch.arange(min(s, k), device=like.device).unsqueeze(-1)
+        phase = torch.arange(min(s, d * (k - 1) + 1), device=like.device).unsqueeze(-1)
         chosen = (x % s == phase).to(like.dtype)
         a, b = angle.cos() * chosen, angle.sin() * chosen
         real, imaginary = (
@@ -161,12 +168,24 @@ def _(info: Any, in_dims: tuple[int, None], K: Tensor, waves: Tensor) -> tuple[T
 #     max_{all w} ||K^(w)||  <=  max_{w on the grid} ||K^(w)||  prod_axes 1 / cos(pi m / (2 n)).
 
 
-def lattice_points(kernel: Sequence[int], stride: Sequence[int], resolution: int) -> list[int]:
+def lattice_points(
+    kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], resolution: int
+) -> list[int]:
     """How many frequencies per axis stand for all of them."""
-    return [max(1, resolution * ((k - 1) // s)) for k, s in zip(kernel, stride, strict=True)]
+    return [max(1, resolution * m) for m in _degrees(kernel, stride, dilation)]
 
 
-def between_points(kernel: Sequence[int], stride: Sequence[int], resolution: int) -> float:
+def between_points(
+    kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], resolution: int
+) -> float:
     """How many times larger than on the grid of `lattice_points` a symbol's norm may be."""
-    axes = sum((k - 1) // s > 0 for k, s in zip(kernel, stride, strict=True))
+    axes = sum(m > 0 for m in _degrees(kernel, stride, dilation))
     return math.cos(math.pi / (2 * resolution)) ** -axes
+
+
+def _degrees(
+    kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Iterator[int]:
+    """The largest exponent along each axis."""
+    for k, s, d in zip(kernel, stride, dilation, strict=True):
+        yield d * (k - 1) // s

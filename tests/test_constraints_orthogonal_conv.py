@@ -34,11 +34,11 @@ def layer(dims, channels, out, kernel, stride=1, groups=1, mode="circular"):
         padding_mode=mode,
         padding=(kernel - 1) // 2 if mode == "zeros" else 0,
     )
+    constrain(conv, "weight", OrthogonalConv(stride=stride, groups=groups))
     if mode == "circular" and kernel > 1:
         # All of the image, and no more: what is missing at one end comes from the other.
         conv.padding = tuple([kernel - stride if kernel >= stride else 0] * dims)
         conv._reversed_padding_repeated_twice = [0, kernel - stride] * dims
-    constrain(conv, "weight", OrthogonalConv(stride=stride, groups=groups))
     return conv
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -313,6 +314,207 @@ def test_jit_trace(scale):
 # ----------------------------------------------------------------------------------- with layers
 
 
+def layer_norm(layer, *size):
+    """The norm of a layer on images of a size; None if it takes no such images."""
+    channels = layer.in_channels
+    images = torch.eye(channels * math.prod(size), dtype=layer.weight.dtype)
+    bias, layer.bias = layer.bias, None
+    try:
+        made = layer(images.reshape(-1, channels, *size)).detach().flatten(1)
+    except RuntimeError:
+        return None
+    finally:
+        layer.bias = bias
+    return float(torch.linalg.matrix_norm(made, 2))
+
+
+MODES = ["zeros", "circular", "reflect", "replicate"]
+
+
+def adverse(layer):
+    """A random kernel, or a shift, which is what gains most from a border."""
+    with torch.no_grad():
+        layer.weight.normal_()
+        if torch.rand(()) < 0.3:
+            layer.weight.zero_()
+            layer.weight[:, 0].flatten(1)[:, -1] = 1.0
+    return layer
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", range(12))
+def test_the_norm_is_that_of_the_layer(mode, seed):
+    draw = torch.Generator().manual_seed(100 * seed + MODES.index(mode))
+
+    def pick(*choices):
+        return choices[int(torch.randint(len(choices), (), generator=draw))]
+
+    for _ in range(4):
+        k, dilation, stride = pick(1, 2, 3, 4, 5), pick(1, 1, 2, 3), pick(1, 1, 2, 3, 4)
+        groups, most = pick(1, 1, 2), dilation * (k - 1) // 2
+        padding = pick(most, most + 3) if mode == "zeros" else most
+        if stride == 1 and k % 2 and pick(True, False):
+            padding = "same"
+        layer = nn.Conv1d(
+            2 * groups, 2 * groups, k, stride, padding, dilation, groups, padding_mode=mode
+        )
+        constrain(adverse(layer.double()), "weight", "spectral_norm_conv")
+        found = [norm for n in range(1, 14) if (norm := layer_norm(layer, n)) is not None]
+        assert max(found) <= 1 + 1e-12, layer
+        if mode == "zeros":
+            assert max(found) > 0.8
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_norm_is_that_of_the_layer_in_two_dimensions(mode):
+    for stride, dilation, k in ((1, 1, 3), ((1, 2), (2, 1), (3, 2)), (2, 2, 3), (2, 3, 2)):
+        layer = nn.Conv2d(2, 3, k, stride, dilation=dilation, padding_mode=mode)
+        spread = [d * (n - 1) for d, n in zip(layer.dilation, layer.kernel_size, strict=True)]
+        layer = nn.Conv2d(
+            2, 3, k, stride, [n // 2 for n in spread], dilation, padding_mode=mode, bias=False
+        )
+        constrain(adverse(layer.double()), "weight", "spectral_norm_conv")
+        sizes = [(4, 4), (5, 4), (7, 6), (1, 6), (3, 2)]
+        norms = [norm for size in sizes if (norm := layer_norm(layer, *size)) is not None]
+        assert 0.2 < max(norms) <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("stride, dilation", [(1, 2), (2, 2), (2, 3), (4, 2), (3, 2), (2, 1)])
+def test_with_a_size_the_norm_is_exact_whatever_stride_and_dilation(stride, dilation):
+    layer = nn.Conv1d(2, 3, 3, stride, dilation, dilation, padding_mode="circular").double()
+    layer.weight.data.normal_()
+    constrain(layer, "weight", "spectral_norm_conv(size=12)")
+    assert layer_norm(layer, 12) == pytest.approx(1, rel=1e-12)
+
+
+def test_shifts_reach_the_bound_at_a_border():
+    for mode in ("reflect", "replicate"):
+        layer = nn.Conv1d(1, 1, 3, padding=1, padding_mode=mode, bias=False).double()
+        layer.weight.data = torch.tensor([[[1.0, 0.0, 0.0]]], dtype=DOUBLE)
+        constraint = SpectralNormConv(padding_mode=mode, resolution=64)
+        assert layer_norm(layer, 8) == pytest.approx(2**0.5)
+        assert float(constraint.norm(layer.weight.detach())) == pytest.approx(2**0.5, rel=1e-3)
+
+
+def test_a_transposed_layer_with_everything():
+    for stride, dilation, output_padding in ((2, 3, 1), (2, 2, 1), (3, 1, 2)):
+        layer = nn.ConvTranspose1d(
+            4, 2, 3, stride, 1, output_padding, groups=2, dilation=dilation, bias=False
+        )
+        constrain(adverse(layer.double()), "weight", "spectral_norm_conv")
+        assert 0.8 < layer_norm(layer, 14) <= 1 + 1e-12
+
+
+def test_settings_are_taken_from_the_layer_and_come_back_by_the_spec():
+    def model():
+        return nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, stride=(1, 2), groups=2, padding=1, padding_mode="circular"),
+            nn.ConvTranspose2d(4, 2, 3, stride=2, dilation=(2, 1)),
+        )
+
+    plain = constrained.spec(constrain(model(), "*.weight", "spectral_norm_conv(bound=2)"))
+    same = {"name": "spectral_norm_conv", "bound": 2.0}
+    assert plain == {
+        "0.weight": same,
+        "1.weight": {**same, "stride": [1, 2], "groups": 2, "padding_mode": "circular"},
+        "2.weight": {**same, "stride": 2, "dilation": [2, 1]},
+    }
+    again = constrain(model(), json.loads(json.dumps(plain)))
+    assert constrained.spec(again) == plain
+
+
+@pytest.mark.parametrize(
+    "make, spec, message",
+    [
+        (lambda: nn.Conv2d(2, 2, 3, 2), "spectral_norm_conv(stride=1)", "stride must be .* 2, got"),
+        (lambda: nn.Conv2d(2, 2, 3), "spectral_norm_conv(groups=2)", "groups must be .* 1, got 2"),
+        (
+            lambda: nn.Conv2d(2, 2, 3, padding_mode="reflect"),
+            "spectral_norm_conv(padding_mode='zeros')",
+            "padding_mode must be that of the layer, 'reflect', got 'zeros'; leave it out",
+        ),
+        (lambda: nn.Conv2d(2, 2, 3), "spectral_norm_conv(size=8)", "size goes with .*'zeros'"),
+        (
+            lambda: nn.Conv2d(2, 2, 3, dilation=(1, 2)),
+            "spectral_norm_conv(dilation=2)",
+            r"dilation must be that of the layer, \[1, 2\], got 2",
+        ),
+        (
+            lambda: nn.Conv2d(2, 2, 3, padding=2, padding_mode="circular"),
+            "spectral_norm_conv",
+            "images do not grow, but here an axis grows by 2.*pad with fewer",
+        ),
+        (lambda: nn.Conv2d(2, 2, 2, 2), "orthogonal_conv(stride=1)", "stride must be .* 2, got 1"),
+        (
+            lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="replicate"),
+            "orthogonal_conv",
+            "pads with zeros, or circularly .*got padding_mode='replicate'",
+        ),
+        (
+            lambda: nn.Conv1d(2, 2, 2, padding=1, padding_mode="circular"),
+            "orthogonal_conv",
+            "no more than keeps the size, got padding_mode='circular', by which an axis grows by 1",
+        ),
+        (
+            lambda: nn.Conv1d(2, 2, 2, stride=2, dilation=2),
+            "orthogonal_conv",
+            r"the stride 1 or the dilation 1 .*stride=\(2,\) and dilation=\(2,\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_contradicts_the_layer_is_refused(make, spec, message, lazy):
+    layer = make()
+    if lazy:
+        kind = {nn.Conv1d: nn.LazyConv1d, nn.Conv2d: nn.LazyConv2d}[type(layer)]
+        layer = kind(2, *(getattr(layer, n) for n in ("kernel_size", "stride", "padding")),
+                     dilation=layer.dilation, padding_mode=layer.padding_mode)  # fmt: skip
+    model, before = nn.Sequential(layer), type(layer)
+    with pytest.raises(ValueError, match=f"'0.weight': .*{message}"):
+        constrain(model, "0.weight", spec)
+    assert type(model[0]) is before
+
+
+def test_a_lazy_layer_tells_its_settings():
+    layer = nn.LazyConv2d(4, 2, stride=2, groups=2, padding_mode="reflect")
+    constrain(layer, "weight", "spectral_norm_conv")
+    layer(torch.ones(1, 4, 6, 6))
+    expected = {"stride": 2, "groups": 2, "padding_mode": "reflect"}
+    assert constrained.spec(layer)["weight"] == {"name": "spectral_norm_conv", **expected}
+
+
+def test_tied_kernels_of_layers_that_differ_are_refused():
+    model = nn.Sequential(nn.Conv1d(2, 2, 3, stride=2), nn.Conv1d(2, 2, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="that of '1.weight' is .*by the settings of its module"):
+        constrain(model, "0.weight", "spectral_norm_conv")
+    model[1].stride = (2,)
+    constrain(model, "0.weight", "spectral_norm_conv")
+    assert constrained.spec(model)["0.weight"]["stride"] == 2
+
+
+def test_a_view_takes_no_groups_from_the_layer():
+    layer = nn.Conv2d(4, 4, 3, groups=2, stride=2, padding=1, padding_mode="reflect", bias=False)
+    layer.double().weight.data.normal_()
+    view = "(2 o) i h w -> 2 o i h w"
+    constrain(layer, "weight", "spectral_norm_conv(event_dim=4)", view=view)
+    expected = {"stride": 2, "padding_mode": "reflect", "event_dim": 4, "view": view}
+    assert constrained.spec(layer)["weight"] == {"name": "spectral_norm_conv", **expected}
+    assert layer_norm(layer, 6, 6) <= 1 + 1e-12
+
+
+def test_orthogonal_kernels_take_their_settings_from_the_layer():
+    layer = nn.Conv2d(4, 8, 2, stride=2, groups=2, bias=False).double()
+    constrain(layer, "weight", "orthogonal_conv", init="sample")
+    expected = {"name": "orthogonal_conv", "stride": 2, "groups": 2}
+    assert constrained.spec(layer)["weight"] == expected
+    images = torch.eye(4 * 16, dtype=DOUBLE).reshape(-1, 4, 4, 4)
+    values = torch.linalg.svdvals(layer(images).detach().flatten(1))
+    assert float(values.max()) == pytest.approx(1)
+    assert int((values > 0.5).sum()) == len(values) == 8 * 4
+
+
 def test_every_step_of_training_holds_the_bound():
     layer = nn.Conv2d(3, 4, 3, padding=1, bias=False)
     constrain(layer, "weight", "spectral_norm_conv")
@@ -428,12 +630,12 @@ def test_names_and_arguments():
     for bad in ("1", True, None):
         with pytest.raises(TypeError, match="bound must be a number"):
             SpectralNormConv(bad)
-    with pytest.raises(ValueError, match=r"must be 'zeros' or 'circular'.*got 'reflect'"):
-        SpectralNormConv(padding_mode="reflect")
-    for bad in ({"padding_mode": "circular"}, {"size": 4}):
+    with pytest.raises(ValueError, match=r"must be 'zeros', 'circular', .*, got 'mirror'"):
+        SpectralNormConv(padding_mode="mirror")
+    for mode in ("zeros", "reflect", "replicate"):
         with pytest.raises(ValueError, match="size, that of the images, goes with"):
-            SpectralNormConv(**bad)
-    for name in ("stride", "groups", "resolution"):
+            SpectralNormConv(padding_mode=mode, size=4)
+    for name in ("stride", "groups", "resolution", "dilation"):
         with pytest.raises(TypeError, match=f"{name} must be a whole number, got 1.5"):
             SpectralNormConv(**{name: 1.5})
         with pytest.raises(ValueError, match=f"{name} must be at least"):

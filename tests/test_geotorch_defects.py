@@ -212,12 +212,86 @@ def test_g18_kernels_are_matrices_where_a_view_says_so():
         (nn.Conv2d(3, 8, 3), "24 matrices of 3 x 3.*8 x 27.*view='o i h w -> o .i h w.'"),
         (nn.Conv1d(3, 8, 5), "8 matrices of 3 x 5.*8 x 15.*view='o i w -> o .i w.'"),
         (nn.Conv3d(1, 8, 2), "16 matrices of 2 x 2.*8 x 8.*view='o i d h w -> o .i d h w.'"),
+        (nn.LazyConv2d(8, 3), "24 matrices of 3 x 3.*8 x 27.*view='o i h w -> o .i h w.'"),
+        (nn.ConvTranspose2d(3, 8, 3), "24 matrices of 3 x 3.*8 x 27.*'i o h w -> o .i h w.'"),
+        (nn.Conv2d(4, 6, 3, groups=2), "2 matrices of 3 x 18, one for each group.*-> 2 o .i h w."),
     ],
-    ids=["2d", "1d", "3d"],
+    ids=["2d", "1d", "3d", "lazy", "transposed", "groups"],
 )
 def test_g18_without_one_a_warning_says_what_is_constrained(conv, message):
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as caught:
         constrain(conv, "weight", "orthogonal")
+        if isinstance(conv, nn.LazyConv2d):
+            conv(torch.ones(1, 3, 4, 4))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+KERNELS = {
+    "1d": lambda: nn.Conv1d(3, 4, 2),
+    "2d": lambda: nn.Conv2d(3, 8, 3),
+    "3d": lambda: nn.Conv3d(1, 2, 2),
+    "groups": lambda: nn.Conv2d(8, 16, (8, 1), groups=8),
+    "transposed": lambda: nn.ConvTranspose2d(3, 4, 2),
+    "transposed groups": lambda: nn.ConvTranspose1d(4, 6, 3, groups=2),
+    "lazy": lambda: nn.LazyConv2d(4, 3),
+    "lazy transposed": lambda: nn.LazyConvTranspose1d(4, 3),
+}
+
+
+def constrained_kernel(kind, constraint, **kwargs):
+    conv = constrain(KERNELS[kind](), "weight", constraint, **kwargs)
+    if "lazy" in kind:
+        conv(torch.ones(1, 3, *[4] * len(conv.kernel_size)))
+    return conv
+
+
+def of_each_output(conv):
+    """The weights that an output channel of a convolution is made by, one row for each."""
+    if not conv.transposed:
+        return conv.weight.detach().flatten(1)
+    each = conv.weight.detach().unflatten(0, (conv.groups, -1)).transpose(1, 2)
+    return each.flatten(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("event_dim", [1, 2])
+def test_g18_the_view_that_the_warning_names_is_the_one_that_is_meant(kind, event_dim):
+    name = {1: "sphere", 2: "orthogonal"}[event_dim]
+    with pytest.warns(UserWarning, match="kernel of shape") as caught:
+        constrained_kernel(kind, name)
+    assert len(caught) == 1
+    meant, same = re.findall("view='(.*?)'", str(caught[0].message))
+    constrained.assert_feasible(constrained_kernel(kind, name, view=same))
+    conv = constrained_kernel(kind, name, view=meant)
+    rows = of_each_output(conv)
+    if event_dim == 1:
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+    else:
+        values = torch.linalg.svdvals(rows.unflatten(0, (conv.groups, -1)))
+        torch.testing.assert_close(values, torch.ones_like(values))
+
+
+def takes_vectors(name):
+    arguments, _ = constrained.get(name).examples[0]
+    constraint = constrained.get(name)(**arguments)
+    return constraint.event_dim == 1 and constraint.shape_problem((3,)) is None
+
+
+@pytest.mark.parametrize("name", [n for n in constrained.names() if takes_vectors(n)])
+def test_g18_every_set_of_vectors_warns(name):
+    arguments, _ = constrained.get(name).examples[0]
+    with pytest.warns(UserWarning, match="72 vectors of 3. For 8 vectors of 27, one for each"):
+        constrain(nn.Conv2d(3, 8, 3), "weight", constrained.get(name)(**arguments))
+
+
+@pytest.mark.parametrize("name", ["nonnegative", "box(low=-1, high=1)", "spectral_norm_conv"])
+def test_g18_sets_of_numbers_and_of_whole_tensors_do_not(name):
+    constrained.assert_feasible(constrain(nn.Conv2d(3, 8, 3), "weight", name))
+
+
+def test_g18_vectors_that_are_filters_do_not():
+    for conv in (nn.Conv1d(1, 8, 3), nn.Conv2d(4, 4, (1, 3), groups=4)):
+        constrained.assert_feasible(constrain(conv, "weight", "sphere"))
 
 
 def test_g18_a_view_that_changes_nothing_means_the_small_matrices():

@@ -265,16 +265,97 @@ def test_e12_what_a_parametrization_trains_itself_comes_and_goes():
     assert all(any(p is q for q in held(optimizer)) for p in optimizer.state)
 
 
-def test_e12_another_optimizer_is_left_as_it_is():
-    model, other = nn.Linear(3, 3), nn.Linear(3, 3)
-    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
-    constrain(model, "weight", Split(), optimizer=optimizer)
-    assert same(held(optimizer), [other.weight, other.bias])
+def test_e12_what_is_no_optimizer_is_refused():
+    model = constrain(nn.Linear(3, 3), "weight", Split())
     for do in (ours.register_parametrization, ours.remove_parametrizations):
         arguments = [Scaled()] if do is ours.register_parametrization else []
         with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer, got str"):
             do(model, "weight", *arguments, optimizer="adam")
     assert len(model.parametrizations.weight) == 1
+
+
+TOLD = {
+    "constrain": lambda m, o: constrain(m, "a.weight", Split(), optimizer=o),
+    "register": lambda m, o: ours.register_parametrization(m, "a.weight", Scaled(), optimizer=o),
+    "append": lambda m, o: ours.register_parametrization(m, "b.weight", Scaled(), optimizer=o),
+    "remove": lambda m, o: ours.remove_parametrizations(m, "b.weight", optimizer=o),
+    "remove one": lambda m, o: ours.remove_parametrizations(m, "b.weight", index=0, optimizer=o),
+    "release": lambda m, o: release(m, "b.weight", optimizer=o),
+    "release all": lambda m, o: release(m, optimizer=o),
+}
+
+
+def half_constrained():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    return constrain(model, "b.weight", Split())
+
+
+@pytest.mark.parametrize("do", TOLD.values(), ids=TOLD)
+def test_e12_an_optimizer_that_does_not_hold_the_tensor_is_refused(do):
+    model, other = half_constrained(), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD([*other.parameters(), model["a"].bias], lr=0.1)
+    before = dict(model.named_parameters()), held(optimizer)
+    with pytest.raises(ValueError, match=r"this SGD holds nothing of '[ab]\.weight': give the one"):
+        do(model, optimizer)
+    now = dict(model.named_parameters())
+    assert list(now) == list(before[0])
+    assert same(list(now.values()), list(before[0].values()))
+    assert same(held(optimizer), before[1])
+
+
+@pytest.mark.parametrize("do", TOLD.values(), ids=TOLD)
+def test_e12_a_tensor_that_nobody_trains_need_not_be_held(do):
+    model = half_constrained().requires_grad_(False)
+    optimizer = torch.optim.SGD(nn.Linear(3, 3).parameters(), lr=0.1)
+    before = held(optimizer)
+    do(model, optimizer)
+    assert same(held(optimizer), before)
+
+
+def test_e12_a_buffer_need_not_be_held():
+    model = nn.BatchNorm1d(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    constrain(model, "running_var", "positive", optimizer=optimizer)
+    release(model, optimizer=optimizer)
+    assert same(held(optimizer), [model.weight, model.bias])
+
+
+def test_e12_one_of_several_originals_is_enough():
+    model = constrain(nn.Linear(3, 3), "weight", Split())
+    first = model.parametrizations.weight.original0
+    optimizer = torch.optim.SGD([first], lr=0.1)
+    release(model, optimizer=optimizer)
+    assert same(held(optimizer), [model.weight])
+
+
+def test_e12_an_error_names_those_that_the_optimizer_lacks():
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(6)))
+    optimizer = torch.optim.Adam(model[0].parameters())
+    lacking = r"this Adam holds nothing of '1\.weight', '2\.weight', '3\.weight' and 2 more: give"
+    with pytest.raises(ValueError, match=lacking):
+        constrain(model, "*.weight", "orthogonal", optimizer=optimizer)
+    assert not any(ours.is_parametrized(layer) for layer in model)
+    constrain(model, "*.weight", "orthogonal")
+    with pytest.raises(ValueError, match=lacking):
+        release(model, optimizer=optimizer)
+    assert all(ours.is_parametrized(layer) for layer in model)
+
+
+def test_e12_a_lazy_tensor_too_must_be_held():
+    model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"this SGD holds nothing of '0\.weight'"):
+        optimizer = torch.optim.SGD(nn.Linear(3, 3).parameters(), lr=0.1)
+        constrain(model, "0.weight", "orthogonal", optimizer=optimizer)
+    assert type(model[0]) is nn.LazyLinear
+
+
+def test_e12_tied_lazy_tensors_are_with_the_optimizer_once_the_first_has_its_shape():
+    model = nn.Sequential(nn.LazyLinear(3, bias=False), nn.LazyLinear(3, bias=False))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    constrain(model, "0.weight", "low_rank(rank=1)", optimizer=optimizer)
+    model(torch.ones(2, 3))
+    assert same(held(optimizer), list(model.parameters()))
 
 
 # ------------------------------------------------------------------------------------ the warning

@@ -61,7 +61,8 @@ def test_e38_a_glob_over_lazy_and_other_layers():
     [
         (lambda: nn.LazyConv2d(4, 3), torch.ones(1, 2, 8, 8),
          {"name": "orthogonal", "view": "o i h w -> o (i h w)"}),
-        (lambda: nn.LazyConv1d(4, 3), torch.ones(1, 2, 8), {"name": "sphere", "init": "sample"}),
+        (lambda: nn.LazyConv1d(4, 3), torch.ones(1, 2, 8),
+         {"name": "sphere", "view": "o i w -> o (i w)", "init": "sample"}),
         (lambda: nn.LazyBatchNorm1d(), torch.randn(4, 3), {"name": "positive"}),
     ],
 )  # fmt: skip

@@ -1,0 +1,81 @@
+"""What is constrained of the kernel of a convolution, where no view says it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+
+from torch import nn
+
+from constrained.constraint import Constraint
+from constrained.select import Place
+from constrained.spec import Request
+
+_TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+
+#: The layers whose weight is the kernel of a convolution; lazy ones are of these classes too.
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED
+
+
+def warn_of_small_elements(place: Place, shape: tuple[int, ...], request: Request) -> None:
+    """Tell that the elements of a set are not the filters of a convolution, which most mean.
+
+    A set of vectors or of matrices takes the last one or two dimensions of a kernel for an element,
+    which are rows or slices of its taps. A set of numbers, and one that takes the whole tensor,
+    mean the same whatever the tensor is for.
+
+    Args:
+        place: where the tensor is.
+        shape: its shape.
+        request: what is asked for.
+    """
+    module, constraint = place.module, request.constraint
+    if not isinstance(module, CONVOLUTIONS) or len(shape) < 3:
+        return
+    if not isinstance(constraint, Constraint) or request.view is not None:
+        return
+    event, taps = constraint.event_dim, math.prod(shape[2:])
+    if event not in (1, 2):
+        return
+    groups, axes = module.groups, " ".join("dhw"[-(len(shape) - 2) :])
+    transposed = isinstance(module, _TRANSPOSED)
+    inputs, outputs = shape[1], shape[0]
+    if transposed:
+        # Its kernel is (in, out / groups, *taps).
+        inputs, outputs = shape[0] // groups, shape[1] * groups
+    length, count = inputs * taps, math.prod(shape[:-event])
+    first, second = ("i", "o") if transposed else ("o", "i")
+    filters = "o"
+    if groups > 1 and (transposed or event == 2):
+        first, filters = f"({groups} {first})", f"({groups} o)" if event == 1 else f"{groups} o"
+    if event == 1:
+        small = f"{count} vectors of {shape[-1]}"
+        meant = f"{outputs} vectors of {length}, one for each filter,"
+        if count == outputs:
+            return
+    else:
+        small = f"{count} matrices of {shape[-2]} x {shape[-1]}"
+        matrix = f"{outputs // groups} x {length}"
+        meant = f"{groups} matrices of {matrix}, one for each group,"
+        if groups == 1:
+            meant = f"one matrix of {matrix}"
+    same = f"i o {axes}" if transposed else f"o i {axes}"
+    warnings.warn(
+        f"'{place.path}' is a kernel of shape {shape}, of which {constraint!r} constrains {small}. "
+        f"For {meant} give view='{first} {second} {axes} -> {filters} (i {axes})'; "
+        f"view='{same} -> {same}' says that the small ones are meant.",
+        UserWarning,
+        stacklevel=_frames_to_the_caller(),
+    )
+
+
+def _frames_to_the_caller() -> int:
+    """The ``stacklevel`` of the function that called this package, for who calls this."""
+    level, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        (f"{package}.", "torch.nn.modules")
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
