@@ -47,7 +47,7 @@ test: $(READY) ## the tests that take seconds
 test-slow: $(READY) ## the others: several processes, compilers, thousands of steps
 	$(PYTEST) -m slow
 
-test-processors: $(READY) ## the tests under other processors' instructions; SHARE=, LAW_SHARE=, SEED=, TABLE=docs/processors.md
+test-processors: $(READY) ## the tests under other processors' instructions
 	$(BIN)/python tests/processors.py --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
 		--seed $(SEED) $(if $(TABLE),--table $(TABLE))
 

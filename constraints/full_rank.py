@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from constraints.polar import polar
+from constraints.thin_product import thin_product
 
 
 def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
@@ -14,9 +15,6 @@ def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
     If A = U S^(1/2) and B = V S^(1/2) this is U (S + c) V': every singular value is raised by c, a
     rounding term, so that the product has its rank in floating-point arithmetic too. Where A or B
     has not full rank, P or Q is one of several, and a step across jumps by 2 c.
-
-    Where columns cancel, A B' is small beside A and B, and what it errs by would raise its rank. So
-    the value is that of P (P' A B' Q) Q', whose errors are as small as it is itself.
 
     Args:
         A: shape ``(*batch, m, r)``.
@@ -30,10 +28,7 @@ def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
     finfo = torch.finfo(A.dtype)
     c = c + (c.clamp(min=finfo.tiny / finfo.eps) - c).detach()
     P, Q = polar(A), polar(B)
-    product = A @ B.mT
-    with torch.no_grad():
-        exact = P @ ((P.mT @ A) @ (B.mT @ Q)) @ Q.mT
-    return product + (exact - product).detach() + (c * P) @ Q.mT
+    return thin_product(A, B, P, Q) + (c * P) @ Q.mT
 
 
 def factors(U: Tensor, values: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
