@@ -6,6 +6,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # its own settings (PIP_INDEX_URL, pip.conf).
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+# Of `make test-processors`: the shares of the tests and of the laws, which ones, and where to write
+# the page of the docs.
+SHARE ?= 1
+LAW_SHARE ?= 0.1
+SEED ?= 0
+TABLE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +20,10 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow promises catalogue accuracy lint format types docs bench notebooks clean
+.PHONY: help install demo demo-short test test-slow test-processors promises catalogue accuracy lint format types docs bench notebooks clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(READY) ## a virtual environment in .venv with everything in it
 
@@ -40,6 +46,10 @@ test: $(READY) ## the tests that take seconds
 
 test-slow: $(READY) ## the others: several processes, compilers, thousands of steps
 	$(PYTEST) -m slow
+
+test-processors: $(READY) ## the tests under other processors' instructions
+	$(BIN)/python tests/processors.py --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
+		--seed $(SEED) $(if $(TABLE),--table $(TABLE))
 
 promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing engine --slow --jobs $(JOBS) --table docs/engine.md

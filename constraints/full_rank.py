@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from constraints.polar import polar
+from constraints.thin_product import thin_product
 
 
 def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
@@ -26,7 +27,8 @@ def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
     # A smaller one would be so near to underflow that digits are lost.
     finfo = torch.finfo(A.dtype)
     c = c + (c.clamp(min=finfo.tiny / finfo.eps) - c).detach()
-    return A @ B.mT + (c * polar(A)) @ polar(B).mT
+    P, Q = polar(A), polar(B)
+    return thin_product(A, B, P, Q) + (c * P) @ Q.mT
 
 
 def factors(U: Tensor, values: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:

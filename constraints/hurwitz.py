@@ -111,7 +111,8 @@ class Hurwitz(Constraint):
     def _stable(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor) -> Tensor:
         K = (Z - Z.mT - Y @ Y.mT) / 2
         mean = X.square().sum((-2, -1), keepdim=True) / X.shape[-1]
-        return change_back((2 / (1 + mean)) * (X @ (X.mT @ K)), T)
+        A = change_back((2 / (1 + mean)) * (X @ (X.mT @ K)), T)
+        return A - _rounding(2 * mean / (1 + mean), K) * _identity(X)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, Y, Z, T, R)``, where T and R are constants."""
@@ -223,6 +224,16 @@ def _mean_size(A: Tensor) -> Tensor:
     """The root mean square of the singular values, or 1 if that is more."""
     norm = torch.linalg.matrix_norm(A, keepdim=True) / A.shape[-1] ** 0.5
     return norm.clamp(min=1)
+
+
+def _rounding(P: Tensor, K: Tensor) -> Tensor:
+    """How far left the eigenvalues of a product P K are put, given the mean eigenvalue of P.
+
+    Where P and K are large and the product is small, what the product errs by is no rounding beside
+    it, and would be a violation: the distance of a matrix to the set is judged by its own size.
+    """
+    size = P * torch.linalg.matrix_norm(K.detach(), keepdim=True) / K.shape[-1] ** 0.5
+    return 4 * torch.finfo(K.dtype).eps * size.detach()
 
 
 def _identity(A: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from constrained.tolerance import working_dtype
 from constraints.bounds import checked_rank
 from constraints.full_rank import raised_by
 from constraints.svd import svd, svdvals
+from constraints.thin_product import thin_product
 
 
 @register("low_rank")
@@ -65,7 +66,9 @@ class LowRank(Constraint):
 
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
         """``U V'``."""
-        return U @ V.mT
+        with torch.no_grad():
+            bases = torch.linalg.qr(U).Q, torch.linalg.qr(V).Q
+        return thin_product(U, V, *bases)
 
     def factors(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
         """``U`` and ``V'``."""

@@ -15,7 +15,6 @@ from constraints.fixed_rank import beyond, leading, too_small, wishart
 from constraints.fold import lingering
 from constraints.full_rank import raised_by
 from constraints.linear_space import not_square
-from constraints.polar import polar
 from constraints.psd_part import distance_from_psd, psd_part, symmetric_part
 
 _KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
@@ -113,17 +112,23 @@ class PSDLowRank(Constraint):
     n r - r (r - 1) / 2, closed, not convex for r < n; the matrices of lower rank are singular
     points.
 
-    **Map**: (A, S) -> U S_+ U', with U the orthonormal polar factor of A (n, r) and S_+ the
-    positive semidefinite part of S (r, r), as under `PositiveSemidefinite`. Onto the set. Y Y', the
-    usual map, has no derivative at zero.
+    **Map**: (Y, S) -> Y S_+ Y', with Y of shape (n, r) and S_+ the positive semidefinite part of
+    S (r, r), as under `PositiveSemidefinite`. Onto the set.
 
-    **Right inverse**: the r leading eigenvectors, and the diagonal matrix of their eigenvalues.
+    **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. Y Y' alone,
+    the usual map, would have no derivative where an eigenvalue is zero: there Y keeps a column as
+    long as the longest one, along some vector of the kernel, and S has the zero. So the zero matrix
+    gives orthonormal columns and S = 0.
 
     **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
-    semidefinite matrices (SIAM Journal on Optimization 20, 2010).
+    semidefinite matrices (SIAM Journal on Optimization 20, 2010); Levin, Kileel and Boumal, The
+    effect of smooth parametrizations on nonconvex optimization landscapes (Mathematical Programming
+    209, 2025): Y Y' has no critical point of second order that the set does not have.
 
-    `canonical` restores A = U, and takes S back to the boundary, little by little: see
-    `constraints.fold.lingering`.
+    `canonical` moves S into Y. What a step has pushed out of the cone keeps an eigenvalue of a few
+    units in the last place, a column of Y that is short but not zero: such a column turns as fast
+    as a long one, while a zero would stay along a vector that the kernel happened to offer, though
+    another one might lower the loss.
 
     Args:
         rank: the largest rank r, from 1 to n.
@@ -143,7 +148,7 @@ class PSDLowRank(Constraint):
         ({"rank": 3}, (3, 3)),
     )
     exempt: ClassVar[dict[str, str]] = {
-        **_kinks("zero_params", "zeros", "ones", "boundary"),
+        **_kinks("zeros", "ones", "boundary"),
         **dict.fromkeys(
             ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
             "matrices of rank below r are singular points of the set, where no tangent space of "
@@ -155,21 +160,28 @@ class PSDLowRank(Constraint):
         super().__init__()
         self.rank = checked_rank("psd_low_rank", rank)
 
-    def forward(self, A: Tensor, S: Tensor) -> Tensor:
-        """``U S_+ U'``."""
-        U = polar(A)
-        return symmetric_part(U @ psd_part(symmetric_part(S)) @ U.mT)
+    def forward(self, Y: Tensor, S: Tensor) -> Tensor:
+        """``Y S_+ Y'``."""
+        return symmetric_part(Y @ psd_part(symmetric_part(S)) @ Y.mT)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The leading eigenvectors, and the diagonal matrix of their eigenvalues."""
+        """Eigenvectors times roots of the eigenvalues and, where one of these is zero, its zero."""
         eigenvalues, Q = leading(value, self.rank)
-        return Q, torch.diag_embed(eigenvalues.clamp(min=0))
+        eigenvalues = eigenvalues.clamp(min=0)
+        largest = eigenvalues[..., :1]
+        rounding = torch.finfo(value.dtype).eps * value.shape[-1] * largest
+        stand_in = torch.where(largest > 0, largest, 1)
+        square = torch.where(eigenvalues > rounding, eigenvalues, stand_in)
+        return Q * square.sqrt().unsqueeze(-2), torch.diag_embed(eigenvalues / square)
 
-    def canonical(self, A: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with A orthonormal, and S nearer to its positive semidefinite part."""
+    def canonical(self, Y: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+        """``(Y L, I)`` with ``L L' = S_+``, where there is such a regular L."""
         with torch.no_grad():
-            S = symmetric_part(S)
-            return polar(A), lingering(S, psd_part(S), 2)
+            S = psd_part(symmetric_part(S))
+            L, info = torch.linalg.cholesky_ex(S)
+            regular = (info == 0)[..., None, None]
+            identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
+            return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""

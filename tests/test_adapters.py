@@ -14,8 +14,6 @@ import constrained
 from constrained import constrain, testing
 from constrained.spec import parse
 
-torch.set_num_threads(1)
-
 PAIRS = [
     (theirs.positive, "positive()", (5,)),
     (theirs.nonnegative, "nonnegative()", (5,)),

@@ -11,7 +11,6 @@ from torch import nn
 from constrained import constrain
 from constraints import Grassmann, SpecialOrthogonal, Symplectic, Unitary
 
-torch.set_num_threads(1)
 DOUBLE = torch.float64
 
 

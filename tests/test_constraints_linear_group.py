@@ -12,8 +12,6 @@ from constrained import InfeasibleError, constrain
 from constrained.parametrize import register_parametrization
 from constraints import Invertible, Orthogonal, PositiveDefinite, SpecialLinear
 
-torch.set_num_threads(1)
-
 DOUBLE = torch.float64
 gl, positive, sl = Invertible(), Invertible(sign=1), SpecialLinear()
 

@@ -8,8 +8,6 @@ import constrained
 from constrained import constrain
 from constraints import OrthogonalConv
 
-torch.set_num_threads(1)
-
 
 def dense(conv, size):
     """The matrix of a layer without bias on images of a size."""

@@ -11,8 +11,6 @@ from constrained import constrain
 from constrained.spec import parse
 from constraints import Ball, Chain, Product, Sphere
 
-torch.set_num_threads(1)
-
 
 def train(module, weight, steps=50):
     optimizer = torch.optim.Adam(module.parameters(), lr=0.1)

@@ -19,7 +19,6 @@ from constraints import (
     PSDLowRank,
 )
 
-torch.set_num_threads(1)
 DOUBLE = torch.float64
 
 CONES = [PositiveSemidefinite(), PSDLowRank(rank=2), PSDFixedRank(rank=2)]

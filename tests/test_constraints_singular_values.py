@@ -9,8 +9,6 @@ from torch.func import jacrev
 from constrained import InfeasibleError, constrain
 from constraints import AlmostOrthogonal, Orthogonal, SingularValues
 
-torch.set_num_threads(1)
-
 DOUBLE = torch.float64
 RANGE = SingularValues(low=0.5, high=2.0)
 

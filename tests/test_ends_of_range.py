@@ -8,8 +8,6 @@ from constrained.testing.case import unpack
 from constrained.testing.promises.catalogue import configurations, every_constraint
 from constrained.tolerance import tolerance
 
-torch.set_num_threads(1)
-
 SMALL = (1, 1), (1, 7), (7, 1)
 LARGE = (512, 512), (512, 3), (3, 512)
 

@@ -14,8 +14,6 @@ from torch import nn
 import constrained
 from constrained import constrain, get
 
-torch.set_num_threads(1)
-
 SQUARE = [
     "orthogonal",
     "symmetric",

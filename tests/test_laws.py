@@ -11,8 +11,6 @@ import torch
 from constrained import registry, testing
 from tests import healthy
 
-torch.set_num_threads(1)
-
 HEALTHY = [
     healthy.Sphere,
     healthy.Symmetric,

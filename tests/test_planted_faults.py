@@ -14,8 +14,6 @@ from torch.autograd import Function
 from constrained import registry, testing
 from tests.healthy import NonNegative, PositiveDefinite, Sphere, Symmetric
 
-torch.set_num_threads(1)
-
 
 class TransposedFactor(PositiveDefinite):
     def right_inverse(self, value):

@@ -1,6 +1,7 @@
-"""What every promise test starts from: one thread, the same random numbers, no warning ignored."""
+"""What every promise test starts from: a number of threads, the same random numbers."""
 
 import gc
+import os
 import sys
 
 import pytest
@@ -13,7 +14,8 @@ MARKERS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)
+    # One, since the tests run side by side, unless the environment says otherwise.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     # An installed package is tested without the project's own configuration.
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
