@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -25,6 +24,7 @@ from constrained.parametrized_class import base_class, set_class
 from constrained.registry import UnknownNameError, did_you_mean
 from constrained.select import Place
 from constrained.spec import Request, SpecError
+from constrained.torch_internals.modules import CONVOLUTIONS
 from constrained.transaction import all_or_nothing, around
 from constrained.view import View
 from constrained.wrapped import check_not_wrapped
@@ -208,7 +208,10 @@ def _warn_of_small_matrices(place: Place, shape: tuple[int, ...], request: Reque
     constraint = request.constraint
     matrices = isinstance(constraint, Constraint) and constraint.event_dim == 2
     if not (
-        matrices and request.view is None and isinstance(place.module, _ConvNd) and len(shape) > 2
+        matrices
+        and request.view is None
+        and isinstance(place.module, CONVOLUTIONS)
+        and len(shape) > 2
     ):
         return
     axes = " ".join(["o", "i", *"dhw"[-(len(shape) - 2) :]])
