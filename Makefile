@@ -48,13 +48,14 @@ promises: $(READY) ## run the engine's promises, slow ones too, and write docs/e
 COMPAT_TORCH = $(patsubst torch==%,%,$(TORCH))
 COMPAT = .compat/$(COMPAT_TORCH)-$(patsubst python%,py%,$(notdir $(PYTHON)))
 SHARE ?= 1
+LAW_SHARE ?= 1
 SEED ?= 0
 
-compat: ## laws, promises and tests under another torch: TORCH=2.11.0 [PYTHON=python3.12] [SHARE=0.05]
+compat: ## laws, promises and tests under another torch: TORCH=2.11.0 [PYTHON=python3.12] [SHARE=0.1]
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	PIP_CONSTRAINT=/dev/null $(COMPAT)/bin/python -m pip install --quiet \
 		"torch==$(COMPAT_TORCH)" --editable ".[dev]"
-	OMP_NUM_THREADS=1 $(COMPAT)/bin/python docs/compatibility.py --share $(SHARE) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python docs/compatibility.py --share $(SHARE) --law-share $(LAW_SHARE) --seed $(SEED)
 
 catalogue: $(READY) ## write docs/catalogue.md from the docstrings
 	$(BIN)/python docs/catalogue.py

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import platform
-import random
 import re
 import sys
 from collections import Counter
@@ -20,31 +18,10 @@ import torch
 
 PAGE = Path(__file__).with_suffix(".md")
 START, END = "<!-- table: generated -->", "<!-- end of table -->"
-HEAD = "| torch | Python | laws | passed | failed | private parts of torch that it lacks |"
+HEAD = "| torch | Python | of the laws | of the tests | passed | failed | private parts of torch that it lacks |"
 
 #: So many of the tests that fail are named in a row, and so much of what each of them says.
 _NAMED, _SAID = 12, 160
-
-
-class Share:
-    """A plugin that keeps a part of the trials of laws, at least one of each law of each entry."""
-
-    def __init__(self, share: float, seed: int) -> None:
-        self._share, self._random = share, random.Random(seed)
-
-    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
-        """Leave the others out."""
-        groups: dict[tuple[Any, str], list[Any]] = {}
-        for item in items:
-            trial = getattr(item, "callspec", None) and item.callspec.params.get("trial")
-            if trial and item.originalname == "test_law":
-                groups.setdefault((trial.case.cls, trial.law.__name__), []).append(item)
-        left_out: set[Any] = set()
-        for group in groups.values():
-            kept = max(1, round(self._share * len(group)))
-            left_out.update(self._random.sample(group, len(group) - kept))
-        config.hook.pytest_deselected(items=list(left_out))
-        items[:] = [item for item in items if item not in left_out]
 
 
 class Outcomes:
@@ -69,7 +46,7 @@ class Outcomes:
             self.failed[report.nodeid] = str(report.longrepr).strip().splitlines()[-1]
 
 
-def row(outcomes: Outcomes, laws: str) -> str:
+def row(outcomes: Outcomes, laws: str, tests: str) -> str:
     """The row of this torch in the table."""
     from constrained.torch_internals import missing
 
@@ -77,6 +54,7 @@ def row(outcomes: Outcomes, laws: str) -> str:
         torch.__version__.partition("+")[0],
         platform.python_version(),
         laws,
+        tests,
         f"{outcomes.passed:,}",
         _failures(outcomes.failed),
         ", ".join(f"`{part}`" for part in missing()) or "none",
@@ -117,18 +95,18 @@ def _versions(line: str) -> tuple[tuple[int, ...], ...]:
 def main() -> int:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="of the trials of each law")
-    parser.add_argument("--seed", type=int, default=0, help="which trials these are")
-    parser.add_argument("--marks", default="not slow", help="which tests, as pytest's -m")
-    arguments = parser.parse_args()
+    parser.add_argument("--share", type=float, default=1.0, help="the share of the tests, 0 to 1")
+    parser.add_argument("--law-share", type=float, default=1.0, help="the share of the laws")
+    parser.add_argument("--seed", type=int, default=0, help="which tests are in a share")
+    given = parser.parse_args()
     outcomes = Outcomes()
-    chosen = ["-q", "-m", arguments.marks, "-p", "no:cacheprovider", "--no-header"]
-    code = pytest.main(chosen, plugins=[outcomes, Share(arguments.share, arguments.seed)])
-    share = f"{arguments.share:.0%} (seed {arguments.seed})" if arguments.share < 1 else "all"
-    if importlib.util.find_spec("constrained") is None or not outcomes.passed:
-        print("nothing ran", file=sys.stderr)
-        return 1
-    write(row(outcomes, share))
+    shares = [f"--share={given.share}", f"--law-share={given.law_share}"]
+    chosen = ["-q", "-m", "not slow", "-p", "no:cacheprovider", *shares]
+    code = pytest.main([*chosen, f"--share-seed={given.seed}"], plugins=[outcomes])
+    if not outcomes.passed:
+        print("No test has run.", file=sys.stderr)
+        return int(code) or 1
+    write(row(outcomes, f"{given.law_share:.0%}", f"{given.share:.0%}"))
     return int(code)
 
 
