@@ -18,7 +18,7 @@ import torch
 
 PAGE = Path(__file__).with_suffix(".md")
 START, END = "<!-- table: generated -->", "<!-- end of table -->"
-HEAD = "| torch | Python | of the laws | of the tests | passed | failed | private parts of torch that it lacks |"
+HEAD = "| torch | Python | laws | tests | passed | failed | private parts that it lacks |"
 
 #: So many of the tests that fail are named in a row, and so much of what each of them says.
 _NAMED, _SAID = 12, 160
@@ -37,6 +37,8 @@ class Outcomes:
             crash = getattr(report.longrepr, "reprcrash", None)
             said = str(crash.message if crash else report.longrepr).strip()
             self.failed[report.nodeid] = said.partition("\n")[0]
+            # At once: a run may take long.
+            print(f"\n{report.nodeid}: {self.failed[report.nodeid]}", flush=True)
         elif report.passed and report.when == "call":
             self.passed += 1
 
