@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow test-processors promises catalogue accuracy lint format types docs bench notebooks clean
+.PHONY: help install demo demo-short test test-slow test-processors promises compat catalogue accuracy lint format types docs bench notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,19 @@ test-processors: $(READY) ## the tests under other processors' instructions
 promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing engine --slow --jobs $(JOBS) --table docs/engine.md
 
+# An environment for each version, beside .venv. What caps torch on this machine caps nothing here.
+COMPAT_TORCH = $(patsubst torch==%,%,$(TORCH))
+COMPAT = .compat/$(COMPAT_TORCH)-$(patsubst python%,py%,$(notdir $(PYTHON)))
+SHARE ?= 1
+LAW_SHARE ?= 1
+SEED ?= 0
+
+compat: ## laws, promises and tests under another torch: TORCH=2.11.0 [PYTHON=python3.12] [SHARE=0.1]
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	PIP_CONSTRAINT=/dev/null $(COMPAT)/bin/python -m pip install --quiet \
+		"torch==$(COMPAT_TORCH)" --editable ".[dev]"
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python docs/compatibility.py --share $(SHARE) --law-share $(LAW_SHARE) --seed $(SEED)
+
 catalogue: $(READY) ## write docs/catalogue.md from the docstrings
 	$(BIN)/python docs/catalogue.py
 
@@ -82,5 +95,5 @@ notebooks: $(READY) ## execute the notebooks; in full with FULL=1
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py $(NOTEBOOKS_INTO)
 
 clean: ## all that make and the tools have made
-	rm -rf $(VENV) runs site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .compat runs site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,23 +25,18 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.constraint import is_autocast
 from constrained.ground import Ground
 from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, replay
 from constrained.seen import SeenTensor, is_dense
+from constrained.torch_internals.modules import is_replica, torch_cache
+from constrained.torch_internals.moments import is_bypassed, is_transformed, stream_of
+from constrained.torch_internals.tensors import version
 
-# Its stubs leave out what decides here.
-_torch_c: Any = torch._C
 # Each read of a value asks these.
 _is_inference, _is_recording = torch.is_inference_mode_enabled, torch.is_grad_enabled
-_saved_tensor_hooks = _torch_c._autograd._top_saved_tensors_default_hooks
-_transform = _torch_c._functorch.peek_interpreter_stack
-_trace = _torch_c._get_tracing_state
-_dispatch_modes = _torch_c._len_torch_dispatch_stack
 
 #: How often an evaluation is repeated that another thread has spoilt.
 _ATTEMPTS = 4
@@ -81,25 +76,10 @@ def cached() -> Generator[None]:
 
 def active_context() -> object | None:
     """The outermost `cached` block that the caller is in, or torch's; None outside."""
-    if torch_parametrize._cache_enabled:
-        # Torch puts a fresh dictionary in place whenever its outermost context is left.
-        return torch_parametrize._cache
+    theirs = torch_cache()
+    if theirs is not None:
+        return theirs
     return next((block for block in _blocks.get() if block.is_open), None)
-
-
-def is_bypassed() -> bool:
-    """Whether this is a moment at which no value may be stored or reused."""
-    return is_transformed() or _saved_tensor_hooks(True) is not None
-
-
-def is_transformed() -> bool:
-    """Whether this is a moment at which tensors need not be what they seem."""
-    return (
-        _transform() is not None
-        or forward_ad._current_level >= 0
-        or _trace() is not None
-        or _dispatch_modes() > 0
-    )
 
 
 class ValueWrittenError(RuntimeError):
@@ -225,7 +205,7 @@ class ValueStore:
 
     def _read_anew(self, on: Evaluated, thread: int, stored: _Stored | None) -> Tensor:
         # A replica of DataParallel shares the store, and has tensors of its own.
-        if "_is_replica" in on.__dict__:
+        if is_replica(on):
             return on()
         bypassed = is_bypassed()
         if self._lost or (self._handed and self._is_lost_in(thread)):
@@ -454,17 +434,13 @@ class _Stored:
         value = self.value
         tensor = value.tensor
         if (
-            _transform() is not None
-            or forward_ad._current_level >= 0
-            or _trace() is not None
-            or _dispatch_modes()
-            or _saved_tensor_hooks(True) is not None
+            is_bypassed()
             or self._inference is not _is_inference()
             or self._kept.is_spent
             or (self._surroundings is not None and self._surroundings != self._look_around())
             or self.tracked.data_ptr() != value.address
             or tensor.data_ptr() != value.address
-            or (value.version is not None and value.version != tensor._version)
+            or (value.version is not None and value.version != version(tensor))
             or (value.look and value.entries != value.look())
             or not self._ground.is_unchanged(on.__dict__)
         ):
@@ -494,7 +470,7 @@ class _Stored:
         device = tensor.device
         if self._context is None and device.type != "cuda":
             return None
-        stream = device.type == "cuda" and _torch_c._cuda_getCurrentRawStream(device.index)
+        stream = device.type == "cuda" and stream_of(device)
         if self._context is None:
             return (stream,)
         autocast = is_autocast(tensor) and torch.get_autocast_dtype(device.type)

@@ -17,6 +17,7 @@ from constrained.places import is_parametrized
 from constrained.registry import did_you_mean
 from constrained.select import places
 from constrained.sharded import whole
+from constrained.torch_internals.modules import put_versions, versions_in
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.translate import on_infeasible as _on_infeasible
 from constrained.wrapped import is_sharded
@@ -113,14 +114,13 @@ def baked_state_dict(model: nn.Module) -> dict[str, Any]:
             rank[path] = order[path]
             entries[path] = _value(place.tensor)
     baked: Any = OrderedDict((key, entries[key]) for key in sorted(entries, key=rank.__getitem__))
-    metadata = getattr(state, "_metadata", None)
+    metadata = versions_in(state)
     if metadata is not None:
         # torch's versions of modules, without those that a plain model does not have.
         dots = {path: f"{path.rpartition('.')[0]}.parametrizations." for path in parametrized}
         inside = tuple(dot.removeprefix(".") for dot in dots.values())
-        baked._metadata = OrderedDict(
-            (key, entry) for key, entry in metadata.items() if not f"{key}.".startswith(inside)
-        )
+        kept = ((k, v) for k, v in metadata.items() if not f"{k}.".startswith(inside))
+        put_versions(baked, OrderedDict(kept))
     return baked
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.tolerance import tolerance, working_dtype
+from constrained.torch_internals import tensors
 
 Params = Tensor | tuple[Tensor, ...]
 
@@ -465,8 +465,7 @@ def snake_case(name: str) -> str:
 
 def is_transformed(value: Tensor) -> bool:
     """Whether ``value`` belongs to a `torch.func` transform: its numbers are not at hand."""
-    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-    return functorch.is_functorch_wrapped_tensor(value)
+    return tensors.is_transformed(value)
 
 
 def is_autocast(value: Tensor) -> bool:
@@ -502,8 +501,7 @@ def has_values(value: Tensor) -> bool:
     """Whether the numbers of a tensor can be looked at: it is no meta, fake or traced tensor."""
     if value.is_meta or torch.compiler.is_compiling() or is_transformed(value):
         return False
-    fake_tensor = sys.modules.get("torch._subclasses.fake_tensor")
-    return fake_tensor is None or not fake_tensor.is_fake(value)
+    return tensors.has_memory(value)
 
 
 def _raise_precision(value: Tensor) -> Tensor:

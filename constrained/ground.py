@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from constrained.seen import SeenTensor
+from constrained.torch_internals.tensors import version
 
 
 class Ground:
@@ -122,7 +123,7 @@ class SeenModule:
                 tensor is not seen.tensor
                 or seen.address != tensor.data_ptr()
                 or seen.requires_grad is not tensor.requires_grad
-                or (seen.version is not None and seen.version != tensor._version)
+                or (seen.version is not None and seen.version != version(tensor))
                 or (seen.entries != seen.look() if seen.look else seen.is_marked_otherwise())
             ):
                 return False

@@ -13,6 +13,7 @@ from torch.optim import LBFGS, Adagrad, Optimizer
 
 from constrained.departures import listed, note_departure
 from constrained.places import parameters_at
+from constrained.torch_internals.modules import forget_size
 
 
 class Succession:
@@ -113,7 +114,7 @@ def hand_over(
     if isinstance(optimizer, LBFGS):
         if arriving or leaving or reshaped:
             optimizer.state.clear()
-            optimizer._numel_cache = None
+            forget_size(optimizer)
         return
     donors = [(shapes[id(p)], optimizer.state.pop(p, None)) for p in known if id(p) in leaving]
     for p in reshaped:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from constrained.constraint import Constraint, autocast_disabled
 from constrained.replay import written_since
+from constrained.torch_internals.functions import direct
+from constrained.torch_internals.tensors import version
 
 
 def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
@@ -77,7 +79,7 @@ class Unread:
         return self.constraint.pullback(self.value, left.mT @ right, *params)
 
     def _count(self) -> list[int]:
-        return [t._version for t in (self.value, *self.originals)]
+        return [version(t) for t in (self.value, *self.originals)]
 
 
 def _forward(self: Any, input: Tensor) -> Tensor:
@@ -91,8 +93,7 @@ def _forward(self: Any, input: Tensor) -> Tensor:
         return F.linear(F.linear(input, right), left, self.bias)
     unread = found.unread(input)
     if unread is not None:
-        apply = super(torch.autograd.Function, _Linear).apply  # type: ignore[attr-defined]
-        return apply(unread, input, self.bias, *unread.originals)
+        return direct(_Linear)(unread, input, self.bias, *unread.originals)
     return self._base_class.forward(self, input)
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.__future__ import get_swap_module_params_on_conversion
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from constrained.constraint import Constraint, has_values
 from constrained.sharded import is_shard, write
+from constrained.torch_internals.tensors import is_wrapper
 
 
 def store(destination: Tensor, source: Tensor) -> None:
@@ -28,7 +28,7 @@ def store(destination: Tensor, source: Tensor) -> None:
     elif destination.shape == source.shape and _alike(destination, source):
         # Even where swapping is the mode: graphs that hold the destination forbid it.
         destination.copy_(source)
-    elif get_swap_module_params_on_conversion() or is_traceable_wrapper_subclass(destination):
+    elif get_swap_module_params_on_conversion() or is_wrapper(destination):
         source = source.clone()
         if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
             source = nn.Parameter(source, requires_grad=destination.requires_grad)
@@ -39,8 +39,9 @@ def store(destination: Tensor, source: Tensor) -> None:
 
 def has_overlap(tensor: Tensor) -> bool:
     """Whether entries of a tensor share memory for sure, as those of an expanded one do."""
-    look: Any = torch._debug_has_internal_overlap  # type: ignore[attr-defined]
-    return look(tensor) == 1
+    if tensor.layout is not torch.strided:
+        return False
+    return any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

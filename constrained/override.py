@@ -1,9 +1,7 @@
 """What is read in the place of a parametrized tensor: for one call, or while it is written.
 
 ``torch.func.functional_call(module, {"weight": tensor}, x)`` overrides the value, as torch's
-documentation of it says: nothing is projected, stored or evaluated. Torch itself swaps a tensor
-that is no parameter by `setattr`, which on a parametrized module is an assignment; so the function
-that swaps asks here first, and does what it always did for every other tensor.
+documentation of it says: nothing is projected, stored or evaluated.
 
 An override belongs to one thread: what others read at the same time stays as it is.
 """
@@ -11,17 +9,15 @@ An override belongs to one thread: what others read at the same time stays as it
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from threading import get_ident
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import _named_member_accessor as accessor
-from torch.nn.utils import stateless
 
-_MISSING: Any = accessor._MISSING
-_torch_swap = accessor.swap_tensor
-_torch_untie = stateless._untie_named_tensors_map
+from constrained.torch_internals import calls
+
 _lock = threading.Lock()
 
 
@@ -76,44 +72,35 @@ def lists(module: nn.Module) -> dict[str, nn.Module]:
     return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}  # type: ignore[arg-type]
 
 
-def _is_ours(module: nn.Module, name: str) -> bool:
-    return hasattr(type(module), "_overridable") and name in lists(module)
+class _Answers:
+    """What torch is told when it puts tensors in the place of others for the time of a call."""
+
+    def is_ours(self, module: nn.Module, name: str) -> bool:
+        return hasattr(type(module), "_overridable") and name in lists(module)
+
+    def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+        before = override(module, name, tensor)
+        return before if before is None or isinstance(before, Tensor) else before.read()
+
+    def untie(
+        self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        places: dict[int, list[str]] = {}
+        for prefix, owner in module.named_modules(remove_duplicate=False):
+            if hasattr(type(owner), "_overridable"):
+                for name, parametrizations in lists(owner).items():
+                    path = f"{prefix}.{name}" if prefix else name
+                    places.setdefault(id(parametrizations), []).append(path)
+        for paths in places.values():
+            tied = [given[path] for path in paths if path in given]
+            if any(tensor is not tied[0] for tensor in tied):
+                raise ValueError(
+                    f"functional_call got multiple values for keys {sorted(paths)}, "
+                    "which are tied. Consider using tie_weights=False"
+                )
+            if tied:
+                untied.update(dict.fromkeys(paths, tied[0]))
+        return untied
 
 
-def _swap_tensor(
-    module: nn.Module, name: str, tensor: Any, allow_missing: bool = False
-) -> Tensor | Any:
-    """``torch.nn.utils._named_member_accessor.swap_tensor``, which knows of overrides."""
-    if not allow_missing or not isinstance(module, nn.Module) or not _is_ours(module, name):
-        return _torch_swap(module, name, tensor, allow_missing)
-    if tensor is None:
-        raise TypeError(f"'{name}' is parametrized and cannot be overridden by None.")
-    before = override(module, name, None if tensor is _MISSING else tensor)
-    if before is None:
-        return _MISSING
-    return before if isinstance(before, Tensor) else before.read()
-
-
-def _untie(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``_untie_named_tensors_map`` of torch, which knows of tied parametrized tensors."""
-    untied = _torch_untie(module, tensors)
-    places: dict[int, list[str]] = {}
-    for prefix, owner in module.named_modules(remove_duplicate=False):
-        if hasattr(type(owner), "_overridable"):
-            for name, parametrizations in lists(owner).items():
-                path = f"{prefix}.{name}" if prefix else name
-                places.setdefault(id(parametrizations), []).append(path)
-    for paths in places.values():
-        given = [tensors[path] for path in paths if path in tensors]
-        if any(tensor is not given[0] for tensor in given):
-            raise ValueError(
-                f"functional_call got multiple values for keys {sorted(paths)}, "
-                "which are tied. Consider using tie_weights=False"
-            )
-        if given:
-            untied.update(dict.fromkeys(paths, given[0]))
-    return untied
-
-
-accessor.swap_tensor = _swap_tensor
-stateless._untie_named_tensors_map = _untie
+calls.ask(_Answers())

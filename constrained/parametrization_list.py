@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._jit_internal import is_scripting
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained import inversion, sharded
 from constrained.appending import prepare
-from constrained.cache import ValueStore, ValueWrittenError, is_bypassed
+from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint, is_autocast
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
@@ -31,9 +30,14 @@ from constrained.originals import (
 from constrained.replay import Pullback
 from constrained.restore import watch
 from constrained.seen import SeenTensor
-from constrained.traced import traced_value
+from constrained.torch_internals.graphs import traced_value
+from constrained.torch_internals.modules import is_replica
+from constrained.torch_internals.moments import is_bypassed
+from constrained.torch_internals.shards import is_flat
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
+
+_is_watched = torch.compiler.is_dynamo_compiling
 
 #: Tensors of so many entries are small, and as many are restored at once.
 _SMALL, _BATCH = 2**16, 2**22
@@ -149,7 +153,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def forward(self) -> Tensor:
         """Evaluate the parametrizations, without looking at stored values."""
-        if is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             raise RuntimeError("Parametrization is not working with scripting.")
         if is_sharded(self):
             others = (p for module in self.chain() for p in module.parameters())
@@ -226,7 +230,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             return None
         if rest or not self._store.is_unread():
             return None
-        if "_is_replica" in self.__dict__ or self.is_managed():
+        if is_replica(self) or self.is_managed():
             return None
         originals = self.originals()
         # In half precision a product of factors is rounded in between.
@@ -243,7 +247,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first, *rest = self.chain()
         if rest or not self._store.is_unread() or not torch.is_grad_enabled() or is_bypassed():
             return None
-        if "_is_replica" in self.__dict__ or self.is_managed() or not self.is_pure():
+        if is_replica(self) or self.is_managed() or not self.is_pure():
             return None
         originals = self.originals()
         ours, kind = originals[0], type(input)
@@ -413,7 +417,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if not (isinstance(first, Constraint) and first.has_canonical()):
             return
         mine = self.originals()
-        if any(map(sharded.is_flat, mine)):
+        if any(map(is_flat, mine)):
             return
         with torch.no_grad():
             originals = tuple(map(sharded.whole, mine))
@@ -538,7 +542,7 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
         if not isinstance(parametrizations, ParametrizationList):
             return parametrizations()
         # Each read of a tensor comes here, and to ask this is cheaper than `is_compiling`.
-        if torch.compiler.is_dynamo_compiling():
+        if _is_watched():
             return parametrizations.value()
         return parametrizations._store.read(parametrizations)
     except ValueWrittenError:

@@ -28,6 +28,7 @@ from constrained.parametrization_list import ParametrizationList, read
 from constrained.places import is_parametrized
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
 from constrained.tools import assign_parameter, class_repr, tool_methods
+from constrained.torch_internals.modules import lists_tensors
 from constrained.translate import translated
 from constrained.write import Target, initialising_methods
 
@@ -292,7 +293,7 @@ def _members_are_listed(frame: FrameType | None) -> bool:
         return False
     while frame is not None and frame.f_code in _ENUMERATION:
         frame = frame.f_back
-    return frame is not None and frame.f_code is nn.Module._named_members.__code__
+    return lists_tensors(frame)
 
 
 class _Before(nn.Module):

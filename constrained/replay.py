@@ -17,6 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from constrained.constraint import autocast_disabled
 from constrained.seen import SeenTensor
+from constrained.torch_internals.functions import direct
+from constrained.torch_internals.tensors import version
 
 Evaluate = Callable[..., Tensor]
 Pullback = Callable[..., tuple[Tensor | None, ...]]
@@ -24,8 +26,8 @@ Pullback = Callable[..., tuple[Tensor | None, ...]]
 
 def replay(kept: Kept, *inputs: Tensor) -> Tensor:
     """The value of an evaluation, whose gradient with respect to ``inputs`` is what it says."""
-    # `Function.apply` first looks for transforms of torch.func, where no value is kept.
-    return super(torch.autograd.Function, _Replay).apply(kept, *inputs)  # type: ignore[attr-defined]
+    # Inside of a transform of torch.func no value is kept.
+    return direct(_Replay)(kept, *inputs)
 
 
 class Kept(ABC):
@@ -137,11 +139,11 @@ class KeptArguments(Kept):
         """Note the inputs, and their versions, as autograd does with what it saves."""
         super().note(inputs)
         self._arguments = [x.detach() for x in inputs]
-        self._versions = [x._version for x in inputs]
+        self._versions = [version(x) for x in inputs]
 
     def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Ask the constraint."""
-        if self._versions != [x._version for x in self._arguments]:
+        if self._versions != [version(x) for x in self._arguments]:
             raise written_since()
         arguments = list(self._arguments)
         if self._copied is not None:

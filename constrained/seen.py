@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from constrained.torch_internals.tensors import version
+
 #: A small tensor is compared entry by entry, a large one at this many places.
 _SMALL, _PLACES = 1024, 32
 
@@ -29,7 +31,7 @@ class SeenTensor:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         # Inference tensors keep no count, and serve inference mode only.
-        self.version = None if tensor.is_inference() else tensor._version
+        self.version = None if tensor.is_inference() else version(tensor)
         self.address = tensor.data_ptr()
         self.requires_grad = tensor.requires_grad
         self._marks: Tensor | None = None
@@ -48,7 +50,7 @@ class SeenTensor:
             return None
         seen = SeenTensor.__new__(SeenTensor)
         seen.tensor, seen.address, seen.requires_grad = tensor, self.address, self.requires_grad
-        seen.version, seen.look, seen.entries, seen._marks = tensor._version, look, look(), None
+        seen.version, seen.look, seen.entries, seen._marks = version(tensor), look, look(), None
         return seen
 
     def is_unchanged(self) -> bool:
@@ -72,7 +74,7 @@ class SeenTensor:
 
     def is_untouched(self) -> bool:
         """Whether nobody wrote into the tensor."""
-        return (self.version is None or self.version == self.tensor._version) and (
+        return (self.version is None or self.version == version(self.tensor)) and (
             self.look is None or self.entries == self.look()
         )
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained.torch_internals import shards
+
 
 def is_shard(tensor: Tensor) -> bool:
     """Whether a tensor is a ``DTensor``: a shard of a larger one, or a replica of one."""
@@ -34,16 +36,12 @@ def write(shard: Any, source: Tensor) -> None:
     Raises:
         ValueError: if the shapes differ.
     """
-    from torch.distributed.tensor import distribute_tensor
-
     if shard.shape != source.shape:
         raise ValueError(
             f"A tensor of shape {tuple(source.shape)} cannot be written into a sharded one of "
             f"shape {tuple(shard.shape)}."
         )
-    # No process sends anything: all of them have the source.
-    part = distribute_tensor(source, shard.device_mesh, shard.placements, src_data_rank=None)
-    shard.copy_(part)
+    shard.copy_(shards.own_part(source, shard))
 
 
 def evaluate(
@@ -68,7 +66,7 @@ def evaluate(
             "a parametrization has parameters of its own, which FSDP has sharded; call unshard() "
             "of the wrapped module before the read."
         )
-    if not any(is_flat(t) for t in originals):
+    if not any(shards.is_flat(t) for t in originals):
         return function(*map(whole, originals))
     try:
         value = function(*originals)
@@ -86,7 +84,7 @@ def check_writable(originals: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         RuntimeError: with the cure.
     """
     for old, tensor in zip(originals, new, strict=True):
-        if is_flat(old):
+        if shards.is_flat(old):
             if old.shape != tensor.shape:
                 raise RuntimeError(_FLAT)
         elif isinstance(old, nn.Parameter) and not is_shard(old):
@@ -94,11 +92,6 @@ def check_writable(originals: Sequence[Tensor], new: Sequence[Tensor]) -> None:
                 "FSDP has gathered the original of a parametrized tensor, and what is written "
                 "into it now is lost; call reshard() of the wrapped module before the assignment."
             )
-
-
-def is_flat(tensor: Tensor) -> bool:
-    """Whether the first FSDP has made a tensor a part of its flat parameter."""
-    return bool(getattr(tensor, "_fsdp_flattened", False))
 
 
 _FLAT = (

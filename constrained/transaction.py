@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from constrained.constraint import has_values
 from constrained.originals import store
+from constrained.torch_internals.tensors import is_wrapper
 
 _CONTAINERS = (dict, OrderedDict, set, weakref.WeakSet)
 
@@ -106,7 +106,7 @@ class _Contents:
         with torch.inference_mode(self._alias.is_inference()), torch.no_grad():
             if type(tensor) is not self._class:
                 tensor.__class__ = self._class
-            if is_traceable_wrapper_subclass(tensor):
+            if is_wrapper(tensor):
                 store(self._tensor, self._copy)
                 return
             tensor.data = self._alias

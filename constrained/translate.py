@@ -8,7 +8,6 @@ translated while ``load_state_dict`` goes through the modules: what it says and 
 from __future__ import annotations
 
 import copy
-import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,13 +35,11 @@ _CURE = (
 @contextmanager
 def translated(module: nn.Module) -> Iterator[None]:
     """Within, what the module is to load is translated after its hooks have had their say."""
-    hooks: dict[Any, Any] = module._load_state_dict_pre_hooks
-    key = object()
-    hooks[key] = functools.partial(_translate, module)
+    handle = module.register_load_state_dict_pre_hook(_translate)
     try:
         yield
     finally:
-        del hooks[key]
+        handle.remove()
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ import torch
 import torch.distributed
 from torch import nn
 
+from constrained.torch_internals import shards
+
 #: Every live DistributedDataParallel, once somebody has asked.
 _replicated: weakref.WeakSet[Any] | None = None
 
@@ -26,8 +28,7 @@ def is_sharded(module: nn.Module) -> bool:
     It puts gathered parameters in their place around each forward and backward pass, and writes
     into them without moving their version counters.
     """
-    # FSDP leaves this mark, for the compiler, on every module that it manages.
-    return "_is_fsdp_managed_module" in module.__dict__
+    return shards.is_managed(module)
 
 
 def check_not_wrapped(module: nn.Module, path: str) -> None:

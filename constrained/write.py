@@ -13,6 +13,8 @@ from constrained.constraint import has_values
 from constrained.originals import own
 from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
+from constrained.torch_internals.modules import INITIALISING, is_normalization
+from constrained.torch_internals.tensors import version
 
 
 @contextmanager
@@ -224,7 +226,7 @@ def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str, Parametrization
 
 
 def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else version(tensor)
 
 
 # -------------------------------------------------- methods of a class with parametrized tensors
@@ -233,11 +235,11 @@ def _version(tensor: Tensor) -> int | None:
 def initialising_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
     """The methods of ``base`` that write into its tensors, made to write through."""
     methods: dict[str, Callable[..., Any]] = {"apply": _apply}
-    for name in ("reset_parameters", "_reset_parameters", "reset_running_stats"):
+    for name in INITIALISING:
         if hasattr(base, name):
             methods[name] = _writing_method(name)
     statistics = {"running_mean", "running_var"}.intersection(names)
-    if statistics and issubclass(base, nn.modules.batchnorm._NormBase):
+    if statistics and is_normalization(base):
         methods["forward"] = _forward
     return methods
 

@@ -13,21 +13,20 @@ from constrained.registry import register_adapter, register_spelling
 from constraints.product import Product
 
 #: By the class of the object of torch.distributions: our name, and our arguments by its attributes.
-_NAMES: dict[str, tuple[str, dict[str, str]]] = {
-    "_GreaterThan": ("greater_than", {"bound": "lower_bound"}),
-    "_GreaterThanEq": ("at_least", {"bound": "lower_bound"}),
-    "_LessThan": ("less_than", {"bound": "upper_bound"}),
-    "_Interval": ("box", {"low": "lower_bound", "high": "upper_bound"}),
-    "_UnitInterval": ("box", {"low": "lower_bound", "high": "upper_bound"}),
-    "_Simplex": ("simplex", {}),
-    "_LowerTriangular": ("lower_triangular", {}),
-    "_LowerCholesky": ("cholesky_factor", {}),
-    "_CorrCholesky": ("correlation_cholesky", {}),
-    "_Symmetric": ("symmetric", {}),
-    "_PositiveSemidefinite": ("positive_semidefinite", {}),
-    "_PositiveDefinite": ("positive_definite", {}),
+_NAMES: dict[type, tuple[str, dict[str, str]]] = {
+    theirs.greater_than: ("greater_than", {"bound": "lower_bound"}),
+    theirs.greater_than_eq: ("at_least", {"bound": "lower_bound"}),
+    theirs.less_than: ("less_than", {"bound": "upper_bound"}),
+    theirs.interval: ("box", {"low": "lower_bound", "high": "upper_bound"}),
+    type(theirs.unit_interval): ("box", {"low": "lower_bound", "high": "upper_bound"}),
+    type(theirs.simplex): ("simplex", {}),
+    type(theirs.lower_triangular): ("lower_triangular", {}),
+    type(theirs.lower_cholesky): ("cholesky_factor", {}),
+    type(theirs.corr_cholesky): ("correlation_cholesky", {}),
+    type(theirs.symmetric): ("symmetric", {}),
+    type(theirs.positive_semidefinite): ("positive_semidefinite", {}),
+    type(theirs.positive_definite): ("positive_definite", {}),
 }
-
 
 _AT_ZERO = {"greater_than": "positive", "at_least": "nonnegative", "less_than": "negative"}
 
@@ -103,7 +102,7 @@ def of_torch_distributions(constraint: Any) -> Constraint | None:
     """
     if not isinstance(constraint, theirs.Constraint):
         return None
-    kind = type(constraint).__name__
+    kind = type(constraint)
     if isinstance(constraint, theirs.independent):
         return of_torch_distributions(constraint.base_constraint)
     if isinstance(constraint, (theirs.cat, theirs.stack)):

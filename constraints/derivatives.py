@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import _unwrap_for_grad, _wrap_for_grad, peek_interpreter_stack
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn import Parameter
-from torch.utils._pytree import tree_map_only
 
 from constrained.constraint import is_transformed
+from constrained.torch_internals.functions import direct, outside
+from constrained.torch_internals.moments import in_forward_mode, in_transform, is_traced
+from constrained.torch_internals.moments import untraced as untraced
 
 
 class DirectFunction(Function):
@@ -27,33 +27,12 @@ class DirectFunction(Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """The outputs of `forward`."""
-        if peek_interpreter_stack() is None:
-            return super(Function, cls).apply(*args)  # type: ignore[attr-defined]
-        return super().apply(*args)
+        return super().apply(*args) if in_transform() else direct(cls)(*args)
 
 
 def goes_by_operator() -> bool:
     """Whether a tracer watches, which takes an operator and no Python that branches on numbers."""
-    c: Any = torch._C
-    return torch.compiler.is_compiling() or c._get_tracing_state() is not None
-
-
-def untraced(body: Callable[..., Any]) -> Callable[..., Any]:
-    """The body of an operator, run unseen by ``torch.jit.trace``, which records the operator."""
-
-    @functools.wraps(body)
-    def run(*args: Any) -> Any:
-        c: Any = torch._C
-        state = c._get_tracing_state()
-        if state is None:
-            return body(*args)
-        c._set_tracing_state(None)
-        try:
-            return body(*args)
-        finally:
-            c._set_tracing_state(state)
-
-    return run
+    return torch.compiler.is_compiling() or is_traced()
 
 
 def has_numbers(X: Tensor) -> bool:
@@ -70,30 +49,19 @@ def needs_derivative(X: Tensor) -> bool:
         goes_by_operator()
         or not (X.is_cpu and has_numbers(X))
         or (torch.is_grad_enabled() and X.requires_grad)
-        or forward_ad._current_level >= 0
+        or in_forward_mode()
     )
 
 
 def nestable(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A `jvp` of a `Function` that nests, from ``rule(ctx, saved_tensors, *tangents)``.
 
-    Torch runs a `jvp` with forward-mode differentiation off, so that of one `torch.func.jvp` inside
-    another nothing is left, without a word (pytorch#197867). Here the rule runs outside of the
-    transform that it serves, where the others see it.
+    See `constrained.torch_internals.functions.outside`.
     """
 
     @functools.wraps(rule)
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        if peek_interpreter_stack() is None:
-            return rule(ctx, ctx.saved_tensors, *tangents)
-        transform = retrieve_current_functorch_interpreter()
-        level = transform.level()
-        saved, tangents = tree_map_only(
-            Tensor, lambda x: _unwrap_for_grad(x, level), (ctx.saved_tensors, tangents)
-        )
-        with forward_ad._set_fwd_grad_enabled(True), transform.lower():
-            result = rule(ctx, saved, *tangents)
-        return _wrap_for_grad(result, level)
+        return outside(functools.partial(rule, ctx), ctx.saved_tensors, tangents)
 
     return jvp
 

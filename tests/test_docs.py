@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,35 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_the_catalogue_is_up_to_date():
     render = runpy.run_path(str(DOCS / "catalogue.py"))["render"]
     assert (DOCS / "catalogue.md").read_text("utf-8") == render(), "run `make catalogue`"
+
+
+class TestCompatibility:
+    @pytest.fixture
+    def script(self):
+        return runpy.run_path(str(DOCS / "compatibility.py"))
+
+    def test_a_row_takes_the_place_of_that_of_its_versions(self, script, tmp_path):
+        page = tmp_path / "page.md"
+        page.write_text(f"Before\n{script['START']}\n{script['END']}\nafter\n", "utf-8")
+        for row in ("| 2.11.0 | 3.11.7 | a |", "| 2.6.0 | 3.11.7 | b |", "| 2.11.0 | 3.12.1 | c |"):
+            script["write"](row, page)
+        script["write"]("| 2.6.0 | 3.11.9 | d |", page)
+        lines = page.read_text("utf-8").splitlines()
+        assert [line.split("|")[3].strip() for line in lines[4:7]] == ["d", "a", "c"]
+        assert lines[2] == script["HEAD"] and lines[0] == "Before" and lines[-1] == "after"
+
+    def test_a_failure_is_named_with_what_it_says(self, script):
+        outcomes = script["Outcomes"]()
+        outcomes.failed = {f"tests/test_a.py::test_b[{i}]": f"no | {i}\nmore" for i in range(2)}
+        assert "| 2<br>`test_a.py::test_b` (2): no 1 more |" in script["row"](outcomes, "1%", "1%")
+
+    def test_the_oldest_torch_that_is_taken_has_been_tried(self):
+        project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text("utf-8"))["project"]
+        (bound,) = [d for d in project["dependencies"] if d.startswith("torch")]
+        floor = re.fullmatch(r"torch>=(\d+\.\d+)", bound)[1]
+        rows = re.findall(r"^\| (\d+\.\d+)\.", (DOCS / "compatibility.md").read_text("utf-8"), re.M)
+        assert floor in rows
+        assert f"torch {floor}" in (DOCS.parent / "README.md").read_text("utf-8")
 
 
 class TestAccuracy:

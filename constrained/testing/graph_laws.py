@@ -49,12 +49,12 @@ def compiles(case: Case) -> None:
         (value * weight).sum().abs().backward()
         return [value.detach(), *(p.grad for p in leaves if p.grad is not None)]
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         expected = run(constraint)
         found = run(torch.compile(constraint, fullgraph=True, backend="aot_eager"))
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     expect(len(found) == len(expected), case, "expected as many gradients as in eager mode.")
     expect_close(found[0], expected[0], case, "compiled forward")
     for i, (a, b) in enumerate(zip(found[1:], expected[1:], strict=True)):

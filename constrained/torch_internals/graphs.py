@@ -8,11 +8,17 @@ that it finds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from constrained.torch_internals.look_up import find
+from constrained.torch_internals.moments import in_transform
+from constrained.torch_internals.tensors import version
 
 
 class Evaluable(Protocol):
@@ -37,7 +43,7 @@ class Evaluable(Protocol):
 
 def traced_value(parametrized: Evaluable) -> Tensor:
     """The value, for a tracer that watches: evaluated at the first read in each graph."""
-    if not torch.compiler.is_dynamo_compiling():
+    if not torch.compiler.is_dynamo_compiling() or not _can_remember():
         return parametrized()
     from torch._dynamo.comptime import comptime
 
@@ -51,6 +57,30 @@ def traced_value(parametrized: Evaluable) -> Tensor:
     return value
 
 
+@torch.compiler.assume_constant_result
+def _can_remember() -> bool:
+    # Looked for when there is a tracer: loading it takes a second.
+    return _comptime() is not None
+
+
+@functools.cache
+def _comptime() -> Any:
+    return find("torch._dynamo.comptime.comptime", callable)
+
+
+def _cautious(step: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A step that may fail, where the tracer's insides are not what they were."""
+
+    # Then each read of the graph evaluates for itself.
+    @functools.wraps(step)
+    def attempt(context: Any) -> None:
+        with suppress(AttributeError, KeyError, LookupError, TypeError):
+            step(context)
+
+    return attempt
+
+
+@_cautious
 def _recall(context: Any) -> None:
     tracer = _tracer_of(context)
     remembered = _memory(tracer).get(_real(tracer, "parametrized"))
@@ -62,6 +92,7 @@ def _recall(context: Any) -> None:
     tracer.symbolic_locals["value"] = value
 
 
+@_cautious
 def _remember(context: Any) -> None:
     tracer = _tracer_of(context)
     value = tracer.symbolic_locals["value"].realize()
@@ -90,15 +121,14 @@ def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
     """
     parametrized = _real(tracer, "parametrized")
     inner = [p for m in list(parametrized.modules())[1:] for p in m._parameters]
-    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
-    if inner or not parametrized.is_pure() or functorch.peek_interpreter_stack() is not None:
+    if inner or not parametrized.is_pure() or in_transform():
         return None
     graph = tracer.output.current_tracer.graph
     if any(graph.find_nodes(op="call_function", target=hides) for hides in _hide_writes()):
         return None
     tensors = [t.realize() for t in tracer.symbolic_locals["tensors"].realize().items]
     nodes = [t.proxy.node for t in (*tensors, value)]
-    written = tuple((node, node.meta["example_value"]._version) for node in nodes)
+    written = tuple((node, version(node.meta["example_value"])) for node in nodes)
     changed = {
         (id(item), name, id(new))
         for item, attributes in tracer.output.side_effects.store_attr_mutations.items()

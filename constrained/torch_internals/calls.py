@@ -1,0 +1,124 @@
+"""What ``torch.func.functional_call`` puts in the place of a tensor of a module.
+
+Torch itself swaps a tensor that is no parameter by `setattr`, which on a module with constraints is
+an assignment. So what swaps is asked to ask first, and does what it always did for every other
+tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import stateless
+
+from constrained.torch_internals.look_up import find
+
+
+class Answers(Protocol):
+    """What is asked about tensors, and done with ours."""
+
+    def is_ours(self, module: nn.Module, name: str) -> bool:
+        """Whether a tensor of a module is one that is computed."""
+        ...
+
+    def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+        """Put a tensor in the place of one of ours, or None in that of such a tensor; the former.
+
+        The former is None where nothing had been put there.
+        """
+        ...
+
+    def untie(
+        self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What is given for tensors by their paths, with those of ours that are tied to them."""
+        ...
+
+
+def ask(answers: Answers) -> None:
+    """Ask from now on, whenever torch swaps tensors of a module for the time of a call."""
+    swap = find("torch.nn.utils._named_member_accessor.swap_tensor", _swaps)
+    nothing = find("torch.nn.utils._named_member_accessor._MISSING", lambda _: True)
+    untie = find("torch.nn.utils.stateless._untie_named_tensors_map", _unties)
+    if swap and nothing and untie:
+        _ask_where_tensors_are_swapped(answers, swap, nothing, untie)
+    else:
+        places: Any = (torch.func, stateless)
+        for place in places:
+            place.functional_call = _asking(place.functional_call, answers)
+
+
+def _swaps(swap: Any) -> bool:
+    module, first, second = nn.Module(), torch.empty(0), torch.empty(0)
+    module.register_buffer("x", first)
+    return swap(module, "x", second, True) is first and module.x is second
+
+
+def _unties(untie: Any) -> bool:
+    module, first, second = nn.Module(), torch.empty(0), torch.empty(0)
+    module.register_buffer("x", first)
+    module.register_buffer("y", first)
+    found = untie(module, {"x": second})
+    return found["x"] is second and found["y"] is second
+
+
+def _ask_where_tensors_are_swapped(
+    answers: Answers, torch_swap: Any, nothing: Any, torch_untie: Any
+) -> None:
+    from torch.nn.utils import _named_member_accessor as accessor
+
+    def swap_tensor(
+        module: nn.Module, name: str, tensor: Any, allow_missing: bool = False
+    ) -> Tensor | Any:
+        ours = allow_missing and isinstance(module, nn.Module) and answers.is_ours(module, name)
+        if not ours:
+            return torch_swap(module, name, tensor, allow_missing)
+        if tensor is None:
+            raise _refuse_none(name)
+        before = answers.swap(module, name, None if tensor is nothing else tensor)
+        return nothing if before is None else before
+
+    def untie(module: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return answers.untie(module, given, torch_untie(module, given))
+
+    accessor.swap_tensor = swap_tensor
+    stateless._untie_named_tensors_map = untie
+
+
+def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[..., Any]:
+    """The public function, which is left the tensors that are not ours."""
+
+    @functools.wraps(functional_call)
+    def asking(module: nn.Module, tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("strict"):
+            # All of our tensors are unexpected then, as torch will say.
+            return functional_call(module, tensors, *args, **kwargs)
+        given: dict[str, Tensor] = {}
+        for more in (tensors,) if isinstance(tensors, Mapping) else tensors:
+            given.update(more)
+        if kwargs.get("tie_weights", True):
+            given = answers.untie(module, given, dict(given))
+        with ExitStack() as stack:
+            rest = {}
+            for path, tensor in given.items():
+                owner, _, name = path.rpartition(".")
+                here = module.get_submodule(owner)
+                if not answers.is_ours(here, name):
+                    rest[path] = tensor
+                    continue
+                if tensor is None:
+                    raise _refuse_none(name)
+                before = answers.swap(here, name, tensor)
+                stack.callback(answers.swap, here, name, before)
+            return functional_call(module, rest, *args, **kwargs)
+
+    return asking
+
+
+def _refuse_none(name: str) -> TypeError:
+    return TypeError(f"'{name}' is parametrized and cannot be overridden by None.")

@@ -1,0 +1,85 @@
+"""How an ``autograd.Function`` is applied without delay, and differentiated forward twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from constrained.torch_internals.look_up import answers, find
+from constrained.torch_internals.moments import in_transform
+
+
+def _goes_directly(_: Any) -> bool:
+    class Twice(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+    with torch.inference_mode(False), torch.enable_grad():
+        y = super(Function, Twice).apply(torch.ones((), requires_grad=True))  # type: ignore[attr-defined]
+    # Not differentiated: a process that is forked after a backward pass may not be able to.
+    return y.grad_fn is not None and y.item() == 2
+
+
+if find("torch.autograd.Function.__base__", _goes_directly) is not None:
+
+    def direct(function: type[Function]) -> Callable[..., Any]:
+        """``function.apply``, which does not look for transforms of torch.func first.
+
+        It matches arguments to the signature of `forward` for their sake, which takes longer than
+        a small matrix.
+        """
+        return super(Function, function).apply  # type: ignore[attr-defined]
+
+else:
+
+    def direct(function: type[Function]) -> Callable[..., Any]:
+        """``function.apply``."""
+        return function.apply
+
+
+# The transform that is running, what it computes with, and how to leave it for a while.
+_interpreter: Any = find(
+    "torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter", callable
+)
+_unwrap: Any = find("torch._C._functorch._unwrap_for_grad", answers(torch.empty(0), 1))
+_wrap: Any = find("torch._C._functorch._wrap_for_grad", callable)
+_forward_mode: Any = find("torch.autograd.forward_ad._set_fwd_grad_enabled", answers(True))
+# How many torch.func.jvp are running, one inside another.
+_transforms: Any = find("torch._functorch.eager_transforms", lambda m: m.JVP_NESTING == 0)
+
+
+def outside(
+    rule: Callable[..., Tensor], saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
+) -> Tensor:
+    """What ``rule(saved, *tangents)``, a `jvp`, gives, where others see it.
+
+    Torch runs a `jvp` with forward-mode differentiation off, so that of one `torch.func.jvp` inside
+    another nothing is left, without a word (pytorch#197867). Here the rule runs outside of the
+    transform that it serves.
+
+    Raises:
+        RuntimeError: if it would be inside of another, and this torch cannot leave it.
+    """
+    if not (_interpreter and _unwrap and _wrap and _forward_mode):
+        if _transforms is None or _transforms.JVP_NESTING > 1:
+            raise RuntimeError(
+                "forward-mode derivatives of a forward-mode derivative are not to be had with "
+                f"torch {torch.__version__}; use reverse mode for one of them."
+            )
+        return rule(saved, *tangents)
+    if not in_transform():
+        return rule(saved, *tangents)
+    transform = _interpreter()
+    level = transform.level()
+
+    def unwrap(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_unwrap(t, level) if isinstance(t, Tensor) else t for t in tensors)
+
+    with _forward_mode(True), transform.lower():
+        result = rule(unwrap(saved), *unwrap(tangents))
+    return _wrap(result, level)

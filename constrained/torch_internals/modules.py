@@ -1,0 +1,118 @@
+"""What torch writes into modules, optimizers and checkpoints, and expects to find there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import LBFGS
+
+from constrained.torch_internals.look_up import find
+
+#: The layers whose weight is the kernel of a convolution.
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+#: The methods by which modules give their tensors initial values, where they have them.
+INITIALISING = ("reset_parameters", "_reset_parameters", "reset_running_stats")
+
+
+def is_normalization(cls: type) -> bool:
+    """Whether a class of modules updates its statistics in place when it is called."""
+    # They have no public class in common.
+    files = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
+    return any(base.__module__ in files for base in cls.__mro__)
+
+
+# ----------------------------------------------------------------------- replicas of a module
+
+_marks_replicas = find(
+    "torch.nn.Module._replicate_for_data_parallel",
+    lambda method: "_is_replica" in vars(method(nn.Module())),
+)
+
+
+def is_replica(module: Any) -> bool:
+    """Whether ``DataParallel`` has copied a module, with tensors of another device, for a call."""
+    if _marks_replicas is not None:
+        return "_is_replica" in module.__dict__
+    # Its parameters are parameters no more, but tensors among its attributes.
+    return any(isinstance(value, Tensor) for value in module.__dict__.values())
+
+
+# ------------------------------------------------------------------ who lists tensors of modules
+
+
+def _code(name: str) -> CodeType | None:
+    method = getattr(nn.Module, name, None)
+    return getattr(method, "__code__", None)
+
+
+_LISTS = {
+    code
+    for code in map(_code, ("_named_members", "named_parameters", "named_buffers"))
+    if code is not None
+}
+
+
+def lists_tensors(frame: FrameType | None) -> bool:
+    """Whether a frame, or who called it in the same file, lists parameters or buffers."""
+    while frame is not None and frame.f_code not in _LISTS:
+        if frame.f_code.co_filename != nn.Module.named_modules.__code__.co_filename:
+            return False
+        frame = frame.f_back
+    return frame is not None
+
+
+# ------------------------------------------------------------ torch.nn.utils.parametrize.cached
+
+_counts_contexts = None not in (
+    find("torch.nn.utils.parametrize._cache_enabled", lambda count: count >= 0),
+    find("torch.nn.utils.parametrize._cache", lambda cache: isinstance(cache, dict)),
+)
+
+
+def torch_cache() -> object | None:
+    """What stands for the outermost ``torch.nn.utils.parametrize.cached()``; None outside of it.
+
+    None where torch does not tell: then every read of a foreign parametrization evaluates it.
+    """
+    if _counts_contexts and parametrize._cache_enabled:
+        # Torch puts a fresh dictionary in place whenever its outermost context is left.
+        return parametrize._cache
+    return None
+
+
+# ------------------------------------------------------------------------------- optimizers
+
+
+def forget_size(optimizer: LBFGS) -> None:
+    """Let an optimizer count the entries of its parameters anew."""
+    # What it has not looked for yet is None: such is its count, under whatever name.
+    fresh = LBFGS([torch.zeros(1, requires_grad=True)])
+    for name, value in vars(fresh).items():
+        if value is None:
+            setattr(optimizer, name, None)
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+def versions_in(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The versions of modules that a state dict brings with it, by their paths."""
+    return getattr(state, "_metadata", None)
+
+
+def put_versions(state: Any, versions: Mapping[str, Any]) -> None:
+    """Let a state dict bring the versions of modules with it."""
+    state._metadata = versions

@@ -1,0 +1,78 @@
+"""What FSDP writes on the modules and parameters that it looks after, and how a shard is cut."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import sys
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+#: The marks, for the compiler, on a module that either FSDP manages, and on a parameter of which
+#: the first has left this process a piece.
+_MANAGED, _FLAT = "_is_fsdp_managed_module", "_fsdp_flattened"
+
+
+def is_managed(module: nn.Module) -> bool:
+    """Whether FSDP, the first or the second, looks after the parameters of a module."""
+    if _MANAGED in module.__dict__:
+        return True
+    if not _is_loaded() or _is_written(_MANAGED):
+        return False
+    wrappers = [
+        o
+        for o in gc.get_objects()
+        if any(c.__name__ in ("FSDPModule", "FullyShardedDataParallel") for c in type(o).__mro__)
+    ]
+    return any(module is m for wrapper in wrappers for m in wrapper.modules())
+
+
+def is_flat(tensor: Tensor) -> bool:
+    """Whether the first FSDP has made a tensor a piece of its flat parameter."""
+    if getattr(tensor, _FLAT, False):
+        return True
+    if not _is_loaded() or _is_written(_FLAT) or type(tensor) is not nn.Parameter:
+        return False
+    # It then is a part of a larger stretch of memory.
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+
+
+def _is_loaded() -> bool:
+    """Whether there can be a module that FSDP manages."""
+    return (
+        "torch.distributed.fsdp" in sys.modules
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    )
+
+
+@functools.cache
+def _is_written(mark: str) -> bool:
+    """Whether a function of FSDP names a mark, as those do that write it."""
+    files = [m for name, m in list(sys.modules.items()) if name.startswith("torch.distributed.")]
+    for file in files:
+        for function in vars(file).values():
+            if isinstance(function, FunctionType) and mark in (
+                *function.__code__.co_names,
+                *function.__code__.co_consts,
+            ):
+                return True
+        if mark in [value for value in vars(file).values() if isinstance(value, str)]:
+            return True
+    return False
+
+
+def own_part(source: Tensor, like: Any) -> Any:
+    """This process's part of a tensor that all processes have, cut as a ``DTensor`` is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    cut: Any = functools.partial(distribute_tensor, source, like.device_mesh, like.placements)
+    if "src_data_rank" in inspect.signature(distribute_tensor).parameters:
+        # No process sends anything: all of them have the source.
+        return cut(src_data_rank=None)
+    return cut()

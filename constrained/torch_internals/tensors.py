@@ -1,0 +1,77 @@
+"""What a tensor is, and whether it was written."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from constrained.torch_internals.look_up import find
+
+
+def _digest(tensor: Tensor) -> int:
+    """A number that tells what a tensor holds, for a torch that does not count writes."""
+    if tensor.is_meta or not has_memory(tensor):
+        return 0
+    with torch.no_grad():
+        entries = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hash(entries.numpy().tobytes())
+
+
+#: How often a tensor was written, as autograd counts it; an inference tensor has no count. A
+#: tensor that was not written since has the same number.
+version: Callable[[Tensor], int] = (
+    operator.attrgetter("_version")
+    if find("torch.Tensor._version", lambda _: torch.zeros(()).add_(1)._version == 1)
+    else _digest
+)
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at: it is no stand-in of a tracer."""
+    # No tensor is fake as long as nobody has loaded what makes them.
+    fakes: Any = sys.modules.get("torch._subclasses.fake_tensor")
+    if fakes is None:
+        return True
+    is_fake = getattr(fakes, "is_fake", None)
+    if is_fake is not None:
+        return not is_fake(tensor)
+    try:
+        tensor.new_zeros(1).add(tensor.sum()).tolist()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor is one of a subclass that is made of other tensors."""
+    # The protocol of such subclasses, by which torch itself knows them.
+    return (
+        type(tensor) is not Tensor
+        and hasattr(tensor, "__tensor_flatten__")
+        and hasattr(tensor, "__tensor_unflatten__")
+    )
+
+
+def _has_no_memory(value: Tensor) -> bool:
+    if value.layout is not torch.strided or value.is_meta:
+        return False
+    try:
+        value.data_ptr()
+    except RuntimeError:
+        return True
+    return False
+
+
+#: Whether a tensor belongs to a transform of torch.func, where its numbers are not at hand.
+is_transformed: Callable[[Tensor], bool] = (
+    find(
+        "torch._C._functorch.is_functorch_wrapped_tensor",
+        lambda f: f(torch.empty(0)) is False,
+    )
+    or _has_no_memory
+)
