@@ -24,7 +24,6 @@ from constrained.parametrized_class import base_class, set_class
 from constrained.registry import UnknownNameError, did_you_mean
 from constrained.select import Place
 from constrained.spec import Request, SpecError
-from constrained.torch_internals.modules import CONVOLUTIONS
 from constrained.transaction import all_or_nothing, around
 from constrained.view import View
 from constrained.wrapped import check_not_wrapped

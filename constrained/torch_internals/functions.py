@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,8 @@ if find("torch.autograd.Function.__base__", _goes_directly) is not None:
 else:
 
     def direct(function: type[Function]) -> Callable[..., Any]:
-        """``function.apply``."""
-        return function.apply
+        """``Function.apply``, past a class's own, which may come here."""
+        return functools.partial(Function.apply.__func__, function)  # type: ignore[attr-defined]
 
 
 # The transform that is running, what it computes with, and how to leave it for a while.

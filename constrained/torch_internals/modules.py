@@ -13,16 +13,6 @@ from torch.optim import LBFGS
 
 from constrained.torch_internals.look_up import find
 
-#: The layers whose weight is the kernel of a convolution.
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
 #: The methods by which modules give their tensors initial values, where they have them.
 INITIALISING = ("reset_parameters", "_reset_parameters", "reset_running_stats")
 
