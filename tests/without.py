@@ -254,7 +254,8 @@ def try_without(part: str) -> list[str]:
             check()
         except Exception:
             found.append(f"{check.__name__}: {traceback.format_exc(limit=-3)}")
-    if part not in (ALL, NOTHING) and part not in missing():
+    is_asked = "cuda" not in part or torch.backends.cuda.is_built()
+    if part not in (ALL, NOTHING) and is_asked and part not in missing():
         found.append(f"{part} was not looked for")
     return found
 

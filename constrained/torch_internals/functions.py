@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from constrained.torch_internals.look_up import answers, find
-from constrained.torch_internals.moments import in_transform
+from constrained.torch_internals.moments import in_transform, knows_transforms
 
 
 def _goes_directly(_: Any) -> bool:
@@ -66,7 +66,7 @@ def outside(
     Raises:
         RuntimeError: if it would be inside of another, and this torch cannot leave it.
     """
-    if not (_interpreter and _unwrap and _wrap and _forward_mode):
+    if not (knows_transforms and _interpreter and _unwrap and _wrap and _forward_mode):
         if _transforms is None or _transforms.JVP_NESTING > 1:
             raise RuntimeError(
                 "forward-mode derivatives of a forward-mode derivative are not to be had with "

@@ -27,6 +27,8 @@ def _unknown() -> bool:
 _transform: Callable[[], Any] = (
     find("torch._C._functorch.peek_interpreter_stack", answers()) or _unknown
 )
+knows_transforms = _transform is not _unknown
+
 # Of __torch_dispatch__: how many modes are on. Nothing in public tells.
 _modes: Callable[[], int] = (
     find("torch._C._len_torch_dispatch_stack", lambda f: f() >= 0) or _unknown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import sys
 from collections.abc import Callable
@@ -11,24 +12,6 @@ import torch
 from torch import Tensor
 
 from constrained.torch_internals.look_up import find
-
-
-def _digest(tensor: Tensor) -> int:
-    """A number that tells what a tensor holds, for a torch that does not count writes."""
-    if tensor.is_meta or not has_memory(tensor):
-        return 0
-    with torch.no_grad():
-        entries = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return hash(entries.numpy().tobytes())
-
-
-#: How often a tensor was written, as autograd counts it; an inference tensor has no count. A
-#: tensor that was not written since has the same number.
-version: Callable[[Tensor], int] = (
-    operator.attrgetter("_version")
-    if find("torch.Tensor._version", lambda _: torch.zeros(()).add_(1)._version == 1)
-    else _digest
-)
 
 
 def has_memory(tensor: Tensor) -> bool:
@@ -74,4 +57,26 @@ is_transformed: Callable[[Tensor], bool] = (
         lambda f: f(torch.empty(0)) is False,
     )
     or _has_no_memory
+)
+
+
+def _digest(tensor: Tensor) -> int:
+    """A number that tells what a tensor holds, for a torch that does not count writes."""
+    strided = tensor.layout is torch.strided and tensor.numel() > 0
+    if not strided or tensor.is_meta or is_transformed(tensor) or not has_memory(tensor):
+        return 0
+    # The memory itself: an operation would be seen by transforms and tracers.
+    size, storage = tensor.element_size(), tensor.untyped_storage()
+    reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.storage_offset() * size
+    memory = storage if storage.device.type == "cpu" else storage.cpu()
+    return hash(ctypes.string_at(memory.data_ptr() + int(start), (int(reach) + 1) * size))
+
+
+#: How often a tensor was written, as autograd counts it; an inference tensor has no count. A
+#: tensor that was not written since has the same number.
+version: Callable[[Tensor], int] = (
+    operator.attrgetter("_version")
+    if find("torch.Tensor._version", lambda _: torch.zeros(()).add_(1)._version == 1)
+    else _digest
 )
