@@ -56,7 +56,8 @@ promises: $(READY) ## run the engine's promises, slow ones too, and write docs/e
 
 # An environment for each version, beside .venv. What caps torch on this machine caps nothing here.
 COMPAT_TORCH = $(patsubst torch==%,%,$(TORCH))
-COMPAT = .compat/$(COMPAT_TORCH)-$(patsubst python%,py%,$(notdir $(PYTHON)))
+COMPAT_PYTHON = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
+COMPAT = .compat/$(COMPAT_TORCH)-$(COMPAT_PYTHON)
 SHARE ?= 1
 LAW_SHARE ?= 1
 SEED ?= 0
