@@ -48,8 +48,9 @@ def forward_mode(case: Case) -> None:
             for i, p in enumerate(free)
         )
         with warnings.catch_warnings():
-            # Importing the rules of forward mode warns of torch's own use of torch.jit.
-            warnings.simplefilter("ignore", DeprecationWarning)
+            # Importing the rules of forward mode warns of torch's own use of torch.jit, in a
+            # category that depends on the version.
+            warnings.filterwarnings("ignore", "`torch.jit.script`")
             value, found = torch.func.jvp(function, tuple(p.detach() for p in free), tangent)[:2]
         weight = torch.randn(
             value.shape, dtype=value.dtype, generator=case.generator(f"weight {k}")

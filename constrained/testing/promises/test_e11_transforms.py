@@ -45,7 +45,7 @@ from constrained.testing.promises.counting import (
 CONSTRAINTS = pytest.mark.parametrize("constraint", [Positive, Sphere, Outer, Anchored])
 # What torch says of its own doings in some of these.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script:DeprecationWarning",
+    "ignore:.torch.jit.script",
     "ignore:Attempted to insert a get_attr Node:UserWarning",
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
 )

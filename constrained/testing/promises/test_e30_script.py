@@ -14,7 +14,7 @@ from constrained.testing.promises.foreign import Squash
 
 torch_today = pytest.mark.torch_today
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+    "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning"
 )
 
 

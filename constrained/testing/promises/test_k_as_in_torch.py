@@ -152,7 +152,7 @@ def three_reads(m, x):
     return (m.weight @ x + m.weight.sum() * m.weight.diagonal()).pow(2).sum()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 @pytest.mark.parametrize("constraint", [Positive, Sphere, Outer, Squash, Split])
 def test_k6_functional_call_and_transforms(constraint):
     m = layer(constraint()).double()
