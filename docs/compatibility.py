@@ -108,7 +108,7 @@ def main() -> int:
     if not outcomes.passed:
         print("No test has run.", file=sys.stderr)
         return int(code) or 1
-    write(row(outcomes, f"{given.law_share:.0%}", f"{given.share:.0%}"))
+    write(row(outcomes, f"{100 * given.law_share:g}%", f"{100 * given.share:g}%"))
     return int(code)
 
 
