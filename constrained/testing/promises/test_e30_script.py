@@ -13,9 +13,7 @@ from constrained import constrain, release
 from constrained.testing.promises.foreign import Squash
 
 torch_today = pytest.mark.torch_today
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 
 
 def model():
