@@ -336,7 +336,7 @@ class SpectralNormConv(Constraint):
             return K, sizes, given, 1.0
         factor = symbol.between_points(sizes, self.resolution)
         if self.padding_mode in LONGER:
-            factor *= math.prod(LONGER[self.padding_mode](border) for border in borders if border)
+            factor *= math.prod([LONGER[self.padding_mode](border) for border in borders if border])
         return K, sizes, symbol.lattice_points(sizes, self.resolution), factor
 
 
