@@ -94,8 +94,9 @@ def operator_norm(
     """
     direct = not goes_by_operator() and has_numbers(K)
     if loudest is None:
-        search = _loudest if direct else _loudest_op
+        search: Any = _loudest if direct else _loudest_op
         loudest = search(K.detach(), list(sizes), list(points))
+    assert loudest is not None
     taps = list(itertools.product(*map(range, sizes)))
     angles = _angles(points, taps, K)
     group, wave = loudest // len(angles), loudest % len(angles)
@@ -219,7 +220,8 @@ def _correlations(K: Tensor, sizes: Sequence[int]) -> tuple[list[tuple[int, ...]
         products = (left @ rows.mT).unflatten(-1, (taps, n)).unflatten(-3, (-1, n))
         products = products.transpose(-3, -2).flatten(-2).flatten(-3, -2)
         found += sign.flatten(0, 1).mT @ products
-    return lags, *found.split(len(lags), -2)
+    even, odd = found.split(len(lags), -2)
+    return lags, even, odd
 
 
 @functools.lru_cache(maxsize=64)
