@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import RESULTS
+from benchmarks.models import BY_VIEW, CONVOLUTIONAL
 from benchmarks.training import REBASED, SCALE
 
 #: By row, then by contender: median milliseconds and median ratio to the first contender.
@@ -108,6 +109,14 @@ TARGETS = (
     ),
     _train("correlation", "1024 x 1024", 23),
     _train("sphere", "1024 x 1024", 2.0),
+    Target(
+        f"spectral_norm_conv, {CONVOLUTIONAL}",
+        CONVOLUTIONAL,
+        2.0,
+        "ratio",
+        _ratio,
+        helpers=("plain", BY_VIEW, f"{BY_VIEW}, scale"),
+    ),
     Target(
         "500-step RNN, hidden 128, orthogonal kernel",
         "train, 500 reads of 128 x 128",

@@ -26,7 +26,7 @@ def largest_singular_value(A: Tensor) -> Tensor:
     subgradient, and that of a zero matrix is zero. All derivatives are finite.
 
     Args:
-        A: shape ``(*batch, n, p)``, real, of entries whose squares the dtype can hold.
+        A: shape ``(*batch, n, p)``, real or complex, of entries whose squares the dtype can hold.
 
     Returns:
         Tensor of shape ``batch``.
@@ -38,8 +38,9 @@ def largest_singular_value(A: Tensor) -> Tensor:
     below = mu[..., -1:] - mu
     distinct = below > torch.finfo(A.dtype).eps ** 0.5 * mu[..., -1:]
     R = torch.where(distinct, 1 / torch.where(distinct, below, 1), 0)
-    v = v + V @ (R.unsqueeze(-1) * (V.mT @ ((M - M_0) @ v)))
-    quotient = ((v.mT @ M @ v) / (v.mT @ v)).squeeze((-2, -1))
+    v = v + V @ (R.unsqueeze(-1) * (V.mH @ ((M - M_0) @ v)))
+    quotient = ((v.mH @ M @ v) / (v.mH @ v)).squeeze((-2, -1))
+    quotient = quotient.real if A.is_complex() else quotient
     zero = mu[..., -1] <= 0
     return torch.where(zero, 0, torch.where(zero, 1, quotient).sqrt())
 

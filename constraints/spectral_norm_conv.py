@@ -72,8 +72,8 @@ class SpectralNormConv(Constraint):
     `project` is the map. It gives a nearest member in the operator norm; the nearest one in the
     Frobenius norm has no closed form.
 
-    An evaluation costs the decomposition of one (out x in) matrix for each of the frequencies, 144
-    for 3 x 3 taps; a kernel in the set costs a third of that.
+    An evaluation costs a Cholesky decomposition for each of the frequencies, 144 for 3 x 3 taps, of
+    a matrix with as many rows as there are channels out, or in if these are fewer.
 
     What the layer does is an argument too. `constrained.constrain` takes it from a torch layer
     where it is left out, and refuses what contradicts the layer. (It does not look again when a
@@ -214,18 +214,20 @@ class SpectralNormConv(Constraint):
     def forward(self, K: Tensor) -> Tensor:
         """``K min(1, c / ||K||)``."""
         event = self._event(K.shape)
-        waves, factor = self._waves(event, K)
         scaled, unit = _scaled(K, tuple(range(-len(event), 0)))
-        kernels = self._grouped(scaled, event)
+        kernels, sizes, points, factor = self._symbols(scaled, event)
         # In units of the largest entry, so that neither norms nor their squares overflow.
         eps = torch.finfo(K.dtype).eps
         limit = (1 + ABOVE * eps) * (self.bound / factor / unit)
+        loudest = None
         if not goes_by_operator() and has_numbers(K):
             # No norm of a scaled kernel exceeds the number of its entries.
             known = limit.clamp(max=math.prod(event)).reshape(kernels.shape[:-4])
-            if symbol.is_certainly_below(kernels, waves, known):
+            loudest = symbol.loudest_wave(kernels, sizes, points, known)
+            if loudest is None:
                 return K.clone(memory_format=torch.contiguous_format)
-        norm = symbol.operator_norm(kernels, waves)[(..., *[None] * len(event))]
+        norm = symbol.operator_norm(kernels, sizes, points, loudest)
+        norm = norm[(..., *[None] * len(event))]
         outside = norm > limit
         shrunk = scaled * ((1 - BELOW * eps) * self.bound / factor / torch.where(outside, norm, 1))
         return torch.where(outside, shrunk, K)
@@ -245,8 +247,8 @@ class SpectralNormConv(Constraint):
         """
         event = self._event(value.shape)
         scaled, unit = _scaled(value, tuple(range(-len(event), 0)))
-        waves, factor = self._waves(event, value)
-        norm = symbol.operator_norm(self._grouped(scaled, event), waves)
+        kernels, sizes, points, factor = self._symbols(scaled, event)
+        norm = symbol.operator_norm(kernels, sizes, points)
         return factor * unit.reshape(norm.shape) * norm
 
     def violation(self, value: Tensor) -> Tensor:
@@ -304,36 +306,38 @@ class SpectralNormConv(Constraint):
         # For torch.jit.trace the sizes are tensors, and would become part of the trace.
         return tuple(map(int, shape if self.event_dim is None else shape[-self.event_dim :]))
 
-    def _grouped(self, K: Tensor, event: tuple[int, ...]) -> Tensor:
-        """Shape ``(*batch, groups, out / groups, in / groups, taps)``."""
-        batch = K.shape[: K.ndim - len(event)]
-        groups = self.groups or 1
-        return K.reshape(*batch, groups, event[0] // groups, event[1], math.prod(event[2:]))
+    def _symbols(
+        self, K: Tensor, event: tuple[int, ...]
+    ) -> tuple[Tensor, tuple[int, ...], list[int], float]:
+        """The kernels as `constraints.symbol` sees them, their sizes, and where to look at them.
 
-    def _waves(self, event: tuple[int, ...], like: Tensor) -> tuple[Tensor, float]:
-        """The waves to look at, and how many times larger the norm may be in between."""
-        kernel = event[2:]
+        Returns:
+            Tensor of shape ``(*batch, groups, out, in, taps)``; the sizes; how many frequencies
+            there are along each axis; and how many times larger the norm may be than there.
+        """
+        kernel, groups = event[2:], self.groups or 1
         stride, dilation = (_each(n, len(kernel)) for n in (self.stride, self.dilation))
-        points = None
-        if self.size is not None:
-            points = [n // s for n, s in zip(_each(self.size, len(kernel)), stride, strict=True)]
         borders = [(d * (k - 1) + 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
-        if self.padding_mode in PADDING_MODES[1:] and points is None:
+        if self.size is not None:
+            sizes = zip(_each(self.size, len(kernel)), stride, strict=True)
+            given = [n // s for n, s in sizes]
+        elif self.padding_mode in PADDING_MODES[1:]:
             stride = [1] * len(kernel)
-        # What goes by twos and looks at each second point goes by ones.
+        # Steps of two, and looks at each second point, are steps of one in half of the image.
         common = [math.gcd(*pair) for pair in zip(stride, dilation, strict=True)]
-        stride, dilation = (
-            [n // c for n, c in zip(numbers, common, strict=True)] for numbers in (stride, dilation)
-        )
-        if points is not None:
-            return symbol.waves(kernel, stride, dilation, points, like), 1.0
-        # On the lattice, what goes by ones is as large however far it looks.
-        dilation = [1 if s == 1 else d for s, d in zip(stride, dilation, strict=True)]
-        points = symbol.lattice_points(kernel, stride, dilation, self.resolution)
-        factor = symbol.between_points(kernel, stride, dilation, self.resolution)
+        stride = [s // c for s, c in zip(stride, common, strict=True)]
+        dilation = [d // c for d, c in zip(dilation, common, strict=True)]
+        if self.size is None:
+            # With steps of one the norm on the lattice is the same however far a kernel looks.
+            dilation = [1 if s == 1 else d for s, d in zip(stride, dilation, strict=True)]
+        K = K.reshape(*K.shape[: K.ndim - len(event)], groups, event[0] // groups, *event[1:])
+        K, sizes = symbol.polyphase(K, kernel, stride, dilation)
+        if self.size is not None:
+            return K, sizes, given, 1.0
+        factor = symbol.between_points(sizes, self.resolution)
         if self.padding_mode in LONGER:
-            factor *= math.prod(LONGER[self.padding_mode](border) for border in borders if border)
-        return symbol.waves(kernel, stride, dilation, points, like), factor
+            factor *= math.prod([LONGER[self.padding_mode](border) for border in borders if border])
+        return K, sizes, symbol.lattice_points(sizes, self.resolution), factor
 
 
 def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

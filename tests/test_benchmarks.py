@@ -4,7 +4,8 @@ import time
 
 import torch
 
-from benchmarks import layers, memory, report, targets, training
+import constrained
+from benchmarks import layers, memory, models, report, targets, training
 from benchmarks.harness import compare
 
 
@@ -37,6 +38,15 @@ def test_a_training_step_descends():
     for _ in range(20):
         last = float(step().detach())
     assert last < first
+
+
+def test_the_convolutional_network_is_constrained_and_stays_so():
+    model = models.constrained("spectral_norm_conv")
+    step = models.step(model)
+    for _ in range(3):
+        step()
+    found = constrained.violations(model)
+    assert len(found) == 3 and max(found.values()) < 1e-5
 
 
 def test_memory_counts_weights():

@@ -10,7 +10,7 @@ from torch.func import hessian, jacfwd, jacrev, vmap
 
 import constrained
 from constrained import constrain
-from constraints import SpectralNormConv
+from constraints import SpectralNormConv, symbol
 from constraints.largest import largest_singular_value
 
 # Forward-mode differentiation, whose rules torch still scripts.
@@ -197,6 +197,34 @@ def test_many_symbols_are_looked_at_in_parts(monkeypatch):
     assert torch.equal(constraint(K), expected[1])
     W = constraint.project(K)
     assert torch.equal(constraint(W), W)
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 8])
+@pytest.mark.parametrize("shape", [(3, 4, 2, 3, 3), (2, 2, 6, 2, 3), (1, 6, 6, 3, 3)])
+def test_the_loudest_frequency_is_found_whatever_is_looked_at_first(monkeypatch, candidates, shape):
+    monkeypatch.setattr("constraints.symbol._CANDIDATES", candidates)
+    sizes, points = shape[-2:], [8, 6]
+    K = torch.randn(shape, dtype=DOUBLE)
+    # Kernels whose frequencies are nearly, or exactly, as loud as one another.
+    nearly, flat = torch.zeros(2, *shape, dtype=DOUBLE)
+    flat[..., 0, 0] = torch.eye(*shape[-4:-2], dtype=DOUBLE)
+    nearly[:] = flat + 1e-3 * K
+    for kernel in (K, nearly, flat, torch.zeros_like(K)):
+        symbols = torch.fft.fft2(kernel, s=points).movedim((-4, -3), (-2, -1))
+        expected = torch.linalg.matrix_norm(symbols, 2).amax((-2, -1))
+        grouped = kernel.flatten(-2).unsqueeze(1)
+        found = symbol.operator_norm(grouped, sizes, points)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        for share, inside in ((1.001, True), (0.999, False)):
+            bound = share * expected + (1e-3 if inside else 0)
+            wave = symbol.loudest_wave(grouped, sizes, points, bound)
+            assert (wave is None) == (inside or not kernel.any())
+        if kernel.any():
+            some = torch.where(torch.arange(len(kernel)) == 0, 0.999, 1.1) * expected
+            wave = symbol.loudest_wave(grouped, sizes, points, some)
+            assert wave is not None
+            norm = symbol.operator_norm(grouped, sizes, points, wave)
+            torch.testing.assert_close(norm[0], expected[0], rtol=1e-12, atol=0)
 
 
 def test_violation():
