@@ -118,7 +118,9 @@ class PSDLowRank(Constraint):
     **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. Y Y' alone,
     the usual map, would have no derivative where an eigenvalue is zero: there Y keeps a column as
     long as the longest one, along some vector of the kernel, and S has the zero. So the zero matrix
-    gives orthonormal columns and S = 0.
+    gives orthonormal columns and S = 0. A perturbation of one unit in the last place, the same in
+    every run, is added: a column that is an eigenvector of the gradient as well would never turn,
+    and rounding alone would decide whether training gets away from there.
 
     **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
     semidefinite matrices (SIAM Journal on Optimization 20, 2010); Levin, Kileel and Boumal, The
@@ -172,7 +174,8 @@ class PSDLowRank(Constraint):
         rounding = torch.finfo(value.dtype).eps * value.shape[-1] * largest
         stand_in = torch.where(largest > 0, largest, 1)
         square = torch.where(eigenvalues > rounding, eigenvalues, stand_in)
-        return Q * square.sqrt().unsqueeze(-2), torch.diag_embed(eigenvalues / square)
+        Y = Q * square.sqrt().unsqueeze(-2)
+        return Y + _unsymmetric(Y), torch.diag_embed(eigenvalues / square)
 
     def canonical(self, Y: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
         """``(Y L, I)`` with ``L L' = S_+``, where there is such a regular L."""
@@ -218,3 +221,10 @@ class PSDLowRank(Constraint):
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix of at least r rows."""
         return not_square(event) or too_small(event, self.rank)
+
+
+def _unsymmetric(Y: Tensor) -> Tensor:
+    """A perturbation of Y by one unit in the last place that has no symmetry."""
+    n, r = (torch.arange(1, size + 1, dtype=Y.dtype, device=Y.device) for size in Y.shape[-2:])
+    pattern = torch.cos(n.unsqueeze(-1) * r + n.unsqueeze(-1))
+    return torch.finfo(Y.dtype).eps * Y.abs().amax((-2, -1), keepdim=True) * pattern

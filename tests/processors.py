@@ -152,11 +152,13 @@ def main() -> int:
     parser.add_argument("--law-share", type=float, default=1.0, help="the share of the laws")
     parser.add_argument("--seed", type=int, default=0, help="which tests are in a share")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    parser.add_argument("tests", nargs="*", help="files or folders; all by default")
     parser.add_argument("--table", type=Path, help="write the page of the docs to this file")
     given = parser.parse_args()
     available = capability()
     shares = (f"--share={given.share}", f"--law-share={given.law_share}")
-    arguments = ["-m", "not slow", "-n", str(given.jobs), *shares, f"--share-seed={given.seed}"]
+    arguments = ["-m", "not slow", *shares, f"--share-seed={given.seed}", *given.tests]
+    arguments += ["-n", str(given.jobs)] if given.jobs > 1 else []
     rows = []
     for setting in SETTINGS:
         if can_run(setting, available):
@@ -164,7 +166,7 @@ def main() -> int:
         else:
             outcome = Outcome(problem=LACKING)
         rows.append((setting, outcome))
-        print(table(rows[-1:]), flush=True)
+        print(setting.name, outcome, flush=True)
     page = "\n".join([HEAD, facts(given, available), table(rows)])
     print(page)
     if given.table:
@@ -174,11 +176,10 @@ def main() -> int:
 
 def facts(given: argparse.Namespace, available: str) -> str:
     """On what the tests ran, and which of them."""
-    which = f"{given.share:.0%} of the tests that are not slow, {given.law_share:.0%} of the laws"
-    return (
-        f"torch {torch.__version__.partition('+')[0]} on a processor with {available} "
-        f"instructions; {which} (seed {given.seed}).\n"
-    )
+    version, where = torch.__version__.partition("+")[0], ", ".join(given.tests)
+    shares = f"{given.share:.1%} of the tests that are not slow, {given.law_share:.1%} of the laws"
+    which = f"{shares}{where and ' in ' + where} (seed {given.seed})"
+    return f"torch {version} on a processor with {available} instructions; {which}.\n"
 
 
 if __name__ == "__main__":

@@ -5,13 +5,24 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import constrained
 from constrained import tolerance
-from constraints import LowRank, RankOne
+from constraints import FixedRank, LowRank, RankOne
 
 DTYPES = [torch.float32, torch.float64]
 
 
 def relative(found, expected):
     return ((found - expected).norm(dim=(-2, -1)) / expected.norm(dim=(-2, -1))).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("constraint", [LowRank(2), FixedRank(2)], ids=str)
+def test_a_small_product_of_large_factors_has_the_rank_too(constraint, dtype):
+    # Columns that cancel but for a thousandth: the factors' rounding would be a violation.
+    generator = torch.Generator().manual_seed(0)
+    a, b, c, d = (torch.randn(20, 8, dtype=dtype, generator=generator) for _ in range(4))
+    U = torch.stack([a, a + 1e-3 * b], dim=-1)
+    V = torch.stack([c, -c + 1e-3 * d], dim=-1)
+    assert constraint.contains(constraint(U, V)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -68,6 +68,21 @@ class TestDegenerateMembers:
         )
         assert (found - target).norm() < 1e-2 * target.norm()
 
+    @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+    @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+    @pytest.mark.parametrize("second", [0.0, 1.0])
+    def test_a_direction_that_does_not_lower_the_loss_is_left(self, second, make, dtype):
+        # The second eigenvector of the start is one of the gradient too, along which the optimum
+        # has nothing: only another direction lowers the loss.
+        start = torch.diag(torch.tensor([5.0, second, 0.0], dtype=dtype))
+        target = torch.diag(torch.tensor([5.0, -1.0, 1.0], dtype=dtype))
+        module = holder(start, PSDLowRank(rank=2))
+        found = train(
+            module, lambda W: (W - target).square().sum(), lambda p: make(p, lr=0.05), 600
+        )
+        expected = torch.diag(torch.tensor([5.0, 0.0, 1.0], dtype=dtype))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+
     def test_there_zero_cannot_be_left(self):
         with torch.random.fork_rng():
             layer = nn.Linear(5, 5, bias=False)

@@ -146,6 +146,18 @@ def test_values_near_and_far_from_the_start_stay_in_the_set(constraint, spread):
     assert constraint.contains(value).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_small_product_of_large_factors_is_stable_too(dtype):
+    # The columns of X are nearly orthogonal to those of Y: rounding is of the size of the factors.
+    Q = torch.linalg.qr(torch.randn(50, 4, 4, dtype=torch.float64, generator=generator(0))).Q
+    Q, nothing = Q.to(dtype), torch.zeros(50, 4, 4, dtype=dtype)
+    noise = 1e-6 * torch.randn(50, 4, 4, dtype=dtype, generator=generator(1))
+    X, Y = Q[..., :2] @ Q[..., :2].mT + noise, Q[..., 2:] @ Q[..., 2:].mT
+    A = hurwitz(X, Y, nothing, torch.eye(4, dtype=dtype).expand(50, 4, 4), nothing)
+    assert (A.norm(dim=(-2, -1)) < 1e-5).all()
+    assert hurwitz.contains(A).all()
+
+
 def test_violation_is_a_distance():
     assert hurwitz.violation(torch.diag(torch.tensor([2.0, -1.0]))) == pytest.approx(2.0)
     assert Hurwitz(alpha=1.0).violation(torch.zeros(3, 3)) == pytest.approx(1.0)
