@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.adopt import adopt
-from constrained.constraint import Constraint, InfeasibleError, autocast_disabled
+from constrained.constraint import InfeasibleError, autocast_disabled
 from constrained.handover import Succession, check_optimizer
 from constrained.install import check_can_change_class, uninstall
 from constrained.originals import check_elements, check_value, check_writable_now, recording, store
