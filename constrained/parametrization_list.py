@@ -15,6 +15,7 @@ from constrained import inversion, sharded
 from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint, is_autocast
+from constrained.holders import holders
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
     check_elements,
@@ -46,8 +47,6 @@ _HALF = (torch.float16, torch.bfloat16)
 
 #: A value that is known, which original it is a copy of, for which arguments, and which originals.
 _UNSETTLED: tuple[Tensor | None, int | None, int, Sequence[SeenTensor]] = (None, None, 0, ())
-
-_by_original: weakref.WeakValueDictionary[int, ParametrizationList] = weakref.WeakValueDictionary()
 
 
 class ParametrizationList(torch_parametrize.ParametrizationList):
@@ -356,7 +355,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.is_parameter = isinstance(original, nn.Parameter)
         with torch.no_grad():
             self._write(original, new)
-        self._announce()
+        watch(self)
 
     def _write(self, original: Tensor, new: Tensor | Sequence[Tensor]) -> None:
         if isinstance(new, Tensor):
@@ -397,15 +396,15 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
         first = self.chain()[0] if len(self) else None
-        watch(self, isinstance(first, Constraint) and first.has_canonical())
+        watch(self)
         if is_applied_unread(first):
             # A linear layer asks at each call.
             self.__dict__["_is_applied_unread"] = True
-        self._announce()
 
-    def _announce(self) -> None:
-        for original in self._parameters.values():
-            _by_original[id(original)] = self
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Make a parameter one of the originals, as which an optimizer's step finds it."""
+        super().register_parameter(name, param)
+        watch(self)
 
     def restore(self) -> None:
         """Bring the originals to the canonical form of the first constraint; the value stays.
@@ -427,6 +426,18 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     store(here, new)
             if first.ambient is not None:
                 self._settle(first, canonical[first.ambient])
+
+    def restart(self) -> None:
+        """Bring the originals to where `right_inverse` puts the value, all of the way.
+
+        To the canonical form there may be several restorations to go.
+        """
+        first = self.chain()[0]
+        if not (isinstance(first, Constraint) and first.has_canonical()):
+            return
+        if not any(map(sharded.is_flat, self.originals())):
+            with torch.no_grad():
+                self.put(self.invert(self()))
 
     def likeness(self) -> Hashable | None:
         """What tensors have in common that may be restored as one batch; None for a large one."""
@@ -476,7 +487,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         # Where loading swaps tensors, no graph may hold them.
         self.forget()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._announce()
+        watch(self)
         if all(prefix + name in state_dict for name in self.names()):
             self._store.clear()
 
@@ -520,15 +531,13 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.forget()
         super()._apply(fn, recurse)
         self.forget()
-        self._announce()
+        watch(self)
         return self
 
 
 def list_with_original(tensor: Tensor) -> ParametrizationList | None:
     """The list whose original this very parameter is, if there is one."""
-    found = _by_original.get(id(tensor))
-    is_original = found is not None and any(t is tensor for t in found._parameters.values())
-    return found if is_original else None
+    return next(reversed([*holders(tensor)]), None)
 
 
 def read(parametrizations: nn.Module, name: str) -> Tensor:

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.adopt import adopt
-from constrained.constraint import Constraint, InfeasibleError, autocast_disabled
+from constrained.constraint import InfeasibleError, autocast_disabled
 from constrained.handover import Succession, check_holds, check_optimizer
 from constrained.install import check_can_change_class, uninstall
 from constrained.originals import check_elements, check_value, check_writable_now, recording, store
 from constrained.parametrization_list import ParametrizationList
 from constrained.places import is_parametrized, list_of, places_of, resolve
-from constrained.restore import watch
 from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.wrapped import check_not_wrapped
 from constrained.write import settle
@@ -191,8 +190,6 @@ def _remove_one(
                 ) from error
             raise
         parametrizations.forget()
-        first = parametrizations.chain()[0]
-        watch(parametrizations, isinstance(first, Constraint) and first.has_canonical())
 
 
 def _set_chain(parametrizations: ParametrizationList, chain: Sequence[nn.Module]) -> None:

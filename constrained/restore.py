@@ -8,23 +8,32 @@ the hook an evaluation computes the full map.
 The values that were computed before a step are dropped. Nobody will use them again, and the graphs
 behind them hold several times the memory of the weight. And where there are several processes, the
 parameters that another one has stepped arrive by collectives, which move no version counter.
+
+An optimizer may call another one in its own step, as those do that spread their state over
+processes, or look at two points before a step. Then this follows the outer step, once.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 import weakref
 from collections.abc import Hashable, Sequence
+from types import FrameType
 from typing import Any, Protocol
 
-from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from constrained.history import History, has_moved, history_of
+from constrained.holders import Holder, holders, note, note_all
 
 
-class Stepped(Protocol):
-    """A module whose own parameters are originals."""
-
-    _parameters: dict[str, nn.Parameter | None]
+class Stepped(Holder, Protocol):
+    """A module whose own parameters are originals, and are stepped."""
 
     def forget_step(self) -> None:
         """Forget the values that were computed from them."""
@@ -32,6 +41,10 @@ class Stepped(Protocol):
 
     def restore(self) -> None:
         """Bring them back to their canonical form."""
+        ...
+
+    def restart(self) -> None:
+        """Bring them to where a constrained tensor of this value starts."""
         ...
 
     def likeness(self) -> Hashable | None:
@@ -43,47 +56,136 @@ class Stepped(Protocol):
         ...
 
 
-_watched: weakref.WeakSet[Any] = weakref.WeakSet()
-_with_canonical_form: weakref.WeakSet[Any] = weakref.WeakSet()
+class _Step:
+    """A step of an optimizer that has begun.
+
+    Attributes:
+        frame: the id of the frame it runs in.
+        code: what runs there.
+        optimizer: whose step it is.
+        histories: those of the optimizer and of the ones that it has called.
+    """
+
+    __slots__ = ("code", "frame", "histories", "optimizer")
+
+    def __init__(self, optimizer: Optimizer, frame: FrameType) -> None:
+        self.frame, self.code = id(frame), frame.f_code
+        self.optimizer = optimizer
+        history = history_of(optimizer)
+        self.histories: list[History] = [] if history is None else [history]
+
+
+class _Running(threading.local):
+    """The steps that this thread is in, the outermost first."""
+
+    def __init__(self) -> None:
+        self.steps: list[_Step] = []
+
+
+_running = _Running()
+#: The ids of the parameters of each optimizer that has stepped.
+_known: weakref.WeakKeyDictionary[Optimizer, tuple[int, ...]] = weakref.WeakKeyDictionary()
 _installed = False
 
 
-def watch(item: Stepped, has_canonical: bool) -> None:
+def watch(item: Stepped) -> None:
     """Do what follows each step of an optimizer that holds one of the parameters of ``item``.
 
-    Args:
-        item: a parametrized tensor.
-        has_canonical: whether there is a form to restore.
+    Call it again whenever these are others.
     """
     global _installed
-    _watched.add(item)
-    if has_canonical:
-        _with_canonical_form.add(item)
+    note(item)
     if not _installed:
-        register_optimizer_step_post_hook(_after_step)
         _installed = True
+        register_optimizer_step_pre_hook(_before_step)
+        register_optimizer_step_post_hook(_after_step)
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    del args, kwargs
+    frame, steps = sys._getframe(1), _running.steps
+    if steps:
+        _drop_abandoned(steps, frame)
+    steps.append(_Step(optimizer, frame))
+
+
+def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
+    """Leave the steps that ``frame`` was called from: one that has raised never ends."""
+    running = {}
+    while (caller := frame.f_back) is not None:
+        running[id(caller)] = caller.f_code
+        frame = caller
+    steps[:] = [step for step in steps if running.get(step.frame) is step.code]
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    if not _watched:
-        return
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    place = {parameter: i for i, parameter in enumerate(held)}
-    due: list[tuple[int, Any]] = []
-    for item in list(_watched):
-        places = [place[id(p)] for p in item._parameters.values() if id(p) in place]
-        if places:
-            due.append((min(places), item))
-    # In the same order in every process, which sharded originals are gathered from.
-    alike: dict[Hashable, list[Any]] = {}
-    for _, item in sorted(due, key=lambda pair: pair[0]):
+    step, around = _finished(optimizer, sys._getframe(1))
+    items = _items(optimizer)
+    for item in items:
         item.forget_step()
-        if item in _with_canonical_form:
-            likeness = item.likeness() if len(due) > 1 else None
-            if likeness is None:
-                item.restore()
-            else:
-                alike.setdefault(likeness, []).append(item)
-    for items in alike.values():
-        items[0].restore_all(items)
+    for outer in around:
+        outer.histories += step.histories
+    held = {id(p) for outer in around for p in _parameters(outer.optimizer)}
+    due = [item for item in items if held.isdisjoint(map(id, item._parameters.values()))]
+    _restore(_without_history(due, step.histories) if step.histories else due)
+
+
+def _finished(optimizer: Optimizer, frame: FrameType) -> tuple[_Step, list[_Step]]:
+    """The step that ends in this frame, and those that it ran in."""
+    steps = _running.steps
+    for i in reversed(range(len(steps))):
+        if steps[i].frame == id(frame):
+            step = steps[i]
+            del steps[i:]
+            return step, steps
+    # It began before somebody asked for the hooks.
+    return _Step(optimizer, frame), steps
+
+
+def _parameters(optimizer: Optimizer) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _items(optimizer: Optimizer) -> list[Any]:
+    """The tensors that an optimizer steps.
+
+    In the order of its parameters, which is the same in every process: sharded originals are
+    gathered by all of them together.
+    """
+    parameters = _parameters(optimizer)
+    ids = tuple(map(id, parameters))
+    if _known.get(optimizer) != ids:
+        # Somebody may have put parameters in their place without a word, as FSDP does.
+        note_all()
+        _known[optimizer] = ids
+    return list({id(item): item for p in parameters for item in holders(p)}.values())
+
+
+def _without_history(items: list[Any], histories: list[History]) -> list[Any]:
+    """Those that no optimizer with a memory steps; the others are seen to here."""
+    free = []
+    for item in items:
+        originals = [p for p in item._parameters.values() if p is not None]
+        its = [h for h in histories if h.is_of(originals)]
+        if not its:
+            free.append(item)
+        elif all(h.is_at_rest() for h in its):
+            before = [p.detach().clone() for p in originals]
+            item.restart()
+            if has_moved(originals, before):
+                for history in its:
+                    history.forget()
+    return free
+
+
+def _restore(items: list[Any]) -> None:
+    alike: dict[Hashable, list[Any]] = {}
+    for item in items:
+        likeness = item.likeness() if len(items) > 1 else None
+        if likeness is None:
+            item.restore()
+        else:
+            alike.setdefault(likeness, []).append(item)
+    for some in alike.values():
+        some[0].restore_all(some)

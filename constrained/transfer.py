@@ -114,5 +114,4 @@ def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> Non
         store(tensor, original)
     parametrizations.forget()
     tensor.requires_grad_(original.requires_grad)
-    parametrizations._parameters[name] = tensor
-    parametrizations._announce()
+    parametrizations.register_parameter(name, tensor)

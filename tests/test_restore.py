@@ -1,12 +1,15 @@
 import copy
 import gc
+import sys
+import threading
 import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from constrained import constrain, restore
+from constrained import constrain, get, holders, restore
+from constrained.parametrization_list import ParametrizationList
 from constraints import Orthogonal
 
 
@@ -82,7 +85,7 @@ def test_the_hook_holds_on_to_nothing():
     layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
     trained(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
     watched = weakref.ref(layer.parametrizations.weight)
-    assert watched() in restore._watched
+    assert watched() in list(holders.holders(layer.parametrizations.weight.original))
     del layer
     gc.collect()
     assert watched() is None
@@ -219,3 +222,186 @@ def test_a_gradient_after_a_write_is_an_error():
         layer.parametrizations.weight.original.add_(0.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# ----------------------------------------------------------------------- whose step it is
+
+
+class Calls(torch.optim.Optimizer):
+    """An optimizer that lets another one step, as ZeRO, SAM and Lookahead do."""
+
+    def __init__(self, inner, fails=()):
+        self.inner, self.fails = inner, list(fails)
+        super().__init__([p for g in inner.param_groups for p in g["params"]], {})
+
+    def step(self, closure=None):
+        if self.fails and self.fails.pop(0):
+            raise RuntimeError("out of memory")
+        self.inner.step(closure)
+
+
+def after(make, name, steps=10, start=None):
+    torch.manual_seed(0)
+    layer = constrain(nn.Linear(4, 4, bias=False), "weight", name)
+    optimizer = make(torch.optim.SGD(layer.parameters(), lr=0.3))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (layer.weight - 3).square().sum().backward()
+        optimizer.step()
+    return layer.parametrizations.weight.original.detach().clone()
+
+
+@pytest.mark.parametrize("name", ["l1_ball", "max_norm(bound=1)", "spectral_norm", "nonnegative"])
+def test_an_optimizer_inside_another_restores_once(name):
+    plain = after(lambda inner: inner, name)
+    torch.testing.assert_close(after(Calls, name), plain, rtol=0, atol=0)
+    torch.testing.assert_close(after(lambda i: Calls(Calls(i)), name), plain, rtol=0, atol=0)
+
+
+def restorations(monkeypatch):
+    seen = []
+    restored = ParametrizationList.restore
+    monkeypatch.setattr(
+        ParametrizationList, "restore", lambda self: seen.append(self) or restored(self)
+    )
+    return seen
+
+
+def test_a_subclass_that_calls_its_parents_step_restores_once(monkeypatch):
+    class Mine(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # torch hooks a class when it is used
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    seen = restorations(monkeypatch)
+    trained(layer, Mine(layer.parameters(), lr=0.1), 1)
+    assert len(seen) == 1
+
+
+def test_a_step_that_raised_is_over(monkeypatch):
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    inner = torch.optim.SGD(layer.parameters(), lr=0.1)
+    outer = Calls(inner, fails=[True, False])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        outer.step()
+    seen = restorations(monkeypatch)
+    # The inner one is nobody's now, also while the error is being handled.
+    try:
+        outer.fails = [True]
+        outer.step()
+    except RuntimeError:
+        trained(layer, inner, 1)
+    assert len(seen) == 1
+    trained(layer, outer, 1)
+    assert len(seen) == 2 and defect(layer) < 1e-5
+    assert not restore._running.steps
+
+
+def test_a_step_within_a_closure_of_others_is_its_own(monkeypatch):
+    """A loss may train another model first: what it steps is restored at each of its steps."""
+    layer, other = (constrain(nn.Linear(4, 4), "weight", "orthogonal") for _ in range(2))
+    inside = torch.optim.SGD(other.parameters(), lr=0.1)
+    outside = torch.optim.SGD(layer.parameters(), lr=0.1)
+    seen = restorations(monkeypatch)
+
+    def closure():
+        trained(other, inside, 3)
+        loss = layer(torch.ones(2, 4)).square().sum()
+        loss.backward()
+        return loss
+
+    outside.step(closure)
+    assert seen == [other.parametrizations.weight] * 3 + [layer.parametrizations.weight]
+
+
+def test_a_step_looks_at_its_own_parameters_only(monkeypatch):
+    others = [constrain(nn.Linear(4, 4), "weight", "orthogonal") for _ in range(5)]
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    trained(layer, optimizer, 1)
+    looked = []
+    monkeypatch.setattr(
+        holders,
+        "_originals",
+        lambda holder: looked.append(holder) or [*holder._parameters.values()],
+    )
+    trained(layer, optimizer, 3)
+    assert set(map(id, looked)) == {id(layer.parametrizations.weight)}
+    del others
+
+
+@pytest.mark.parametrize("how", ["constrained later", "another parameter", "behind torch's back"])
+def test_whatever_an_optimizer_steps_is_found(how):
+    layer = nn.Linear(4, 4)
+    if how != "constrained later":
+        constrain(layer, "weight", "orthogonal")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    trained(layer, optimizer, 1)
+    if how == "constrained later":
+        constrain(layer, "weight", "orthogonal", optimizer=optimizer)
+    else:
+        weight = layer.parametrizations.weight
+        new = nn.Parameter(weight.original.detach().clone())
+        if how == "another parameter":
+            weight.original = new
+        else:
+            weight._parameters["original"] = new
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    trained(layer, optimizer, 2)
+    assert defect(layer) < 1e-5
+
+
+def test_two_tensors_of_one_parameter_are_both_found():
+    first = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    original = first.parametrizations.weight.original
+    other = ParametrizationList([get("orthogonal")()], original.detach().clone())
+    other.original = original
+    found = list(holders.holders(original))
+    assert found == [first.parametrizations.weight, other]
+    del other, found
+    gc.collect()
+    assert list(holders.holders(original)) == [first.parametrizations.weight]
+
+
+def test_notes_of_what_is_gone_are_dropped():
+    gc.collect()
+    before = len(holders._notes), len(holders._by_parameter)
+    layer = constrain(nn.Linear(4, 4), "weight", "low_rank(rank=2)")
+    for _ in range(3):
+        layer.double().float()
+        layer.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()}, assign=True)
+    del layer
+    gc.collect()
+    assert (len(holders._notes), len(holders._by_parameter)) == before
+
+
+def test_steps_and_copies_in_several_threads():
+    """While one thread trains, others copy, build and drop models."""
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    errors, stop = [], threading.Event()
+
+    def build():
+        try:
+            while not stop.is_set():
+                models = [copy.deepcopy(layer) for _ in range(20)]
+                models[0].double()
+                del models
+        except Exception as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        mine = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+        for _ in range(100):
+            trained(mine, torch.optim.SGD(mine.parameters(), lr=0.1), 1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not errors and defect(mine) < 1e-5

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
 from torch.profiler import ProfilerActivity, profile
 
-import constrained.restore as restore
+import constrained.holders as holders
 from constrained import constrain, get, release
-from constrained.parametrization_list import _by_original
 from constrained.parametrized_class import _classes
 from constrained.testing.promises.catalogue import every_constraint, linear
 
@@ -157,7 +156,7 @@ def test_e37_ten_thousand_registrations_leave_nothing(name, measured):
         gc.collect()
         objects = sum(1 for o in gc.get_objects())
         hooks = len(layer._forward_hooks) + len(layer._load_state_dict_pre_hooks)
-        sizes = [len(_by_original), len(_classes), len(restore._watched), hooks]
+        sizes = [len(holders._notes), len(holders._by_parameter), len(_classes), hooks]
         return objects, sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     cycle(1000)

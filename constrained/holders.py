@@ -1,0 +1,95 @@
+"""Which parametrized tensors a parameter is an original of.
+
+An optimizer knows parameters, and what follows its step is due for the tensors that are computed
+from them. They are noted here under the parameter's id, weakly, and found without a look at the
+other tensors of the process. A note may be out of date, as where somebody writes into
+``module._parameters``: so what is found is compared with what the tensor holds now.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Holder(Protocol):
+    """A module whose own parameters are originals."""
+
+    _parameters: dict[str, nn.Parameter | None]
+
+
+class _Note(weakref.ref[Any]):
+    """A holder, and the ids that it is noted under."""
+
+    __slots__ = ("ids", "key")
+
+    ids: frozenset[int]
+    key: int
+
+
+_notes: dict[int, _Note] = {}
+_by_parameter: dict[int, tuple[_Note, ...]] = {}
+# Several threads build models, and the garbage collector, which may run in any line of one of
+# them, forgets those that are gone. What only reads takes no lock: it sees whole tuples.
+_lock = threading.RLock()
+
+
+def note(holder: Holder) -> None:
+    """Note which parameters a tensor is computed from, in place of what was noted before."""
+    found = _notes.get(id(holder))
+    ids = frozenset(id(p) for p in _originals(holder) if p is not None)
+    if found is not None and found() is holder and found.ids == ids:
+        return
+    with _lock:
+        if found is None or found() is not holder:
+            found = _Note(holder, _forget)
+            found.ids, found.key = frozenset(), id(holder)
+            _notes[found.key] = found
+        _move(found, ids)
+
+
+def note_all() -> None:
+    """Note anew what every tensor is computed from."""
+    with _lock:
+        everything = list(_notes.values())
+    for found in everything:
+        holder = found()
+        if holder is not None:
+            note(holder)
+
+
+def holders(parameter: Tensor) -> Iterator[Any]:
+    """The tensors that this very parameter is an original of, the one noted last at the end."""
+    for found in _by_parameter.get(id(parameter), ()):
+        holder = found()
+        if holder is not None and any(p is parameter for p in _originals(holder)):
+            yield holder
+
+
+def _originals(holder: Holder) -> list[nn.Parameter | None]:
+    # In one go: another thread may be about to register one.
+    return list(holder._parameters.values())
+
+
+def _forget(dead: _Note) -> None:
+    with _lock:
+        _move(dead, frozenset())
+        if _notes.get(dead.key) is dead:
+            del _notes[dead.key]
+
+
+def _move(found: _Note, ids: frozenset[int]) -> None:
+    for changed in found.ids ^ ids:
+        others = _by_parameter.get(changed, ())
+        # One that has died while this runs may have missed its own entry.
+        others = tuple(n for n in others if n is not found and n() is not None)
+        now = (*others, found) if changed in ids else others
+        if now:
+            _by_parameter[changed] = now
+        else:
+            _by_parameter.pop(changed, None)
+    found.ids = ids
