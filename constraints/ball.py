@@ -36,7 +36,8 @@ class LengthBound(Constraint):
     """What sets of vectors share whose length may be anything up to a bound, in some norm.
 
     The map is the identity inside. Outside, a vector is scaled back to the boundary, or for the sum
-    of absolute values goes to the nearest point, where small entries are zero. `canonical` takes a parameter that a step has led outside back there, little by little: see `lingering`.
+    of absolute values goes to the nearest point, where small entries are zero. `canonical` takes a
+    parameter that a step has led outside back there, little by little: see `lingering`.
     """
 
     event_dim = 1
