@@ -435,7 +435,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.has_canonical()):
             return
-        if not any(map(shards.is_flat, self.originals())):
+        if not any(map(is_flat, self.originals())):
             with torch.no_grad():
                 self.put(self.invert(self()))
 

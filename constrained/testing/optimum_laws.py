@@ -12,7 +12,7 @@ from constrained.constraint import Constraint
 from constrained.testing.bounds import scale, size
 from constrained.testing.case import Case, expect, unpack
 from constrained.testing.holder import constrained
-from constrained.testing.points import member
+from constrained.testing.points import degenerate
 from constrained.testing.runner import Scope, law
 
 #: Steps of Adam, and its first learning rate in units of a typical parameter; it falls to zero.
@@ -89,14 +89,14 @@ def adam_reaches_the_optimum(case: Case) -> None:
 
 
 def starts(case: Case, constraint: Constraint, draw: int = 0) -> dict[str, Tensor]:
-    """Five elements by name, six for matrices: random ones, and projections of degenerate ones."""
+    """Five elements by name, six for matrices: random ones, and where degenerate tensors start."""
     salt = f"start {draw}" if draw else "start"
-    degenerate = ("zeros", "ones") if case.event_dim < 2 else ("zeros", "ones", "eye")
+    names = ("zeros", "ones") if case.event_dim < 2 else ("zeros", "ones", "eye")
     return {
         "a member": case.sample(constraint, salt),
         "another": case.sample(constraint, f"another {salt}"),
-        **{name: member(case, constraint, name) for name in degenerate},
-        "an outsider": constraint.project(2 * _entry(case) * case.gaussian(salt=salt)),
+        **{name: constraint.start(degenerate(case, name)) for name in names},
+        "an outsider": constraint.start(2 * _entry(case) * case.gaussian(salt=salt)),
     }
 
 

@@ -38,7 +38,7 @@ def member(case: Case, constraint: Constraint, point: str) -> Tensor:
     """An element of the set: a random one, or the projection of a degenerate tensor."""
     if point == "random":
         return case.sample(constraint)
-    return constraint.project(_degenerate(case, point))
+    return constraint.project(degenerate(case, point))
 
 
 def members(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]]:
@@ -138,7 +138,8 @@ def graded(case: Case) -> Tensor:
     return ((left * sizes) @ right.mH).to(case.dtype)
 
 
-def _degenerate(case: Case, point: str) -> Tensor:
+def degenerate(case: Case, point: str) -> Tensor:
+    """The tensor of a point of `MEMBERS`, but for the random one, before it is projected."""
     value = torch.zeros(case.shape, dtype=case.dtype)
     if point == "zeros":
         return value
