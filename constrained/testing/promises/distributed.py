@@ -39,8 +39,8 @@ from constrained.testing.promises.counting import Anchored, Sphere, evaluations,
 
 WORLD = 2
 WRAPPERS = ("ddp", "fsdp2", "fsdp2_layers", "fsdp2_kept", "fsdp1")
-#: FSDP2 asks streams of the CPU for what some versions of torch give those of a GPU alone: there not
-#: even a plain model is trained.
+#: FSDP2 asks streams of the CPU for what some versions of torch give those of a GPU alone: there
+#: not even a plain model is trained.
 HAS_FSDP2 = hasattr(torch.cpu.current_stream(), "record_event")
 FSDP2 = ("fsdp2", "fsdp2_layers", "fsdp2_kept")
 SPECS = {
