@@ -270,8 +270,12 @@ def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
     return found
 
 
+# Not every version can tell from an annotation that `list[int]` is a list of integers.
 _loudest_op = torch.library.custom_op(
-    "constraints::loudest_wave", untraced(_loudest), mutates_args=()
+    "constraints::loudest_wave",
+    untraced(_loudest),
+    mutates_args=(),
+    schema="(Tensor K, int[] sizes, int[] points) -> Tensor",
 )
 
 
