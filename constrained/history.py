@@ -46,11 +46,16 @@ class History:
         return any(id(p) in mine for p in parameters)
 
     def is_at_rest(self) -> bool:
-        """Whether the step ended by itself, for lack of a gradient or of progress."""
+        """Whether the step ended by itself, for lack of a gradient or of progress.
+
+        Or it goes on, and in two iterations has found nothing to remember, for lack of curvature.
+        """
         before, now, group = self._before, self._state(), self._group
         iterations = now.get("n_iter", 0) - before.get("n_iter", 0)
         evaluations = now.get("func_evals", 0) - before.get("func_evals", 0)
         if iterations < group["max_iter"] and evaluations < group["max_eval"]:
+            return True
+        if now.get("n_iter", 0) > 1 and not now.get("old_dirs"):
             return True
         # A step of one iteration has no time to see that.
         was, loss = before.get("prev_loss"), now.get("prev_loss")

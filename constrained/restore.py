@@ -22,6 +22,7 @@ from collections.abc import Hashable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -68,8 +69,8 @@ class _Step:
 
     __slots__ = ("code", "frame", "histories", "optimizer")
 
-    def __init__(self, optimizer: Optimizer, frame: FrameType) -> None:
-        self.frame, self.code = id(frame), frame.f_code
+    def __init__(self, optimizer: Optimizer, frame: FrameType | None) -> None:
+        self.frame, self.code = id(frame), frame and frame.f_code
         self.optimizer = optimizer
         history = history_of(optimizer)
         self.histories: list[History] = [] if history is None else [history]
@@ -103,6 +104,9 @@ def watch(item: Stepped) -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
+    # A compiler knows no frames: what it has compiled counts as a step of its own.
+    if torch.compiler.is_compiling():
+        return
     frame, steps = sys._getframe(1), _running.steps
     if steps:
         _drop_abandoned(steps, frame)
@@ -120,7 +124,8 @@ def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    step, around = _finished(optimizer, sys._getframe(1))
+    frame = None if torch.compiler.is_compiling() else sys._getframe(1)
+    step, around = _finished(optimizer, frame)
     items = _items(optimizer)
     for item in items:
         item.forget_step()
@@ -131,7 +136,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _restore(_without_history(due, step.histories) if step.histories else due)
 
 
-def _finished(optimizer: Optimizer, frame: FrameType) -> tuple[_Step, list[_Step]]:
+def _finished(optimizer: Optimizer, frame: FrameType | None) -> tuple[_Step, list[_Step]]:
     """The step that ends in this frame, and those that it ran in."""
     steps = _running.steps
     for i in reversed(range(len(steps))):
