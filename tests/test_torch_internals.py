@@ -128,6 +128,17 @@ def test_the_package_imports_torch_alone():
                 assert (node.module or "").startswith("constrained.torch_internals"), path
 
 
+def test_nothing_is_loaded_that_torch_does_not_load():
+    code = "import sys, {}; print([m for m in sys.modules if m.startswith('torch._dynamo')])"
+    ours, plain = (
+        subprocess.run(
+            [sys.executable, "-c", code.format(name)], capture_output=True, text=True, check=True
+        ).stdout
+        for name in ("constrained", "torch")
+    )
+    assert ours == plain
+
+
 @pytest.fixture(scope="module")
 def results():
     command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "without.py")]

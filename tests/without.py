@@ -35,7 +35,7 @@ def parts() -> list[str]:
         node
         for path in sorted(ROOM.glob("*.py"))
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "find"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("find", "is_defined")
     ]
     return [call.args[0].value for call in calls]  # type: ignore[attr-defined]
 
@@ -47,8 +47,9 @@ def hide(part: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[LOOK_UP] = module
     spec.loader.exec_module(module)
-    look = module._find
+    look, defines = module._find, module._is_defined
     module._find = lambda name: None if part in (name, ALL) else look(name)
+    module._is_defined = lambda name: part not in (name, ALL) and defines(name)
 
 
 def layer(spec: Any = "orthogonal", **more: Any) -> nn.Linear:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from constrained.torch_internals.look_up import find
+from constrained.torch_internals.look_up import is_defined
 from constrained.torch_internals.moments import in_transform
 from constrained.torch_internals.tensors import version
 
@@ -43,7 +43,7 @@ class Evaluable(Protocol):
 
 def traced_value(parametrized: Evaluable) -> Tensor:
     """The value, for a tracer that watches: evaluated at the first read in each graph."""
-    if not torch.compiler.is_dynamo_compiling() or not _can_remember():
+    if not torch.compiler.is_dynamo_compiling() or not _can_remember:
         return parametrized()
     from torch._dynamo.comptime import comptime
 
@@ -57,15 +57,7 @@ def traced_value(parametrized: Evaluable) -> Tensor:
     return value
 
 
-@torch.compiler.assume_constant_result
-def _can_remember() -> bool:
-    # Looked for when there is a tracer: loading it takes a second.
-    return _comptime() is not None
-
-
-@functools.cache
-def _comptime() -> Any:
-    return find("torch._dynamo.comptime.comptime", callable)
+_can_remember = is_defined("torch._dynamo.comptime.comptime")
 
 
 def _cautious(step: Callable[[Any], None]) -> Callable[[Any], None]:

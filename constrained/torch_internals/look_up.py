@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _missing: list[str] = []
@@ -25,6 +27,27 @@ def find(name: str, works: Callable[[Any], bool]) -> Any:
         _missing.append(name)
         return None
     return found
+
+
+def is_defined(name: str) -> bool:
+    """Whether a file of torch defines a name, told without loading it, which may take seconds.
+
+    Args:
+        name: dotted, beginning with ``torch``.
+    """
+    found = _is_defined(name)
+    if not found:
+        _missing.append(name)
+    return found
+
+
+def _is_defined(name: str) -> bool:
+    head, *folders, file, attribute = name.split(".")
+    (root,) = importlib.import_module(head).__path__
+    path = Path(root, *folders, f"{file}.py")
+    if not path.exists():
+        return False
+    return re.search(rf"^{attribute}\b", path.read_text("utf-8"), re.MULTILINE) is not None
 
 
 def answers(*args: Any) -> Callable[[Any], bool]:
