@@ -29,7 +29,7 @@ GROUPS = {
     "compiling": (compiling.compilation,),
     "training": (training.training,),
     "batches": (batches.small_matrices,),
-    "layers": (layers.many_layers, layers.transformer),
+    "layers": (layers.many_layers, layers.transformer, layers.encoder),
     "models": (models.convolutions,),
     "registering": (registering.registration,),
     "memory": (memory.bytes_held,),

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
+from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 from benchmarks.harness import Timing, compare
-from benchmarks.training import RATE
+from benchmarks.training import RATE, SCALE
 from constrained import constrain
 
 COUNT, SIZE, BATCH = 64, 256, 32
@@ -43,6 +44,31 @@ def transformer(rounds: int = 5) -> Iterator[Timing]:
     yield from compare(f"{name}, step", steps, rounds)
     evaluations = {key: _evaluation(model, x) for key, model in models.items()}
     yield from compare(f"{name}, evaluation", evaluations, rounds)
+
+
+def encoder(rounds: int = 5) -> Iterator[Timing]:
+    """A step of Adam of an encoder whose multilayer perceptrons have bounded spectral norms."""
+    by_torch = _encoder()
+    for layer in by_torch.layers:
+        for name in ("linear1", "linear2"):
+            torch_spectral_norm(layer.get_submodule(name))
+    ours, scaled = (
+        constrain(_encoder(), {f"layers.*.linear{i}.weight": spec for i in "12"})
+        for spec in ("spectral_norm", "spectral_norm(map='scale')")
+    )
+    models = {"plain": _encoder(), "constrained": ours, SCALE: scaled, "torch": by_torch}
+    x = torch.randn(1, 128, WIDTH, generator=torch.Generator().manual_seed(0))
+    steps = {
+        name: _step(model, x, torch.optim.Adam(model.parameters()))
+        for name, model in models.items()
+    }
+    yield from compare(f"encoder of 4 layers, width {WIDTH}, 128 tokens, step", steps, rounds)
+
+
+def _encoder() -> nn.TransformerEncoder:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 4)
 
 
 class _Block(nn.Module):
@@ -79,8 +105,10 @@ def _stack(count: int) -> nn.Sequential:
     return nn.Sequential(*(nn.Linear(SIZE, SIZE, bias=False) for _ in range(count)))
 
 
-def _step(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+def _step(
+    model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer | None = None
+) -> Callable[[], object]:
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=RATE)
     y = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
     def call() -> None:

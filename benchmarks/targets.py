@@ -101,7 +101,13 @@ TARGETS = (
     _train("positive_definite", "1024 x 1024", 24),
     _train("low_rank(rank=64)", "1024 x 1024", 2.0),
     _train("doubly_stochastic", "1024 x 1024", 4.0),
-    _train("spectral_norm", "1024 x 1024", 2.0),
+    *(
+        replace(
+            _train(f"spectral_norm(bound={bound})", "1024 x 1024", limit),
+            what=f"spectral_norm 1024 x 1024, batch 32, {count} singular values at the bound",
+        )
+        for bound, count, limit in ((1.091, 16, 3.0), (0.9913, 64, 3.0), (0.7334, 256, 8.0))
+    ),
     replace(
         _train("spectral_norm", "1024 x 1024", 2.0),
         what="spectral_norm(map='scale') 1024 x 1024, batch 32",
@@ -137,6 +143,13 @@ TARGETS = (
             helpers=("plain", "polar", *EVALUATED),
         )
         for name in EVALUATED
+    ),
+    Target(
+        "4-layer encoder, width 256, 128 tokens, Adam, spectral_norm on its MLPs",
+        "encoder of 4 layers, width 256, 128 tokens, step",
+        2.0,
+        "ratio",
+        _ratio,
     ),
     Target(
         "reading a stored weight",

@@ -34,6 +34,10 @@ ROWS: tuple[tuple[str, tuple[int, int], int, tuple[str, ...]], ...] = (
     ("spectral_norm", (64, 64), 32, ("torch", "torchlip")),
     ("spectral_norm", (256, 256), 32, ("torch", "torchlip")),
     ("spectral_norm", (1024, 1024), 32, ("torch", "torchlip")),
+    # With 16, 64 and 256 singular values at the bound from the start.
+    ("spectral_norm(bound=1.091)", (1024, 1024), 32, ("torch",)),
+    ("spectral_norm(bound=0.9913)", (1024, 1024), 32, ("torch",)),
+    ("spectral_norm(bound=0.7334)", (1024, 1024), 32, ("torch",)),
     ("sphere", (64, 64), 32, ("geotorch",)),
     ("sphere", (1024, 1024), 32, ("geotorch",)),
     ("correlation", (64, 64), 32, ("torch",)),
@@ -67,7 +71,7 @@ def training(rows: tuple[str, ...] = ()) -> Iterator[Timing]:
         }
         if name == "orthogonal" and shape[0] == shape[1]:
             steps["one matrix product"] = product(shape[0])
-        if name in _OTHER_MAPS and shape[0] == shape[1]:
+        if spec in _OTHER_MAPS and shape[0] == shape[1]:
             other, words = _OTHER_MAPS[name]
             steps[other] = step(constrained(words, shape), batch)
         label = f"{spec} {shape[0]} x {shape[1]}, batch {batch}"

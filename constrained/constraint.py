@@ -67,6 +67,8 @@ class Constraint(nn.Module, ABC):
         ambient: which of the canonical parameters, if any, is the element itself, all others that
             are trained being zero: ``forward(*canonical(*p)) == canonical(*p)[ambient]``, bit for
             bit. Then there is nothing to evaluate after an optimizer step.
+        remembers: whether `canonical` begins where it ended before: then it is called for each
+            tensor on its own, where small ones of a kind are otherwise restored as one batch.
         recomputes: whether the gradient is had by evaluating once more in each backward pass, where
             the graph of an evaluation would hold several times the memory of the weight.
         exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
@@ -84,6 +86,7 @@ class Constraint(nn.Module, ABC):
     deterministic: bool = True
     frozen: tuple[int, ...] = ()
     ambient: int | None = None
+    remembers: bool = False
     recomputes: bool = False
     exempt: Mapping[str, str] = {}
     keeps: tuple[str, ...] = ()

@@ -444,6 +444,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.ambient is not None and self.is_tensor):
             return None
+        if first.remembers:
+            return None
         here = self.original
         if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
             return None

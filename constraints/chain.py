@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint import Params, unguarded
+from constraints.fold import lingering
 from constraints.linear_space import LinearSpace
 from constraints.parts import as_specs, build_parts, events, inherited, largest, unpack
 
@@ -103,7 +104,12 @@ class Chain(Constraint):
         if not self._hands_over():
             return first.canonical(*params)
         with torch.no_grad():
-            return others[0].canonical(first(*params))
+            X = first(*params)
+            (member,) = others[0].canonical(X)
+            if others[0].remembers:
+                # By its pullback it leaves a boundary at once, but that is not asked in a chain.
+                member = lingering(X, member, events(self))
+            return (member,)
 
     def param_count(self) -> int:
         """Those of the first part."""

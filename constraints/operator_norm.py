@@ -57,7 +57,7 @@ def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """
     r, least = start.shape[-2], min(X.shape[-2:])
     rounding = 2 * _ROUNDING * torch.finfo(X.dtype).eps * size.unsqueeze(-1)
-    basis = _orthonormal(start + _generic(start))
+    basis = _orthonormal(start + generic(start))
     images = basis @ X.mT
     squares, vectors = torch.linalg.eigh(images @ images.mT)
     for _ in range(_LIMIT - 1):
@@ -83,14 +83,15 @@ def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
 def generic_directions(X: Tensor) -> Tensor:
     """Starts for matrices of which nothing is known, the same at each call."""
     like = X[..., : min(_FOLLOWED, *X.shape[-2:]), :]
-    return _generic(like).expand_as(like)
+    return generic(like).expand_as(like)
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
     return torch.linalg.qr(rows.mT).Q.mT
 
 
-def _generic(like: Tensor) -> Tensor:
+def generic(like: Tensor) -> Tensor:
+    """Directions without any pattern, of norm `_GENERIC` in each row of ``like``."""
     # Made where `like` lives, whatever the default device: no tensor is kept from one call, which
     # may be in inference mode or fake, to the next.
     return torch.as_tensor(_pattern(*like.shape[-2:]), dtype=like.dtype, device=like.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from constrained.constraint import autocast_disabled
 from constraints import polar
+from constraints.clipped import ROUNDING, clipped_and_vectors, decomposed
 from constraints.derivatives import (
     DirectFunction,
     goes_by_operator,
@@ -17,13 +18,11 @@ from constraints.derivatives import (
     nestable,
     untraced,
 )
-from constraints.svd import svd
-
-#: A singular value that exceeds the bound by so many units of the machine epsilon equals it.
-ROUNDING = 4.0
+from constraints.inward_gradient import inward_gradient
+from constraints.leading_vectors import vectors_of
 
 
-def clip_singular_values(X: Tensor, bound: float) -> Tensor:
+def clip_singular_values(X: Tensor, bound: float, inwards: bool = False) -> Tensor:
     r"""The matrix nearest to X among those with singular values of at most ``bound``.
 
     It is ``U min(S, bound) V'`` for ``X = U S V'``, the nearest in the Frobenius norm. A matrix
@@ -34,6 +33,8 @@ def clip_singular_values(X: Tensor, bound: float) -> Tensor:
     Args:
         X: shape ``(*batch, n, p)``, real, single or double precision.
         bound: the largest singular value, positive.
+        inwards: whether in compiled code the gradient of a matrix on the boundary is that of
+            `inward_gradient`, by which any optimizer finds an optimum there, as under the engine.
 
     Returns:
         Tensor of the same shape.
@@ -44,70 +45,15 @@ def clip_singular_values(X: Tensor, bound: float) -> Tensor:
                 [ 0.0000, -0.5000]])
     """
     if X.shape[-2] < X.shape[-1]:
-        return clip_singular_values(X.mT, bound).mT.contiguous()
+        return clip_singular_values(X.mT, bound, inwards).mT.contiguous()
     if goes_by_operator():
-        return _clip_op(X, bound)
-    return _Clip.apply(X, bound)
+        return _clip_op(X, bound, inwards)
+    return _Clip.apply(X, bound, inwards)
 
 
-# ------------------------------------------------------------------------------------ the value
-
-
-def _clip(X: Tensor, bound: float) -> Tensor:
-    """The clipped matrix of a tall X, by the cheapest way that its numbers allow."""
-    unchanged = X.clone(memory_format=torch.contiguous_format)
-    if X.numel() == 0 or bool(_certainly_inside(X, bound).all()):
-        return unchanged
-    # In units of the bound, the eigenvalues of E are the squares of the singular values, less 1.
-    Y = X / bound
-    E = polar.defect(Y, Y)
-    finite = torch.isfinite(E).all(-1, keepdim=True).all(-2, keepdim=True)
-    excess, V = torch.linalg.eigh(torch.where(finite, E, 0))
-    rounding = ROUNDING * torch.finfo(X.dtype).eps
-    inside = finite & (excess[..., -1:, None] <= 2 * rounding)
-    if bool(inside.all()):
-        return unchanged
-    if not bool(finite.all()) or float(excess.amax()) > 0.5:
-        # Far outside, the Gram matrix holds too few digits of the singular values near the bound.
-        Y = _svd_clip(X, bound)
-        excess, V = torch.linalg.eigh(polar.defect(Y, Y).nan_to_num())
-    lost = torch.where(excess > 0, 1 - torch.rsqrt(1 + excess), 0)
-    W = bound * (Y - ((Y @ V) * lost.unsqueeze(-2)) @ V.mT)
-    # The eigenvectors are orthonormal up to some ten roundings, which now are on top of the bound.
-    for _ in range(16):
-        outside = ~(inside | _certainly_inside(W, bound))
-        if not bool(outside.any()):
-            break
-        W = torch.where(outside, (1 - rounding) * W, W)
-    return torch.where(inside, X, W).contiguous()
-
-
-def _certainly_inside(X: Tensor, bound: float) -> Tensor:
-    """Where no singular value exceeds the bound: a sufficient condition, cheaper than eigenvalues.
-
-    ``(1 + slack) I - X' X / bound^2`` has a Cholesky decomposition.
-    """
-    Y = X / bound
-    E = polar.defect(Y, Y).neg_()
-    E.diagonal(dim1=-2, dim2=-1).add_(2 * ROUNDING * torch.finfo(X.dtype).eps)
-    L, info = torch.linalg.cholesky_ex(E)
-    # Infinity and NaN are no reason for LAPACK to stop.
-    return ((info == 0) & torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all(-1))[..., None, None]
-
-
-def _svd_clip(X: Tensor, bound: float) -> Tensor:
-    """The clipped matrix in units of the bound."""
-    U, S, Vh, limit, finite = _svd(X, bound)
-    Y = (U * torch.where(S < limit, S / limit, 1).unsqueeze(-2)) @ Vh
-    return torch.where(finite, Y, torch.nan)
-
-
-def _svd(X: Tensor, bound: float) -> tuple[Tensor, ...]:
-    """The SVD of X / c, bound / c, and whether X is finite, where c is the largest entry of X."""
-    largest = X.abs().amax(dim=(-2, -1), keepdim=True)
-    finite = torch.isfinite(largest)
-    U, S, Vh = svd(torch.where(finite & (largest > 0), X / largest, 0))
-    return U, S, Vh, bound / largest.squeeze(-1), finite
+def _clip(X: Tensor, bound: float, inwards: bool) -> Tensor:
+    del inwards
+    return clipped_and_vectors(X, bound)[0]
 
 
 # ------------------------------------------------------------------------------- its derivative
@@ -123,12 +69,16 @@ def _svd(X: Tensor, bound: float) -> tuple[Tensor, ...]:
 # where their difference occurs: it is no small number by cancellation.
 
 
-def _gradient(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
+def _gradient(X: Tensor, W: Tensor, V: Tensor, bound: float, inwards: bool) -> Tensor:
     """The derivative of the clipped matrix W of a tall X in direction V; self-adjoint."""
     same = _same(X, W)
+    here = V
+    if inwards and bool(same.any()):
+        vectors = vectors_of(torch.where(same, W, 0), bound)
+        here = V if vectors is None else inward_gradient(V, bound, vectors)
     if bool(same.all()):
-        return V.clone(memory_format=torch.contiguous_format)
-    U, s, Vh, limit, finite = _svd(X, bound)
+        return here.clone(memory_format=torch.contiguous_format)
+    U, s, Vh, limit, finite = decomposed(X, bound)
     over = (s - limit).clamp(min=0)
     outside = s > limit * (1 + ROUNDING * torch.finfo(X.dtype).eps)
     either = outside.unsqueeze(-1) | outside.unsqueeze(-2)
@@ -143,7 +93,7 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
     if X.shape[-2] > X.shape[-1]:
         lost = lost + (VV - U @ M) * (over / _nonzero(s)).unsqueeze(-2)
     result = torch.where(finite, V - lost @ Vh, torch.nan)
-    return torch.where(same, V, result).contiguous()
+    return torch.where(same, here, result).contiguous()
 
 
 def _same(X: Tensor, W: Tensor) -> Tensor:
@@ -185,31 +135,35 @@ def _dilation(X: Tensor) -> Tensor:
 
 class _Clip(DirectFunction):
     @staticmethod
-    def forward(X: Tensor, bound: float) -> Tensor:
-        return _clip(X, bound) if has_numbers(X) else _clip_op(X, bound)
+    def forward(X: Tensor, bound: float, inwards: bool) -> Tensor:
+        return _clip(X, bound, inwards) if has_numbers(X) else _clip_op(X, bound, inwards)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        X, ctx.bound = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
+        X, ctx.bound, _ = inputs
         ctx.save_for_backward(X, output)
         ctx.save_for_forward(X, output)
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
         X, W = ctx.saved_tensors
         plain = not torch.is_grad_enabled() and has_numbers(X) and has_numbers(G)
         with autocast_disabled(G):
-            return (_gradient if plain else derivative)(X, W, G, ctx.bound), None
+            if plain:
+                return _gradient(X, W, G, ctx.bound, False), None, None
+            return derivative(X, W, G, ctx.bound), None, None
 
     @staticmethod
     @nestable
-    def jvp(ctx: Any, saved: Any, dX: Tensor, _: None) -> Tensor:
+    def jvp(ctx: Any, saved: Any, dX: Tensor, *_: None) -> Tensor:
         X, W = saved
         return derivative(X, W, dX, ctx.bound)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], X: Tensor, bound: float) -> tuple[Tensor, int]:
-        return _Clip.apply(X.movedim(in_dims[0], 0), bound), 0
+    def vmap(
+        info: Any, in_dims: tuple[int, None, None], X: Tensor, bound: float, inwards: bool
+    ) -> tuple[Tensor, int]:
+        return _Clip.apply(X.movedim(in_dims[0], 0), bound, inwards), 0
 
 
 # ------------------------------------------------------------------------------ without numbers
@@ -223,9 +177,9 @@ _clip_op = torch.library.custom_op(
 
 @torch.library.custom_op("constraints::clip_singular_values_gradient", mutates_args=())
 @untraced
-def _gradient_op(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
+def _gradient_op(X: Tensor, W: Tensor, V: Tensor, bound: float, inwards: bool) -> Tensor:
     with autocast_disabled(V):
-        return _gradient(X, W, V, bound)
+        return _gradient(X, W, V, bound, inwards)
 
 
 @_clip_op.register_fake
@@ -234,25 +188,27 @@ def _like(X: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(X, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-    X, ctx.bound = inputs
+def _save(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
+    X, ctx.bound, ctx.inwards = inputs
     ctx.save_for_backward(X, output)
 
 
-def _backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+def _backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
     X, W = ctx.saved_tensors
-    return _gradient_op(X, W, G, ctx.bound), None
+    return _gradient_op(X, W, G, ctx.bound, ctx.inwards), None, None
 
 
 _clip_op.register_autograd(_backward, setup_context=_save)
 
 
 @_clip_op.register_vmap
-def _(info: Any, in_dims: tuple[int, None], X: Tensor, bound: float) -> tuple[Tensor, int]:
-    return _clip_op(X.movedim(in_dims[0], 0), bound), 0
+def _(
+    info: Any, in_dims: tuple[int, None, None], X: Tensor, bound: float, inwards: bool
+) -> tuple[Tensor, int]:
+    return _clip_op(X.movedim(in_dims[0], 0), bound, inwards), 0
 
 
 @_gradient_op.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-    *tensors, bound = inputs
-    return _gradient_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), 0
+    *tensors, bound, inwards = inputs
+    return _gradient_op(*in_front(info, in_dims[:-2], tuple(tensors)), bound, inwards), 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +15,16 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint import has_values, recomputed
 from constrained.tolerance import working_dtype
-from constraints.fold import lingering
+from constraints.inward_gradient import inward_gradient, thin_inward_gradient
+from constraints.leading_vectors import Vectors, cut, vectors_of
 from constraints.operator_norm import generic_directions
 from constraints.radial import radial, radial_gradient, tracked_radial
 from constraints.singular import clip_singular_values
 from constraints.svd import svdvals
+
+#: By constraint: which value was restored last, of which version, and its singular vectors. It is
+#: no part of any state: whatever becomes of it, a decomposition finds the vectors.
+_followed: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
 
 
 def _kinks(*laws: str) -> dict[str, str]:
@@ -48,16 +55,20 @@ class SpectralNorm(Constraint):
     the projection as a constraint in training; Miyato, Kataoka, Koyama and Yoshida, Spectral
     normalization for generative adversarial networks (2018), for the division by the norm.
 
-    ``"clip"`` is the default: it reaches an optimum on the boundary, to 1e-4 of the loss in 2000
-    steps, while a division by the norm shrinks all singular values, where only some are pushed
-    outside, and came to rest 0.3 to 5 % above it (the nearest matrix to a Gaussian one of norm 4,
-    with SGD and Adam, 8 x 8 and 32 x 32). It takes an eigendecomposition for a step and a singular
-    value decomposition for the gradient, hundreds of plain steps for a matrix of 1024 x 1024.
-    `canonical` leads a parameter that a step has led outside back to the boundary by a tenth of the
-    way: `constraints.fold.lingering` says why not all of it.
+    ``"clip"`` is the default: it reaches an optimum on the boundary, to 1e-4 of the loss, while a
+    division by the norm shrinks all singular values, where only some are pushed outside, and came
+    to rest 0.3 to 5 % above it (the nearest matrix to a Gaussian one of norm 4, with SGD and Adam,
+    8 x 8 and 32 x 32). What a step of an optimizer has led outside, `canonical` brings back to the
+    boundary, so that the parameter is the element itself. It does so by the singular vectors near
+    the bound, which are followed from step to step by a few products of the matrix with them, and
+    are no state: where they are lost, or of no help, as after a very large step or where most
+    singular values are near the bound, the matrix is decomposed. In training, the bound was never
+    exceeded by more than 1e-4 of it (`constraints.leading_vectors`); without that hook, and in
+    compiled code, the map is computed by a decomposition. The gradient at the boundary is one by
+    which Adam too comes to rest at the optimum: see `constraints.inward_gradient`.
 
-    ``"scale"`` is for large matrices: a step of an optimizer ends with a few products of the matrix
-    with two vectors. It finds the norm from the directions that were stretched most before: an
+    ``"scale"`` follows two vectors only: a step of an optimizer ends with a few products of the
+    matrix with them. It finds the norm from the directions that were stretched most before: an
     estimate from below, of which no product can say that it is the largest. The bound was exceeded
     by less than 1e-4 of it at each step that was tried, from random and small matrices up to
     1024 x 1024, with SGD and Adam; by 1e-3 at most in the first steps from a matrix with many equal
@@ -87,6 +98,8 @@ class SpectralNorm(Constraint):
         "positive_semidefinite",
     )
     event_dim = 2
+    ambient = 0
+    remembers = True
     examples = (
         ({}, (1, 1)),
         ({}, (3, 3)),
@@ -97,7 +110,7 @@ class SpectralNorm(Constraint):
         ({"map": "scale", "bound": 0.5}, (8, 3)),
         ({"map": "scale", "bound": 2.5}, (2, 5)),
     )
-    exempt = _kinks("first_derivative", "second_derivative")
+    exempt = _kinks("first_derivative", "second_derivative", "pullback_is_the_gradient")
 
     def __init__(self, bound: float = 1.0, map: str = "clip") -> None:
         super().__init__()
@@ -110,18 +123,17 @@ class SpectralNorm(Constraint):
         self.bound = float(bound)
         self.map = map
         if map == "scale":
-            self.frozen, self.ambient = (1,), 0
+            self.frozen = (1,)
             # What it is told besides the matrix, it has as the first of a chain only.
             self.keeps = ()
             nearest = "project() divides by the norm, as the map does"
-            kinks = _kinks("pullback_is_the_gradient")
-            self.exempt = {**self.exempt, **kinks, "nearest": nearest}
+            self.exempt = {**self.exempt, "nearest": nearest}
 
     def forward(self, X: Tensor, *directions: Tensor) -> Tensor:
         """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""
         if self.map == "scale":
             return radial(X, directions[0], self.bound)
-        return clip_singular_values(X, self.bound)
+        return clip_singular_values(X, self.bound, inwards=True)
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The matrix, and for ``"scale"`` the directions that it stretches most."""
@@ -137,11 +149,12 @@ class SpectralNorm(Constraint):
         with torch.no_grad():
             if self.map == "scale":
                 return tracked_radial(X, directions[0], self.bound)
-            return (lingering(X, clip_singular_values(X, self.bound), 2),)
-
-    def has_pullback(self) -> bool:
-        """For ``"scale"``."""
-        return self.map == "scale"
+            if not has_values(X):
+                return (self.forward(X),)
+            _, before = _followed.get(self, (None, None))
+            W, vectors = cut(X, self.bound, before)
+            self._follow(W, vectors)
+            return (W,)
 
     def pullback(
         self, value: Tensor, gradient: Tensor, X: Tensor, *directions: Tensor
@@ -149,7 +162,37 @@ class SpectralNorm(Constraint):
         """The gradient on the side of the boundary that the descent leads to."""
         if X is not value and not torch.equal(X, value):
             return recomputed(self, gradient, (X, *directions))
+        if self.map == "clip":
+            vectors = self._vectors(value)
+            return (
+                gradient if vectors is None else inward_gradient(gradient, self.bound, vectors),
+            )
         return radial_gradient(gradient, X, directions[0], self.bound), None
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """The same for ``"clip"``, as one product."""
+        if self.map == "scale" or params[0] is not value:
+            return None
+        vectors = self._vectors(value)
+        if vectors is None:
+            return (left.mT @ right,)
+        return (thin_inward_gradient(left, right, self.bound, vectors),)
+
+    def _vectors(self, value: Tensor) -> Vectors | None:
+        """The singular vectors of a member at the bound and near it, if there are some at it."""
+        seen, vectors = _followed.get(self, (None, None))
+        if seen is None or seen[0]() is not value or seen[1] != value._version:
+            vectors = vectors_of(value, self.bound)
+            self._follow(value, vectors)
+        return None if vectors is None or not bool(vectors.at.any()) else vectors
+
+    def _follow(self, value: Tensor, vectors: Vectors | None) -> None:
+        if value.is_inference():
+            _followed.pop(self, None)
+        else:
+            _followed[self] = (weakref.ref(value), value._version), vectors
 
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the spectral norm."""
