@@ -7,7 +7,6 @@ products with them find them again, where a decomposition takes hundreds of time
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from constraints.clipped import certainly_inside, clipped_and_vectors
 from constraints.operator_norm import generic
+from constraints.subspace import filtered, orthonormal, polynomial, product
 
 #: How many vectors are followed besides those near the bound: what rises is among them before it is
 #: there. Fewer than the least of them are no safety.
@@ -60,8 +60,8 @@ _MODERATE = 1e-10, 1e10
 #: Of a matrix that is larger by this factor than the bound, the squares have too few digits.
 _FAR = 1.5
 
-#: From how many roundings on a polynomial is worth its products, and its largest degree.
-_WORTH, _DEGREE = 4.0, 8
+#: From how many roundings on a polynomial is worth its products.
+_WORTH = 4.0
 
 
 class Vectors(NamedTuple):
@@ -189,7 +189,7 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
     if basis.shape[-1] > _SHARE * least:
         return None
     probe = _probe(basis, X)
-    images = _product(X, torch.cat((probe, basis), -1), left)
+    images = product(X, torch.cat((probe, basis), -1), left)
     seen, image = images[:, :_PROBES], images[:, _PROBES:]
     spent = images.shape[-1]
     # The other vectors explain the image up to what the step turned them by; it turned these by as
@@ -224,10 +224,10 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
     new = new / torch.linalg.vector_norm(new, dim=0).clamp(min=torch.finfo(X.dtype).tiny) * bound
     image = torch.cat((new, image), -1)
     while spent <= _LIMIT * least:
-        basis = _orthonormal(image)
+        basis = orthonormal(image)
         within = basis.mT @ image[:, -explained:]
         left = not left
-        image = _product(X, basis, left)
+        image = product(X, basis, left)
         spent += basis.shape[-1]
         squares = image.mT @ image
         # What the vectors before the last product explain: they were singular vectors up to the
@@ -246,12 +246,12 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
         # Of what was brought in, no product has yet shown more than one side.
         one_sided, explained = explained < image.shape[-1], image.shape[-1]
         if missing > 0 or (found.wrong > _WORTH * rounding and not one_sided):
-            half, degree = _polynomial(found.S, found.wrong / rounding)
+            half, degree = polynomial(found.S, found.wrong / rounding)
             spent += (2 * degree + 1) * basis.shape[-1]
             if spent > _LIMIT * least:
                 return None
-            basis = _filtered(X, basis, half, degree, bound, left)
-            image = _product(X, basis, left)
+            basis = filtered(X, basis, half, degree, bound, left)
+            image = product(X, basis, left)
             explained = image.shape[-1]
     return None
 
@@ -366,40 +366,6 @@ def _apart(spare: Tensor, top: Tensor) -> Tensor:
     for _ in range(2):
         spare = torch.linalg.qr(spare - top @ (top.mT @ spare)).Q
     return spare
-
-
-def _polynomial(S: Tensor, wrong: float) -> tuple[float, int]:
-    """Half of the squares below which nothing is wanted, and the degree that takes it away."""
-    half = max(float(S[0]), 0.5) ** 2 / 2
-    growth = math.acosh(max(1 / half - 1, 1 + 1e-3))
-    return half, min(max(1, math.ceil(math.acosh(2 * max(wrong, 1.0) ** 0.5) / growth)), _DEGREE)
-
-
-def _filtered(
-    X: Tensor, basis: Tensor, half: float, degree: int, bound: float, left: bool
-) -> Tensor:
-    """A Chebyshev polynomial of ``X X'``, or of ``X' X``, applied to the basis."""
-    unit = half * bound**2
-    before, now = torch.zeros_like(basis), basis
-    for k in range(degree):
-        image = _product(X, _product(X, now, left), not left) / unit - now
-        before, now = now, (image if k == 0 else 2 * image - before)
-    now = now / torch.linalg.vector_norm(now, dim=0).clamp(min=torch.finfo(X.dtype).tiny)
-    return torch.linalg.qr(now).Q
-
-
-def _product(X: Tensor, basis: Tensor, left: bool) -> Tensor:
-    return X.mT @ basis if left else X @ basis
-
-
-def _orthonormal(image: Tensor) -> Tensor:
-    """Orthonormal columns with the same span."""
-    L, info = torch.linalg.cholesky_ex(image.mT @ image)
-    d = L.diagonal()
-    # They are orthonormal up to the square of this ratio.
-    if int(info) == 0 and float(d.amin()) > 0.3 * float(d.amax()):
-        return torch.linalg.solve_triangular(L, image.mT, upper=False).mT
-    return torch.linalg.qr(image).Q
 
 
 def _inverse(S: Tensor) -> Tensor:
