@@ -256,7 +256,10 @@ class _Saved:
         if not has_values(wanted):
             return wanted
         if on_infeasible.get() == "project":
-            return constraint.start(wanted)
+            # An open set's projection leaves its interior alone, and moves what is on the boundary.
+            # Not farther: what was trained shall compute what it did.
+            is_member = constraint.closed and bool(constraint.contains(wanted).all())
+            return wanted if is_member else constraint.project(wanted)
         try:
             constraint.check_member(wanted)
         except InfeasibleError as error:

@@ -178,8 +178,12 @@ class SoftPermutation(Constraint):
         return nearest_doubly_stochastic(value)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Matrices with smaller entries than ``share / n`` are mixed with the matrix of 1 / n."""
-        return _inner(value, share)
+        """Matrices with smaller entries than the share are mixed with the matrix of 1 / n.
+
+        A matrix of logarithms of size 1 / temperature is a typical one.
+        """
+        least = share ** max(1.0, 1 / self.temperature)
+        return _inner(value, max(least, torch.finfo(value.dtype).eps))
 
     def sample(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,10 +74,6 @@ class PoincareBall(Constraint):
         ({"curvature": 0.25}, (2,)),
         ({"curvature": 9.0}, (20,)),
     )
-    exempt: ClassVar[dict[str, str]] = {
-        "adam_reaches_the_optimum": "the boundary, next to which some of the starts lie, is "
-        "infinitely far away: the radial derivative vanishes there, those along it do not"
-    }
 
     def __init__(self, curvature: float = 1.0) -> None:
         super().__init__()

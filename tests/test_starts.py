@@ -201,17 +201,10 @@ def test_half_precision_tells_the_start_from_the_boundary(spec, value, dtype):
 def test_writes_start_where_they_can_be_trained():
     module = constrain(layer(8, 8), "weight", "positive")
     module.reset_parameters()
-    assert float(module.weight.min()) > 0
+    assert float(module.weight.detach().min()) > 0
     constraint = constrained.get("positive")()
     assert bool((module.weight >= 0.02).any())
     assert not bool(constraint.flat(module.weight, share=1e-6).any())
-
-
-def test_a_projected_checkpoint_starts_where_it_can_be_trained():
-    module = constrain(layer(8, 8), "weight", "positive")
-    state = {"weight": torch.full((8, 8), -1.0)}
-    constrained.load_state_dict(module, state, on_infeasible="project")
-    assert not bool(module.parametrizations.weight[0].flat(module.weight, share=0.01).any())
 
 
 def test_a_member_next_to_the_boundary_is_told_of_once():
@@ -241,8 +234,9 @@ def test_init_inside_moves_what_keep_leaves():
         warnings.simplefilter("error")
         constrain(module, "weight", "row_stochastic", init="inside")
     assert report(module).rows[0].flat == 0
-    assert float(module.weight.min()) > 0.004
-    assert float(module.weight.diagonal().min()) > 0.9
+    weight = module.weight.detach()
+    assert float(weight.min()) > 0.004
+    assert float(weight.diagonal().min()) > 0.9
 
 
 def test_what_trains_at_the_boundary_is_not_told_of():

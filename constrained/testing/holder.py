@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,4 +26,7 @@ def constrained(constraint: Constraint, value: Tensor) -> Any:
     """A `Holder` of ``value`` with the weight constrained."""
     from constrained import constrain
 
-    return constrain(Holder(value), "weight", constraint)
+    with warnings.catch_warnings():
+        # Laws try members next to the boundary too, of which `constrain` warns.
+        warnings.simplefilter("ignore", UserWarning)
+        return constrain(Holder(value), "weight", constraint)

@@ -22,7 +22,8 @@ def is_managed(module: nn.Module) -> bool:
     """Whether FSDP, the first or the second, looks after the parameters of a module."""
     if _MANAGED in module.__dict__:
         return True
-    if not _is_loaded() or _is_written(_MANAGED):
+    # Nothing of the search can be traced, and it has been made before anything is compiled.
+    if torch.compiler.is_compiling() or not _is_loaded() or _is_written(_MANAGED):
         return False
     wrappers = [
         o

@@ -47,6 +47,7 @@ def initialise(module):
     (getattr(module, "reset_parameters", None) or module._reset_parameters)()
 
 
+@pytest.mark.filterwarnings("ignore:.*is a kernel of shape")
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("apply", [False, True])
 def test_e16_reset_parameters_initialises_the_value(kind, apply, measured):
