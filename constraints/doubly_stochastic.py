@@ -182,8 +182,7 @@ class SoftPermutation(Constraint):
 
         A matrix of logarithms of size 1 / temperature is a typical one.
         """
-        least = share ** max(1.0, 1 / self.temperature)
-        return _inner(value, max(least, torch.finfo(value.dtype).eps))
+        return _inner(value, share ** max(1.0, 1 / self.temperature))
 
     def sample(
         self,
