@@ -49,18 +49,14 @@ def _climbed(shifted: Tensor, bound: float) -> Tensor:
 
     It takes a few passes, each of which is much shorter than the sorting.
     """
-    length = shifted.shape[-1]
-    count = shifted.new_full((*shifted.shape[:-1], 1), length)
-    threshold = (shifted.sum(-1, keepdim=True) - bound) / length
-    while True:
-        rest = (shifted - threshold).relu_()
-        excess = rest.sum(-1, keepdim=True) - bound
-        left = rest.sign_().sum(-1, keepdim=True)
-        if not bool((left < count).any()):
-            return threshold
-        # Rounding may let an entry come and go; so that this ends, it is counted out once.
-        count = torch.minimum(count, left)
-        threshold = threshold + excess / left
+    count = shifted.new_full((*shifted.shape[:-1], 1), shifted.shape[-1])
+    threshold = (shifted.sum(-1, keepdim=True) - bound) / count
+    above = shifted > threshold
+    while bool(((left := above.sum(-1, keepdim=True)) < count).any()):
+        count = left
+        threshold = ((shifted * above).sum(-1, keepdim=True) - bound) / count
+        above &= shifted > threshold
+    return threshold
 
 
 def l1_ball_gradient(gradient: Tensor, y: Tensor, value: Tensor, bound: float) -> Tensor:
