@@ -26,7 +26,7 @@ def inwards(excess: Tensor, room: float) -> Tensor:
     return room * (s / (1 + s))
 
 
-def lingering(y: Tensor, member: Tensor, event_dim: int, share: float = _LINGERING) -> Tensor:
+def lingering(y: Tensor, member: Tensor, event_dim: int) -> Tensor:
     """A parameter that a step has led outside, on its way back to the boundary.
 
     To put it there at once is a projection in the Euclidean metric, while a step of Adam is one in
@@ -41,8 +41,7 @@ def lingering(y: Tensor, member: Tensor, event_dim: int, share: float = _LINGERI
         y: parameters.
         member: their elements, of the same shape.
         event_dim: how many trailing dimensions make one element.
-        share: what is left after a step of how far outside a parameter is.
     """
     if torch.Size(y.shape[y.ndim - event_dim :]).numel() == 1:
         return member
-    return member + share * (y - member)
+    return member + _LINGERING * (y - member)

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.derivatives import needs_derivative
-
 
 def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
     r"""The nearest vector with ``sum_i |x_i| <= bound``, a vector inside being its own.
@@ -29,45 +27,14 @@ def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
     # A shift of all entries shifts t, and an entry that is less than the largest one by more than
     # the bound ends at 0: so large vectors do not lose the digits of the bound.
     shifted = (size - size.amax(-1, keepdim=True)).clamp(min=-bound)
-    threshold = (_sorted if needs_derivative(y) else _climbed)(shifted, bound)
-    nearest = F.relu(shifted - threshold)
-    return torch.where(size.sum(-1, keepdim=True) > bound, y.sign() * nearest, y)
-
-
-def _sorted(shifted: Tensor, bound: float) -> Tensor:
-    """The threshold of each vector, differentiably and without a look at numbers."""
     descending = shifted.sort(-1, descending=True).values
-    count = torch.arange(1, shifted.shape[-1] + 1, dtype=shifted.dtype, device=shifted.device)
+    count = torch.arange(1, y.shape[-1] + 1, dtype=y.dtype, device=y.device)
     threshold = ((descending.cumsum(-1) - bound) / count).amax(-1, keepdim=True)
     # The running sum has lost digits by then: one Newton step on the sum of the entries.
     above = F.relu(shifted - threshold)
-    return threshold + (above.sum(-1, keepdim=True) - bound) / (above > 0).sum(-1, keepdim=True)
-
-
-def _climbed(shifted: Tensor, bound: float) -> Tensor:
-    """The same from below, by Newton's method: what ends at 0 is left out of the next mean.
-
-    It takes a few passes, each of which is much shorter than the sorting.
-    """
-    count = shifted.new_full((*shifted.shape[:-1], 1), shifted.shape[-1])
-    threshold = (shifted.sum(-1, keepdim=True) - bound) / count
-    above = shifted > threshold
-    while bool(((left := above.sum(-1, keepdim=True)) < count).any()):
-        count = left
-        threshold = ((shifted * above).sum(-1, keepdim=True) - bound) / count
-        above &= shifted > threshold
-    return threshold
-
-
-def l1_ball_gradient(gradient: Tensor, y: Tensor, value: Tensor, bound: float) -> Tensor:
-    """The gradient at y from that at ``value = onto_l1_ball(y, bound)``.
-
-    Outside only the entries that are not 0 have one, and nothing along the sum of their sizes.
-    """
-    side = value.sign()
-    count = side.abs().sum(-1, keepdim=True)
-    tangent = (gradient - (gradient * side).sum(-1, keepdim=True) / count * side) * side.abs()
-    return torch.where(y.abs().sum(-1, keepdim=True) > bound, tangent, gradient)
+    excess = (above.sum(-1, keepdim=True) - bound) / (above > 0).sum(-1, keepdim=True)
+    nearest = F.relu(shifted - (threshold + excess))
+    return torch.where(size.sum(-1, keepdim=True) > bound, y.sign() * nearest, y)
 
 
 def beyond_l1_ball(y: Tensor, bound: float) -> Tensor:

@@ -249,7 +249,7 @@ def test_names_and_arguments():
     assert repr(constraint) == "spectral_norm(bound=0.5, map='scale')"
     assert constraint.spec() == {"name": "spectral_norm", "bound": 0.5, "map": "scale"}
     assert constraint.ambient == 0
-    assert SpectralNorm().ambient is None
+    assert SpectralNorm().ambient == 0
     with pytest.raises(ValueError, match="map must be 'clip' or 'scale', got 'divide'"):
         SpectralNorm(map="divide")
     with pytest.raises(constrained.InfeasibleError, match="by 1 "):

@@ -37,7 +37,9 @@ def is_flat(tensor: Tensor) -> bool:
     """Whether the first FSDP has made a tensor a piece of its flat parameter."""
     if getattr(tensor, _FLAT, False):
         return True
-    if not _is_loaded() or _is_written(_FLAT) or type(tensor) is not nn.Parameter:
+    if torch.compiler.is_compiling() or not _is_loaded() or _is_written(_FLAT):
+        return False
+    if type(tensor) is not nn.Parameter:
         return False
     # It then is a part of a larger stretch of memory.
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
