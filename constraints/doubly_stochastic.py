@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint import FLAT
 from constrained.tolerance import working_dtype
 from constraints.birkhoff import nearest_doubly_stochastic
 from constraints.logits import logits
@@ -178,11 +179,12 @@ class SoftPermutation(Constraint):
         return nearest_doubly_stochastic(value)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Matrices with smaller entries than the share are mixed with the matrix of 1 / n.
+        """Matrices with smaller entries than ``share / n`` are mixed with the matrix of 1 / n."""
+        return _inner(value, share)
 
-        A matrix of logarithms of size 1 / temperature is a typical one.
-        """
-        return _inner(value, share ** max(1.0, 1 / self.temperature))
+    def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
+        """As always, but that at a low temperature nearly a permutation is what is typical."""
+        return super().flat(value, share ** max(1.0, 1 / self.temperature))
 
     def sample(
         self,

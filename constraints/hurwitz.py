@@ -171,6 +171,13 @@ class Hurwitz(Constraint):
         shift = torch.where(excess > 0, excess + share * size, 0)
         return value - (shift * _identity(value)).to(value.dtype)
 
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The retraction, with the eigenvalues as far from the line as those of samples are.
+
+        Nearer to it, the coordinates T of the right inverse are ill-conditioned.
+        """
+        return self.inwards(self.project(value), max(share, 0.1))
+
     def sample(
         self,
         shape: Sequence[int],
