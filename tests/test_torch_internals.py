@@ -29,7 +29,7 @@ ALLOWED = {
 OURS = {"_overrides", "_waiting"}
 
 #: Python's own.
-PYTHON = {"_getframe", "_slotnames"}
+PYTHON = {"_getframe", "_slotnames", "_replace"}
 
 
 def files() -> list[Path]:
