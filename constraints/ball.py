@@ -14,11 +14,11 @@ from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
 from constraints.derivatives import needs_derivative
 from constraints.fold import lingering
-from constraints.l1_projection import beyond_l1_ball, onto_l1_ball
+from constraints.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
 from constraints.unit import is_moderate
 from constraints.unit import scaled as scaled_to_one
 
-_KINK = "a kink on the boundary: the identity inside, a scaling outside"
+_KINK = "a kink on the boundary: the identity inside, a scaling or a projection outside"
 
 
 def _kinks(*points: str) -> dict[str, str]:
@@ -26,15 +26,23 @@ def _kinks(*points: str) -> dict[str, str]:
     return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], _KINK)
 
 
+_MAPPING = {
+    "pullback_is_the_gradient": "on the boundary and outside it is the gradient mapping: an entry "
+    "at 0 has no derivative there, and would never move"
+}
+
+
 class LengthBound(Constraint):
     """What sets of vectors share whose length may be anything up to a bound, in some norm.
 
-    The map is the identity inside. Outside, a vector is scaled back to the boundary. `canonical`
-    takes a parameter that a step has led outside back there, little by little: see `lingering`.
+    The map is the identity inside. Outside, a vector is scaled back to the boundary, or for the sum
+    of absolute values goes to the nearest point, where small entries are zero. `canonical` takes a
+    parameter that a step has led outside back there, little by little: see `lingering`.
     """
 
     event_dim = 1
     is_euclidean = False
+    is_absolute_sum = False
 
     @abstractmethod
     def greatest(self) -> float:
@@ -45,7 +53,9 @@ class LengthBound(Constraint):
         """The norm of each vector, of shape ``(*batch, 1)``; no entry is above 1."""
 
     def forward(self, y: Tensor) -> Tensor:
-        """The vector itself inside, and scaled back onto the boundary else."""
+        """The vector itself inside, and on the boundary else."""
+        if self.is_absolute_sum:
+            return onto_l1_ball(y, self.greatest())
         if not needs_derivative(y):
             length = self.length(y)
             if is_moderate(length[length > self._most(y)]):
@@ -58,11 +68,16 @@ class LengthBound(Constraint):
         return torch.where(outside, y * factor, y)
 
     def has_pullback(self) -> bool:
-        """For the Euclidean norm."""
-        return self.is_euclidean
+        """For the Euclidean norm and the sum of absolute values."""
+        return self.is_euclidean or self.is_absolute_sum
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient itself inside; outside the part across y, scaled as y is."""
+        """The gradient itself inside; outside the part along the boundary, scaled as y is.
+
+        For the sum of absolute values, the gradient mapping of `l1_ball_gradient`.
+        """
+        if self.is_absolute_sum:
+            return (l1_ball_gradient(gradient, value, self.greatest()),)
         length = self.length(y)
         outside = length > self._most(y)
         if not (y.is_cpu and is_moderate(length[outside])):
@@ -85,6 +100,8 @@ class LengthBound(Constraint):
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
+        if self.is_absolute_sum:
+            return (lingering(y, self.project(y), 1),)
         if not needs_derivative(y):
             length, most = self.length(y), self.greatest()
             most = most * (1 - 2 * torch.finfo(y.dtype).eps)
@@ -93,9 +110,20 @@ class LengthBound(Constraint):
         return (lingering(y, self._inside(y), 1),)
 
     def violation(self, value: Tensor) -> Tensor:
-        """How much longer than the bound the vector is."""
+        """How much longer than the bound the vector is.
+
+        For a sum of absolute values: how much less the largest entry of the nearest point is.
+        """
+        if self.is_absolute_sum:
+            return beyond_l1_ball(value, self.greatest())
         scaled, scale = scaled_to_one(value)
         return (scale * self.length(scaled) - self.greatest()).clamp(min=0).squeeze(-1)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The vector scaled back to the bound; for a sum of absolute values, the nearest point."""
+        if self.is_absolute_sum:
+            value = onto_l1_ball(value, self.greatest())
+        return self._inside(value)
 
     def sample(
         self,
@@ -137,7 +165,8 @@ class Ball(LengthBound):
 
     **Set**: {x in R^n : ||x||_p <= radius}. Dimension n, closed, convex.
 
-    **Map**: the identity inside; outside y -> radius y / ||y||_p. Onto the set.
+    **Map**: the identity inside; outside y -> radius y / ||y||_p, and for p = 1 the nearest point,
+    as under `L1Ball`. Onto the set.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
@@ -179,7 +208,10 @@ class Ball(LengthBound):
         super().__init__()
         self.radius = checked_positive("ball", radius, "radius")
         self.p = checked_bound("ball", p, "p")
-        self.is_euclidean = self.p == 2
+        self.is_euclidean, self.is_absolute_sum = self.p == 2, self.p == 1
+        if self.is_absolute_sum:
+            self.keeps = ("nonnegative", "nonpositive")
+            self.exempt = {**self.exempt, **_MAPPING}
         if self.p < 1:
             raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
         if self.p not in (1, 2):
@@ -193,16 +225,6 @@ class Ball(LengthBound):
         """The p-norm."""
         return torch.linalg.vector_norm(value, self.p, dim=-1, keepdim=True)
 
-    def violation(self, value: Tensor) -> Tensor:
-        """How much longer than the radius the vector is; for p = 1 as for `L1Ball`."""
-        if self.p == 1:
-            return beyond_l1_ball(value, self.radius)
-        return super().violation(value)
-
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point for p = 1 and 2, else the vector scaled back to the radius."""
-        return self._inside(onto_l1_ball(value, self.radius) if self.p == 1 else value)
-
 
 @register("l1_ball", aliases=("cross_polytope",))
 class L1Ball(LengthBound):
@@ -210,10 +232,10 @@ class L1Ball(LengthBound):
 
     **Set**: {x in R^n : |x_1| + ... + |x_n| <= radius}. Dimension n, closed, convex.
 
-    **Map**: the identity inside; outside y -> radius y / ||y||_1. Onto the set. The nearest point
-    would be a map onto it too, and sets small entries to zero, but it ignores them until the
-    parameter is inside again: trained by Adam from random starts, it ended up to half of the
-    optimum above it, this one 5e-4.
+    **Map**: the identity inside; outside the nearest point, sign(y_i) max(|y_i| - t, 0) with the t
+    for which the sum is the radius. Onto the set. Small entries are zero, as those of most optima
+    on the boundary are; scaled back as a whole, entries that should be zero would change their sign
+    at each step. `canonical` leads a parameter that a step has led outside back to the boundary.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
@@ -234,17 +256,19 @@ class L1Ball(LengthBound):
         >>> L1Ball(radius=2.0).project(y)
         tensor([[ 0.5000, -1.0000,  0.0000],
                 [ 0.0000, -1.5000,  0.5000]])
-        >>> L1Ball(radius=11.0)(2 * y[1])
-        tensor([ 1., -6.,  4.])
+        >>> L1Ball(radius=2.0)(y).sum(-1)
+        tensor([-0.5000, -1.0000])
     """
 
+    is_absolute_sum = True
+    keeps = ("nonnegative", "nonpositive")
     examples = (
         ({}, (1,)),
         ({}, (4,)),
         ({"radius": 2.5}, (3,)),
         ({"radius": 1.0}, (50,)),
     )
-    exempt = _kinks("ones", "boundary")
+    exempt = {**_kinks("ones", "boundary"), **_MAPPING}
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
@@ -257,14 +281,6 @@ class L1Ball(LengthBound):
     def length(self, value: Tensor) -> Tensor:
         """The sum of the absolute values."""
         return torch.linalg.vector_norm(value, 1, dim=-1, keepdim=True)
-
-    def violation(self, value: Tensor) -> Tensor:
-        """How much less the largest entry of the nearest point is than that of the vector."""
-        return beyond_l1_ball(value, self.radius)
-
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm."""
-        return self._inside(onto_l1_ball(value, self.radius))
 
 
 @register("max_norm")
@@ -316,7 +332,3 @@ class MaxNorm(LengthBound):
     def length(self, value: Tensor) -> Tensor:
         """The Euclidean norm."""
         return torch.linalg.vector_norm(value, dim=-1, keepdim=True)
-
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm: the vector scaled back to the bound."""
-        return self._inside(value)

@@ -119,3 +119,63 @@ def test_arguments_are_checked():
         L1Ball(radius=0)
     with pytest.raises(constrained.InfeasibleError, match=r"l1_ball\(\)"):
         L1Ball().right_inverse(torch.ones(3))
+
+
+def lasso(seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(60, 20, generator=generator, dtype=torch.float64)
+    w = torch.zeros(20, dtype=torch.float64)
+    w[:3] = torch.tensor([2.0, -1.0, 0.5])
+    H, c = A.mT @ A / 60, A.mT @ (A @ w) / 60
+    best = torch.zeros(20, dtype=torch.float64)
+    for _ in range(2000):
+        best = by_bisection(best - 0.2 * (H @ best - c), 3.0)
+
+    def loss(x):
+        return (A.to(dtype) @ (x - w.to(dtype))).square().mean()
+
+    return loss, best
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.03),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.003),
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "optimizer", "dtype"),
+    [
+        ("l1_ball(radius=3)", "sgd", torch.float64),
+        ("l1_ball(radius=3)", "sgd", torch.float32),
+        ("l1_ball(radius=3)", "momentum", torch.float64),
+        ("l1_ball(radius=3)", "adam", torch.float64),
+        ("l1_ball(radius=3)", "rmsprop", torch.float32),
+        ("ball(radius=3, p=1)", "sgd", torch.float64),
+    ],
+)
+def test_lasso_reaches_its_sparse_optimum(spec, optimizer, dtype):
+    loss, best = lasso(0, dtype)
+    layer = nn.Module()
+    layer.x = nn.Parameter(torch.zeros(20, dtype=dtype))
+    constrained.constrain(layer, "x", spec)
+    stepped = OPTIMIZERS[optimizer](layer.parameters())
+    for _ in range(2000):
+        stepped.zero_grad()
+        loss(layer.x).backward()
+        stepped.step()
+    x = layer.x.detach()
+    assert loss(x) - loss(best.to(dtype)) < 1e-4
+    if optimizer in ("sgd", "momentum"):
+        assert (x.abs() > 1e-7).tolist() == (best != 0).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_threshold_is_the_same_with_and_without_a_derivative(dtype):
+    for n in (1, 7, 300):
+        y = 3 * torch.randn(50, n, dtype=dtype)
+        y[0], y[1, n // 2 :] = 2.0, 0
+        with_graph = L1Ball()(y.clone().requires_grad_()).detach()
+        torch.testing.assert_close(L1Ball()(y), with_graph, rtol=0, atol=8 * torch.finfo(dtype).eps)

@@ -162,6 +162,7 @@ def _largest_curvature(loss, member):
 CLOSED = {
     "ball(radius=0.3)": (20,),
     "ball(radius=5.0)": (20,),
+    "l1_ball(radius=0.5)": (20,),
     "l1_ball(radius=50.0)": (20,),
     "max_norm(bound=0.3)": (3, 20),
     "min_max_norm(low=0.5, high=1.5)": (20,),

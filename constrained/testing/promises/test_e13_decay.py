@@ -50,11 +50,15 @@ class Layer(nn.Module):
             assert self.trains()
 
     def trains(self):
-        gradients = torch.autograd.grad((self.p * self.weights).sum(), self.originals())
-        assert all(torch.isfinite(g).all() for g in gradients)
-        for p, gradient in zip(self.originals(), gradients, strict=True):
-            p.grad = gradient
-        return self.is_a_point() or any((g != 0).any() for g in gradients)
+        """On the boundary one of two opposite functions may have its optimum, but not both."""
+        found = self.is_a_point()
+        for sign in (-1, 1):
+            gradients = torch.autograd.grad(sign * (self.p * self.weights).sum(), self.originals())
+            assert all(torch.isfinite(g).all() for g in gradients)
+            for p, gradient in zip(self.originals(), gradients, strict=True):
+                p.grad = gradient
+            found = found or any((g != 0).any() for g in gradients)
+        return found
 
     def is_a_point(self):
         dims = self.constraint.event_dim
