@@ -1,5 +1,6 @@
 """What every test starts from: a number of threads, the same random numbers; and which are run."""
 
+import gc
 import os
 import zlib
 
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if is_chosen(item.nodeid, share, seed) else left_out).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish() -> None:
+    # Tens of thousands of tests are known from here on: a collection of garbage need not see them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

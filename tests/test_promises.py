@@ -1,6 +1,7 @@
 """Every promise has its tests, and the table in the docs is the one that they gave."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ FOLDER = Path(table.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "engine.md"
 
 
+@functools.cache
 def named() -> dict[str, list[tuple[str, bool]]]:
     """For each promise: its test functions, and whether each is one of torch."""
     found: dict[str, list[tuple[str, bool]]] = {key: [] for key in table.PROMISES}

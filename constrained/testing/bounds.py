@@ -6,6 +6,8 @@ loses digits, or that the library's tolerance is wrong.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,7 @@ def typical(case: Case) -> Tensor:
     return case.build().sample(shape, generator=case.generator("typical"), dtype=case.dtype)
 
 
+@functools.lru_cache(maxsize=16)
 def scale(case: Case) -> float:
     """The norm of a typical element."""
     norm = float(size(typical(case), case.event_dim).amax())

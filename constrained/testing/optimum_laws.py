@@ -30,13 +30,28 @@ GAP = 1e-3
 
 
 @dataclass(frozen=True)
+class Problem:
+    """To lie as near as possible to a target.
+
+    Attributes:
+        name: ``"inside"``, to reach a member of the set, or ``"nearest"``, to find the member that
+            is nearest to a tensor outside.
+        target: one for each start.
+        best: the optimum.
+    """
+
+    name: str
+    target: Tensor
+    best: Tensor
+
+
+@dataclass(frozen=True)
 class Solution:
     """How a problem ended.
 
     Attributes:
         start: where training began.
-        problem: ``"inside"``, to reach a member of the set, or ``"nearest"``, to find the member
-            that is nearest to a tensor outside.
+        problem: the name of what was to be solved.
         gap: how much higher than the optimum the loss ended, in units of the optimum and of the
             loss of missing it by the norm of a typical element.
     """
@@ -62,16 +77,21 @@ def solutions(case: Case) -> Iterator[Solution]:
         for draw in range(DRAWS if together else 1)
         for name, value in starts(case, constraint, draw).items()
     }
-    names = list(begin)
-    groups = [names] if together else [[name] for name in names]
-    for group in groups:
-        first = torch.stack([begin[name] for name in group]) if together else begin[group[0]]
-        for problem, target, best in _problems(case, constraint, first):
-            found = _train(case, constraint, first, target)
+    groups = [list(begin)] if together else [[name] for name in begin]
+    for names in groups:
+        first = torch.stack([begin[name] for name in names]) if together else begin[names[0]]
+        problems = list(_problems(case, constraint, first))
+        # One training for all of them, where it takes no element for a part of another.
+        for some in [problems] if together else [[problem] for problem in problems]:
+            start = torch.cat([first] * len(some)) if together else first
+            target = torch.cat([p.target for p in some]) if together else some[0].target
+            best = torch.cat([p.best for p in some]) if together else some[0].best
+            found = _train(case, constraint, start, target)
             gaps = _loss(case, found, target) - _loss(case, best, target)
             unit = _loss(case, best, target) + 0.5 * scale(case) ** 2 / _entry(case) ** 2
-            for name, gap in zip(group, (gaps / unit).reshape(-1).tolist(), strict=True):
-                yield Solution(name, problem, gap)
+            titles = [(name, problem.name) for problem in some for name in names]
+            for title, gap in zip(titles, (gaps / unit).reshape(-1).tolist(), strict=True):
+                yield Solution(*title, gap)
 
 
 @law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True))
@@ -100,19 +120,17 @@ def starts(case: Case, constraint: Constraint, draw: int = 0) -> dict[str, Tenso
     }
 
 
-def _problems(
-    case: Case, constraint: Constraint, first: Tensor
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Problem, target and optimum for each start of a batch."""
+def _problems(case: Case, constraint: Constraint, first: Tensor) -> Iterator[Problem]:
+    """The problems for a batch of starts."""
     options = {"generator": case.generator("targets"), "dtype": first.dtype}
     beyond = [constraint.sample(first.shape, **options) for _ in range(16)]
     members = torch.stack([constraint.project(0.6 * first + 0.4 * other) for other in beyond])
     inside = _pick(case, constraint, first, members)
-    yield "inside", inside, inside
+    yield Problem("inside", inside, inside)
     if "nearest" not in constraint.exempt:
         noise = torch.randn((16, *first.shape), **options)
         target = _pick(case, constraint, first, inside + _entry(case) * noise)
-        yield "nearest", target, constraint.project(target)
+        yield Problem("nearest", target, constraint.project(target))
 
 
 def _pick(case: Case, constraint: Constraint, first: Tensor, targets: Tensor) -> Tensor:
