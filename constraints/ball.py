@@ -26,10 +26,12 @@ def _kinks(*points: str) -> dict[str, str]:
     return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], _KINK)
 
 
-_MAPPING = {
-    "pullback_is_the_gradient": "on the boundary and outside it is the gradient mapping: an entry "
-    "at 0 has no derivative there, and would never move"
-}
+def _kinks_and_mapping() -> dict[str, str]:
+    why = (
+        "on the boundary and outside it is the gradient mapping: an entry at 0 has no derivative "
+        "there, and would never move"
+    )
+    return {**_kinks("ones", "boundary"), "pullback_is_the_gradient": why}
 
 
 class LengthBound(Constraint):
@@ -211,7 +213,7 @@ class Ball(LengthBound):
         self.is_euclidean, self.is_absolute_sum = self.p == 2, self.p == 1
         if self.is_absolute_sum:
             self.keeps = ("nonnegative", "nonpositive")
-            self.exempt = {**self.exempt, **_MAPPING}
+            self.exempt = _kinks_and_mapping()
         if self.p < 1:
             raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
         if self.p not in (1, 2):
@@ -268,7 +270,7 @@ class L1Ball(LengthBound):
         ({"radius": 2.5}, (3,)),
         ({"radius": 1.0}, (50,)),
     )
-    exempt = {**_kinks("ones", "boundary"), **_MAPPING}
+    exempt = _kinks_and_mapping()
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
