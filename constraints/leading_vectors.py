@@ -36,7 +36,11 @@ _COLUMNS = 16
 #: In units of ``eps ||X||_F``: half of what the tolerance of the library grants.
 _ROUNDING = 4.0
 
-#: In the same units: how far below the bound a singular value may be and count as being there.
+#: What the residuals may let a value rise by, in units of the former: the values are cut by as much
+#: more, at most some 1e-4 of the bound in single precision.
+_WRONG = 5.0
+
+#: In units of ``eps ||X||_F``: how far below the bound a value may be and count as being there.
 _AT_THE_BOUND = 16.0
 
 #: By how much more than the residuals say a value may rise: they say it for the vectors before the
@@ -214,9 +218,9 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
     room = _room(found.S)
     if moved > room and before.spare < _MOST_SPARE:
         start = start._replace(spare=before.spare + _COLUMNS)
-    elif 2 * moved < room and before.spare > SPARE:
+    elif 4 * moved < room and before.spare > SPARE:
         start = start._replace(spare=before.spare - _COLUMNS)
-    if wrong <= 2 * rounding and found.spare >= _LEAST_SPARE and moved <= room:
+    if wrong <= _WRONG * rounding and found.spare >= _LEAST_SPARE and moved <= room:
         W, vectors = _cut_by(X, basis, image, found, bound, left, wrong, rounding, start)
         return W, vectors._replace(from_left=not left)
     explained = image.shape[-1]
@@ -235,7 +239,7 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
         found = _ritz(squares, squares - within @ within.mT, bound, rounding, floor)
         if found is None:
             return None
-        if found.wrong <= 2 * rounding and found.spare >= _LEAST_SPARE:
+        if found.wrong <= _WRONG * rounding and found.spare >= _LEAST_SPARE:
             return _cut_by(X, basis, image, found, bound, left, found.wrong, rounding, start)
         basis, image = basis @ found.Q, image @ found.Q
         missing = _LEAST_SPARE - found.spare
@@ -258,7 +262,8 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
 
 def _room(S: Tensor) -> float:
     """How far the values that are not followed are below 1: the least that are have not settled."""
-    return 1 - float(S[int((S < 1 - NEAR).sum()) // 2])
+    below = int((S < 1 - NEAR).sum())
+    return 1 - float(S[min(below // 2, 2 * _PROBES)])
 
 
 def _probe(basis: Tensor, X: Tensor) -> Tensor:
@@ -331,7 +336,8 @@ def _cut_by(
         side = int(start.from_left)
         probe = _probe(U if side else V, X)
         probed[side] = probed[side] - (V_m @ (over.mT @ probe) if side else over @ (V_m.mT @ probe))
-    at = S >= 1 - _AT_THE_BOUND / _ROUNDING * rounding
+    # They may have been cut by more the last time.
+    at = S >= 1 - _AT_THE_BOUND / _ROUNDING * rounding - start.wrong
     return W, Vectors(
         U,
         S.clamp(max=level) * bound,
@@ -346,23 +352,25 @@ def _cut_by(
 
 
 def _start(before: Vectors, level: float) -> Tensor:
-    """The vectors near the bound and the spare ones, which at times get a share of generic ones."""
+    """The vectors near the bound, some below, and a few directions that are not among them."""
     basis = before.U if before.from_left else before.V
     near = int((before.S >= level).sum())
     # Where there are many, others are near to them. The columns come in whole groups.
     count = max(before.spare, near // 8)
     count += -(near + count + _PROBES) % _COLUMNS
-    below = basis.shape[-1] - near
-    if below >= count and not before.from_left:
-        return basis[:, below - count :]
-    top, spare = basis[:, below:], basis[:, max(0, below - count) : below]
-    spare = torch.cat((basis.new_zeros(len(basis), count - spare.shape[-1]), spare), -1)
-    return torch.cat((_apart(spare, top), top), -1)
+    basis = basis[:, max(0, basis.shape[-1] - near - count + _PROBES) :]
+    # What the matrix makes of generic directions has most of what is large in it.
+    new = before.probed[0 if before.from_left else 1]
+    if basis.shape[-1] < near + count - _PROBES:
+        new = torch.cat((new, new.new_zeros(len(new), near + count - basis.shape[-1] - _PROBES)), -1)
+    return torch.cat((_apart(new, basis), basis), -1)
 
 
 def _apart(spare: Tensor, top: Tensor) -> Tensor:
     """Orthonormal columns near to given ones, or generic for zeros, orthogonal to ``top``."""
-    spare = spare + generic(spare.mT).mT
+    zero = ~spare.any(0)
+    if bool(zero.any()):
+        spare = torch.where(zero, generic(spare.mT).mT, spare)
     for _ in range(2):
         spare = torch.linalg.qr(spare - top @ (top.mT @ spare)).Q
     return spare
