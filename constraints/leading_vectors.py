@@ -362,7 +362,9 @@ def _start(before: Vectors, level: float) -> Tensor:
     # What the matrix makes of generic directions has most of what is large in it.
     new = before.probed[0 if before.from_left else 1]
     if basis.shape[-1] < near + count - _PROBES:
-        new = torch.cat((new, new.new_zeros(len(new), near + count - basis.shape[-1] - _PROBES)), -1)
+        new = torch.cat(
+            (new, new.new_zeros(len(new), near + count - basis.shape[-1] - _PROBES)), -1
+        )
     return torch.cat((_apart(new, basis), basis), -1)
 
 

@@ -314,18 +314,22 @@ def elements(constraint):
 
 @pytest.mark.parametrize("start", ["zero", "minus identity", "skew", "jordan", "random"])
 def test_adam_leads_a_hurwitz_matrix_to_any_other(start):
-    for name, target in elements(hurwitz).items():
-        found = minimize(hurwitz, elements(hurwitz)[start], target)
-        assert (found - target).norm() <= 0.03 * max(1, float(target.norm())), name
-        assert hurwitz.contains(found)
+    # One matrix of a batch knows nothing of the others, nor does Adam.
+    targets = torch.stack([*elements(hurwitz).values()])
+    found = minimize(hurwitz, elements(hurwitz)[start].expand_as(targets), targets)
+    for name, A, target in zip(elements(hurwitz), found, targets, strict=True):
+        assert (A - target).norm() <= 0.03 * max(1, float(target.norm())), name
+        assert hurwitz.contains(A)
 
 
 @pytest.mark.parametrize("start", list(elements(schur)))
 def test_adam_leads_a_schur_matrix_to_any_other(start):
-    for name, target in elements(schur).items():
-        found = minimize(schur, elements(schur)[start], target)
-        assert (found - target).norm() <= 0.03 * max(1, float(target.norm())), name
-        assert schur.contains(found)
+    # One matrix of a batch knows nothing of the others, nor does Adam.
+    targets = torch.stack([*elements(schur).values()])
+    found = minimize(schur, elements(schur)[start].expand_as(targets), targets)
+    for name, A, target in zip(elements(schur), found, targets, strict=True):
+        assert (A - target).norm() <= 0.03 * max(1, float(target.norm())), name
+        assert schur.contains(A)
 
 
 @pytest.mark.parametrize("constraint", [hurwitz, schur], ids=repr)
@@ -333,8 +337,8 @@ def test_adam_reaches_the_nearest_member(constraint):
     # Of b I it is the multiple c I on the boundary: the trace of a member is n c at most, and
     # ||A - b I||_F >= |tr A - n b| / sqrt(n).
     b, c = (1.0, 0.0) if constraint is hurwitz else (2.0, 1.0)
-    for name, start in elements(constraint).items():
-        A = minimize(constraint, start, b * torch.eye(3))
+    found = minimize(constraint, torch.stack([*elements(constraint).values()]), b * torch.eye(3))
+    for name, A in zip(elements(constraint), found, strict=True):
         loss = float((A - b * torch.eye(3)).square().sum())
         assert loss == pytest.approx(3 * (b - c) ** 2, rel=1e-3), name
         assert constraint.contains(A)
