@@ -128,8 +128,8 @@ def lasso(seed, dtype):
     w[:3] = torch.tensor([2.0, -1.0, 0.5])
     H, c = A.mT @ A / 60, A.mT @ (A @ w) / 60
     best = torch.zeros(20, dtype=torch.float64)
-    for _ in range(2000):
-        best = by_bisection(best - 0.2 * (H @ best - c), 3.0)
+    for _ in range(300):
+        best = by_bisection(best - (H @ best - c) / torch.linalg.matrix_norm(H, 2), 3.0)
 
     def loss(x):
         return (A.to(dtype) @ (x - w.to(dtype))).square().mean()
