@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -22,11 +23,22 @@ CLASSES = [*map(registry.get, registry.names()), *HEALTHY]
 TRIALS = [trial for cls in CLASSES for trial in testing.trials(cls)]
 
 
-@pytest.mark.parametrize("trial", TRIALS, ids=str)
-def test_law(trial):
-    if trial.exemption:
-        pytest.skip(trial.exemption)
-    trial.run()
+def together() -> dict[str, list[testing.Trial]]:
+    """The trials of each law by shape and dtype: on batches and single elements, at all points."""
+    found: dict[str, list[testing.Trial]] = {}
+    for trial in TRIALS:
+        one = dataclasses.replace(trial.case, batch=(), point=None)
+        found.setdefault(f"{one}-{trial.law.__name__}", []).append(trial)
+    return found
+
+
+@pytest.mark.parametrize("trials", [pytest.param(some, id=key) for key, some in together().items()])
+def test_law(trials):
+    tried = [trial for trial in trials if not trial.exemption]
+    if not tried:
+        pytest.skip(trials[0].exemption)
+    for trial in tried:
+        trial.run()
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.name or cls.__name__)
