@@ -249,6 +249,25 @@ class Constraint(nn.Module, ABC):
         del value, left, right, params
         return None
 
+    def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
+        """What a step of an optimizer is made of, from the gradient of the loss.
+
+        On the boundary of a closed set a step against the gradient may lead outside, from where
+        `canonical` leads it back; and an optimizer whose steps have another metric than that
+        projection comes to rest beside the optimum. A class may give the gradient that vanishes at
+        an optimum, and there only. This need not be linear: the engine asks for it when a step
+        begins, once the gradients of all batches and processes are added up.
+
+        Args:
+            gradient: with respect to the first parameter.
+            params: as `forward` takes them.
+
+        Returns:
+            Tensor of the shape of the first parameter. By default the gradient itself.
+        """
+        del params
+        return gradient
+
     def factors(self, *params: Tensor) -> tuple[Tensor, Tensor] | None:
         """Two matrices whose product is ``forward(*params)``, if they are at hand.
 
@@ -272,6 +291,10 @@ class Constraint(nn.Module, ABC):
     def has_canonical(self) -> bool:
         """Whether some parameters are better than others of the same element."""
         return type(self).canonical is not Constraint.canonical
+
+    def has_step_gradient(self) -> bool:
+        """Whether a step is made of something else than the gradient."""
+        return type(self).step_gradient is not Constraint.step_gradient
 
     def has_pullback(self) -> bool:
         """Whether the gradient can be had without the graph of an evaluation."""
@@ -600,10 +623,21 @@ def _guard_move(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return move
 
 
+def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def step_gradient(self: Constraint, gradient: Tensor, *params: Tensor) -> Tensor:
+        with autocast_disabled(gradient):
+            found = method(self, _raise_precision(gradient), *map(_raise_precision, params))
+        return found.to(gradient.dtype)
+
+    return step_gradient
+
+
 _GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "forward": _guard_forward,
     "canonical": _guard_canonical,
     "pullback": _guard_pullback,
+    "step_gradient": _guard_step_gradient,
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
     "project": _guard_project,

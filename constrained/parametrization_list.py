@@ -35,6 +35,7 @@ from constrained.torch_internals.graphs import traced_value
 from constrained.torch_internals.modules import is_replica
 from constrained.torch_internals.moments import is_bypassed
 from constrained.torch_internals.shards import is_flat
+from constrained.torch_internals.tensors import version
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
 
@@ -46,6 +47,8 @@ _SMALL, _BATCH = 2**16, 2**22
 _HALF = (torch.float16, torch.bfloat16)
 
 #: A value that is known, which original it is a copy of, for which arguments, and which originals.
+#: Of a list whose gradient no step has been made of.
+_NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 _UNSETTLED: tuple[Tensor | None, int | None, int, Sequence[SeenTensor]] = (None, None, 0, ())
 
 
@@ -406,6 +409,34 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         super().register_parameter(name, param)
         watch(self)
 
+    def has_step_gradient(self) -> bool:
+        """Whether a step is made of something else than the gradient of the first original."""
+        first = self.chain()[0]
+        return (
+            len(self.chain()) == 1 and isinstance(first, Constraint) and first.has_step_gradient()
+        )
+
+    def prepare_step(self) -> None:
+        """Make of the gradient of the first original what a step is made of."""
+        mine = self.originals()
+        before = mine[0].grad
+        if before is None or before.layout is not torch.strided or any(map(is_flat, mine)):
+            return
+        # A step may run in another one, and the gradient must not be made anew in both.
+        made, made_version = self.__dict__.get("_prepared", _NOT_PREPARED)
+        if made() is before and version(before) == made_version:
+            return
+        with torch.no_grad():
+            found = self.chain()[0].step_gradient(  # type: ignore[operator]
+                sharded.whole(before), *map(sharded.whole, mine)
+            )
+            now = before
+            if found is not before and _has_memory_of_its_own(before):
+                mine[0].grad = now = found
+            elif found is not before:
+                store(before, found)
+        self.__dict__["_prepared"] = weakref.ref(now), version(now)
+
     def restore(self) -> None:
         """Bring the originals to the canonical form of the first constraint; the value stays.
 
@@ -520,7 +551,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
         state = dict(self.__dict__)
-        for name in ("_store", "_owners", "_watched", "_settled"):
+        for name in ("_store", "_owners", "_watched", "_settled", "_prepared"):
             state.pop(name, None)
         return state
 
@@ -586,3 +617,9 @@ def _evaluate(chain: Sequence[nn.Module], *originals: Tensor) -> Tensor:
     for module in rest:
         value = module(value)
     return value
+
+
+def _has_memory_of_its_own(tensor: Tensor) -> bool:
+    """Whether nobody has a tensor of which this one is a part, as the buckets of DDP."""
+    own = tensor.numel() * tensor.element_size()
+    return type(tensor) is Tensor and tensor.untyped_storage().nbytes() == own

@@ -40,6 +40,14 @@ class Stepped(Holder, Protocol):
         """Forget the values that were computed from them."""
         ...
 
+    def has_step_gradient(self) -> bool:
+        """Whether a step is made of something else than their gradient."""
+        ...
+
+    def prepare_step(self) -> None:
+        """Make of their gradient what a step is made of."""
+        ...
+
     def restore(self) -> None:
         """Bring them back to their canonical form."""
         ...
@@ -102,15 +110,39 @@ def watch(item: Stepped) -> None:
         register_optimizer_step_post_hook(_after_step)
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    del args, kwargs
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     # A compiler knows no frames: what it has compiled counts as a step of its own.
     if torch.compiler.is_compiling():
-        return
+        return None
     frame, steps = sys._getframe(1), _running.steps
     if steps:
         _drop_abandoned(steps, frame)
     steps.append(_Step(optimizer, frame))
+    prepared = [item for item in _items(optimizer) if item.has_step_gradient()]
+    if not prepared:
+        return None
+    _prepare(prepared)
+    # The first argument is the optimizer.
+    args = tuple(_followed_by(prepared, a) if i == 1 else a for i, a in enumerate(args))
+    return args, {k: _followed_by(prepared, v) if k == "closure" else v for k, v in kwargs.items()}
+
+
+def _prepare(items: list[Any]) -> None:
+    for item in items:
+        item.prepare_step()
+
+
+def _followed_by(items: list[Any], closure: Any) -> Any:
+    """A closure that computes gradients, with what a step is made of for some tensors."""
+    if not callable(closure):
+        return closure
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        loss = closure(*args, **kwargs)
+        _prepare(items)
+        return loss
+
+    return call
 
 
 def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:

@@ -119,6 +119,14 @@ class View(Constraint):
         """Whether ``constraint`` has canonical parameters."""
         return self.constraint.has_canonical()
 
+    def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
+        """That of ``constraint``, whose parameters these are."""
+        return self.constraint.step_gradient(gradient, *params)
+
+    def has_step_gradient(self) -> bool:
+        """Whether ``constraint`` has one."""
+        return self.constraint.has_step_gradient()
+
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """Only the shape that was given fits."""
         return None if event == self.shape else f"must have the shape {self.shape}"

@@ -12,7 +12,7 @@ from constrained import Constraint, register
 from constrained.constraint import recomputed
 from constrained.tolerance import working_dtype
 from constraints.bounds import checked_bound, checked_positive
-from constraints.derivatives import needs_derivative
+from constraints.derivatives import goes_by_operator, needs_derivative
 from constraints.fold import lingering
 from constraints.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
 from constraints.unit import is_moderate
@@ -26,10 +26,10 @@ def _kinks(*points: str) -> dict[str, str]:
     return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], _KINK)
 
 
-def _kinks_and_mapping() -> dict[str, str]:
+def _kinks_and_outside() -> dict[str, str]:
     why = (
-        "on the boundary and outside it is the gradient mapping: an entry at 0 has no derivative "
-        "there, and would never move"
+        "outside it is the gradient at the element, of which a step is made: an entry that the map "
+        "sends to 0 has no other"
     )
     return {**_kinks("ones", "boundary"), "pullback_is_the_gradient": why}
 
@@ -57,7 +57,9 @@ class LengthBound(Constraint):
     def forward(self, y: Tensor) -> Tensor:
         """The vector itself inside, and on the boundary else."""
         if self.is_absolute_sum:
-            return onto_l1_ball(y, self.greatest())
+            value = onto_l1_ball(y, self.greatest())
+            # In compiled code there is no pullback to be asked.
+            return value.detach() + (y - y.detach()) if goes_by_operator() else value
         if not needs_derivative(y):
             length = self.length(y)
             if is_moderate(length[length > self._most(y)]):
@@ -76,10 +78,11 @@ class LengthBound(Constraint):
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient itself inside; outside the part along the boundary, scaled as y is.
 
-        For the sum of absolute values, the gradient mapping of `l1_ball_gradient`.
+        For the sum of absolute values the gradient itself everywhere, of which `step_gradient` is
+        made: outside, the map would give an entry that is 0 no derivative.
         """
         if self.is_absolute_sum:
-            return (l1_ball_gradient(gradient, value, self.greatest()),)
+            return (gradient,)
         length = self.length(y)
         outside = length > self._most(y)
         if not (y.is_cpu and is_moderate(length[outside])):
@@ -88,6 +91,17 @@ class LengthBound(Constraint):
         along = torch.linalg.vecdot(gradient, y).unsqueeze(-1)
         along = torch.where(outside, factor * along / length.square(), 0)
         return ((gradient * factor).addcmul_(y, along, value=-1),)
+
+    def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
+        """For the sum of absolute values, the gradient mapping of `l1_ball_gradient`."""
+        if not self.is_absolute_sum:
+            return gradient
+        value = onto_l1_ball(params[0], self.greatest())
+        return l1_ball_gradient(gradient, value, self.greatest())
+
+    def has_step_gradient(self) -> bool:
+        """For the sum of absolute values."""
+        return self.is_absolute_sum
 
     def _factor(self, length: Tensor) -> Tensor:
         return torch.where(length > self._most(length), self.greatest() / length, 1)
@@ -213,7 +227,7 @@ class Ball(LengthBound):
         self.is_euclidean, self.is_absolute_sum = self.p == 2, self.p == 1
         if self.is_absolute_sum:
             self.keeps = ("nonnegative", "nonpositive")
-            self.exempt = _kinks_and_mapping()
+            self.exempt = _kinks_and_outside()
         if self.p < 1:
             raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
         if self.p not in (1, 2):
@@ -270,7 +284,7 @@ class L1Ball(LengthBound):
         ({"radius": 2.5}, (3,)),
         ({"radius": 1.0}, (50,)),
     )
-    exempt = _kinks_and_mapping()
+    exempt = _kinks_and_outside()
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()

@@ -50,10 +50,13 @@ def inward_gradient(G: Tensor, bound: float, vectors: Vectors) -> Tensor:
     return torch.where(changed[..., None, None], new, G).contiguous()
 
 
-def thin_inward_gradient(left: Tensor, right: Tensor, bound: float, vectors: Vectors) -> Tensor:
-    """`inward_gradient` for ``G = left' right``, as one product.
+def thin_inward_gradient(
+    G: Tensor, left: Tensor, right: Tensor, bound: float, vectors: Vectors
+) -> Tensor:
+    """`inward_gradient` for ``G = left' right`` of small rank.
 
     Args:
+        G: the gradient, of shape ``(n, p)``.
         left: shape ``(b, n)``.
         right: shape ``(b, p)``.
         bound: the largest singular value of W.
@@ -75,10 +78,10 @@ def thin_inward_gradient(left: Tensor, right: Tensor, bound: float, vectors: Vec
         S = torch.cat((S[:below], S[-1:].expand(E.shape[-1])))
     A, B, changed = _taken(a.mT @ d, size, bound, S, vectors.at.any())
     if not bool(changed):
-        return left.mT @ right
+        return G
     if E is not None:
         A, B = (torch.cat((x[:below], E @ x[below:])) for x in (A, B))
-    return torch.cat((left, (U @ A).mT)).mT @ torch.cat((right, (V @ B).mT))
+    return torch.addmm(G, U @ A, (V @ B).mT)
 
 
 def _taken(

@@ -75,11 +75,9 @@ def _climbed(shifted: Tensor, bound: float, start: Tensor) -> Tensor:
 
 
 def l1_ball_gradient(gradient: Tensor, value: Tensor, bound: float) -> Tensor:
-    r"""The gradient with respect to a parameter from that at its element.
+    r"""What a step from an element is made of.
 
-    Inside it is the gradient itself. On the boundary there is a derivative for each side, and
-    outside none for an entry that the map sends to 0. What is taken for all of them is the
-    *gradient mapping* of the element x,
+    Inside it is the gradient itself. On the boundary it is the *gradient mapping* of the element x,
 
     .. math:: (x - \mathrm{onto}(x - t g)) / t, \qquad t = \mathrm{bound} / (10 \lVert g \rVert),
 

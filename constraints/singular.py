@@ -18,11 +18,9 @@ from constraints.derivatives import (
     nestable,
     untraced,
 )
-from constraints.inward_gradient import inward_gradient
-from constraints.leading_vectors import vectors_of
 
 
-def clip_singular_values(X: Tensor, bound: float, inwards: bool = False) -> Tensor:
+def clip_singular_values(X: Tensor, bound: float) -> Tensor:
     r"""The matrix nearest to X among those with singular values of at most ``bound``.
 
     It is ``U min(S, bound) V'`` for ``X = U S V'``, the nearest in the Frobenius norm. A matrix
@@ -33,8 +31,6 @@ def clip_singular_values(X: Tensor, bound: float, inwards: bool = False) -> Tens
     Args:
         X: shape ``(*batch, n, p)``, real, single or double precision.
         bound: the largest singular value, positive.
-        inwards: whether in compiled code the gradient of a matrix on the boundary is that of
-            `inward_gradient`, by which any optimizer finds an optimum there, as under the engine.
 
     Returns:
         Tensor of the same shape.
@@ -45,14 +41,13 @@ def clip_singular_values(X: Tensor, bound: float, inwards: bool = False) -> Tens
                 [ 0.0000, -0.5000]])
     """
     if X.shape[-2] < X.shape[-1]:
-        return clip_singular_values(X.mT, bound, inwards).mT.contiguous()
+        return clip_singular_values(X.mT, bound).mT.contiguous()
     if goes_by_operator():
-        return _clip_op(X, bound, inwards)
-    return _Clip.apply(X, bound, inwards)
+        return _clip_op(X, bound)
+    return _Clip.apply(X, bound)
 
 
-def _clip(X: Tensor, bound: float, inwards: bool) -> Tensor:
-    del inwards
+def _clip(X: Tensor, bound: float) -> Tensor:
     return clipped_and_vectors(X, bound)[0]
 
 
@@ -69,15 +64,11 @@ def _clip(X: Tensor, bound: float, inwards: bool) -> Tensor:
 # where their difference occurs: it is no small number by cancellation.
 
 
-def _gradient(X: Tensor, W: Tensor, V: Tensor, bound: float, inwards: bool) -> Tensor:
+def _gradient(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
     """The derivative of the clipped matrix W of a tall X in direction V; self-adjoint."""
     same = _same(X, W)
-    here = V
-    if inwards and bool(same.any()):
-        vectors = vectors_of(torch.where(same, W, 0), bound)
-        here = V if vectors is None else inward_gradient(V, bound, vectors)
     if bool(same.all()):
-        return here.clone(memory_format=torch.contiguous_format)
+        return V.clone(memory_format=torch.contiguous_format)
     U, s, Vh, limit, finite = decomposed(X, bound)
     over = (s - limit).clamp(min=0)
     outside = s > limit * (1 + ROUNDING * torch.finfo(X.dtype).eps)
@@ -93,7 +84,7 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor, bound: float, inwards: bool) -> T
     if X.shape[-2] > X.shape[-1]:
         lost = lost + (VV - U @ M) * (over / _nonzero(s)).unsqueeze(-2)
     result = torch.where(finite, V - lost @ Vh, torch.nan)
-    return torch.where(same, here, result).contiguous()
+    return torch.where(same, V, result).contiguous()
 
 
 def _same(X: Tensor, W: Tensor) -> Tensor:
@@ -135,23 +126,23 @@ def _dilation(X: Tensor) -> Tensor:
 
 class _Clip(DirectFunction):
     @staticmethod
-    def forward(X: Tensor, bound: float, inwards: bool) -> Tensor:
-        return _clip(X, bound, inwards) if has_numbers(X) else _clip_op(X, bound, inwards)
+    def forward(X: Tensor, bound: float) -> Tensor:
+        return _clip(X, bound) if has_numbers(X) else _clip_op(X, bound)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
-        X, ctx.bound, _ = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        X, ctx.bound = inputs
         ctx.save_for_backward(X, output)
         ctx.save_for_forward(X, output)
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
         X, W = ctx.saved_tensors
         plain = not torch.is_grad_enabled() and has_numbers(X) and has_numbers(G)
         with autocast_disabled(G):
             if plain:
-                return _gradient(X, W, G, ctx.bound, False), None, None
-            return derivative(X, W, G, ctx.bound), None, None
+                return _gradient(X, W, G, ctx.bound), None
+            return derivative(X, W, G, ctx.bound), None
 
     @staticmethod
     @nestable
@@ -160,10 +151,8 @@ class _Clip(DirectFunction):
         return derivative(X, W, dX, ctx.bound)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int, None, None], X: Tensor, bound: float, inwards: bool
-    ) -> tuple[Tensor, int]:
-        return _Clip.apply(X.movedim(in_dims[0], 0), bound, inwards), 0
+    def vmap(info: Any, in_dims: tuple[int, None], X: Tensor, bound: float) -> tuple[Tensor, int]:
+        return _Clip.apply(X.movedim(in_dims[0], 0), bound), 0
 
 
 # ------------------------------------------------------------------------------ without numbers
@@ -177,9 +166,9 @@ _clip_op = torch.library.custom_op(
 
 @torch.library.custom_op("constraints::clip_singular_values_gradient", mutates_args=())
 @untraced
-def _gradient_op(X: Tensor, W: Tensor, V: Tensor, bound: float, inwards: bool) -> Tensor:
+def _gradient_op(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
     with autocast_disabled(V):
-        return _gradient(X, W, V, bound, inwards)
+        return _gradient(X, W, V, bound)
 
 
 @_clip_op.register_fake
@@ -188,27 +177,25 @@ def _like(X: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(X, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
-    X, ctx.bound, ctx.inwards = inputs
+def _save(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+    X, ctx.bound = inputs
     ctx.save_for_backward(X, output)
 
 
-def _backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
     X, W = ctx.saved_tensors
-    return _gradient_op(X, W, G, ctx.bound, ctx.inwards), None, None
+    return _gradient_op(X, W, G, ctx.bound), None
 
 
 _clip_op.register_autograd(_backward, setup_context=_save)
 
 
 @_clip_op.register_vmap
-def _(
-    info: Any, in_dims: tuple[int, None, None], X: Tensor, bound: float, inwards: bool
-) -> tuple[Tensor, int]:
-    return _clip_op(X.movedim(in_dims[0], 0), bound, inwards), 0
+def _(info: Any, in_dims: tuple[int, None], X: Tensor, bound: float) -> tuple[Tensor, int]:
+    return _clip_op(X.movedim(in_dims[0], 0), bound), 0
 
 
 @_gradient_op.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-    *tensors, bound, inwards = inputs
-    return _gradient_op(*in_front(info, in_dims[:-2], tuple(tensors)), bound, inwards), 0
+    *tensors, bound = inputs
+    return _gradient_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), 0

@@ -22,9 +22,22 @@ from constraints.radial import radial, radial_gradient, tracked_radial
 from constraints.singular import clip_singular_values
 from constraints.svd import svdvals
 
-#: By constraint: which value was restored last, of which version, and its singular vectors. It is
+#: By constraint: some entries of the value that was restored last, and its singular vectors. It is
 #: no part of any state: whatever becomes of it, a decomposition finds the vectors.
 _followed: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
+
+#: By constraint: some entries of the last gradient, and the two factors whose product it is.
+_thin: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
+
+#: How many entries tell whether a tensor is another one: an optimizer moves all of them.
+_SAMPLE = 64
+
+#: Vectors that take more memory than this share of the matrix are found again instead.
+_MEMORY = 0.9
+
+
+def _sample(X: Tensor) -> Tensor:
+    return X.detach().reshape(-1)[:: max(1, X.numel() // _SAMPLE)].clone()
 
 
 def _kinks(*laws: str) -> dict[str, str]:
@@ -64,8 +77,8 @@ class SpectralNorm(Constraint):
     are no state: where they are lost, or of no help, as after a very large step or where most
     singular values are near the bound, the matrix is decomposed. In training, the bound was never
     exceeded by more than 1e-4 of it (`constraints.leading_vectors`); without that hook, and in
-    compiled code, the map is computed by a decomposition. The gradient at the boundary is one by
-    which Adam too comes to rest at the optimum: see `constraints.inward_gradient`.
+    compiled code, the map is computed by a decomposition. A step at the boundary is made of a
+    gradient by which Adam too comes to rest at the optimum: see `constraints.inward_gradient`.
 
     ``"scale"`` follows two vectors only: a step of an optimizer ends with a few products of the
     matrix with them. It finds the norm from the directions that were stretched most before: an
@@ -110,7 +123,7 @@ class SpectralNorm(Constraint):
         ({"map": "scale", "bound": 0.5}, (8, 3)),
         ({"map": "scale", "bound": 2.5}, (2, 5)),
     )
-    exempt = _kinks("first_derivative", "second_derivative", "pullback_is_the_gradient")
+    exempt = _kinks("first_derivative", "second_derivative")
 
     def __init__(self, bound: float = 1.0, map: str = "clip") -> None:
         super().__init__()
@@ -133,7 +146,7 @@ class SpectralNorm(Constraint):
         """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""
         if self.map == "scale":
             return radial(X, directions[0], self.bound)
-        return clip_singular_values(X, self.bound, inwards=True)
+        return clip_singular_values(X, self.bound)
 
     def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The matrix, and for ``"scale"`` the directions that it stretches most."""
@@ -151,48 +164,63 @@ class SpectralNorm(Constraint):
                 return tracked_radial(X, directions[0], self.bound)
             if not has_values(X):
                 return (self.forward(X),)
-            _, before = _followed.get(self, (None, None))
-            W, vectors = cut(X, self.bound, before)
+            W, vectors = cut(X, self.bound, self._vectors_of(None))
             self._follow(W, vectors)
             return (W,)
 
     def pullback(
         self, value: Tensor, gradient: Tensor, X: Tensor, *directions: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The gradient on the side of the boundary that the descent leads to."""
+        """The gradient itself of a member; for ``"scale"``, what is along the boundary."""
         if X is not value and not torch.equal(X, value):
             return recomputed(self, gradient, (X, *directions))
         if self.map == "clip":
-            vectors = self._vectors(value)
-            return (
-                gradient if vectors is None else inward_gradient(gradient, self.bound, vectors),
-            )
+            _thin.pop(self, None)
+            return (gradient,)
         return radial_gradient(gradient, X, directions[0], self.bound), None
 
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...] | None:
-        """The same for ``"clip"``, as one product."""
+        """The same for ``"clip"``, whose factors are remembered until a step is made of it."""
         if self.map == "scale" or params[0] is not value:
             return None
-        vectors = self._vectors(value)
-        if vectors is None:
-            return (left.mT @ right,)
-        return (thin_inward_gradient(left, right, self.bound, vectors),)
+        gradient = left.mT @ right
+        _thin[self] = _sample(gradient), left, right
+        return (gradient,)
 
-    def _vectors(self, value: Tensor) -> Vectors | None:
-        """The singular vectors of a member at the bound and near it, if there are some at it."""
-        seen, vectors = _followed.get(self, (None, None))
-        if seen is None or seen[0]() is not value or seen[1] != value._version:
-            vectors = vectors_of(value, self.bound)
-            self._follow(value, vectors)
-        return None if vectors is None or not bool(vectors.at.any()) else vectors
+    def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
+        """For ``"clip"`` the gradient mapping: see `constraints.inward_gradient`."""
+        if self.map == "scale" or not has_values(gradient):
+            return gradient
+        vectors = self._vectors_of(params[0])
+        sample, left, right = _thin.pop(self, (None, gradient, gradient))
+        if vectors is None or not bool(vectors.at.any()):
+            return gradient
+        if sample is not None and gradient.ndim == 2 and torch.equal(sample, _sample(gradient)):
+            return thin_inward_gradient(gradient, left, right, self.bound, vectors)
+        return inward_gradient(gradient, self.bound, vectors)
+
+    def has_step_gradient(self) -> bool:
+        """For ``"clip"``."""
+        return self.map == "clip"
+
+    def _vectors_of(self, X: Tensor | None) -> Vectors | None:
+        """The singular vectors of X that are at the bound and near it, or of what was last seen."""
+        sample, vectors = _followed.get(self, (None, None))
+        if X is None:
+            return vectors
+        if sample is None or not torch.equal(sample, _sample(X)):
+            vectors = vectors_of(X, self.bound)
+            self._follow(X, vectors)
+        return vectors
 
     def _follow(self, value: Tensor, vectors: Vectors | None) -> None:
-        if value.is_inference():
+        size = 0 if vectors is None else sum(t.numel() for t in (*vectors[:3], *vectors.probed))
+        if value.is_inference() or size > _MEMORY * value.numel():
             _followed.pop(self, None)
         else:
-            _followed[self] = (weakref.ref(value), value._version), vectors
+            _followed[self] = _sample(value), vectors
 
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the spectral norm."""

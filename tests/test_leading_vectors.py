@@ -161,7 +161,7 @@ def test_thin_and_dense_gradients_agree():
         vectors = vectors_of(W, 1.0)
         left, right = (torch.randn(b, 160, dtype=DOUBLE, generator=generator(i)) for i in (5, 6))
         dense = inward_gradient(left.mT @ right, 1.0, vectors)
-        thin = thin_inward_gradient(left, right, 1.0, vectors)
+        thin = thin_inward_gradient(left.mT @ right, left, right, 1.0, vectors)
         torch.testing.assert_close(thin, dense, rtol=0, atol=1e-10)
 
 
@@ -192,7 +192,9 @@ def test_not_finite_gradients_come_back():
         G = torch.ones(160, 160)
         G[0, 0] = bad
         assert not inward_gradient(G, 1.0, vectors).isfinite().all()
-        assert not thin_inward_gradient(G[:2], G[:2], 1.0, vectors).isfinite().all()
+        assert (
+            not thin_inward_gradient(G[:2].mT @ G[:2], G[:2], G[:2], 1.0, vectors).isfinite().all()
+        )
 
 
 # ------------------------------------------------------------------------------------- training
