@@ -31,7 +31,7 @@ def _kinks_and_outside() -> dict[str, str]:
         "outside it is the gradient at the element, of which a step is made: an entry that the map "
         "sends to 0 has no other"
     )
-    return {**_kinks("ones", "boundary"), "pullback_is_the_gradient": why}
+    return {**_kinks("ones", "boundary"), "pullback_is_the_gradient": why, "compiles": why}
 
 
 class LengthBound(Constraint):

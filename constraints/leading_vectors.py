@@ -143,9 +143,10 @@ def cut(X: Tensor, bound: float, before: Vectors | None) -> tuple[Tensor, Vector
     return W, vectors
 
 
-def vectors_of(W: Tensor, bound: float) -> Vectors | None:
-    """The leading vectors of a member, or None where no singular value is at the bound."""
-    return _decomposed(W, bound, even_inside=False)[1]
+def vectors_of(X: Tensor, bound: float) -> Vectors | None:
+    """The leading vectors of a member; None where no singular value is at the bound, or outside."""
+    W, vectors = _decomposed(X, bound, even_inside=False)
+    return vectors if torch.equal(W, X) else None
 
 
 def _decomposed(X: Tensor, bound: float, even_inside: bool) -> tuple[Tensor, Vectors | None]:

@@ -140,7 +140,8 @@ class SpectralNorm(Constraint):
             # What it is told besides the matrix, it has as the first of a chain only.
             self.keeps = ()
             nearest = "project() divides by the norm, as the map does"
-            self.exempt = {**self.exempt, "nearest": nearest}
+            kinks = _kinks("pullback_is_the_gradient")
+            self.exempt = {**self.exempt, **kinks, "nearest": nearest}
 
     def forward(self, X: Tensor, *directions: Tensor) -> Tensor:
         """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""

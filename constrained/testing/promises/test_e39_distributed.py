@@ -101,8 +101,9 @@ def test_k6_two_processes_train_as_one(wrapper, kind, folder, outcomes, measured
     """200 steps on half of each batch lead where 200 steps on all of it lead."""
     outcomes(wrapper)
     if wrapper == "fsdp1":
-        # Its pieces cannot be restored.
-        monkeypatch.setattr(ParametrizationList, "restore", lambda self: None)
+        # Its pieces cannot be restored, nor their gradients be changed.
+        for name in ("prepare_step", "restore"):
+            monkeypatch.setattr(ParametrizationList, name, lambda self: None)
     alone = distributed.model()
     distributed.train(alone, distributed.optimizers(alone.parameters(), kind), range(200))
     found = torch.load(folder / f"{wrapper}_{kind}.pt")
