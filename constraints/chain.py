@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint import Params, unguarded
-from constraints.fold import lingering
 from constraints.linear_space import LinearSpace
-from constraints.parts import as_specs, build_parts, events, inherited, largest, unpack
+from constraints.parts import as_specs, build_parts, canonical, events, inherited, largest, unpack
 
 
 @register("chain")
@@ -102,14 +101,9 @@ class Chain(Constraint):
         """That of the second part, if it follows a linear one alone; else that of the first."""
         first, *others = self._each()
         if not self._hands_over():
-            return first.canonical(*params)
+            return canonical(first, *params)
         with torch.no_grad():
-            X = first(*params)
-            (member,) = others[0].canonical(X)
-            if others[0].remembers:
-                # By its pullback it leaves a boundary at once, but that is not asked in a chain.
-                member = lingering(X, member, events(self))
-            return (member,)
+            return canonical(others[0], first(*params))
 
     def param_count(self) -> int:
         """Those of the first part."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from constrained import Constraint
 from constrained.constraint import Params
 from constrained.spec import SpecError, parse
+from constraints.fold import lingering
 
 
 def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
@@ -63,3 +64,15 @@ def largest(violation: Tensor, batch: int) -> Tensor:
 def inherited(parts: list[Constraint]) -> dict[str, str]:
     """What the laws exempt a part from, they exempt the whole from."""
     return {law: f"{part!r}: {reason}" for part in parts for law, reason in part.exempt.items()}
+
+
+def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
+    """Better parameters of a part.
+
+    Where a step is made of something else than the gradient, that leads away from a boundary. It is
+    not asked of a part, so that its parameter goes back to the boundary little by little.
+    """
+    if not part.has_step_gradient():
+        return part.canonical(*params)
+    (X,) = params
+    return (lingering(X, part.project(X), X.ndim if part.event_dim is None else part.event_dim),)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint import FLAT, unguarded
-from constraints.parts import as_specs, build_parts, events, inherited, largest, unpack
+from constraints.parts import as_specs, build_parts, canonical, events, inherited, largest, unpack
 
 
 @register("product", aliases=("cartesian_product", "cat"))
@@ -108,7 +108,7 @@ class Product(Constraint):
         """That of each part."""
         better: list[Tensor] = []
         for part, (start, end) in zip(self._each(), self._bounds, strict=True):
-            better += part.canonical(*params[start:end])
+            better += canonical(part, *params[start:end])
         return tuple(better)
 
     def param_count(self) -> int:

@@ -33,7 +33,7 @@ _thin: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary(
 _SAMPLE = 64
 
 #: Vectors that take more memory than this share of the matrix are found again instead.
-_MEMORY = 0.9
+_MEMORY = 0.7
 
 
 def _sample(X: Tensor) -> Tensor:

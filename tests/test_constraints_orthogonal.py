@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
 
 import constrained
 from constrained import constrain
+from constrained.tolerance import tolerance
 from constraints import Orthogonal
 from constraints.retraction import cayley, geodesic
 
@@ -374,8 +375,9 @@ def test_no_drift():
         optimizer.step()
         if step % 100 == 99:
             weight = layer.weight.detach()
-            assert largest(Orthogonal().violation(weight)) <= 1e-6
-            assert geotorch.Stiefel((4, 4)).in_manifold(weight, eps=1e-6)
+            # The rounding of one step, and not that of all before.
+            assert Orthogonal().contains(weight)
+            assert geotorch.Stiefel((4, 4)).in_manifold(weight, eps=float(tolerance(weight, 2)))
 
 
 def test_weight_decay_changes_nothing():
