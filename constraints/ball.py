@@ -117,7 +117,7 @@ class LengthBound(Constraint):
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
         if self.is_absolute_sum:
-            return (lingering(y, self.project(y), 1),)
+            return (lingering(y, self._inside(onto_l1_ball(y, self.greatest())), 1),)
         if not needs_derivative(y):
             length, most = self.length(y), self.greatest()
             most = most * (1 - 2 * torch.finfo(y.dtype).eps)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from constrained import Constraint
-from constrained.constraint import Params
+from constrained.constraint import Params, unguarded
 from constrained.spec import SpecError, parse
 from constraints.fold import lingering
 
@@ -75,4 +75,6 @@ def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
     if not part.has_step_gradient():
         return part.canonical(*params)
     (X,) = params
-    return (lingering(X, part.project(X), X.ndim if part.event_dim is None else part.event_dim),)
+    # NaN is no reason to stop.
+    member = unguarded(part, "project")(X)
+    return (lingering(X, member, X.ndim if part.event_dim is None else part.event_dim),)
