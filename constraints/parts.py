@@ -74,7 +74,9 @@ def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
     """
     if not part.has_step_gradient():
         return part.canonical(*params)
-    (X,) = params
+    # Others are constants.
+    X, *constants = params
     # NaN is no reason to stop.
     member = unguarded(part, "project")(X)
-    return (lingering(X, member, X.ndim if part.event_dim is None else part.event_dim),)
+    dim = X.ndim if part.event_dim is None else part.event_dim
+    return lingering(X, member, dim), *constants

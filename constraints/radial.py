@@ -68,8 +68,7 @@ def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor,
 def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
     """The gradient at X from that at ``radial(X, directions, bound)``.
 
-    Of a multiple it has no part along X. On the boundary there are two, one for each side: where
-    the descent leads inside, it is the gradient itself.
+    Of a multiple it has no part along X. On the boundary it is that of the inner side.
 
     Args:
         gradient: with respect to the value, of shape ``(*batch, n, p)``.
@@ -77,18 +76,44 @@ def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: floa
         directions: shape ``(*batch, r, p)``, the one that X stretches most first.
         bound: greater than zero.
     """
+    u, v, norm, rounding = _largest(X, directions)
+    outside = norm > bound * (1 + rounding)
+    tangent = _without(gradient, X, u, v, norm, outside)
+    return tangent.mul_(torch.where(outside, bound / norm, 1)) if bool(outside.any()) else tangent
+
+
+def radial_step(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
+    """What a step from X is made of: on the boundary nothing that would lead outside.
+
+    Args:
+        gradient: with respect to X, of shape ``(*batch, n, p)``.
+        X: shape ``(*batch, n, p)``.
+        directions: shape ``(*batch, r, p)``, the one that X stretches most first.
+        bound: greater than zero.
+    """
+    u, v, norm, rounding = _largest(X, directions)
+    outwards = u.mT @ (gradient @ v) < 0
+    boundary = (norm - bound).abs() <= bound * rounding
+    return _without(gradient, X, u, v, norm, outwards & boundary)
+
+
+def _largest(X: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """The image of the first direction, the direction, the norm, and a share that is rounding."""
     v = directions[..., :1, :].mT
+    # Of length 1 up to the rounding of the dtype in which it was found.
+    v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True)
     u = X @ v
     norm = torch.linalg.vector_norm(u, dim=-2, keepdim=True)
     # The Frobenius norm is at most so many times the other one.
-    rounding = _ROUNDING * torch.finfo(X.dtype).eps * min(X.shape[-2:]) ** 0.5
-    outside = norm > bound * (1 + rounding)
-    outwards = u.mT @ (gradient @ v) < 0
-    scaled = outside | (outwards & (norm >= bound * (1 - rounding)))
+    return u, v, norm, _ROUNDING * torch.finfo(X.dtype).eps * min(X.shape[-2:]) ** 0.5
+
+
+def _without(
+    gradient: Tensor, X: Tensor, u: Tensor, v: Tensor, norm: Tensor, where: Tensor
+) -> Tensor:
     along = torch.linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
-    along = torch.where(scaled, along / norm.square(), 0)
-    tangent = torch.addcmul(gradient, along * u, v.mT, value=-1)
-    return tangent.mul_(torch.where(outside, bound / norm, 1)) if bool(outside.any()) else tangent
+    along = torch.where(where, along / norm.square(), 0)
+    return torch.addcmul(gradient, along * u, v.mT, value=-1)
 
 
 # ------------------------------------------------------------------------------ without numbers

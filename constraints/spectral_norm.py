@@ -18,7 +18,7 @@ from constrained.tolerance import working_dtype
 from constraints.inward_gradient import inward_gradient, thin_inward_gradient
 from constraints.leading_vectors import Vectors, cut, vectors_of
 from constraints.operator_norm import generic_directions
-from constraints.radial import radial, radial_gradient, tracked_radial
+from constraints.radial import radial, radial_gradient, radial_step, tracked_radial
 from constraints.singular import clip_singular_values
 from constraints.svd import svdvals
 
@@ -140,8 +140,7 @@ class SpectralNorm(Constraint):
             # What it is told besides the matrix, it has as the first of a chain only.
             self.keeps = ()
             nearest = "project() divides by the norm, as the map does"
-            kinks = _kinks("pullback_is_the_gradient")
-            self.exempt = {**self.exempt, **kinks, "nearest": nearest}
+            self.exempt = {**self.exempt, "nearest": nearest}
 
     def forward(self, X: Tensor, *directions: Tensor) -> Tensor:
         """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""
@@ -191,9 +190,11 @@ class SpectralNorm(Constraint):
         return (gradient,)
 
     def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
-        """For ``"clip"`` the gradient mapping: see `constraints.inward_gradient`."""
-        if self.map == "scale" or not has_values(gradient):
+        """On the boundary, what leads along it or inside: see `constraints.inward_gradient`."""
+        if not has_values(gradient):
             return gradient
+        if self.map == "scale":
+            return radial_step(gradient, params[0], params[1], self.bound)
         vectors = self._vectors_of(params[0])
         sample, left, right = _thin.pop(self, (None, gradient, gradient))
         if vectors is None or not bool(vectors.at.any()):
@@ -201,10 +202,6 @@ class SpectralNorm(Constraint):
         if sample is not None and gradient.ndim == 2 and torch.equal(sample, _sample(gradient)):
             return thin_inward_gradient(gradient, left, right, self.bound, vectors)
         return inward_gradient(gradient, self.bound, vectors)
-
-    def has_step_gradient(self) -> bool:
-        """For ``"clip"``."""
-        return self.map == "clip"
 
     def _vectors_of(self, X: Tensor | None) -> Vectors | None:
         """The singular vectors of X that are at the bound and near it, or of what was last seen."""

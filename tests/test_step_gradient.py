@@ -6,14 +6,23 @@ from torch import nn
 
 from constrained import constrain
 
-SPECS = ["spectral_norm(bound=0.5)", "l1_ball(radius=0.5)", "ball(radius=0.5, p=1)"]
+SPECS = [
+    "spectral_norm(bound=0.5)",
+    "spectral_norm(bound=0.5, map='scale')",
+    "l1_ball(radius=0.5)",
+    "ball(radius=0.5, p=1)",
+]
 DOUBLE = torch.float64
 
 
+def outside(shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+
+
 def layer(spec, shape=(8, 6)):
-    generator = torch.Generator().manual_seed(0)
+    """A layer at the boundary of a set."""
     module = nn.Linear(*reversed(shape), bias=False, dtype=DOUBLE)
-    module.weight.data = torch.randn(shape, generator=generator, dtype=DOUBLE)
+    module.weight.data = outside(shape)
     return constrain(module, "weight", spec)
 
 
@@ -23,12 +32,12 @@ def batches(count=3, features=6):
 
 
 def loss_of(module, x):
-    return (module(x) - 1).square().sum()
+    """It leads across the boundary."""
+    return (module(x) - x @ outside(original(module).shape).mT).square().sum()
 
 
 def original(module):
-    (parameter,) = module.parameters()
-    return parameter
+    return next(module.parameters())
 
 
 @pytest.mark.parametrize("spec", SPECS)
