@@ -9,7 +9,7 @@ import constrained
 from constrained import constrain, get
 from constraints import SpectralNorm
 from constraints.operator_norm import generic_directions, leading
-from constraints.radial import radial_gradient, tracked_radial
+from constraints.radial import radial_step, tracked_radial
 
 DOUBLE = torch.float64
 
@@ -117,16 +117,16 @@ def test_on_the_boundary_the_gradient_is_that_of_the_side_the_descent_leads_to()
     G = torch.randn(12, 12, dtype=DOUBLE)
     v = directions[0]
     inwards = G if (W @ v) @ G @ v > 0 else -G
-    assert torch.equal(radial_gradient(inwards, W, directions, 1.0), inwards)
+    assert torch.equal(radial_step(inwards, W, directions, 1.0), inwards)
     step = 1e-6
     outside = W + step * inwards
     expected = torch.autograd.functional.vjp(
         lambda X: X / torch.linalg.matrix_norm(X, 2), outside, -inwards
     )[1]
-    here = radial_gradient(-inwards, W, directions, 1.0)
+    here = radial_step(-inwards, W, directions, 1.0)
     torch.testing.assert_close(here, expected, rtol=0, atol=100 * step)
     inside = 0.9 * W
-    assert torch.equal(radial_gradient(-inwards, inside, directions, 1.0), -inwards)
+    assert torch.equal(radial_step(-inwards, inside, directions, 1.0), -inwards)
 
 
 # ------------------------------------------------------------------------------------ training
@@ -188,7 +188,7 @@ def test_one_of_many_equal_singular_values_is_followed_from_the_first_step():
     for _ in range(3):
         x = torch.randn(32, n, generator=g)
         G = (x @ (W - 3 * torch.outer(u, v)).T).T @ x
-        G = radial_gradient(G, W, directions, 1.0)
+        G = radial_step(G, W, directions, 1.0)
         W = W - 1e-3 * frobenius(W) / frobenius(G) * G
         W, directions = tracked_radial(W, directions, 1.0)
         assert norm(W) <= 1 + 1e-5
