@@ -240,7 +240,7 @@ def test_the_bound_holds_after_each_step(start, optimizer):
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
 def test_the_optimum_is_that_of_the_exact_projection(name, decompositions):
     # Nearest to a matrix, of which 12 singular values are above the bound.
-    n = 160
+    n = 256
     target = spectrum(torch.cat((torch.linspace(2, 1.2, 12), torch.linspace(0.9, 0, n - 12))))
     target = target.float()
     layer = nn.Linear(n, n, bias=False)
