@@ -209,7 +209,9 @@ class CorrelationCholesky(Constraint):
         """The largest of three: entries above the diagonal, negative ones on it, row lengths."""
         above = value.triu(1).abs().amax((-2, -1))
         below = (-value.diagonal(dim1=-2, dim2=-1)).clamp(min=0).amax(-1)
-        length = (torch.linalg.vector_norm(value, dim=-1) - 1).abs().amax(-1)
+        length = torch.linalg.vector_norm(value, dim=-1)
+        # On the meta device torch 2.11 keeps a dimension of one entry.
+        length = (length.reshape(value.shape[:-1]) - 1).abs().amax(-1)
         return torch.stack((above, below, length)).amax(0)
 
     def project(self, value: Tensor) -> Tensor:
