@@ -59,14 +59,15 @@ def _is_written(mark: str) -> bool:
     """Whether a function of FSDP names a mark, as those do that write it."""
     files = [m for name, m in list(sys.modules.items()) if name.startswith("torch.distributed.")]
     for file in files:
-        for function in vars(file).values():
-            if isinstance(function, FunctionType) and mark in (
-                *function.__code__.co_names,
-                *function.__code__.co_consts,
+        for value in vars(file).values():
+            # By their types: some things there warn when they are asked for an attribute.
+            if type(value) is FunctionType and mark in (
+                *value.__code__.co_names,
+                *value.__code__.co_consts,
             ):
                 return True
-        if mark in [value for value in vars(file).values() if isinstance(value, str)]:
-            return True
+            if type(value) is str and value == mark:
+                return True
     return False
 
 
