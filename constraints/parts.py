@@ -74,9 +74,12 @@ def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
     """
     if not part.has_step_gradient():
         return part.canonical(*params)
-    # Others are constants.
     X, *constants = params
-    # NaN is no reason to stop.
-    member = unguarded(part, "project")(X)
+    if constants:
+        # Such as directions, which have to follow the parameter.
+        member, *constants = part.canonical(*params)
+    else:
+        # NaN is no reason to stop.
+        member = unguarded(part, "project")(X)
     dim = X.ndim if part.event_dim is None else part.event_dim
     return lingering(X, member, dim), *constants

@@ -158,3 +158,16 @@ def test_a_view_asks_the_constraint_that_it_views():
             optimizer.step()
         found.append(module.weight.detach().reshape(8, 6))
     torch.testing.assert_close(*found)
+
+
+def test_directions_follow_the_parameter_in_a_product_too():
+    spec = {"name": "product", "parts": ["spectral_norm(map='scale', bound=0.5)", "symmetric"]}
+    module = layer({**spec, "dim": -2}, (12, 6))
+    constants = [*module.parametrizations["weight"].buffers()]
+    before = [t.clone() for t in constants]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (module.weight - outside((12, 6))).square().sum().backward()
+        optimizer.step()
+    assert constants and not any(map(torch.equal, constants, before))
