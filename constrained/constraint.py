@@ -259,7 +259,7 @@ class Constraint(nn.Module, ABC):
         begins, once the gradients of all batches and processes are added up.
 
         Args:
-            gradient: with respect to the first parameter.
+            gradient: with respect to the first parameter. It may be changed in place.
             params: as `forward` takes them.
 
         Returns:

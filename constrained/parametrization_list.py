@@ -512,7 +512,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             seen = self._store.look(here)
             if seen is not None:
                 revision = first.__dict__["_revision"]
-                self.__dict__["_settled"] = canonical, first.ambient, revision, seen
+                # A value must not share its memory with others, nor its version.
+                apart = canonical.clone() if canonical is value else canonical
+                self.__dict__["_settled"] = apart, first.ambient, revision, seen
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -63,7 +63,7 @@ def thin_inward_gradient(
         vectors: the singular vectors of W, of shape ``(n, p)``.
 
     Returns:
-        Tensor of shape ``(n, p)``.
+        G itself, changed.
     """
     U, V = vectors.U, vectors.V
     # The Gram matrices of the factors have few entries, and products of both that of G.
@@ -81,7 +81,7 @@ def thin_inward_gradient(
         return G
     if E is not None:
         A, B = (torch.cat((x[:below], E @ x[below:])) for x in (A, B))
-    return torch.addmm(G, U @ A, (V @ B).mT)
+    return G.addmm_(U @ A, (V @ B).mT)
 
 
 def _taken(

@@ -23,6 +23,10 @@ SPARE, _MOST_SPARE, _LEAST_SPARE = 24, 104, 4
 #: By which share of it a value may be below the bound and its vector be followed as one at it.
 NEAR = 0.01
 
+#: How many times as far as a step leads, the values that are not followed are below the bound where
+#: fewer would do.
+_RICH = 8
+
 #: By so many generic directions it is seen what a step brings in from elsewhere.
 _PROBES = 8
 
@@ -32,6 +36,9 @@ _UNSEEN = 2.0
 
 #: Products with so many columns are no dearer than with fewer.
 _COLUMNS = 16
+
+#: So many rows of a matrix stay in the cache.
+_ROWS = 128
 
 #: In units of ``eps ||X||_F``: half of what the tolerance of the library grants.
 _ROUNDING = 4.0
@@ -120,7 +127,7 @@ def cut(X: Tensor, bound: float, before: Vectors | None) -> tuple[Tensor, Vector
         before: the vectors of a similar matrix, if any are known.
 
     Returns:
-        A matrix of the shape of X, and its vectors; None of a small one that is inside.
+        A matrix of the shape of X, or X itself, and its vectors; None of a small one that is inside.
 
     Reference:
         Golub and Van Loan, Matrix Computations (4th ed., 2013), sections 7.3.1, 8.2.4 and 10.1.5,
@@ -212,14 +219,14 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
     start = before._replace(probed=(before.probed[0], seen) if left else (seen, before.probed[1]))
     # From below all that is followed, nothing rises above the bound by a step that is no longer.
     floor = 1 - NEAR if moved <= _room(before.S / bound) else 0.0
-    found = _ritz(squares, squares - within.mT @ within, bound, rounding, floor)
+    found = _ritz(squares, within, bound, rounding, floor)
     if found is None:
         return None
     wrong = 2 * found.wrong + before.wrong
     room = _room(found.S)
     if moved > room and before.spare < _MOST_SPARE:
         start = start._replace(spare=before.spare + _COLUMNS)
-    elif 4 * moved < room and before.spare > SPARE:
+    elif _RICH * moved < room and before.spare > SPARE:
         start = start._replace(spare=before.spare - _COLUMNS)
     if wrong <= _WRONG * rounding and found.spare >= _LEAST_SPARE and moved <= room:
         W, vectors = _cut_by(X, basis, image, found, bound, left, wrong, rounding, start)
@@ -237,7 +244,7 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
         squares = image.mT @ image
         # What the vectors before the last product explain: they were singular vectors up to the
         # rest, which is orthogonal to them.
-        found = _ritz(squares, squares - within @ within.mT, bound, rounding, floor)
+        found = _ritz(squares, within.mT, bound, rounding, floor)
         if found is None:
             return None
         if found.wrong <= _WRONG * rounding and found.spare >= _LEAST_SPARE:
@@ -290,13 +297,13 @@ class _Ritz(NamedTuple):
 
 
 def _ritz(
-    squares: Tensor, rest: Tensor, bound: float, rounding: float, floor: float
+    squares: Tensor, within: Tensor, bound: float, rounding: float, floor: float
 ) -> _Ritz | None:
     """The Rayleigh-Ritz step, or None where the matrix is far outside, or not finite.
 
     Args:
         squares: the Gram matrix of the image of a basis.
-        rest: the part of it that is orthogonal to what is explained.
+        within: what is explained of the image, in an orthonormal basis; the rest is orthogonal.
         bound: of the singular values.
         rounding: in units of it.
         floor: below which no singular value matters, in units of it.
@@ -305,9 +312,12 @@ def _ritz(
         return None
     mu, Q = torch.linalg.eigh(squares)
     S = mu.clamp(min=0).sqrt() / bound
-    rest = Q.mT @ rest @ Q / bound**2
-    may_rise = (_MISTRUST * rest.diagonal() > 1 - S.square()) & (S >= floor)
-    wrong = _MISTRUST / 2 * float(torch.linalg.matrix_norm(rest[may_rise][:, may_rise]))
+    explained = within @ Q
+    rest = (mu - explained.square().sum(0)) / bound**2
+    may_rise = (_MISTRUST * rest > 1 - S.square()) & (S >= floor)
+    explained = explained[:, may_rise]
+    rest = (torch.diag(mu[may_rise]) - explained.mT @ explained) / bound**2
+    wrong = _MISTRUST / 2 * float(torch.linalg.matrix_norm(rest))
     return _Ritz(S, Q, wrong, int((S < 1 - NEAR).sum()))
 
 
@@ -325,15 +335,14 @@ def _cut_by(
     S = found.S
     basis, image = basis @ found.Q, (image @ found.Q) * (_inverse(S) / bound)
     U, V = (basis, image) if left else (image, basis)
-    level = 1.0
-    W = X.clone(memory_format=torch.contiguous_format)
+    level, W = 1.0, X
     probed = list(start.probed)
     if float(S[-1]) + wrong > 1 + rounding:
         # What may still rise has room.
         level -= wrong
         m = int((S > level).sum())
         over, V_m = U[:, -m:] * ((S[-m:] - level) * bound), V[:, -m:]
-        W.addmm_(over, V_m.mT, alpha=-1)
+        W = _less(X, over, V_m)
         side = int(start.from_left)
         probe = _probe(U if side else V, X)
         probed[side] = probed[side] - (V_m @ (over.mT @ probe) if side else over @ (V_m.mT @ probe))
@@ -350,6 +359,14 @@ def _cut_by(
         tuple(probed),
         start.spare,
     )
+
+
+def _less(X: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``X - left right'``, some rows after others: each is in the cache when it is changed."""
+    W = torch.empty_like(X, memory_format=torch.contiguous_format)
+    for new, old, part in zip(*(t.split(_ROWS) for t in (W, X, left)), strict=True):
+        torch.addmm(old, part, right.mT, alpha=-1, out=new)
+    return W
 
 
 def _start(before: Vectors, level: float) -> Tensor:

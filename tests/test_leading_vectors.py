@@ -89,12 +89,21 @@ def test_a_matrix_that_has_moved_is_cut(bound, shape, dtype, size, decomposition
     assert vectors.at.sum() == (torch.linalg.svdvals(found) > bound * (1 - 2e-5)).sum() or size
 
 
-def test_members_come_back_bit_for_bit_and_in_memory_of_their_own():
+def test_members_come_back_bit_for_bit_and_their_value_in_memory_of_its_own():
     W = some_at_the_bound()
     _, before = cut(W, 1.0, None)
+    kept = W.clone()
     found, _ = cut(W, 1.0, before)
-    assert torch.equal(found, W)
-    assert found.data_ptr() != W.data_ptr()
+    assert torch.equal(found, kept)
+    layer = constrain(torch.nn.Linear(160, 160, bias=False), "weight", "spectral_norm")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for rate in (0.0, 0.1):
+        layer(torch.ones(1, 160)).sum().backward()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        original = layer.parametrizations["weight"].original
+        assert layer.weight.data_ptr() != original.data_ptr()
+        torch.testing.assert_close(layer.weight, original, rtol=0, atol=0)
 
 
 def test_what_following_cannot_do_is_decomposed(decompositions):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from constrained.testing.bounds import expect_close, expect_member
 from constrained.testing.case import Case, expect
@@ -62,24 +64,40 @@ def training_stays_in_the_set(case: Case) -> None:
             target = torch.zeros_like(target)
         module = constrained(case.build(), case.sample(constraint, f"start of {kind}"))
         optimizer = make(module.parameters())
-        losses = []
-        for step in range(STEPS):
+        losses, values = [], []
+        for _ in range(STEPS):
             optimizer.zero_grad()
-            loss = (module() - target).abs().square().sum() / 2
+            value = module()
+            loss = (value - target).abs().square().sum() / 2
             loss.backward()
-            optimizer.step()
             losses.append(float(loss.detach()))
-            with torch.no_grad():
-                value = module.weight
-            what = f"weight after {step + 1} steps of {kind}"
-            expect(torch.isfinite(value).all(), case, f"{what}: expected finite values.")
-            expect_member(value, case, constraint, what)
+            values.append(value.detach().clone())
+            optimizer.step()
+        values.append(module.weight.detach())
+        _expect_members(values, case, constraint, f"the weight in {STEPS} steps of {kind}")
         expect(
             losses[-1] < losses[0] or kind == TO_ZERO or constraint.dimension(case.event) == 0,
             case,
             f"{kind}: expected {STEPS} steps to lower the loss, "
             f"found {losses[0]:.6g} before and {losses[-1]:.6g} after.",
         )
+
+
+def _expect_members(
+    values: Sequence[Tensor], case: Case, constraint: Constraint, what: str
+) -> None:
+    """Raise unless all values are finite members, together where elements can form a batch."""
+    expect(
+        all(bool(torch.isfinite(value).all()) for value in values),
+        case,
+        f"{what}: expected finite values.",
+    )
+    if constraint.event_dim is None:
+        for value in values:
+            expect_member(value, case, constraint, what)
+    else:
+        batch = dataclasses.replace(case, batch=(len(values), *case.batch))
+        expect_member(torch.stack(values), batch, constraint, what)
 
 
 @law(ONCE)

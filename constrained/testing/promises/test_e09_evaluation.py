@@ -16,6 +16,9 @@ from constrained.testing.promises.counting import (
     reset,
 )
 
+# So says torch's profiler, in some versions, of cycles that there are none of here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
+
 
 def operations(model, x):
     """What torch is asked to compute in one forward pass."""

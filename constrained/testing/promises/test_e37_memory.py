@@ -16,6 +16,9 @@ from constrained import constrain, get, release
 from constrained.parametrized_class import _classes
 from constrained.testing.promises.catalogue import every_constraint, linear
 
+# So says torch's profiler, in some versions, of cycles that there are none of here.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
+
 SHAPES = (16, 1024), (1024, 16), (128, 128)
 
 

@@ -470,9 +470,11 @@ def test_there_must_be_something_to_remove(P):
 )
 def test_what_a_first_registration_refuses(P, parametrization, message):
     m = nn.Linear(3, 3)
-    with pytest.raises(ValueError) as caught:
+    older = P is torch_parametrize and "device" in message
+    # Torch 2.6 sets the storage of a parameter first, and that says no in other words.
+    with pytest.raises((ValueError, RuntimeError) if older else ValueError) as caught:
         P.register_parametrization(m, "weight", parametrization)
-    assert message in str(caught.value)
+    assert message in str(caught.value) or (older and "set the storage" in str(caught.value))
     check_plain(m)
 
 
