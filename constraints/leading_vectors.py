@@ -127,7 +127,8 @@ def cut(X: Tensor, bound: float, before: Vectors | None) -> tuple[Tensor, Vector
         before: the vectors of a similar matrix, if any are known.
 
     Returns:
-        A matrix of the shape of X, or X itself, and its vectors; None of a small one that is inside.
+        A matrix of the shape of X, or X itself; and its vectors, None of a small one that is
+        inside.
 
     Reference:
         Golub and Van Loan, Matrix Computations (4th ed., 2013), sections 7.3.1, 8.2.4 and 10.1.5,
