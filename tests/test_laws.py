@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,16 +25,29 @@ CLASSES = [*map(registry.get, registry.names()), *HEALTHY]
 TRIALS = [trial for cls in CLASSES for trial in testing.trials(cls)]
 
 
-def together() -> dict[str, list[testing.Trial]]:
-    """The trials of each law by shape and dtype: on batches and single elements, at all points."""
-    found: dict[str, list[testing.Trial]] = {}
+#: They take up to a thousand steps for each example.
+TRAINING = {"adam_reaches_the_optimum", "training_stays_in_the_set"}
+
+
+def together() -> Iterator[Any]:
+    """The trials of each law by arguments: of all shapes, dtypes, batches and points.
+
+    Those that train, but for the first arguments of each class, are slow.
+    """
+    found: dict[tuple[str, str], list[testing.Trial]] = {}
     for trial in TRIALS:
-        one = dataclasses.replace(trial.case, batch=(), point=None)
-        found.setdefault(f"{one}-{trial.law.__name__}", []).append(trial)
-    return found
+        alike = {"event": (), "batch": (), "dtype": torch.float32, "point": None}
+        arguments = str(dataclasses.replace(trial.case, **alike)).removesuffix("-scalar-float32")
+        found.setdefault((arguments, trial.law.__name__), []).append(trial)
+    seen: set[tuple[type, str]] = set()
+    for (arguments, law), trials in found.items():
+        of_class = trials[0].case.cls, law
+        marks = [pytest.mark.slow] if law in TRAINING and of_class in seen else []
+        seen.add(of_class)
+        yield pytest.param(trials, id=f"{arguments}-{law}", marks=marks)
 
 
-@pytest.mark.parametrize("trials", [pytest.param(some, id=key) for key, some in together().items()])
+@pytest.mark.parametrize("trials", [*together()])
 def test_law(trials):
     tried = [trial for trial in trials if not trial.exemption]
     if not tried:
@@ -41,7 +56,14 @@ def test_law(trials):
         trial.run()
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.name or cls.__name__)
+@pytest.mark.parametrize(
+    "cls",
+    [
+        pytest.param(cls, marks=[pytest.mark.slow] if TRAINING & set(cls.exempt) else [])
+        for cls in CLASSES
+    ],
+    ids=lambda cls: cls.name or cls.__name__,
+)
 def test_exemptions_are_needed(cls):
     assert not testing.stale_exemptions(cls)
 
