@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import RESULTS
+from benchmarks.models import BY_VIEW, CONVOLUTIONAL
 from benchmarks.training import REBASED, SCALE
 
 #: By row, then by contender: median milliseconds and median ratio to the first contender.
@@ -100,7 +101,13 @@ TARGETS = (
     _train("positive_definite", "1024 x 1024", 24),
     _train("low_rank(rank=64)", "1024 x 1024", 2.0),
     _train("doubly_stochastic", "1024 x 1024", 4.0),
-    _train("spectral_norm", "1024 x 1024", 2.0),
+    *(
+        replace(
+            _train(f"spectral_norm(bound={bound})", "1024 x 1024", limit),
+            what=f"spectral_norm 1024 x 1024, batch 32, {count} singular values at the bound",
+        )
+        for bound, count, limit in ((1.091, 16, 3.0), (0.9913, 64, 3.0), (0.7334, 256, 8.0))
+    ),
     replace(
         _train("spectral_norm", "1024 x 1024", 2.0),
         what="spectral_norm(map='scale') 1024 x 1024, batch 32",
@@ -108,6 +115,14 @@ TARGETS = (
     ),
     _train("correlation", "1024 x 1024", 23),
     _train("sphere", "1024 x 1024", 2.0),
+    Target(
+        f"spectral_norm_conv, {CONVOLUTIONAL}",
+        CONVOLUTIONAL,
+        2.0,
+        "ratio",
+        _ratio,
+        helpers=("plain", BY_VIEW, f"{BY_VIEW}, scale"),
+    ),
     Target(
         "500-step RNN, hidden 128, orthogonal kernel",
         "train, 500 reads of 128 x 128",
@@ -128,6 +143,13 @@ TARGETS = (
             helpers=("plain", "polar", *EVALUATED),
         )
         for name in EVALUATED
+    ),
+    Target(
+        "4-layer encoder, width 256, 128 tokens, Adam, spectral_norm on its MLPs",
+        "encoder of 4 layers, width 256, 128 tokens, step",
+        2.0,
+        "ratio",
+        _ratio,
     ),
     Target(
         "reading a stored weight",

@@ -140,7 +140,7 @@ def _roots(s: Tensor) -> tuple[Tensor, Tensor]:
     Newton's method from the left: it is monotonous, the logarithm being concave.
     """
 
-    def logarithm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def logarithm(x: Tensor, s: Tensor = s) -> tuple[Tensor, Tensor, Tensor]:
         root = (s * s + 4 * x).clamp(min=torch.finfo(s.dtype).tiny).sqrt()
         a = torch.where(s > 0, (s + root) / 2, 2 * x / (root - torch.where(s > 0, 0, s)))
         slope = (1 / (a * root)).sum(-1, keepdim=True)
@@ -152,16 +152,17 @@ def _roots(s: Tensor) -> tuple[Tensor, Tensor]:
     x = torch.maximum(-value / slope, -0.999 * s[..., -1:].square() / 4)
     if not bool((positive & (value > -1)).all()):
         # Far away, or with a negative one. At l = 1 the product is 1 at least.
-        low = torch.zeros_like(x)
-        for exponent in range(-300, 0, 12):
-            trial = torch.full_like(x, 10.0**exponent)
-            low = torch.where((logarithm(trial)[1] < 0) | (low == 0), trial, low)
+        trials = 10.0 ** torch.arange(-300, 0, 2, dtype=s.dtype, device=s.device)
+        below = logarithm(trials.unsqueeze(-1), s.unsqueeze(-2))[1].squeeze(-1) < 0
+        low = trials[(below.sum(-1, keepdim=True) - 1).clamp(min=0)]
         x = torch.where(positive, torch.where(value > 0, x, torch.maximum(x, low)), low)
-    for _ in range(ROUNDS):
+    for i in range(ROUNDS):
         _, value, slope = logarithm(x)
         step = -value / slope
-        x = torch.where(torch.isfinite(step), x + step, x)
-        if bool((value.abs() <= 4 * torch.finfo(s.dtype).eps * s.shape[-1] ** 0.5).all()):
+        before, x = x, torch.where(torch.isfinite(step), x + step, x)
+        found = value.abs() <= 4 * torch.finfo(s.dtype).eps * s.shape[-1] ** 0.5
+        # The first step may come from the right; later ones do not, and only rounding leads back.
+        if bool((found | ((i > 0) & ~(x > before))).all()):
             break
     return logarithm(x)[0], x
 
@@ -180,14 +181,17 @@ def distance(X: Tensor) -> Tensor:
     tiny = torch.finfo(X.dtype).tiny
     logarithm = s.clamp(min=tiny).log().sum(-1)
     large = (s[..., -1] > 0) & (logarithm > 0)
-    a = torch.where(large.unsqueeze(-1), _nearest_smaller(s.detach()), _roots(s.detach())[0])
+    a = _roots(s.detach())[0]
+    if bool(large.any()):
+        a = torch.where(large.unsqueeze(-1), _nearest_smaller(s.detach(), a), a)
     return torch.linalg.vector_norm(a - s, dim=-1).to(X.dtype)
 
 
-def _nearest_smaller(s: Tensor) -> Tensor:
+def _nearest_smaller(s: Tensor, every: Tensor) -> Tensor:
     """The nearest positive numbers with the product 1, for a product that is larger.
 
-    Either all a are the larger root of ``a (s - a) = m``, or the last one is the smaller root t.
+    Either all a are the larger root of ``a (s - a) = m``, as in ``every`` if there is such an m, or
+    the last one is the smaller root t.
     In that case ``log t = -sum log a_i(t)``, which iteration from 0 reaches from below.
     """
     s = s.clamp(min=torch.finfo(s.dtype).tiny)
@@ -196,9 +200,10 @@ def _nearest_smaller(s: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         m = t * (last - t)
         a = (others + (others.square() - 4 * m).clamp(min=0).sqrt()) / 2
-        t = torch.exp(-a.log().sum(-1, keepdim=True)).minimum(last / 2)
+        before, t = t, torch.exp(-a.log().sum(-1, keepdim=True)).minimum(last / 2)
+        if not bool((t > before).any()):
+            break
     one = torch.cat((a, t), dim=-1)
-    every = _roots(s)[0]
     missed = every.log().sum(-1, keepdim=True).abs() > 1e-9
     missed_one = one.log().sum(-1, keepdim=True).abs() > 1e-6
     far = torch.linalg.vector_norm(every - s, dim=-1, keepdim=True)

@@ -115,6 +115,9 @@ def least_squares(seed):
 
 
 #: Bounds by name.
+#: Of the problems: the second is tried with the slow tests.
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
+
 BOUNDS = {
     "nonnegative": (0.0, torch.inf),
     "nonpositive": (-torch.inf, 0.0),
@@ -125,18 +128,18 @@ BOUNDS = {
 }
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("name", BOUNDS)
-def test_bounded_least_squares(name, search):
+def test_bounded_least_squares(name, search, seed):
     low, high = BOUNDS[name]
-    for seed in range(2):
-        A, b, loss = least_squares(seed)
-        best = 2 * lsq_linear(A.numpy(), b.numpy(), (low, high), tol=1e-14).cost
-        inside = torch.full((20,), 0.5, dtype=torch.float64).clamp(low, high)
-        for start in (inside, numbers(seed + 100)(20).clamp(low, high)):
-            found, _ = fit(ours(name, start), loss, 50, line_search_fn=search)
-            # The fold leaves a millionth of how far a number was led outside.
-            assert found < best + 1e-6 * (best + 1)
+    A, b, loss = least_squares(seed)
+    best = 2 * lsq_linear(A.numpy(), b.numpy(), (low, high), tol=1e-14).cost
+    inside = torch.full((20,), 0.5, dtype=torch.float64).clamp(low, high)
+    for start in (inside, numbers(seed + 100)(20).clamp(low, high)):
+        found, _ = fit(ours(name, start), loss, 50, line_search_fn=search)
+        # The fold leaves a millionth of how far a number was led outside.
+        assert found < best + 1e-6 * (best + 1)
 
 
 def nearest(loss, member, project, steps=150):
@@ -171,30 +174,30 @@ CLOSED = {
 }
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("name", CLOSED)
-def test_least_squares_on_closed_sets(name, search):
+def test_least_squares_on_closed_sets(name, search, seed):
     holder = ours(name, torch.zeros(CLOSED[name], dtype=torch.float64))
     constraint = holder.parametrizations.x.constraint()
-    for seed in range(2):
-        normal = numbers(seed)
-        shape = CLOSED[name]
-        if shape[0] == 6:
-            A, b = normal(20, 6), normal(20, shape[-1])
+    normal = numbers(seed)
+    shape = CLOSED[name]
+    if shape[0] == 6:
+        A, b = normal(20, 6), normal(20, shape[-1])
 
-            def loss(X, A=A, b=b):
-                return (A @ X - b).square().sum()
-        else:
-            A, b = normal(40, 20), normal(40, *shape[:-1])
+        def loss(X):
+            return (A @ X - b).square().sum()
+    else:
+        A, b = normal(40, 20), normal(40, *shape[:-1])
 
-            def loss(x, A=A, b=b):
-                return (A @ x.mT - b if x.ndim > 1 else A @ x - b).square().sum()
+        def loss(x):
+            return (A @ x.mT - b if x.ndim > 1 else A @ x - b).square().sum()
 
-        starts = constraint.project(0.01 * normal(*shape)), constraint.project(10 * normal(*shape))
-        best = nearest(loss, starts[0], constraint.project)
-        for start in starts:
-            found, _ = fit(ours(name, start), loss, 40, line_search_fn=search)
-            assert found < best + 1e-6 * (best + 1)
+    starts = constraint.project(0.01 * normal(*shape)), constraint.project(10 * normal(*shape))
+    best = nearest(loss, starts[0], constraint.project)
+    for start in starts:
+        found, _ = fit(ours(name, start), loss, 40, line_search_fn=search)
+        assert found < best + 1e-6 * (best + 1)
 
 
 def test_what_it_remembers_is_kept_while_it_makes_progress():

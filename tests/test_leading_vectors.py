@@ -246,7 +246,9 @@ def test_the_bound_holds_after_each_step(start, optimizer):
         assert norm(layer.weight) <= 1 + 1e-4
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    "name", ["sgd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("momentum", "adam"))]
+)
 def test_the_optimum_is_that_of_the_exact_projection(name, decompositions):
     # Nearest to a matrix, of which 12 singular values are above the bound.
     n = 256
