@@ -114,6 +114,37 @@ class Vectors(NamedTuple):
         ) == (X.dtype, X.device)
 
 
+class OneSide(NamedTuple):
+    """What is kept of `Vectors` that take too much memory: those on the shorter side.
+
+    Attributes:
+        basis: orthonormal columns.
+        S: the singular values, in ascending order.
+        at: which of them are at the bound.
+        size: the largest Frobenius norm.
+        left: whether ``basis`` holds left vectors.
+    """
+
+    basis: Tensor
+    S: Tensor
+    at: Tensor
+    size: float
+    left: bool
+
+    def vectors(self, X: Tensor) -> Vectors:
+        """Both sides, from the matrix itself."""
+        other = product(X, self.basis, self.left) * _inverse(self.S).unsqueeze(-2)
+        U, V = (self.basis, other) if self.left else (other, self.basis)
+        return Vectors(U, self.S, V, self.at, self.size, self.left)
+
+
+def one_side(vectors: Vectors) -> OneSide:
+    """The left vectors of a wide matrix, the right ones of a tall one."""
+    left = vectors.U.shape[-2] < vectors.V.shape[-2]
+    basis = vectors.U if left else vectors.V
+    return OneSide(basis, vectors.S, vectors.at, vectors.size, left)
+
+
 def cut(X: Tensor, bound: float, before: Vectors | None) -> tuple[Tensor, Vectors | None]:
     """X with singular values of at most ``bound``, and the leading vectors of the result.
 

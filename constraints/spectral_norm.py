@@ -16,7 +16,7 @@ from constrained import Constraint, register
 from constrained.constraint import has_values, recomputed
 from constrained.tolerance import working_dtype
 from constraints.inward_gradient import inward_gradient, thin_inward_gradient
-from constraints.leading_vectors import Vectors, cut, vectors_of
+from constraints.leading_vectors import OneSide, Vectors, cut, one_side, vectors_of
 from constraints.operator_norm import generic_directions
 from constraints.radial import radial, radial_gradient, radial_step, tracked_radial
 from constraints.singular import clip_singular_values
@@ -32,12 +32,16 @@ _thin: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary(
 #: How many entries tell whether a tensor is another one: an optimizer moves all of them.
 _SAMPLE = 64
 
-#: Vectors that take more memory than this share of the matrix are found again instead.
+#: Of vectors that take more memory than this share of the matrix one side is kept, or nothing.
 _MEMORY = 0.7
 
 
 def _sample(X: Tensor) -> Tensor:
     return X.detach().reshape(-1)[:: max(1, X.numel() // _SAMPLE)].clone()
+
+
+def _entries(*tensors: Tensor) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _kinks(*laws: str) -> dict[str, str]:
@@ -207,18 +211,21 @@ class SpectralNorm(Constraint):
         """The singular vectors of X that are at the bound and near it, or of what was last seen."""
         sample, vectors = _followed.get(self, (None, None))
         if X is None:
-            return vectors
+            return None if isinstance(vectors, OneSide) else vectors
         if sample is None or not torch.equal(sample, _sample(X)):
             vectors = vectors_of(X, self.bound)
             self._follow(X, vectors)
-        return vectors
+        return vectors.vectors(X) if isinstance(vectors, OneSide) else vectors
 
     def _follow(self, value: Tensor, vectors: Vectors | None) -> None:
-        size = 0 if vectors is None else sum(t.numel() for t in (*vectors[:3], *vectors.probed))
-        if value.is_inference() or size > _MEMORY * value.numel():
+        most = _MEMORY * value.numel()
+        kept: Vectors | OneSide | None = vectors
+        if vectors is not None and _entries(*vectors[:3], *vectors.probed) > most:
+            kept = one_side(vectors)
+        if value.is_inference() or (isinstance(kept, OneSide) and _entries(*kept[:2]) > most):
             _followed.pop(self, None)
         else:
-            _followed[self] = _sample(value), vectors
+            _followed[self] = _sample(value), kept
 
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the spectral norm."""
