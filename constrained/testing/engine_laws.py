@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -84,9 +84,7 @@ def training_stays_in_the_set(case: Case) -> None:
         )
 
 
-def _expect_members(
-    values: Sequence[Tensor], case: Case, constraint: Constraint, what: str
-) -> None:
+def _expect_members(values: list[Tensor], case: Case, constraint: Constraint, what: str) -> None:
     """Raise unless all values are finite members, together where elements can form a batch."""
     expect(
         all(bool(torch.isfinite(value).all()) for value in values),
