@@ -204,7 +204,7 @@ class TestOptima:
             assert loss(found) <= loss(optimum) + 1e-3 * abs(loss(optimum))
             assert (found - optimum).abs().max() < 0.02
 
-    @pytest.mark.parametrize("rank", [1, 2])
+    @pytest.mark.parametrize("rank", [1, pytest.param(2, marks=pytest.mark.slow)])
     def test_low_rank_approximation(self, rank):
         target = PositiveSemidefinite().sample((6, 6))
         best = PSDLowRank(rank=rank).project(target)

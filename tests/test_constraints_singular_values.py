@@ -99,7 +99,9 @@ def test_projection_is_nearest_in_both_norms():
             assert there >= here - 1e-12
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (6, 3), (3, 6)])
+@pytest.mark.parametrize(
+    "shape", [(4, 4), *(pytest.param(s, marks=pytest.mark.slow) for s in ((6, 3), (3, 6)))]
+)
 def test_adam_reaches_the_nearest_member(shape):
     target = with_singular_values(4.0, 1.0, 0.05, n=shape[0], p=shape[1])
     best = (RANGE.project(target) - target).square().sum()

@@ -28,11 +28,23 @@ TRIALS = [trial for cls in CLASSES for trial in testing.trials(cls)]
 #: They take up to a thousand steps for each example.
 TRAINING = {"adam_reaches_the_optimum", "training_stays_in_the_set"}
 
+#: Those that take longest: of each class the first arguments are tried with the tests that take
+#: seconds, all others with the slow ones.
+LONG = TRAINING | {
+    "compiles",
+    "every_start_trains",
+    "first_derivative",
+    "forward_mode",
+    "gradient_is_finite",
+    "projects",
+    "second_derivative",
+}
+
 
 def together() -> Iterator[Any]:
     """The trials of each law by arguments: of all shapes, dtypes, batches and points.
 
-    Those that train, but for the first arguments of each class, are slow.
+    Those of `LONG`, but for the first arguments of each class, are slow.
     """
     found: dict[tuple[str, str], list[testing.Trial]] = {}
     for trial in TRIALS:
@@ -42,7 +54,7 @@ def together() -> Iterator[Any]:
     seen: set[tuple[type, str]] = set()
     for (arguments, law), trials in found.items():
         of_class = trials[0].case.cls, law
-        marks = [pytest.mark.slow] if law in TRAINING and of_class in seen else []
+        marks = [pytest.mark.slow] if law in LONG and of_class in seen else []
         seen.add(of_class)
         yield pytest.param(trials, id=f"{arguments}-{law}", marks=marks)
 

@@ -79,6 +79,7 @@ def test_it_is_found_by_name(package):
     assert run(package, "-c", code) == "True True\n"
 
 
+@pytest.mark.slow
 def test_its_laws_are_tried(package):
     shown = run(package, "-m", "pytest", "-q", "-n0", "tests/test_laws.py", "-k", "toy_palindrome")
     passed = re.search(r"(\d+) passed", shown)

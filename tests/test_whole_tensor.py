@@ -49,6 +49,7 @@ class UnitTensor(healthy.Constraint):
         return torch.Size(shape).numel() - 1
 
 
+@pytest.mark.slow
 def test_all_laws_are_tried_on_elements_without_a_batch():
     trials = testing.trials(UnitTensor)
     assert {trial.case.batch for trial in trials} == {()}

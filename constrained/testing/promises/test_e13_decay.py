@@ -16,12 +16,21 @@ from constrained import constrain
 
 torch_today = pytest.mark.torch_today
 
-CASES = [
-    pytest.param(name, arguments, event, id=f"{name}-{i}")
-    for name in constrained.names()
-    for i, (arguments, event) in enumerate(constrained.get(name).examples)
-]
-every_constraint = pytest.mark.parametrize(("name", "arguments", "event"), CASES)
+
+def every_constraint(*, others_are_slow=False):
+    """Each example of each constraint; if asked for, all but the first are slow."""
+    cases = [
+        pytest.param(
+            name,
+            arguments,
+            event,
+            id=f"{name}-{i}",
+            marks=[pytest.mark.slow] if others_are_slow and i else [],
+        )
+        for name in constrained.names()
+        for i, (arguments, event) in enumerate(constrained.get(name).examples)
+    ]
+    return pytest.mark.parametrize(("name", "arguments", "event"), cases)
 
 
 class Layer(nn.Module):
@@ -67,7 +76,7 @@ class Layer(nn.Module):
         return self.constraint.dimension(event) == 0
 
 
-@every_constraint
+@every_constraint(others_are_slow=True)
 @pytest.mark.parametrize("gradient", [torch.zeros_like, torch.randn_like], ids=["zero", "random"])
 def test_e13_weight_decay(name, arguments, event, gradient):
     layer = Layer(name, arguments, event)
@@ -80,7 +89,7 @@ def test_e13_weight_decay(name, arguments, event, gradient):
             layer.check()
 
 
-@every_constraint
+@every_constraint(others_are_slow=True)
 def test_e13_clipping(name, arguments, event):
     for clip in (lambda p: clip_grad_norm_(p, 1e-3), lambda p: clip_grad_value_(p, 1e-3)):
         layer = Layer(name, arguments, event)
@@ -93,7 +102,7 @@ def test_e13_clipping(name, arguments, event):
         layer.check()
 
 
-@every_constraint
+@every_constraint()
 def test_e13_noise(name, arguments, event):
     for scale in (1e-3, 1e-2, 1e-1, 1.0):
         layer = Layer(name, arguments, event)
@@ -103,7 +112,7 @@ def test_e13_noise(name, arguments, event):
         layer.check()
 
 
-@every_constraint
+@every_constraint()
 def test_e13_scaled_and_flipped_parameters(name, arguments, event):
     for factor in (0.5, 1e-3, 10.0, -1.0):
         layer = Layer(name, arguments, event)
