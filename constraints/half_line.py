@@ -37,7 +37,11 @@ class HalfLine(Constraint):
 
     def outwards(self, amount: Tensor) -> Tensor:
         """The number that lies ``amount`` inside of the bound."""
-        return self.end + self.direction * amount
+        return self.end + self._upwards(amount)
+
+    def _upwards(self, y: Tensor) -> Tensor:
+        """``direction * y``, without a product."""
+        return y if self.direction > 0 else -y
 
 
 class OpenHalfLine(HalfLine):
@@ -47,7 +51,7 @@ class OpenHalfLine(HalfLine):
 
     def forward(self, y: Tensor) -> Tensor:
         """``end + direction * log(1 + exp(direction * y))``."""
-        value = self.outwards(softplus(self.direction * y))
+        value = self.outwards(softplus(self._upwards(y)))
         if not needs_derivative(y):
             return self._inside(value, self._least(value))
         # Where rounding would end at the bound, the value stays beside it and keeps the gradient.
@@ -55,14 +59,14 @@ class OpenHalfLine(HalfLine):
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
         """Times ``sigmoid(direction * y)``."""
-        return (torch.sigmoid(self.direction * y).mul_(gradient),)
+        return (torch.sigmoid(self._upwards(y)).mul_(gradient),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The inverse of softplus, of the distance from the bound."""
         distance = (self.direction * (self.project(value) - self.end)).clamp(
             min=torch.finfo(value.dtype).tiny
         )
-        return self.direction * inverse_softplus(distance)
+        return self._upwards(inverse_softplus(distance))
 
     def project(self, value: Tensor) -> Tensor:
         """A number beyond the bound goes to the machine epsilon (times the bound) inside of it."""

@@ -52,6 +52,7 @@ def to_onnx(model, x, dynamo):
 
 # So says torch 2.6 of its own graph, which computes what it should.
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
+@pytest.mark.filterwarnings("ignore:Node .* does not reference an nn.Module:UserWarning")
 @pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
 @every_constraint((4, 4))
 def test_e31_torch_export(name, arguments, shape, strict):
