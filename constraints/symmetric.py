@@ -187,8 +187,12 @@ class Traceless(LinearSpace):
     def part(self, X: Tensor) -> Tensor:
         """``X - (tr X / n) I``."""
         diagonal = X.diagonal(dim1=-2, dim2=-1)
-        mean = diagonal.mean(-1, keepdim=True).expand_as(diagonal)
-        return X - torch.diag_embed(mean)
+        mean = diagonal.mean(-1, keepdim=True)
+        # Rounding leaves a trace as large as that of the mean, next to which the rest may be small.
+        left = (diagonal - mean).mean(-1, keepdim=True)
+        for trace in (mean, left):
+            X = X - torch.diag_embed(trace.expand_as(diagonal))
+        return X
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2 - 1``."""

@@ -5,8 +5,15 @@ from torch.autograd import gradcheck
 
 import constrained
 from constraints import Skew, Symmetric
+from constraints.linear_space import LinearSpace
 
 BOTH = [Symmetric(), Skew()]
+LINEAR = [
+    pytest.param(cls(**kwargs), event, id=f"{cls(**kwargs)}-{event}")
+    for cls in map(constrained.get, constrained.names())
+    if issubclass(cls, LinearSpace)
+    for kwargs, event in cls.examples
+]
 X = torch.tensor([[1.0, 4.0], [0.0, 1.0]])
 
 
@@ -94,3 +101,12 @@ def test_members_of_geotorch_are_members(name):
 def test_names():
     assert constrained.get("skew_symmetric").name == "skew"
     assert constrained.get("antisymmetric").name == "skew"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("constraint", "event"), LINEAR)
+def test_a_small_value_of_large_parameters_is_a_member(constraint, event, dtype):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(100, *event, generator=generator, dtype=dtype)
+    W = constraint(X)
+    assert constraint.contains(constraint(1e4 * (X - W) + 1e-2 * W)).all()

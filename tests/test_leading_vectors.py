@@ -82,7 +82,10 @@ def test_a_matrix_that_has_moved_is_cut(bound, shape, dtype, size, decomposition
     assert norm(found) <= bound + rounding
     # Also nearly the nearest: the vectors that are cut by are singular vectors up to a residual.
     distance = torch.linalg.matrix_norm(found.double() - clipped(X.double(), bound), 2)
-    assert distance <= 1e-2 * size * bound + 2 * rounding
+    # They may be cut by what the residuals leave open, besides rounding.
+    open_to = (leading_vectors._WRONG + 2) * leading_vectors._ROUNDING
+    open_to *= torch.finfo(dtype).eps * float(torch.linalg.matrix_norm(X))
+    assert distance <= 1e-2 * size * bound + open_to
     U, S, V = vectors.U, vectors.S, vectors.V
     for Q in (U, V):
         torch.testing.assert_close(Q.mT @ Q, torch.eye(len(S), dtype=dtype), rtol=0, atol=1e-4)
