@@ -31,7 +31,6 @@ TRAINING = {"adam_reaches_the_optimum", "training_stays_in_the_set"}
 #: Those that take longest: of each class the first arguments are tried with the tests that take
 #: seconds, all others with the slow ones.
 LONG = TRAINING | {
-    "compiles",
     "every_start_trains",
     "first_derivative",
     "forward_mode",
@@ -41,10 +40,14 @@ LONG = TRAINING | {
 }
 
 
+#: Compilers take long for anything.
+SLOW = {"compiles"}
+
+
 def together() -> Iterator[Any]:
     """The trials of each law by arguments: of all shapes, dtypes, batches and points.
 
-    Those of `LONG`, but for the first arguments of each class, are slow.
+    Those of `LONG`, but for the first arguments of each class, and those of `SLOW` are slow.
     """
     found: dict[tuple[str, str], list[testing.Trial]] = {}
     for trial in TRIALS:
@@ -54,7 +57,8 @@ def together() -> Iterator[Any]:
     seen: set[tuple[type, str]] = set()
     for (arguments, law), trials in found.items():
         of_class = trials[0].case.cls, law
-        marks = [pytest.mark.slow] if law in LONG and of_class in seen else []
+        is_slow = law in SLOW or (law in LONG and of_class in seen)
+        marks = [pytest.mark.slow] if is_slow else []
         seen.add(of_class)
         yield pytest.param(trials, id=f"{arguments}-{law}", marks=marks)
 

@@ -21,29 +21,14 @@ def configurations() -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
     return list(found.values())
 
 
-def every_constraint(
-    *shapes: tuple[int, ...], others_are_slow: bool = False
-) -> pytest.MarkDecorator:
+def every_constraint(*shapes: tuple[int, ...]) -> pytest.MarkDecorator:
     """Parametrize a test by ``name``, ``arguments`` and each of the ``shapes`` that is admissible.
 
     Where none is, the shape is that of the example.
-
-    Args:
-        shapes: of the weight.
-        others_are_slow: whether only the first arguments of each constraint are tried with the
-            tests that take seconds.
     """
-    all_of_them = configurations()
-    first = [*{name: i for i, (name, *_) in reversed([*enumerate(all_of_them)])}.values()]
     cases = [
-        pytest.param(
-            name,
-            arguments,
-            shape,
-            id=f"{name}{i}-{'x'.join(map(str, shape))}",
-            marks=[pytest.mark.slow] if others_are_slow and i not in first else [],
-        )
-        for i, (name, arguments, event) in enumerate(all_of_them)
+        pytest.param(name, arguments, shape, id=f"{name}{i}-{'x'.join(map(str, shape))}")
+        for i, (name, arguments, event) in enumerate(configurations())
         for shape in admissible(name, arguments, event, shapes)
     ]
     return pytest.mark.parametrize(("name", "arguments", "shape"), cases)

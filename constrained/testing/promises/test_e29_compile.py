@@ -95,7 +95,8 @@ def operations_of_plain_reads(shape):
     return operations_of_reads(plain(shape))
 
 
-@every_constraint((4, 4), others_are_slow=True)
+@pytest.mark.slow
+@every_constraint((4, 4))
 def test_e29_three_reads_are_one_evaluation(name, arguments, shape):
     once, thrice = operations_of_reads(linear(name, arguments, shape))
     plain_once, plain_thrice = operations_of_plain_reads(shape)
