@@ -39,8 +39,7 @@ LONG = TRAINING | {
     "second_derivative",
 }
 
-
-#: Compilers take long for anything.
+#: A compiler takes long for the smallest matrix: these are tried with the slow tests alone.
 SLOW = {"compiles"}
 
 

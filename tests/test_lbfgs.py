@@ -114,10 +114,10 @@ def least_squares(seed):
     return A, b, lambda x: (A @ x - b).square().sum()
 
 
-#: Bounds by name.
 #: Of the problems: the second is tried with the slow tests.
 SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
 
+#: Bounds by name.
 BOUNDS = {
     "nonnegative": (0.0, torch.inf),
     "nonpositive": (-torch.inf, 0.0),
