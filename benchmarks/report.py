@@ -29,7 +29,7 @@ def main() -> None:
         "targets": against_targets,
         "catalogue_costs": catalogue_costs,
     }.items():
-        draw().savefig(ROOT / "docs" / f"speed_{name}.png", dpi=80)
+        draw().savefig(ROOT / "docs" / f"speed_{name}.png", dpi=80, bbox_inches="tight")
 
 
 if __name__ == "__main__":
