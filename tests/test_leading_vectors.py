@@ -11,7 +11,7 @@ import constraints.leading_vectors as leading_vectors
 from constrained import constrain
 from constraints import SpectralNorm
 from constraints.inward_gradient import inward_gradient, thin_inward_gradient
-from constraints.leading_vectors import cut, vectors_of
+from constraints.leading_vectors import cut, one_side, vectors_of
 
 DOUBLE = torch.float64
 
@@ -107,6 +107,16 @@ def test_members_come_back_bit_for_bit_and_their_value_in_memory_of_its_own():
         original = layer.parametrizations["weight"].original
         assert layer.weight.data_ptr() != original.data_ptr()
         torch.testing.assert_close(layer.weight, original, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(200, 160), (160, 200)])
+def test_both_sides_are_found_from_the_shorter_one(shape):
+    W = some_at_the_bound(dtype=DOUBLE, shape=shape)
+    vectors = vectors_of(W, 1.0)
+    kept = one_side(vectors)
+    assert len(kept.basis) == min(shape)
+    for found, expected in zip(kept.vectors(W)[:4], vectors[:4], strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_what_following_cannot_do_is_decomposed(decompositions):
