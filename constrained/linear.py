@@ -25,6 +25,9 @@ from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import version
 
 
+_is_compiling = torch.compiler.is_compiling
+
+
 def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
     """``forward`` of a class derived from ``base``, where that is the one of ``nn.Linear``."""
     if getattr(base, "forward", None) is not nn.Linear.forward or "weight" not in names:
@@ -85,7 +88,8 @@ class Unread:
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
-    found = None if torch.compiler.is_compiling() else _list(self)
+    # A layer that is called often in a step comes here each time.
+    found = None if _is_compiling() else _list(self)
     if found is None:
         return self._base_class.forward(self, input)
     factors = found.factors(_rows(input))
@@ -104,11 +108,14 @@ def _rows(input: Any) -> int:
 
 
 def _list(layer: Any) -> Any:
+    """The weight's parametrizations, if there is a way to apply them and nobody has read it."""
     if "_overrides" in layer.__dict__:
         return None
     parametrizations = layer._modules.get("parametrizations")
     found = parametrizations and parametrizations._modules.get("weight")
-    return found if found and "_is_applied_unread" in found.__dict__ else None
+    if found and "_is_applied_unread" in found.__dict__ and found._store.is_unread():
+        return found
+    return None
 
 
 class _Linear(torch.autograd.Function):

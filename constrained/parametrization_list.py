@@ -289,11 +289,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         return Unread(first, found.value, originals, found.copied)  # type: ignore[arg-type]
 
     def _may_be_applied_unread(self) -> bool:
-        """Whether nobody has read the value, listens, or saves what autograd saves elsewhere."""
+        """Whether nobody listens, or saves what autograd saves elsewhere."""
         # What is run once more, to save the same tensors, must not find another way then.
         return (
-            self._store.is_unread()
-            and not has_saving_hooks()
+            not has_saving_hooks()
             and not is_replica(self)
             and self._store.recipe(self) is not None
         )

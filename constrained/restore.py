@@ -159,7 +159,6 @@ def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
     frame = None if torch.compiler.is_compiling() else sys._getframe(1)
-    expect_writes()
     step, around = _finished(optimizer, frame)
     items = _items(optimizer)
     for item in items:
@@ -169,6 +168,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     held = {id(p) for outer in around for p in _parameters(outer.optimizer)}
     due = [item for item in items if held.isdisjoint(map(id, item._parameters.values()))]
     _restore(_without_history(due, step.histories) if step.histories else due)
+    if frame is not None:
+        expect_writes()
 
 
 def _finished(optimizer: Optimizer, frame: FrameType | None) -> tuple[_Step, list[_Step]]:
