@@ -81,6 +81,11 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
         ValueError: if a target matches nothing, or two targets contradict each other.
     """
     available = places(model)
+    tied: dict[int, dict[tuple[nn.Module, str], Place]] = {}
+    for place in available.values():
+        # A module that is registered under several names has a tensor once, by its first path.
+        same = tied.setdefault(id(place.tensor), {})
+        same.setdefault((place.module, place.name), place)
     chosen: dict[int, str] = {}
     result: dict[str, tuple[list[Place], T]] = {}
     # Paths first: globs leave to them what they name.
@@ -94,7 +99,7 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
         for place in matched:
             other = chosen.get(id(place.tensor))
             if other is None:
-                same = [p for p in available.values() if p.tensor is place.tensor]
+                same = [*tied[id(place.tensor)].values()]
                 result[same[0].path] = (same, targets[target])
                 chosen[id(place.tensor)] = target
             elif _is_glob(other) == _is_glob(target) and targets[other] != targets[target]:
@@ -130,7 +135,7 @@ def _regex(target: str) -> str:
 def _computed(model: nn.Module, target: str) -> str:
     """A sentence about a target that is a tensor, but one that nobody registered."""
     prefix, _, name = target.rpartition(".")
-    owner = dict(model.named_modules()).get(prefix)
+    owner = dict(model.named_modules(remove_duplicate=False)).get(prefix)
     reason = "" if owner is None else hint(owner, name)
     return reason and f" {reason}"
 
