@@ -188,6 +188,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         last = self.chain()[-1]
         return last if isinstance(last, Constraint) else None
 
+    def is_constrained(self) -> bool:
+        """Whether `constrain` put this list here; else a `register_parametrization` did."""
+        return self.moved is not None
+
     def described(self) -> str:
         """The parametrizations in words, for messages."""
         return _chain_repr(self)
