@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from constrained.change import carry_out, named, prepare, stop
 from constrained.handover import check_holds, check_optimizer
 from constrained.lazy import waiting
+from constrained.owners import check_owners
 from constrained.parametrization_list import read
 from constrained.places import is_parametrized
 from constrained.registry import did_you_mean
@@ -42,8 +43,9 @@ def constrain(
     """Keep tensors of a model inside constraint sets from now on.
 
     Nothing else changes: any optimizer, any training loop. A tensor is then computed from free
-    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied. After any
-    error the model is as it was.
+    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied; those
+    that are tied to a module outside of this one are refused. After any error the model is as it
+    was.
 
     A tensor of a lazy module, such as ``nn.LazyLinear``, is constrained as soon as it has its
     shape: on the first forward pass, or when a checkpoint is loaded. What does not fit that shape
@@ -75,9 +77,10 @@ def constrain(
 
     Raises:
         ValueError: for a name, an argument, a target, a view or a shape that does not fit, for
-            NaN or infinite values, for an optimizer that holds nothing of a tensor that is
-            trained, and under ``init="strict"`` for a tensor outside the set
-            (`InfeasibleError`). One sentence that names the tensor by its path.
+            NaN or infinite values, for a tensor that a module outside of this one owns as well,
+            for an optimizer that holds nothing of a tensor that is trained, and under
+            ``init="strict"`` for a tensor outside the set (`InfeasibleError`). One sentence that
+            names the tensor by its path.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the model already.
 
     Example:
@@ -93,6 +96,7 @@ def constrain(
     changes = [
         prepare(p, request, request.init or init, optimizer) for p, request in chosen.values()
     ]
+    check_owners((change.places, len(change.tensors())) for change in changes)
     carry_out(changes, optimizer)
     return module
 
