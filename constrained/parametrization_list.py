@@ -18,6 +18,7 @@ from constrained.constraint import Constraint, is_autocast
 from constrained.holders import holders
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
+    attributes,
     check_elements,
     check_records,
     check_single,
@@ -379,10 +380,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     # The one tensor that is trained stays the one that an optimizer knows.
                     store(original, tensor)
                     register_tensor(self, name, original)
-                elif self.is_parameter:
-                    register_tensor(self, name, nn.Parameter(own(tensor), original.requires_grad))
                 else:
-                    register_tensor(self, name, own(tensor).requires_grad_(original.requires_grad))
+                    mine = own(tensor)
+                    if self.is_parameter:
+                        mine = nn.Parameter(mine, original.requires_grad)
+                    vars(mine).update(attributes([original]))
+                    register_tensor(self, name, mine.requires_grad_(original.requires_grad))
 
     def preview(self) -> Tensor:
         """The value that the tensor will have once `take` is called."""
