@@ -312,7 +312,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         The values are copied: the originals share no memory with ``value``.
 
         Args:
-            value: of the shape of the parametrized tensor, and on its device.
+            value: of the shape of the parametrized tensor, or one that broadcasts to it, and on its
+                device; or a number.
 
         Raises:
             RuntimeError: if a parametrization has no ``right_inverse``.
@@ -322,7 +323,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         modules = [] if self.is_pure() else list(self.modules())
         # The right inverse of a foreign module may write into it, and fail then.
         with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
-            self.put(self.invert(value))
+            self.put(self.invert(inversion.expanded(self, value)))
 
     def put(self, new: Sequence[Tensor]) -> None:
         """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""
@@ -569,9 +570,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self._start()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParametrizationList:
-        # Conversions replace or swap the originals, which no graph may hold at that time.
+        # Conversions replace or swap the originals, which no graph may hold at that time, and their
+        # gradients, which no weak reference may.
         self.forget()
-        super()._apply(fn, recurse)
+        self.__dict__.pop("_prepared", None)
+        super()._apply(functools.partial(_converted, fn, len(self.shape)), recurse)
         self.forget()
         watch(self)
         return self
@@ -626,6 +629,22 @@ def _evaluate(chain: Sequence[nn.Module], *originals: Tensor) -> Tensor:
     for module in rest:
         value = module(value)
     return value
+
+
+def _converted(fn: Callable[[Tensor], Tensor], rank: int, tensor: Tensor) -> Tensor:
+    """What a conversion makes of a tensor behind one with so many axes.
+
+    A memory format, such as ``torch.channels_last``, is one of that many axes; torch tries it on
+    all tensors of four or five, and fails on one too many. Of these the numbers alone are
+    converted, in a row.
+    """
+    has_format = tensor.ndim in (4, 5) and tensor.ndim != rank
+    if not has_format or type(tensor) not in (Tensor, nn.Parameter):
+        return fn(tensor)
+    flat = tensor.detach().reshape(-1)
+    new = fn(flat)
+    # What is there already stays, but not where it had to be copied.
+    return tensor if new is flat and tensor.is_contiguous() else new.view(tensor.shape)
 
 
 def _has_memory_of_its_own(tensor: Tensor) -> bool:

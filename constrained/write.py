@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint import has_values
+from constrained.inversion import expanded
 from constrained.originals import attributes, own
 from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
@@ -121,6 +122,7 @@ class Target:
     def assign(self, value: Tensor) -> None:
         """Write a whole value, which is copied."""
         tensor = self.read()
+        value = expanded(self.parametrizations, value)
         self.parametrizations.check_assigned(value)
         tensor.data = own(value)
 
