@@ -47,6 +47,9 @@ def constrain(
     that are tied to a module outside of this one are refused. After any error the model is as it
     was.
 
+    Attributes of a parameter, such as ``_no_weight_decay``, are on each of the free parameters
+    that it becomes. A gradient stays with a parameter that keeps its shape, and goes otherwise.
+
     A tensor of a lazy module, such as ``nn.LazyLinear``, is constrained as soon as it has its
     shape: on the first forward pass, or when a checkpoint is loaded. What does not fit that shape
     is an error there.
