@@ -185,7 +185,7 @@ def prepare(
         existing = " then ".join(repr(p) for p in original.children())
     if existing is not None or isinstance(original, nn.Module):
         raise ValueError(
-            f"'{place.path}' is constrained already, by {existing}; release() it first."
+            f"'{place.path}' is constrained already, by {existing}; release it by this path first."
         )
     try:
         _check_request(request, init)

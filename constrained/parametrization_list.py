@@ -19,6 +19,7 @@ from constrained.fingerprint import happened
 from constrained.holders import holders
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
+    attributes,
     check_elements,
     check_records,
     check_single,
@@ -191,6 +192,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         last = self.chain()[-1]
         return last if isinstance(last, Constraint) else None
 
+    def is_constrained(self) -> bool:
+        """Whether `constrain` put this list here; else a `register_parametrization` did."""
+        return self.moved is not None
+
     def described(self) -> str:
         """The parametrizations in words, for messages."""
         return _chain_repr(self)
@@ -317,7 +322,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         The values are copied: the originals share no memory with ``value``.
 
         Args:
-            value: of the shape of the parametrized tensor, and on its device.
+            value: of the shape of the parametrized tensor, or one that broadcasts to it, and on its
+                device; or a number.
 
         Raises:
             RuntimeError: if a parametrization has no ``right_inverse``.
@@ -327,7 +333,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         modules = [] if self.is_pure() else list(self.modules())
         # The right inverse of a foreign module may write into it, and fail then.
         with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
-            self.put(self.invert(value))
+            self.put(self.invert(inversion.expanded(self, value)))
 
     def put(self, new: Sequence[Tensor]) -> None:
         """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""
@@ -385,10 +391,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     # The one tensor that is trained stays the one that an optimizer knows.
                     store(original, tensor)
                     register_tensor(self, name, original)
-                elif self.is_parameter:
-                    register_tensor(self, name, nn.Parameter(own(tensor), original.requires_grad))
                 else:
-                    register_tensor(self, name, own(tensor).requires_grad_(original.requires_grad))
+                    mine = own(tensor)
+                    if self.is_parameter:
+                        mine = nn.Parameter(mine, original.requires_grad)
+                    vars(mine).update(attributes([original]))
+                    register_tensor(self, name, mine.requires_grad_(original.requires_grad))
 
     def preview(self) -> Tensor:
         """The value that the tensor will have once `take` is called."""
@@ -567,9 +575,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self._start()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParametrizationList:
-        # Conversions replace or swap the originals, which no graph may hold at that time.
+        # Conversions replace or swap the originals, which no graph may hold at that time, and their
+        # gradients, which no weak reference may.
         self.forget()
-        super()._apply(fn, recurse)
+        self.__dict__.pop("_prepared", None)
+        super()._apply(functools.partial(_converted, fn, len(self.shape)), recurse)
         self.forget()
         watch(self)
         return self
@@ -624,6 +634,22 @@ def _evaluate(chain: Sequence[nn.Module], *originals: Tensor) -> Tensor:
     for module in rest:
         value = module(value)
     return value
+
+
+def _converted(fn: Callable[[Tensor], Tensor], rank: int, tensor: Tensor) -> Tensor:
+    """What a conversion makes of a tensor behind one with so many axes.
+
+    A memory format, such as ``torch.channels_last``, is one of that many axes; torch tries it on
+    all tensors of four or five, and fails on one too many. Of these the numbers alone are
+    converted, in a row.
+    """
+    has_format = tensor.ndim in (4, 5) and tensor.ndim != rank
+    if not has_format or type(tensor) not in (Tensor, nn.Parameter):
+        return fn(tensor)
+    flat = tensor.detach().reshape(-1)
+    new = fn(flat)
+    # What is there already stays, but not where it had to be copied.
+    return tensor if new is flat and tensor.is_contiguous() else new.view(tensor.shape)
 
 
 def _has_memory_of_its_own(tensor: Tensor) -> bool:

@@ -81,10 +81,15 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
         ValueError: if a target matches nothing, or two targets contradict each other.
     """
     available = places(model)
+    tied: dict[int, dict[tuple[nn.Module, str], Place]] = {}
+    for place in available.values():
+        # A module that is registered under several names has a tensor once, by its first path.
+        same = tied.setdefault(id(place.tensor), {})
+        same.setdefault((place.module, place.name), place)
     chosen: dict[int, str] = {}
     result: dict[str, tuple[list[Place], T]] = {}
     # Paths first: globs leave to them what they name.
-    for target in sorted(targets, key=_is_glob):
+    for target in sorted(targets, key=is_glob):
         matched = _match(target, available)
         if not matched:
             raise ValueError(
@@ -94,12 +99,12 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
         for place in matched:
             other = chosen.get(id(place.tensor))
             if other is None:
-                same = [p for p in available.values() if p.tensor is place.tensor]
+                same = [*tied[id(place.tensor)].values()]
                 result[same[0].path] = (same, targets[target])
                 chosen[id(place.tensor)] = target
-            elif _is_glob(other) == _is_glob(target) and targets[other] != targets[target]:
+            elif is_glob(other) == is_glob(target) and targets[other] != targets[target]:
                 cure = "name it by its path to say which one counts"
-                if not _is_glob(target):
+                if not is_glob(target):
                     cure = "they name one tied tensor, which has one constraint"
                 raise ValueError(
                     f"'{place.path}' is meant by two targets, {other!r} and {target!r}; {cure}."
@@ -108,12 +113,13 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
     return dict(sorted(result.items(), key=lambda item: order[item[0]]))
 
 
-def _is_glob(target: str) -> bool:
+def is_glob(target: str) -> bool:
+    """Whether a target is a pattern; else it is the path of a tensor."""
     return "*" in target
 
 
 def _match(target: str, available: Mapping[str, Place]) -> list[Place]:
-    if not _is_glob(target):
+    if not is_glob(target):
         return [available[target]] if target in available else []
     pattern = re.compile(_regex(target))
     return [p for path, p in available.items() if p.is_parameter and pattern.fullmatch(path)]
@@ -130,7 +136,7 @@ def _regex(target: str) -> str:
 def _computed(model: nn.Module, target: str) -> str:
     """A sentence about a target that is a tensor, but one that nobody registered."""
     prefix, _, name = target.rpartition(".")
-    owner = dict(model.named_modules()).get(prefix)
+    owner = dict(model.named_modules(remove_duplicate=False)).get(prefix)
     reason = "" if owner is None else hint(owner, name)
     return reason and f" {reason}"
 
@@ -139,7 +145,7 @@ def _suggest(target: str, available: Mapping[str, Place]) -> str:
     if not available:
         return " It has no tensors."
     last = target.rsplit(".", 1)[-1]
-    endings = [path for path in available if not _is_glob(target) and path.endswith(f".{last}")]
+    endings = [path for path in available if not is_glob(target) and path.endswith(f".{last}")]
     close = difflib.get_close_matches(target, available, n=1, cutoff=0.6) or endings[:1]
     if close:
         return f" Did you mean {close[0]!r}?"
@@ -150,16 +156,23 @@ def _suggest(target: str, available: Mapping[str, Place]) -> str:
 def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList, Constraint]]:
     """Each tensor of a model that has a constraint: its first path, its list, the constraint."""
     for path, found in parametrized_tensors(model):
-        constraint = found.constraint()
-        if constraint is not None:
-            yield path, found, constraint
+        if isinstance(found, ParametrizationList):
+            constraint = found.constraint()
+            if constraint is not None:
+                yield path, found, constraint
 
 
-def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
-    """Each parametrized tensor of a model: its first path, its list."""
+def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each parametrized tensor of a model: its first path, its list, which may be torch's own."""
     seen: set[int] = set()
     for path, place in places(model).items():
         found = place.tensor
-        if isinstance(found, ParametrizationList) and id(found) not in seen:
+        if isinstance(found, nn.Module) and id(found) not in seen:
             seen.add(id(found))
             yield path, found
+
+
+def is_constrained(place: Place) -> bool:
+    """Whether `constrain` has parametrized a tensor, not somebody's `register_parametrization`."""
+    found = place.tensor
+    return isinstance(found, ParametrizationList) and found.is_constrained()

@@ -28,7 +28,8 @@ on_infeasible: ContextVar[str] = ContextVar("on_infeasible", default="error")
 
 _CURE = (
     "build the model that wrote the checkpoint, load it there, and load "
-    "constrained.baked_state_dict(of that model) here."
+    "constrained.baked_state_dict(of that model) here, with everything=True if it was "
+    "parametrized by others."
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from einops import EinopsError, parse_shape, rearrange
 from torch import Tensor
 
-from constrained.constraint import FLAT, Constraint, Params
+from constrained.constraint import FLAT, Constraint, Params, unguarded
 
 
 def axes(pattern: str) -> set[str]:
@@ -66,7 +66,8 @@ class View(Constraint):
 
     def right_inverse(self, value: Tensor) -> Params:
         """Free parameters of the rearranged tensor."""
-        return self.constraint.right_inverse(self._see(value))
+        # Whether the value is a member is known, by the precision that it was stored in.
+        return unguarded(self.constraint, "right_inverse")(self._see(value))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest violation among the elements that are seen; a scalar."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint import has_values
-from constrained.originals import own
+from constrained.inversion import expanded
+from constrained.originals import attributes, own
 from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.torch_internals.modules import INITIALISING, is_normalization
@@ -114,12 +115,14 @@ class Target:
             tensor.requires_grad_(self._requires_grad)
             if parametrizations.is_parameter:
                 tensor = nn.Parameter(tensor.detach(), self._requires_grad)
+            vars(tensor).update(attributes(originals))
             self._tensor = tensor
         return self._tensor
 
     def assign(self, value: Tensor) -> None:
         """Write a whole value, which is copied."""
         tensor = self.read()
+        value = expanded(self.parametrizations, value)
         self.parametrizations.check_assigned(value)
         tensor.data = own(value)
 

@@ -333,7 +333,8 @@ def test_tied_tensors_stay_tied():
 
 def test_tied_tensors_registered_one_after_the_other_stay_tied():
     module = Tied()
-    constrain(module.embed, "weight", "orthogonal")
+    nn.init.orthogonal_(module.embed.weight)
+    register_parametrization(module.embed, "weight", Orthogonal())
     with pytest.raises(ValueError, match="tied to a tensor that is parametrized by Orthogonal"):
         register_parametrization(module.head, "weight", Positive())
     assert type(module.head) is nn.Linear
