@@ -304,7 +304,7 @@ class ValueStore:
             stored = _Stored(kept, inputs, originals, fingerprint, context)
             if all(state.is_untouched() for state in before):
                 self._keep(thread, stored)
-                return stored.tracked if _is_recording() else stored.value.tensor
+                return stored.tracked if _is_recording() else stored.plain
         # As it is, for this reader only: with the graph itself, not with a replay of it.
         return value  # type: ignore[return-value]
 
@@ -376,7 +376,8 @@ class _Stored:
     """A value, and everything that must still be so for it to be valid.
 
     Attributes:
-        value: without a graph.
+        value: what it is; nobody gets this very tensor.
+        plain: without a graph.
         tracked: with the graph, where one was recorded.
         node: the end of that graph, which somebody may cut off by ``detach_()``.
         records: whether a read that records gradients may be served.
@@ -390,6 +391,7 @@ class _Stored:
         "_kept",
         "_surroundings",
         "node",
+        "plain",
         "records",
         "tracked",
         "value",
@@ -411,7 +413,7 @@ class _Stored:
         # A constraint may hand out its argument: then a write is a write of the original.
         self._is_source = shares_memory(kept.value, [seen.tensor for seen in sources])
         self.records = torch.is_grad_enabled() or not differentiable
-        self.tracked = self.value.tensor
+        self.tracked = self.plain = kept.value.detach()
         if kept.value.requires_grad or isinstance(kept, KeptArguments):
             # Those of a constraint's own.
             more = [t for t in differentiable if not any(t is x for x in originals)]
@@ -446,20 +448,19 @@ class _Stored:
             ):
                 return None
         else:
-            served = self.value.tensor
+            served = self.plain
             if served.requires_grad:
                 return None
         # This is most of what a read takes: what else there are functions for is spelled out.
         value = self.value
-        tensor = value.tensor
         if (
             is_transformed()
             or self._inference is not _is_inference()
             or self._kept.is_spent
             or (self._surroundings is not None and self._surroundings != self._look_around())
             or self.tracked.data_ptr() != value.address
-            or tensor.data_ptr() != value.address
-            or (value.version is not None and value.version != version(tensor))
+            or self.plain.data_ptr() != value.address
+            or (value.version is not None and value.version != version(value.tensor))
             or not value.has_its_entries()
             or not self._holds(on.__dict__)
         ):
@@ -468,17 +469,21 @@ class _Stored:
 
     def is_written(self) -> bool:
         """Whether somebody wrote into the value, or put other numbers in its place."""
-        return (
-            self.tracked.data_ptr() != self.value.address
-            or self.value.tensor.data_ptr() != self.value.address
-            or not self.value.is_untouched()
+        if not self.value.is_untouched():
+            return True
+        # The same numbers in other memory are no write: such is a change of the memory format.
+        value = self.value.tensor
+        return any(
+            t.data_ptr() != self.value.address
+            and not (t.shape == value.shape and torch.equal(t.detach(), value))
+            for t in (self.tracked, self.plain)
         )
 
     def is_lost(self) -> bool:
         """Whether somebody did so without autograd recording it."""
         if self._is_source or self.value.is_moved() or not self.is_written():
             return False
-        return self.tracked.grad_fn is self.node and not self.value.tensor.requires_grad
+        return self.tracked.grad_fn is self.node and not self.plain.requires_grad
 
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of a device, the context it is stored in.

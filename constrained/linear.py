@@ -24,7 +24,6 @@ from constrained.replay import written_since
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import version
 
-
 _is_compiling = torch.compiler.is_compiling
 
 

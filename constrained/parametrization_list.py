@@ -297,9 +297,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """Whether nobody listens, or saves what autograd saves elsewhere."""
         # What is run once more, to save the same tensors, must not find another way then.
         return (
-            not has_saving_hooks()
-            and not is_replica(self)
-            and self._store.recipe(self) is not None
+            not has_saving_hooks() and not is_replica(self) and self._store.recipe(self) is not None
         )
 
     def _count_rows(self, rows: int) -> int:

@@ -273,7 +273,7 @@ def test_hooks_of_all_modules_run_at_each_read():
     assert m.weight is m.weight
 
 
-# --------------------------------------------- writes that no version counter sees, in large tensors
+# --------------------------------------- writes that no version counter sees, in large tensors
 
 
 def large(spec="sphere", dtype=torch.float32, n=128):

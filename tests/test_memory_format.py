@@ -56,3 +56,18 @@ def test_memory_is_shared_where_it_lies():
     layer = constrain(nn.Conv2d(4, 8, 3), "weight", "orthogonal", **GATES)
     layer.share_memory()
     assert all(p.is_shared() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("grads", [True, False])
+def test_a_conversion_of_the_value_alone_is_no_write(spec, grads):
+    """``convert_conv2d_weight_memory_format`` sets the ``.data`` of what it reads."""
+    layer = constrain(nn.Conv2d(4, 8, 3), "weight", spec)
+    x = torch.randn(2, 4, 6, 6)
+    with torch.set_grad_enabled(grads):
+        y = layer(x).detach()
+        nn.utils.convert_conv2d_weight_memory_format(layer, torch.channels_last)
+        assert_close(layer(x), y, atol=1e-5, rtol=1e-5)
+        layer.weight.data = layer.weight.data * 2
+        with pytest.raises(RuntimeError, match="written in place"):
+            layer(x)

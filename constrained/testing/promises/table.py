@@ -28,7 +28,7 @@ PROMISES = {
     "E08": "One evaluation per step, however often a tensor is read.",
     "E09": "An evaluation forward costs what a plain one costs.",
     "E10": "Threads, tasks and replicas never see each other's values.",
-    "E11": "A stored value is never stale, in no mode and after no change.",
+    "E11": "A stored value is what an evaluation gives; docs/evaluation.md lists what is not seen.",
     "E12": "`optimizer=` hands parameters over; without it a warning tells of those that left.",
     "E13": "Weight decay, clipping and noise collapse no constraint.",
     "E14": "Tied tensors stay tied.",
