@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constrained import Constraint, constrain, get, spec, violations
+from constrained import Constraint, constrain, get, names, spec, violations
 from constrained.fingerprint import TensorState, expect_writes
 
 
@@ -377,3 +377,44 @@ def test_any_dense_tensor_is_watched(tensor):
     flat[index] += 1
     expect_writes()
     assert not state.is_unchanged()
+
+
+# ------------------------------------------------------------------------------ who listens
+
+
+def listen(m):
+    """Hooks of each kind, on the list and on the constraint, and what they were called with."""
+    heard = []
+    for module in (m.parametrizations.weight, constraint(m)):
+        kind = type(module).__name__
+        module.register_forward_pre_hook(lambda *_, k=kind: heard.append((k, "before")))
+        module.register_forward_hook(lambda *_, k=kind: heard.append((k, "after")))
+        module.register_full_backward_hook(lambda *_, k=kind: heard.append((k, "backward")))
+    return heard
+
+
+# As torch says of a module without inputs.
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", names())
+def test_hooks_run_at_each_call_of_a_layer(name, training):
+    cls = get(name)
+    kwargs, event = max(cls.examples, key=lambda example: len(example[1]) * sum(example[1]))
+    shape = event if len(event) == 2 else (4, 4)
+    layer = nn.Linear(shape[1], shape[0], dtype=torch.float64)
+    try:
+        m = constrain(layer, "weight", cls(**kwargs), init="sample").train(training)
+    except ValueError:
+        pytest.skip("no constraint of a matrix")
+    x = torch.ones(1, shape[1], dtype=torch.float64)
+    m(x).sum().backward()
+    torch.optim.SGD(m.parameters(), lr=1e-3).step()
+    heard = listen(m)
+    expected = m(x).detach()
+    m(x).sum().backward()
+    for kind in {type(m.parametrizations.weight).__name__, type(constraint(m)).__name__}:
+        assert heard.count((kind, "before")) == heard.count((kind, "after")) == 2
+        assert heard.count((kind, "backward")) >= 1
+    m.parametrizations.weight.register_forward_hook(lambda module, inputs, output: 0 * output)
+    torch.testing.assert_close(m(x), m.bias.expand(1, -1))
+    assert not torch.equal(expected, m.bias.expand(1, -1))
