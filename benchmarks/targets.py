@@ -166,7 +166,7 @@ TARGETS = (
     ),
     *(
         Target(
-            f"a linear layer called {CALLS} times in a step, {way}: the worst of {', '.join(SPECS)}",
+            f"a linear layer called {CALLS} times, {way}: the worst of {', '.join(SPECS)}",
             row(way),
             1.15,
             "ratio",
