@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,11 @@ from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
 from constrained.originals import recording
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import base_class, set_class
+from constrained.plain_data import short
 from constrained.registry import UnknownNameError, did_you_mean
 from constrained.select import Place
 from constrained.spec import Request, SpecError
+from constrained.tolerance import working_dtype
 from constrained.transaction import all_or_nothing, around
 from constrained.view import View
 from constrained.wrapped import check_not_wrapped
@@ -176,8 +179,8 @@ def prepare(
     place = here[0]
     if init not in INITS:
         raise ValueError(
-            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {init!r}."
-            f"{did_you_mean(str(init), INITS)}"
+            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {short(init)}."
+            f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"
         )
     original = place.tensor
     existing: Any = waiting(place.module).get(place.name)
@@ -315,6 +318,7 @@ def _parametrize(
 
 def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
     constraint.check_tensor(value)
+    _check_numbers(constraint, value.dtype)
     if init == "sample":
         return constraint.sample(value.shape, dtype=value.dtype, device=value.device)
     if init == "strict" and has_values(value):
@@ -322,6 +326,22 @@ def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
         return value
     value = constraint.start(value)
     return constraint.inwards(value, START) if init == "inside" and has_values(value) else value
+
+
+def _check_numbers(constraint: Constraint, dtype: torch.dtype) -> None:
+    """Raise if a number among the arguments of a constraint is none in the dtype it computes in."""
+    finfo = torch.finfo(working_dtype(dtype))
+    for part in constraint.modules():
+        if not isinstance(part, Constraint):
+            continue
+        for key, number in part.arguments().items():
+            if isinstance(number, (int, float)) and math.isfinite(number):
+                size = abs(number)
+                if size > finfo.max or 0 < size < finfo.smallest_normal * finfo.eps:
+                    raise ValueError(
+                        f"{part!r}: {key}={number!r} is {'too large' if size > 1 else 'zero'} in "
+                        f"{finfo.dtype}, in which the set is computed."
+                    )
 
 
 def _flat(parametrizations: ParametrizationList) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import Parametrizations
-from constrained.places import is_parametrized
+from constrained.places import check_model, is_parametrized
 from constrained.registry import did_you_mean
 from constrained.select import is_constrained, places
 from constrained.sharded import whole
@@ -64,6 +64,7 @@ def load_state_dict(
             f"on_infeasible must be 'error' or 'project', got {on_infeasible!r}."
             f"{did_you_mean(str(on_infeasible), _CHOICES)}"
         )
+    check_model(model)
     modules = list(model.modules())
     extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
     token = _on_infeasible.set(on_infeasible)
