@@ -30,6 +30,7 @@ from constrained.tolerance import working_dtype
 from constrained.transaction import all_or_nothing, around
 from constrained.view import View
 from constrained.wrapped import check_not_wrapped
+from constrained.writer import Writer
 
 INITS = ("keep", "inside", "sample", "strict")
 
@@ -134,8 +135,12 @@ class Postponed:
             more["init"] = self.init
         return {**constraint.spec(), **more}
 
-    def value_from(self, state: Mapping[str, Any]) -> Tensor:
+    def value_from(self, state: Mapping[str, Any], said: list[Any] | None) -> Tensor:
         """The value that belongs to the originals in a state dict, by their names there.
+
+        Args:
+            state: the entries of the tensor.
+            said: what the state dict says that they were written for, if it does.
 
         Raises:
             ValueError: if only the shape of the tensor would tell.
@@ -146,6 +151,9 @@ class Postponed:
                 "checkpoint: call the model once on an example before loading."
             )
         module = self.request.build()
+        writer = Writer.other(said, [module], None) if said else None
+        if writer is not None and writer.has_only_constraints():
+            return writer.value(state)[0]
         own = {k.removeprefix("0."): v for k, v in state.items() if k.startswith("0.")}
         module.load_state_dict(own, strict=False)
         count = sum(key.startswith("original") for key in state)
