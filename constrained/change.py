@@ -203,6 +203,7 @@ def prepare(
         for other in here:
             check_not_wrapped(other.module, other.path)
             check_can_hold(other.module, other.name)
+            _check_not_written(other)
             if is_lazy(original):
                 check_can_wait(other.module)
         if is_lazy(original):
@@ -291,6 +292,18 @@ def _check_request(request: Request, init: str) -> None:
         raise SpecError("A view goes with a Constraint, not with any other module.")
     if init != "keep":
         raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
+
+
+def _check_not_written(place: Place) -> None:
+    """Raise if torch writes into the tensor whenever its module is called: nobody can keep that."""
+    module = place.module
+    bound = module.max_norm if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else None
+    if bound is not None and place.name == "weight":
+        raise ValueError(
+            f"{type(module).__name__} shortens the rows that it looks up, in place, to "
+            f"max_norm={bound!r}, and a value that is computed would lose that; set max_norm=None, "
+            f"and constrain it by 'max_norm(bound={bound!r})' if that is what you want."
+        )
 
 
 def _fitted(here: list[Place], request: Request) -> Request:
