@@ -15,6 +15,7 @@ from constrained.lazy import waiting
 from constrained.owners import check_owners
 from constrained.parametrization_list import read
 from constrained.places import is_parametrized
+from constrained.plain_data import short
 from constrained.registry import did_you_mean
 from constrained.removal import remove_parametrizations
 from constrained.select import (
@@ -97,7 +98,8 @@ def constrain(
     requests = _requests(target, constraint, view, arguments)
     chosen = select(module, requests)
     changes = [
-        prepare(p, request, request.init or init, optimizer) for p, request in chosen.values()
+        prepare(p, request, init if request.init is None else request.init, optimizer)
+        for p, request in chosen.values()
     ]
     check_owners((change.places, len(change.tensors())) for change in changes)
     carry_out(changes, optimizer)
@@ -145,7 +147,7 @@ def release(
             others = [here[0].path for here in matched if is_parametrized(*_owner(here[0]))]
             cure = f" Name {others[0]!r}, which others parametrized, by its path." if others else ""
             raise ValueError(
-                f"{target!r} means no constrained tensor of {type(module).__name__}."
+                f"{short(target)} means no constrained tensor of {type(module).__name__}."
                 f"{cure or did_you_mean(target, constrained)}"
             )
     check_holds(optimizer, ((first.module, first.name, first.path) for first, *_ in chosen))
@@ -188,7 +190,7 @@ def _requests(
 ) -> dict[str, Request]:
     if isinstance(target, str):
         if constraint is None:
-            raise SpecError(f"No constraint was given for {target!r}.")
+            raise SpecError(f"No constraint was given for {short(target)}.")
         return {target: _parse(target, constraint, view, arguments)}
     if not isinstance(target, Mapping):
         raise SpecError(
@@ -197,7 +199,7 @@ def _requests(
         )
     for key in target:
         if not isinstance(key, str):
-            raise SpecError(f"A target is a path or a glob, a string, got {key!r}.")
+            raise SpecError(f"A target is a path or a glob, a string, got {short(key)}.")
     if constraint is not None or view is not None or arguments:
         raise SpecError(
             "A mapping of targets holds the constraints with their views and arguments; none may "
@@ -209,8 +211,8 @@ def _requests(
 def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
     try:
         return parse(spec, view, **arguments)
-    except ValueError as error:
-        raise named(target, error) from error.__cause__
+    except (ValueError, TypeError) as error:
+        raise named(short(target, 200)[1:-1], error) from error.__cause__
 
 
 def _is_released(place: Place, *, named: bool = False) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import Parametrizations
-from constrained.places import is_parametrized
+from constrained.places import check_model, is_parametrized
 from constrained.registry import did_you_mean
 from constrained.select import is_constrained, places
 from constrained.sharded import whole
@@ -21,6 +21,7 @@ from constrained.torch_internals.modules import put_versions, versions_in
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.translate import on_infeasible as _on_infeasible
 from constrained.wrapped import is_sharded
+from constrained.writer import unsigned
 
 _CHOICES = ("error", "project")
 
@@ -37,10 +38,13 @@ def load_state_dict(
 
     ``model.load_state_dict`` takes the same checkpoints: those of the model itself; plain ones,
     whose values go through the right inverses; those of ``weight_norm``, ``spectral_norm`` and
-    ``orthogonal`` of torch, and of geotorch's manifolds. Keys and shapes that are the model's own
-    are taken as such. Where foreign keys leave open what they mean a warning says what was
-    assumed; then, and for keys that are not known, load the checkpoint into the model that wrote
-    it, and that model's ``baked_state_dict(model, everything=True)`` here.
+    ``orthogonal`` of torch, and of geotorch's manifolds. A state dict says, in its metadata, which
+    constraint each tensor was written for; the value under another one, or under other arguments,
+    goes through the right inverse as a plain one does. Without metadata, as after a detour through
+    a format that has none, keys and shapes that are the model's own are taken as such. Where
+    foreign keys leave open what they mean a warning says what was assumed; then, and for keys that
+    are not known, load the checkpoint into the model that wrote it, and that model's
+    ``baked_state_dict(model, everything=True)`` here.
 
     Args:
         model: the model. Its parameters keep their identity, unless ``assign``.
@@ -64,6 +68,7 @@ def load_state_dict(
             f"on_infeasible must be 'error' or 'project', got {on_infeasible!r}."
             f"{did_you_mean(str(on_infeasible), _CHOICES)}"
         )
+    check_model(model)
     modules = list(model.modules())
     extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
     token = _on_infeasible.set(on_infeasible)
@@ -127,7 +132,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
         left = {_parent(_inside(path)) for path in parametrized}
         left -= {_parent(key) for key in metadata if not f"{key}.".startswith(gone)}
         kept = (k for k in metadata if k not in left and not f"{k}.".startswith(gone))
-        put_versions(baked, OrderedDict((k, metadata[k]) for k in kept))
+        put_versions(baked, OrderedDict((k, unsigned(metadata[k], k, parametrized)) for k in kept))
     return baked
 
 

@@ -39,6 +39,7 @@ from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
+from constrained.writer import sign
 
 _is_watched = torch.compiler.is_dynamo_compiling
 
@@ -542,6 +543,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.check_written(prefix.rstrip(".").replace("parametrizations.", ""))
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        sign(destination, prefix, self.chain())
 
     def check_written(self, name: str) -> None:
         """Raise a RuntimeError if a value that was handed out has been written in place."""

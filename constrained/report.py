@@ -100,7 +100,7 @@ class Report:
             table.add_row(row.path, row.constraint, shape, violation, holds, moved, flat)
         text = StringIO()
         Console(file=text, width=110).print(table if self.rows else "No tensor is constrained.")
-        return text.getvalue().rstrip()
+        return "\n".join(map(str.rstrip, text.getvalue().splitlines())).rstrip()
 
 
 @torch.no_grad()

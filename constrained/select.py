@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from constrained.constraint import Constraint
 from constrained.parametrization_list import ParametrizationList
-from constrained.places import is_parametrized
+from constrained.places import check_model, is_parametrized
+from constrained.plain_data import short
 from constrained.tools import hint
 
 T = TypeVar("T")
+
+#: Of so many wildcards, and of what is between them, a glob may consist.
+_MOST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Place:
 
 def places(model: nn.Module) -> dict[str, Place]:
     """Every tensor of a model by its path, in the order of its parameters; ties appear often."""
+    check_model(model)
     found: dict[str, Place] = {}
     for prefix, module in _modules(model, ""):
         kinds = [(n, True) for n, t in module._parameters.items() if t is not None]
@@ -93,7 +98,7 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
         matched = _match(target, available)
         if not matched:
             raise ValueError(
-                f"No tensor of {type(model).__name__} matches {target!r}."
+                f"No tensor of {type(model).__name__} matches {short(target, 200)}."
                 f"{_computed(model, target) or _suggest(target, available)}"
             )
         for place in matched:
@@ -107,7 +112,8 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
                 if not is_glob(target):
                     cure = "they name one tied tensor, which has one constraint"
                 raise ValueError(
-                    f"'{place.path}' is meant by two targets, {other!r} and {target!r}; {cure}."
+                    f"'{place.path}' is meant by two targets, {short(other, 200)} and "
+                    f"{short(target, 200)}; {cure}."
                 )
     order = {path: i for i, path in enumerate(available)}
     return dict(sorted(result.items(), key=lambda item: order[item[0]]))
@@ -121,23 +127,62 @@ def is_glob(target: str) -> bool:
 def _match(target: str, available: Mapping[str, Place]) -> list[Place]:
     if not is_glob(target):
         return [available[target]] if target in available else []
-    pattern = re.compile(_regex(target))
-    return [p for path, p in available.items() if p.is_parameter and pattern.fullmatch(path)]
+    tokens = re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*]+?(?=\.?\*|$)", target, re.DOTALL)
+    if len(tokens) > _MOST_TOKENS:
+        raise ValueError(
+            f"{short(target)} has too many wildcards: a glob may be cut by them into "
+            f"{_MOST_TOKENS} parts."
+        )
+    # Most paths end in another way than a glob does, and many begin in another way.
+    first = "" if "*" in tokens[0] else tokens[0]
+    last = "" if "*" in tokens[-1] else tokens[-1]
+    return [
+        p
+        for path, p in available.items()
+        if p.is_parameter
+        and path.startswith(first)
+        and path.endswith(last)
+        and _is_matched(path, tokens)
+    ]
 
 
-def _regex(target: str) -> str:
-    parts = {"**.": r"(?:.*\.)?", ".**": r"(?:\..*)?", "**": ".*", "*": "[^.]*"}
-    return "".join(
-        parts[token] if token in parts else re.escape(token)
-        for token in re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*.]+|\.", target)
-    )
+def _is_matched(path: str, tokens: Sequence[str]) -> bool:
+    """Whether a glob, cut into wildcards and what is between them, means a path.
+
+    The places in the path that the tokens so far lead to are followed all together, where trying
+    one way after another takes exponentially long.
+    """
+    ends = {0}
+    for token in tokens:
+        if token == "*":
+            # To the end of the segment. What one way has passed, the others need not pass again.
+            there: set[int] = set()
+            for end in sorted(ends):
+                while end not in there:
+                    there.add(end)
+                    if end < len(path) and path[end] != ".":
+                        end += 1
+            ends = there
+        elif token == "**":
+            ends = set(range(min(ends), len(path) + 1))
+        elif token == "**.":
+            # No segments at all, or any number of them.
+            ends |= {i + 1 for i in range(min(ends), len(path)) if path[i] == "."}
+        elif token == ".**":
+            dots = [end for end in ends if path[end : end + 1] == "."]
+            ends |= set(range(min(dots) + 1, len(path) + 1)) if dots else set()
+        else:
+            ends = {end + len(token) for end in ends if path.startswith(token, end)}
+        if not ends:
+            return False
+    return len(path) in ends
 
 
 def _computed(model: nn.Module, target: str) -> str:
     """A sentence about a target that is a tensor, but one that nobody registered."""
     prefix, _, name = target.rpartition(".")
     owner = dict(model.named_modules(remove_duplicate=False)).get(prefix)
-    reason = "" if owner is None else hint(owner, name)
+    reason = "" if owner is None or len(name) > 200 else hint(owner, name)
     return reason and f" {reason}"
 
 
@@ -145,8 +190,11 @@ def _suggest(target: str, available: Mapping[str, Place]) -> str:
     if not available:
         return " It has no tensors."
     last = target.rsplit(".", 1)[-1]
+    # Comparing long words, or a word with many, takes long.
+    likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
     endings = [path for path in available if not is_glob(target) and path.endswith(f".{last}")]
-    close = difflib.get_close_matches(target, available, n=1, cutoff=0.6) or endings[:1]
+    close = [] if len(target) > 200 else difflib.get_close_matches(target, likely, 1, cutoff=0.6)
+    close = close or endings[:1]
     if close:
         return f" Did you mean {close[0]!r}?"
     paths = list(available)

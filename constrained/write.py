@@ -14,6 +14,7 @@ from constrained.inversion import expanded
 from constrained.originals import attributes, own
 from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
+from constrained.places import check_model
 from constrained.torch_internals.modules import INITIALISING, is_normalization
 from constrained.torch_internals.tensors import version
 
@@ -47,6 +48,7 @@ def writable(module: nn.Module) -> Generator[None]:
         ...     _ = torch.nn.init.normal_(layer.weight)
         >>> constrained.assert_feasible(layer)
     """
+    check_model(module)
     with writing(module, is_listed=True):
         yield
 

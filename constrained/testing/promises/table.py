@@ -23,7 +23,7 @@ PROMISES = {
     "E03": "Copies are independent.",
     "E04": "A user's `__getstate__` and `__setstate__` are used; a trained RNN can be copied.",
     "E05": "The order of parameters is kept, and with it an optimizer's saved state.",
-    "E06": "Plain, torch's, old and geotorch's checkpoints load; a plain one can be written.",
+    "E06": "Plain, torch's, geotorch's, other sets' checkpoints load; a plain one can be written.",
     "E07": "A non-persistent buffer stays one.",
     "E08": "One evaluation per step, however often a tensor is read.",
     "E09": "An evaluation forward costs what a plain one costs.",
