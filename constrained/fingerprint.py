@@ -226,9 +226,6 @@ _FIXED = (
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
 )
-#: Containers of no more than so many leaves are compared leaf by leaf at each read.
-_LEAVES = 64
-
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 #: What `nn.Module` keeps for itself, and what says nothing about a value.
@@ -316,10 +313,8 @@ class Structure:
                 self._slots.append((here.get, name, value))
             if isinstance(value, Tensor):
                 tensors[id(value)] = value
-            elif not lenient and not isinstance(value, _FIXED):
-                self._lists.append((value, _contents(value)))
-                for tensor in _tensors_in(value):
-                    tensors[id(tensor)] = tensor
+            elif not lenient and not _is_fixed(value):
+                self._lists.append((value, _copied(value)))
 
     def holds(self, first: Mapping[str, Any]) -> bool:
         """Whether nothing but the numbers in the tensors has changed.
@@ -408,38 +403,35 @@ def _compiled(
         for state in others:
             if not state.is_unchanged():
                 return False
-        return not lists or all(_contents(value) == contents for value, contents in lists)
+        for value, contents in lists:
+            if value != contents:
+                return False
+        return True
 
     return holds
 
 
-def _contents(value: Any) -> Any:
-    """What a container holds, as something that does not change with it."""
-    leaves = [0]
+def _copied(value: Any) -> Any:
+    """A container of plain data, equal to this one and apart from it.
 
-    def walk(value: Any) -> Any:
-        if isinstance(value, (*_FIXED, Tensor)):
-            leaves[0] += 1
-            if leaves[0] > _LEAVES:
-                raise UnwatchableError
-            return value if not isinstance(value, Tensor) else id(value)
-        if type(value) in (tuple, list, set, frozenset, torch.Size):
-            return type(value), tuple(map(walk, value))
-        if type(value) is dict:
-            return tuple((walk(k), walk(v)) for k, v in value.items())
-        raise UnwatchableError
-
-    return walk(value)
+    Raises:
+        UnwatchableError: if it holds anything else: a tensor, which is not compared so, or an
+            object that may be changed in place.
+    """
+    if type(value) in (tuple, list, set, frozenset):
+        return type(value)(map(_copied, value))
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, _FIXED):
+        return value
+    raise UnwatchableError
 
 
-def _tensors_in(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (tuple, list, set, frozenset)):
-        return []
-    return [tensor for item in value for tensor in _tensors_in(item)]
+def _is_fixed(value: Any) -> bool:
+    """Whether nobody can change a value in place."""
+    return isinstance(value, _FIXED) or (
+        isinstance(value, tuple) and all(isinstance(item, _FIXED) for item in value)
+    )
 
 
 def can_be_seen(tensor: Tensor) -> bool:

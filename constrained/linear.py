@@ -111,8 +111,10 @@ def _list(layer: Any) -> Any:
     if "_overrides" in layer.__dict__:
         return None
     parametrizations = layer._modules.get("parametrizations")
-    found = parametrizations and parametrizations._modules.get("weight")
-    if found and "_is_applied_unread" in found.__dict__ and found._store.is_unread():
+    found = None if parametrizations is None else parametrizations._modules.get("weight")
+    if found is None:
+        return None
+    if "_is_applied_unread" in found.__dict__ and found._store.is_unread():
         return found
     return None
 
