@@ -142,9 +142,9 @@ def tokens():
     return torch.randint(2, TOKENS, (4, 8), generator=torch.Generator().manual_seed(1))
 
 
-def logits(model):
+def logits(model, size=TOKENS):
     with torch.no_grad():
-        return model.eval()(tokens()).logits
+        return model.eval()(tokens() % size).logits
 
 
 def fit(model, steps=3):
@@ -227,7 +227,7 @@ def test_resized_embeddings_stay_constrained(model, size):
     torch.testing.assert_close(embeddings.weight[:kept], before)
     assert spec(model) == constraints
     assert_feasible(model)
-    assert logits(model).shape[-1] == size
+    assert logits(model, kept).shape[-1] == size
     tied = model.config.tie_word_embeddings
     assert torch.equal(embeddings.weight, model.get_output_embeddings().weight) is tied
     with trains(model):
@@ -237,13 +237,21 @@ def test_resized_embeddings_stay_constrained(model, size):
         optimizer.step()
 
 
-def test_embeddings_that_cannot_be_resized(tmp_path):
-    # 24 orthonormal rows of 16 numbers do not exist, 16 do.
+def test_embeddings_that_cannot_be_resized():
     model = gpt2()
-    constrain(model, "transformer.wte.weight", "orthogonal")
-    before = logits(model)
-    model.resize_token_embeddings(TOKENS)
-    assert torch.equal(logits(model), before)
+    model.resize_token_embeddings(16)
+    constrain(model, "transformer.wte.weight", "symmetric")
+    before = logits(model, 16)
+    with pytest.raises(
+        ValueError, match=r"'transformer.wte.weight' cannot .* \(24, 16\) .*release"
+    ):
+        model.resize_token_embeddings(24)
+    assert torch.equal(logits(model, 16), before)
+    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 16
+    with trains(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        model(input_ids=tokens() % 16, labels=tokens() % 16).loss.backward()
+        optimizer.step()
 
 
 def test_a_class_that_constrains_loads_plain_checkpoints(pair, tmp_path):

@@ -83,7 +83,13 @@ def writing(
             target.is_listed = before
         for owner, name in places:
             override(owner, name, None)
+    stood_in = [t.stood_in() for t in targets.values() if t.is_listed and t.is_read()]
     store_all(targets.values())
+    if stood_in:
+        # Imported here, since it is built on what uses this.
+        from constrained.ties import tie
+
+        tie(module, stood_in)
 
 
 class Target:
@@ -114,8 +120,21 @@ class Target:
             tensor.requires_grad_(self._requires_grad)
             if parametrizations.is_parameter:
                 tensor = nn.Parameter(tensor.detach(), self._requires_grad)
+            # What somebody has noted at all originals, such as that they are initialised.
+            first, *others = map(vars, originals)
+            for key, noted in first.items():
+                if all(key in other and other[key] is noted for other in others):
+                    setattr(tensor, key, noted)
             self._tensor = tensor
         return self._tensor
+
+    def is_read(self) -> bool:
+        """Whether there is a plain tensor."""
+        return self._tensor is not None
+
+    def stood_in(self) -> tuple[Tensor, ParametrizationList]:
+        """The plain tensor, and the parametrizations that it stood in for."""
+        return self.read(), self.parametrizations
 
     def assign(self, value: Tensor) -> None:
         """Write a whole value, which is copied."""
