@@ -242,9 +242,7 @@ def test_embeddings_that_cannot_be_resized():
     model.resize_token_embeddings(16)
     constrain(model, "transformer.wte.weight", "symmetric")
     before = logits(model, 16)
-    with pytest.raises(
-        ValueError, match=r"'transformer.wte.weight' cannot .* \(24, 16\) .*release"
-    ):
+    with pytest.raises(ValueError, match=r"'transformer.wte.weight' .* \(24, 16\) .*release"):
         model.resize_token_embeddings(24)
     assert torch.equal(logits(model, 16), before)
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 16

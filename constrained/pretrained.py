@@ -1,9 +1,9 @@
 """Methods of Hugging Face's models that write into the tensors of all modules below them.
 
-A module's own ``reset_parameters()`` is made to write through where the module gets constraints. The
-models of transformers initialise, tie, load and resize the tensors of other modules from outside,
-by methods of the class ``PreTrainedModel``, which take tensors for plain parameters. They are made
-to find some, as soon as there are both: a model with constraints and that class.
+A module's own ``reset_parameters()`` is made to write through where the module gets constraints.
+The models of transformers initialise, tie, load and resize the tensors of other modules from
+outside, by methods of the class ``PreTrainedModel``, which take tensors for plain parameters. They
+are made to find some, as soon as there are both: a model with constraints and that class.
 
 transformers is not imported here. Of a version without these methods nothing is changed.
 """

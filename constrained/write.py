@@ -28,7 +28,8 @@ def writable(module: nn.Module) -> Generator[None]:
     the set goes to the nearest point that ``project`` finds, as when it was constrained.
 
     ``reset_parameters()`` and ``apply(function)`` of a parametrized module do this by themselves.
-    It is meant for writing values, not for training: gradients do not reach the originals.
+    It is meant for writing values, not for training: gradients do not reach the originals. A module
+    below ``module`` that is given such a parameter, ``a.weight = b.weight``, is tied to the tensor.
 
     Args:
         module: a module, or a model that has parametrized tensors.
