@@ -7,10 +7,14 @@ from typing import Any
 
 from constrained import Constraint, get
 from constrained.registry import register_adapter, register_spelling
+from constraints.hyperbolic import Lorentz, PoincareBall
 from constraints.product import Product
+from constraints.real import Real
 
 #: What says nothing about the set: geometry, rounding, and how distances are scaled.
-_IGNORED = dict.fromkeys(("ndim", "default_metric", "max_iter", "tol", "eps", "learnable"))
+_IGNORED: dict[str, str | None] = dict.fromkeys(
+    ("ndim", "default_metric", "max_iter", "tol", "eps", "learnable")
+)
 
 #: By the class of geoopt's manifold, our name.
 _NAMES = {
@@ -28,7 +32,7 @@ _NAMES = {
 _BALLS = ("PoincareBall", "PoincareBallExact")
 
 for _class, _name in _NAMES.items():
-    register_spelling(f"geoopt:{_class}", _name, dict(_IGNORED))
+    register_spelling(f"geoopt:{_class}", _name, _IGNORED)
 for _class in _BALLS:
     register_spelling(f"geoopt:{_class}", "poincare_ball", {**_IGNORED, "c": "curvature"})
 
@@ -74,12 +78,12 @@ def _no_counterpart(manifold: Any, reason: str) -> ValueError:
 def _stereographic(manifold: Any) -> Constraint:
     # For a positive curvature the chart of a sphere: all of space.
     curvature = float(manifold.k)
-    return get("poincare_ball")(curvature=-curvature) if curvature < 0 else get("real")()
+    return PoincareBall(curvature=-curvature) if curvature < 0 else Real()
 
 
 def _lorentz(manifold: Any) -> Constraint:
     # Their k is what the inner product of a point with itself is, up to its sign.
-    return get("lorentz")(curvature=1 / float(manifold.k))
+    return Lorentz(curvature=1 / float(manifold.k))
 
 
 def _product(manifold: Any) -> Constraint:
