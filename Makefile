@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow test-processors test-clients promises compat catalogue accuracy lint format types docs bench notebooks clean
+.PHONY: help install demo demo-short test test-slow test-processors test-clients test-geotorch promises compat catalogue accuracy lint format types docs bench notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ $(CLIENTS)/.ready: clients/requirements.txt pyproject.toml
 
 test-clients: $(CLIENTS)/.ready ## the libraries that train, save and serve constrained models
 	cd clients && OMP_NUM_THREADS=1 ../$(CLIENTS)/bin/python -m pytest
+
+test-geotorch: $(CLIENTS)/.ready ## geotorch's own tests on both engines: GEOTORCH=its checkout
+	$(CLIENTS)/bin/python clients/geotorch_suite.py "$(GEOTORCH)"
 
 promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing engine --slow --jobs $(JOBS) --table docs/engine.md
