@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from constrained.constraint import Constraint, autocast_disabled
+from constrained.fingerprint import expect_writes
 from constrained.replay import written_since
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import version
@@ -87,7 +88,7 @@ def _forward(self: Any, input: Tensor) -> Tensor:
     found = None if torch.compiler.is_compiling() else _list(self)
     if found is None:
         return self._base_class.forward(self, input)
-    factors = found.factors()
+    factors = found.factors(_rows(input))
     if factors is not None:
         left, right = factors
         return F.linear(F.linear(input, right), left, self.bias)
@@ -95,6 +96,11 @@ def _forward(self: Any, input: Tensor) -> Tensor:
     if unread is not None:
         return direct(_Linear)(unread, input, self.bias, *unread.originals)
     return self._base_class.forward(self, input)
+
+
+def _rows(input: Any) -> int:
+    # What is no input is for the layer itself to refuse.
+    return input.shape[:-1].numel() if isinstance(input, Tensor) else 1
 
 
 def _list(layer: Any) -> Any:
@@ -118,6 +124,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         unread: Unread = ctx.unread
+        expect_writes()
         x, bias = ctx.saved_tensors
         of_x, of_bias, *of_originals = ctx.needs_input_grad[1:]
         with autocast_disabled(unread.value):

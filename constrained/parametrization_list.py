@@ -15,6 +15,7 @@ from constrained import inversion, sharded
 from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint, is_autocast
+from constrained.fingerprint import happened
 from constrained.holders import holders
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
@@ -30,10 +31,9 @@ from constrained.originals import (
 )
 from constrained.replay import Pullback
 from constrained.restore import watch
-from constrained.seen import SeenTensor
 from constrained.torch_internals.graphs import traced_value
 from constrained.torch_internals.modules import is_replica
-from constrained.torch_internals.moments import is_bypassed
+from constrained.torch_internals.moments import has_saving_hooks, is_transformed
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 from constrained.transaction import all_or_nothing, tensors_of
@@ -44,12 +44,15 @@ _is_watched = torch.compiler.is_dynamo_compiling
 #: Tensors of so many entries are small, and as many are restored at once.
 _SMALL, _BATCH = 2**16, 2**22
 
+#: A gradient is thin if a layer of this many times as many rows would have it.
+_THIN = 4
+#: Multiplications that are worth a second product, and what it takes to call it.
+_SAVED = 2**21
+
 _HALF = (torch.float16, torch.bfloat16)
 
-#: A value that is known, which original it is a copy of, for which arguments, and which originals.
 #: Of a list whose gradient no step has been made of.
 _NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
-_UNSETTLED: tuple[Tensor | None, int | None, int, Sequence[SeenTensor]] = (None, None, 0, ())
 
 
 class ParametrizationList(torch_parametrize.ParametrizationList):
@@ -225,14 +228,16 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             return None
         return first.pullback
 
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """Thin factors of the value, where a product by them says all that the value would say."""
+    def factors(self, rows: int) -> tuple[Tensor, Tensor] | None:
+        """Thin factors of the value, where a product by them says all that the value would say.
+
+        Args:
+            rows: of what is multiplied.
+        """
         first, *rest = self.chain()
         if not isinstance(first, Constraint) or type(first).factors is Constraint.factors:
             return None
-        if rest or not self._store.is_unread():
-            return None
-        if is_replica(self) or self.is_managed():
+        if rest or not self._may_be_applied_unread():
             return None
         originals = self.originals()
         # In half precision a product of factors is rounded in between.
@@ -242,14 +247,18 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if found is None:
             return None
         (m, r), n = found[0].shape, found[1].shape[-1]
-        return found if r * (m + n) < m * n else None
+        if r * (m + n) >= m * n:
+            return None
+        # Once it is multiplied out, the value serves all calls.
+        first_call = self._count_rows(rows) == rows
+        return found if first_call or rows * (m * n - r * (m + n)) > _SAVED else None
 
     def unread(self, input: Tensor) -> Unread | None:
         """The value, where a linear layer may have its gradient without anybody reading it."""
         first, *rest = self.chain()
-        if rest or not self._store.is_unread() or not torch.is_grad_enabled() or is_bypassed():
+        if rest or not torch.is_grad_enabled() or is_transformed():
             return None
-        if is_replica(self) or self.is_managed() or not self.is_pure():
+        if not self._may_be_applied_unread() or not self.is_pure():
             return None
         originals = self.originals()
         ours, kind = originals[0], type(input)
@@ -265,35 +274,37 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             or is_autocast(ours)
         ):
             return None
-        value, copied, revision, seen = self.__dict__.get("_settled", _UNSETTLED)
-        if (
-            value is None
-            or revision != first.__dict__["_revision"]
-            or not all(
-                s.tensor is t and s.is_unchanged() for s, t in zip(seen, originals, strict=True)
-            )
-        ):
-            seen = self._store.look(originals)
-            if seen is None:
-                return None
+        rows = input.shape[:-1].numel()
+        total = self._count_rows(rows)
+        # Many thin gradients cost more than the one gradient of a value that all calls share.
+        if total > rows and total > min(self.shape) // _THIN:
+            return None
+        found = self._store.precomputed(self)
+        if found is None:
             with torch.no_grad():
-                value, copied = self.evaluator()(*originals), None
-            self.__dict__["_settled"] = value, copied, first.__dict__["_revision"], seen
-        return Unread(first, value, originals, copied)  # type: ignore[arg-type]
+                self._store.precompute(self, self.evaluator()(*originals), None)
+            found = self._store.precomputed(self)
+            if found is None:
+                return None
+        return Unread(first, found.value, originals, found.copied)  # type: ignore[arg-type]
 
-    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor | None, int | None]:
-        """The value, if the originals are as they were when it became known, and what it copies.
+    def _may_be_applied_unread(self) -> bool:
+        """Whether nobody has read the value, listens, or saves what autograd saves elsewhere."""
+        # What is run once more, to save the same tensors, must not find another way then.
+        return (
+            self._store.is_unread()
+            and not has_saving_hooks()
+            and not is_replica(self)
+            and self._store.recipe(self) is not None
+        )
 
-        A value serves once: the next reader must not find what this one may write into.
-
-        Args:
-            now: the originals as they are.
-        """
-        value, copied, revision, seen = self.__dict__.pop("_settled", _UNSETTLED)
-        first: Any = self.chain()[0]
-        if value is None or first.__dict__["_revision"] != revision:
-            return None, None
-        return (value, copied) if all(map(SeenTensor.is_same, seen, now)) else (None, None)
+    def _count_rows(self, rows: int) -> int:
+        """How many rows the layer was applied to since a step, or a backward pass."""
+        since, before = self.__dict__.get("_rows", (None, 0))
+        now = happened()
+        total = rows + (before if since == now else 0)
+        self.__dict__["_rows"] = now, total
+        return total
 
     def evaluator(self) -> Callable[..., Tensor]:
         """A function from originals to the value, which does not hold on to this list."""
@@ -509,12 +520,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         # not the value.
         exact = value.shape == canonical.shape and value.dtype not in _HALF
         if exact and len(self.chain()) == 1 and not torch.compiler.is_compiling():
-            seen = self._store.look(here)
-            if seen is not None:
-                revision = first.__dict__["_revision"]
-                # A value must not share its memory with others, nor its version.
-                apart = canonical.clone() if canonical is value else canonical
-                self.__dict__["_settled"] = apart, first.ambient, revision, seen
+            # A value must not share its memory with others, nor its version.
+            apart = canonical.clone() if canonical is value else canonical
+            self._store.precompute(self, apart, first.ambient)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -543,17 +551,15 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         ``torch.utils.swap_tensors``, which no other reference to it may forbid.
         """
         self._store.drop()
-        self.__dict__.pop("_settled", None)
 
     def forget_step(self) -> None:
         """Forget stored values, when an optimizer has moved the originals."""
         self._store.drop(stepped=True)
-        self.__dict__.pop("_settled", None)
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
         state = dict(self.__dict__)
-        for name in ("_store", "_owners", "_watched", "_settled", "_prepared"):
+        for name in ("_store", "_owners", "_watched", "_prepared", "_rows"):
             state.pop(name, None)
         return state
 

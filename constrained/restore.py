@@ -29,6 +29,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from constrained.fingerprint import expect_writes
 from constrained.history import History, has_moved, history_of
 from constrained.holders import Holder, holders, note, note_all
 
@@ -114,6 +115,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     # A compiler knows no frames: what it has compiled counts as a step of its own.
     if torch.compiler.is_compiling():
         return None
+    expect_writes()
     frame, steps = sys._getframe(1), _running.steps
     if steps:
         _drop_abandoned(steps, frame)
@@ -157,6 +159,7 @@ def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
     frame = None if torch.compiler.is_compiling() else sys._getframe(1)
+    expect_writes()
     step, around = _finished(optimizer, frame)
     items = _items(optimizer)
     for item in items:
