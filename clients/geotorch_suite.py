@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 
 VARIABLE = "CONSTRAINED_ENGINE"
 
-#: What passes on torch's engine for a reason that is a fault of it: inside of its `cached()` a value
-#: stays as it was when a buffer that it depends on changes. So this test, which changes the base of
-#: a matrix there, compares a tensor with itself; evaluated anew, it differs by rounding.
+#: What passes on torch's engine for a reason that is a fault of it: inside of its `cached()` a
+#: value stays as it was when a buffer that it depends on changes. So this test, which changes the
+#: base of a matrix there, compares a tensor with itself; evaluated anew, it differs by rounding.
 STALE = ("test_integration.TestIntegration::test_psd_and_glp",)
 
 
