@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow test-processors promises compat catalogue accuracy lint format types docs bench notebooks clean
+.PHONY: help install demo demo-short test test-slow test-processors test-clients test-geotorch promises compat catalogue accuracy lint format types docs bench notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,21 @@ test-slow: $(READY) ## the others: several processes, compilers, thousands of st
 test-processors: $(READY) ## the tests under other processors' instructions
 	$(BIN)/python tests/processors.py --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
 		--seed $(SEED) $(if $(TABLE),--table $(TABLE))
+
+# Libraries that people use constrained models with, in an environment of their own beside .venv.
+CLIENTS := .clients/venv
+
+$(CLIENTS)/.ready: clients/requirements.txt pyproject.toml
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+test-clients: $(CLIENTS)/.ready ## the libraries that train, save and serve constrained models
+	cd clients && OMP_NUM_THREADS=1 ../$(CLIENTS)/bin/python -m pytest
+
+test-geotorch: $(CLIENTS)/.ready ## geotorch's own tests on both engines: GEOTORCH=its checkout
+	$(CLIENTS)/bin/python clients/geotorch_suite.py "$(GEOTORCH)"
 
 promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing engine --slow --jobs $(JOBS) --table docs/engine.md
@@ -96,5 +111,5 @@ notebooks: $(READY) ## execute the notebooks; in full with FULL=1
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py $(NOTEBOOKS_INTO)
 
 clean: ## all that make and the tools have made
-	rm -rf $(VENV) .compat runs site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .compat .clients runs site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

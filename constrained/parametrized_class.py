@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.linear import linear_methods
-from constrained.override import override, overriding
+from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.places import is_parametrized
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
@@ -48,6 +48,22 @@ class Parametrizations(nn.ModuleDict):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._places: tuple[str, ...] = (*module._parameters, *module._buffers)
+        self._shared: frozenset[str] = frozenset()
+
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:
+        """The originals here that belong to another module first, as transformers asks for them.
+
+        It saves tied tensors once, and finds in this attribute of any module which to leave out.
+        """
+        lists = ((name, self._modules[name]) for name in sorted(self._shared & self.keys()))
+        keys = (
+            f"{name}.{original}"
+            for name, found in lists
+            if isinstance(found, ParametrizationList) and len(found._owners) > 1
+            for original in found.names()
+        )
+        return {key: key for key in keys}
 
     def places(self) -> tuple[str, ...]:
         """The names of the module's parameters and buffers, in their first order.
@@ -58,6 +74,10 @@ class Parametrizations(nn.ModuleDict):
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(key, module)
+        if isinstance(module, ParametrizationList) and set(module._owners) - {self}:
+            self._shared |= {key}
+        else:
+            self._shared -= {key}
         self._own(module)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -100,6 +120,11 @@ def class_names(module: nn.Module, *more: str) -> tuple[str, ...]:
 
 def parametrized_class(base: type, names: tuple[str, ...]) -> type:
     """The subclass of ``base`` in which the tensors called ``names`` are properties."""
+    if "transformers" in sys.modules:
+        # Imported here, since it is built on what uses this.
+        from constrained.pretrained import adapt
+
+        adapt()
     cls = _classes.get((base, names))
     if cls is None:
         metaclass = _shared_metaclass(type(base))
@@ -283,10 +308,12 @@ def _named_modules(
     prefix: str = "",
     remove_duplicate: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
-    if remove_duplicate and _members_are_listed(sys._getframe(1)):
-        memo = set() if memo is None else memo
-        return _in_places(self, memo, prefix) if self not in memo else iter(())
-    return self._base_class.named_modules(self, memo, prefix, remove_duplicate)
+    if not _members_are_listed(sys._getframe(1)):
+        return self._base_class.named_modules(self, memo, prefix, remove_duplicate)
+    if not remove_duplicate:
+        return _with_duplicates(self, prefix)
+    memo = set() if memo is None else memo
+    return _in_places(self, memo, prefix) if self not in memo else iter(())
 
 
 def _members_are_listed(frame: FrameType | None) -> bool:
@@ -314,6 +341,24 @@ class _Before(nn.Module):
         super().__init__()
         self._parameters.update(parameters)
         self._buffers.update(buffers)
+
+
+def _with_duplicates(module: Any, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """A module and its submodules, without the originals of tensors that are listed themselves."""
+    dot = f"{prefix}." if prefix else ""
+    parameters: dict[str, Any] = {}
+    buffers: dict[str, Any] = {}
+    hidden: tuple[str, ...] = ()
+    for name in lists(module):
+        target = overriding(module, name)
+        if isinstance(target, Target) and target.is_listed:
+            among = parameters if target.parametrizations.is_parameter else buffers
+            among[name] = target.read()
+            hidden += (f"{dot}parametrizations.{name}.",)
+    yield prefix, _Before(parameters, buffers)
+    for path, child in module._base_class.named_modules(module, None, prefix, False):
+        if not f"{path}.".startswith(hidden):
+            yield path, child
 
 
 def _in_places(

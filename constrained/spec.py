@@ -135,6 +135,11 @@ def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
             f"'name', or a Constraint, got {short(spec)} ({type(spec).__name__})."
         )
+    if type(spec).forward is nn.Module.forward and "forward" not in vars(spec):
+        raise SpecError(
+            f"A parametrization needs a 'forward' from free parameters to the value, and "
+            f"{type(spec).__name__} has none."
+        )
     return Request(spec, view, sizes, init)
 
 

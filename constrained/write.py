@@ -30,7 +30,8 @@ def writable(module: nn.Module) -> Generator[None]:
     the set goes to the nearest point that ``project`` finds, as when it was constrained.
 
     ``reset_parameters()`` and ``apply(function)`` of a parametrized module do this by themselves.
-    It is meant for writing values, not for training: gradients do not reach the originals.
+    It is meant for writing values, not for training: gradients do not reach the originals. A module
+    below ``module`` that is given such a parameter, ``a.weight = b.weight``, is tied to the tensor.
 
     Args:
         module: a module, or a model that has parametrized tensors.
@@ -86,7 +87,13 @@ def writing(
             target.is_listed = before
         for owner, name in places:
             override(owner, name, None)
+    stood_in = [t.stood_in() for t in targets.values() if t.is_listed and t.is_read()]
     store_all(targets.values())
+    if stood_in:
+        # Imported here, since it is built on what uses this.
+        from constrained.ties import tie
+
+        tie(module, stood_in)
 
 
 class Target:
@@ -120,6 +127,14 @@ class Target:
             vars(tensor).update(attributes(originals))
             self._tensor = tensor
         return self._tensor
+
+    def is_read(self) -> bool:
+        """Whether there is a plain tensor."""
+        return self._tensor is not None
+
+    def stood_in(self) -> tuple[Tensor, ParametrizationList]:
+        """The plain tensor, and the parametrizations that it stood in for."""
+        return self.read(), self.parametrizations
 
     def assign(self, value: Tensor) -> None:
         """Write a whole value, which is copied."""

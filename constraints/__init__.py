@@ -6,6 +6,7 @@ its mathematics.
 """
 
 from constraints import adapters as _adapters  # noqa: F401 - registers what it holds
+from constraints import geoopt as _geoopt  # noqa: F401 - the same
 from constraints.affine import Affine, SumToZero
 from constraints.angle import Angle
 from constraints.ball import Ball, L1Ball, MaxNorm
@@ -30,6 +31,7 @@ from constraints.positive import GreaterThan, LessThan, Negative, Positive
 from constraints.positive_definite import PositiveDefinite
 from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
 from constraints.product import Product
+from constraints.real import Real
 from constraints.schur import Schur
 from constraints.shell import MinMaxNorm
 from constraints.simplex import Simplex
@@ -98,6 +100,7 @@ __all__ = [
     "PositiveSemidefinite",
     "Product",
     "RankOne",
+    "Real",
     "RowStochastic",
     "Schur",
     "Simplex",

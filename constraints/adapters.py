@@ -19,6 +19,7 @@ _NAMES: dict[type, tuple[str, dict[str, str]]] = {
     theirs.less_than: ("less_than", {"bound": "upper_bound"}),
     theirs.interval: ("box", {"low": "lower_bound", "high": "upper_bound"}),
     type(theirs.unit_interval): ("box", {"low": "lower_bound", "high": "upper_bound"}),
+    type(theirs.real): ("real", {}),
     type(theirs.simplex): ("simplex", {}),
     type(theirs.lower_triangular): ("lower_triangular", {}),
     type(theirs.lower_cholesky): ("cholesky_factor", {}),
@@ -26,6 +27,17 @@ _NAMES: dict[type, tuple[str, dict[str, str]]] = {
     type(theirs.symmetric): ("symmetric", {}),
     type(theirs.positive_semidefinite): ("positive_semidefinite", {}),
     type(theirs.positive_definite): ("positive_definite", {}),
+}
+
+#: The same for the constraints that Pyro adds, by the names of their classes.
+_OF_PYRO = {
+    "_Sphere": "sphere",
+    "_CorrMatrix": "correlation",
+    "_OrderedVector": "ordered",
+    "_PositiveOrderedVector": "positive_ordered",
+    # These differ from what they derive from in the map only, and the maps here are ours.
+    "_SoftplusPositive": "positive",
+    "_SoftplusLowerCholesky": "cholesky_factor",
 }
 
 _AT_ZERO = {"greater_than": "positive", "at_least": "nonnegative", "less_than": "negative"}
@@ -85,7 +97,8 @@ def of_torch_distributions(constraint: Any) -> Constraint | None:
     """The entry of the catalogue with the set of an object of ``torch.distributions.constraints``.
 
     Ours have what these have not: a right inverse, a projection, a distance. ``independent`` is
-    that of its base, ``cat`` and ``stack`` are a `Product`.
+    that of its base, ``cat`` and ``stack`` are a `Product`. Those that Pyro adds are known too,
+    without importing it; its ordered vectors are strictly so, ours may have ties.
 
     Args:
         constraint: any object; an ``Interval`` has numbers for bounds, not tensors of several.
@@ -109,6 +122,8 @@ def of_torch_distributions(constraint: Any) -> Constraint | None:
         parts = [of_torch_distributions(part) for part in constraint.cseq]
         sizes = getattr(constraint, "lengths", [1] * len(parts))
         return Product(parts=parts, sizes=list(sizes), dim=constraint.dim)
+    if kind.__module__ == "pyro.distributions.constraints" and kind.__name__ in _OF_PYRO:
+        return get(_OF_PYRO[kind.__name__])()
     if kind not in _NAMES:
         raise ValueError(
             f"torch.distributions.constraints: {constraint} has no counterpart among the "

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import geoopt
 import geotorch
 import pytest
 import torch
@@ -30,6 +31,8 @@ PAIRS = [
     (theirs.positive_semidefinite, "positive_semidefinite()", (3, 3)),
     (theirs.positive_definite, "positive_definite()", (3, 3)),
     (theirs.independent(theirs.positive, 1), "positive()", (3, 4)),
+    (theirs.real, "real()", (3, 4)),
+    (theirs.real_vector, "real()", (3, 4)),
 ]
 
 
@@ -72,7 +75,6 @@ def test_cat_and_stack():
     "there",
     [
         theirs.boolean,
-        theirs.real,
         theirs.positive_integer,
         theirs.half_open_interval(0.0, 1.0),
         theirs.greater_than(torch.zeros(3)),
@@ -159,6 +161,111 @@ class TestGeotorch:
             "sys.exit('geotorch' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_part_that_is_not_constrained():
+    cat = theirs.cat([theirs.positive, theirs.real], dim=-1, lengths=[1, 3])
+    layer = nn.Linear(4, 5)
+    weight = layer.weight.detach().clone()
+    constrain(layer, "weight", cat)
+    assert cat.check(layer.weight).all()
+    assert torch.equal(layer.weight[:, 1:], weight[:, 1:])
+    again = constrain(nn.Linear(4, 5), constrained.spec(layer))
+    assert constrained.spec(again) == constrained.spec(layer)
+    stack = parse(theirs.stack([theirs.real, theirs.less_than(0.0)], dim=-1)).constraint
+    assert stack.parts == [{"name": "real"}, {"name": "negative"}]
+
+
+OF_GEOOPT = [
+    (lambda: geoopt.Euclidean(ndim=1), "real()", (3,)),
+    (lambda: geoopt.Stiefel(), "orthogonal()", (4, 2)),
+    (lambda: geoopt.CanonicalStiefel(), "orthogonal()", (4, 2)),
+    (lambda: geoopt.EuclideanStiefel(), "orthogonal()", (4, 2)),
+    (lambda: geoopt.EuclideanStiefelExact(), "orthogonal()", (4, 2)),
+    (lambda: geoopt.Sphere(), "sphere()", (4,)),
+    (lambda: geoopt.SphereExact(), "sphere()", (4,)),
+    (lambda: geoopt.SymmetricPositiveDefinite(), "positive_definite()", (3, 3)),
+    (lambda: geoopt.BirkhoffPolytope(), "doubly_stochastic()", (3, 3)),
+    (lambda: geoopt.PoincareBall(c=2.0), "poincare_ball(curvature=2.0)", (3,)),
+    (lambda: geoopt.PoincareBallExact(c=1.0), "poincare_ball()", (3,)),
+    (lambda: geoopt.Stereographic(k=-2.0), "poincare_ball(curvature=2.0)", (3,)),
+    (lambda: geoopt.Stereographic(k=0.0), "real()", (3,)),
+    (lambda: geoopt.SphereProjection(k=1.0), "real()", (3,)),
+    (lambda: geoopt.Lorentz(k=2.0), "lorentz(curvature=0.5)", (4,)),
+    (lambda: geoopt.Scaled(geoopt.Sphere(), 2.0), "sphere()", (4,)),
+    (
+        lambda: geoopt.ProductManifold((geoopt.Sphere(), 3), (geoopt.Euclidean(), 2)),
+        "product(parts=[{'name': 'sphere'}, {'name': 'real'}], sizes=[3, 2], dim=-1)",
+        (5,),
+    ),
+]
+
+
+class TestGeoopt:
+    @pytest.mark.parametrize(("make", "ours", "shape"), OF_GEOOPT)
+    def test_objects(self, make, ours, shape):
+        manifold = make()
+        module = nn.Module()
+        module.p = nn.Parameter(torch.randn(2, *shape))
+        constrain(module, "p", manifold)
+        constraint = module.parametrizations.p[0]
+        assert repr(constraint) == ours
+        assert manifold.check_point_on_manifold(module.p)
+        assert constraint.contains(constraint.sample((2, *shape))).all()
+        assert manifold.check_point_on_manifold(constraint.sample((2, *shape)))
+        again = nn.Module()
+        again.p = nn.Parameter(torch.randn(2, *shape))
+        constrain(again, constrained.spec(module))
+        assert constrained.spec(again) == constrained.spec(module)
+
+    @pytest.mark.parametrize(
+        ("make", "reason"),
+        [
+            (lambda: geoopt.PoincareBall(learnable=True), "learned"),
+            (lambda: geoopt.Sphere(intersection=torch.eye(4)[:, :2]), "subspace"),
+            (lambda: geoopt.UpperHalf(), "UpperHalf"),
+            (lambda: geoopt.BoundedDomain(), "BoundedDomain"),
+            (lambda: geoopt.ProductManifold((geoopt.Stiefel(), (4, 2))), "several dimensions"),
+            (lambda: geoopt.Scaled(geoopt.UpperHalf()), "UpperHalf"),
+        ],
+    )
+    def test_what_has_no_counterpart(self, make, reason):
+        layer = nn.Linear(4, 4)
+        message = r"'weight': geoopt\.\w+ has no counterpart"
+        with pytest.raises(ValueError, match=message) as raised:
+            constrain(layer, "weight", make())
+        assert reason in str(raised.value)
+        assert type(layer) is nn.Linear
+
+    @pytest.mark.parametrize(
+        ("text", "ours"),
+        [
+            ("geoopt:Sphere()", "sphere()"),
+            ("geoopt:CanonicalStiefel", "orthogonal()"),
+            ("geoopt:PoincareBall(c=2.0)", "poincare_ball(curvature=2.0)"),
+        ],
+    )
+    def test_strings(self, text, ours):
+        layer = constrain(nn.Linear(4, 4), "weight", text)
+        assert repr(layer.parametrizations.weight[0]) == ours
+
+
+@pytest.mark.parametrize("module", [nn.Module(), nn.ModuleList(), nn.ParameterList()])
+def test_a_module_without_a_forward(module):
+    layer = nn.Linear(4, 4)
+    with pytest.raises(
+        ValueError, match=f"'weight': .*'forward'.*{type(module).__name__} has none"
+    ):
+        constrain(layer, "weight", module)
+    assert type(layer) is nn.Linear
+
+
+def test_adapters_import_nothing():
+    code = (
+        "import sys, torch, constrained; constrained.names(); "
+        "sys.exit(bool({'geoopt', 'geotorch', 'pyro', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

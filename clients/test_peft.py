@@ -1,0 +1,142 @@
+"""PEFT: LoRA over constrained layers, and constrained adapters."""
+
+import copy
+
+import pytest
+import torch
+from network import data, network
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from trained import same, trains, values
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from constrained import assert_feasible, baked_state_dict, constrain, release, spec
+
+
+def lora(model, *modules, **more):
+    return get_peft_model(model, LoraConfig(r=2, target_modules=list(modules), **more))
+
+
+def fit(model, steps=3):
+    x, y = data()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+ADAPTERS = {"**.lora_A.*.weight": "orthogonal", "**.lora_B.*.weight": "max_norm(bound=1.0)"}
+LAYERS = ("layers.0", "layers.2", "layers.4", "layers.6")
+
+
+def test_lora_over_constrained_layers_leaves_them_alone():
+    body = Body()
+    before, x = values(body), data()[0]
+    expected = body(x)
+    model = lora(body, *LAYERS)
+    torch.testing.assert_close(model(x), expected)
+    fit(model)
+    assert not torch.allclose(model(x), expected)
+    after = values(body)
+    assert [value.tolist() for value in after.values()] == [v.tolist() for v in before.values()]
+    with model.disable_adapter():
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_adapters_are_saved_and_loaded(tmp_path):
+    body = Body()
+    model = lora(copy.deepcopy(body), *LAYERS)
+    fit(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(body), tmp_path)
+    x, _ = data()
+    torch.testing.assert_close(again(x), model(x))
+
+
+def test_constrained_adapters_train_and_are_saved(tmp_path):
+    body = Body()
+    model = lora(copy.deepcopy(body), "layers.2", "layers.4")
+    constrain(model, ADAPTERS)
+    trained = {path for path in spec(model) if "lora" in path}
+    assert len(trained) == 4
+    before = values(model)
+    fit(model, steps=6)
+    assert_feasible(model)
+    for path, value in values(model).items():
+        assert (path in trained) is not torch.equal(value, before[path])
+    baked = baked_state_dict(model)
+    plain = lora(release(copy.deepcopy(body)), "layers.2", "layers.4")
+    plain.load_state_dict(baked)
+    x, _ = data()
+    torch.testing.assert_close(plain(x), model(x))
+    twin = lora(copy.deepcopy(body), "layers.2", "layers.4")
+    constrain(twin, ADAPTERS)
+    twin.load_state_dict(model.state_dict())
+    same(model, twin)
+
+
+def test_adapters_are_merged_into_what_can_take_them():
+    body = Body()
+    x, _ = data()
+    model = lora(release(copy.deepcopy(body)), *LAYERS)
+    fit(model)
+    expected = model(x)
+    torch.testing.assert_close(model.merge_and_unload()(x), expected)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_merging_into_constrained_tensors_is_refused(safe):
+    model = lora(Body(), *LAYERS)
+    fit(model)
+    with pytest.raises((ValueError, RuntimeError), match="release|writable"):
+        model.merge_and_unload(safe_merge=safe)(data()[0])
+
+
+def test_lora_over_a_language_model(tmp_path):
+    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    plain = GPT2LMHeadModel(config)
+    body = constrain(copy.deepcopy(plain), "transformer.wte.weight", "sphere")
+    model = get_peft_model(body, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    ids = torch.arange(8)[None]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    before = values(body)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    for path, value in values(body).items():
+        assert torch.equal(value, before[path.replace("base_model.model.", "")])
+    model.save_pretrained(tmp_path)
+    twin = constrain(copy.deepcopy(plain), "transformer.wte.weight", "sphere")
+    again = PeftModel.from_pretrained(twin, tmp_path).eval()
+    torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_head_that_is_trained_beside_the_adapters(tmp_path):
+    body = Body()
+    model = lora(copy.deepcopy(body), "layers.2", modules_to_save=["layers.6"])
+    x, _ = data()
+    torch.testing.assert_close(model(x), body(x))
+    fit(model)
+    assert_feasible(model)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(copy.deepcopy(body), tmp_path)
+    torch.testing.assert_close(again(x), model(x))
+
+
+def test_a_frozen_base_is_trained_again():
+    model = lora(Body(), "layers.2").unload()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    with trains(model):
+        fit(model)

@@ -1,0 +1,152 @@
+"""Pyro: PyroModule of a constrained layer, SVI, guides, higher-order sites."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from network import data, network
+from pyro.distributions import constraints as theirs
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroSample
+from pyro.nn.module import to_pyro_module_
+from torch import nn
+from trained import same, trains, values
+
+from constrained import assert_feasible, constrain
+
+
+@pytest.fixture(autouse=True)
+def _store():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+class Regression(PyroModule):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x, y=None):
+        mean = self.body(x)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(mean, 0.1).to_event(1), obs=y)
+
+
+def infer(model, steps=4):
+    x, y = data()
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    return [svi.step(x, y) for _ in range(steps)]
+
+
+def made():
+    layer = PyroModule[nn.Linear](6, 3)
+    return constrain(Regression(layer), "body.weight", "orthogonal")
+
+
+def converted():
+    body = network()
+    to_pyro_module_(body)
+    return Regression(body)
+
+
+@pytest.mark.parametrize("make", [made, converted])
+def test_svi_trains_it(make):
+    model = make()
+    with trains(model):
+        losses = infer(model)
+    assert losses[-1] < losses[0]
+
+
+def test_constrained_before_and_after_it_becomes_a_pyro_module():
+    before = network()
+    to_pyro_module_(before)
+    torch.manual_seed(0)
+    after = nn.Sequential(*(nn.Linear(6, 6) for _ in range(2)))
+    to_pyro_module_(after)
+    constrain(after, "*.weight", "orthogonal")
+    for model in (before, after):
+        assert isinstance(model, PyroModule)
+        assert_feasible(model)
+
+
+def test_checkpoints_and_copies(tmp_path):
+    model = made()
+    infer(model)
+    twin = copy.deepcopy(model)
+    same(model, twin)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = made()
+    other.load_state_dict(torch.load(tmp_path / "model.pt"))
+    same(model, other)
+
+
+def test_the_store_holds_what_is_trained(tmp_path):
+    model = made()
+    infer(model)
+    assert any("original" in name for name in pyro.get_param_store())
+    pyro.get_param_store().save(tmp_path / "store.pt")
+    expected = values(model)
+    infer(model)
+    pyro.get_param_store().load(tmp_path / "store.pt")
+    pyro.module("", model, update_module_params=True)
+    assert_feasible(model)
+    assert expected.keys() == values(model).keys()
+
+
+def test_a_prior_beside_a_constraint():
+    model = made()
+    model.body.bias = PyroSample(dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with trains(model):
+        infer(model)
+
+
+def test_eval_and_predictive():
+    model = made()
+    infer(model)
+    x, _ = data()
+    model.eval()
+    samples = pyro.infer.Predictive(model, num_samples=5)(x)["y"]
+    assert samples.shape == (5, 32, 3)
+
+
+CONSTRAINED = {
+    "positive": (theirs.positive, (3,)),
+    "softplus_positive": (theirs.softplus_positive, (3,)),
+    "softplus_lower_cholesky": (theirs.softplus_lower_cholesky, (3, 3)),
+    "simplex": (theirs.simplex, (4,)),
+    "sphere": (theirs.sphere, (4,)),
+    "ordered_vector": (theirs.ordered_vector, (4,)),
+    "positive_ordered_vector": (theirs.positive_ordered_vector, (4,)),
+    "corr_matrix": (theirs.corr_matrix, (3, 3)),
+    "corr_cholesky": (theirs.corr_cholesky, (3, 3)),
+    "unit_interval": (theirs.unit_interval, (3,)),
+    "cat": (theirs.cat([theirs.positive, theirs.real], lengths=[1, 3]), (4,)),
+    "stack": (theirs.stack([theirs.positive, theirs.real]), (2,)),
+    "independent": (theirs.independent(theirs.softplus_positive, 1), (3,)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_pyros_constraints(name):
+    constraint, shape = CONSTRAINED[name]
+    module = nn.Module()
+    # Ours may have ties where theirs are strictly ordered: so it starts with none.
+    start = torch.rand(shape).sort().values if "ordered" in name else torch.randn(shape)
+    module.p = nn.Parameter(start)
+    constrain(module, "p", constraint)
+    assert constraint.check(module.p).all()
+    with trains(module):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+        (module.p - torch.randn(shape)).square().sum().backward()
+        optimizer.step()
+    assert constraint.check(module.p).all()
+
+
+def test_a_constraint_of_pyro_without_a_counterpart():
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"'weight': .*UnitLowerCholesky.* no counterpart"):
+        constrain(layer, "weight", theirs.unit_lower_cholesky)

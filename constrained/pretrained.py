@@ -1,0 +1,163 @@
+"""Methods of Hugging Face's models that write into the tensors of all modules below them.
+
+A module's own ``reset_parameters()`` is made to write through where the module gets constraints.
+The models of transformers initialise, tie, load and resize the tensors of other modules from
+outside, by methods of the class ``PreTrainedModel``, which take tensors for plain parameters. They
+are made to find some, as soon as there are both: a model with constraints and that class.
+
+transformers is not imported here. Of a version without these methods nothing is changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained.apply import constrain, release
+from constrained.report import spec
+from constrained.select import constrained_tensors, places
+from constrained.write import writable
+
+_MODULE, _CLASS = "transformers.modeling_utils", "PreTrainedModel"
+
+#: The constraints of tensors that a model is about to load, or to initialise, as plain ones.
+_awaiting: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def adapt() -> None:
+    """Let the models of transformers, if it is imported, write into constrained tensors."""
+    library = sys.modules.get(_MODULE)
+    cls = getattr(library, _CLASS, None)
+    if cls is None or "_writes_constrained" in vars(cls):
+        return
+    cls._writes_constrained = True
+    for name in ("initialize_weights", "get_expanded_tied_weights_keys", "tie_weights"):
+        _replace(cls, name, _writing)
+    _replace(cls, "resize_token_embeddings", _resizing)
+    # One puts the tensors of a checkpoint into a model on the meta device, the other initialises
+    # and ties what was not among them.
+    load, finish = "convert_and_load_state_dict_in_model", "_finalize_model_loading"
+    if hasattr(library, load) and isinstance(vars(cls).get(finish), staticmethod):
+        _replace(library, load, _loading)
+        setattr(cls, finish, staticmethod(_finishing(getattr(cls, finish))))
+
+
+def _replace(owner: Any, name: str, by: Callable[..., Any]) -> None:
+    method = vars(owner).get(name)
+    if inspect.isfunction(method):
+        setattr(owner, name, by(method))
+
+
+def _writing(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with writable(self):
+            return method(self, *args, **kwargs)
+
+    return inside
+
+
+# ------------------------------------------------------------------------------- from_pretrained
+
+
+def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def inside(model: Any, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        constraints = _not_among(model, state_dict)
+        for path in constraints:
+            release(model, path)
+        _awaiting[model] = constraints
+        return load(model, state_dict, *args, **kwargs)
+
+    return inside
+
+
+def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(finish)
+    def inside(model: Any, *args: Any, **kwargs: Any) -> Any:
+        result = finish(model, *args, **kwargs)
+        constraints = _awaiting.pop(model, {})
+        # What was tied to a tensor that stayed constrained is constrained with it.
+        done = {
+            path for path, place in places(model).items() if isinstance(place.tensor, nn.Module)
+        }
+        with torch.no_grad():
+            constrain(model, {k: v for k, v in constraints.items() if k not in done})
+        return result
+
+    return inside
+
+
+def _not_among(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The constraints of tensors of which a checkpoint does not have all the free parameters."""
+    constraints, missing = spec(model), {}
+    for path, found, _ in constrained_tensors(model):
+        prefix, _, name = path.rpartition(".")
+        inside = [f"{prefix}.parametrizations.{name}.{key}" for key in found.names()]
+        # The prefix of the body of a model may be there or not.
+        if not all(any(_is_same(key, other) for other in state_dict) for key in inside):
+            missing[path] = constraints[path]
+    return missing
+
+
+def _is_same(key: str, other: str) -> bool:
+    return f".{key}".endswith(f".{other}") or f".{other}".endswith(f".{key}")
+
+
+# ------------------------------------------------------------------------ resize_token_embeddings
+
+
+def _resizing(resize: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(resize)
+
+    @functools.wraps(resize)
+    def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        old = self.get_input_embeddings()
+        size = _size(old.weight, given.get("new_num_tokens"), given.get("pad_to_multiple_of"))
+        constraints = {} if size == len(old.weight) else _of_tokens(self)
+        for path, (constraint, value) in constraints.items():
+            _check_holds(path, constraint, value.new_empty((size, *value.shape[1:]), device="meta"))
+        for path in constraints:
+            release(self, path)
+        result = resize(self, *args, **kwargs)
+        constrain(self, {path: constraint for path, (constraint, _) in constraints.items()})
+        return result
+
+    return inside
+
+
+def _size(weight: Tensor, wanted: int | None, multiple: int | None) -> int:
+    size = len(weight) if wanted is None else wanted
+    return size if not multiple else -(-size // multiple) * multiple
+
+
+def _of_tokens(model: Any) -> dict[str, tuple[dict[str, Any], Tensor]]:
+    """The constraints of the tensors that have an entry for each token, and the tensors."""
+    constraints = spec(model)
+    modules = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    found = {}
+    for path, place in places(model).items():
+        if path in constraints and id(place.module) in modules:
+            found[path] = constraints[path], getattr(place.module, place.name)
+    return found
+
+
+def _check_holds(path: str, constraint: dict[str, Any], tensor: Tensor) -> None:
+    """Raise, before anything has changed, if a constraint cannot hold for another size."""
+    module = nn.Module()
+    module.weight = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+    try:
+        constrain(module, "weight", constraint)
+    except ValueError as error:
+        raise ValueError(
+            f"'{path}' cannot have the shape {tuple(tensor.shape)} under its constraint: {error} "
+            "release() it first, and constrain it anew after resize_token_embeddings()."
+        ) from error

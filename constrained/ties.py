@@ -1,0 +1,34 @@
+"""Parameters that were tied to constrained tensors while these could be written like plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from constrained.install import check_can_hold, install
+from constrained.parametrization_list import ParametrizationList
+
+
+def tie(module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]]) -> None:
+    """Give the modules that hold a parameter in the stead of a constrained tensor that tensor.
+
+    ``a.weight = b.weight`` ties plain parameters. Where ``b.weight`` is constrained, and read as a
+    parameter for the time being, it ties ``a.weight`` to that parameter, which goes when the time
+    is over.
+
+    Args:
+        module: the modules below it are looked at.
+        written: the parameters, and what computes the tensors in whose stead they are read.
+    """
+    lists = {id(parameter): found for parameter, found in written}
+    tied = [
+        (owner, name, lists[id(parameter)])
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None and id(parameter) in lists
+    ]
+    for owner, name, _ in tied:
+        check_can_hold(owner, name)
+    for owner, name, found in tied:
+        install(owner, name, found)
