@@ -182,7 +182,10 @@ class ValueStore:
         """
         recipe = self.recipe(on)
         if recipe is not None and recipe.is_pure:
-            self._precomputed = Precomputed(value, copied, recipe.look())
+            fingerprint = recipe.look()
+            for state in fingerprint.states:
+                state.mark()
+            self._precomputed = Precomputed(value, copied, fingerprint)
 
     def precomputed(self, on: Evaluated) -> Precomputed | None:
         """The value that nobody has read yet, if it is what an evaluation would give."""

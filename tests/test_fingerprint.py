@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constrained import Constraint, constrain, get, names, spec, violations
+from constrained import Constraint, constrain, fingerprint, get, names, spec, violations
 from constrained.fingerprint import TensorState, expect_writes
 
 
@@ -330,6 +330,19 @@ def test_writes_that_follow_a_backward_pass_or_a_step(spec, write):
     for act in (backward, sgd, backward):
         act(m)
         write(original(m))
+        check(m)
+
+
+@pytest.mark.parametrize("n", [3, 128])
+@pytest.mark.parametrize("event", [backward, sgd])
+@pytest.mark.parametrize("spec", ["sphere", "positive", "orthogonal"])
+def test_memory_that_cannot_be_looked_at_for_free(spec, event, n, monkeypatch):
+    """As on a GPU: it is summed when an event happens, and once more at the next read."""
+    monkeypatch.setattr(fingerprint, "_memory", lambda tensor: None)
+    m = large(spec, n=n)
+    for entry in (4, -1):
+        event(m)
+        original(m).data.view(-1)[entry] += 0.5
         check(m)
 
 
