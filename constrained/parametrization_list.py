@@ -288,7 +288,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         found = self._store.precomputed(self)
         if found is None:
             with torch.no_grad():
-                self._store.precompute(self, self.evaluator()(*originals), None)
+                value = self.evaluator()(*originals)
+            self._store.precompute(self, value, None)
             found = self._store.precomputed(self)
             if found is None:
                 return None
