@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class InfeasibleError(ValueError):
     """A value that does not lie in the set it was offered to."""
 
 
-class Constraint(nn.Module, ABC):
+class Constraint(nn.Module):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
     One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions
@@ -92,6 +92,15 @@ class Constraint(nn.Module, ABC):
     keeps: tuple[str, ...] = ()
     name: ClassVar[str | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        del args, kwargs
+        # Not left to ABC: its metaclass would keep others from deriving a class in the place of
+        # this one, as Pyro and higher do with every module of a model.
+        undefined = [name for name in dir(cls) if _is_abstract(getattr(cls, name, None))]
+        if undefined:
+            raise TypeError(f"{cls.__name__} is abstract: it must define {', '.join(undefined)}.")
+        return super().__new__(cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -505,6 +514,10 @@ def autocast_disabled(value: Tensor) -> AbstractContextManager[Any]:
     if is_autocast(value):
         return torch.autocast(value.device.type, enabled=False)
     return nullcontext()
+
+
+def _is_abstract(member: Any) -> bool:
+    return getattr(member, "__isabstractmethod__", False) is True
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -28,12 +28,12 @@ from constrained.originals import (
     register_tensor,
     store,
 )
-from constrained.replay import Pullback
+from constrained.replay import Pullback, with_dense_gradient
 from constrained.restore import watch
 from constrained.seen import SeenTensor
 from constrained.torch_internals.graphs import traced_value
 from constrained.torch_internals.modules import is_replica
-from constrained.torch_internals.moments import is_bypassed
+from constrained.torch_internals.moments import is_bypassed, is_transformed
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 from constrained.transaction import all_or_nothing, tensors_of
@@ -161,7 +161,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             others = (p for module in self.chain() for p in module.parameters())
             shape = None if self.unsafe else self.shape
             return sharded.evaluate(self.evaluator(), self.originals(), others, shape)
-        return self.evaluator()(*self.originals())
+        value = self.evaluator()(*self.originals())
+        # Where a value is stored, `replay` sees to it.
+        if not value.requires_grad or torch.compiler.is_compiling() or is_transformed():
+            return value
+        is_ours = any(isinstance(module, Constraint) for module in self.chain())
+        return with_dense_gradient(value) if is_ours else value
 
     def value(self) -> Tensor:
         """The value of the parametrized tensor, evaluated only when something has changed.
@@ -230,6 +235,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first, *rest = self.chain()
         if not isinstance(first, Constraint) or type(first).factors is Constraint.factors:
             return None
+        if type(self) is not ParametrizationList:
+            return None
         if rest or not self._store.is_unread():
             return None
         if is_replica(self) or self.is_managed():
@@ -246,6 +253,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def unread(self, input: Tensor) -> Unread | None:
         """The value, where a linear layer may have its gradient without anybody reading it."""
+        if type(self) is not ParametrizationList:
+            return None
         first, *rest = self.chain()
         if rest or not self._store.is_unread() or not torch.is_grad_enabled() or is_bypassed():
             return None
@@ -398,6 +407,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_store"] = ValueStore()
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
+        # Of the instance, since a pickle finds the class by its own: to torch.fx a leaf, as torch's.
+        self.__dict__["__module__"] = torch_parametrize.__name__
         first = self.chain()[0] if len(self) else None
         watch(self)
         if is_applied_unread(first):
@@ -553,7 +564,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
         state = dict(self.__dict__)
-        for name in ("_store", "_owners", "_watched", "_settled", "_prepared"):
+        for name in ("_store", "_owners", "_watched", "_settled", "_prepared", "__module__"):
             state.pop(name, None)
         return state
 
@@ -583,7 +594,8 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
             would take that for a missing attribute), or if the value was written in place.
     """
     try:
-        if not isinstance(parametrizations, ParametrizationList):
+        # Torch's own, or of a class that somebody has derived, to be called as torch's is.
+        if type(parametrizations) is not ParametrizationList:
             return parametrizations()
         # Each read of a tensor comes here, and to ask this is cheaper than `is_compiling`.
         if _is_watched():

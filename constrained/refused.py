@@ -39,23 +39,23 @@ def refusing_methods() -> dict[str, Callable[..., Any]]:
 
 def _get_parameter(self: Any, target: str) -> nn.Parameter:
     _check_plain(self, target, "parameter")
-    return self._base_class.get_parameter(self, target)
+    return super(self._parametrized, self).get_parameter(target)
 
 
 def _get_buffer(self: Any, target: str) -> Any:
     _check_plain(self, target, "buffer")
-    return self._base_class.get_buffer(self, target)
+    return super(self._parametrized, self).get_buffer(target)
 
 
 def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> None:
     _check_free(self, name)
     check_not_pruning(self, name, param)
-    self._base_class.register_parameter(self, name, param)
+    super(self._parametrized, self).register_parameter(name, param)
 
 
 def _register_buffer(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
     _check_free(self, name)
-    self._base_class.register_buffer(self, name, *args, **kwargs)
+    super(self._parametrized, self).register_buffer(name, *args, **kwargs)
 
 
 def _check_plain(self: nn.Module, target: str, kind: str) -> None:

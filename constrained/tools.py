@@ -46,12 +46,11 @@ def check_not_pruning(module: nn.Module, name: str, param: Any) -> None:
         )
 
 
-def class_repr(cls: Any) -> str:
+def class_title(base: type) -> str:
     """How a class with parametrized tensors shows in the errors of tools that do not know it."""
-    base = cls._base_class
+    # Torch writes it into exported programs, where commas and semicolons separate.
     return (
-        f"<class '{base.__module__}.{base.__qualname__}' with parametrized tensors; "
-        f"{CURE} has plain ones>"
+        f"{base.__qualname__} of {base.__module__} with parametrized tensors: {CURE} has plain ones"
     )
 
 
@@ -65,13 +64,13 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
     """
     if "_overrides" in module.__dict__:
         # As in functional_call: the value is somebody else's for the time being.
-        module._base_class.__setattr__(module, name, value)
+        super(module._parametrized, module).__setattr__(name, value)
         return
     parametrizations = module.parametrizations[name]
     before = _Contents(parametrizations)
     advice = f" A tool that rewrites weights works on {CURE}, a copy without constraints."
     try:
-        module._base_class.__setattr__(module, name, value)
+        super(module._parametrized, module).__setattr__(name, value)
     except InfeasibleError as error:
         raise InfeasibleError(f"'{name}': {error}{advice}") from error
     if not has_values(value):

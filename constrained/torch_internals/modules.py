@@ -55,13 +55,28 @@ _LISTS = {
 }
 
 
+_FILE = nn.Module.named_modules.__code__.co_filename
+
+#: Packages that pair the parameters of a model with those which they find by walking through
+#: ``_parameters`` and ``_modules``: a module's own come first.
+_WALKERS = ("higher",)
+
+
 def lists_tensors(frame: FrameType | None) -> bool:
-    """Whether a frame, or who called it in the same file, lists parameters or buffers."""
+    """Whether a frame, or who called it in the same file, lists parameters or buffers.
+
+    Not if they are listed for somebody who relies on the order in which torch walks.
+    """
     while frame is not None and frame.f_code not in _LISTS:
-        if frame.f_code.co_filename != nn.Module.named_modules.__code__.co_filename:
+        if frame.f_code.co_filename != _FILE:
             return False
         frame = frame.f_back
-    return frame is not None
+    if frame is None:
+        return False
+    while frame is not None and frame.f_code.co_filename == _FILE:
+        frame = frame.f_back
+    caller = "" if frame is None else frame.f_globals.get("__name__", "")
+    return caller.partition(".")[0] not in _WALKERS
 
 
 # ------------------------------------------------------------ torch.nn.utils.parametrize.cached
