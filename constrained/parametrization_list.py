@@ -31,6 +31,7 @@ from constrained.originals import (
 from constrained.replay import Pullback, with_dense_gradient
 from constrained.restore import watch
 from constrained.seen import SeenTensor
+from constrained.tools import check_not_sparsifying
 from constrained.torch_internals.graphs import traced_value
 from constrained.torch_internals.modules import is_replica
 from constrained.torch_internals.moments import is_bypassed, is_transformed
@@ -146,7 +147,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
         Raises:
             ValueError: if it cannot take what the others give.
+            TypeError: if it is one of ``torch.ao.pruning``.
         """
+        check_not_sparsifying(self, module)
         prepare(self, module)
         self.add_module(str(len(self.chain())), module)
         return self

@@ -8,7 +8,9 @@ from typing import Any
 from torch import nn
 
 from constrained.override import lists, overriding
-from constrained.tools import check_not_pruning
+from constrained.sharded import is_shard
+from constrained.tools import CURE, check_not_pruning
+from constrained.torch_internals.rewriters import ask_before_norms
 
 
 def refuse_deletion(name: str) -> RuntimeError:
@@ -48,6 +50,7 @@ def _get_buffer(self: Any, target: str) -> Any:
 
 
 def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> None:
+    _check_not_cut(self, name, param)
     _check_free(self, name)
     check_not_pruning(self, name, param)
     super(self._parametrized, self).register_parameter(name, param)
@@ -79,3 +82,27 @@ def _check_free(self: nn.Module, name: str) -> None:
             f"attribute '{name}' already exists: it is parametrized; assign the tensor instead "
             f"(`module.{name} = tensor`), or call remove_parametrizations(module, '{name}') first."
         )
+
+
+def _check_not_cut(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+    """Raise if tensor parallelism registers shards of a parametrized tensor, or of its originals."""
+    if param is not None and is_shard(param):
+        parametrized = name.removeprefix("parametrizations.").partition(".")[0]
+        if parametrized in lists(self):
+            raise RuntimeError(
+                f"'{parametrized}' is computed by parametrizations of whole tensors, which tensor "
+                "parallelism cannot cut into shards: leave its module out of the plan of "
+                "parallelize_module, so that each process has all of it."
+            )
+
+
+def _check_takes_norm(module: nn.Module, name: str) -> None:
+    """Raise if an old norm of ``torch.nn.utils`` is to take a parametrized tensor."""
+    if hasattr(type(module), "_overridable") and name in lists(module):
+        raise KeyError(
+            f"'{name}' is computed by parametrizations, and a norm that a hook computes needs a "
+            f"plain parameter: apply it to {CURE}, a copy without them."
+        )
+
+
+ask_before_norms(_check_takes_norm)

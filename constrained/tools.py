@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from constrained.appending import without_side_effects
 from constrained.constraint import InfeasibleError, has_values
 from constrained.tolerance import working_dtype
+from constrained.torch_internals.tensors import is_wrapper
 
 CURE = "constrained.release(copy.deepcopy(model))"
 
@@ -46,6 +47,19 @@ def check_not_pruning(module: nn.Module, name: str, param: Any) -> None:
         )
 
 
+def check_not_sparsifying(parametrizations: Any, module: nn.Module) -> None:
+    """Raise if a parametrization to come after others is one of ``torch.ao.pruning``.
+
+    That looks for its mask in the first parametrization of a tensor, and nowhere else.
+    """
+    if type(module).__module__.startswith("torch.ao.pruning."):
+        names = (name for o in parametrizations._owners for name in o if o[name] is parametrizations)
+        raise TypeError(
+            f"'{next(names, 'tensor')}' is computed by parametrizations, and torch.ao.pruning needs "
+            f"a plain parameter: prune {CURE}, a copy without them."
+        )
+
+
 def class_title(base: type) -> str:
     """How a class with parametrized tensors shows in the errors of tools that do not know it."""
     # Torch writes it into exported programs, where commas and semicolons separate.
@@ -69,6 +83,11 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
     parametrizations = module.parametrizations[name]
     before = _Contents(parametrizations)
     advice = f" A tool that rewrites weights works on {CURE}, a copy without constraints."
+    if is_wrapper(value) and type(value) is not type(parametrizations.originals()[0]):
+        raise TypeError(
+            f"'{name}' is computed by parametrizations, of tensors with plain numbers, and was "
+            f"assigned a {type(value).__name__}.{advice}"
+        )
     try:
         super(module._parametrized, module).__setattr__(name, value)
     except InfeasibleError as error:
