@@ -1,6 +1,6 @@
 """Keep the weights of PyTorch models inside constraint sets."""
 
-from constrained import parametrize, synchronized
+from constrained import parametrize
 from constrained.apply import constrain, rebase, release
 from constrained.cache import cached
 from constrained.checkpoint import baked_state_dict, load_state_dict

@@ -94,6 +94,7 @@ class Constraint(nn.Module):
     aliases: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Raise a TypeError if a method that a constraint must define is missing."""
         del args, kwargs
         # Not left to ABC: its metaclass would keep others from deriving a class in the place of
         # this one, as Pyro and higher do with every module of a model.

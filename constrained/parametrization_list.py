@@ -410,7 +410,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_store"] = ValueStore()
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
-        # Of the instance, since a pickle finds the class by its own: to torch.fx a leaf, as torch's.
+        # A leaf to torch.fx, as torch's. Of the instance: a pickle finds the class by its own.
         self.__dict__["__module__"] = torch_parametrize.__name__
         first = self.chain()[0] if len(self) else None
         watch(self)

@@ -168,11 +168,13 @@ def _property(name: str) -> property:
             if instead is not None:
                 return instead if isinstance(instead, Tensor) else instead.read()
         parametrizations = state["_modules"].get("parametrizations")
-        if parametrizations is not None and type(self).__getattr__ is not _read_attribute:
-            parametrizations = self.parametrizations
         found = None if parametrizations is None else parametrizations._modules.get(name)
         if found is not None:
-            # What records the calls of modules, as torch.fx does, is to record this one.
+            if type(self).__getattr__ is _read_attribute:
+                return read(found, name)
+            # Somebody sees, or changes, what is read: it is read as torch reads it.
+            found = self.parametrizations[name]  # type: ignore[operator]
+            # And who records the calls of modules, as torch.fx does, is to record this one.
             return read(found, name) if nn.Module.__call__ is _call else found()
         # The class may have more properties than the module has parametrized tensors, once
         # torch's own functions have been at work on one of its modules.
@@ -190,7 +192,7 @@ def _property(name: str) -> property:
         elif instead is not None:
             instead.assign(new)
         elif is_parametrized(self):
-            self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)
+            self.parametrizations[name].right_inverse(new)  # type: ignore[operator]
         else:
             # As pruning and FSDP keep tensors that they compute.
             self.__dict__[name] = new

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from constrained.override import lists, overriding
-from constrained.sharded import is_shard
 from constrained.tools import CURE, check_not_pruning
 from constrained.torch_internals.rewriters import ask_before_norms
 
@@ -50,7 +49,6 @@ def _get_buffer(self: Any, target: str) -> Any:
 
 
 def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> None:
-    _check_not_cut(self, name, param)
     _check_free(self, name)
     check_not_pruning(self, name, param)
     super(self._parametrized, self).register_parameter(name, param)
@@ -82,18 +80,6 @@ def _check_free(self: nn.Module, name: str) -> None:
             f"attribute '{name}' already exists: it is parametrized; assign the tensor instead "
             f"(`module.{name} = tensor`), or call remove_parametrizations(module, '{name}') first."
         )
-
-
-def _check_not_cut(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-    """Raise if tensor parallelism registers shards of a parametrized tensor, or of its originals."""
-    if param is not None and is_shard(param):
-        parametrized = name.removeprefix("parametrizations.").partition(".")[0]
-        if parametrized in lists(self):
-            raise RuntimeError(
-                f"'{parametrized}' is computed by parametrizations of whole tensors, which tensor "
-                "parallelism cannot cut into shards: leave its module out of the plan of "
-                "parallelize_module, so that each process has all of it."
-            )
 
 
 def _check_takes_norm(module: nn.Module, name: str) -> None:

@@ -49,7 +49,7 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
             "wrapped, which would miss any parameter that comes or goes: constrain before "
             "wrapping, and release a model without the wrapper."
         )
-    if any(map(is_shard, module._parameters.values())):
+    if any(t is not None and is_shard(t) for t in module._parameters.values()):
         raise RuntimeError(
             f"'{path}' is a tensor of {type(module).__name__} whose parameters tensor parallelism "
             "has cut into shards, and constraints are those of whole tensors: leave the module out "

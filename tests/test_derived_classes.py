@@ -1,4 +1,4 @@
-"""Classes that others derive from those with parametrized tensors, in the place of a module's class.
+"""Classes that others derive from those with parametrized tensors, in place of a module's class.
 
 Pyro and higher do it with every module of a model. They see what is read, and called, as they do
 under torch's own engine.
@@ -201,7 +201,13 @@ def test_methods_of_classes_beside_ours_are_called():
     m.load_state_dict(m.state_dict())
     m.reset_parameters()
     m.apply(lambda module: None)
-    assert [c for c in called if not c.startswith("_")] == ["weight", "more", "load", "reset", "apply"]
+    assert [c for c in called if not c.startswith("_")] == [
+        "weight",
+        "more",
+        "load",
+        "reset",
+        "apply",
+    ]
     assert_close(m.weight.norm(dim=1), torch.ones(4))
 
 
@@ -237,18 +243,17 @@ def test_parameters_come_in_the_order_of_a_walk_for_who_walks():
     model = nn.Sequential(constrained_layer("linear", "sphere"), nn.Linear(2, 2))
 
     def walk(module):
-        for parameter in module._parameters.values():
-            yield parameter
+        yield from module._parameters.values()
         for child in module._modules.values():
             yield from walk(child)
 
     scope = {"__name__": "higher.patch"}
     exec("def listed(module): return [p for p in module.parameters()]", scope)
     assert [id(p) for p in scope["listed"](model)] == [id(p) for p in walk(model)]
-    assert [name for name, _ in model.named_parameters()][0].endswith("weight.original")
+    assert next(name for name, _ in model.named_parameters()).endswith("weight.original")
 
 
-# --------------------------------------------------- torch's own functions, which write into classes
+# ---------------------------------------------- torch's own functions, which write into classes
 
 
 def test_torchs_functions_leave_a_class_of_ours_as_it_is():

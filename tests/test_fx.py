@@ -1,4 +1,4 @@
-"""``torch.fx``: what is a leaf under torch's engine is one here, and traced models follow weights."""
+"""``torch.fx``: a leaf under torch's engine is one here, and a traced model follows its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse gradients, those of ``nn.Embedding(sparse=True)``: constraints are asked about dense ones."""
+"""Sparse gradients, as of ``nn.Embedding(sparse=True)``: constraints are asked about dense ones."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def test_gradients_are_those_of_a_dense_embedding(name):
     assert all(g is None or g.layout is torch.strided for g in found)
     assert_close(found, expected)
     # Where nothing is stored.
-    found = gradients(
-        m, lambda: checkpoint(lambda: m(rows).square().sum(), use_reentrant=False)
-    )
+    found = gradients(m, lambda: checkpoint(lambda: m(rows).square().sum(), use_reentrant=False))
     assert_close(found, expected)
     for model in (m, dense):
         torch.optim.SGD(model.parameters(), lr=0.1).step()

@@ -44,7 +44,7 @@ def ask(answers: Answers) -> bool:
 
     parametrize._inject_property = inject_property
     # A name of the file goes before the built-in function.
-    vars(parametrize)["delattr"] = delete
+    parametrize.delattr = delete  # type: ignore[attr-defined]
     return True
 
 

@@ -79,6 +79,18 @@ def lists_tensors(frame: FrameType | None) -> bool:
     return caller.partition(".")[0] not in _WALKERS
 
 
+# --------------------------------------------------------------------------- tensor parallelism
+
+#: What ``torch.distributed.tensor.distribute_module`` asks of a module before it changes anything,
+#: whoever calls it. Where it asks no more, it ends in errors of its own.
+IS_DISTRIBUTED = "_distribute_module_applied"
+
+
+def distributes(frame: FrameType) -> bool:
+    """Whether a frame is about to cut the tensors of a module into shards."""
+    return frame.f_code.co_name == "distribute_module"
+
+
 # ------------------------------------------------------------ torch.nn.utils.parametrize.cached
 
 _counts_contexts = None not in (

@@ -33,7 +33,7 @@ def _asking(apply: Any, check: Callable[[nn.Module, str], None]) -> Callable[...
 
 
 def wrap_synchronization(around: Callable[[Convert, nn.Module], nn.Module]) -> None:
-    """Let ``around(convert, module)`` convert each module to ``nn.SyncBatchNorm`` that torch would."""
+    """Let ``around(convert, module)`` do it where a module becomes an ``nn.SyncBatchNorm``."""
     convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(convert)

@@ -279,7 +279,7 @@ def test_e40_the_type_before_is_respected():
     assert type(m).__name__ == "ParametrizedLinear"
 
 
-# -------------------------------------------------------- batch normalization, synchronized by ranks
+# ---------------------------------------------------------- batch normalization, over all ranks
 
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -296,7 +296,9 @@ def test_e40_a_batch_norm_becomes_a_synchronized_one(cls, root):
     ours.register_parametrization(norm, "running_mean", Squash())
     names = [name for name, _ in norm.named_parameters()]
     tensors = [*norm.parameters(), *norm.buffers()]
-    x = torch.randn(3, 4, *[2] * (2 if cls is nn.BatchNorm2d else 3 if cls is nn.BatchNorm3d else 0))
+    x = torch.randn(
+        3, 4, *[2] * (2 if cls is nn.BatchNorm2d else 3 if cls is nn.BatchNorm3d else 0)
+    )
     expected = None if cls is nn.SyncBatchNorm else norm.eval()(x)
     model = nn.Sequential(nn.Linear(4, 4), norm.train())
     found = nn.SyncBatchNorm.convert_sync_batchnorm(norm if root else model)
@@ -304,7 +306,9 @@ def test_e40_a_batch_norm_becomes_a_synchronized_one(cls, root):
     assert isinstance(found, nn.SyncBatchNorm) and found.training
     assert ours.type_before_parametrizations(found) is nn.SyncBatchNorm
     assert [name for name, _ in found.named_parameters()] == names
-    assert all(a is b for a, b in zip([*found.parameters(), *found.buffers()], tensors, strict=True))
+    assert all(
+        a is b for a, b in zip([*found.parameters(), *found.buffers()], tensors, strict=True)
+    )
     assert_close(found.weight, norm.weight)
     assert_close(found.running_mean, norm.running_mean)
     if expected is not None:
