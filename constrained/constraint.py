@@ -8,7 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -92,18 +92,12 @@ class Constraint(nn.Module):
     keeps: tuple[str, ...] = ()
     name: ClassVar[str | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Raise a TypeError if a method that a constraint must define is missing."""
-        del args, kwargs
-        # Not left to ABC: its metaclass would keep others from deriving a class in the place of
-        # this one, as Pyro and higher do with every module of a model.
-        undefined = [name for name in dir(cls) if _is_abstract(getattr(cls, name, None))]
-        if undefined:
-            raise TypeError(f"{cls.__name__} is abstract: it must define {', '.join(undefined)}.")
-        return super().__new__(cls)
+    _undefined: ClassVar[Sequence[str]] = ("its methods",)
 
     def __init__(self) -> None:
+        if self._undefined:
+            name, undefined = type(self).__name__, ", ".join(self._undefined)
+            raise TypeError(f"{name} is abstract: it must define {undefined}.")
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -111,6 +105,9 @@ class Constraint(nn.Module):
         for method, guard in _GUARDS.items():
             if method in vars(cls):
                 setattr(cls, method, guard(vars(cls)[method]))
+        # Not left to ABC: its metaclass would keep others from deriving a class in the place of
+        # this one, as Pyro and higher do with every module of a model.
+        cls._undefined = [name for name in dir(cls) if _is_abstract(getattr(cls, name, None))]
 
     # ------------------------------------------------------------------ what a subclass defines
 
