@@ -173,7 +173,8 @@ def _property(name: str) -> property:
             if type(self).__getattr__ is _read_attribute:
                 return read(found, name)
             # Somebody sees, or changes, what is read: it is read as torch reads it.
-            found = self.parametrizations[name]  # type: ignore[operator]
+            seen: Any = self.parametrizations
+            found = seen[name]
             # And who records the calls of modules, as torch.fx does, is to record this one.
             return read(found, name) if nn.Module.__call__ is _call else found()
         # The class may have more properties than the module has parametrized tensors, once
