@@ -111,10 +111,12 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
     if cls is None:
         members = {
             "_base_class": base,
+            "_names": names,
             "_overridable": True,
             # Tools that know the layers of torch by this, as torch.fx does, take these for such.
             "__module__": torch_parametrize.__name__,
             "__qualname__": class_title(base),
+            "__init_subclass__": classmethod(_init_subclass),
             "__reduce_ex__": _reduce_ex,
             "__setattr__": _setattr,
             "_load_from_state_dict": _load_from_state_dict,
@@ -209,6 +211,14 @@ def _property(name: str) -> property:
 
 
 # -------------------------------------------------------------------------- methods of the class
+
+
+def _init_subclass(cls: Any, **kwargs: Any) -> None:
+    super(cls._parametrized, cls).__init_subclass__(**kwargs)
+    linear = linear_methods(cls._base_class, cls._names)
+    if not _reads_as_modules_do(cls) and cls.forward is linear.get("forward"):
+        # It leaves the weight unread where it can.
+        cls.forward = cls._base_class.forward
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:

@@ -130,9 +130,9 @@ def test_who_sees_what_a_module_reads_sees_its_parametrizations(kind, spec, when
         m = constrained_layer(kind, spec)
         (derive if when == "after" else derive_all)(m, Seeing)
     optimizer = torch.optim.SGD(m.parameters(), lr=0.0)
-    m(x).sum().backward()
-    optimizer.step()
-    for call in (lambda: m.weight, lambda: m(x)):
+    for call in (lambda: m(x), lambda: m.weight):
+        m(x).sum().backward()
+        optimizer.step()
         m.__dict__["seen"] = []
         call()
         assert "parametrizations" in m.seen
