@@ -10,6 +10,7 @@ from rich.table import Table
 
 from benchmarks import (
     batches,
+    calling,
     catalogue,
     compiling,
     evaluating,
@@ -25,12 +26,13 @@ from benchmarks.targets import show_targets
 
 GROUPS = {
     "reading": (reading.recurrent_loop, reading.evaluation, reading.bare_read),
+    "calling": (calling.called_often,),
     "evaluating": (evaluating.evaluation,),
     "compiling": (compiling.compilation,),
     "training": (training.training,),
     "batches": (batches.small_matrices,),
-    "layers": (layers.many_layers, layers.transformer, layers.encoder),
-    "models": (models.convolutions,),
+    "layers": (layers.many_layers, layers.transformer, layers.encoder, layers.attention),
+    "models": (models.convolutions, models.embedding, models.accumulating),
     "registering": (registering.registration,),
     "memory": (memory.bytes_held,),
     "catalogue": (catalogue.every_constraint,),

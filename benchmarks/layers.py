@@ -65,6 +65,28 @@ def encoder(rounds: int = 5) -> Iterator[Timing]:
     yield from compare(f"encoder of 4 layers, width {WIDTH}, 128 tokens, step", steps, rounds)
 
 
+def attention(rounds: int = 5) -> Iterator[Timing]:
+    """A step of Adam of the same encoder with orthogonal q, k, v and o."""
+    ours = constrain(
+        _encoder(),
+        {
+            "layers.*.self_attn.in_proj_weight": {
+                "name": "orthogonal",
+                "view": "(s n) m -> s n m",
+                "s": 3,
+            },
+            "layers.*.self_attn.out_proj.weight": "orthogonal",
+        },
+    )
+    x = torch.randn(1, 128, WIDTH, generator=torch.Generator().manual_seed(0))
+    steps = {
+        name: _step(model, x, torch.optim.Adam(model.parameters()))
+        for name, model in {"plain": _encoder(), "constrained": ours}.items()
+    }
+    row = f"encoder of 4 layers, width {WIDTH}, 128 tokens, orthogonal q, k, v, o, step"
+    yield from compare(row, steps, rounds)
+
+
 def _encoder() -> nn.TransformerEncoder:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True)

@@ -36,6 +36,49 @@ def convolutions(rounds: int = 15) -> Iterator[Timing]:
     yield from compare(CONVOLUTIONAL, steps, rounds)
 
 
+def embedding(rounds: int = 15) -> Iterator[Timing]:
+    """A step on 64 rows of a large embedding whose rows have norm 1."""
+    tokens = torch.randint(20_000, (64,), generator=torch.Generator().manual_seed(1))
+    contenders: dict[str, Callable[[], object]] = {}
+    for name in ("plain", "constrained"):
+        torch.manual_seed(0)
+        table: nn.Module = nn.Embedding(20_000, 128)
+        if name == "constrained":
+            constrain(table, "weight", "sphere")
+        optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+
+        def call(table: nn.Module = table, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            table(tokens).sin().sum().backward()
+            optimizer.step()
+
+        contenders[name] = call
+    yield from compare("nn.Embedding(20000, 128) under sphere, 64 rows read", contenders, rounds)
+
+
+def accumulating(rounds: int = 15) -> Iterator[Timing]:
+    """A step of three orthogonal layers, after one backward pass and after four."""
+    x = torch.randn(32, 256, generator=torch.Generator().manual_seed(1))
+    for passes in (1, 4):
+        contenders: dict[str, Callable[[], object]] = {}
+        for name in ("plain", "constrained"):
+            torch.manual_seed(0)
+            model: nn.Module = nn.Sequential(*(nn.Linear(256, 256) for _ in range(3)))
+            if name == "constrained":
+                constrain(model, "*.weight", "orthogonal")
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+
+            def call(model: nn.Module = model, optimizer: Any = optimizer, n: int = passes) -> None:
+                optimizer.zero_grad()
+                for _ in range(n):
+                    model(x).square().mean().backward()
+                optimizer.step()
+
+            contenders[name] = call
+        row = f"three orthogonal layers 256 x 256, batch 32, backward passes a step: {passes}"
+        yield from compare(row, contenders, rounds, repeat=5)
+
+
 def network() -> nn.Sequential:
     """Three convolutions, with pooling between them, and a classifier."""
     torch.manual_seed(0)

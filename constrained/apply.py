@@ -12,11 +12,20 @@ from torch.optim import Optimizer
 from constrained.change import carry_out, named, prepare, stop
 from constrained.handover import check_holds, check_optimizer
 from constrained.lazy import waiting
+from constrained.owners import check_owners
 from constrained.parametrization_list import read
 from constrained.places import is_parametrized
+from constrained.plain_data import short
 from constrained.registry import did_you_mean
 from constrained.removal import remove_parametrizations
-from constrained.select import Place, constrained_tensors, places, select
+from constrained.select import (
+    Place,
+    constrained_tensors,
+    is_constrained,
+    is_glob,
+    places,
+    select,
+)
 from constrained.spec import Request, SpecError, parse
 from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.wrapped import check_not_wrapped
@@ -35,8 +44,12 @@ def constrain(
     """Keep tensors of a model inside constraint sets from now on.
 
     Nothing else changes: any optimizer, any training loop. A tensor is then computed from free
-    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied. After any
-    error the model is as it was.
+    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied; those
+    that are tied to a module outside of this one are refused. After any error the model is as it
+    was.
+
+    Attributes of a parameter, such as ``_no_weight_decay``, are on each of the free parameters
+    that it becomes. A gradient stays with a parameter that keeps its shape, and goes otherwise.
 
     A tensor of a lazy module, such as ``nn.LazyLinear``, is constrained as soon as it has its
     shape: on the first forward pass, or when a checkpoint is loaded. What does not fit that shape
@@ -68,9 +81,10 @@ def constrain(
 
     Raises:
         ValueError: for a name, an argument, a target, a view or a shape that does not fit, for
-            NaN or infinite values, for an optimizer that holds nothing of a tensor that is
-            trained, and under ``init="strict"`` for a tensor outside the set
-            (`InfeasibleError`). One sentence that names the tensor by its path.
+            NaN or infinite values, for a tensor that a module outside of this one owns as well,
+            for an optimizer that holds nothing of a tensor that is trained, and under
+            ``init="strict"`` for a tensor outside the set (`InfeasibleError`). One sentence that
+            names the tensor by its path.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the model already.
 
     Example:
@@ -84,8 +98,10 @@ def constrain(
     requests = _requests(target, constraint, view, arguments)
     chosen = select(module, requests)
     changes = [
-        prepare(p, request, request.init or init, optimizer) for p, request in chosen.values()
+        prepare(p, request, init if request.init is None else request.init, optimizer)
+        for p, request in chosen.values()
     ]
+    check_owners((change.places, len(change.tensors())) for change in changes)
     carry_out(changes, optimizer)
     return module
 
@@ -98,6 +114,10 @@ def release(
     optimizer: Optimizer | None = None,
 ) -> nn.Module:
     """Make constrained tensors plain parameters again.
+
+    What `constrain` did is undone, and nothing else: a tensor that a ``register_parametrization``
+    parametrized, torch's or this package's, belongs to the model, as the weight norm of an audio
+    encoder does. A glob passes it by; only its own path means it, and then it becomes plain too.
 
     Args:
         module: the model.
@@ -118,21 +138,18 @@ def release(
     check_optimizer(optimizer)
     if not isinstance(target, str):
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
-    constrained = {
-        path: place
-        for path, place in places(module).items()
-        if is_parametrized(*_owner(place)) or place.name in waiting(place.module)
-    }
+    constrained = {path for path, place in places(module).items() if _is_released(place)}
+    chosen: list[list[Place]] = []
     if target != "**" or constrained:
-        chosen = [here for here, _ in select(module, {target: None}).values()]
-        chosen = [here for here in chosen if here[0].path in constrained]
+        matched = [here for here, _ in select(module, {target: None}).values()]
+        chosen = [here for here in matched if _is_released(here[0], named=not is_glob(target))]
         if target != "**" and not chosen:
+            others = [here[0].path for here in matched if is_parametrized(*_owner(here[0]))]
+            cure = f" Name {others[0]!r}, which others parametrized, by its path." if others else ""
             raise ValueError(
-                f"{target!r} means no constrained tensor of {type(module).__name__}."
-                f"{did_you_mean(target, constrained)}"
+                f"{short(target)} means no constrained tensor of {type(module).__name__}."
+                f"{cure or did_you_mean(target, constrained)}"
             )
-    else:
-        chosen = []
     check_holds(optimizer, ((first.module, first.name, first.path) for first, *_ in chosen))
     for place, *_ in chosen:
         check_not_wrapped(place.module, place.path)
@@ -173,7 +190,7 @@ def _requests(
 ) -> dict[str, Request]:
     if isinstance(target, str):
         if constraint is None:
-            raise SpecError(f"No constraint was given for {target!r}.")
+            raise SpecError(f"No constraint was given for {short(target)}.")
         return {target: _parse(target, constraint, view, arguments)}
     if not isinstance(target, Mapping):
         raise SpecError(
@@ -182,7 +199,7 @@ def _requests(
         )
     for key in target:
         if not isinstance(key, str):
-            raise SpecError(f"A target is a path or a glob, a string, got {key!r}.")
+            raise SpecError(f"A target is a path or a glob, a string, got {short(key)}.")
     if constraint is not None or view is not None or arguments:
         raise SpecError(
             "A mapping of targets holds the constraints with their views and arguments; none may "
@@ -194,8 +211,14 @@ def _requests(
 def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
     try:
         return parse(spec, view, **arguments)
-    except ValueError as error:
-        raise named(target, error) from error.__cause__
+    except (ValueError, TypeError) as error:
+        raise named(short(target, 200)[1:-1], error) from error.__cause__
+
+
+def _is_released(place: Place, *, named: bool = False) -> bool:
+    """Whether a tensor is to be plain again; one that others parametrized is if it is named."""
+    waits = place.name in waiting(place.module)
+    return waits or is_constrained(place) or (named and is_parametrized(*_owner(place)))
 
 
 def _owner(place: Place) -> tuple[nn.Module, str]:

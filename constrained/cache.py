@@ -1,17 +1,13 @@
 """When the value of a parametrized tensor may be used again.
 
-One evaluation serves every read until something that the value depends on has changed. A stored
-value is compared with the world at each read, never invalidated by a notification that could be
-missed:
+One evaluation serves every read until something that the value depends on has changed: that is for
+its fingerprint to say. What else must be so is the reader's: inference mode is the same, and a read
+that needs a gradient is never served by an evaluation that recorded none.
 
-* the tensors it was computed from must be the same objects, at the same version, with the same
-  memory, contents and ``requires_grad``;
-* the arguments of the constraints, the training flag and inference mode must be the same;
-* a read that needs a gradient is never served by an evaluation that recorded none.
-
-Where tensors do not mean what they say (tracing, ``torch.func``, forward-mode derivatives,
-saved-tensor hooks such as those of activation checkpointing, dispatch modes), and where FSDP
-swaps and writes the originals without a trace, values are neither stored nor reused.
+Where tensors do not mean what they say (tracing, ``torch.func``, forward-mode derivatives, dispatch
+modes), and where FSDP swaps and writes the originals without a trace, values are neither stored nor
+reused. Saved-tensor hooks, such as those of activation checkpointing, see nothing of an evaluation:
+a region that is run once more must save as much as it did before, whether it reads or evaluates.
 """
 
 from __future__ import annotations
@@ -21,18 +17,17 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import get_ident
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from constrained.constraint import is_autocast
-from constrained.ground import Ground
+from constrained.fingerprint import Fingerprint, Structure, TensorState, UnwatchableError
 from constrained.handed import HandedOut, can_be_watched, shares_memory
-from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, replay
-from constrained.seen import SeenTensor, is_dense
+from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, recomputing, replay
 from constrained.torch_internals.modules import is_replica, torch_cache
-from constrained.torch_internals.moments import is_bypassed, is_transformed, stream_of
+from constrained.torch_internals.moments import has_saving_hooks, is_transformed, stream_of
 from constrained.torch_internals.tensors import version
 
 # Each read of a value asks these.
@@ -113,10 +108,6 @@ class Evaluated(Protocol):
         """How the gradient is had from the value and the originals, where no graph is needed."""
         ...
 
-    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor | None, int | None]:
-        """The value, where it is known, and the original that it is a copy of, if it is one."""
-        ...
-
     def is_managed(self) -> bool:
         """Whether somebody swaps and writes these tensors without a trace."""
         ...
@@ -126,24 +117,38 @@ class Evaluated(Protocol):
         ...
 
 
+class Precomputed(NamedTuple):
+    """A value that nobody has read yet.
+
+    Attributes:
+        value: without a graph.
+        copied: which of the originals it is a copy of, if it is one.
+        fingerprint: what it was computed from.
+    """
+
+    value: Tensor
+    copied: int | None
+    fingerprint: Fingerprint
+
+
 class ValueStore:
     """The stored values of one parametrized tensor, one for each thread."""
 
-    __slots__ = ("_handed", "_looked", "_lost", "_recipe", "_values")
+    __slots__ = ("_handed", "_lost", "_precomputed", "_recipe", "_values")
 
     def __init__(self) -> None:
         self._values: dict[int, _Stored] = {}
         self._handed: dict[int, HandedOut] = {}
         self._lost = False
         self._recipe: _Recipe | None = None
-        self._looked: Sequence[SeenTensor] = ()
+        self._precomputed: Precomputed | None = None
 
     def clear(self) -> None:
         """Forget all values, and with them the graphs that hold on to the originals."""
         self._values.clear()
         self._handed.clear()
         self._lost = False
-        self._recipe, self._looked = None, ()
+        self._recipe = self._precomputed = None
 
     def drop(self, *, stepped: bool = False) -> None:
         """Forget all values, but not that one of them was written.
@@ -154,27 +159,37 @@ class ValueStore:
         self._lost = self.is_lost()
         self._values.clear()
         self._handed.clear()
+        self._precomputed = None
         if not stepped:
-            self._recipe, self._looked = None, ()
+            self._recipe = None
 
-    def look(self, originals: Sequence[Tensor]) -> list[SeenTensor] | None:
-        """The originals as they are, if what happens to them can be seen.
+    def recipe(self, on: Evaluated) -> _Recipe | None:
+        """How the value is evaluated; None if what happens to it can't be seen."""
+        recipe = self._recipe
+        if recipe is None or not recipe.structure.holds(on.__dict__):
+            on.look()
+            recipe = None if on.is_managed() else _recipe(on)
+            self._recipe = recipe if recipe and recipe.is_pure else None
+        return recipe
 
-        Some of their entries are noted where looking takes time.
+    def precompute(self, on: Evaluated, value: Tensor, copied: int | None) -> None:
+        """Take a value for the next reader, who may write into it.
+
+        Args:
+            on: the tensor.
+            value: what an evaluation would give, without a graph, in memory of its own.
+            copied: which of the originals it is a copy of, if it is one.
         """
-        known = {id(seen.tensor): seen for seen in self._looked}
-        looked = []
-        for t in originals:
-            seen = known.get(id(t))
-            seen = seen and seen.again()
-            if not seen:
-                if not _is_storable(t):
-                    return None
-                seen = SeenTensor(t)
-                seen.mark()
-            looked.append(seen)
-        self._looked = looked
-        return looked
+        recipe = self.recipe(on)
+        if recipe is not None and recipe.is_pure:
+            self._precomputed = Precomputed(value, copied, recipe.look())
+
+    def precomputed(self, on: Evaluated) -> Precomputed | None:
+        """The value that nobody has read yet, if it is what an evaluation would give."""
+        found = self._precomputed
+        if found is not None and not found.fingerprint.holds(on.__dict__):
+            self._precomputed = found = None
+        return found
 
     def is_unread(self) -> bool:
         """Whether nobody holds a value of the originals as they are, or wrote into one."""
@@ -207,7 +222,7 @@ class ValueStore:
         # A replica of DataParallel shares the store, and has tensors of its own.
         if is_replica(on):
             return on()
-        bypassed = is_bypassed()
+        bypassed = is_transformed()
         if self._lost or (self._handed and self._is_lost_in(thread)):
             self._raise(thread)
         if stored is not None:
@@ -244,49 +259,54 @@ class ValueStore:
         return value
 
     def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
-        recipe = self._recipe
-        ground = recipe and recipe.ground and recipe.ground.again(on.__dict__)
-        if recipe is None or ground is None:
-            on.look()
-            if on.is_managed():
-                return on()
-            recipe = _Recipe(on)
-            ground = recipe.ground
-            self._recipe = recipe if recipe.is_pure and ground else None
+        recipe = self.recipe(on)
+        if recipe is None:
+            return on() if on.is_managed() else self._hand_out(on, thread)
         context = None if recipe.is_pure else active_context()
-        if (context is None and not recipe.is_pure) or ground is None:
+        trains = recipe.trains and _is_recording()
+        # What hooks would see of an evaluation is left out where it can be computed once more.
+        pullback = recipe.pullback
+        if trains and pullback is None and has_saving_hooks():
+            pullback = recipe.recomputation
+        if not recipe.is_pure and (context is None or has_saving_hooks()):
+            return self._hand_out(on, thread)
+        if trains and pullback is None and has_saving_hooks():
             return self._hand_out(on, thread)
         originals, evaluate = recipe.originals, recipe.evaluate
-        trains = recipe.trains and _is_recording()
+        known = self.precomputed(on) if recipe.is_pure else None
+        self._precomputed = None
         # Another thread may write an original meanwhile, as an optimizer does. Then the value is
         # made of two versions, and the aliases have got new nodes, which the graph may not know:
         # it is computed again, but not for ever.
         for attempt in range(_ATTEMPTS if recipe.is_pure else 1):
-            if attempt > 0:
-                ground = Ground(on.watched())
-            before = recipe.seen(ground)
-            if trains and recipe.pullback and attempt < _ATTEMPTS - 1:
-                inputs, (value, copied) = originals, on.settled(before)
+            fingerprint = known.fingerprint if known else recipe.look()
+            value, copied = (known.value, known.copied) if known else (None, None)
+            known = None
+            if trains and pullback and attempt < _ATTEMPTS - 1:
+                inputs = originals
                 if value is None:
                     with torch.no_grad():
                         value = evaluate(*originals)
-                kept: Kept = KeptArguments(value, evaluate, recipe.pullback, copied)
+                kept: Kept = KeptArguments(value, evaluate, pullback, copied)
             else:
                 # The graph starts at aliases of the originals: started at the originals, a hook on
                 # one of them would run in the replay, and once more where the gradient arrives.
                 inputs = [_alias(t) if trains and t.requires_grad else t for t in originals]
-                value = on.settled(before)[0] if recipe.is_pure and not trains else None
-                value = evaluate(*inputs) if value is None else value
+                value = evaluate(*inputs) if value is None or trains else value
                 kept = KeptGraph(value, evaluate if recipe.is_pure else None, len(inputs))
+            before = fingerprint.states if recipe.is_pure else recipe.of_originals(fingerprint)
             if not recipe.is_pure:
                 # The evaluation may have moved a buffer; the originals were looked at before.
-                ground = Ground(on.watched(), before)
-            stored = _Stored(kept, inputs, originals, ground, context)
-            if all(seen.is_untouched() for seen in before):
+                try:
+                    fingerprint = Fingerprint(Structure(on.watched(), lenient=True), before)
+                except UnwatchableError:
+                    break
+            stored = _Stored(kept, inputs, originals, fingerprint, context)
+            if all(state.is_untouched() for state in before):
                 self._keep(thread, stored)
-                return stored.tracked if _is_recording() else stored.value.tensor
+                return stored.tracked if _is_recording() else stored.plain
         # As it is, for this reader only: with the graph itself, not with a replay of it.
-        return value
+        return value  # type: ignore[return-value]
 
     def _keep(self, thread: int, stored: _Stored) -> None:
         if len(self._values) > 1:
@@ -304,60 +324,60 @@ class ValueStore:
 
 
 class _Recipe:
-    """How a value is evaluated, as long as nothing but the numbers in its ground changes.
+    """How a value is evaluated, as long as nothing but the numbers in its tensors changes.
 
     Attributes:
-        ground: as it was when this was noted, if what happens to it can be seen.
+        structure: of the modules that the value depends on.
         originals: the arguments of ``evaluate``.
         evaluate: gives the value.
-        is_pure: whether the value depends on nothing but the ground.
+        is_pure: whether the value depends on nothing but the structure and its tensors.
         trains: whether some of it requires a gradient.
         pullback: how the gradient is had without a graph, if all of that is among the originals.
+        recomputation: the same by one more evaluation.
     """
 
     __slots__ = (
-        "_places",
-        "evaluate",
-        "ground",
-        "is_pure",
-        "originals",
-        "pullback",
-        "trains",
+        *("_latest", "evaluate", "is_pure", "originals", "pullback", "recomputation"),
+        *("structure", "trains"),
     )
 
-    def __init__(self, on: Evaluated) -> None:
+    def __init__(self, on: Evaluated, structure: Structure) -> None:
+        self.structure = structure
         self.is_pure = on.is_pure()
         self.originals = on.originals()
         self.evaluate = on.evaluator()
-        sources = _sources(on)
-        trained = [t for t in sources if t.requires_grad]
+        trained = [t for t in structure.tensors if t.requires_grad]
         self.trains = bool(trained)
-        self.pullback = None
+        self.pullback = self.recomputation = None
         if self.is_pure and trained and _are_among(trained, self.originals):
             self.pullback = on.pullback()
-        self.ground = Ground(on.watched()) if all(map(_is_storable, sources)) else None
-        if self.ground:
-            found = [seen.tensor for seen in self.ground.tensors()]
-            # An original that is parametrized itself is computed, and no part of the ground.
-            self._places = [
-                next((i for i, t in enumerate(found) if t is original), None)
-                for original in self.originals
-            ]
+            self.recomputation = recomputing(self.evaluate, self.originals)
+        self._latest: Fingerprint | None = None
 
-    def seen(self, ground: Ground) -> list[SeenTensor]:
-        """The originals, as the ground has them."""
-        tensors = ground.tensors()
-        return [
-            SeenTensor(original) if i is None else tensors[i]
-            for i, original in zip(self._places, self.originals, strict=True)
-        ]
+    def look(self) -> Fingerprint:
+        """What the value would be computed from now."""
+        latest = self._latest
+        self._latest = latest.renewed() if latest else Fingerprint(self.structure)
+        return self._latest
+
+    def of_originals(self, fingerprint: Fingerprint) -> list[TensorState]:
+        """What the originals were; one that is parametrized itself is computed, and none."""
+        return [s for s in fingerprint.states if any(s.tensor is t for t in self.originals)]
+
+
+def _recipe(on: Evaluated) -> _Recipe | None:
+    try:
+        return _Recipe(on, Structure(on.watched(), lenient=not on.is_pure()))
+    except UnwatchableError:
+        return None
 
 
 class _Stored:
     """A value, and everything that must still be so for it to be valid.
 
     Attributes:
-        value: without a graph.
+        value: what it is; nobody gets this very tensor.
+        plain: without a graph.
         tracked: with the graph, where one was recorded.
         node: the end of that graph, which somebody may cut off by ``detach_()``.
         records: whether a read that records gradients may be served.
@@ -365,12 +385,13 @@ class _Stored:
 
     __slots__ = (
         "_context",
-        "_ground",
+        "_holds",
         "_inference",
         "_is_source",
         "_kept",
         "_surroundings",
         "node",
+        "plain",
         "records",
         "tracked",
         "value",
@@ -381,18 +402,18 @@ class _Stored:
         kept: Kept,
         inputs: Sequence[Tensor],
         originals: Sequence[Tensor],
-        ground: Ground,
+        fingerprint: Fingerprint,
         context: object | None,
     ) -> None:
-        self.value = SeenTensor(kept.value.detach())
+        self.value = TensorState(kept.value.detach())
         self._kept = kept
-        self._ground = ground
-        sources = ground.tensors()
+        self._holds = fingerprint.holds
+        sources = fingerprint.states
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]
         # A constraint may hand out its argument: then a write is a write of the original.
         self._is_source = shares_memory(kept.value, [seen.tensor for seen in sources])
         self.records = torch.is_grad_enabled() or not differentiable
-        self.tracked = self.value.tensor
+        self.tracked = self.plain = kept.value.detach()
         if kept.value.requires_grad or isinstance(kept, KeptArguments):
             # Those of a constraint's own.
             more = [t for t in differentiable if not any(t is x for x in originals)]
@@ -409,7 +430,7 @@ class _Stored:
             return False
         if self._surroundings is not None and self._surroundings != self._look_around():
             return False
-        return self._ground.is_unchanged(on.__dict__)
+        return self._holds(on.__dict__)
 
     def read(self, on: Evaluated) -> Tensor | None:
         """The value for the present gradient mode, if it may be served.
@@ -427,39 +448,42 @@ class _Stored:
             ):
                 return None
         else:
-            served = self.value.tensor
+            served = self.plain
             if served.requires_grad:
                 return None
         # This is most of what a read takes: what else there are functions for is spelled out.
         value = self.value
-        tensor = value.tensor
         if (
-            is_bypassed()
+            is_transformed()
             or self._inference is not _is_inference()
             or self._kept.is_spent
             or (self._surroundings is not None and self._surroundings != self._look_around())
             or self.tracked.data_ptr() != value.address
-            or tensor.data_ptr() != value.address
-            or (value.version is not None and value.version != version(tensor))
-            or (value.look and value.entries != value.look())
-            or not self._ground.is_unchanged(on.__dict__)
+            or self.plain.data_ptr() != value.address
+            or (value.version is not None and value.version != version(value.tensor))
+            or not value.has_its_entries()
+            or not self._holds(on.__dict__)
         ):
             return None
         return served
 
     def is_written(self) -> bool:
         """Whether somebody wrote into the value, or put other numbers in its place."""
-        return (
-            self.tracked.data_ptr() != self.value.address
-            or self.value.tensor.data_ptr() != self.value.address
-            or not self.value.is_untouched()
+        if not self.value.is_untouched():
+            return True
+        # The same numbers in other memory are no write: such is a change of the memory format.
+        value = self.value.tensor
+        return any(
+            t.data_ptr() != self.value.address
+            and not (t.shape == value.shape and torch.equal(t.detach(), value))
+            for t in (self.tracked, self.plain)
         )
 
     def is_lost(self) -> bool:
         """Whether somebody did so without autograd recording it."""
         if self._is_source or self.value.is_moved() or not self.is_written():
             return False
-        return self.tracked.grad_fn is self.node and not self.value.tensor.requires_grad
+        return self.tracked.grad_fn is self.node and not self.plain.requires_grad
 
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of a device, the context it is stored in.
@@ -494,18 +518,3 @@ def _sources(on: Evaluated) -> list[Tensor]:
         for tensor in tensors.values()
         if tensor is not None
     ]
-
-
-def _is_storable(tensor: Tensor) -> bool:
-    """Whether what happens to a tensor can be seen."""
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.layout is torch.strided
-        and tensor.is_leaf
-        and not tensor.is_meta
-        and not tensor.is_inference()
-        and is_dense(tensor)
-        # Another process may write shared memory.
-        and not (tensor.device.type == "cpu" and tensor.is_shared())
-        and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,15 @@ from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
 from constrained.originals import recording
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import base_class, set_class
+from constrained.plain_data import short
 from constrained.registry import UnknownNameError, did_you_mean
 from constrained.select import Place
 from constrained.spec import Request, SpecError
+from constrained.tolerance import working_dtype
 from constrained.transaction import all_or_nothing, around
 from constrained.view import View
 from constrained.wrapped import check_not_wrapped
+from constrained.writer import Writer
 
 INITS = ("keep", "inside", "sample", "strict")
 
@@ -131,8 +135,12 @@ class Postponed:
             more["init"] = self.init
         return {**constraint.spec(), **more}
 
-    def value_from(self, state: Mapping[str, Any]) -> Tensor:
+    def value_from(self, state: Mapping[str, Any], said: list[Any] | None) -> Tensor:
         """The value that belongs to the originals in a state dict, by their names there.
+
+        Args:
+            state: the entries of the tensor.
+            said: what the state dict says that they were written for, if it does.
 
         Raises:
             ValueError: if only the shape of the tensor would tell.
@@ -143,6 +151,9 @@ class Postponed:
                 "checkpoint: call the model once on an example before loading."
             )
         module = self.request.build()
+        writer = Writer.other(said, [module], None) if said else None
+        if writer is not None and writer.has_only_constraints():
+            return writer.value(state)[0]
         own = {k.removeprefix("0."): v for k, v in state.items() if k.startswith("0.")}
         module.load_state_dict(own, strict=False)
         count = sum(key.startswith("original") for key in state)
@@ -176,8 +187,8 @@ def prepare(
     place = here[0]
     if init not in INITS:
         raise ValueError(
-            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {init!r}."
-            f"{did_you_mean(str(init), INITS)}"
+            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {short(init)}."
+            f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"
         )
     original = place.tensor
     existing: Any = waiting(place.module).get(place.name)
@@ -185,13 +196,14 @@ def prepare(
         existing = " then ".join(repr(p) for p in original.children())
     if existing is not None or isinstance(original, nn.Module):
         raise ValueError(
-            f"'{place.path}' is constrained already, by {existing}; release() it first."
+            f"'{place.path}' is constrained already, by {existing}; release it by this path first."
         )
     try:
         _check_request(request, init)
         for other in here:
             check_not_wrapped(other.module, other.path)
             check_can_hold(other.module, other.name)
+            _check_not_written(other)
             if is_lazy(original):
                 check_can_wait(other.module)
         if is_lazy(original):
@@ -282,6 +294,18 @@ def _check_request(request: Request, init: str) -> None:
         raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
 
 
+def _check_not_written(place: Place) -> None:
+    """Raise if torch writes into the tensor whenever its module is called: nobody can keep that."""
+    module = place.module
+    bound = module.max_norm if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else None
+    if bound is not None and place.name == "weight":
+        raise ValueError(
+            f"{type(module).__name__} shortens the rows that it looks up, in place, to "
+            f"max_norm={bound!r}, and a value that is computed would lose that; set max_norm=None, "
+            f"and constrain it by 'max_norm(bound={bound!r})' if that is what you want."
+        )
+
+
 def _fitted(here: list[Place], request: Request) -> Request:
     """The request with the constraint as the owners of the tensor need it."""
     constraint, viewed = request.constraint, request.view is not None
@@ -315,6 +339,7 @@ def _parametrize(
 
 def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
     constraint.check_tensor(value)
+    _check_numbers(constraint, value.dtype)
     if init == "sample":
         return constraint.sample(value.shape, dtype=value.dtype, device=value.device)
     if init == "strict" and has_values(value):
@@ -322,6 +347,22 @@ def _start(constraint: Constraint, value: Tensor, init: str) -> Tensor:
         return value
     value = constraint.start(value)
     return constraint.inwards(value, START) if init == "inside" and has_values(value) else value
+
+
+def _check_numbers(constraint: Constraint, dtype: torch.dtype) -> None:
+    """Raise if a number among the arguments of a constraint is none in the dtype it computes in."""
+    finfo = torch.finfo(working_dtype(dtype))
+    for part in constraint.modules():
+        if not isinstance(part, Constraint):
+            continue
+        for key, number in part.arguments().items():
+            if isinstance(number, (int, float)) and math.isfinite(number):
+                size = abs(number)
+                if size > finfo.max or 0 < size < finfo.smallest_normal * finfo.eps:
+                    raise ValueError(
+                        f"{part!r}: {key}={number!r} is {'too large' if size > 1 else 'zero'} in "
+                        f"{finfo.dtype}, in which the set is computed."
+                    )
 
 
 def _flat(parametrizations: ParametrizationList) -> tuple[int, int]:

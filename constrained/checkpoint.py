@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import Parametrizations
-from constrained.places import is_parametrized
+from constrained.places import check_model, is_parametrized
 from constrained.registry import did_you_mean
-from constrained.select import places
+from constrained.select import is_constrained, places
 from constrained.sharded import whole
 from constrained.torch_internals.modules import put_versions, versions_in
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.translate import on_infeasible as _on_infeasible
 from constrained.wrapped import is_sharded
+from constrained.writer import unsigned
 
 _CHOICES = ("error", "project")
 
@@ -37,10 +38,13 @@ def load_state_dict(
 
     ``model.load_state_dict`` takes the same checkpoints: those of the model itself; plain ones,
     whose values go through the right inverses; those of ``weight_norm``, ``spectral_norm`` and
-    ``orthogonal`` of torch, and of geotorch's manifolds. Keys and shapes that are the model's own
-    are taken as such. Where foreign keys leave open what they mean a warning says what was
-    assumed; then, and for keys that are not known, load the checkpoint into the model that wrote
-    it, and that model's `baked_state_dict` here.
+    ``orthogonal`` of torch, and of geotorch's manifolds. A state dict says, in its metadata, which
+    constraint each tensor was written for; the value under another one, or under other arguments,
+    goes through the right inverse as a plain one does. Without metadata, as after a detour through
+    a format that has none, keys and shapes that are the model's own are taken as such. Where
+    foreign keys leave open what they mean a warning says what was assumed; then, and for keys that
+    are not known, load the checkpoint into the model that wrote it, and that model's
+    ``baked_state_dict(model, everything=True)`` here.
 
     Args:
         model: the model. Its parameters keep their identity, unless ``assign``.
@@ -64,6 +68,7 @@ def load_state_dict(
             f"on_infeasible must be 'error' or 'project', got {on_infeasible!r}."
             f"{did_you_mean(str(on_infeasible), _CHOICES)}"
         )
+    check_model(model)
     modules = list(model.modules())
     extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
     token = _on_infeasible.set(on_infeasible)
@@ -83,12 +88,18 @@ def _has_extra_state(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def baked_state_dict(model: nn.Module) -> dict[str, Any]:
+def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str, Any]:
     """The state dict that the model would have without constraints: values under plain names.
 
     A model that nobody constrained loads it, and the constraints have left no trace but the
-    values. Keys come in the order in which that model would have them. Tensors that torch or
-    geotorch parametrized are written in the same way.
+    values. Keys come in the order in which that model would have them. What a
+    ``register_parametrization`` did, torch's or this package's, belongs to the model: such tensors
+    keep their own keys, which the model's class expects.
+
+    Args:
+        model: the model.
+        everything: write the values of such tensors under plain names too, as for a model that is
+            to be constrained instead.
 
     Returns:
         Copies, which share no memory with the model or with each other, and whole ones of shards
@@ -97,10 +108,10 @@ def baked_state_dict(model: nn.Module) -> dict[str, Any]:
     parametrized = {
         path: place
         for path, place in places(model).items()
-        if is_parametrized(place.module, place.name)
+        if is_constrained(place) or (everything and is_parametrized(place.module, place.name))
     }
     state = model.state_dict()
-    order = {key: i for i, key in enumerate(_plain_keys(model, ""))}
+    order = {key: i for i, key in enumerate(_plain_keys(model, "", parametrized))}
     rank: dict[str, int] = {}
     entries: dict[str, Any] = {}
     latest = -1
@@ -117,11 +128,22 @@ def baked_state_dict(model: nn.Module) -> dict[str, Any]:
     metadata = versions_in(state)
     if metadata is not None:
         # torch's versions of modules, without those that a plain model does not have.
-        dots = {path: f"{path.rpartition('.')[0]}.parametrizations." for path in parametrized}
-        inside = tuple(dot.removeprefix(".") for dot in dots.values())
-        kept = ((k, v) for k, v in metadata.items() if not f"{k}.".startswith(inside))
-        put_versions(baked, OrderedDict(kept))
+        gone = tuple(f"{_inside(path)}." for path in parametrized)
+        left = {_parent(_inside(path)) for path in parametrized}
+        left -= {_parent(key) for key in metadata if not f"{key}.".startswith(gone)}
+        kept = (k for k in metadata if k not in left and not f"{k}.".startswith(gone))
+        put_versions(baked, OrderedDict((k, unsigned(metadata[k], k, parametrized)) for k in kept))
     return baked
+
+
+def _inside(path: str) -> str:
+    """Where the list is that parametrizes a tensor."""
+    prefix, dot, name = path.rpartition(".")
+    return f"{prefix}{dot}parametrizations.{name}"
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _belongs(key: str, parametrized: Container[str]) -> bool:
@@ -139,10 +161,11 @@ def _value(parametrizations: Any) -> Tensor:
     return whole(copy.deepcopy(parametrizations)().detach()).clone()
 
 
-def _plain_keys(module: nn.Module, prefix: str) -> Iterator[str]:
-    """The keys of the model's state dict without parametrizations, in their order, and more."""
+def _plain_keys(module: nn.Module, prefix: str, baked: Container[str]) -> Iterator[str]:
+    """The keys of the model's state dict, in their order, with the values of baked tensors."""
     container: Any = module._modules.get("parametrizations") if is_parametrized(module) else None
-    lists: dict[str, Any] = {} if container is None else container._modules
+    every: dict[str, Any] = {} if container is None else container._modules
+    lists = {name: found for name, found in every.items() if prefix + name in baked}
     places = container.places() if isinstance(container, Parametrizations) else tuple(lists)
     order = {name: i for i, name in enumerate(places)}
     kept = {name: getattr(found, "is_parameter", True) for name, found in lists.items()}
@@ -152,5 +175,9 @@ def _plain_keys(module: nn.Module, prefix: str) -> Iterator[str]:
         yield from (prefix + n for n in sorted(names, key=lambda n: order.get(n, len(order))))
     yield f"{prefix}_extra_state"
     for name, child in module._modules.items():
-        if child is not None and child is not container:
-            yield from _plain_keys(child, f"{prefix}{name}.")
+        if child is container:
+            for key, found in every.items():
+                if key not in lists:
+                    yield from _plain_keys(found, f"{prefix}{name}.{key}.", baked)
+        elif child is not None:
+            yield from _plain_keys(child, f"{prefix}{name}.", baked)

@@ -112,8 +112,12 @@ class Constraint(nn.Module):
     # ------------------------------------------------------------------ what a subclass defines
 
     @abstractmethod
-    def forward(self, *params: Tensor) -> Tensor:
-        """Map free parameters to an element of the set, of shape ``(*batch, *event)``."""
+    def forward(self, *params: Any, **none: Any) -> Tensor:
+        """Map free parameters to an element of the set, of shape ``(*batch, *event)``.
+
+        A subclass takes as many tensors as its map has parameters, by position. (So written, type
+        checkers let it.)
+        """
 
     @abstractmethod
     def right_inverse(self, value: Tensor) -> Params:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained.seen import SeenTensor
+from constrained.fingerprint import TensorState
 
 _latest = threading.local()
 
@@ -38,7 +38,7 @@ class HandedOut:
         self._lost = False
         self._value: Any = value
         self._node = value.grad_fn
-        self._seen: SeenTensor | None = SeenTensor(value.detach())
+        self._seen: TensorState | None = TensorState(value.detach())
 
     def let_go(self) -> None:
         """Hold on to the value, and its graph, no longer."""

@@ -52,6 +52,25 @@ def check_assigned(on: Inverted, value: Tensor, *, anew: bool = False) -> None:
         )
 
 
+def expanded(on: Inverted, value: Any) -> Any:
+    """What is assigned, where a plain parameter would take it: a number, or what broadcasts.
+
+    ``parameter.data.copy_(value)`` and ``fill_`` take these, and so GPyTorch's ``initialize`` does,
+    as for ``kernel.lengthscale = 0.9``. What does not broadcast comes back as it is.
+    """
+    if isinstance(value, (int, float)):
+        original = on.originals()[0]
+        value = torch.as_tensor(value, dtype=original.dtype, device=original.device)
+    if not isinstance(value, Tensor) or on.unsafe or value.shape == on.shape:
+        return value
+    if value.numel() == 1:
+        value = value.reshape(())
+    try:
+        return value.expand(on.shape).contiguous()
+    except RuntimeError:
+        return value
+
+
 def invert(on: Inverted, value: Tensor, *, anew: bool = False) -> tuple[Tensor, ...]:
     """The originals whose value is ``value``, checked and not yet stored.
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from constrained.writer import signature
+
 
 class Waiting(Protocol):
     """What is asked of a tensor that has no shape yet; tied tensors share it."""
@@ -25,7 +27,7 @@ class Waiting(Protocol):
         """The constraint as plain data; None for a foreign module."""
         ...
 
-    def value_from(self, state: Mapping[str, Any]) -> Tensor:
+    def value_from(self, state: Mapping[str, Any], said: list[Any] | None) -> Tensor:
         """The value that belongs to the originals in a state dict, by their names there."""
         ...
 
@@ -91,7 +93,9 @@ def _initialize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:
     _materialized(self)
 
 
-def materialize_from(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+def materialize_from(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
+) -> None:
     """Give waiting tensors the values that they have in a checkpoint, plain or constrained."""
     for name, item in waiting(module).items():
         tensor: Any = module._parameters.get(name, module._buffers.get(name))
@@ -101,7 +105,7 @@ def materialize_from(module: nn.Module, state_dict: Mapping[str, Any], prefix: s
             keys = [key for key in state_dict if key.startswith(inside)]
             state = {key.removeprefix(inside): state_dict[key] for key in keys}
             if any(key.startswith("original") for key in state):
-                value = item.value_from(state)
+                value = item.value_from(state, signature(metadata, name))
         if is_lazy(tensor) and isinstance(value, Tensor) and not is_lazy(value):
             tensor.materialize(value.shape)
             tensor.data.copy_(value)

@@ -19,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from constrained.constraint import Constraint, autocast_disabled
+from constrained.fingerprint import expect_writes
 from constrained.replay import written_since
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import version
+
+_is_compiling = torch.compiler.is_compiling
 
 
 def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
@@ -84,10 +87,11 @@ class Unread:
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
-    found = None if torch.compiler.is_compiling() else _list(self)
+    # A layer that is called often in a step comes here each time.
+    found = None if _is_compiling() else _list(self)
     if found is None:
         return self._base_class.forward(self, input)
-    factors = found.factors()
+    factors = found.factors(_rows(input))
     if factors is not None:
         left, right = factors
         return F.linear(F.linear(input, right), left, self.bias)
@@ -97,12 +101,20 @@ def _forward(self: Any, input: Tensor) -> Tensor:
     return self._base_class.forward(self, input)
 
 
+def _rows(input: Any) -> int:
+    # What is no input is for the layer itself to refuse.
+    return input.shape[:-1].numel() if isinstance(input, Tensor) else 1
+
+
 def _list(layer: Any) -> Any:
+    """The weight's parametrizations, if there is a way to apply them and nobody has read it."""
     if "_overrides" in layer.__dict__:
         return None
     parametrizations = layer._modules.get("parametrizations")
     found = parametrizations and parametrizations._modules.get("weight")
-    return found if found and "_is_applied_unread" in found.__dict__ else None
+    if found and "_is_applied_unread" in found.__dict__ and found._store.is_unread():
+        return found
+    return None
 
 
 class _Linear(torch.autograd.Function):
@@ -118,6 +130,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         unread: Unread = ctx.unread
+        expect_writes()
         x, bias = ctx.saved_tensors
         of_x, of_bias, *of_originals = ctx.needs_input_grad[1:]
         with autocast_disabled(unread.value):

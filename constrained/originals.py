@@ -28,13 +28,36 @@ def store(destination: Tensor, source: Tensor) -> None:
     elif destination.shape == source.shape and _alike(destination, source):
         # Even where swapping is the mode: graphs that hold the destination forbid it.
         destination.copy_(source)
-    elif get_swap_module_params_on_conversion() or is_wrapper(destination):
-        source = source.clone()
-        if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
-            source = nn.Parameter(source, requires_grad=destination.requires_grad)
-        torch.utils.swap_tensors(destination, source)
     else:
-        destination.set_(own(source))  # type: ignore[call-overload]
+        if destination.shape != source.shape:
+            # It is the gradient of a tensor that is no more, and no other can be added to it.
+            destination.grad = None
+        if get_swap_module_params_on_conversion() or is_wrapper(destination):
+            source = source.clone()
+            if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
+                source = nn.Parameter(source, requires_grad=destination.requires_grad)
+            if not is_wrapper(destination):
+                # What users have noted on it goes along, and comes back so.
+                vars(source).update(vars(destination))
+            torch.utils.swap_tensors(destination, source)
+        else:
+            destination.set_(own(source))  # type: ignore[call-overload]
+
+
+def attributes(originals: Sequence[Tensor]) -> dict[str, Any]:
+    """What users have noted on a tensor, such as ``_no_weight_decay``: on each trained original.
+
+    A tensor among these, say a sum of gradients, is made for the very one that it is noted on.
+    """
+    first, *others = [t for t in originals if isinstance(t, nn.Parameter)] or originals
+    if is_wrapper(first):
+        # There they are the tensor itself.
+        return {}
+    return {
+        key: value
+        for key, value in vars(first).items()
+        if not isinstance(value, Tensor) and all(key in vars(t) for t in others)
+    }
 
 
 def has_overlap(tensor: Tensor) -> bool:

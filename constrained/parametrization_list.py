@@ -15,9 +15,11 @@ from constrained import inversion, sharded
 from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint, is_autocast
+from constrained.fingerprint import happened
 from constrained.holders import holders
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
+    attributes,
     check_elements,
     check_records,
     check_single,
@@ -30,27 +32,30 @@ from constrained.originals import (
 )
 from constrained.replay import Pullback, with_dense_gradient
 from constrained.restore import watch
-from constrained.seen import SeenTensor
 from constrained.tools import check_not_sparsifying
 from constrained.torch_internals.graphs import traced_value
 from constrained.torch_internals.modules import is_replica
-from constrained.torch_internals.moments import is_bypassed, is_transformed
+from constrained.torch_internals.moments import has_saving_hooks, is_transformed
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.wrapped import is_sharded
+from constrained.writer import sign
 
 _is_watched = torch.compiler.is_dynamo_compiling
 
 #: Tensors of so many entries are small, and as many are restored at once.
 _SMALL, _BATCH = 2**16, 2**22
 
+#: A gradient is thin if a layer of this many times as many rows would have it.
+_THIN = 4
+#: Multiplications that are worth a second product, and what it takes to call it.
+_SAVED = 2**21
+
 _HALF = (torch.float16, torch.bfloat16)
 
-#: A value that is known, which original it is a copy of, for which arguments, and which originals.
 #: Of a list whose gradient no step has been made of.
 _NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
-_UNSETTLED: tuple[Tensor | None, int | None, int, Sequence[SeenTensor]] = (None, None, 0, ())
 
 
 class ParametrizationList(torch_parametrize.ParametrizationList):
@@ -196,6 +201,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         last = self.chain()[-1]
         return last if isinstance(last, Constraint) else None
 
+    def is_constrained(self) -> bool:
+        """Whether `constrain` put this list here; else a `register_parametrization` did."""
+        return self.moved is not None
+
     def described(self) -> str:
         """The parametrizations in words, for messages."""
         return _chain_repr(self)
@@ -233,16 +242,16 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             return None
         return first.pullback
 
-    def factors(self) -> tuple[Tensor, Tensor] | None:
-        """Thin factors of the value, where a product by them says all that the value would say."""
+    def factors(self, rows: int) -> tuple[Tensor, Tensor] | None:
+        """Thin factors of the value, where a product by them says all that the value would say.
+
+        Args:
+            rows: of what is multiplied.
+        """
         first, *rest = self.chain()
         if not isinstance(first, Constraint) or type(first).factors is Constraint.factors:
             return None
-        if type(self) is not ParametrizationList:
-            return None
-        if rest or not self._store.is_unread():
-            return None
-        if is_replica(self) or self.is_managed():
+        if rest or not self._may_be_applied_unread():
             return None
         originals = self.originals()
         # In half precision a product of factors is rounded in between.
@@ -252,16 +261,18 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if found is None:
             return None
         (m, r), n = found[0].shape, found[1].shape[-1]
-        return found if r * (m + n) < m * n else None
+        if r * (m + n) >= m * n:
+            return None
+        # Once it is multiplied out, the value serves all calls.
+        first_call = self._count_rows(rows) == rows
+        return found if first_call or rows * (m * n - r * (m + n)) > _SAVED else None
 
     def unread(self, input: Tensor) -> Unread | None:
         """The value, where a linear layer may have its gradient without anybody reading it."""
-        if type(self) is not ParametrizationList:
-            return None
         first, *rest = self.chain()
-        if rest or not self._store.is_unread() or not torch.is_grad_enabled() or is_bypassed():
+        if rest or not torch.is_grad_enabled() or is_transformed():
             return None
-        if is_replica(self) or self.is_managed() or not self.is_pure():
+        if not self._may_be_applied_unread() or not self.is_pure():
             return None
         originals = self.originals()
         ours, kind = originals[0], type(input)
@@ -277,35 +288,37 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             or is_autocast(ours)
         ):
             return None
-        value, copied, revision, seen = self.__dict__.get("_settled", _UNSETTLED)
-        if (
-            value is None
-            or revision != first.__dict__["_revision"]
-            or not all(
-                s.tensor is t and s.is_unchanged() for s, t in zip(seen, originals, strict=True)
-            )
-        ):
-            seen = self._store.look(originals)
-            if seen is None:
-                return None
+        rows = input.shape[:-1].numel()
+        total = self._count_rows(rows)
+        # Many thin gradients cost more than the one gradient of a value that all calls share.
+        if total > rows and total > min(self.shape) // _THIN:
+            return None
+        found = self._store.precomputed(self)
+        if found is None:
             with torch.no_grad():
-                value, copied = self.evaluator()(*originals), None
-            self.__dict__["_settled"] = value, copied, first.__dict__["_revision"], seen
-        return Unread(first, value, originals, copied)  # type: ignore[arg-type]
+                self._store.precompute(self, self.evaluator()(*originals), None)
+            found = self._store.precomputed(self)
+            if found is None:
+                return None
+        return Unread(first, found.value, originals, found.copied)  # type: ignore[arg-type]
 
-    def settled(self, now: Sequence[SeenTensor]) -> tuple[Tensor | None, int | None]:
-        """The value, if the originals are as they were when it became known, and what it copies.
+    def _may_be_applied_unread(self) -> bool:
+        """Whether nobody listens, or saves what autograd saves elsewhere."""
+        # A list of a class that somebody has derived is to be called.
+        if type(self) is not ParametrizationList:
+            return False
+        # What is run once more, to save the same tensors, must not find another way then.
+        return (
+            not has_saving_hooks() and not is_replica(self) and self._store.recipe(self) is not None
+        )
 
-        A value serves once: the next reader must not find what this one may write into.
-
-        Args:
-            now: the originals as they are.
-        """
-        value, copied, revision, seen = self.__dict__.pop("_settled", _UNSETTLED)
-        first: Any = self.chain()[0]
-        if value is None or first.__dict__["_revision"] != revision:
-            return None, None
-        return (value, copied) if all(map(SeenTensor.is_same, seen, now)) else (None, None)
+    def _count_rows(self, rows: int) -> int:
+        """How many rows the layer was applied to since a step, or a backward pass."""
+        since, before = self.__dict__.get("_rows", (None, 0))
+        now = happened()
+        total = rows + (before if since == now else 0)
+        self.__dict__["_rows"] = now, total
+        return total
 
     def evaluator(self) -> Callable[..., Tensor]:
         """A function from originals to the value, which does not hold on to this list."""
@@ -319,7 +332,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         The values are copied: the originals share no memory with ``value``.
 
         Args:
-            value: of the shape of the parametrized tensor, and on its device.
+            value: of the shape of the parametrized tensor, or one that broadcasts to it, and on its
+                device; or a number.
 
         Raises:
             RuntimeError: if a parametrization has no ``right_inverse``.
@@ -329,7 +343,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         modules = [] if self.is_pure() else list(self.modules())
         # The right inverse of a foreign module may write into it, and fail then.
         with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
-            self.put(self.invert(value))
+            self.put(self.invert(inversion.expanded(self, value)))
 
     def put(self, new: Sequence[Tensor]) -> None:
         """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""
@@ -387,10 +401,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                     # The one tensor that is trained stays the one that an optimizer knows.
                     store(original, tensor)
                     register_tensor(self, name, original)
-                elif self.is_parameter:
-                    register_tensor(self, name, nn.Parameter(own(tensor), original.requires_grad))
                 else:
-                    register_tensor(self, name, own(tensor).requires_grad_(original.requires_grad))
+                    mine = own(tensor)
+                    if self.is_parameter:
+                        mine = nn.Parameter(mine, original.requires_grad)
+                    vars(mine).update(attributes([original]))
+                    register_tensor(self, name, mine.requires_grad_(original.requires_grad))
 
     def preview(self) -> Tensor:
         """The value that the tensor will have once `take` is called."""
@@ -523,12 +539,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         # not the value.
         exact = value.shape == canonical.shape and value.dtype not in _HALF
         if exact and len(self.chain()) == 1 and not torch.compiler.is_compiling():
-            seen = self._store.look(here)
-            if seen is not None:
-                revision = first.__dict__["_revision"]
-                # A value must not share its memory with others, nor its version.
-                apart = canonical.clone() if canonical is value else canonical
-                self.__dict__["_settled"] = apart, first.ambient, revision, seen
+            # A value must not share its memory with others, nor its version.
+            apart = canonical.clone() if canonical is value else canonical
+            self._store.precompute(self, apart, first.ambient)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -543,6 +556,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.check_written(prefix.rstrip(".").replace("parametrizations.", ""))
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        sign(destination, prefix, self.chain())
 
     def check_written(self, name: str) -> None:
         """Raise a RuntimeError if a value that was handed out has been written in place."""
@@ -557,17 +571,15 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         ``torch.utils.swap_tensors``, which no other reference to it may forbid.
         """
         self._store.drop()
-        self.__dict__.pop("_settled", None)
 
     def forget_step(self) -> None:
         """Forget stored values, when an optimizer has moved the originals."""
         self._store.drop(stepped=True)
-        self.__dict__.pop("_settled", None)
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
         state = dict(self.__dict__)
-        for name in ("_store", "_owners", "_watched", "_settled", "_prepared", "__module__"):
+        for name in ("_store", "_owners", "_watched", "_prepared", "_rows", "__module__"):
             state.pop(name, None)
         return state
 
@@ -576,9 +588,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self._start()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParametrizationList:
-        # Conversions replace or swap the originals, which no graph may hold at that time.
+        # Conversions replace or swap the originals, which no graph may hold at that time, and their
+        # gradients, which no weak reference may.
         self.forget()
-        super()._apply(fn, recurse)
+        self.__dict__.pop("_prepared", None)
+        super()._apply(functools.partial(_converted, fn, len(self.shape)), recurse)
         self.forget()
         watch(self)
         return self
@@ -634,6 +648,22 @@ def _evaluate(chain: Sequence[nn.Module], *originals: Tensor) -> Tensor:
     for module in rest:
         value = module(value)
     return value
+
+
+def _converted(fn: Callable[[Tensor], Tensor], rank: int, tensor: Tensor) -> Tensor:
+    """What a conversion makes of a tensor behind one with so many axes.
+
+    A memory format, such as ``torch.channels_last``, is one of that many axes; torch tries it on
+    all tensors of four or five, and fails on one too many. Of these the numbers alone are
+    converted, in a row.
+    """
+    has_format = tensor.ndim in (4, 5) and tensor.ndim != rank
+    if not has_format or type(tensor) not in (Tensor, nn.Parameter):
+        return fn(tensor)
+    flat = tensor.detach().reshape(-1)
+    new = fn(flat)
+    # What is there already stays, but not where it had to be copied.
+    return tensor if new is flat and tensor.is_contiguous() else new.view(tensor.shape)
 
 
 def _has_memory_of_its_own(tensor: Tensor) -> bool:

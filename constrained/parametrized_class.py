@@ -232,11 +232,18 @@ def _setattr(self: Any, name: str, value: Any) -> None:
 
 
 def _load_from_state_dict(
-    self: Any, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    self: Any,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> None:
-    materialize_from(self, state_dict, prefix)
+    materialize_from(self, state_dict, prefix, local_metadata)
     with translated(self) if is_parametrized(self) else nullcontext():
-        super(self._parametrized, self)._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super(self._parametrized, self)._load_from_state_dict(
+            state_dict, prefix, local_metadata, *args, **kwargs
+        )
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:

@@ -7,7 +7,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.plain_data import short
+
 is_parametrized = torch_parametrize.is_parametrized
+
+
+def check_model(model: object) -> None:
+    """Raise a `TypeError` unless it is a module, which has tensors in places."""
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise TypeError(f"A model is a torch.nn.Module, got {short(model)} ({kind}).")
 
 
 def resolve(module: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -84,10 +84,15 @@ def _check_free(self: nn.Module, name: str) -> None:
 
 def _check_takes_norm(module: nn.Module, name: str) -> None:
     """Raise if an old norm of ``torch.nn.utils`` is to take a parametrized tensor."""
-    if hasattr(type(module), "_overridable") and name in lists(module):
+    found: Any = lists(module).get(name) if hasattr(type(module), "_overridable") else None
+    if found is not None:
+        cure = f"apply it to {CURE}, a copy without constraints"
+        if found.constraint() is None:
+            # Those of others are not ours to release.
+            cure = f"call remove_parametrizations(module, '{name}') first"
         raise KeyError(
             f"'{name}' is computed by parametrizations, and a norm that a hook computes needs a "
-            f"plain parameter: apply it to {CURE}, a copy without them."
+            f"plain parameter: {cure}."
         )
 
 

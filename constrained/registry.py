@@ -7,12 +7,19 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from constrained.constraint import Constraint, snake_case
+from constrained.plain_data import short
 
 ENTRY_POINT_GROUP = "constrained.constraints"
+
+#: The entry point of the catalogue, which comes before all others: its names are its own.
+_CATALOGUE = "catalogue = constraints"
+
+#: A word that is longer is compared with nothing: that would take long.
+_LONGEST = 200
 
 C = TypeVar("C", bound=type[Constraint])
 
@@ -25,6 +32,8 @@ _spellings: dict[str, tuple[str, dict[str, str | None]]] = {}
 
 def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callable[[C], C]:
     """Class decorator that puts a `Constraint` into the registry.
+
+    The catalogue is there before any other package: nobody else can take a name of it.
 
     Args:
         name: the name in configs, in snake case; that of the class by default.
@@ -44,6 +53,7 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
     def decorate(cls: C) -> C:
         if not (isinstance(cls, type) and issubclass(cls, Constraint)):
             raise TypeError(f"Only a subclass of Constraint can be registered, got {cls!r}.")
+        _load_catalogue()
         chosen = name or snake_case(cls.__name__)
         spellings = (chosen, *aliases)
         for spelling in spellings:
@@ -75,6 +85,7 @@ def register_adapter(
     It gets any object that is no spec and no `Constraint`, and returns a `Constraint`, or None for
     what it does not know.
     """
+    _load_catalogue()
     _adapters.append(function)
     return function
 
@@ -86,14 +97,25 @@ def register_spelling(theirs: str, name: str, arguments: dict[str, str | None]) 
         theirs: the class path.
         name: the registered name.
         arguments: our argument for each of theirs; None for one that has no meaning here.
+
+    Raises:
+        ValueError: if the class path means something else already.
     """
-    _spellings[theirs] = (name, arguments)
+    _load_catalogue()
+    if _spellings.setdefault(theirs, (name, arguments)) != (name, arguments):
+        raise ValueError(f"{theirs!r} means {_spellings[theirs][0]!r} already.")
 
 
 def respelled(theirs: str) -> tuple[str, dict[str, str | None]] | None:
     """The name and the arguments of a foreign class path, if it was registered."""
     _load_entry_points()
     return _spellings.get(theirs)
+
+
+def spellings() -> list[str]:
+    """The foreign class paths that were registered."""
+    _load_entry_points()
+    return list(_spellings)
 
 
 def adapted(thing: Any) -> Constraint | None:
@@ -121,7 +143,7 @@ def get(name: str) -> type[Constraint]:
     cls = _constraints.get(_aliases.get(name, name))
     if cls is None:
         raise UnknownNameError(
-            f"Unknown constraint {name!r}.{did_you_mean(name, [*_constraints, *_aliases])} "
+            f"Unknown constraint {short(name)}.{did_you_mean(name, [*_constraints, *_aliases])} "
             "constrained.names() lists them all."
         )
     return cls
@@ -147,6 +169,8 @@ class UnknownNameError(KeyError, ValueError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'orthogonal'?"``, or nothing when no known word comes close."""
+    if len(word) > _LONGEST:
+        return ""
     normal = {k.lower().replace("-", "_"): k for k in known}
     lowered = snake_case(word).replace("-", "_").replace(" ", "_")
     close = difflib.get_close_matches(lowered, normal, n=1, cutoff=0.6)
@@ -162,9 +186,29 @@ def _same_class(a: type, b: type) -> bool:
     return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
+def _load_catalogue() -> None:
+    # Asked for by each class that is registered, those of the catalogue among them.
+    if _CATALOGUE not in _loaded:
+        _load(point for point in _entry_points() if _key(point) == _CATALOGUE)
+        _loaded.add(_CATALOGUE)
+
+
 def _load_entry_points() -> None:
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        key = f"{point.name} = {point.value}"
+    _load_catalogue()
+    _load(_entry_points())
+
+
+def _entry_points() -> list[EntryPoint]:
+    return list(entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _key(point: EntryPoint) -> str:
+    return f"{point.name} = {point.value}"
+
+
+def _load(points: Iterable[EntryPoint]) -> None:
+    for point in points:
+        key = _key(point)
         if key in _loaded:
             continue
         _loaded.add(key)
@@ -175,5 +219,5 @@ def _load_entry_points() -> None:
             warnings.warn(
                 f"The constraints of the entry point {key!r} could not be loaded: {error!r}.",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )

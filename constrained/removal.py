@@ -14,7 +14,14 @@ from constrained.adopt import adopt
 from constrained.constraint import InfeasibleError, autocast_disabled
 from constrained.handover import Succession, check_holds, check_optimizer
 from constrained.install import check_can_change_class, uninstall
-from constrained.originals import check_elements, check_value, check_writable_now, recording, store
+from constrained.originals import (
+    attributes,
+    check_elements,
+    check_value,
+    check_writable_now,
+    recording,
+    store,
+)
 from constrained.parametrization_list import ParametrizationList
 from constrained.places import is_parametrized, list_of, places_of, resolve
 from constrained.transaction import all_or_nothing, around, tensors_of
@@ -127,7 +134,7 @@ def _plain_tensor(
         if reusable is not None and reusable.dtype == value.dtype:
             store(reusable, value)
             return reusable
-        return _new_tensor(value, parametrizations.is_parameter, requires_grad)
+        return _new_tensor(value, parametrizations, requires_grad)
 
 
 def _successor(originals: tuple[Tensor, ...]) -> Tensor | None:
@@ -137,10 +144,13 @@ def _successor(originals: tuple[Tensor, ...]) -> Tensor | None:
     return reusable[0] if len(reusable) == 1 else None
 
 
-def _new_tensor(value: Tensor, is_parameter: bool, requires_grad: bool) -> Tensor:
+def _new_tensor(
+    value: Tensor, parametrizations: ParametrizationList, requires_grad: bool
+) -> Tensor:
     value = value.detach().clone(memory_format=torch.contiguous_format)
-    if is_parameter:
-        return nn.Parameter(value, requires_grad)
+    if parametrizations.is_parameter:
+        value = nn.Parameter(value, requires_grad)
+    vars(value).update(attributes(parametrizations.originals()))
     return value.requires_grad_(requires_grad)
 
 
@@ -220,7 +230,7 @@ def _take_value(parametrizations: ParametrizationList, value: Tensor) -> None:
     original = _successor(originals)
     if original is None or original.dtype != elements[0].dtype:
         requires_grad = any(t.requires_grad for t in originals)
-        original = _new_tensor(value, parametrizations.is_parameter, requires_grad)
+        original = _new_tensor(value, parametrizations, requires_grad)
     parametrizations.forget()
     for name in parametrizations.names():
         delattr(parametrizations, name)

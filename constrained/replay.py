@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from constrained.constraint import autocast_disabled
-from constrained.seen import SeenTensor
+from constrained.fingerprint import TensorState, expect_writes
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import version
 
@@ -58,7 +58,7 @@ class Kept(ABC):
         self.value = value
         self.is_repeatable = is_repeatable
         self.is_spent = False
-        self.sources: list[SeenTensor] = []
+        self.sources: list[TensorState] = []
 
     def note(self, inputs: Sequence[Tensor]) -> None:
         """Note what the inputs are at the time of the evaluation."""
@@ -176,6 +176,26 @@ class KeptArguments(Kept):
         return tuple(next(found) if need else None for need in needed)
 
 
+def recomputing(evaluate: Evaluate, originals: Sequence[Tensor]) -> Pullback:
+    """A pullback by one more evaluation.
+
+    Args:
+        evaluate: gives the value of such originals.
+        originals: tensors of which some require a gradient.
+    """
+    trained = [i for i, t in enumerate(originals) if t.requires_grad]
+
+    def pullback(_: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor | None, ...]:
+        leaves = [p.detach().requires_grad_(i in trained) for i, p in enumerate(params)]
+        with torch.enable_grad():
+            value = evaluate(*leaves)
+        wanted = [leaves[i] for i in trained]
+        found = iter(torch.autograd.grad(value, wanted, gradient, allow_unused=True))
+        return tuple(next(found) if i in trained else None for i in range(len(params)))
+
+    return pullback
+
+
 def written_since() -> RuntimeError:
     """The error for a gradient that is asked for after its arguments were written."""
     return RuntimeError(
@@ -197,6 +217,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kept, needed = ctx.kept, ctx.needs_input_grad[1:]
+        expect_writes()
         for seen in kept.sources:
             seen.mark()
         ask = kept.differentiable if torch.is_grad_enabled() else kept.gradients

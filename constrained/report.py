@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from constrained.appending import without_side_effects
 from constrained.constraint import InfeasibleError, has_values
 from constrained.lazy import waiting_tensors
-from constrained.parametrization_list import read
+from constrained.parametrization_list import ParametrizationList, read
 from constrained.select import constrained_tensors, parametrized_tensors
 from constrained.tolerance import tolerance
 
@@ -99,12 +100,15 @@ class Report:
             table.add_row(row.path, row.constraint, shape, violation, holds, moved, flat)
         text = StringIO()
         Console(file=text, width=110).print(table if self.rows else "No tensor is constrained.")
-        return text.getvalue().rstrip()
+        return "\n".join(map(str.rstrip, text.getvalue().splitlines())).rstrip()
 
 
 @torch.no_grad()
 def report(model: nn.Module) -> Report:
-    """The constrained tensors of a model: constraint, shape, violation, how far each has moved."""
+    """The constrained tensors of a model: constraint, shape, violation, how far each has moved.
+
+    Tensors that others parametrized, by a ``register_parametrization``, have a row as well.
+    """
     return Report(tuple(_rows(model)))
 
 
@@ -136,12 +140,17 @@ def _relative(row: Row) -> float:
 
 def _rows(model: nn.Module) -> Iterator[Row]:
     for path, parametrizations in parametrized_tensors(model):
-        value = read(parametrizations, path)
-        constraint = parametrizations.constraint()
+        ours = isinstance(parametrizations, ParametrizationList)
+        constraint = parametrizations.constraint() if ours else None
+        moved = parametrizations.moved if ours else None
         if constraint is None:
+            # A foreign module may write into itself when it is evaluated.
+            with without_side_effects(parametrizations):
+                shape = tuple(read(parametrizations, path).shape)
             foreign = " then ".join(type(m).__name__ for m in parametrizations.children())
-            yield Row(path, foreign, tuple(value.shape), None, 0.0, parametrizations.moved)
+            yield Row(path, foreign, shape, None, 0.0, moved)
             continue
+        value = read(parametrizations, path)
         violation, allowed, flat = (0.0 if has_values(value) else math.nan), 0.0, 0.0
         if value.numel() and has_values(value):
             measured = constraint.violation(value).flatten()
@@ -150,7 +159,7 @@ def _rows(model: nn.Module) -> Iterator[Row]:
             worst = int((excess if bool((excess > 0).any()) else measured).argmax())
             violation, allowed = float(measured[worst]), float(granted[worst])
             flat = float(constraint.flat(value).double().mean())
-        shape, moved = tuple(value.shape), parametrizations.moved
+        shape = tuple(value.shape)
         yield Row(path, repr(constraint), shape, violation, allowed, moved, flat)
     for path, item in waiting_tensors(model):
         yield Row(path, f"{item!r}, once it has a shape", (), None, 0.0, None)

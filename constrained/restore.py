@@ -29,6 +29,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from constrained.fingerprint import expect_writes
 from constrained.history import History, has_moved, history_of
 from constrained.holders import Holder, holders, note, note_all
 
@@ -114,6 +115,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     # A compiler knows no frames: what it has compiled counts as a step of its own.
     if torch.compiler.is_compiling():
         return None
+    expect_writes()
     frame, steps = sys._getframe(1), _running.steps
     if steps:
         _drop_abandoned(steps, frame)
@@ -166,6 +168,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     held = {id(p) for outer in around for p in _parameters(outer.optimizer)}
     due = [item for item in items if held.isdisjoint(map(id, item._parameters.values()))]
     _restore(_without_history(due, step.histories) if step.histories else due)
+    if frame is not None:
+        expect_writes()
 
 
 def _finished(optimizer: Optimizer, frame: FrameType | None) -> tuple[_Step, list[_Step]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from constrained.constraint import Constraint
 from constrained.parametrization_list import ParametrizationList
-from constrained.places import is_parametrized
+from constrained.places import check_model, is_parametrized
+from constrained.plain_data import short
 from constrained.tools import hint
 
 T = TypeVar("T")
+
+#: Of so many wildcards, and of what is between them, a glob may consist.
+_MOST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Place:
 
 def places(model: nn.Module) -> dict[str, Place]:
     """Every tensor of a model by its path, in the order of its parameters; ties appear often."""
+    check_model(model)
     found: dict[str, Place] = {}
     for prefix, module in _modules(model, ""):
         kinds = [(n, True) for n, t in module._parameters.items() if t is not None]
@@ -81,57 +86,103 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
         ValueError: if a target matches nothing, or two targets contradict each other.
     """
     available = places(model)
+    tied: dict[int, dict[tuple[nn.Module, str], Place]] = {}
+    for place in available.values():
+        # A module that is registered under several names has a tensor once, by its first path.
+        same = tied.setdefault(id(place.tensor), {})
+        same.setdefault((place.module, place.name), place)
     chosen: dict[int, str] = {}
     result: dict[str, tuple[list[Place], T]] = {}
     # Paths first: globs leave to them what they name.
-    for target in sorted(targets, key=_is_glob):
+    for target in sorted(targets, key=is_glob):
         matched = _match(target, available)
         if not matched:
             raise ValueError(
-                f"No tensor of {type(model).__name__} matches {target!r}."
+                f"No tensor of {type(model).__name__} matches {short(target, 200)}."
                 f"{_computed(model, target) or _suggest(target, available)}"
             )
         for place in matched:
             other = chosen.get(id(place.tensor))
             if other is None:
-                same = [p for p in available.values() if p.tensor is place.tensor]
+                same = [*tied[id(place.tensor)].values()]
                 result[same[0].path] = (same, targets[target])
                 chosen[id(place.tensor)] = target
-            elif _is_glob(other) == _is_glob(target) and targets[other] != targets[target]:
+            elif is_glob(other) == is_glob(target) and targets[other] != targets[target]:
                 cure = "name it by its path to say which one counts"
-                if not _is_glob(target):
+                if not is_glob(target):
                     cure = "they name one tied tensor, which has one constraint"
                 raise ValueError(
-                    f"'{place.path}' is meant by two targets, {other!r} and {target!r}; {cure}."
+                    f"'{place.path}' is meant by two targets, {short(other, 200)} and "
+                    f"{short(target, 200)}; {cure}."
                 )
     order = {path: i for i, path in enumerate(available)}
     return dict(sorted(result.items(), key=lambda item: order[item[0]]))
 
 
-def _is_glob(target: str) -> bool:
+def is_glob(target: str) -> bool:
+    """Whether a target is a pattern; else it is the path of a tensor."""
     return "*" in target
 
 
 def _match(target: str, available: Mapping[str, Place]) -> list[Place]:
-    if not _is_glob(target):
+    if not is_glob(target):
         return [available[target]] if target in available else []
-    pattern = re.compile(_regex(target))
-    return [p for path, p in available.items() if p.is_parameter and pattern.fullmatch(path)]
+    tokens = re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*]+?(?=\.?\*|$)", target, re.DOTALL)
+    if len(tokens) > _MOST_TOKENS:
+        raise ValueError(
+            f"{short(target)} has too many wildcards: a glob may be cut by them into "
+            f"{_MOST_TOKENS} parts."
+        )
+    # Most paths end in another way than a glob does, and many begin in another way.
+    first = "" if "*" in tokens[0] else tokens[0]
+    last = "" if "*" in tokens[-1] else tokens[-1]
+    return [
+        p
+        for path, p in available.items()
+        if p.is_parameter
+        and path.startswith(first)
+        and path.endswith(last)
+        and _is_matched(path, tokens)
+    ]
 
 
-def _regex(target: str) -> str:
-    parts = {"**.": r"(?:.*\.)?", ".**": r"(?:\..*)?", "**": ".*", "*": "[^.]*"}
-    return "".join(
-        parts[token] if token in parts else re.escape(token)
-        for token in re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*.]+|\.", target)
-    )
+def _is_matched(path: str, tokens: Sequence[str]) -> bool:
+    """Whether a glob, cut into wildcards and what is between them, means a path.
+
+    The places in the path that the tokens so far lead to are followed all together, where trying
+    one way after another takes exponentially long.
+    """
+    ends = {0}
+    for token in tokens:
+        if token == "*":
+            # To the end of the segment. What one way has passed, the others need not pass again.
+            there: set[int] = set()
+            for end in sorted(ends):
+                while end not in there:
+                    there.add(end)
+                    if end < len(path) and path[end] != ".":
+                        end += 1
+            ends = there
+        elif token == "**":
+            ends = set(range(min(ends), len(path) + 1))
+        elif token == "**.":
+            # No segments at all, or any number of them.
+            ends |= {i + 1 for i in range(min(ends), len(path)) if path[i] == "."}
+        elif token == ".**":
+            dots = [end for end in ends if path[end : end + 1] == "."]
+            ends |= set(range(min(dots) + 1, len(path) + 1)) if dots else set()
+        else:
+            ends = {end + len(token) for end in ends if path.startswith(token, end)}
+        if not ends:
+            return False
+    return len(path) in ends
 
 
 def _computed(model: nn.Module, target: str) -> str:
     """A sentence about a target that is a tensor, but one that nobody registered."""
     prefix, _, name = target.rpartition(".")
-    owner = dict(model.named_modules()).get(prefix)
-    reason = "" if owner is None else hint(owner, name)
+    owner = dict(model.named_modules(remove_duplicate=False)).get(prefix)
+    reason = "" if owner is None or len(name) > 200 else hint(owner, name)
     return reason and f" {reason}"
 
 
@@ -139,8 +190,11 @@ def _suggest(target: str, available: Mapping[str, Place]) -> str:
     if not available:
         return " It has no tensors."
     last = target.rsplit(".", 1)[-1]
-    endings = [path for path in available if not _is_glob(target) and path.endswith(f".{last}")]
-    close = difflib.get_close_matches(target, available, n=1, cutoff=0.6) or endings[:1]
+    # Comparing long words, or a word with many, takes long.
+    likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
+    endings = [path for path in available if not is_glob(target) and path.endswith(f".{last}")]
+    close = [] if len(target) > 200 else difflib.get_close_matches(target, likely, 1, cutoff=0.6)
+    close = close or endings[:1]
     if close:
         return f" Did you mean {close[0]!r}?"
     paths = list(available)
@@ -150,16 +204,23 @@ def _suggest(target: str, available: Mapping[str, Place]) -> str:
 def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList, Constraint]]:
     """Each tensor of a model that has a constraint: its first path, its list, the constraint."""
     for path, found in parametrized_tensors(model):
-        constraint = found.constraint()
-        if constraint is not None:
-            yield path, found, constraint
+        if isinstance(found, ParametrizationList):
+            constraint = found.constraint()
+            if constraint is not None:
+                yield path, found, constraint
 
 
-def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
-    """Each parametrized tensor of a model: its first path, its list."""
+def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each parametrized tensor of a model: its first path, its list, which may be torch's own."""
     seen: set[int] = set()
     for path, place in places(model).items():
         found = place.tensor
-        if isinstance(found, ParametrizationList) and id(found) not in seen:
+        if isinstance(found, nn.Module) and id(found) not in seen:
             seen.add(id(found))
             yield path, found
+
+
+def is_constrained(place: Place) -> bool:
+    """Whether `constrain` has parametrized a tensor, not somebody's `register_parametrization`."""
+    found = place.tensor
+    return isinstance(found, ParametrizationList) and found.is_constrained()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import inspect
+import math
 import re
 import sys
 import types
 import typing
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,14 +24,17 @@ from torch import nn
 
 from constrained import registry
 from constrained.constraint import Constraint
+from constrained.plain_data import SpecError, check_extent, short
 from constrained.view import axes
 
 _LONGEST = 10_000
+
+#: A spec may be made of so many, those within its parts included.
+_MOST_SPECS = 128
+
+#: How many specs there are in the one that is being parsed, so far.
+_count: ContextVar[list[int] | None] = ContextVar("count", default=None)
 _SPELLING = re.compile(r"\s*(?P<name>[\w.-]+(:[\w.]+)?)\s*(?P<call>\(.*\))?\s*", re.DOTALL)
-
-
-class SpecError(TypeError, ValueError):
-    """A spec that is no description of a constraint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +62,7 @@ class Request:
         return copy.deepcopy(self.constraint)
 
 
-def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
+def parse(spec: Any, /, view: str | None = None, **arguments: Any) -> Request:
     """Understand a spec.
 
     Args:
@@ -71,23 +77,38 @@ def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
         SpecError: one sentence that says what is wrong (a `ValueError` and a `TypeError`).
         UnknownNameError: for a name that is not registered (a `ValueError` and a `KeyError`).
     """
+    count = _count.get()
+    if count is None:
+        check_extent((spec, arguments))
+        token = _count.set([0])
+        try:
+            return _parse(spec, view, arguments)
+        finally:
+            _count.reset(token)
+    count[0] += 1
+    if count[0] > _MOST_SPECS:
+        raise SpecError(f"The spec is made of more than {_MOST_SPECS} others.")
+    return _parse(spec, view, arguments)
+
+
+def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
     init = None
     positional: tuple[Any, ...] = ()
     if isinstance(spec, Mapping):
         given = dict(spec)
         if not all(isinstance(key, str) for key in given):
-            raise SpecError(f"The keys of a spec must be strings, got {_short(list(given))}.")
+            raise SpecError(f"The keys of a spec must be strings, got {short(list(given))}.")
         if "name" not in given:
             raise SpecError(
                 f"A spec mapping needs the key 'name', as in {{'name': 'orthogonal'}}, got the "
-                f"keys {_short(list(given))}."
+                f"keys {short(list(given))}."
             )
         spec = given.pop("name")
         view = given.pop("view", view)
         init = given.pop("init", None)
         arguments = _merge(spec, given, arguments)
     if isinstance(spec, str):
-        links = _links(spec)
+        links = _links(spec) if len(spec) <= _LONGEST else [spec]
         name, positional, more = (
             _parse_string(spec) if len(links) == 1 else ("chain", (), {"parts": links})
         )
@@ -95,7 +116,7 @@ def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
         name, arguments = _respelled(name, positional, arguments)
         spec = _find_class(name)
     if view is not None and not isinstance(view, str):
-        raise SpecError(f"A view must be an einops pattern, got {_short(view)}.")
+        raise SpecError(f"A view must be an einops pattern, got {short(view)}.")
     sizes: dict[str, int] = {}
     if view is not None:
         constructor = _parameters(spec) if isinstance(spec, type) else {}
@@ -104,20 +125,20 @@ def parse(spec: Any, view: str | None = None, **arguments: Any) -> Request:
         spec = instantiate(spec, *positional, **arguments)
     elif arguments:
         raise SpecError(
-            f"The arguments {_short(sorted(arguments))} go with a name or a class; "
-            f"{_short(spec)} is an object that has its own."
+            f"The arguments {short(sorted(arguments))} go with a name or a class; "
+            f"{short(spec)} is an object that has its own."
         )
     if not isinstance(spec, Constraint):
         spec = registry.adapted(spec) or spec
     if not isinstance(spec, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
-            f"'name', or a Constraint, got {_short(spec)} ({type(spec).__name__})."
+            f"'name', or a Constraint, got {short(spec)} ({type(spec).__name__})."
         )
     return Request(spec, view, sizes, init)
 
 
-def instantiate(cls: type[Constraint], *positional: Any, **arguments: Any) -> Constraint:
+def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:
     """Make a constraint, with its arguments checked against the constructor's signature.
 
     Raises:
@@ -135,7 +156,8 @@ def instantiate(cls: type[Constraint], *positional: Any, **arguments: Any) -> Co
     for key in arguments:
         if key not in parameters:
             raise SpecError(
-                f"{name} has no argument {key!r}.{registry.did_you_mean(key, parameters)} {takes}"
+                f"{name} has no argument {short(key)}."
+                f"{registry.did_you_mean(key, parameters)} {takes}"
             )
     missing = [
         key
@@ -149,7 +171,7 @@ def instantiate(cls: type[Constraint], *positional: Any, **arguments: Any) -> Co
         if key in hints and not _fits(value, hints[key]):
             raise SpecError(
                 f"{name}: the argument '{key}' must be {_describe(hints[key])}, got "
-                f"{_short(value)} ({type(value).__name__})."
+                f"{short(value)} ({type(value).__name__}){_meant(value, hints[key])}."
             )
     return cls(**arguments)
 
@@ -157,7 +179,7 @@ def instantiate(cls: type[Constraint], *positional: Any, **arguments: Any) -> Co
 def _merge(name: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     twice = sorted(set(first) & set(second))
     if twice:
-        raise SpecError(f"{_short(name)} was given the argument '{twice[0]}' twice.")
+        raise SpecError(f"{short(name)} was given the argument '{twice[0]}' twice.")
     return {**first, **second}
 
 
@@ -177,24 +199,32 @@ def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     match = _SPELLING.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         raise SpecError(
-            f"{_short(text)} is no spec: write a name, or a name with literal arguments such as "
+            f"{short(text)} is no spec: write a name, or a name with literal arguments such as "
             "'low_rank(rank=8)'."
         )
     if match["call"] is None:
         return match["name"], (), {}
+    unquoted = ""
     try:
         call = ast.parse("f" + match["call"].replace("\n", " "), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
             raise ValueError
+        unquoted = next((f"'{a.id}'" for a in call.args if isinstance(a, ast.Name)), "")
         positional = tuple(ast.literal_eval(a) for a in call.args)
         arguments: dict[str, Any] = {}
         for keyword in call.keywords:
             if keyword.arg is None or keyword.arg in arguments:
                 raise ValueError
+            if isinstance(keyword.value, ast.Name):
+                unquoted = f"{keyword.arg}='{keyword.value.id}'"
             arguments[keyword.arg] = ast.literal_eval(keyword.value)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        if unquoted:
+            raise SpecError(
+                f"{short(text)} is no spec: text stands in quotes, as in {unquoted[:60]}."
+            ) from None
         raise SpecError(
-            f"{_short(text)} is no spec: arguments must be literals such as 8, 0.5, 'cayley', "
+            f"{short(text)} is no spec: arguments must be literals such as 8, 0.5, 'cayley', "
             "True or (0, 1), each given once."
         ) from None
     return match["name"], positional, arguments
@@ -213,7 +243,7 @@ def _respelled(
     for key in arguments:
         if key not in known:
             raise SpecError(
-                f"{name} has no argument {key!r} that is known here."
+                f"{name} has no argument {short(key)} that is known here."
                 f"{registry.did_you_mean(key, known)} Known are {', '.join(known) or 'none'}."
             )
     renamed = {known[key]: value for key, value in arguments.items() if known[key] is not None}
@@ -225,26 +255,35 @@ def _find_class(name: str) -> type[Constraint]:
         return registry.get(name)
     module_name, _, path = name.partition(":")
     module = sys.modules.get(module_name)
+    known = [theirs.split(":") for theirs in registry.spellings()]
+    classes = sorted(cls for library, cls in known if library == module_name)
+    if classes:
+        guess = registry.did_you_mean(path, classes) or f" Known are {', '.join(classes)}."
+        raise SpecError(f"{short(name)} is no name of {module_name} that is known here.{guess}")
     if module is None:
         raise SpecError(
-            f"The module of {name!r} is not imported; a spec imports nothing: import "
-            f"{module_name} first, or register the constraint under a name."
+            f"The module of {short(name)} is not imported; a spec imports nothing: import "
+            f"{short(module_name)[1:-1]} first, or register the constraint under a name."
         )
     found: Any = module
     for part in path.split("."):
         # Not getattr: a module may run code when an attribute is asked for.
         found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
     if not (isinstance(found, type) and issubclass(found, Constraint)):
-        raise SpecError(f"{name!r} is no subclass of constrained.Constraint.")
+        raise SpecError(f"{short(name)} is no subclass of constrained.Constraint.")
+    if inspect.isabstract(found):
+        raise SpecError(f"{short(name)} is no constraint, but a class of these without a set.")
     return found
 
 
+@functools.lru_cache
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(cls.__init__).parameters)
     parameters.pop("self", None)
     return parameters
 
 
+@functools.lru_cache
 def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls.__init__)
@@ -264,8 +303,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, choice) for choice in inner)
     if hint is None or hint is type(None):
         return value is None
+    if isinstance(value, (str, bytes)):
+        # No sequence of characters where one of numbers is asked for.
+        return hint is type(value)
     if isinstance(value, bool):
         return hint is bool
+    if isinstance(value, int) and abs(value) >= 2**63 and hint in (int, float):
+        # No tensor holds it, nor is it a length; a larger one may be no floating number at all.
+        return False
     if hint is float:
         return isinstance(value, (int, float))
     kind = origin or hint
@@ -279,6 +324,21 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
+def _meant(value: Any, hint: Any) -> str:
+    """What a text should have been, of which YAML 1.1 makes no number, such as 1e-3."""
+    if not isinstance(value, str) or not _fits(0.5, hint):
+        return ""
+    try:
+        number = float(value[:30])
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        return ""
+    digits, _, exponent = repr(number).partition("e")
+    point = "" if "." in digits else ".0"
+    return f"; YAML reads {digits}{point}{exponent and 'e' + exponent} as a number"
+
+
 def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
@@ -286,8 +346,3 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(inner) for inner in typing.get_args(hint))
     names = {float: "a number", int: "a whole number", str: "a string", bool: "True or False"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if not hasattr(value, "shape") else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -99,6 +99,7 @@ class _Contents:
         # A lazy tensor has contents that only it itself can touch, and none that count.
         self._alias = tensor.data if is_lazy(tensor) else tensor.detach()
         self._copy = self._alias.clone()
+        self._grad = tensor.grad if tensor.is_leaf else None
 
     def put_back(self) -> None:
         tensor: Any = self._tensor
@@ -110,6 +111,8 @@ class _Contents:
                 store(self._tensor, self._copy)
                 return
             tensor.data = self._alias
+            if self._grad is not None:
+                tensor.grad = self._grad
             if is_lazy(tensor) or not has_values(tensor) or torch.equal(tensor, self._copy):
                 # What has not been written is not written now: a graph may hold it.
                 return

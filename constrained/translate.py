@@ -22,13 +22,15 @@ from constrained.foreign_keys import OLD_ENDINGS, agree, read
 from constrained.originals import is_finite
 from constrained.parametrization_list import ParametrizationList
 from constrained.sharded import is_shard, whole, write
+from constrained.writer import Writer, signature
 
 #: "error" or "project": what becomes of a plain value outside of its constraint set.
 on_infeasible: ContextVar[str] = ContextVar("on_infeasible", default="error")
 
 _CURE = (
     "build the model that wrote the checkpoint, load it there, and load "
-    "constrained.baked_state_dict(of that model) here."
+    "constrained.baked_state_dict(of that model) here, with everything=True if it was "
+    "parametrized by others."
 )
 
 
@@ -58,7 +60,8 @@ def _translate(
     for name, parametrizations in module.parametrizations.items():  # type: ignore[operator]
         if not isinstance(parametrizations, ParametrizationList):
             continue
-        tensor = _Saved(module, name, parametrizations, state_dict, prefix)
+        said = signature(local_metadata, name)
+        tensor = _Saved(module, name, parametrizations, state_dict, prefix, said)
         try:
             tensor.translate(assign)
         except Exception as error:  # As nn.Module does: all errors are reported together.
@@ -88,6 +91,7 @@ class _Saved:
         parametrizations: ParametrizationList,
         state_dict: dict[str, Any],
         prefix: str,
+        said: list[Any] | None,
     ) -> None:
         self.module = module
         self.name = name
@@ -102,17 +106,24 @@ class _Saved:
             for key, value in state_dict.items()
             if key.startswith(self.inner)
         }
+        #: What else the entries are known to be written for, or whether it was the tensor itself.
+        self.writer = None
+        if said and self.saved:
+            chain, shape = parametrizations.chain(), parametrizations.shape
+            self.writer = Writer.other(said, chain, shape)
+        self.is_signed = bool(said) and self.writer is None
 
     def translate(self, assign: bool) -> None:
         """Put the tensor's own keys in the place of others that hold its value.
 
         Keys that repeat the value are dropped; keys that contradict it stay, as unexpected ones.
         """
-        if self._is_own():
+        if self.writer is None and self._is_own():
             self._check_own()
             entries, repeated = {}, [*self._plain(), *self._old()]
             # Several originals of the same shapes mean little: a step and its base, two factors.
-            alike = list(self._foreign()) if self.constraint and len(self.saved) == 1 else []
+            unsure = self.constraint and len(self.saved) == 1 and not self.is_signed
+            alike = list(self._foreign()) if unsure else []
             if not repeated and not alike:
                 return
             value = self._own_value()
@@ -120,7 +131,9 @@ class _Saved:
                 if not _agree(value, other.value):
                     self._warn(repr(self.constraint), other.origin)
         else:
-            found = [*self._plain(), *self._foreign(), *self._old()]
+            known = list(self._of_writer())
+            foreign = [] if known or self.is_signed else self._foreign()
+            found = [*known, *self._plain(), *foreign, *self._old()]
             if not found:
                 self._check_known()
                 if not self.saved and not self.parametrizations.persistent:
@@ -128,7 +141,7 @@ class _Saved:
                     self._put(self.own)
                 return
             first, *repeated = found
-            value, entries = first.value, self._entries(first, assign)
+            value, entries = first.value, self._mapped(first, assign)
             if first.others:
                 self._warn(first.origin, " or ".join(first.others))
             self._drop(first.keys)
@@ -163,6 +176,22 @@ class _Saved:
 
     def _foreign(self) -> Iterator[_Found]:
         yield from self._read(self.saved, tuple(self.inner + key for key in self.saved))
+
+    def _of_writer(self) -> Iterator[_Found]:
+        """The value under the other constraint that the entries were written for."""
+        if self.writer is None:
+            return
+        try:
+            value, keys = self.writer.value(self.saved)
+        except ValueError as error:
+            # Of a module that is no constraint, such as torch's own, the keys may tell more.
+            if not self.writer.has_only_constraints() and any(self._foreign()):
+                return
+            raise ValueError(
+                f"the checkpoint was written for {self.writer!r}, and here is "
+                f"{self.parametrizations.described()}: {str(error).rstrip('.')}; {_CURE}"
+            ) from None
+        yield _Found(value, tuple(self.inner + key for key in keys), repr(self.writer))
 
     def _old(self) -> Iterator[_Found]:
         for endings in OLD_ENDINGS:
@@ -231,6 +260,16 @@ class _Saved:
             )
 
     # ------------------------------------------------------------------ from a value to originals
+
+    def _mapped(self, found: _Found, assign: bool) -> dict[str, Any]:
+        """The tensor's own entries at a value, or an error that says whose value it was."""
+        if self.writer is None or found.origin != repr(self.writer):
+            return self._entries(found, assign)
+        try:
+            return self._entries(found, assign)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError | TypeError) else repr(error)
+            raise ValueError(f"the checkpoint was written for {found.origin}: {reason}") from error
 
     def _entries(self, found: _Found, assign: bool) -> dict[str, Any]:
         """The tensor's own entries at a value. Nothing of the model is written."""

@@ -10,7 +10,11 @@ import torch
 from einops import EinopsError, parse_shape, rearrange
 from torch import Tensor
 
-from constrained.constraint import FLAT, Constraint, Params
+from constrained.constraint import FLAT, Constraint, Params, unguarded
+from constrained.plain_data import short
+
+#: einops takes its time for a long pattern.
+_LONGEST = 1_000
 
 
 def axes(pattern: str) -> set[str]:
@@ -66,7 +70,8 @@ class View(Constraint):
 
     def right_inverse(self, value: Tensor) -> Params:
         """Free parameters of the rearranged tensor."""
-        return self.constraint.right_inverse(self._see(value))
+        # Whether the value is a member is known, by the precision that it was stored in.
+        return unguarded(self.constraint, "right_inverse")(self._see(value))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest violation among the elements that are seen; a scalar."""
@@ -153,9 +158,9 @@ def _parse(
 ) -> tuple[str, str, dict[str, int]]:
     """The pattern, its reverse, and the length of every axis in it."""
     left, arrow, right = pattern.partition("->")
-    if not arrow or "->" in right or "..." in pattern:
+    if not arrow or "->" in right or "..." in pattern or len(pattern) > _LONGEST:
         raise ValueError(
-            f"The view {pattern!r} must read 'from -> to', with all axes named, as in "
+            f"The view {short(pattern)} must read 'from -> to', with all axes named, as in "
             "'o i h w -> o (i h w)'."
         )
     # einops names every axis: 4 becomes an axis of that length.
@@ -166,10 +171,10 @@ def _parse(
     )
     given = {**sizes, **{name: int(n) for n, name in numbers.items()}}
     for name, size in given.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**63:
             raise ValueError(
                 f"The axis '{name}' of the view {pattern!r} must be a positive whole number, got "
-                f"{size!r}."
+                f"{short(size)}."
             )
     whole = torch.empty(shape, device="meta")
     flat = " ".join(re.sub(r"[()]", " ", left).split())

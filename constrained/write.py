@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint import has_values
-from constrained.originals import own
+from constrained.inversion import expanded
+from constrained.originals import attributes, own
 from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
+from constrained.places import check_model
 from constrained.torch_internals.modules import INITIALISING, is_normalization
 from constrained.torch_internals.tensors import version
 
@@ -46,6 +48,7 @@ def writable(module: nn.Module) -> Generator[None]:
         ...     _ = torch.nn.init.normal_(layer.weight)
         >>> constrained.assert_feasible(layer)
     """
+    check_model(module)
     with writing(module, is_listed=True):
         yield
 
@@ -114,12 +117,14 @@ class Target:
             tensor.requires_grad_(self._requires_grad)
             if parametrizations.is_parameter:
                 tensor = nn.Parameter(tensor.detach(), self._requires_grad)
+            vars(tensor).update(attributes(originals))
             self._tensor = tensor
         return self._tensor
 
     def assign(self, value: Tensor) -> None:
         """Write a whole value, which is copied."""
         tensor = self.read()
+        value = expanded(self.parametrizations, value)
         self.parametrizations.check_assigned(value)
         tensor.data = own(value)
 

@@ -162,7 +162,7 @@ def _numbers(name: str, given: Tensor | Sequence[Any]) -> Tensor:
         # Lists make a tensor with values under `torch.device("meta")` too.
         device = given.device if isinstance(given, Tensor) else "cpu"
         numbers = torch.as_tensor(given, device=device).detach().to(torch.float64).clone()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"affine: {name} must be a tensor, or nested lists of numbers.") from None
     if not bool(torch.isfinite(numbers).all()):
         raise ValueError(f"affine: {name} must be finite.")

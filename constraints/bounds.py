@@ -5,29 +5,39 @@ from __future__ import annotations
 import math
 from numbers import Real
 
+from constrained.plain_data import short
+
 
 def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:
     """A finite number, or an error that names the argument."""
-    if not isinstance(bound, Real) or isinstance(bound, bool):
-        raise TypeError(f"{constraint}: {name} must be a number, got {bound!r}.")
-    if not math.isfinite(bound):
-        raise ValueError(f"{constraint}: {name} must be finite, got {bound!r}.")
-    return float(bound)
+    number = _number(constraint, bound, name)
+    if not math.isfinite(number):
+        raise ValueError(f"{constraint}: {name} must be finite, got {short(bound)}.")
+    return number
 
 
 def checked_positive(constraint: str, bound: float, name: str = "bound") -> float:
     """A positive finite number, or an error that names the argument."""
+    number = _number(constraint, bound, name)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{constraint}: {name} must be positive and finite, got {short(bound)}.")
+    return number
+
+
+def _number(constraint: str, bound: float, name: str) -> float:
     if not isinstance(bound, Real) or isinstance(bound, bool):
-        raise TypeError(f"{constraint}: {name} must be a number, got {bound!r}.")
-    if not 0 < bound < math.inf:
-        raise ValueError(f"{constraint}: {name} must be positive and finite, got {bound!r}.")
-    return float(bound)
+        raise TypeError(f"{constraint}: {name} must be a number, got {short(bound)}.")
+    try:
+        return float(bound)
+    except OverflowError:
+        # A whole number may have any number of digits.
+        return math.inf if bound > 0 else -math.inf
 
 
 def checked_rank(constraint: str, rank: int) -> int:
     """An integer from 1 on."""
     if not isinstance(rank, int) or isinstance(rank, bool):
-        raise TypeError(f"{constraint}: rank must be an integer, got {rank!r}.")
+        raise TypeError(f"{constraint}: rank must be an integer, got {short(rank)}.")
     if rank < 1:
-        raise ValueError(f"{constraint}: rank must be at least 1, got {rank}.")
+        raise ValueError(f"{constraint}: rank must be at least 1, got {short(rank)}.")
     return rank

@@ -236,4 +236,4 @@ def _gumbel(
 
 
 def _shape_problem(event: tuple[int, ...]) -> str | None:
-    return None if event[0] == event[1] > 0 else "must be a square matrix, not an empty one"
+    return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"

@@ -68,7 +68,7 @@ class LinearSpace(Constraint):
 
 def not_square(event: tuple[int, ...]) -> str | None:
     """The problem of an event shape that is no square matrix, or an empty one."""
-    return None if event[-2] == event[-1] > 0 else "must be a square matrix, not an empty one"
+    return None if event[-2] == event[-1] > 0 else "must be a square matrix with a row or more"
 
 
 def empty(event: tuple[int, ...]) -> str | None:

@@ -54,7 +54,7 @@ class Masked(LinearSpace):
             # Lists make a tensor with values under `torch.device("meta")` too.
             device = mask.device if isinstance(mask, Tensor) else "cpu"
             given = torch.as_tensor(mask, device=device).detach().clone()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             raise ValueError(
                 "masked: mask must be a tensor or nested lists of one shape."
             ) from None

@@ -135,7 +135,7 @@ class PositiveDefinite(Constraint):
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix."""
-        return None if event[0] == event[1] > 0 else "must be a square matrix, not an empty one"
+        return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"
 
 
 def covariance(X: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ LONGER = {"reflect": lambda border: 2**0.5, "replicate": lambda border: (1 + bor
 BELOW, ABOVE = 16.0, 2.0
 
 
+#: What no machine holds: the numbers of a kernel's symbol at all frequencies.
+MOST_NUMBERS = 2**36
+
+
 @register("spectral_norm_conv")
 class SpectralNormConv(Constraint):
     r"""Kernels of convolutions that enlarge no image by more than a factor.
@@ -287,6 +291,11 @@ class SpectralNormConv(Constraint):
             number = getattr(self, name)
             if isinstance(number, Sequence) and len(number) != axes:
                 return f"must have as many sizes of its kernel as there are in {name}={number!r}"
+        per_axis = _each(self.size, axes) if self.size else [self.resolution * k for k in event[2:]]
+        numbers = math.prod(per_axis) * event[0] * event[1]
+        if numbers > MOST_NUMBERS:
+            cause = f"resolution={self.resolution}" if self.size is None else f"size={self.size}"
+            return f"must be one whose norm takes fewer numbers than {numbers:.1e}, with {cause},"
         if self.size is None:
             return None
         sizes = zip(_each(self.size, axes), _each(self.stride, axes), event[2:], strict=True)

@@ -142,8 +142,8 @@ class TestGeotorch:
             ("geotorch:Sphere(radios=1)", "Did you mean 'radius'"),
             ("geotorch:LowRank((4, 4), 2)", "by name"),
             ("geotorch:LowRank(size=(4, 4))", "rank"),
-            ("geotorch:Nothing()", "subclass"),
-            ("geotorch:sphere()", "subclass"),
+            ("geotorch:Nothing()", "no name of geotorch"),
+            ("geotorch:sphere()", "no name of geotorch"),
         ],
     )
     def test_errors(self, text, message):

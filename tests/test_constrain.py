@@ -333,7 +333,8 @@ def test_tied_tensors_stay_tied():
 
 def test_tied_tensors_registered_one_after_the_other_stay_tied():
     module = Tied()
-    constrain(module.embed, "weight", "orthogonal")
+    nn.init.orthogonal_(module.embed.weight)
+    register_parametrization(module.embed, "weight", Orthogonal())
     with pytest.raises(ValueError, match="tied to a tensor that is parametrized by Orthogonal"):
         register_parametrization(module.head, "weight", Positive())
     assert type(module.head) is nn.Linear
@@ -561,3 +562,21 @@ def test_the_twelve_constraints_are_registered():
     assert issubclass(get("positive"), Constraint)
     assert get("positive") is Positive
     assert get("nonnegative") is Nonnegative
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_that_torch_writes_into_is_refused(layer):
+    model = nn.Sequential(layer(6, 4, max_norm=1.0))
+    with pytest.raises(ValueError) as caught:
+        constrain(model, "0.weight", "sphere")
+    assert str(caught.value) == (
+        f"'0.weight': {layer.__name__} shortens the rows that it looks up, in place, to "
+        "max_norm=1.0, and a value that is computed would lose that; set max_norm=None, and "
+        "constrain it by 'max_norm(bound=1.0)' if that is what you want."
+    )
+    assert type(model[0]) is layer
+    model[0].max_norm = None
+    constrain(model, "0.weight", "max_norm(bound=1.0)")
+    for _ in range(2):
+        assert bool((model[0].weight.norm(dim=-1) <= 1 + 1e-6).all())
+        model(torch.tensor([[1, 2]])).sum().backward()

@@ -217,7 +217,7 @@ def test_shapes():
     with pytest.raises(ValueError) as error:
         spd.check_shape((2, 3, 4))
     assert str(error.value) == (
-        "positive_definite(): each element must be a square matrix, not an empty one, "
+        "positive_definite(): each element must be a square matrix with a row or more, "
         "but the shape is (2, 3, 4)."
     )
     assert constrained.get("spd").name == "positive_definite"

@@ -77,7 +77,7 @@ def test_shapes(constraint, shape):
     with pytest.raises(ValueError) as error:
         constraint.check_shape(shape)
     assert str(error.value) == (
-        f"{constraint}: each element must be a square matrix, not an empty one, "
+        f"{constraint}: each element must be a square matrix with a row or more, "
         f"but the shape is {shape}."
     )
 

@@ -72,3 +72,13 @@ class TestAccuracy:
         case = next(case for case in page["cases"]() if case.cls.name == "symmetric")
         assert page["row"](case).startswith("| `symmetric()` | 5 x 5 | 24 | ")
         testing.adam_reaches_the_optimum(case)
+
+
+def test_what_is_said_of_evaluations_is_so():
+    """Its programs assert what they say."""
+    page = (DOCS / "evaluation.md").read_text("utf-8")
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(programs) == 3 and all("assert" in program for program in programs)
+    names = {}
+    for program in programs:
+        exec(program, names)

@@ -214,7 +214,7 @@ def test_our_cached_on_a_module_of_torchs_is_harmless():
 
 def test_torch_transfers_ours():
     a = layer()
-    b = release(copy.deepcopy(a))
+    b = ours.remove_parametrizations(copy.deepcopy(a), "weight")
     torchs.transfer_parametrizations_and_params(a, b)
     assert_close(a.weight, b.weight)
     assert torchs.is_parametrized(b, "weight")
@@ -388,12 +388,17 @@ def test_geotorch_in_cached_evaluates_once():
         assert m.weight is m.weight
 
 
-def test_release_takes_all_of_them():
+def test_release_takes_what_others_parametrized_by_path_only():
     m = nn.Sequential(torch_layer(), layer(), nn.Linear(4, 4))
     geotorch.orthogonal(m[2], "weight")
     x = torch.ones(1, 3)
-    expected = m[1](m[0](x))
+    expected, classes = m[1](m[0](x)), [type(c) for c in m]
     release(m)
+    with pytest.raises(ValueError, match="'0.weight', which others parametrized, by its path"):
+        release(m, "*.weight")
+    assert [type(c) for c in m] == classes
+    for i in range(3):
+        release(m, f"{i}.weight")
     assert [type(c) for c in m] == [nn.Linear] * 3
     assert_close(m[1](m[0](x)), expected)
 

@@ -175,6 +175,70 @@ def test_a_broken_package_warns_once_and_leaves_the_others(tmp_path, monkeypatch
     assert constrained.names()  # Warnings are errors here: there is no second one.
 
 
+EARLY = """
+    import torch
+    import constrained
+
+    class Mine(constrained.Constraint):
+        event_dim = 0
+        forward = right_inverse = violation = project = sample = dimension = lambda self, x: x
+
+    {}
+"""
+
+TAKERS = [
+    "constrained.register('orthogonal')(Mine)",
+    "constrained.register('stiefel')(Mine)",
+    "constrained.register('mine', aliases=('orthogonal',))(Mine)",
+    "constrained.register('mine', aliases=('stiefel',))(Mine)",
+    "constrained.registry.register_spelling('geotorch:Sphere', 'mine', {})",
+    "constrained.registry.register_adapter(lambda thing: Mine())",
+]
+
+
+def test_nobody_takes_a_name_of_the_catalogue(tmp_path):
+    """Packages whose entry points are read before it are told so, each once; all names stay."""
+    for i, taker in enumerate(TAKERS):
+        (tmp_path / f"taker{i}.py").write_text(textwrap.dedent(EARLY).format(taker))
+        info = tmp_path / f"a_taker{i}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: a-taker{i}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[constrained.constraints]\naaa = taker{i}\n")
+    code = """
+        import sys, warnings
+        sys.path.insert(0, sys.argv[1])
+        import constrained, torch
+        try:
+            import taker0  # before anybody has looked up a name
+        except ValueError as error:
+            print(error)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            names = constrained.names()
+        assert all(constrained.get(n).__module__.startswith("constraints.") for n in names)
+        assert len(names) >= 70
+        assert constrained.get("stiefel").__module__ == "constraints.orthogonal"
+        positive = torch.distributions.constraints.positive
+        assert repr(constrained.registry.adapted(positive)) == "positive()"
+        assert constrained.registry.respelled("geotorch:Sphere")[0] == "sphere"
+        print(*(w.message for w in caught), sep="\\n")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, *told = result.stdout.splitlines()
+    assert first == (
+        "The name 'orthogonal' belongs to constraints.orthogonal.Orthogonal already; register "
+        "taker0.Mine under another one."
+    )
+    # The adapter is asked after those of the catalogue.
+    assert len(told) == len(TAKERS) - 1
+    for line in told:
+        assert re.match("The constraints of the entry point 'aaa = taker.' could not be", line)
+        assert "already" in line
+
+
 def test_the_engine_finds_the_catalogue_only_when_it_is_asked():
     code = """
         import sys

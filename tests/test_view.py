@@ -1,8 +1,18 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from constrained import constrain, spec, violations
+from constrained import (
+    assert_feasible,
+    baked_state_dict,
+    constrain,
+    get,
+    names,
+    spec,
+    violations,
+)
 from constrained.view import View
 from constraints import Orthogonal
 
@@ -67,6 +77,45 @@ def test_several_parameters_and_constants_behind_a_view():
     constrain(layer, "weight", "orthogonal", map="cayley", view="o i h w -> o (i h w)")
     assert list(layer.parametrizations.weight.parameters()) == [weight]
     assert max(violations(layer).values()) < 1e-5
+
+
+def behind_a_view(name, dtype, *, after):
+    """A tensor under a view that changes the order of its axes, in half precision."""
+    arguments, event = max(get(name).examples, key=lambda example: math.prod(example[1]))
+    axes = [f"a{i}" for i in range(len(event))]
+    shape, pattern = (*event, 2), f"{' '.join([*axes, 'b'])} -> {' '.join(['b', *axes])}"
+    if get(name)(**arguments).event_dim is None:
+        # The whole of what is seen is one element.
+        shape, pattern = event, f"{' '.join(axes)} -> {' '.join(axes)}"
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(shape))
+    if after:
+        constrain(module, "weight", get(name)(**arguments), view=pattern)
+    module.to(dtype)
+    if not after:
+        constrain(module, "weight", get(name)(**arguments), view=pattern)
+    return module
+
+
+@pytest.mark.parametrize("name", names())
+def test_half_precision(name):
+    for dtype in (torch.bfloat16, torch.float16):
+        for after in (False, True):
+            module = behind_a_view(name, dtype, after=after)
+            assert module.weight.dtype == dtype
+            assert_feasible(module)
+            # Its own value is one that it can have.
+            module.load_state_dict(baked_state_dict(module))
+            module.weight = module.weight.detach()
+            assert_feasible(module)
+
+
+def test_outsiders_are_told_from_rounding_in_half_precision():
+    layer = constrain(nn.Linear(4, 6).bfloat16(), "weight", "orthogonal", view="o i -> i o")
+    value = layer.weight.detach().clone()
+    value[3, 2] += 0.1
+    with pytest.raises(ValueError, match="at most 0.0"):
+        layer.weight = value
 
 
 @pytest.mark.parametrize(

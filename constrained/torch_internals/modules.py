@@ -91,6 +91,22 @@ def distributes(frame: FrameType) -> bool:
     return frame.f_code.co_name == "distribute_module"
 
 
+# ------------------------------------------------------------------------------- global hooks
+
+_global_hooks = [
+    find(f"torch.nn.modules.module._global_{kind}_hooks", lambda found: isinstance(found, dict))
+    for kind in ("forward", "forward_pre", "backward", "backward_pre")
+]
+
+
+def global_hooks() -> list[Any]:
+    """The dictionaries of hooks that run whenever any module is called.
+
+    One that can't be found is left out: its hooks run when a value is evaluated, not at each read.
+    """
+    return [found for found in _global_hooks if found is not None]
+
+
 # ------------------------------------------------------------ torch.nn.utils.parametrize.cached
 
 _counts_contexts = None not in (

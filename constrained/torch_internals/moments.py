@@ -86,22 +86,12 @@ if find("torch.autograd.forward_ad._current_level", lambda level: level >= -1) i
 
     def is_transformed() -> bool:
         """Whether this is a moment at which tensors need not be what they seem."""
-        return (
-            _transform() is not None
-            or forward_ad._current_level >= 0
-            or _trace() is not None
-            or _modes() > 0
-        )
-
-    def is_bypassed() -> bool:
-        """Whether this is a moment at which no value may be stored or reused."""
         # Each read of a value comes here: what else there are functions for is spelled out.
         return (
             _transform() is not None
             or forward_ad._current_level >= 0
             or _trace() is not None
             or _modes() > 0
-            or _hooks(True) is not None
         )
 
 else:
@@ -119,9 +109,10 @@ else:
         """Whether this is a moment at which tensors need not be what they seem."""
         return in_transform() or is_traced() or _modes() > 0 or in_forward_mode()
 
-    def is_bypassed() -> bool:
-        """Whether this is a moment at which no value may be stored or reused."""
-        return is_transformed() or _hooks(True) is not None
+
+def has_saving_hooks() -> bool:
+    """Whether somebody is called with each tensor that autograd saves."""
+    return _hooks(True) is not None
 
 
 def untraced(body: Callable[..., Any]) -> Callable[..., Any]:

@@ -77,6 +77,20 @@ class Experiment:
         return asdict(self)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: PyYAML takes the last of several without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} stands here for the second time"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path) -> Experiment:
     """Read and check an experiment.
 
@@ -84,7 +98,7 @@ def read(path: Path) -> Experiment:
         ExperimentError: if the file is missing, is no YAML, or does not follow the schema.
     """
     try:
-        given = yaml.safe_load(path.read_text("utf-8"))
+        given = yaml.load(path.read_text("utf-8"), _Loader)
     except OSError as error:
         raise ExperimentError(f"{path}: {error.strerror}.") from None
     except UnicodeDecodeError:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import constrained
 import constrained.parametrize as ours
-from constrained import baked_state_dict, constrain, release
+from constrained import baked_state_dict, constrain, release, report
 from constrained.testing.promises.checkpoints import (
     CATALOGUE,
     SPECS,
@@ -365,8 +365,6 @@ def test_e06_all_or_nothing(assign):
 
 def test_e06_baked_state_dict_is_that_of_a_released_copy():
     model = constrain(Network(), SPECS)
-    torchs.spectral_norm(model.counter, "scale")
-    torch_parametrize.register_parametrization(model, "shift", nn.Tanh())
     held, before = bits(model)
     baked = baked_state_dict(model)
     released = release(copy.deepcopy(model))
@@ -379,11 +377,51 @@ def test_e06_baked_state_dict_is_that_of_a_released_copy():
     assert len(set(pointers)) == len(pointers)
 
 
+class Encoder(nn.Module):
+    """A class that parametrizes some of its tensors itself, as torch's and HuBERT's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torchs.weight_norm(nn.Conv1d(4, 4, 3), dim=2)
+        self.norm = torchs.spectral_norm(nn.Linear(4, 4))
+        self.head = ours.register_parametrization(nn.Linear(4, 4), "weight", Squash())
+        ours.register_parametrization(self.head, "bias", nn.Tanh())
+
+
+@pytest.mark.parametrize("target", ["conv.bias", "norm.bias", "**.bias"])
+def test_e06_what_a_class_parametrizes_itself_stays(target):
+    """Beside a constrained tensor of the same module, which adopts what torch has put there."""
+    model, plain = Encoder(), Encoder()
+    if target == "**.bias":
+        ours.remove_parametrizations(model, "head.bias")
+        ours.remove_parametrizations(plain, "head.bias")
+    keys, versions = list(plain.state_dict()), plain.state_dict()._metadata
+    constrain(model, target, "nonnegative")
+    shown = {row.path: row.holds for row in report(model).rows}
+    assert {f"{part}.weight": None for part in ("conv", "norm", "head")}.items() <= shown.items()
+    before = model.conv.weight.detach().clone()
+    baked = baked_state_dict(model)
+    assert list(baked) == keys and baked._metadata == versions
+    plain.load_state_dict(baked)
+    assert_close(plain.conv.weight, before)
+    assert torch.equal(plain.conv.bias, model.conv.bias)
+    everything = baked_state_dict(model, everything=True)
+    assert list(everything) == [
+        f"{part}.{name}" for part in ("conv", "norm", "head") for name in ("weight", "bias")
+    ]
+    held = model.state_dict()
+    released = release(model).state_dict()
+    assert list(released) == keys and same(released, baked)
+    assert all(torch.equal(held[key], released[key]) for key in held.keys() & released.keys())
+    plain.load_state_dict(released)
+
+
 def test_e06_baked_state_dict_of_torchs_models():
     for function in (torchs.orthogonal, torchs.weight_norm, torchs.spectral_norm):
         model = function(nn.Linear(4, 4))
         _, before = bits(model)
-        baked = baked_state_dict(model)
+        assert same(baked_state_dict(model), before)
+        baked = baked_state_dict(model, everything=True)
         assert same(model.state_dict(), before)
         plain = nn.Linear(4, 4)
         plain.load_state_dict(baked)

@@ -119,7 +119,7 @@ def test_e06_orthogonal_of_torch_with_any_map_by_way_of_its_own_model(chart, sha
         model.load_state_dict(source.state_dict())
     again = torchs.orthogonal(linear(shape), orthogonal_map=chart)
     again.load_state_dict(source.state_dict())
-    weight = loaded(model, baked_state_dict(again))
+    weight = loaded(model, baked_state_dict(again, everything=True))
     assert_close(weight, source.weight, atol=1e-5, rtol=1e-5)
 
 
@@ -190,7 +190,7 @@ def test_e06_keys_that_nobody_knows(measured):
             constrained.load_state_dict(model, state, strict=strict)
         message = str(error.value)
         assert "the checkpoint has 0.angle (2,), where orthogonal() has original (4, 4)" in message
-        assert "baked_state_dict(of that model)" in message
+        assert "baked_state_dict(of that model) here, with everything=True" in message
     assert bits(model)[0] == held and same(model.state_dict(), before)
     measured("unknown keys are refused, with the cure")
 
@@ -251,7 +251,7 @@ def test_e06_geotorch_by_way_of_its_own_model(name, arguments, spec, shapes):
         source = trained(geotorchs(name, shape, **arguments))
         again = geotorchs(name, shape, **arguments)
         again.load_state_dict(source.state_dict())
-        plain = baked_state_dict(again)
+        plain = baked_state_dict(again, everything=True)
         assert list(plain) == ["weight", "bias"]
         linear(shape).load_state_dict(plain)
         model = fresh(shape, spec)

@@ -36,7 +36,7 @@ def test_e07_register_load_save_remove(make, measured):
     model.load_state_dict(model.state_dict())
     assert model.load_state_dict(Tables().state_dict()) == ([], [])
     assert torch.equal(model.scratch, scratch)
-    assert list(baked_state_dict(model)) == ["kept"]
+    assert list(baked_state_dict(model, everything=True)) == ["kept"]
     with pytest.raises(RuntimeError, match="Unexpected key"):
         model.load_state_dict({"kept": torch.zeros(3, 3), "scratch": torch.zeros(3, 3)})
     for name in ("kept", "scratch"):

@@ -37,14 +37,14 @@ class Interrupted(Sphere):
 
     def __init__(self):
         super().__init__()
-        self.__dict__["meanwhile"] = []
+        self.__dict__["_meanwhile"] = []
 
     def forward(self, x):
         self._tick()
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        if self.__dict__["meanwhile"]:
+        if self.__dict__["_meanwhile"]:
             # In another thread, as the step of an optimizer would be.
-            run_all(self.__dict__["meanwhile"].pop())
+            run_all(self.__dict__["_meanwhile"].pop())
         return x / norm
 
 
@@ -63,7 +63,7 @@ def interrupted(write, times):
         with torch.no_grad():
             WRITES[write](p, k)
 
-    m.parametrizations.weight[0].__dict__["meanwhile"] = [lambda k=k: act(k) for k in range(times)]
+    m.parametrizations.weight[0].__dict__["_meanwhile"] = [lambda k=k: act(k) for k in range(times)]
     return m
 
 

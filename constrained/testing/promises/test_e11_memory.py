@@ -156,7 +156,7 @@ def test_a_released_tensor_takes_its_graph_along():
     m = layer(Sphere())
     m(torch.ones(1, 3)).sum().backward()
     lists = weakref.ref(m.parametrizations.weight)
-    release(m)
+    release(m, "weight")
     gc.collect()
     assert lists() is None
 

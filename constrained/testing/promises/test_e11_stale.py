@@ -661,7 +661,7 @@ def test_e11_a_deepcopy_starts_with_nothing():
 def test_e11_released_tensors_are_plain():
     m = layer()
     value = m.weight
-    release(m)
+    release(m, "weight")
     assert m.weight.is_leaf
     with torch.no_grad():
         m.weight.zero_()

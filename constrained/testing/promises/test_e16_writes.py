@@ -107,7 +107,7 @@ def test_e16_apply_with_functions_that_write_no_value():
     model.apply(lambda m: m.requires_grad_(True))
     model[1].apply(lambda m: ours.register_parametrization(m, "weight", Squash()))
     assert ours.is_parametrized(model[1], "weight")
-    model.apply(lambda m: constrained.release(m) if isinstance(m, nn.Linear) else None)
+    model.apply(lambda m: constrained.release(m, "weight") if isinstance(m, nn.Linear) else None)
     assert not ours.is_parametrized(model[0]) and is_on_sphere(model[0].weight)
 
 
@@ -190,7 +190,7 @@ def test_e16_writing_a_value_and_its_originals_is_an_error():
 
 def test_e16_nested_blocks_store_once_and_a_tie_is_written_once():
     model = nn.ModuleDict({"a": layer(Sphere()), "b": nn.Linear(3, 3)})
-    constrained.release(model)
+    constrained.release(model, "a.weight")
     model["b"].weight = model["a"].weight
     constrain(model, "a.weight", Sphere())
     with writable(model):

@@ -249,9 +249,9 @@ def test_e21_several_targets_of_which_the_last_is_interrupted(method):
 def test_e21_an_interrupted_release_changes_nothing(target):
     m = nn.ModuleDict({"a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
     constrain(m, "a.weight", "orthogonal")
-    interrupted = Interrupted("forward", 2)
-    ours.register_parametrization(m["c"], "weight", interrupted)
-    interrupted.calls = 1
+    constrain(m, "c.weight", Interrupted("forward", 0))
+    interrupted = m["c"].parametrizations.weight[0]
+    interrupted.call = interrupted.calls + 1
     befores = [snapshot(layer) for layer in m.values()]
     with pytest.raises(KeyboardInterrupt):
         release(m, target)
@@ -264,8 +264,8 @@ def test_e21_an_interrupted_release_changes_nothing(target):
 def test_e21_a_release_that_fails_on_the_last_tensor_releases_none(error):
     m = nn.ModuleDict({"a": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
     constrain(m, "a.weight", "orthogonal")
-    fails = Interrupted("forward", 0)
-    ours.register_parametrization(m["c"], "weight", fails)
+    constrain(m, "c.weight", Interrupted("forward", 0))
+    fails = m["c"].parametrizations.weight[0]
     befores = [snapshot(layer) for layer in m.values()]
     fails.forward = lambda x: (_ for _ in ()).throw(error("not now"))
     with pytest.raises(error):

@@ -1,0 +1,457 @@
+"""What a value was computed from, and whether all of that is as it was.
+
+A stored value may be used again as long as an evaluation would give the same. That is asked of the
+world at each read, and never told by a notification that could be missed:
+
+* the tensors are the same objects, at the same version, with the same memory, contents and
+  ``requires_grad``;
+* the modules hold the same tensors and submodules, and their attributes are what they were;
+* nobody listens: a hook, or a ``forward`` of one instance, may compute anything.
+
+What can't be watched has no fingerprint, and its value is evaluated at each read.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from constrained.torch_internals.modules import global_hooks
+from constrained.torch_internals.tensors import version
+
+#: Tensors of so many entries are compared entry by entry at each read.
+_WHOLE = 4096
+#: Of larger ones so many entries are, and the sums of all, in so many columns, after an event.
+_SAMPLES, _COLUMNS = 32, 509
+
+#: By the size of an entry in bytes, as what numpy reads it.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_is_recording = torch.is_grad_enabled
+
+
+class _Events:
+    """How many things have happened that writes follow, in any thread."""
+
+    count = 0
+
+
+def expect_writes() -> None:
+    """Say that something has happened after which people write into tensors.
+
+    A backward pass and a step of an optimizer are such: hand-written steps, clipping and copies of
+    master weights follow them. They go through ``tensor.data`` as often as not, which no version
+    counter sees.
+    """
+    _Events.count += 1
+
+
+def happened() -> int:
+    """How many such events there were."""
+    return _Events.count
+
+
+def moment() -> int:
+    """A number that is another one after each event, and where gradients are recorded or not."""
+    # Writes are made where gradients are off, and what reads next records them, or the reverse.
+    return 2 * _Events.count + _is_recording()
+
+
+# ---------------------------------------------------------------------------------- one tensor
+
+
+class TensorState:
+    """What a tensor was when a value was computed from it, or handed out.
+
+    A version counter misses what is written through ``tensor.data``, or by numpy. So the memory is
+    looked at too. On the CPU a small tensor is compared whole at each read. Of a large one some
+    entries are compared at each read, and column sums of all of them at the first read after an
+    event that writes follow (see `expect_writes`). On other devices, where to look is to wait, the
+    sums are compared once after each backward pass, against those at its time.
+
+    Args:
+        tensor: any.
+        summed: whether to sum a large tensor, so that all of it can be compared later on.
+    """
+
+    __slots__ = (
+        "_memory",
+        "_moment",
+        "_sums",
+        "address",
+        "entries",
+        "is_foreign",
+        "look",
+        "requires_grad",
+        "tensor",
+        "version",
+    )
+
+    def __init__(self, tensor: Tensor, *, summed: bool = False) -> None:
+        self.tensor = tensor
+        self.address = tensor.data_ptr()
+        self.requires_grad = tensor.requires_grad
+        self._memory = _memory(tensor)
+        self.look = _look_at(self._memory, tensor)
+        # Whoever has lent torch its memory writes whenever it likes.
+        self.is_foreign = not tensor.untyped_storage().resizable()
+        self._note(summed)
+
+    def _note(self, summed: bool) -> None:
+        # Inference tensors keep no count, and serve inference mode only.
+        self.version = None if self.tensor.is_inference() else version(self.tensor)
+        self._moment = moment()
+        self._sums: Any = None
+        if self.look:
+            self.entries = self.look()
+            if summed:
+                self._sums = _column_sums(self._memory)
+        else:
+            # All of a small tensor.
+            self.entries = b"" if self._memory is None else bytes(self._memory)
+
+    def renewed(self) -> TensorState:
+        """The same tensor as it is now."""
+        if self._memory is None or self.address != self.tensor.data_ptr():
+            return TensorState(self.tensor, summed=True)
+        state = TensorState.__new__(TensorState)
+        state.tensor, state.address, state._memory = self.tensor, self.address, self._memory
+        state.requires_grad, state.look = self.tensor.requires_grad, self.look
+        state.is_foreign = self.is_foreign
+        state._note(summed=True)
+        return state
+
+    def is_unchanged(self) -> bool:
+        """Whether the tensor is as it was."""
+        return (
+            self.requires_grad is self.tensor.requires_grad
+            and self.is_untouched()
+            and self.is_summed_alike()
+        )
+
+    def is_untouched(self) -> bool:
+        """Whether nobody wrote into the tensor, as far as its version and some entries tell."""
+        return (
+            # Memory that is gone may not be looked at.
+            self.address == self.tensor.data_ptr()
+            and (self.version is None or self.version == version(self.tensor))
+            and self.has_its_entries()
+        )
+
+    def has_its_entries(self) -> bool:
+        """Whether those entries that are compared at each read are what they were."""
+        if self.look:
+            return self.entries == self.look()
+        return self._memory is None or self.entries.startswith(self._memory)
+
+    def is_moved(self) -> bool:
+        """Whether the tensor's memory has gone elsewhere as a whole, into shared memory, say."""
+        return self.tensor.data_ptr() != self.address
+
+    def is_summed_alike(self) -> bool:
+        """Whether the sums are what they were, where an event says that this may not be so."""
+        now = moment()
+        if self._sums is None or (now == self._moment and not self.is_foreign):
+            return True
+        if self._memory is None:
+            sums, self._sums = self._sums, None
+            return torch.equal(sums, _device_sums(self.tensor))
+        if not np.array_equal(self._sums, _column_sums(self._memory)):
+            return False
+        self._moment = now
+        return True
+
+    def mark(self) -> None:
+        """Sum the tensor, where that is not done for free at other times."""
+        if self._memory is None and self.tensor.numel() > 0:
+            self._sums = _device_sums(self.tensor)
+
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def _memory(tensor: Tensor) -> Any:
+    """The memory of a dense tensor on the CPU, byte by byte."""
+    if not tensor.is_cpu or tensor.numel() == 0 or not is_dense(tensor):
+        return _NOTHING if tensor.is_cpu and tensor.numel() == 0 else None
+    if tensor.is_conj() or tensor.is_neg():
+        return None
+    # Strides do not matter here, nor do the numbers: the memory of any dense tensor is flat.
+    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+    # Not by `numpy()`, after which the storage can't be resized any more.
+    return np.from_dlpack(flat.view(torch.uint8))
+
+
+def _look_at(memory: Any, tensor: Tensor) -> Callable[[], bytes] | None:
+    """What gives some entries of a large tensor, evenly spread."""
+    if memory is None or tensor.numel() <= _WHOLE:
+        return None
+    return memory.view(f"V{tensor.element_size()}")[:: tensor.numel() // _SAMPLES].tobytes
+
+
+def _column_sums(memory: Any) -> Any:
+    """Sums of whole numbers, which no change of one entry leaves, nor one of two unless it must."""
+    words = memory[: len(memory) // 8 * 8].view(np.int64)
+    rows = len(words) // _COLUMNS
+    table = words[: rows * _COLUMNS].reshape(rows, _COLUMNS).sum(axis=0)
+    rest = memory[rows * _COLUMNS * 8 :]
+    return np.concatenate([table.view(np.uint8), rest])
+
+
+def _device_sums(tensor: Tensor) -> Tensor:
+    with torch.no_grad():
+        flat = tensor.detach().reshape(-1).view(_INTEGERS.get(tensor.element_size(), torch.int64))
+        rows = flat.numel() // _COLUMNS
+        table = flat[: rows * _COLUMNS].reshape(rows, _COLUMNS)
+        return torch.cat([table.sum(0), flat[rows * _COLUMNS :].long()])
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the entries of a tensor fill a stretch of memory, each in a place of its own."""
+    return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
+
+
+# ------------------------------------------------------------------------------------- modules
+
+#: What a module may hold without anybody being able to change it in place.
+_FIXED = (
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, type, Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
+)
+#: Containers of no more than so many leaves are compared leaf by leaf at each read.
+_LEAVES = 64
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CONTAINERS = ("_parameters", "_buffers", "_modules")
+#: What `nn.Module` keeps for itself, and what says nothing about a value.
+_PRIVATE = frozenset(vars(nn.Module())) - {"training"} | {"_revision", "exempt", "keeps"}
+
+
+class UnwatchableError(Exception):
+    """A module holds something of which nobody can tell whether it is what it was."""
+
+
+class Structure:
+    """Modules as they are, but for the numbers in their tensors.
+
+    Args:
+        modules: the list of a tensor's parametrizations, and all modules in it. The first of them
+            holds on to the value, which must not hold on to it: its dictionary is given whenever
+            it is looked at again.
+        lenient: whether an attribute that may be changed in place is taken for what it was as long
+            as it is the same object, and modules other than the first may have hooks.
+
+    Attributes:
+        tensors: all tensors of the modules.
+
+    Raises:
+        UnwatchableError: if what happens to them can't be seen, or if somebody listens.
+    """
+
+    __slots__ = (
+        *("_counters", "_is_alike", "_lengths", "_lists", "_own", "_silent", "_slots", "_trained"),
+        "tensors",
+    )
+
+    def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
+        self._silent: list[Any] = list(global_hooks())
+        self._lengths: list[tuple[Any, int]] = []
+        self._slots: list[tuple[Callable[[str], Any], str, Any]] = []
+        self._counters: list[tuple[dict[str, Any], int]] = []
+        self._lists: list[tuple[Any, Any]] = []
+        # A replica of DataParallel shares all but these.
+        self._own = modules[0]._parameters
+        tensors: dict[int, Tensor] = {}
+        for i, module in enumerate(modules):
+            here = vars(module)
+            if i == 0 or not lenient:
+                self._silent += [here[name] for name in _HOOKS]
+                if "forward" in here:
+                    raise UnwatchableError
+            for name in _CONTAINERS:
+                self._watch_container(here[name], tensors)
+            if i > 0:
+                self._watch_attributes(here, tensors, lenient)
+        if any(self._silent):
+            raise UnwatchableError
+        self.tensors = list(tensors.values())
+        if not all(map(can_be_seen, self.tensors)):
+            raise UnwatchableError
+        self._trained = [(t, t.requires_grad) for t in self.tensors]
+        self._is_alike = _compiled(self, ())
+
+    def _watch_container(self, found: dict[str, Any], tensors: dict[int, Tensor]) -> None:
+        if not found:
+            self._silent.append(found)
+            return
+        self._lengths.append((found, len(found)))
+        for name, value in found.items():
+            self._slots.append((found.get, name, value))
+            if isinstance(value, Tensor):
+                tensors[id(value)] = value
+
+    def _watch_attributes(
+        self, here: dict[str, Any], tensors: dict[int, Tensor], lenient: bool
+    ) -> None:
+        is_counted = "_revision" in here
+        if is_counted:
+            # A Constraint counts every attribute that is set, `training` among them.
+            self._counters.append((here, here["_revision"]))
+        else:
+            self._lengths.append((here, len(here)))
+        for name, value in here.items():
+            if name in _PRIVATE or (
+                is_counted and name[0] == "_" and not isinstance(value, Tensor)
+            ):
+                continue
+            if not is_counted or isinstance(value, Tensor):
+                self._slots.append((here.get, name, value))
+            if isinstance(value, Tensor):
+                tensors[id(value)] = value
+            elif not lenient and not isinstance(value, _FIXED):
+                self._lists.append((value, _contents(value)))
+                for tensor in _tensors_in(value):
+                    tensors[id(tensor)] = tensor
+
+    def holds(self, first: Mapping[str, Any]) -> bool:
+        """Whether nothing but the numbers in the tensors has changed.
+
+        Args:
+            first: the dictionary of the first module.
+        """
+        return self._is_alike(first) and all(
+            tensor.requires_grad is trained for tensor, trained in self._trained
+        )
+
+
+class Fingerprint:
+    """All that a value was computed from.
+
+    Args:
+        structure: of the modules.
+        states: what some of the tensors were, by the time that counts.
+
+    Attributes:
+        states: what all of them were.
+        holds: whether an evaluation would give the same value now, given the dictionary of the
+            first module.
+    """
+
+    __slots__ = ("holds", "states", "structure")
+
+    def __init__(self, structure: Structure, states: Iterable[TensorState] = ()) -> None:
+        known = {id(state.tensor): state for state in states}
+        self.structure = structure
+        self.states = [known.get(id(t)) or TensorState(t, summed=True) for t in structure.tensors]
+        self.holds = _compiled(structure, self.states)
+
+    def renewed(self) -> Fingerprint:
+        """The same with the numbers that are in the tensors now."""
+        return Fingerprint(self.structure, [state.renewed() for state in self.states])
+
+
+def _compiled(
+    structure: Structure, states: Sequence[TensorState]
+) -> Callable[[Mapping[str, Any]], bool]:
+    """A function that compares everything: each read of a value asks it."""
+    own, silent, counters = structure._own, tuple(structure._silent), tuple(structure._counters)
+    slots, lengths, lists = tuple(structure._slots), tuple(structure._lengths), structure._lists
+    small = tuple(
+        (s.tensor, s.address, s.requires_grad, s.version, s.entries, s._memory)
+        for s in states
+        if s._memory is not None and s.look is None
+    )
+    large = tuple(
+        (s.tensor, s.address, s.requires_grad, s.version, s.entries, s.look, s)
+        for s in states
+        if s.look is not None
+    )
+    others = tuple(s for s in states if s._memory is None)
+
+    def holds(first: Mapping[str, Any]) -> bool:
+        if first["_parameters"] is not own or any(silent) or "forward" in first:
+            return False
+        for here, revision in counters:
+            if here["_revision"] != revision:
+                return False
+        for get, name, found in slots:
+            if get(name) is not found:
+                return False
+        for container, length in lengths:
+            if len(container) != length:
+                return False
+        for tensor, address, trained, written, contents, memory in small:
+            if (
+                tensor.data_ptr() != address
+                or tensor.requires_grad is not trained
+                or (written is not None and version(tensor) != written)
+                or not contents.startswith(memory)  # type: ignore[union-attr]
+            ):
+                return False
+        for tensor, address, trained, written, entries, look, state in large:
+            if (
+                tensor.data_ptr() != address
+                or tensor.requires_grad is not trained
+                or (written is not None and version(tensor) != written)
+                or look() != entries  # type: ignore[misc]
+                or not state.is_summed_alike()
+            ):
+                return False
+        for state in others:
+            if not state.is_unchanged():
+                return False
+        return not lists or all(_contents(value) == contents for value, contents in lists)
+
+    return holds
+
+
+def _contents(value: Any) -> Any:
+    """What a container holds, as something that does not change with it."""
+    leaves = [0]
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, (*_FIXED, Tensor)):
+            leaves[0] += 1
+            if leaves[0] > _LEAVES:
+                raise UnwatchableError
+            return value if not isinstance(value, Tensor) else id(value)
+        if type(value) in (tuple, list, set, frozenset, torch.Size):
+            return type(value), tuple(map(walk, value))
+        if type(value) is dict:
+            return tuple((walk(k), walk(v)) for k, v in value.items())
+        raise UnwatchableError
+
+    return walk(value)
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list, set, frozenset)):
+        return []
+    return [tensor for item in value for tensor in _tensors_in(item)]
+
+
+def can_be_seen(tensor: Tensor) -> bool:
+    """Whether what happens to a tensor can be seen."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.is_leaf
+        and not tensor.is_meta
+        and not tensor.is_inference()
+        and is_dense(tensor)
+        # Another process may write shared memory.
+        and not (tensor.device.type == "cpu" and tensor.is_shared())
+        and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    )

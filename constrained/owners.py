@@ -1,0 +1,103 @@
+"""Modules outside of a model that own a tensor of it.
+
+A tensor that is tied to one outside of the model that was given would come untied: there the free
+parameter would go on to stand in its place. Nobody keeps a list of the owners of a tensor, and to
+look for them among all objects takes tens of milliseconds. So the references to a tensor are
+counted first: mostly there are none but those that are known.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from constrained.parametrization_list import ParametrizationList
+from constrained.select import Place
+
+
+def check_owners(tensors: Iterable[tuple[Sequence[Place], int]]) -> None:
+    """Raise, before anything has changed, if a module outside of a model owns one of its tensors.
+
+    Whoever merely holds the tensor, such as an optimizer or a list, is no owner.
+
+    Args:
+        tensors: all places of each tensor in the model, and how many more references to it the
+            caller has.
+
+    Raises:
+        ValueError: with the other owner and the cure.
+    """
+    held = [here for here, more in tensors if _is_held_elsewhere(here, more)]
+    if held and _outside(held, _live_modules()) is not None:
+        # A module that was dropped may linger in a reference cycle.
+        gc.collect()
+        modules = _live_modules()
+        found = _outside(held, modules)
+        if found is not None:
+            raise ValueError(_described(*found, modules))
+
+
+def _references(box: list[Any]) -> int:
+    return sys.getrefcount(box[0])
+
+
+#: What is counted for an object that nobody holds but its box.
+_ALONE = _references([object()])
+
+
+def _is_held_elsewhere(here: Sequence[Place], more: int) -> bool:
+    known = {(id(container), place.name) for place in here for container in _containers(place)}
+    return _references([here[0].tensor]) > _ALONE + len(known) + more
+
+
+def _containers(place: Place) -> list[dict[str, Any]]:
+    tensors = (place.module._parameters, place.module._buffers)
+    return [container for container in tensors if container.get(place.name) is place.tensor]
+
+
+def _live_modules() -> list[nn.Module]:
+    # By type: `isinstance` would ask proxies for the class of what they stand for.
+    return [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+
+
+def _outside(
+    held: Iterable[Sequence[Place]], modules: Iterable[nn.Module]
+) -> tuple[Place, nn.Module, str] | None:
+    """The place of a tensor in the model, another owner, and the tensor's name there."""
+    wanted = {id(here[0].tensor): here for here in held}
+    known = {id(c) for here in wanted.values() for place in here for c in _containers(place)}
+    for module in modules:
+        for kind in ("_parameters", "_buffers"):
+            container: Any = module.__dict__.get(kind)
+            if type(container) is dict and id(container) not in known:
+                for name, tensor in container.items():
+                    if id(tensor) in wanted:
+                        return wanted[id(tensor)][0], module, name
+    return None
+
+
+def _described(place: Place, owner: nn.Module, name: str, modules: Iterable[nn.Module]) -> str:
+    if isinstance(owner, ParametrizationList):
+        return (
+            f"'{place.path}' is the same tensor as an original of one that is parametrized by "
+            f"{owner.described()} already: make that one plain again first, and then constrain "
+            "the module that holds both."
+        )
+    both = [m for m in modules if {owner, place.module} <= set(m.modules())]
+    if not both:
+        return (
+            f"'{place.path}' is the same tensor as '{name}' of another {type(owner).__name__}, "
+            "which would be left with its free parameter: put both modules into one, such as an "
+            "nn.ModuleList, and constrain that."
+        )
+    root = min(both, key=lambda m: len(set(m.modules())))
+    path = next(path for path, module in root.named_modules() if module is owner)
+    return (
+        f"'{place.path}' is the same tensor as '{f'{path}.' if path else ''}{name}' of the "
+        f"{type(root).__name__} around it, which would be left with its free parameter: constrain "
+        "that one, which holds both, and they stay tied."
+    )

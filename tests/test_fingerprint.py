@@ -1,0 +1,420 @@
+"""Each way in which a stored value may become stale, before each way in which it is kept."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from constrained import Constraint, constrain, get, names, spec, violations
+from constrained.fingerprint import TensorState, expect_writes
+
+
+class Bent(Constraint):
+    """The reals, as ``x + act(x) * gain + bias * offsets[0] * weights[0]``.
+
+    It owns what a constraint may own: a buffer, a submodule, a list, a tensor.
+    """
+
+    event_dim = 2
+    ambient = None
+
+    def __init__(self, offset: float = 0.5) -> None:
+        super().__init__()
+        self.offset = offset
+        self.offsets = [offset]
+        self.weights = torch.tensor([0.5])
+        self.act = nn.Softplus()
+        self.register_buffer("gain", torch.tensor(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.__dict__["evaluations"] = self.__dict__.get("evaluations", 0) + 1
+        more = sum(t.sum() for t in self._buffers.values())
+        return x + self.act(x) * more + self.offsets[0] * self.weights[0]
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value.clone()
+
+    def violation(self, value: Tensor) -> Tensor:
+        return value.new_zeros(value.shape[:-2])
+
+    def project(self, value: Tensor) -> Tensor:
+        return value.clone()
+
+    def sample(self, shape, *, generator=None, dtype=None, device=None) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+
+    def dimension(self, shape) -> int:
+        return shape[0] * shape[1]
+
+
+class Kept(Bent):
+    """The same, whose gradient is had from the arguments."""
+
+    recomputes = True
+
+
+def constraint(m):
+    return m.parametrizations.weight[0]
+
+
+def original(m):
+    return m.parametrizations.weight.original
+
+
+def set_argument(m):
+    constraint(m).offset = 2.0
+    constraint(m).offsets = [2.0]
+
+
+def change_a_list(m):
+    constraint(m).offsets[0] = 3.0
+
+
+def change_a_tensor(m):
+    constraint(m).weights.mul_(3)
+
+
+def change_a_tensor_of_numpy(m):
+    constraint(m).weights.numpy()[0] = 4.0
+
+
+def change_a_submodule(m):
+    constraint(m).act.beta = 5
+
+
+def change_a_submodule_for_another(m):
+    constraint(m)._modules["act"] = nn.Tanh()
+
+
+def change_a_buffer(m):
+    constraint(m).gain.add_(1)
+
+
+def change_a_buffer_in_secret(m):
+    constraint(m).gain.data.add_(1)
+
+
+def change_a_buffer_for_another(m):
+    constraint(m)._buffers["gain"] = torch.tensor(0.7)
+
+
+def register_a_buffer(m):
+    constraint(m).register_buffer("late", torch.tensor(0.3))
+
+
+def change_the_constraint(m):
+    new = type(constraint(m))(offset=1.5)
+    m.parametrizations.weight[0] = new
+
+
+def hook_on_the_constraint(m):
+    constraint(m).register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def pre_hook_on_the_constraint(m):
+    constraint(m).register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+
+
+def hook_on_the_list(m):
+    m.parametrizations.weight.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def forward_of_the_list(m):
+    listed = m.parametrizations.weight
+    listed.forward = lambda: 3 * type(listed).forward(listed)
+
+
+def forward_of_the_constraint(m):
+    here = constraint(m)
+    here.forward = lambda x: 3 * type(here).forward(here, x)
+
+
+def write_the_original(m):
+    with torch.no_grad():
+        original(m).mul_(2)
+
+
+def write_one_entry_in_secret(m):
+    original(m).data.view(-1)[5] += 1
+
+
+def write_by_numpy(m):
+    original(m).detach().numpy().flat[3] = 9.0
+
+
+def replace_the_original(m):
+    m.parametrizations.weight._parameters["original"] = nn.Parameter(original(m).detach() * 2)
+
+
+def replace_the_memory(m):
+    original(m).data = original(m).detach() * 2
+
+
+WAYS = [
+    *(set_argument, change_a_list, change_a_tensor, change_a_tensor_of_numpy),
+    *(change_a_submodule, change_a_submodule_for_another),
+    *(change_a_buffer, change_a_buffer_in_secret, change_a_buffer_for_another, register_a_buffer),
+    *(change_the_constraint, hook_on_the_constraint, pre_hook_on_the_constraint),
+    *(hook_on_the_list, forward_of_the_list, forward_of_the_constraint),
+    *(write_the_original, write_one_entry_in_secret, write_by_numpy),
+    *(replace_the_original, replace_the_memory),
+]
+
+
+def read(m):
+    return m.weight
+
+
+def read_without_gradients(m):
+    with torch.no_grad():
+        return m.weight
+
+
+def train(m):
+    m(torch.ones(2, 6)).sum().backward()
+
+
+def step(m):
+    train(m)
+    torch.optim.SGD(m.parameters(), lr=0.01).step()
+    m.zero_grad()
+
+
+BEFORE = [read, read_without_gradients, train, step]
+
+
+@pytest.mark.parametrize("kind", [Bent, Kept])
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_read_is_what_an_evaluation_gives(way, before, kind):
+    m = constrain(nn.Linear(6, 6), "weight", kind())
+    for with_gradients in (False, True):
+        before(m)
+        way(m) if not with_gradients else write_the_original(m)
+        with torch.set_grad_enabled(with_gradients):
+            fresh = m.parametrizations.weight()
+            torch.testing.assert_close(m.weight, fresh, rtol=0, atol=0)
+            torch.testing.assert_close(m(torch.eye(6)) - m.bias, fresh.T)
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_changes_the_value(way, before):
+    """Or the test above would compare a value with itself."""
+    m = constrain(nn.Linear(6, 6), "weight", Bent())
+    before(m)
+    old = m.weight.detach().clone()
+    way(m)
+    assert not torch.equal(m.weight, old)
+
+
+def test_what_has_not_changed_is_evaluated_once():
+    m = constrain(nn.Linear(6, 6), "weight", Bent())
+    _ = m.weight
+    before = constraint(m).evaluations
+    for _ in range(3):
+        assert m.weight is m.weight
+        m(torch.ones(2, 6))
+        train(m)
+    assert constraint(m).evaluations == before
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "positive_definite", "sphere", "positive"])
+@pytest.mark.parametrize("before", [step, train])
+def test_a_constraint_that_takes_the_place_of_another(name, before):
+    m = constrain(nn.Linear(6, 6), "weight", name)
+    before(m)
+    # It has come as far as the other one: what it is, not how often it was changed, is asked.
+    m.parametrizations.weight[0] = get("at_least")(bound=7.0)
+    with torch.no_grad():
+        assert bool((m.weight >= 7).all())
+    assert bool((m.weight >= 7).all()) and bool((m(torch.eye(6)) - m.bias > 6.99).all())
+    assert violations(m) == {"weight": 0} and spec(m)["weight"]["bound"] == 7
+
+
+def test_a_list_of_two_constraints_in_another_order():
+    m = constrain(nn.Linear(3, 3), "weight", "positive")
+    m.parametrizations.weight.append(get("at_most")(bound=0.5))
+    _ = m.weight
+    chain = m.parametrizations.weight
+    chain._modules["0"], chain._modules["1"] = chain._modules["1"], chain._modules["0"]
+    with torch.no_grad():
+        torch.testing.assert_close(m.weight, chain(), rtol=0, atol=0)
+
+
+def test_what_holds_something_unknown_is_evaluated_at_each_read():
+    class Odd(Bent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = np.array([0.5])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * float(self.table[0])
+
+    m = constrain(nn.Linear(6, 6), "weight", Odd())
+    for factor in (2.0, 3.0):
+        constraint(m).table[0] = factor
+        with torch.no_grad():
+            torch.testing.assert_close(m.weight, m.parametrizations.weight(), rtol=0, atol=0)
+
+
+def test_hooks_of_all_modules_run_at_each_read():
+    m = constrain(nn.Linear(6, 6), "weight", "orthogonal")
+    step(m)
+    seen = []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(type(module).__name__)
+    )
+    try:
+        _ = m.weight, m(torch.ones(1, 6))
+    finally:
+        handle.remove()
+    assert seen.count("Orthogonal") == seen.count("ParametrizationList") == 2
+    assert m.weight is m.weight
+
+
+# --------------------------------------- writes that no version counter sees, in large tensors
+
+
+def large(spec="sphere", dtype=torch.float32, n=128):
+    return constrain(nn.Linear(n, n, dtype=dtype), "weight", spec)
+
+
+def check(m):
+    # The read before recorded gradients.
+    for grads in (False, True):
+        with torch.set_grad_enabled(grads):
+            torch.testing.assert_close(m.weight, m.parametrizations.weight())
+
+
+def backward(m):
+    m(torch.ones(1, m.in_features, dtype=m.bias.dtype)).float().sum().backward()
+
+
+def sgd(m):
+    backward(m)
+    torch.optim.SGD(m.parameters(), lr=0.1).step()
+
+
+def another_mode(m):
+    """Nothing: the next read records no gradients, where the one before did."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("event", [backward, sgd, another_mode])
+@pytest.mark.parametrize("spec", ["sphere", "positive", "orthogonal"])
+def test_one_entry_of_many(spec, event, dtype):
+    m = large(spec, dtype)
+    for entry in (4, 777, -1):
+        _ = m.weight
+        event(m)
+        original(m).data.view(-1)[entry] += 0.5
+        check(m)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda p: p.data.clamp_(-0.05, 0.05),
+        lambda p: p.data[[3, 90]].copy_(p.data[[90, 3]].clone()),
+        lambda p: p.data.__setitem__(slice(2, 4), p.data[2:4].flip(0).clone()),
+        lambda p: p.data[7].neg_(),
+        lambda p: p.data.mul_(torch.arange(p.numel()).view_as(p) != 1234),
+        lambda p: p.data.add_(p.grad, alpha=-0.1),
+    ],
+    ids=["clamp", "copied rows", "swapped rows", "negated row", "mask", "hand-written step"],
+)
+@pytest.mark.parametrize("spec", ["sphere", "orthogonal", "positive"])
+def test_writes_that_follow_a_backward_pass_or_a_step(spec, write):
+    m = large(spec)
+    for act in (backward, sgd, backward):
+        act(m)
+        write(original(m))
+        check(m)
+
+
+def test_memory_that_belongs_to_somebody_else(tmp_path):
+    file = tmp_path / "weights"
+    np.random.default_rng(0).normal(size=128 * 128).astype(np.float32).tofile(file)
+    layer = nn.Linear(128, 128)
+    mine = np.memmap(file, dtype=np.float32, mode="r+", shape=(128, 128))
+    layer.weight = nn.Parameter(torch.from_numpy(np.asarray(mine)))
+    m = constrain(layer, "weight", "sphere")
+    theirs = np.memmap(file, dtype=np.float32, mode="r+", shape=(128, 128))
+    for i in range(5):
+        _ = m.weight
+        theirs[i, 7] += 1
+        check(m)
+
+
+def test_a_look_leaves_a_storage_as_it_was():
+    m = large()
+    _ = m.weight
+    assert original(m).untyped_storage().resizable()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(0),
+        torch.tensor(3.0),
+        torch.arange(5000.0),
+        torch.arange(5001, dtype=torch.int8),
+        torch.randn(70, 90).T,
+        torch.randn(80, 80, dtype=torch.complex128),
+        torch.randn(3, 40, 60).contiguous().permute(2, 0, 1),
+    ],
+    ids=["empty", "number", "vector", "bytes", "transposed", "complex", "permuted"],
+)
+def test_any_dense_tensor_is_watched(tensor):
+    state = TensorState(tensor, summed=True)
+    expect_writes()
+    assert state.is_unchanged()
+    if tensor.numel() == 0:
+        return
+    index = (tensor.numel() * 5 // 7) % tensor.numel()
+    flat = tensor.detach().as_strided((tensor.numel(),), (1,)).data
+    flat[index] += 1
+    expect_writes()
+    assert not state.is_unchanged()
+
+
+# ------------------------------------------------------------------------------ who listens
+
+
+def listen(m):
+    """Hooks of each kind, on the list and on the constraint, and what they were called with."""
+    heard = []
+    for module in (m.parametrizations.weight, constraint(m)):
+        kind = type(module).__name__
+        module.register_forward_pre_hook(lambda *_, k=kind: heard.append((k, "before")))
+        module.register_forward_hook(lambda *_, k=kind: heard.append((k, "after")))
+        module.register_full_backward_hook(lambda *_, k=kind: heard.append((k, "backward")))
+    return heard
+
+
+# As torch says of a module without inputs.
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", names())
+def test_hooks_run_at_each_call_of_a_layer(name, training):
+    cls = get(name)
+    kwargs, event = max(cls.examples, key=lambda example: len(example[1]) * sum(example[1]))
+    shape = event if len(event) == 2 else (4, 4)
+    layer = nn.Linear(shape[1], shape[0], dtype=torch.float64)
+    try:
+        m = constrain(layer, "weight", cls(**kwargs), init="sample").train(training)
+    except ValueError:
+        pytest.skip("no constraint of a matrix")
+    x = torch.ones(1, shape[1], dtype=torch.float64)
+    m(x).sum().backward()
+    torch.optim.SGD(m.parameters(), lr=1e-3).step()
+    heard = listen(m)
+    expected = m(x).detach()
+    m(x).sum().backward()
+    for kind in {type(m.parametrizations.weight).__name__, type(constraint(m)).__name__}:
+        assert heard.count((kind, "before")) == heard.count((kind, "after")) == 2
+        assert heard.count((kind, "backward")) >= 1
+    m.parametrizations.weight.register_forward_hook(lambda module, inputs, output: 0 * output)
+    torch.testing.assert_close(m(x), m.bias.expand(1, -1))
+    assert not torch.equal(expected, m.bias.expand(1, -1))

@@ -1,0 +1,103 @@
+"""A tensor that is tied to a module outside of the one that is given is not untied silently."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+import constrained.parametrize as ours
+from constrained import constrain, owners, violations
+
+
+class Tied(nn.Module):
+    def __init__(self, layer=nn.Linear):
+        super().__init__()
+        self.enc, self.dec = layer(4, 4), layer(4, 4)
+        self.dec.weight = self.enc.weight
+
+
+def nested():
+    return nn.ModuleDict({"first": nn.Linear(2, 2), "body": nn.Sequential(Tied())})
+
+
+@pytest.mark.parametrize("target", ["weight", "*", {"weight": "positive"}])
+@pytest.mark.parametrize("name", ["enc", "dec"])
+def test_another_owner_is_named_with_the_cure(name, target):
+    model = nested()
+    tied = model["body"][0]
+    part, other = getattr(tied, name), "dec" if name == "enc" else "enc"
+    before, bits = dict(part.named_parameters()), part.weight.detach().clone()
+    match = f"'weight' is the same tensor as '{other}.weight' of the Tied around it.*holds both"
+    with pytest.raises(ValueError, match=match):
+        constrain(part, target, *([] if isinstance(target, dict) else ["positive"]))
+    assert type(part) is nn.Linear and torch.equal(part.weight, bits)
+    assert all(p is before[n] for n, p in part.named_parameters())
+    constrain(tied, f"{name}.weight", "positive")
+    assert torch.equal(tied.enc.weight, tied.dec.weight)
+    assert violations(model) == {"body.0.enc.weight": 0.0}
+
+
+def test_owners_without_a_common_module():
+    a, b = nn.Linear(4, 4), nn.Embedding(4, 4)
+    b.weight = a.weight
+    with pytest.raises(ValueError, match=r"'weight' of another Embedding.*put both.*ModuleList"):
+        constrain(a, "weight", "positive")
+    constrain(nn.ModuleList([a, b]), "0.weight", "positive")
+    assert torch.equal(a.weight, b.weight)
+
+
+def test_buffers_and_lazy_tensors():
+    a, b = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    b.running_var = a.running_var
+    with pytest.raises(ValueError, match="'running_var' of another BatchNorm1d"):
+        constrain(a, "running_var", "positive")
+    a, b = nn.LazyLinear(4), nn.LazyLinear(4)
+    b.weight = a.weight
+    with pytest.raises(ValueError, match="'weight' of another LazyLinear"):
+        constrain(a, "weight", "positive")
+
+
+def test_an_original_of_another_tensor():
+    a, b = nn.Linear(4, 4), nn.Linear(4, 4)
+    b.weight = a.weight
+    ours.register_parametrization(a, "weight", nn.Softplus())
+    with pytest.raises(ValueError, match="an original of one that is parametrized by Softplus"):
+        constrain(b, "weight", "positive")
+
+
+def test_who_merely_holds_the_tensor_is_no_owner():
+    layer = nn.LSTM(4, 4)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 2, 4))[0].sum().backward()
+    optimizer.step()
+    held = [*layer.parameters()], dict(layer.named_parameters()), layer.weight_hh_l0
+    graph = layer(torch.ones(1, 2, 4))[0]
+    average = torch.optim.swa_utils.AveragedModel(layer)
+    constrain(layer, "weight_hh_l0", "positive")
+    assert list(violations(layer)) == ["weight_hh_l0"]
+    del held, graph, average
+
+
+def test_a_former_owner_is_none():
+    a, b = nn.Linear(4, 4), nn.Linear(4, 4)
+    b.weight = a.weight
+    b.itself = [b]
+    gc.disable()
+    try:
+        del b
+        constrain(a, "weight", "positive")
+    finally:
+        gc.enable()
+
+
+def test_nobody_is_looked_for_where_nobody_holds_a_tensor(monkeypatch):
+    monkeypatch.setattr(owners, "_live_modules", lambda: pytest.fail("a search"))
+    for target in ("enc.weight", "**"):
+        constrain(Tied(), target, "positive")
+    for layer in (nn.Linear, nn.LazyLinear):
+        shared = layer(4) if layer is nn.LazyLinear else layer(4, 4)
+        constrain(nn.Sequential(shared, shared), "1.weight", "positive")
+    layer = nn.Linear(4, 4)
+    torch.compile(layer, backend="eager")(torch.ones(2, 4)).sum().backward()
+    constrain(layer, "weight", "positive")
