@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ class InfeasibleError(ValueError):
     """A value that does not lie in the set it was offered to."""
 
 
-class Constraint(nn.Module, ABC):
+class Constraint(nn.Module):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
     One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions
@@ -92,8 +92,12 @@ class Constraint(nn.Module, ABC):
     keeps: tuple[str, ...] = ()
     name: ClassVar[str | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
+    _undefined: ClassVar[Sequence[str]] = ("its methods",)
 
     def __init__(self) -> None:
+        if self._undefined:
+            name, undefined = type(self).__name__, ", ".join(self._undefined)
+            raise TypeError(f"{name} is abstract: it must define {undefined}.")
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -101,6 +105,9 @@ class Constraint(nn.Module, ABC):
         for method, guard in _GUARDS.items():
             if method in vars(cls):
                 setattr(cls, method, guard(vars(cls)[method]))
+        # Not left to ABC: its metaclass would keep others from deriving a class in the place of
+        # this one, as Pyro and higher do with every module of a model.
+        cls._undefined = [name for name in dir(cls) if _is_abstract(getattr(cls, name, None))]
 
     # ------------------------------------------------------------------ what a subclass defines
 
@@ -509,6 +516,10 @@ def autocast_disabled(value: Tensor) -> AbstractContextManager[Any]:
     if is_autocast(value):
         return torch.autocast(value.device.type, enabled=False)
     return nullcontext()
+
+
+def _is_abstract(member: Any) -> bool:
+    return getattr(member, "__isabstractmethod__", False) is True
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -30,8 +30,9 @@ from constrained.originals import (
     register_tensor,
     store,
 )
-from constrained.replay import Pullback
+from constrained.replay import Pullback, with_dense_gradient
 from constrained.restore import watch
+from constrained.tools import check_not_sparsifying
 from constrained.torch_internals.graphs import traced_value
 from constrained.torch_internals.modules import is_replica
 from constrained.torch_internals.moments import has_saving_hooks, is_transformed
@@ -151,7 +152,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
         Raises:
             ValueError: if it cannot take what the others give.
+            TypeError: if it is one of ``torch.ao.pruning``.
         """
+        check_not_sparsifying(self, module)
         prepare(self, module)
         self.add_module(str(len(self.chain())), module)
         return self
@@ -166,7 +169,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             others = (p for module in self.chain() for p in module.parameters())
             shape = None if self.unsafe else self.shape
             return sharded.evaluate(self.evaluator(), self.originals(), others, shape)
-        return self.evaluator()(*self.originals())
+        value = self.evaluator()(*self.originals())
+        # Where a value is stored, `replay` sees to it.
+        if not value.requires_grad or torch.compiler.is_compiling() or is_transformed():
+            return value
+        is_ours = any(isinstance(module, Constraint) for module in self.chain())
+        return with_dense_gradient(value) if is_ours else value
 
     def value(self) -> Tensor:
         """The value of the parametrized tensor, evaluated only when something has changed.
@@ -297,6 +305,9 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def _may_be_applied_unread(self) -> bool:
         """Whether nobody listens, or saves what autograd saves elsewhere."""
+        # A list of a class that somebody has derived is to be called.
+        if type(self) is not ParametrizationList:
+            return False
         # What is run once more, to save the same tensors, must not find another way then.
         return (
             not has_saving_hooks() and not is_replica(self) and self._store.recipe(self) is not None
@@ -416,6 +427,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["_store"] = ValueStore()
         self.__dict__["_owners"] = weakref.WeakSet()
         self.__dict__["_watched"] = tuple(self.modules())[1:]
+        # A leaf to torch.fx, as torch's. Of the instance: a pickle finds the class by its own.
+        self.__dict__["__module__"] = torch_parametrize.__name__
         first = self.chain()[0] if len(self) else None
         watch(self)
         if is_applied_unread(first):
@@ -567,7 +580,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
         state = dict(self.__dict__)
-        for name in ("_store", "_owners", "_watched", "_prepared", "_rows"):
+        for name in ("_store", "_owners", "_watched", "_prepared", "_rows", "__module__"):
             state.pop(name, None)
         return state
 
@@ -599,7 +612,8 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
             would take that for a missing attribute), or if the value was written in place.
     """
     try:
-        if not isinstance(parametrizations, ParametrizationList):
+        # Torch's own, or of a class that somebody has derived, to be called as torch's is.
+        if type(parametrizations) is not ParametrizationList:
             return parametrizations()
         # Each read of a tensor comes here, and to ask this is cheaper than `is_compiling`.
         if _is_watched():

@@ -4,6 +4,10 @@ Torch makes a new class for every module, which neither pickles nor lets two equ
 compiled graph, and whose properties hold on to the module that they were made for. Here the class
 is looked up by what it is made of, its properties know only the name of their tensor, and a module
 pickles as "base class, names, state".
+
+It is a plain subclass, from which others may be derived: Pyro and higher do, in place of a module's
+class. So its methods call those above them by `super`, and its properties read
+``self.parametrizations`` as torch's do, where a class has a ``__getattr__`` of its own.
 """
 
 from __future__ import annotations
@@ -27,12 +31,15 @@ from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.places import is_parametrized
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
-from constrained.tools import assign_parameter, class_repr, tool_methods
+from constrained.tools import assign_parameter, class_title, tool_methods
+from constrained.torch_internals import classes
 from constrained.torch_internals.modules import lists_tensors
 from constrained.translate import translated
 from constrained.write import Target, initialising_methods
 
-_metaclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
+# As they are while nobody records what is read and called.
+_read_attribute, _call = nn.Module.__getattr__, nn.Module.__call__
+
 _classes: weakref.WeakValueDictionary[tuple[type, tuple[str, ...]], type] = (
     weakref.WeakValueDictionary()
 )
@@ -127,11 +134,14 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
         adapt()
     cls = _classes.get((base, names))
     if cls is None:
-        metaclass = _shared_metaclass(type(base))
         members = {
             "_base_class": base,
+            "_names": names,
             "_overridable": True,
-            "__module__": __name__,
+            # Tools that know the layers of torch by this, as torch.fx does, take these for such.
+            "__module__": torch_parametrize.__name__,
+            "__qualname__": class_title(base),
+            "__init_subclass__": classmethod(_init_subclass),
             "__reduce_ex__": _reduce_ex,
             "__setattr__": _setattr,
             "_load_from_state_dict": _load_from_state_dict,
@@ -139,13 +149,33 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **refusing_methods(),
             **initialising_methods(base, names),
             **tool_methods(),
-            **linear_methods(base, names),
+            **(linear_methods(base, names) if _reads_as_modules_do(base) else {}),
             **lazy_methods(base, names, parametrized_class),
             **{name: _property(name) for name in names},
         }
-        cls = metaclass(f"Parametrized{base.__name__}", (base,), members)
-        _classes[base, names] = cls
+        cls = type(base)(f"Parametrized{base.__name__}", (base,), members)
+        cls._parametrized = cls  # type: ignore[attr-defined]
+        if _can_be_shared:
+            _classes[base, names] = cls
     return cls
+
+
+class _Answers:
+    """What torch is told before it writes into a class, as its own engine does."""
+
+    def is_shared(self, cls: type) -> bool:
+        return is_parametrized_class(cls)
+
+    def give_property(self, module: nn.Module, name: str) -> None:
+        module.__class__ = parametrized_class(base_class(module), class_names(module, name))
+
+
+_can_be_shared = classes.ask(_Answers())
+
+
+def _reads_as_modules_do(cls: type) -> bool:
+    """Whether nobody sees, or changes, what is read from the modules of a class."""
+    return cls.__getattr__ is _read_attribute  # type: ignore[attr-defined]
 
 
 def _places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -167,7 +197,13 @@ def _property(name: str) -> property:
         parametrizations = state["_modules"].get("parametrizations")
         found = None if parametrizations is None else parametrizations._modules.get(name)
         if found is not None:
-            return read(found, name)
+            if type(self).__getattr__ is _read_attribute:
+                return read(found, name)
+            # Somebody sees, or changes, what is read: it is read as torch reads it.
+            seen: Any = self.parametrizations
+            found = seen[name]
+            # And who records the calls of modules, as torch.fx does, is to record this one.
+            return read(found, name) if nn.Module.__call__ is _call else found()
         # The class may have more properties than the module has parametrized tensors, once
         # torch's own functions have been at work on one of its modules.
         for tensors in _places_of(self):
@@ -184,7 +220,7 @@ def _property(name: str) -> property:
         elif instead is not None:
             instead.assign(new)
         elif is_parametrized(self):
-            self.__dict__["_modules"]["parametrizations"]._modules[name].right_inverse(new)
+            self.parametrizations[name].right_inverse(new)  # type: ignore[operator]
         else:
             # As pruning and FSDP keep tensors that they compute.
             self.__dict__[name] = new
@@ -199,44 +235,15 @@ def _property(name: str) -> property:
     return property(value, assign, delete)
 
 
-def _shared_metaclass(metaclass: Any) -> type:
-    """A metaclass whose classes torch's own functions may believe to belong to one module.
-
-    ``torch.nn.utils.parametrize`` writes a property, with a module inside, into the class of a
-    module on registration and deletes it on removal. On a class that many modules share, the
-    first becomes a property of ours, and the second leaves it: it finds nothing in the module
-    and steps aside.
-    """
-    shared = _metaclasses.get(metaclass)
-    if shared is None:
-
-        def setattr_(cls: Any, name: str, value: Any) -> None:
-            if isinstance(value, property) and _is_from_torch(value) and is_parametrized_class(cls):
-                value = _property(name)
-            metaclass.__setattr__(cls, name, value)
-
-        def delattr_(cls: Any, name: str) -> None:
-            if is_parametrized_class(cls) and isinstance(vars(cls).get(name), property):
-                return
-            metaclass.__delattr__(cls, name)
-
-        def repr_(cls: Any) -> str:
-            return class_repr(cls) if is_parametrized_class(cls) else metaclass.__repr__(cls)
-
-        shared = type(
-            "ParametrizedClass",
-            (metaclass,),
-            {"__setattr__": setattr_, "__delattr__": delattr_, "__repr__": repr_},
-        )
-        _metaclasses[metaclass] = shared
-    return shared
-
-
-def _is_from_torch(value: property) -> bool:
-    return getattr(value.fget, "__module__", None) == torch_parametrize.__name__
-
-
 # -------------------------------------------------------------------------- methods of the class
+
+
+def _init_subclass(cls: Any, **kwargs: Any) -> None:
+    super(cls._parametrized, cls).__init_subclass__(**kwargs)
+    linear = linear_methods(cls._base_class, cls._names)
+    if not _reads_as_modules_do(cls) and cls.forward is linear.get("forward"):
+        # It leaves the weight unread where it can.
+        cls.forward = cls._base_class.forward
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:
@@ -246,7 +253,7 @@ def _setattr(self: Any, name: str, value: Any) -> None:
     ):
         assign_parameter(self, name, value.detach())
     else:
-        self._base_class.__setattr__(self, name, value)
+        super(self._parametrized, self).__setattr__(name, value)
 
 
 def _load_from_state_dict(
@@ -259,13 +266,12 @@ def _load_from_state_dict(
 ) -> None:
     materialize_from(self, state_dict, prefix, local_metadata)
     with translated(self) if is_parametrized(self) else nullcontext():
-        self._base_class._load_from_state_dict(
-            self, state_dict, prefix, local_metadata, *args, **kwargs
+        super(self._parametrized, self)._load_from_state_dict(
+            state_dict, prefix, local_metadata, *args, **kwargs
         )
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
-    del protocol
     cls: Any = type(self)
     state: Any = self.__getstate__()
     slots: dict[str, Any] = {}
@@ -275,6 +281,9 @@ def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
     if type(state) is dict:
         state = {k: _without_graph(v) for k, v in state.items() if k != "_overrides"}
+    if cls is not cls._parametrized:
+        # Somebody has derived it, and knows how it is found.
+        return *super(cls._parametrized, self).__reduce_ex__(protocol)[:2], state
     return _rebuild, (cls._base_class, class_names(self), slots), state
 
 
@@ -309,7 +318,7 @@ def _named_modules(
     remove_duplicate: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
     if not _members_are_listed(sys._getframe(1)):
-        return self._base_class.named_modules(self, memo, prefix, remove_duplicate)
+        return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
     if not remove_duplicate:
         return _with_duplicates(self, prefix)
     memo = set() if memo is None else memo

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from constrained.override import lists, overriding
-from constrained.tools import check_not_pruning
+from constrained.tools import CURE, check_not_pruning
+from constrained.torch_internals.rewriters import ask_before_norms
 
 
 def refuse_deletion(name: str) -> RuntimeError:
@@ -39,23 +40,23 @@ def refusing_methods() -> dict[str, Callable[..., Any]]:
 
 def _get_parameter(self: Any, target: str) -> nn.Parameter:
     _check_plain(self, target, "parameter")
-    return self._base_class.get_parameter(self, target)
+    return super(self._parametrized, self).get_parameter(target)
 
 
 def _get_buffer(self: Any, target: str) -> Any:
     _check_plain(self, target, "buffer")
-    return self._base_class.get_buffer(self, target)
+    return super(self._parametrized, self).get_buffer(target)
 
 
 def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> None:
     _check_free(self, name)
     check_not_pruning(self, name, param)
-    self._base_class.register_parameter(self, name, param)
+    super(self._parametrized, self).register_parameter(name, param)
 
 
 def _register_buffer(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
     _check_free(self, name)
-    self._base_class.register_buffer(self, name, *args, **kwargs)
+    super(self._parametrized, self).register_buffer(name, *args, **kwargs)
 
 
 def _check_plain(self: nn.Module, target: str, kind: str) -> None:
@@ -79,3 +80,20 @@ def _check_free(self: nn.Module, name: str) -> None:
             f"attribute '{name}' already exists: it is parametrized; assign the tensor instead "
             f"(`module.{name} = tensor`), or call remove_parametrizations(module, '{name}') first."
         )
+
+
+def _check_takes_norm(module: nn.Module, name: str) -> None:
+    """Raise if an old norm of ``torch.nn.utils`` is to take a parametrized tensor."""
+    found: Any = lists(module).get(name) if hasattr(type(module), "_overridable") else None
+    if found is not None:
+        cure = f"apply it to {CURE}, a copy without constraints"
+        if found.constraint() is None:
+            # Those of others are not ours to release.
+            cure = f"call remove_parametrizations(module, '{name}') first"
+        raise KeyError(
+            f"'{name}' is computed by parametrizations, and a norm that a hook computes needs a "
+            f"plain parameter: {cure}."
+        )
+
+
+ask_before_norms(_check_takes_norm)

@@ -30,17 +30,33 @@ def replay(kept: Kept, *inputs: Tensor) -> Tensor:
     return direct(_Replay)(kept, *inputs)
 
 
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient that a constraint can be asked about: those of embeddings may be sparse.
+
+    Few constraints leave the rows alone that nobody has read, and fewer have derivatives for
+    sparse tensors.
+    """
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
+def with_dense_gradient(value: Tensor) -> Tensor:
+    """A value whose gradient arrives where it was evaluated as a dense one."""
+    return direct(_Dense)(value)
+
+
 class Kept(ABC):
     """An evaluation, kept aside from the graph that its value is used in.
 
     Attributes:
         value: what was evaluated.
+        is_repeatable: whether evaluating again gives the same; what a foreign module does may not.
         is_spent: whether no gradient may be had any more.
         sources: what the evaluation depended on.
     """
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, is_repeatable: bool) -> None:
         self.value = value
+        self.is_repeatable = is_repeatable
         self.is_spent = False
         self.sources: list[TensorState] = []
 
@@ -73,7 +89,7 @@ class KeptGraph(Kept):
     """
 
     def __init__(self, value: Tensor, evaluate: Evaluate | None, originals: int) -> None:
-        super().__init__(value)
+        super().__init__(value, evaluate is not None)
         self._evaluate, self._originals = evaluate, originals
 
     _edges: list[Any]
@@ -132,7 +148,7 @@ class KeptArguments(Kept):
     def __init__(
         self, value: Tensor, evaluate: Evaluate, pullback: Pullback, copied: int | None
     ) -> None:
-        super().__init__(value)
+        super().__init__(value, True)
         self._evaluate, self._pullback, self._copied = evaluate, pullback, copied
 
     def note(self, inputs: Sequence[Tensor]) -> None:
@@ -206,5 +222,20 @@ class _Replay(torch.autograd.Function):
             seen.mark()
         ask = kept.differentiable if torch.is_grad_enabled() else kept.gradients
         # Called inside of an autocast region, backward would compute in low precision.
+        (gradient,) = gradients
+        if kept.is_repeatable:
+            gradient = dense(gradient)
         with autocast_disabled(kept.value):
-            return None, *ask(needed, *gradients)
+            return None, *ask(needed, gradient)
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        del ctx
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        return dense(gradients[0])

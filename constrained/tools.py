@@ -6,7 +6,7 @@ Each is told so at the moment at which it touches a module, as far as it gives a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from typing import Any
 
 import torch
@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from constrained.appending import without_side_effects
 from constrained.constraint import InfeasibleError, has_values
 from constrained.tolerance import working_dtype
+from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
+from constrained.torch_internals.tensors import is_wrapper
 
 CURE = "constrained.release(copy.deepcopy(model))"
 
 
-def tool_methods() -> dict[str, Callable[..., Any]]:
-    """Methods of a class with parametrized tensors that tools call."""
+def tool_methods() -> dict[str, Any]:
+    """Members of a class with parametrized tensors that tools ask for."""
     return {
         "__prepare_scriptable__": _prepare_scriptable,
+        IS_DISTRIBUTED: property(_is_distributed),
     }
 
 
@@ -32,6 +35,17 @@ def _prepare_scriptable(self: Any) -> Any:
         f"torch.jit.script cannot compile {self._base_class.__name__}, whose {names} is computed "
         f"by parametrizations: script {CURE}, a copy without them, or use torch.jit.trace or "
         "torch.export."
+    )
+
+
+def _is_distributed(self: Any) -> bool:
+    if not distributes(sys._getframe(1)):
+        raise AttributeError(IS_DISTRIBUTED)
+    names = ", ".join(repr(name) for name in self.parametrizations)
+    raise RuntimeError(
+        f"Tensor parallelism cannot cut {self._base_class.__name__} into shards, whose {names} is "
+        "computed by parametrizations of whole tensors: leave the module out of the plan of "
+        "parallelize_module, so that each process has all of it."
     )
 
 
@@ -46,12 +60,26 @@ def check_not_pruning(module: nn.Module, name: str, param: Any) -> None:
         )
 
 
-def class_repr(cls: Any) -> str:
+def check_not_sparsifying(parametrizations: Any, module: nn.Module) -> None:
+    """Raise if a parametrization to come after others is one of ``torch.ao.pruning``.
+
+    That looks for its mask in the first parametrization of a tensor, and nowhere else.
+    """
+    if type(module).__module__.startswith("torch.ao.pruning."):
+        names = (
+            name for o in parametrizations._owners for name in o if o[name] is parametrizations
+        )
+        raise TypeError(
+            f"'{next(names, 'tensor')}' is computed by parametrizations, and torch.ao.pruning "
+            f"needs a plain parameter: prune {CURE}, a copy without them."
+        )
+
+
+def class_title(base: type) -> str:
     """How a class with parametrized tensors shows in the errors of tools that do not know it."""
-    base = cls._base_class
+    # Torch writes it into exported programs, where commas and semicolons separate.
     return (
-        f"<class '{base.__module__}.{base.__qualname__}' with parametrized tensors; "
-        f"{CURE} has plain ones>"
+        f"{base.__qualname__} of {base.__module__} with parametrized tensors: {CURE} has plain ones"
     )
 
 
@@ -65,13 +93,18 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
     """
     if "_overrides" in module.__dict__:
         # As in functional_call: the value is somebody else's for the time being.
-        module._base_class.__setattr__(module, name, value)
+        super(module._parametrized, module).__setattr__(name, value)
         return
     parametrizations = module.parametrizations[name]
     before = _Contents(parametrizations)
     advice = f" A tool that rewrites weights works on {CURE}, a copy without constraints."
+    if is_wrapper(value) and type(value) is not type(parametrizations.originals()[0]):
+        raise TypeError(
+            f"'{name}' is computed by parametrizations, of tensors with plain numbers, and was "
+            f"assigned a {type(value).__name__}.{advice}"
+        )
     try:
-        module._base_class.__setattr__(module, name, value)
+        super(module._parametrized, module).__setattr__(name, value)
     except InfeasibleError as error:
         raise InfeasibleError(f"'{name}': {error}{advice}") from error
     if not has_values(value):

@@ -12,9 +12,11 @@ from constrained.adopt import adopted_list
 from constrained.handover import Succession
 from constrained.install import check_can_hold, install
 from constrained.originals import register_tensor, store
+from constrained.override import lists, override
 from constrained.parametrization_list import ParametrizationList
-from constrained.parametrized_class import base_class
+from constrained.parametrized_class import base_class, is_parametrized_class, set_class
 from constrained.places import is_parametrized, list_of
+from constrained.torch_internals.rewriters import Convert, wrap_synchronization
 from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.wrapped import check_not_wrapped
 
@@ -115,3 +117,30 @@ def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> Non
     parametrizations.forget()
     tensor.requires_grad_(original.requires_grad)
     parametrizations.register_parameter(name, tensor)
+
+
+def _synchronized(convert: Convert, module: nn.Module) -> nn.Module:
+    """A batch normalization as an ``nn.SyncBatchNorm``, which takes its parametrizations over."""
+    if not is_parametrized_class(type(module)):
+        return convert(module)
+    parametrized, before = lists(module), {}
+    try:
+        for name, parametrizations in parametrized.items():
+            # Torch registers what it reads, as the parameter or buffer that it is.
+            value = getattr(module, name).detach()
+            is_parameter = getattr(parametrizations, "is_parameter", True)
+            before[name] = override(module, name, nn.Parameter(value) if is_parameter else value)
+        converted = convert(module)
+    finally:
+        for name, instead in before.items():
+            override(module, name, instead)
+    if converted is not module:
+        # Torch has handed the submodules over, among them that which holds the parametrizations.
+        for name in parametrized:
+            converted._parameters.pop(name, None)
+            converted._buffers.pop(name, None)
+        set_class(converted, type(converted))
+    return converted
+
+
+wrap_synchronization(_synchronized)

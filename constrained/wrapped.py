@@ -1,9 +1,9 @@
 """Which modules stand inside a wrapper that knows their parameters already.
 
 ``DistributedDataParallel`` hooks the parameters that it finds when it is made, and FSDP moves them
-into shards. A parameter that comes or goes later is one that they know nothing of: its gradients
-are not averaged, silently, or sharded and whole tensors meet. So the tensors of a wrapped module
-are neither parametrized nor released.
+into shards, as tensor parallelism does. A parameter that comes or goes later is one that they know
+nothing of: its gradients are not averaged, silently, or sharded and whole tensors meet. So the
+tensors of a wrapped module are neither parametrized nor released.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from constrained.sharded import is_shard
 from constrained.torch_internals import shards
 
 #: Every live DistributedDataParallel, once somebody has asked.
@@ -47,6 +48,12 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
             f"'{path}' is a tensor of {type(module).__name__} inside a model that {wrapper} has "
             "wrapped, which would miss any parameter that comes or goes: constrain before "
             "wrapping, and release a model without the wrapper."
+        )
+    if any(t is not None and is_shard(t) for t in module._parameters.values()):
+        raise RuntimeError(
+            f"'{path}' is a tensor of {type(module).__name__} whose parameters tensor parallelism "
+            "has cut into shards, and constraints are those of whole tensors: leave the module out "
+            "of the plan of parallelize_module, so that each process has all of it."
         )
 
 

@@ -267,7 +267,7 @@ def initialising_methods(base: type, names: tuple[str, ...]) -> dict[str, Callab
 def _writing_method(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with writing(self, is_listed=True):
-            return getattr(self._base_class, name)(self, *args, **kwargs)
+            return getattr(super(self._parametrized, self), name)(*args, **kwargs)
 
     method.__name__ = name
     return method
@@ -276,12 +276,12 @@ def _writing_method(name: str) -> Callable[..., Any]:
 def _apply(self: Any, fn: Callable[[nn.Module], None]) -> Any:
     # Not listed: a function that gathers parameters, say for an optimizer, wants the originals.
     with writing(self, is_listed=False):
-        return self._base_class.apply(self, fn)
+        return super(self._parametrized, self).apply(fn)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     # In training, normalisation updates its statistics in place.
     if not self.training:
-        return self._base_class.forward(self, *args, **kwargs)
+        return super(self._parametrized, self).forward(*args, **kwargs)
     with writing(self, is_listed=False, only=lambda p: not p.is_parameter):
-        return self._base_class.forward(self, *args, **kwargs)
+        return super(self._parametrized, self).forward(*args, **kwargs)

@@ -227,6 +227,22 @@ def applies_few_rows() -> None:
         torch.testing.assert_close(m(x), x @ m.weight.mT)
 
 
+def leaves_siblings_alone() -> None:
+    torchs = nn.utils.parametrize
+    one, other, third = (layer() for _ in range(3))
+    one.register_parameter("more", nn.Parameter(torch.ones(2)))
+    other.register_parameter("more", nn.Parameter(torch.ones(2)))
+    torchs.register_parametrization(one, "more", nn.Tanh())
+    torch.testing.assert_close(one.more, torch.ones(2).tanh())  # type: ignore[arg-type]
+    assert isinstance(other.more, nn.Parameter)
+    torchs.remove_parametrizations(one, "weight")
+    torchs.remove_parametrizations(third, "weight")
+    assert isinstance(one.weight, nn.Parameter) and type(third) is nn.Linear
+    torch.testing.assert_close(other.weight, polar(original(other)))
+    torchs.remove_parametrizations(one, "more")
+    assert type(one) is nn.Linear
+
+
 CHECKS = (
     reads_what_was_stored,
     trains,
@@ -240,6 +256,7 @@ CHECKS = (
     knows_contexts,
     knows_replicas,
     applies_few_rows,
+    leaves_siblings_alone,
 )
 
 

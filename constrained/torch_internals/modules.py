@@ -55,21 +55,55 @@ _LISTS = {
 }
 
 
+_FILE = nn.Module.named_modules.__code__.co_filename
+
+#: Packages that pair the parameters of a model with those which they find by walking through
+#: ``_parameters`` and ``_modules``: a module's own come first.
+_WALKERS = ("higher",)
+
+
 def lists_tensors(frame: FrameType | None) -> bool:
-    """Whether a frame, or who called it in the same file, lists parameters or buffers."""
+    """Whether a frame, or who called it in the same file, lists parameters or buffers.
+
+    Not if they are listed for somebody who relies on the order in which torch walks.
+    """
     while frame is not None and frame.f_code not in _LISTS:
-        if frame.f_code.co_filename != nn.Module.named_modules.__code__.co_filename:
+        if frame.f_code.co_filename != _FILE:
             return False
         frame = frame.f_back
-    return frame is not None
+    if frame is None:
+        return False
+    while frame is not None and frame.f_code.co_filename == _FILE:
+        frame = frame.f_back
+    caller = "" if frame is None else frame.f_globals.get("__name__", "")
+    return caller.partition(".")[0] not in _WALKERS
+
+
+# --------------------------------------------------------------------------- tensor parallelism
+
+#: What ``torch.distributed.tensor.distribute_module`` asks of a module before it changes anything,
+#: whoever calls it. Where it asks no more, it ends in errors of its own.
+IS_DISTRIBUTED = "_distribute_module_applied"
+
+
+def distributes(frame: FrameType) -> bool:
+    """Whether a frame is about to cut the tensors of a module into shards."""
+    return frame.f_code.co_name == "distribute_module"
 
 
 # ------------------------------------------------------------------------------- global hooks
 
-_global_hooks = [
-    find(f"torch.nn.modules.module._global_{kind}_hooks", lambda found: isinstance(found, dict))
-    for kind in ("forward", "forward_pre", "backward", "backward_pre")
-]
+
+def _is_dict(found: Any) -> bool:
+    return isinstance(found, dict)
+
+
+_global_hooks = (
+    find("torch.nn.modules.module._global_forward_hooks", _is_dict),
+    find("torch.nn.modules.module._global_forward_pre_hooks", _is_dict),
+    find("torch.nn.modules.module._global_backward_hooks", _is_dict),
+    find("torch.nn.modules.module._global_backward_pre_hooks", _is_dict),
+)
 
 
 def global_hooks() -> list[Any]:

@@ -209,6 +209,82 @@ def test_e39_the_error_names_tensor_and_wrapper(group):
 
 
 @pytest.mark.torch_today
+# --------------------------------------------------------------------- tensor parallelism, one rank
+
+
+class Parts(nn.Module):
+    """Layers of every kind that a style of torch cuts into shards."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, i):
+        return self.down(self.up(self.norm(self.table(i))).relu())
+
+
+def parallel(m, *paths):
+    """Cut the layers at the given paths."""
+    from torch.distributed.tensor import Replicate, parallel
+
+    styles = {
+        "table": parallel.ColwiseParallel(output_layouts=Replicate()),
+        "norm": parallel.SequenceParallel(),
+        "up": parallel.ColwiseParallel(),
+        "down": parallel.RowwiseParallel(),
+    }
+    mesh = init_device_mesh("cpu", (1,))
+    return parallel.parallelize_module(m, mesh, {path: styles[path] for path in paths})
+
+
+@IGNORED
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("table", "weight"), *((p, n) for p in ("norm", "up", "down") for n in ("weight", "bias"))],
+)
+def test_e39_tensor_parallelism_and_constraints_refuse_each_other(path, name, group):
+    def register(m):
+        if path == "up":
+            ours.register_parametrization(m.get_submodule(path), name, nn.Tanh())
+        else:
+            constrain(m, f"{path}.{name}", "positive")
+
+    m = Parts()
+    register(m)
+    state = m.state_dict()
+    with pytest.raises(RuntimeError, match=f"whose '{name}' is computed .* leave the module out"):
+        parallel(m, path)
+    assert all(a is not None and torch.equal(a, state[k]) for k, a in m.state_dict().items())
+    m(torch.arange(3)).sum().backward()
+    m = parallel(Parts(), path)
+    before = dict(m.named_parameters())
+    with pytest.raises(RuntimeError, match="tensor parallelism has cut .* leave the module out"):
+        register(m)
+    assert all(before[name] is p for name, p in m.named_parameters())
+
+
+@IGNORED
+@pytest.mark.parametrize("late", [False, True])
+def test_e39_a_layer_outside_of_the_plan_of_tensor_parallelism_is_constrained(late, group):
+    torch.manual_seed(0)
+    m, i = Parts(), torch.arange(3)
+    if late:
+        parallel(m, "up", "down")
+    constrain(m, {"table.weight": "sphere", "norm.weight": "positive"})
+    if not late:
+        parallel(m, "up", "down")
+    optimizer, found = torch.optim.SGD(m.parameters(), lr=0.1), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = m(i).square().sum()
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss))
+    assert found[-1] < found[0]
+    assert_close(m.table.weight.norm(dim=1), torch.ones(5))
+
+
 @pytest.mark.slow
 def test_e39_too_late_in_torch_today(measured):
     """Torch registers; the gradients of what came late are those of each process alone."""

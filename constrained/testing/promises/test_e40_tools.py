@@ -9,10 +9,11 @@ from torch.nn.utils import parametrize as torchs
 from torch.nn.utils import prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.testing import assert_close
+from torch.testing._internal.two_tensor import TwoTensor
 
 import constrained.parametrize as ours
 from constrained import constrain, release
-from constrained.testing.promises.foreign import Squash
+from constrained.testing.promises.foreign import Squash, squashed
 from constrained.testing.promises.test_e21_atomicity import check_same, snapshot
 
 torch_today = pytest.mark.torch_today
@@ -115,7 +116,7 @@ def test_e40_quantization_works_on_a_released_copy(measured):
 
 def test_e40_quantization_of_a_constrained_module_says_so():
     m = nn.Sequential(linear())
-    with pytest.raises(AssertionError, match=rf"parametrized tensors; {CURE} has plain ones"):
+    with pytest.raises(AssertionError, match=rf"parametrized tensors: {CURE} has plain ones"):
         torch.ao.quantization.quantize_dynamic(m, {nn.Linear})
     m(torch.randn(2, 4)).sum().backward()
 
@@ -127,6 +128,16 @@ def test_e40_quantization_in_torch_today(measured):
         torch.ao.quantization.quantize_dynamic(nn.Sequential(m), {nn.Linear})
     assert "release" not in str(caught.value)
     measured("quantization: AssertionError")
+
+
+def test_e40_a_tensor_of_quantized_numbers_is_refused():
+    """As torchao's ``quantize_`` assigns one: a parameter of a subclass made of other tensors."""
+    m = linear()
+    before = snapshot(m)
+    sentence = f"'weight' is computed .* was assigned a TwoTensor.*{CURE}, a copy without"
+    with pytest.raises(TypeError, match=sentence):
+        m.weight = nn.Parameter(TwoTensor(torch.eye(4), torch.eye(4)), requires_grad=False)
+    check_same(m, before)
 
 
 # ----------------------------------------------------------------------------------------- pruning
@@ -161,6 +172,23 @@ def test_e40_pruning_of_a_constrained_module_says_so(method):
     check_same(m, before)
     prune.l1_unstructured(m, "bias", 0.5)
     m(torch.ones(1, 4))
+
+
+def test_e40_pruning_by_parametrizations_says_so():
+    from torch.ao.pruning import WeightNormSparsifier
+
+    m = nn.Sequential(linear(), squashed(n=4))
+    before = [snapshot(layer) for layer in m]
+    for path in ("0.weight", "1.weight"):
+        with pytest.raises(TypeError, match=f"'weight' is computed by .* prune {CURE}"):
+            WeightNormSparsifier().prepare(m, [{"tensor_fqn": path}])
+    for layer, saved in zip(m, before, strict=True):
+        check_same(layer, saved)
+    plain, sparsifier = release(copy.deepcopy(m)), WeightNormSparsifier(sparsity_level=0.5)
+    sparsifier.prepare(plain, [{"tensor_fqn": "0.weight"}])
+    sparsifier.step()
+    sparsifier.squash_mask()
+    assert type(plain[0]) is nn.Linear and int((plain[0].weight == 0).sum()) >= 8
 
 
 @torch_today
@@ -215,16 +243,27 @@ def test_e40_what_is_pruned_can_be_constrained():
 # ------------------------------------------------------------------- the old norms, before forward
 
 
+@pytest.mark.parametrize("foreign", [False, True])
 @pytest.mark.parametrize("function", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm])
-def test_e40_the_old_norms_fail_with_torchs_own_error_and_change_nothing(function):
-    """They reach for the dictionary of parameters: nothing of ours is asked."""
-    m = linear()
+def test_e40_the_old_norms_say_so(function, foreign):
+    m = squashed(n=4) if foreign else linear()
     before = snapshot(m)
-    with pytest.raises(KeyError, match="weight"):
+    cure = r"call remove_parametrizations\(module, 'weight'\)" if foreign else f"apply it to {CURE}"
+    with pytest.raises(KeyError, match=f"'weight' is computed by .* plain parameter: {cure}"):
         function(m)
     check_same(m, before)
-    plain = release(copy.deepcopy(m))
+    plain = copy.deepcopy(m)
+    if foreign:
+        ours.remove_parametrizations(plain, "weight")
+    release(plain)
     function(plain)(torch.ones(1, 4)).sum().backward()
+
+
+@torch_today
+@pytest.mark.parametrize("function", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm])
+def test_e40_the_old_norms_in_torch_today(function):
+    with pytest.raises(KeyError, match="^'weight'$"):
+        function(squashed(torchs))
 
 
 def test_e40_the_old_norms_find_nothing_to_remove():
@@ -240,5 +279,65 @@ def test_e40_the_type_before_is_respected():
     m = linear()
     for P in (ours, torchs):
         assert P.type_before_parametrizations(m) is nn.Linear
-    assert repr(type(m)).startswith("<class 'torch.nn.modules.linear.Linear' with parametrized")
+    assert "Linear of torch.nn.modules.linear with parametrized tensors" in repr(type(m))
     assert type(m).__name__ == "ParametrizedLinear"
+
+
+# ---------------------------------------------------------- batch normalization, over all ranks
+
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("cls", NORMS)
+def test_e40_a_batch_norm_becomes_a_synchronized_one(cls, root):
+    norm = cls(4)
+    norm.running_mean.uniform_()
+    norm.weight.data.uniform_(1, 2)
+    constrain(norm, "weight", "positive")
+    ours.register_parametrization(norm, "bias", Squash())
+    ours.register_parametrization(norm, "running_mean", Squash())
+    names = [name for name, _ in norm.named_parameters()]
+    tensors = [*norm.parameters(), *norm.buffers()]
+    x = torch.randn(
+        3, 4, *[2] * (2 if cls is nn.BatchNorm2d else 3 if cls is nn.BatchNorm3d else 0)
+    )
+    expected = None if cls is nn.SyncBatchNorm else norm.eval()(x)
+    model = nn.Sequential(nn.Linear(4, 4), norm.train())
+    found = nn.SyncBatchNorm.convert_sync_batchnorm(norm if root else model)
+    found = found if root else found[1]
+    assert isinstance(found, nn.SyncBatchNorm) and found.training
+    assert ours.type_before_parametrizations(found) is nn.SyncBatchNorm
+    assert [name for name, _ in found.named_parameters()] == names
+    assert all(
+        a is b for a, b in zip([*found.parameters(), *found.buffers()], tensors, strict=True)
+    )
+    assert_close(found.weight, norm.weight)
+    assert_close(found.running_mean, norm.running_mean)
+    if expected is not None:
+        # Outside of a group of processes, which only training needs, it is the same function.
+        assert_close(found.eval()(x), expected)
+    found.weight = torch.ones(4)
+    assert_close(release(found).weight.detach(), torch.ones(4))
+
+
+def test_e40_a_conversion_that_fails_leaves_a_batch_norm_as_it_is(monkeypatch):
+    m = constrain(nn.BatchNorm1d(4), "weight", "positive")
+    before = snapshot(m)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("no synchronization here")
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "__init__", fails)
+    with pytest.raises(RuntimeError, match="no synchronization here"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(m)
+    check_same(m, before)
+    assert m.weight.requires_grad and m.weight is m.weight
+
+
+@torch_today
+def test_e40_synchronization_in_torch_today():
+    m = torchs.register_parametrization(nn.BatchNorm1d(4), "bias", Squash())
+    with pytest.raises(TypeError, match="cannot assign"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(m)

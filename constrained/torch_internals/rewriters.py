@@ -1,0 +1,44 @@
+"""Functions of torch that put something else in the place of a tensor, and ask nobody.
+
+They reach into the dictionaries of a module, or read what they take for a parameter. They are
+methods of classes, where whoever calls them finds what is put here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+Convert = Callable[[nn.Module], nn.Module]
+
+
+def ask_before_norms(check: Callable[[nn.Module, str], None]) -> None:
+    """Call ``check(module, name)`` before an old norm, one that hooks compute, takes a tensor."""
+    for norm in (WeightNorm, SpectralNorm):
+        norm.apply = staticmethod(_asking(norm.apply, check))  # type: ignore[method-assign]
+
+
+def _asking(apply: Any, check: Callable[[nn.Module, str], None]) -> Callable[..., Any]:
+    @functools.wraps(apply)
+    def asking(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
+        check(module, name)
+        return apply(module, name, *args, **kwargs)
+
+    return asking
+
+
+def wrap_synchronization(around: Callable[[Convert, nn.Module], nn.Module]) -> None:
+    """Let ``around(convert, module)`` do it where a module becomes an ``nn.SyncBatchNorm``."""
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(convert)
+    def converting(cls: Any, module: nn.Module, process_group: Any = None) -> nn.Module:
+        # Torch comes here for each submodule.
+        return around(lambda m: convert(cls, m, process_group), module)
+
+    nn.SyncBatchNorm.convert_sync_batchnorm = classmethod(converting)  # type: ignore[assignment]
