@@ -90,7 +90,7 @@ def _forward(self: Any, input: Tensor) -> Tensor:
     # A layer that is called often in a step comes here each time.
     found = None if _is_compiling() else _list(self)
     if found is None:
-        return self._base_class.forward(self, input)
+        return super(self._parametrized, self).forward(input)
     factors = found.factors(_rows(input))
     if factors is not None:
         left, right = factors
@@ -98,7 +98,7 @@ def _forward(self: Any, input: Tensor) -> Tensor:
     unread = found.unread(input)
     if unread is not None:
         return direct(_Linear)(unread, input, self.bias, *unread.originals)
-    return self._base_class.forward(self, input)
+    return super(self._parametrized, self).forward(input)
 
 
 def _rows(input: Any) -> int:
