@@ -584,7 +584,7 @@ def _refusal(constraint: Constraint, method: str, tensors: Sequence[Tensor]) -> 
     """What to say of finite numbers with which a method cannot compute."""
     largest = max((float(t.detach().abs().max()) for t in tensors if t.numel()), default=0.0)
     return OutOfRangeError(
-        f"{constraint!r}: `{method}` found no decomposition of finite numbers of up to "
+        f"{constraint!r}: `{method}` cannot compute with these finite numbers of up to "
         f"{largest:.3g} in {tensors[0].dtype}; scale the tensor towards 1, or use torch.float64."
     )
 
@@ -696,11 +696,16 @@ def _in_words(constraint: Constraint, method: Callable[..., Any], name: str, *gi
     value, *others = given
     with autocast_disabled(value):
         try:
-            return method(constraint, _raise_precision(value), *others)
+            found = method(constraint, _raise_precision(value), *others)
         except _NO_CONVERGENCE as error:
             if not has_values(value):
                 raise
             raise _refusal(constraint, name, [value]) from error
+    # A violation beyond the range is an answer; a member or a parameter is none.
+    made = (found,) if isinstance(found, Tensor) else found
+    if name != "violation" and has_values(value) and _hold_no_numbers(made):
+        raise _refusal(constraint, name, [value])
+    return found
 
 
 def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
