@@ -30,6 +30,10 @@ class InfeasibleError(ValueError):
     """A value that does not lie in the set it was offered to."""
 
 
+class OutOfRangeError(ValueError):
+    """Finite numbers, at the ends of the range of their dtype, that no algorithm works on."""
+
+
 class Constraint(nn.Module):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
@@ -45,6 +49,9 @@ class Constraint(nn.Module):
     * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards` and
       `admit` receive at least single precision, with autocast off, whatever the tensor's dtype;
       results go back to that dtype (`violation` stays in the working precision);
+    * where linear algebra raises because the parameters of an element hold NaN or infinity,
+      `forward` gives NaN for it, and `canonical` these parameters;
+    * the value is contiguous, unless a parameter is laid out alike;
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
@@ -321,9 +328,15 @@ class Constraint(nn.Module):
         Returns:
             Boolean tensor of shape ``batch``. False where an element is not finite.
         """
-        bound = tolerance(value, self.event_dim) if tol is None else tol
-        violation = self.violation(value)
-        return (violation <= bound) & torch.isfinite(violation)
+        violation, granted = self.measured(value)
+        return (violation <= (granted if tol is None else tol)) & torch.isfinite(violation)
+
+    def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The violation of each element of the batch, and how much of that is rounding.
+
+        Who asks whether a value is inside compares these two, and calls infinity outside.
+        """
+        return self.violation(value), tolerance(value, self.event_dim)
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Raise a `ValueError` if a tensor of this shape cannot carry the constraint."""
@@ -357,10 +370,12 @@ class Constraint(nn.Module):
         self.check_tensor(value)
         if not has_values(value) or value.numel() == 0:
             return
-        violations, granted = self.violation(value), tolerance(value, self.event_dim)
-        excess = violations - granted
-        if not bool((excess > 0).any()):
+        violations, granted = self.measured(value)
+        inside = (violations <= granted) & torch.isfinite(violations)
+        if bool(inside.all()):
             return
+        # Of two numbers beyond the range the difference is none.
+        excess = torch.where(torch.isfinite(violations), violations - granted, torch.inf)
         worst = int(excess.flatten().argmax())
         violation = float(violations.flatten()[worst])
         allowed = float(granted.flatten()[worst])
@@ -397,11 +412,11 @@ class Constraint(nn.Module):
         outside = ~self.contains(value) if self.closed else self._differ(self.project(value), value)
         if not bool(outside.any()):
             return value
-        found = torch.where(self._broadcast(outside, value), self.admit(value, START), value)
+        found = torch.where(_beside(outside, value), self.admit(value, START), value)
         share = 2 * START
         # Rounded for storage, a small step from the boundary may be none: then it is a larger one.
         while share < 1 / 2 and bool((flat := outside & self.flat(found, share / 4)).any()):
-            found = torch.where(self._broadcast(flat, value), self.admit(value, share), found)
+            found = torch.where(_beside(flat, value), self.admit(value, share), found)
             share *= 2
         return found
 
@@ -421,7 +436,7 @@ class Constraint(nn.Module):
         finite = torch.isfinite(value)
         if event_dim:
             finite = finite.flatten(value.ndim - event_dim).all(-1)
-        safe = torch.where(self._broadcast(finite, value), value, torch.ones_like(value))
+        safe = torch.where(_beside(finite, value), value, torch.ones_like(value))
         # A short way is one before it is rounded for storage.
         safe = _raise_precision(safe)
         return self._differ(self.inwards(safe, share), safe) & finite
@@ -431,10 +446,6 @@ class Constraint(nn.Module):
         differ = one != other
         event_dim = one.ndim if self.event_dim is None else self.event_dim
         return differ.flatten(one.ndim - event_dim).any(-1) if event_dim else differ
-
-    def _broadcast(self, mask: Tensor, value: Tensor) -> Tensor:
-        """A tensor of shape ``batch`` with as many dimensions as ``value``."""
-        return mask.reshape((*mask.shape, *[1] * (value.ndim - mask.ndim)))
 
     # ------------------------------------------------------------------- identity and spelling
 
@@ -549,12 +560,88 @@ def _raise_precision(value: Tensor) -> Tensor:
     return value.to(working_dtype(value.dtype))
 
 
+#: What linear algebra raises on NaN, and on numbers at the ends of the range.
+_NO_CONVERGENCE: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+
+def _hold_no_numbers(tensors: Sequence[Tensor]) -> bool:
+    """Whether some of these hold NaN or infinity."""
+    return any(has_values(t) and not bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def _apart(
+    constraint: Constraint, params: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor] | None]:
+    """Which elements have parameters that are not finite, and parameters without these.
+
+    Returns:
+        Boolean tensor of shape ``batch``, and parameters in which a finite element takes the place
+        of those that are not; None in place of these if there is none.
+    """
+    whole = constraint.forward(*(p.detach().to("meta") for p in params)).shape
+    batch = whole[: len(whole) - (len(whole) if (e := constraint.event_dim) is None else e)]
+    if any(p.shape[: len(batch)] != batch for p in params):
+        return torch.ones(batch, dtype=torch.bool, device=params[0].device), None
+    finite = [torch.isfinite(p).reshape(*batch, -1).all(-1) for p in params]
+    broken = ~torch.stack(finite).all(0)
+    if bool(broken.all()):
+        return broken, None
+    sound = torch.unravel_index((~broken).int().argmax(), batch)
+    return broken, [torch.where(_beside(broken, p), p[sound], p) for p in params]
+
+
+def _beside(mask: Tensor, value: Tensor) -> Tensor:
+    """A tensor of shape ``batch`` with as many dimensions as ``value``."""
+    return mask.reshape((*mask.shape, *[1] * (value.ndim - mask.ndim)))
+
+
+def _refusal(constraint: Constraint, method: str, tensors: Sequence[Tensor]) -> OutOfRangeError:
+    """What to say of finite numbers with which a method cannot compute."""
+    largest = max((float(t.detach().abs().max()) for t in tensors if t.numel()), default=0.0)
+    return OutOfRangeError(
+        f"{constraint!r}: `{method}` cannot compute with these finite numbers of up to "
+        f"{largest:.3g} in {tensors[0].dtype}; scale the tensor towards 1, or use torch.float64."
+    )
+
+
+def _unknown(
+    constraint: Constraint, method: Callable[..., Tensor], params: Sequence[Tensor]
+) -> Tensor:
+    """What a map gives where linear algebra raises on NaN: NaN for the elements that come of it."""
+    broken, sound = _apart(constraint, params)
+    if sound is None:
+        # Their gradients are NaN as well.
+        shape = method(constraint, *(p.detach().to("meta") for p in params)).shape
+        return torch.nan * sum(p.sum() for p in params) + params[0].new_zeros(shape)
+    value = method(constraint, *sound)
+    return torch.where(_beside(broken, value), torch.nan, value)
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value in memory as a plain parameter would be, where a map has transposed it.
+
+    A parameter that is laid out in another way, say with its channels last, has such a value.
+    """
+    if value.is_contiguous() or value.stride() == parameter.stride():
+        return value
+    return value.contiguous()
+
+
 def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def forward(self: Constraint, *params: Tensor) -> Tensor:
-        dtype = params[0].dtype
-        with autocast_disabled(params[0]):
-            return method(self, *map(_raise_precision, params)).to(dtype)
+        first = params[0]
+        with autocast_disabled(first):
+            raised = [*map(_raise_precision, params)]
+            try:
+                value = method(self, *raised)
+            except _NO_CONVERGENCE as error:
+                if not has_values(first):
+                    raise
+                if not _hold_no_numbers(params):
+                    raise _refusal(self, "forward", params) from error
+                value = _unknown(self, method, raised)
+        return _laid_out(value.to(first.dtype), first)
 
     return forward
 
@@ -583,8 +670,26 @@ def _guard_canonical(
     @functools.wraps(method)
     def canonical(self: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
         with autocast_disabled(params[0]):
-            better = method(self, *map(_raise_precision, params))
-        return tuple(new.to(old.dtype) for new, old in zip(better, params, strict=True))
+            try:
+                better = method(self, *map(_raise_precision, params))
+            except (ValueError, _NO_CONVERGENCE) as error:
+                if _hold_no_numbers(params):
+                    # What is NaN has no better form. The other elements do not go without.
+                    broken, sound = _apart(self, [*map(_raise_precision, params)])
+                    if sound is None:
+                        return params
+                    better = tuple(
+                        torch.where(_beside(broken, new), old, new)
+                        for new, old in zip(method(self, *sound), params, strict=True)
+                    )
+                elif isinstance(error, _NO_CONVERGENCE):
+                    # An evaluation will say so.
+                    return params
+                else:
+                    raise
+        return tuple(
+            _laid_out(new.to(old.dtype), old) for new, old in zip(better, params, strict=True)
+        )
 
     return canonical
 
@@ -593,13 +698,29 @@ def _guard_right_inverse(method: Callable[..., Params]) -> Callable[..., Params]
     @functools.wraps(method)
     def right_inverse(self: Constraint, value: Tensor) -> Params:
         self.check_member(value)
-        with autocast_disabled(value):
-            params = method(self, _raise_precision(value))
+        params = _in_words(self, method, "right_inverse", value)
         if isinstance(params, Tensor):
             return params.to(value.dtype)
         return tuple(param.to(value.dtype) for param in params)
 
     return right_inverse
+
+
+def _in_words(constraint: Constraint, method: Callable[..., Any], name: str, *given: Any) -> Any:
+    """What a method makes of a value in the working precision, with an error that says why not."""
+    value, *others = given
+    with autocast_disabled(value):
+        try:
+            found = method(constraint, _raise_precision(value), *others)
+        except _NO_CONVERGENCE as error:
+            if not has_values(value):
+                raise
+            raise _refusal(constraint, name, [value]) from error
+    # A violation beyond the range is an answer; a member or a parameter is none.
+    made = (found,) if isinstance(found, Tensor) else found
+    if name != "violation" and has_values(value) and _hold_no_numbers(made):
+        raise _refusal(constraint, name, [value])
+    return found
 
 
 def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -612,9 +733,10 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         event = tuple(range(batch, value.ndim))
         elements = finite.all(dim=event, keepdim=True) if event else finite
         # Linear algebra raises, or worse, on NaN: it sees zeros there, and the answer is inf.
-        with autocast_disabled(value):
-            result = method(self, torch.where(elements, value, torch.zeros_like(value)))
-        return torch.where(elements.reshape(result.shape), result, torch.inf)
+        seen = torch.where(elements, value, torch.zeros_like(value))
+        result = _in_words(self, method, "violation", seen)
+        # As it is where what is measured overflows.
+        return torch.where(elements.reshape(result.shape) & ~result.isnan(), result, torch.inf)
 
     return violation
 
@@ -623,8 +745,7 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def project(self: Constraint, value: Tensor) -> Tensor:
         self.check_tensor(value)
-        with autocast_disabled(value):
-            return method(self, _raise_precision(value)).to(value.dtype)
+        return _in_words(self, method, "project", value).to(value.dtype)
 
     return project
 
@@ -632,8 +753,7 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _guard_move(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def move(self: Constraint, value: Tensor, share: float) -> Tensor:
-        with autocast_disabled(value):
-            return method(self, _raise_precision(value), share).to(value.dtype)
+        return _in_words(self, method, method.__name__, value, share).to(value.dtype)
 
     return move
 
@@ -642,7 +762,11 @@ def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]
     @functools.wraps(method)
     def step_gradient(self: Constraint, gradient: Tensor, *params: Tensor) -> Tensor:
         with autocast_disabled(gradient):
-            found = method(self, _raise_precision(gradient), *map(_raise_precision, params))
+            try:
+                found = method(self, _raise_precision(gradient), *map(_raise_precision, params))
+            except _NO_CONVERGENCE:
+                # The step will show what is wrong with the numbers.
+                return gradient
         return found.to(gradient.dtype)
 
     return step_gradient

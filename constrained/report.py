@@ -9,14 +9,13 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from constrained.appending import without_side_effects
-from constrained.constraint import InfeasibleError, has_values
+from constrained.constraint import Constraint, InfeasibleError, OutOfRangeError, has_values
 from constrained.lazy import waiting_tensors
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.select import constrained_tensors, parametrized_tensors
-from constrained.tolerance import tolerance
 
 
 def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -71,7 +70,7 @@ class Row:
         """Whether the violation is no more than rounding; None if nobody can tell."""
         if self.violation is None or math.isnan(self.violation):
             return None
-        return self.violation <= self.tolerance
+        return math.isfinite(self.violation) and self.violation <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,8 @@ def assert_feasible(model: nn.Module) -> None:
         others = f" ({len(broken) - 1} more tensors violate theirs)" if len(broken) > 1 else ""
         if worst.violation == math.inf:
             raise InfeasibleError(
-                f"'{worst.path}' under {worst.constraint} holds NaN or infinite values{others}."
+                f"'{worst.path}' under {worst.constraint} holds NaN or infinite values, or finite "
+                f"ones too large to be measured{others}."
             )
         raise InfeasibleError(
             f"'{worst.path}' violates {worst.constraint} by {worst.violation:.3g}, at most "
@@ -150,16 +150,28 @@ def _rows(model: nn.Module) -> Iterator[Row]:
             foreign = " then ".join(type(m).__name__ for m in parametrizations.children())
             yield Row(path, foreign, shape, None, 0.0, moved)
             continue
-        value = read(parametrizations, path)
-        violation, allowed, flat = (0.0 if has_values(value) else math.nan), 0.0, 0.0
-        if value.numel() and has_values(value):
-            measured = constraint.violation(value).flatten()
-            granted = tolerance(value, constraint.event_dim).flatten()
-            excess = measured - granted
-            worst = int((excess if bool((excess > 0).any()) else measured).argmax())
-            violation, allowed = float(measured[worst]), float(granted[worst])
-            flat = float(constraint.flat(value).double().mean())
-        shape = tuple(value.shape)
-        yield Row(path, repr(constraint), shape, violation, allowed, moved, flat)
+        shape, violation, allowed, flat = parametrizations.shape, math.inf, 0.0, 0.0
+        try:
+            value = read(parametrizations, path)
+            shape = value.shape
+            violation, allowed, flat = _measured(constraint, value)
+        except (OutOfRangeError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            # Of numbers with which nobody can compute. All other tensors have their rows.
+            violation = math.inf
+        yield Row(path, repr(constraint), tuple(shape), violation, allowed, moved, flat)
     for path, item in waiting_tensors(model):
         yield Row(path, f"{item!r}, once it has a shape", (), None, 0.0, None)
+
+
+def _measured(constraint: Constraint, value: Tensor) -> tuple[float, float, float]:
+    """The largest violation in a batch, how much of it is rounding, and which share is flat."""
+    if not has_values(value):
+        return math.nan, 0.0, 0.0
+    if not value.numel():
+        return 0.0, 0.0, 0.0
+    measured, granted = map(torch.flatten, constraint.measured(value))
+    # Beyond the range of numbers is outside, however much is granted there.
+    excess = torch.where(torch.isfinite(measured), measured - granted, torch.inf)
+    worst = int((excess if bool((excess > 0).any()) else measured).argmax())
+    flat = float(constraint.flat(value).double().mean())
+    return float(measured[worst]), float(granted[worst]), flat

@@ -48,11 +48,11 @@ def tolerance(value: Tensor, event_dim: int | None) -> Tensor:
         if magnitude.shape[-1] == 0:
             return magnitude.sum(-1)
         largest = magnitude.amax(-1)
-        # Scaled by the largest entry, so that the squares neither overflow nor underflow.
+        # In units of the largest entry, so that nothing overflows, and no square underflows.
         unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-        norm = unit * torch.linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
+        norm = torch.linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
     else:
-        largest = norm = magnitude
+        largest, norm = magnitude, torch.ones_like(magnitude)
     # Among subnormal numbers rounding is absolute.
     subnormal = STORAGE_ULPS * finfo.smallest_normal * finfo.eps
-    return STORAGE_ULPS * storage * largest + ARITHMETIC_ULPS * working * norm + subnormal
+    return STORAGE_ULPS * storage * largest + ARITHMETIC_ULPS * working * largest * norm + subnormal

@@ -141,6 +141,10 @@ class View(Constraint):
         self.check_tensor(value)
         self.constraint.check_member(self._see(value))
 
+    def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the elements that are seen."""
+        return self.constraint.measured(self._see(value))
+
     def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
         """Whether all elements that are seen lie in the set; a scalar."""
         return self.constraint.contains(self._see(value), tol).all()

@@ -107,11 +107,16 @@ class Affine(Constraint):
         near = near - self._miss(near)
         # Where nothing but rounding is left of y, the shortest solution is the nearest one.
         shortest = self._shortest.to(y.device, y.dtype)
+        left, whole = near.detach() - shortest, y.detach() - shortest
+        # In units of the largest entry: squares of large and of small numbers leave the range.
+        unit = whole.abs().amax(-1, keepdim=True)
+        unit = torch.where(unit > 0, unit, 1)
         left, whole = (
-            torch.linalg.vector_norm(x.detach() - shortest, dim=-1, keepdim=True) for x in (near, y)
+            torch.linalg.vector_norm(x / unit, dim=-1, keepdim=True) for x in (left, whole)
         )
         rounding = 4 * torch.finfo(y.dtype).eps * whole
-        return near + torch.where(left <= rounding, shortest - near, 0).detach()
+        # Exactly that, and the derivative of the other: near may be large, the shortest small.
+        return torch.where(left <= rounding, shortest + (near - near.detach()), near)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The identity."""

@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 from numbers import Real
 
+import torch
+
 from constrained.plain_data import short
+
+
+def least_positive(dtype: torch.dtype) -> float:
+    """Where maps onto an open set end beside a bound of zero: the root of the smallest number.
+
+    There a logarithm and a reciprocal, and the derivatives of both, are finite still. Next to the
+    smallest number itself they overflow, and times the vanishing derivative of the map make NaN.
+    """
+    return math.sqrt(torch.finfo(dtype).tiny)
 
 
 def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.arbitrary import admitted, triangular_factor
+from constraints.bounds import least_positive
 from constraints.linear_space import not_square
 from constraints.softplus import inverse_softplus, least_softplus, softplus
 
@@ -23,7 +24,7 @@ class CholeskyFactor(Constraint):
     one to one.
 
     **Map**: X -> its lower triangle, with softplus on the diagonal, onto the set. Where softplus
-    underflows the entry stays at the smallest normal number.
+    underflows the entry stays at the root of the smallest normal number, as under `Positive`.
 
     **Right inverse**: the inverse of softplus, y -> y + log(1 - exp(-y)), on the diagonal. A zero
     there, which lies on the boundary, becomes the machine epsilon, as under `project`.
@@ -44,13 +45,13 @@ class CholeskyFactor(Constraint):
     def forward(self, X: Tensor) -> Tensor:
         """The lower triangle, with softplus on the diagonal."""
         diagonal = X.diagonal(dim1=-2, dim2=-1)
-        positive = softplus(diagonal).clamp(min=torch.finfo(X.dtype).tiny)
+        positive = softplus(diagonal).clamp(min=least_positive(X.dtype))
         return X.tril(-1) + torch.diag_embed(positive)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The inverse of softplus on the diagonal."""
         inside = self.project(value)
-        diagonal = inside.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(value.dtype).tiny)
+        diagonal = inside.diagonal(dim1=-2, dim2=-1).clamp(min=least_positive(value.dtype))
         return inside.tril(-1) + torch.diag_embed(inverse_softplus(diagonal))
 
     def violation(self, value: Tensor) -> Tensor:

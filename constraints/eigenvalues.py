@@ -7,16 +7,73 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from constraints.norm import norm
+
 #: An estimate that falls short of the distance of eigenvalues by more than this is improved.
 ILL = 1.2
 
 #: How many eigenvalues are taken for the centre of a cluster, and the largest size of one.
 CENTRES, CLUSTER = 16, 32
 
+#: How many units of rounding a matrix is moved by, one after another, until QR converges.
+NUDGES = 1, 4, 16, 64
+
 
 def eigenvalues(A: Tensor) -> Tensor:
-    """The eigenvalues of each matrix, in double precision."""
-    return torch.linalg.eigvals(A.double())
+    """The eigenvalues of each matrix, in double precision; see `eigenvectors`."""
+    M, scale = _scaled(A.double())
+    try:
+        return torch.linalg.eigvals(M) * scale
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return _each_nudged(M)[0] * scale
+
+
+def eigenvectors(M: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues and eigenvectors of each matrix, up to rounding.
+
+    LAPACK's QR algorithm does not converge on some matrices of rank one, such as one of equal
+    entries, where what should be zero becomes subnormal. A little noise ends that.
+
+    Args:
+        M: shape ``(*batch, n, n)``, in double precision.
+
+    Raises:
+        torch.linalg.LinAlgError: if it does not converge next to the matrix either.
+    """
+    M, scale = _scaled(M)
+    try:
+        values, vectors = torch.linalg.eig(M)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values, vectors = _each_nudged(M)
+    return values * scale, vectors
+
+
+def _scaled(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices with entries next to 1, and the powers of two that they were divided by.
+
+    Of subnormal numbers, LAPACK has been seen to write beyond the end of its memory.
+    """
+    largest = M.detach().abs().amax((-2, -1))
+    exponent = torch.frexp(largest).exponent.clamp(-1000, 1000)
+    scale = torch.ldexp(torch.ones_like(largest), exponent)
+    return M / scale[..., None, None], scale.unsqueeze(-1)
+
+
+def _each_nudged(M: Tensor) -> tuple[Tensor, Tensor]:
+    # No element of a batch sees that another one is moved.
+    each = [_nudged(matrix) for matrix in M.reshape(-1, *M.shape[-2:])]
+    values, vectors = zip(*each, strict=True)
+    return torch.stack(values).reshape(M.shape[:-1]), torch.stack(vectors).reshape(M.shape)
+
+
+def _nudged(M: Tensor) -> tuple[Tensor, Tensor]:
+    for nudge in NUDGES:
+        try:
+            return torch.linalg.eig(M + nudge * _generic(M))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            if nudge == NUDGES[-1]:
+                raise
+    raise AssertionError("the last attempt raises")
 
 
 def spectral_distance(A: Tensor, way: Callable[[Tensor], Tensor]) -> Tensor:
@@ -44,7 +101,7 @@ def spectral_distance(A: Tensor, way: Callable[[Tensor], Tensor]) -> Tensor:
         outside = way(eigenvalues(M)).abs().amax(-1) > 0
         if not bool(outside.any()):
             return A.new_zeros(A.shape[:-2])
-    values, vectors = torch.linalg.eig(M + _generic(M))
+    values, vectors = eigenvectors(M + _generic(M))
     with torch.no_grad():
         # An inverse that does not exist holds infinity or NaN.
         inverse = torch.linalg.inv_ex(vectors)[0].nan_to_num(nan=torch.inf, posinf=torch.inf)
@@ -67,7 +124,7 @@ def _generic(M: Tensor) -> Tensor:
     """
     n = torch.arange(1, M.shape[-1] + 1, dtype=M.dtype, device=M.device)
     noise = torch.cos(n.unsqueeze(-1) * n + n.unsqueeze(-1) + n)
-    size = torch.linalg.matrix_norm(M.detach(), keepdim=True) / M.shape[-1]
+    size = norm(M.detach() / M.shape[-1])
     return torch.finfo(M.dtype).eps * size * noise
 
 

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constraints.eigenvalues import eigenvectors
+from constraints.norm import norm
+
 #: Doublings, at most: more than the binary digits of a double.
 DOUBLINGS = 64
 
@@ -64,8 +67,8 @@ def continuous_gramian(A: Tensor) -> Tensor:
     """
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     # Between the largest and the smallest modulus of an eigenvalue: both are as far from p.
-    reciprocal = torch.linalg.matrix_norm(torch.linalg.inv_ex(A)[0], keepdim=True)
-    p = (torch.linalg.matrix_norm(A, keepdim=True) / reciprocal).sqrt()
+    reciprocal = norm(torch.linalg.inv_ex(A)[0])
+    p = (norm(A) / reciprocal).sqrt()
     p = torch.where(torch.isfinite(p) & (p > 0), p, 1)
     inverse = torch.linalg.inv_ex(p * identity - A)[0]
     return discrete_gramian(inverse @ (p * identity + A), (2 * p).sqrt() * inverse)
@@ -83,7 +86,7 @@ def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     changed = change(A, T.to(A.dtype))
     fits = torch.isfinite(T).all(-1, keepdim=True).all(-2, keepdim=True)
     # In the right coordinates A is nearer to a normal matrix, hence no larger.
-    norms = (torch.linalg.matrix_norm(x, keepdim=True) for x in (changed, 10 * A))
+    norms = (norm(x) for x in (changed, 10 * A))
     fits = fits & torch.less_equal(*norms)
     identity = torch.eye(A.shape[-1], dtype=dtype, device=A.device)
     return torch.where(fits, T, identity).contiguous(), torch.where(fits, changed, A)
@@ -111,7 +114,7 @@ def modal(A: Tensor) -> Tensor:
 
     It stands for the coordinates in which A is a normal matrix, if there are any.
     """
-    V = torch.linalg.eig(A)[1]
+    V = eigenvectors(A)[1]
     return torch.linalg.qr(torch.cat([V.real, V.imag], dim=-1).mT, mode="r").R.mT
 
 
@@ -147,8 +150,8 @@ def cost(params: tuple[Tensor, ...], value: Tensor) -> Tensor:
     identity = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
     inverse = torch.linalg.solve_triangular(T, identity.expand_as(T), upper=False)
     condition = torch.linalg.matrix_norm(T) * torch.linalg.matrix_norm(inverse) / T.shape[-1]
-    size = torch.linalg.matrix_norm(value)
-    missed = torch.linalg.matrix_norm(R) / torch.where(size > 0, size, 1)
+    size, missed = norm(value)[..., 0, 0], norm(R)[..., 0, 0]
+    missed = missed / torch.where(size > 0, size, 1)
     return (missed + torch.finfo(value.dtype).eps * condition).nan_to_num(nan=torch.inf)
 
 

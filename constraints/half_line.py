@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint
+from constraints.bounds import least_positive
 from constraints.derivatives import needs_derivative
 from constraints.fold import STEEPNESS
 from constraints.softplus import inverse_softplus, least_softplus, softplus
@@ -64,7 +65,7 @@ class OpenHalfLine(HalfLine):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The inverse of softplus, of the distance from the bound."""
         distance = (self.direction * (self.project(value) - self.end)).clamp(
-            min=torch.finfo(value.dtype).tiny
+            min=least_positive(value.dtype)
         )
         return self._upwards(inverse_softplus(distance))
 
@@ -95,8 +96,7 @@ class OpenHalfLine(HalfLine):
 
     def _least(self, value: Tensor) -> float:
         # One to two units in the last place of the bound.
-        finfo = torch.finfo(value.dtype)
-        return max(finfo.eps * abs(self.end), finfo.tiny)
+        return max(torch.finfo(value.dtype).eps * abs(self.end), least_positive(value.dtype))
 
     def _inside(self, value: Tensor, least: float) -> Tensor:
         innermost = self.end + self.direction * least

@@ -24,6 +24,7 @@ from constraints.gramian import (
     modal,
     square_root,
 )
+from constraints.norm import norm
 
 
 @register("hurwitz", aliases=("alpha_stable", "continuous_stable"))
@@ -129,7 +130,7 @@ class Hurwitz(Constraint):
         return cheapest(candidates, value)
 
     def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
-        size = torch.linalg.matrix_norm(K).unsqueeze(-1)
+        size = norm(K)[..., 0]
         # A gradient is left on the boundary, where Q vanishes.
         least = 4 * torch.finfo(value.dtype).eps * torch.where(size > 0, size, 1)
         Y = square_root(-(K + K.mT), least).to(value.dtype)
@@ -156,7 +157,10 @@ class Hurwitz(Constraint):
         It is no nearest point, which would be a problem that is not convex.
         """
         abscissa = eigenvalues(value).real.amax(-1)[..., None, None]
-        shifted = value - (F.relu(abscissa + self.alpha) * _identity(value)).to(value.dtype)
+        identity = _identity(value)
+        # One after the other: beside a large eigenvalue, alpha would be lost.
+        shifted = value.double() - abscissa * identity - self.alpha * identity
+        shifted = torch.where(abscissa + self.alpha > 0, shifted, value).to(value.dtype)
         inside = self.violation(value) <= tolerance(value, 2)
         return torch.where(inside[..., None, None], value, shifted)
 
@@ -214,14 +218,14 @@ def _dissipative(
     """T of the given dtype, and ``T^-1 A T`` with a symmetric part that is negative."""
     identity = _identity(A).expand_as(A)
     largest = torch.linalg.eigvalsh((A + A.mT) / 2)[..., -1, None, None]
-    norm = torch.linalg.matrix_norm(A, keepdim=True)
-    normal = largest <= 4 * torch.finfo(dtype).eps * norm
+    size = norm(A)
+    normal = largest <= 4 * torch.finfo(dtype).eps * size
     if bool(normal.all()) or margin == math.inf:
         return identity.to(dtype, memory_format=torch.contiguous_format), A
     if margin == 0:
         L = modal(A)
     else:
-        A = torch.where(normal, A, A - F.relu(abscissa + margin * norm) * identity)
+        A = torch.where(normal, A, A - F.relu(abscissa + margin * size) * identity)
         # Elements that need no other coordinates must not be seen by the equation.
         L = continuous_gramian(torch.where(normal, -identity, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
@@ -229,8 +233,7 @@ def _dissipative(
 
 def _mean_size(A: Tensor) -> Tensor:
     """The root mean square of the singular values, or 1 if that is more."""
-    norm = torch.linalg.matrix_norm(A, keepdim=True) / A.shape[-1] ** 0.5
-    return norm.clamp(min=1)
+    return (norm(A) / A.shape[-1] ** 0.5).clamp(min=1)
 
 
 def _rounding(P: Tensor, K: Tensor) -> Tensor:
@@ -239,7 +242,7 @@ def _rounding(P: Tensor, K: Tensor) -> Tensor:
     Where P and K are large and the product is small, what the product errs by is no rounding beside
     it, and would be a violation: the distance of a matrix to the set is judged by its own size.
     """
-    size = P * torch.linalg.matrix_norm(K.detach(), keepdim=True) / K.shape[-1] ** 0.5
+    size = P * norm(K.detach()) / K.shape[-1] ** 0.5
     return 4 * torch.finfo(K.dtype).eps * size.detach()
 
 

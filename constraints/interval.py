@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint, register
+from constraints.bounds import least_positive
 from constraints.derivatives import needs_derivative
 
 
@@ -67,7 +68,7 @@ class Interval(Constraint):
         """``low + (high - low) * sigmoid(y)``."""
         # Measured from the nearer end: near high, low + width * sigmoid(y) would be as coarse as
         # the spacing of floating-point numbers around (high - low).
-        least, greatest = self._innermost(torch.finfo(y.dtype))
+        least, greatest = self._innermost(y.dtype)
         if not needs_derivative(y):
             # By the sign, and not by `torch.where`, which takes thirty times longer where it is as
             # good as random.
@@ -88,10 +89,10 @@ class Interval(Constraint):
         """``log((x - low) / (high - x))``."""
         inside = self.project(value)
         width = self.high - self.low
-        tiny = torch.finfo(value.dtype).tiny
+        least = least_positive(value.dtype)
         # Between 0 and 1, and clamped from below, neither the parts nor their ratio overflow.
-        below = ((inside - self.low) / width).clamp(min=tiny)
-        above = ((self.high - inside) / width).clamp(min=tiny)
+        below = ((inside - self.low) / width).clamp(min=least)
+        above = ((self.high - inside) / width).clamp(min=least)
         return torch.log(below / above)
 
     def violation(self, value: Tensor) -> Tensor:
@@ -126,19 +127,20 @@ class Interval(Constraint):
         """Numbers uniform on the interval."""
         share = torch.rand(shape, generator=generator, dtype=dtype, device=device)
         value = self.low + (self.high - self.low) * share
-        return value.clamp(*self._innermost(torch.finfo(value.dtype)))
+        return value.clamp(*self._innermost(value.dtype))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """1, each number being an element."""
         del shape
         return 1
 
-    def _innermost(self, finfo: torch.finfo) -> tuple[float, float]:
+    def _innermost(self, dtype: torch.dtype) -> tuple[float, float]:
         # One to two units in the last place inside: eps |b| is between 1 and 2 units of b, so that
         # b + eps |b| rounds to a number above b. An interval too narrow to hold such numbers in
         # this dtype shrinks to the middle of it instead of turning inside out.
         quarter = (self.high - self.low) / 4
+        eps, least = torch.finfo(dtype).eps, least_positive(dtype)
         above, below = (
-            min(max(finfo.eps * abs(bound), finfo.tiny), quarter) for bound in (self.low, self.high)
+            min(max(eps * abs(bound), least), quarter) for bound in (self.low, self.high)
         )
         return self.low + above, self.high - below

@@ -13,13 +13,15 @@ class Positive(OpenHalfLine):
 
     **Set**: {x in R : x > 0}, elementwise. Dimension 1, open.
 
-    **Map**: softplus, y -> log(1 + exp(y)), onto the set. Where it underflows the value stays at
-    the smallest normal number.
+    **Map**: softplus, y -> log(1 + exp(y)), onto the set, down to the root of the smallest normal
+    number (1e-19 in single precision), where a logarithm, a reciprocal and their derivatives are
+    finite still.
 
     **Right inverse**: x -> x + log(1 - exp(-x)). The coordinate of a small x is about log(x), which
     a floating-point number resolves to eps |log(x)|: so accurate is the round trip, relative to x.
     A zero, which lies on the boundary, becomes the machine epsilon, as under `project`: at the
-    smallest positive number the gradient would vanish with the value.
+    smallest positive number the gradient would vanish with the value. A member below the least
+    value of the map becomes that.
 
     **Reference**: Dugas et al., Incorporating second-order functional knowledge for better option
     pricing (NIPS 2000). It is preferred to exp, whose gradient grows with the value.

@@ -147,3 +147,42 @@ def test_out_of_order_is_refused_with_the_violation():
     with pytest.raises(ValueError, match="at least one entry"):
         Ordered().project(torch.empty(2, 0))
     assert constrained.get("ordered_vector") is Ordered
+
+
+@pytest.mark.parametrize("cls", [Ordered, PositiveOrdered])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gap_keeps_entries_apart(cls, dtype):
+    constraint = cls(gap=0.1)
+    normal = torch.randn(20, 6, dtype=dtype)
+    value = constraint.project(normal)
+    assert (value.diff(dim=-1) >= 0.1 - 1e-6).all()
+    assert constraint.contains(value).all()
+    torch.testing.assert_close(constraint(constraint.right_inverse(value)), value)
+    assert not constraint.contains(torch.ones(3, dtype=dtype))
+    assert cls().contains(torch.ones(3, dtype=dtype))
+    assert constrained.get(constraint.name)(**{"gap": 0.1}).spec() == constraint.spec()
+
+
+def test_cutpoints_start_apart():
+    # An ordinal regression: the probability of a class is a difference of neighbours.
+    module = nn.Module()
+    module.cutpoints = nn.Parameter(torch.zeros(4))
+    constrained.constrain(module, "cutpoints", "ordered(gap=0.01)")
+    classes = torch.arange(5).repeat(20)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(300):
+        below = torch.cat([torch.zeros(1), torch.sigmoid(module.cutpoints), torch.ones(1)])
+        loss = -below.diff().log()[classes].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert torch.isfinite(loss)
+        assert (module.cutpoints.diff() > 0.005).all()
+    probabilities = torch.sigmoid(module.cutpoints)
+    torch.testing.assert_close(probabilities, torch.arange(1, 5) / 5, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("gap", [-1.0, torch.inf, torch.nan])
+def test_gaps_that_are_none(gap):
+    with pytest.raises(ValueError, match="ordered: gap must be"):
+        Ordered(gap=gap)

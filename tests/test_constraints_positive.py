@@ -1,11 +1,14 @@
 import mpmath
 import pytest
 import torch
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import constraint_registry, constraints
 
 import constrained
+from constrained import constrain
 from constraints import Nonnegative, Positive
+from constraints.bounds import least_positive
 from constraints.softplus import inverse_softplus, softplus
 
 DTYPES = [torch.float32, torch.float64]
@@ -68,7 +71,7 @@ def test_positive_is_positive_with_a_finite_gradient(dtype, scale):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_positive_keeps_numbers_of_every_size(dtype):
-    x = torch.tensor([torch.finfo(dtype).tiny, 1e-30, 1e-6, 0.5, 1.0, 20.0, 1e6, 1e30], dtype=dtype)
+    x = torch.tensor([least_positive(dtype), 2e-19, 1e-6, 0.5, 1.0, 20.0, 1e6, 1e30], dtype=dtype)
     positive = Positive()
     y = positive.right_inverse(x)
     resolution = torch.finfo(dtype).eps * (2 + y.clamp(max=0).abs())
@@ -165,3 +168,31 @@ def test_samples(constraint, dtype):
 def test_names():
     assert constrained.get("non_neg").name == "nonnegative"
     assert Positive().spec() == {"name": "positive"}
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        "positive",
+        "negative",
+        "greater_than(bound=0)",
+        "less_than(bound=0)",
+        "interval(low=0, high=1)",
+        "interval(low=-1, high=0)",
+        "cholesky_factor",
+    ],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_far_out_a_likelihood_has_a_gradient(constraint, dtype):
+    log_normal = torch.distributions.LogNormal(torch.zeros((), dtype=dtype), 1.0)
+    layer = nn.Linear(2, 2, dtype=dtype)
+    constrain(layer, "weight", constraint)
+    (original,) = layer.parametrizations.weight.parameters()
+    for raw in (-1e4, -100.0, -50.0, -44.0, 44.0, 50.0, 100.0, 1e4):
+        with torch.no_grad():
+            original.fill_(raw)
+        for function in (torch.log, torch.reciprocal, torch.rsqrt, log_normal.log_prob):
+            value = function(layer.weight.diagonal().abs()).sum()
+            (gradient,) = torch.autograd.grad(value, original)
+            assert torch.isfinite(value)
+            assert torch.isfinite(gradient).all(), (raw, function)

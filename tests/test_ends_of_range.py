@@ -7,6 +7,7 @@ from constrained import get
 from constrained.testing.case import unpack
 from constrained.testing.promises.catalogue import configurations, every_constraint
 from constrained.tolerance import tolerance
+from constraints.eigenvalues import eigenvalues, eigenvectors
 
 SMALL = (1, 1), (1, 7), (7, 1)
 LARGE = (512, 512), (512, 3), (3, 512)
@@ -49,6 +50,87 @@ def test_one_row_and_one_column(name, arguments, shape, dtype):
 @every_constraint(*LARGE)
 def test_512_rows_and_columns(name, arguments, shape):
     check(name, arguments, shape, torch.float32)
+
+
+def structured(shape):
+    """Tensors of which algorithms for generic ones are afraid."""
+    yield "constant", torch.full(shape, 0.3)
+    yield "zeros", torch.zeros(shape)
+    generator = torch.Generator().manual_seed(0)
+    yield "gaussian", torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        m, n = shape[-2:]
+        identity, shift = torch.eye(m, n), torch.eye(m, n).roll(1, -1).triu(1)
+        yield "identity", identity.expand(shape)
+        yield "nilpotent", shift.expand(shape)
+        yield "Jordan", (identity + shift).expand(shape)
+        yield "permutation", identity.flip(-1).expand(shape)
+        yield "rank one", torch.arange(n).expand(shape).float()
+
+
+#: Powers of two, so that structure is not lost to rounding.
+EXTREMES = 1.0, 2.0**-100, 2.0**64, 2.0**100
+
+
+@every_constraint((4, 4))
+def test_structure_at_the_ends_of_the_range(name, arguments, shape):
+    constraint = get(name)(**arguments)
+    for kind, tensor in structured(shape):
+        for scale in EXTREMES:
+            value = (scale * tensor).contiguous()
+            assert not constraint.violation(value).isnan().any(), kind
+            for to_member in (constraint.project, constraint.start):
+                # It works, or one sentence says what to do, whatever the linear algebra says.
+                try:
+                    member = to_member(value)
+                    constraint(*unpack(constraint.right_inverse(member)))
+                except ValueError as error:
+                    assert repr(constraint) in str(error), kind
+                    assert "scale the tensor" in str(error), kind
+                    assert scale > 1, kind
+                    continue
+                assert torch.isfinite(member).all(), kind
+                assert constraint.contains(member).all(), kind
+
+
+@pytest.mark.parametrize("name", ["hurwitz", "schur"])
+@pytest.mark.parametrize("size", [12, 24, 32])
+def test_eigenvalues_that_the_qr_algorithm_does_not_find(name, size):
+    constraint = get(name)()
+    # On which of these it does not converge depends on the processor.
+    for scale in (1.0, 0.3, 0.1, 7.0, 1e-3, 1e3, 1e-310):
+        value = torch.full((2, size, size), scale, dtype=torch.float64)
+        member = constraint.project(value)
+        assert constraint.contains(member).all()
+        assert constraint.contains(constraint(*constraint.right_inverse(member))).all()
+
+
+def test_eigenvalues_where_an_algorithm_gives_up(monkeypatch):
+    constant, diagonal = torch.full((4, 4), 0.5), torch.diag(torch.arange(4.0))
+    batch = torch.stack([constant, diagonal]).double()
+    eig, refused = torch.linalg.eig, []
+
+    def hesitant(M):
+        if (M == M[..., :1, :]).all(-1).all(-1).any():
+            refused.append(M)
+            raise torch.linalg.LinAlgError("does not converge")
+        return eig(M)
+
+    monkeypatch.setattr(torch.linalg, "eig", hesitant)
+    monkeypatch.setattr(torch.linalg, "eigvals", lambda M: hesitant(M)[0])
+    for found in (eigenvalues(batch), eigenvectors(batch)[0]):
+        expected = torch.tensor([[0.0, 0.0, 0.0, 2.0], [0.0, 1.0, 2.0, 3.0]]).double()
+        torch.testing.assert_close(found.real.sort(-1).values, expected)
+    assert len(refused) == 2
+
+
+def test_affine_far_from_its_solutions():
+    affine = get("affine")(A=[[1.0, 1.0, 1.0]], b=[1.0])
+    y = torch.full((3,), 2.0**70, requires_grad=True)
+    value = affine(y)
+    torch.testing.assert_close(value, torch.full((3,), 1 / 3))
+    (gradient,) = torch.autograd.grad(value[0], y)
+    torch.testing.assert_close(gradient, torch.tensor([2 / 3, -1 / 3, -1 / 3]))
 
 
 def test_every_name_is_tried():

@@ -1,0 +1,20 @@
+"""The Frobenius norm of matrices whose squares leave the range of their dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def norm(M: Tensor) -> Tensor:
+    """The Frobenius norm of each matrix; infinity only where it is beyond the range itself.
+
+    Args:
+        M: shape ``(*batch, m, n)``.
+
+    Returns:
+        Tensor of shape ``(*batch, 1, 1)``.
+    """
+    largest = M.detach().abs().amax((-2, -1), keepdim=True)
+    unit = torch.where(largest > 0, largest, 1)
+    return unit * torch.linalg.matrix_norm(M / unit, keepdim=True)
