@@ -15,6 +15,7 @@ from constrained import inversion, sharded
 from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint, is_autocast
+from constrained.fit import check_fit
 from constrained.holders import holders
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
@@ -346,6 +347,21 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
         """Raise if what was made of a finite value is not finite, unless ``unsafe``."""
         inversion.check_finite(self, value, new)
+
+    def check_argument(self, changed: nn.Module) -> None:
+        """Raise if the originals do not go with a constraint of which an argument is another now.
+
+        Args:
+            changed: the constraint. It may have nothing to do with this tensor.
+        """
+        for i, module in enumerate(self.chain()):
+            if module is changed or any(m is changed for m in module.modules()):
+                check_fit(self, i)
+
+    def place(self) -> str:
+        """The name of the tensor in a module that has it, for messages."""
+        found = (k for owner in self._owners for k, v in owner.items() if v is self)
+        return next(found, "tensor")
 
     def take(self, original: Tensor) -> None:
         """Become the owner of ``original``, which turns into what the right inverse gave."""
