@@ -45,6 +45,9 @@ _is_watched = torch.compiler.is_dynamo_compiling
 #: Tensors of so many entries are small, and as many are restored at once.
 _SMALL, _BATCH = 2**16, 2**22
 
+#: What a constraint keeps beside its arguments, and what follows from them.
+_OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision"})
+
 _HALF = (torch.float16, torch.bfloat16)
 
 #: A value that is known, which original it is a copy of, for which arguments, and which originals.
@@ -491,15 +494,16 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.ambient is not None and self.is_tensor):
             return None
-        if first.remembers:
+        if first.remembers or first._parameters or first._buffers or first._modules:
+            # What it has of its own is no argument, and may differ.
             return None
         here = self.original
         if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
             return None
-        arguments = [v for k, v in vars(first).items() if k[0] != "_" and k != "training"]
-        if not all(isinstance(v, (str, int, float)) for v in arguments):
+        arguments = {k: v for k, v in vars(first).items() if k not in _OF_EVERY_CONSTRAINT}
+        if not all(isinstance(v, (str, int, float)) for v in arguments.values()):
             return None
-        return type(first), *arguments, here.shape, here.dtype, here.device
+        return type(first), frozenset(arguments.items()), here.shape, here.dtype, here.device
 
     def restore_all(self, alike: Sequence[ParametrizationList]) -> None:
         """Restore lists of one `likeness`, this one among them, in batches."""
