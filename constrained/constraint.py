@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from constrained.holders import all_holders
 from constrained.tolerance import tolerance, working_dtype
 from constrained.torch_internals import tensors
+from constrained.undisturbed import Undisturbed
 
 Params = Tensor | tuple[Tensor, ...]
 
@@ -30,6 +32,9 @@ START = 0.02
 
 #: A derivative of no more than this share of its typical size is none: an optimizer hardly moves.
 FLAT = 1e-6
+
+
+_revisions = itertools.count()
 
 
 class InfeasibleError(ValueError):
@@ -106,7 +111,7 @@ class Constraint(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        vars(self).setdefault("_revision", 0)
+        self._count_change()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -496,9 +501,13 @@ class Constraint(nn.Module, ABC):
         super().add_module(name, module)
         self._count_change()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count_change()
+
     def _count_change(self) -> None:
-        state: dict[str, Any] = vars(self)
-        state["_revision"] = state.get("_revision", 0) + 1
+        # A number that none has, nor had: what stands here may be put back, or taken for another.
+        vars(self)["_revision"] = next(_revisions)
 
     def _set_argument(self, name: str, value: Any) -> None:
         """Become what the constructor makes of the arguments with another one among them.
@@ -512,18 +521,19 @@ class Constraint(nn.Module, ABC):
         _continue(fresh, self)
         state: dict[str, Any] = vars(self)
         before = dict(state)
-        try:
-            state.update({k: v for k, v in vars(fresh).items() if k != "_revision"})
-            # What follows from the old arguments only.
-            for key in made.keys() - vars(fresh).keys():
-                state.pop(key, None)
-            for holder in all_holders():
-                holder.check_argument(self)
-        except BaseException:
-            for key in state.keys() - before.keys():
-                del state[key]
-            state.update(before)
-            raise
+        with Undisturbed():
+            try:
+                state.update(vars(fresh))
+                # What follows from the old arguments only.
+                for key in made.keys() - vars(fresh).keys():
+                    state.pop(key, None)
+                for holder in all_holders():
+                    holder.check_argument(self)
+            except BaseException:
+                for key in state.keys() - before.keys():
+                    del state[key]
+                state.update(before)
+                raise
 
 
 def _continue(fresh: nn.Module, old: nn.Module) -> None:

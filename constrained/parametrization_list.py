@@ -38,6 +38,7 @@ from constrained.torch_internals.moments import is_bypassed
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 from constrained.transaction import all_or_nothing, tensors_of
+from constrained.undisturbed import Undisturbed
 from constrained.wrapped import is_sharded
 
 _is_watched = torch.compiler.is_dynamo_compiling
@@ -318,10 +319,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
-        modules = [] if self.is_pure() else list(self.modules())
-        # The right inverse of a foreign module may write into it, and fail then.
-        with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
-            self.put(self.invert(value))
+        with Undisturbed():
+            modules = [] if self.is_pure() else list(self.modules())
+            # The right inverse of a foreign module may write into it, and fail then.
+            with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
+                self.put(self.invert(value))
 
     def put(self, new: Sequence[Tensor]) -> None:
         """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""

@@ -30,6 +30,7 @@ from constrained.refused import refuse_deletion, refuse_none, refusing_methods
 from constrained.tools import assign_parameter, class_repr, tool_methods
 from constrained.torch_internals.modules import lists_tensors
 from constrained.translate import translated
+from constrained.undisturbed import Undisturbed
 from constrained.write import Target, initialising_methods
 
 _metaclasses: weakref.WeakValueDictionary[type, type] = weakref.WeakValueDictionary()
@@ -227,9 +228,10 @@ def _setattr(self: Any, name: str, value: Any) -> None:
 def _load_from_state_dict(
     self: Any, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
 ) -> None:
-    materialize_from(self, state_dict, prefix)
-    with translated(self) if is_parametrized(self) else nullcontext():
-        self._base_class._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+    with Undisturbed():
+        materialize_from(self, state_dict, prefix)
+        with translated(self) if is_parametrized(self) else nullcontext():
+            self._base_class._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from constrained.parametrization_list import ParametrizationList
 from constrained.parametrized_class import base_class
 from constrained.places import is_parametrized, list_of
 from constrained.transaction import all_or_nothing, around, tensors_of
+from constrained.undisturbed import Undisturbed
 from constrained.wrapped import check_not_wrapped
 
 
@@ -50,7 +51,7 @@ def transfer_parametrizations_and_params(
         check_not_wrapped(to_module, name)
     copies: dict[int, Any] = {}
     changed = around([to_module])
-    with all_or_nothing(changed, tensors_of(changed)):
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
         changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
         for name, parametrizations in changes:
             succession = Succession(to_module, name, name)

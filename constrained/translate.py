@@ -22,6 +22,7 @@ from constrained.foreign_keys import OLD_ENDINGS, agree, read
 from constrained.originals import is_finite
 from constrained.parametrization_list import ParametrizationList
 from constrained.sharded import is_shard, whole, write
+from constrained.undisturbed import let_through
 
 #: "error" or "project": what becomes of a plain value outside of its constraint set.
 on_infeasible: ContextVar[str] = ContextVar("on_infeasible", default="error")
@@ -58,6 +59,7 @@ def _translate(
     for name, parametrizations in module.parametrizations.items():  # type: ignore[operator]
         if not isinstance(parametrizations, ParametrizationList):
             continue
+        let_through()
         tensor = _Saved(module, name, parametrizations, state_dict, prefix)
         try:
             tensor.translate(assign)

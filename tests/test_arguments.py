@@ -237,5 +237,7 @@ def test_what_is_registered_or_deleted_later_is_counted():
         assert count() == 6 + i
 
 
-def test_a_constraint_without_arguments_has_a_revision():
-    assert get("positive_definite")()._revision == 0
+def test_no_two_constraints_have_one_revision():
+    one = get("positive_definite")()
+    more = [one, copy.deepcopy(one), pickle.loads(pickle.dumps(one)), get("correlation")()]
+    assert len({each._revision for each in more}) == 4
