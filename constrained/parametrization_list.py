@@ -365,7 +365,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
 
     def place(self) -> str:
         """The name of the tensor in a module that has it, for messages."""
-        found = (k for owner in self._owners for k, v in owner.items() if v is self)
+        found = (k for owner in list(self._owners) for k, v in owner.items() if v is self)
         return next(found, "tensor")
 
     def take(self, original: Tensor) -> None:

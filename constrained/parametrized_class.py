@@ -12,7 +12,6 @@ import copyreg
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -29,7 +28,7 @@ from constrained.places import is_parametrized
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
 from constrained.tools import assign_parameter, class_repr, tool_methods
 from constrained.torch_internals.modules import lists_tensors
-from constrained.translate import translated
+from constrained.translate import translate
 from constrained.undisturbed import Undisturbed
 from constrained.write import Target, initialising_methods
 
@@ -226,12 +225,31 @@ def _setattr(self: Any, name: str, value: Any) -> None:
 
 
 def _load_from_state_dict(
-    self: Any, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    self: Any,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
 ) -> None:
     with Undisturbed():
         materialize_from(self, state_dict, prefix)
-        with translated(self) if is_parametrized(self) else nullcontext():
-            self._base_class._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+        known = len(unexpected_keys)
+        self._base_class._load_from_state_dict(
+            self,
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        if is_parametrized(self):
+            translate(self, state_dict, prefix, local_metadata, error_msgs)
+            unexpected_keys[known:] = [k for k in unexpected_keys[known:] if k in state_dict]
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
