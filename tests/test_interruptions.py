@@ -206,16 +206,17 @@ def lines(doing):
 def test_it_is_as_it_was_or_as_it_was_to_become(name):
     doing = Doing(name)
     total = lines(doing)
-    chosen = random.Random(0).sample(range(1, total + 1), min(8, total))
+    chosen = random.Random(0).sample(range(1, total + 1), 40 if total < 500 else 8)
     for at in [1, *chosen, total - 1, total]:
         assert interrupted(doing, at)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOINGS)
-def test_at_every_line(name):
+def test_at_lines_all_over(name):
     doing = Doing(name)
-    for at in range(1, lines(doing) + 1):
+    total = lines(doing)
+    for at in range(1, total + 1, max(1, total // 150)):
         assert interrupted(doing, at)[0]
 
 
@@ -223,14 +224,17 @@ def test_at_every_line(name):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOINGS)
-def test_a_thousand_signals_at_any_time(name):
+def test_signals_at_any_time(name):
     doing, came = Doing(name), 0
-    template = doing.make()
-    start = time.perf_counter()
-    doing.do(doing.make())
-    takes = 2 * (time.perf_counter() - start)
+    template, times = doing.make(), []
+    for _ in range(9):
+        model = copy.deepcopy(template)
+        start = time.perf_counter()
+        doing.do(model)
+        times.append(time.perf_counter() - start)
+    takes = 1.3 * sorted(times)[4]
     chance = random.Random(0)
-    for _ in range(1000):
+    for _ in range(100):
         model, delay = copy.deepcopy(template), chance.random() * takes
         go, sent = threading.Event(), threading.Event()
 
