@@ -1,9 +1,10 @@
 """Ctrl-C, wherever it comes: a model is as it was, or as it was to become."""
 
 import copy
-import os
 import random
 import signal
+import struct
+import subprocess
 import sys
 import threading
 import time
@@ -156,6 +157,18 @@ class Doing:
         return same(now, self.before)
 
 
+#: Another process, which waits for nobody's turn: it reads delays, and presses Ctrl-C after each.
+SENDER = """
+import os, signal, struct, time
+while delay := os.read(0, 8):
+    time.sleep(struct.unpack("d", delay)[0])
+    os.kill(os.getppid(), signal.SIGINT)
+    os.write(1, b".")
+"""
+#: How many of these come in a test; it has been tried with 1,000.
+SIGNALS = 100
+
+
 class Interruption:
     """Ctrl-C at a certain line of the engine."""
 
@@ -234,29 +247,22 @@ def test_signals_at_any_time(name):
         times.append(time.perf_counter() - start)
     takes = 1.3 * sorted(times)[4]
     chance = random.Random(0)
-    for _ in range(100):
-        model, delay = copy.deepcopy(template), chance.random() * takes
-        go, sent = threading.Event(), threading.Event()
-
-        def send(go=go, sent=sent, delay=delay):
-            go.wait()
-            time.sleep(delay)
-            os.kill(os.getpid(), signal.SIGINT)
-            sent.set()
-
-        thread = threading.Thread(target=send)
-        thread.start()
-        is_done = False
-        try:
-            go.set()
-            doing.do(model)
-            is_done = True
-            sent.wait()
-            time.sleep(0.001)
-        except KeyboardInterrupt:
-            came += not is_done
-        thread.join()
-        doing.check(model, is_done)
+    with subprocess.Popen(
+        [sys.executable, "-c", SENDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as sender:
+        for _ in range(SIGNALS):
+            model, is_done = copy.deepcopy(template), False
+            try:
+                sender.stdin.write(struct.pack("d", chance.random() * takes))
+                doing.do(model)
+                is_done = True
+                for _ in range(1000):
+                    time.sleep(0.001)
+            except KeyboardInterrupt:
+                came += not is_done
+            sender.stdout.read(1)
+            doing.check(model, is_done)
+        sender.stdin.close()
     assert came
 
 
