@@ -543,7 +543,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     ) -> None:
         # Where loading swaps tensors, no graph may hold them.
         self.forget()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        with Undisturbed():
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         watch(self)
         if all(prefix + name in state_dict for name in self.names()):
             self._store.clear()

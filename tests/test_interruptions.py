@@ -53,16 +53,16 @@ def assign(model):
 def write(model):
     with writable(model):
         for layer in model:
-            nn.init.constant_(layer.weight, 0.25)
+            # (In torch's own `nn.init`, Ctrl-C may leave gradients off, as in any torch.no_grad().)
+            layer.weight.data.fill_(0.25)
             layer.bias.data.fill_(0.5)
 
 
 def reset(model):
     def halve(module):
         if isinstance(module, nn.Linear):
-            with torch.no_grad():
-                module.weight.fill_(0.5)
-                module.bias.fill_(0.5)
+            module.weight.data.fill_(0.5)
+            module.bias.data.fill_(0.5)
 
     model[0].apply(halve)
 
