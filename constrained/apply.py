@@ -28,6 +28,7 @@ from constrained.select import (
 )
 from constrained.spec import Request, SpecError, parse
 from constrained.transaction import all_or_nothing, around, tensors_of
+from constrained.undisturbed import Undisturbed, let_through
 from constrained.wrapped import check_not_wrapped
 
 
@@ -96,13 +97,14 @@ def constrain(
     """
     check_optimizer(optimizer)
     requests = _requests(target, constraint, view, arguments)
-    chosen = select(module, requests)
-    changes = [
-        prepare(p, request, init if request.init is None else request.init, optimizer)
-        for p, request in chosen.values()
-    ]
-    check_owners((change.places, len(change.tensors())) for change in changes)
-    carry_out(changes, optimizer)
+    with Undisturbed():
+        changes = []
+        for places_of_one, request in select(module, requests).values():
+            let_through()
+            start = init if request.init is None else request.init
+            changes.append(prepare(places_of_one, request, start, optimizer))
+        check_owners((change.places, len(change.tensors())) for change in changes)
+        carry_out(changes, optimizer)
     return module
 
 
@@ -159,8 +161,9 @@ def release(
                 "could take its place; use bake=True."
             )
     changed = around(place.module for here in chosen for place in here)
-    with all_or_nothing(changed, tensors_of(changed), optimizer):
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
         for here in chosen:
+            let_through()
             place = here[0]
             if place.name in waiting(place.module):
                 stop(here)
@@ -179,8 +182,9 @@ def rebase(model: nn.Module) -> nn.Module:
     """
     found = list(constrained_tensors(model))
     changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
-    with all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
         for path, parametrizations, _ in found:
+            let_through()
             parametrizations.right_inverse(read(parametrizations, path))
     return model
 

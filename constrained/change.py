@@ -28,6 +28,7 @@ from constrained.select import Place
 from constrained.spec import Request, SpecError
 from constrained.tolerance import working_dtype
 from constrained.transaction import all_or_nothing, around
+from constrained.undisturbed import Undisturbed
 from constrained.view import View
 from constrained.wrapped import check_not_wrapped
 from constrained.writer import Writer
@@ -270,12 +271,13 @@ def constrain_materialized(module: nn.Module) -> None:
         if tensors.get(name) is not None and not is_lazy(tensors[name])
     ]
     changed = [changed for _, _, change in ready for changed in change.modules()]
-    with all_or_nothing(changed, [change.original for _, _, change in ready]):
-        for name, item, change in ready:
-            stop_waiting(module, name)
-            carry_out([change], item.optimizer and item.optimizer())
-    for _, item, change in ready:
-        item.done = change.parametrizations
+    with Undisturbed():
+        with all_or_nothing(changed, [change.original for _, _, change in ready]):
+            for name, item, change in ready:
+                stop_waiting(module, name)
+                carry_out([change], item.optimizer and item.optimizer())
+        for _, item, change in ready:
+            item.done = change.parametrizations
 
 
 def stop(here: list[Place]) -> None:

@@ -20,6 +20,7 @@ from constrained.sharded import whole
 from constrained.torch_internals.modules import put_versions, versions_in
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.translate import on_infeasible as _on_infeasible
+from constrained.undisturbed import Undisturbed
 from constrained.wrapped import is_sharded
 from constrained.writer import unsigned
 
@@ -69,18 +70,19 @@ def load_state_dict(
             f"{did_you_mean(str(on_infeasible), _CHOICES)}"
         )
     check_model(model)
-    modules = list(model.modules())
-    extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
-    token = _on_infeasible.set(on_infeasible)
-    try:
-        with all_or_nothing(modules, tensors_of(modules)):
-            return model.load_state_dict(state_dict, strict=strict, assign=assign)
-    except BaseException:
-        for module, state in extra:
-            module.set_extra_state(state)
-        raise
-    finally:
-        _on_infeasible.reset(token)
+    with Undisturbed():
+        modules = list(model.modules())
+        extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
+        token = _on_infeasible.set(on_infeasible)
+        try:
+            with all_or_nothing(modules, tensors_of(modules)):
+                return model.load_state_dict(state_dict, strict=strict, assign=assign)
+        except BaseException:
+            for module, state in extra:
+                module.set_extra_state(state)
+            raise
+        finally:
+            _on_infeasible.reset(token)
 
 
 def _has_extra_state(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +14,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from constrained.holders import all_holders
 from constrained.tolerance import tolerance, working_dtype
 from constrained.torch_internals import tensors
+from constrained.undisturbed import Undisturbed
 
 Params = Tensor | tuple[Tensor, ...]
 
+
+#: What `nn.Module` itself keeps of a module, its mode and hooks, but for tensors and submodules.
+_LIFE = frozenset(vars(nn.Module())) - {
+    *("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+}
 
 #: The derivative of a map where an outsider starts, at least, as a share of its typical size.
 START = 0.02
 
 #: A derivative of no more than this share of its typical size is none: an optimizer hardly moves.
 FLAT = 1e-6
+
+
+_revisions = itertools.count()
 
 
 class InfeasibleError(ValueError):
@@ -55,6 +66,9 @@ class Constraint(nn.Module):
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
       infinity has the violation ``inf``.
+
+    An argument may be set later, as in ``constraint.radius = 2.0``: the constructor checks it, and
+    what it makes of the arguments follows, while parameters, hooks and the training flag stay.
 
     A tensor among the constructor arguments stays a plain attribute: it is no state, and neither
     ``to_empty`` nor ``load_state_dict`` may touch it. Use it as ``self.mask.to(value.device)``.
@@ -100,12 +114,15 @@ class Constraint(nn.Module):
     name: ClassVar[str | None] = None
     aliases: ClassVar[tuple[str, ...]] = ()
     _undefined: ClassVar[Sequence[str]] = ("its methods",)
+    _argument_names: ClassVar[tuple[str, ...]] = ()
+    _named_params: ClassVar[int] = 0
 
     def __init__(self) -> None:
         if self._undefined:
             name, undefined = type(self).__name__, ", ".join(self._undefined)
             raise TypeError(f"{name} is abstract: it must define {undefined}.")
         super().__init__()
+        self._count_change()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -115,6 +132,9 @@ class Constraint(nn.Module):
         # Not left to ABC: its metaclass would keep others from deriving a class in the place of
         # this one, as Pyro and higher do with every module of a model.
         cls._undefined = [name for name in dir(cls) if _is_abstract(getattr(cls, name, None))]
+        cls._argument_names = tuple(inspect.signature(cls.__init__).parameters)[1:]
+        taken = inspect.signature(cls.forward).parameters.values()
+        cls._named_params = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken) - 1
 
     # ------------------------------------------------------------------ what a subclass defines
 
@@ -302,8 +322,7 @@ class Constraint(nn.Module):
 
     def param_count(self) -> int:
         """How many free parameters `forward` takes, constant ones included."""
-        taken = inspect.signature(type(self).forward).parameters.values()
-        named = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken) - 1
+        named = self._named_params
         return max(named, *(i + 1 for i in self.frozen)) if self.frozen else named
 
     def has_canonical(self) -> bool:
@@ -451,8 +470,7 @@ class Constraint(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments by name, as stored on the instance."""
-        names = inspect.signature(type(self).__init__).parameters
-        return {name: getattr(self, name) for name in names if name != "self"}
+        return {name: getattr(self, name) for name in self._argument_names}
 
     def spec(self) -> dict[str, Any]:
         """The constraint as plain data: its registered name and the arguments off their defaults.
@@ -476,12 +494,98 @@ class Constraint(nn.Module):
         arguments = ", ".join(f"{k}={_short(v)}" for k, v in self._changed_arguments().items())
         return f"{type(self).name or type(self).__name__}({arguments})"
 
+    # A changed argument, tensor or submodule changes the set, or the map onto it: the engine
+    # compares a counter before it reuses a value.
+
     def __setattr__(self, name: str, value: Any) -> None:
-        # A changed argument changes the set: the engine compares this counter before it reuses
-        # a value.
-        super().__setattr__(name, value)
+        if name in self._argument_names and "_is_being_built" not in vars(self):
+            self._set_argument(name, value)
+        else:
+            super().__setattr__(name, value)
+        self._count_change()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._count_change()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of any module, and the value is computed anew."""
+        super().register_parameter(name, param)
+        self._count_change()
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As of any module, and the value is computed anew."""
+        super().register_buffer(name, tensor, persistent)
+        self._count_change()
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As of any module, and the value is computed anew."""
+        super().add_module(name, module)
+        self._count_change()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count_change()
+
+    def _count_change(self) -> None:
+        # A number that none has, nor had: what stands here may be put back, or taken for another.
+        vars(self)["_revision"] = next(_revisions)
+
+    def _set_argument(self, name: str, value: Any) -> None:
+        """Become what the constructor makes of the arguments with another one among them.
+
+        Raises:
+            ValueError: if a tensor is constrained by this, and its free parameters do not go with
+                the new argument. This, and what the constructor raises, leaves all as it was.
+        """
+        cls, arguments = type(self), self.arguments()
+        made, fresh = vars(cls(**arguments)), cls(**{**arguments, name: value})
+        _continue(fresh, self)
         state: dict[str, Any] = vars(self)
-        state["_revision"] = state.get("_revision", 0) + 1
+        before = dict(state)
+        with Undisturbed():
+            try:
+                state.update(vars(fresh))
+                # What follows from the old arguments only.
+                for key in made.keys() - vars(fresh).keys():
+                    state.pop(key, None)
+                for holder in all_holders():
+                    holder.check_argument(self)
+            except BaseException:
+                for key in state.keys() - before.keys():
+                    del state[key]
+                state.update(before)
+                raise
+
+
+def _continue(fresh: nn.Module, old: nn.Module) -> None:
+    """Let a module that was built anew take up the life of another: mode, hooks, parameters.
+
+    Raises:
+        ValueError: if it has a parameter where the other has none of that shape.
+    """
+    state: dict[str, Any] = vars(fresh)
+    state.update({key: value for key, value in vars(old).items() if key in _LIFE})
+    for name, parameter in fresh._parameters.items():
+        known = old._parameters.get(name)
+        if parameter is None:
+            continue
+        if known is None or known.shape != parameter.shape:
+            raise ValueError(
+                f"{type(old).__name__} would need another parameter '{name}', which no optimizer "
+                "knows; release() the tensor and constrain() it anew."
+            )
+        fresh._parameters[name] = known
+    for name, buffer in fresh._buffers.items():
+        known = old._buffers.get(name)
+        if buffer is not None and known is not None:
+            fresh._buffers[name] = buffer.to(known.device, known.dtype)
+    for name, child in fresh._modules.items():
+        known = old._modules.get(name)
+        if child is None or known is None or child is known:
+            continue
+        if type(child) is type(known):
+            _continue(child, known)
 
 
 def unguarded(constraint: Constraint, method: str) -> Callable[..., Any]:
@@ -772,7 +876,24 @@ def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]
     return step_gradient
 
 
+def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(method)
+    def __init__(self: Constraint, *args: Any, **kwargs: Any) -> None:
+        state: dict[str, Any] = vars(self)
+        if "_is_being_built" in state:
+            # Called by the constructor of a subclass.
+            return method(self, *args, **kwargs)
+        state["_is_being_built"] = True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            del state["_is_being_built"]
+
+    return __init__
+
+
 _GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "__init__": _guard_init,
     "forward": _guard_forward,
     "canonical": _guard_canonical,
     "pullback": _guard_pullback,

@@ -9,6 +9,7 @@ live optimizers could be found only by a search through all objects of the proce
 from __future__ import annotations
 
 import gc
+import threading
 import warnings
 import weakref
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class _Departure:
 
 
 _departures: Any = WeakTensorKeyDictionary()
+# What reads them all must not meet one that another thread adds.
+_lock = threading.RLock()
 _looked: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
 _count = 0
 
@@ -65,7 +68,8 @@ def note_departure(parameter: Tensor, module: nn.Module, name: str, path: str) -
     if _count == 0:
         register_optimizer_step_pre_hook(_look_before_step)
     _count += 1
-    _departures[parameter] = _Departure(weakref.ref(module), name, path)
+    with _lock:
+        _departures[parameter] = _Departure(weakref.ref(module), name, path)
 
 
 def _look_before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -80,7 +84,9 @@ def _look_before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left: list[str] = []
     missed: list[str] = []
-    for parameter, departure in list(_departures.items()):
+    with _lock:
+        departures = list(_departures.items())
+    for parameter, departure in departures:
         if id(parameter) not in held or optimizer in departure.told:
             continue
         names = departure.missed_by(held)

@@ -21,6 +21,14 @@ class Holder(Protocol):
 
     _parameters: dict[str, nn.Parameter | None]
 
+    def check_argument(self, changed: nn.Module) -> None:
+        """Raise if the originals do not go with a constraint of which an argument is another now.
+
+        Args:
+            changed: the constraint. It may have nothing to do with this tensor.
+        """
+        ...
+
 
 class _Note(weakref.ref[Any]):
     """A holder, and the ids that it is noted under."""
@@ -54,12 +62,15 @@ def note(holder: Holder) -> None:
 
 def note_all() -> None:
     """Note anew what every tensor is computed from."""
+    for holder in all_holders():
+        note(holder)
+
+
+def all_holders() -> list[Any]:
+    """Every tensor of the process that is computed from originals."""
     with _lock:
         everything = list(_notes.values())
-    for found in everything:
-        holder = found()
-        if holder is not None:
-            note(holder)
+    return [holder for found in everything if (holder := found()) is not None]
 
 
 def holders(parameter: Tensor) -> Iterator[Any]:

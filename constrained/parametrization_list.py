@@ -16,6 +16,7 @@ from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
 from constrained.constraint import Constraint, is_autocast
 from constrained.fingerprint import happened
+from constrained.fit import check_fit
 from constrained.holders import holders
 from constrained.linear import Unread, is_applied_unread
 from constrained.originals import (
@@ -39,6 +40,7 @@ from constrained.torch_internals.moments import has_saving_hooks, is_transformed
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 from constrained.transaction import all_or_nothing, tensors_of
+from constrained.undisturbed import Undisturbed
 from constrained.wrapped import is_sharded
 from constrained.writer import sign
 
@@ -51,6 +53,8 @@ _SMALL, _BATCH = 2**16, 2**22
 _THIN = 4
 #: Multiplications that are worth a second product, and what it takes to call it.
 _SAVED = 2**21
+#: What a constraint keeps beside its arguments, and what follows from them.
+_OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision"})
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -341,10 +345,11 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
-        modules = [] if self.is_pure() else list(self.modules())
-        # The right inverse of a foreign module may write into it, and fail then.
-        with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
-            self.put(self.invert(inversion.expanded(self, value)))
+        with Undisturbed():
+            modules = [] if self.is_pure() else list(self.modules())
+            # The right inverse of a foreign module may write into it, and fail then.
+            with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
+                self.put(self.invert(inversion.expanded(self, value)))
 
     def put(self, new: Sequence[Tensor]) -> None:
         """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""
@@ -373,6 +378,21 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def check_finite(self, value: Tensor, new: Sequence[Tensor]) -> None:
         """Raise if what was made of a finite value is not finite, unless ``unsafe``."""
         inversion.check_finite(self, value, new)
+
+    def check_argument(self, changed: nn.Module) -> None:
+        """Raise if the originals do not go with a constraint of which an argument is another now.
+
+        Args:
+            changed: the constraint. It may have nothing to do with this tensor.
+        """
+        for i, module in enumerate(self.chain()):
+            if module is changed or any(m is changed for m in module.modules()):
+                check_fit(self, i)
+
+    def place(self) -> str:
+        """The name of the tensor in a module that has it, for messages."""
+        found = (k for owner in list(self._owners) for k, v in owner.items() if v is self)
+        return next(found, "tensor")
 
     def take(self, original: Tensor) -> None:
         """Become the owner of ``original``, which turns into what the right inverse gave."""
@@ -506,15 +526,16 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.ambient is not None and self.is_tensor):
             return None
-        if first.remembers:
+        if first.remembers or first._parameters or first._buffers or first._modules:
+            # What it has of its own is no argument, and may differ.
             return None
         here = self.original
         if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
             return None
-        arguments = [v for k, v in vars(first).items() if k[0] != "_" and k != "training"]
-        if not all(isinstance(v, (str, int, float)) for v in arguments):
+        arguments = {k: v for k, v in vars(first).items() if k not in _OF_EVERY_CONSTRAINT}
+        if not all(isinstance(v, (str, int, float)) for v in arguments.values()):
             return None
-        return type(first), *arguments, here.shape, here.dtype, here.device
+        return type(first), frozenset(arguments.items()), here.shape, here.dtype, here.device
 
     def restore_all(self, alike: Sequence[ParametrizationList]) -> None:
         """Restore lists of one `likeness`, this one among them, in batches."""
@@ -549,7 +570,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     ) -> None:
         # Where loading swaps tensors, no graph may hold them.
         self.forget()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        with Undisturbed():
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         watch(self)
         if all(prefix + name in state_dict for name in self.names()):
             self._store.clear()

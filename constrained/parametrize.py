@@ -6,8 +6,7 @@ what is different. Modules of either engine work with the functions of the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,6 +25,7 @@ from constrained.removal import remove_parametrizations
 from constrained.tools import hint
 from constrained.transaction import all_or_nothing, around, tensors_of
 from constrained.transfer import transfer_parametrizations_and_params
+from constrained.undisturbed import Undisturbed
 from constrained.wrapped import check_not_wrapped
 from constrained.write import settle
 
@@ -113,7 +113,7 @@ def register_parametrization(
     owner, name = resolve(module, tensor_name)
     check_holds(optimizer, [(owner, name, tensor_name)])
     succession = Succession(owner, name, tensor_name)
-    with _training_flag_restored(parametrization):
+    with Undisturbed(), all_or_nothing(parametrization.modules()):
         parametrization.train(owner.training)
         if is_parametrized(owner, name):
             changed = [*around([owner]), *parametrization.modules()]
@@ -179,14 +179,3 @@ def _check_same(name: str, tied: ParametrizationList, parametrization: nn.Module
             f"{', '.join(type(p).__name__ for p in tied.children())}; tied tensors have one "
             f"parametrization, and {type(parametrization).__name__} is another one."
         )
-
-
-@contextmanager
-def _training_flag_restored(module: nn.Module) -> Iterator[None]:
-    flags = [(m, m.training) for m in module.modules()]
-    try:
-        yield
-    except BaseException:
-        for m, training in flags:
-            m.training = training
-        raise

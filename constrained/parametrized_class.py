@@ -16,7 +16,6 @@ import copyreg
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -34,7 +33,8 @@ from constrained.refused import refuse_deletion, refuse_none, refusing_methods
 from constrained.tools import assign_parameter, class_title, tool_methods
 from constrained.torch_internals import classes
 from constrained.torch_internals.modules import lists_tensors
-from constrained.translate import translated
+from constrained.translate import translate
+from constrained.undisturbed import Undisturbed
 from constrained.write import Target, initialising_methods
 
 # As they are while nobody records what is read and called.
@@ -258,17 +258,29 @@ def _setattr(self: Any, name: str, value: Any) -> None:
 
 def _load_from_state_dict(
     self: Any,
-    state_dict: Mapping[str, Any],
+    state_dict: dict[str, Any],
     prefix: str,
     local_metadata: Mapping[str, Any],
-    *args: Any,
-    **kwargs: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
 ) -> None:
-    materialize_from(self, state_dict, prefix, local_metadata)
-    with translated(self) if is_parametrized(self) else nullcontext():
+    with Undisturbed():
+        materialize_from(self, state_dict, prefix, local_metadata)
+        known = len(unexpected_keys)
         super(self._parametrized, self)._load_from_state_dict(
-            state_dict, prefix, local_metadata, *args, **kwargs
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
         )
+        if is_parametrized(self):
+            translate(self, state_dict, prefix, local_metadata, error_msgs)
+            unexpected_keys[known:] = [k for k in unexpected_keys[known:] if k in state_dict]
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ from constrained.originals import (
 from constrained.parametrization_list import ParametrizationList
 from constrained.places import is_parametrized, list_of, places_of, resolve
 from constrained.transaction import all_or_nothing, around, tensors_of
+from constrained.undisturbed import Undisturbed
 from constrained.wrapped import check_not_wrapped
 from constrained.write import settle
 
@@ -80,7 +81,7 @@ def remove_parametrizations(
     settle(owner, name)
     tied = (place_owner for place_owner, _ in places_of(module, list_of(owner, name)))
     changed = around([owner, *tied])
-    with all_or_nothing(changed, tensors_of(changed), optimizer):
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
         adopt(owner)
         parametrizations = list_of(owner, name)
         parametrizations.check_written(tensor_name)
@@ -191,14 +192,13 @@ def _remove_one(
                 parametrizations.right_inverse(value)
             else:
                 _take_value(parametrizations, value)
-        except BaseException as error:
-            _set_chain(parametrizations, chain)
-            if leave_parametrized and isinstance(error, (ValueError, RuntimeError)):
-                raise _kind(error)(
-                    f"'{path}' cannot keep its value without {type(chain[index]).__name__}: "
-                    f"{error} With leave_parametrized=False the value changes instead."
-                ) from error
-            raise
+        except (ValueError, RuntimeError) as error:
+            if not leave_parametrized:
+                raise
+            raise _kind(error)(
+                f"'{path}' cannot keep its value without {type(chain[index]).__name__}: "
+                f"{error} With leave_parametrized=False the value changes instead."
+            ) from error
         parametrizations.forget()
 
 

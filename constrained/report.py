@@ -150,7 +150,8 @@ def _rows(model: nn.Module) -> Iterator[Row]:
             foreign = " then ".join(type(m).__name__ for m in parametrizations.children())
             yield Row(path, foreign, shape, None, 0.0, moved)
             continue
-        shape, violation, allowed, flat = parametrizations.shape, math.inf, 0.0, 0.0
+        shape: Any = parametrizations.shape
+        violation, allowed, flat = math.inf, 0.0, 0.0
         try:
             value = read(parametrizations, path)
             shape = value.shape

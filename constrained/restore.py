@@ -120,7 +120,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     if steps:
         _drop_abandoned(steps, frame)
     steps.append(_Step(optimizer, frame))
-    prepared = [item for item in _items(optimizer) if item.has_step_gradient()]
+    prepared = [i for i in _items(optimizer) if _is_trained(i) and i.has_step_gradient()]
     if not prepared:
         return None
     _prepare(prepared)
@@ -166,7 +166,11 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for outer in around:
         outer.histories += step.histories
     held = {id(p) for outer in around for p in _parameters(outer.optimizer)}
-    due = [item for item in items if held.isdisjoint(map(id, item._parameters.values()))]
+    due = [
+        item
+        for item in items
+        if _is_trained(item) and held.isdisjoint(map(id, item._parameters.values()))
+    ]
     _restore(_without_history(due, step.histories) if step.histories else due)
     if frame is not None:
         expect_writes()
@@ -201,6 +205,11 @@ def _items(optimizer: Optimizer) -> list[Any]:
         note_all()
         _known[optimizer] = ids
     return list({id(item): item for p in parameters for item in holders(p)}.values())
+
+
+def _is_trained(item: Any) -> bool:
+    """Whether a step may change a tensor. One that is frozen as a whole keeps every bit."""
+    return any(p.requires_grad for p in item._parameters.values() if p is not None)
 
 
 def _without_history(items: list[Any], histories: list[History]) -> list[Any]:

@@ -17,6 +17,8 @@ from constrained.constraint import InfeasibleError, has_values
 from constrained.tolerance import working_dtype
 from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
 from constrained.torch_internals.tensors import is_wrapper
+from constrained.transaction import all_or_nothing, tensors_of
+from constrained.undisturbed import Undisturbed
 
 CURE = "constrained.release(copy.deepcopy(model))"
 
@@ -96,27 +98,27 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
         super(module._parametrized, module).__setattr__(name, value)
         return
     parametrizations = module.parametrizations[name]
-    before = _Contents(parametrizations)
+    changed = list(parametrizations.modules())
     advice = f" A tool that rewrites weights works on {CURE}, a copy without constraints."
     if is_wrapper(value) and type(value) is not type(parametrizations.originals()[0]):
         raise TypeError(
             f"'{name}' is computed by parametrizations, of tensors with plain numbers, and was "
             f"assigned a {type(value).__name__}.{advice}"
         )
-    try:
-        super(module._parametrized, module).__setattr__(name, value)
-    except InfeasibleError as error:
-        raise InfeasibleError(f"'{name}': {error}{advice}") from error
-    if not has_values(value):
-        return
-    with torch.no_grad(), without_side_effects(parametrizations):
-        if _is_close(getattr(module, name), value):
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+        try:
+            super(module._parametrized, module).__setattr__(name, value)
+        except InfeasibleError as error:
+            raise InfeasibleError(f"'{name}': {error}{advice}") from error
+        if not has_values(value):
             return
-        before.restore()
-    raise ValueError(
-        f"'{name}' was assigned a parameter that is not a value of its parametrizations: they make "
-        f"another one of it.{advice}"
-    )
+        with torch.no_grad(), without_side_effects(parametrizations):
+            if _is_close(getattr(module, name), value):
+                return
+        raise ValueError(
+            f"'{name}' was assigned a parameter that is not a value of its parametrizations: they "
+            f"make another one of it.{advice}"
+        )
 
 
 def _is_close(value: Tensor, expected: Tensor) -> bool:
@@ -129,25 +131,6 @@ def _is_close(value: Tensor, expected: Tensor) -> bool:
     distance = torch.linalg.vector_norm(value.to(precise) - expected.to(precise))
     size = torch.linalg.vector_norm(expected.to(precise))
     return bool(distance <= 4 * torch.finfo(expected.dtype).eps ** 0.5 * size)
-
-
-class _Contents:
-    """The tensors below a module, and what they hold."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self._places = [
-            (tensors, name, tensor, tensor.detach().clone())
-            for module in root.modules()
-            for tensors in (module._parameters, module._buffers)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        ]
-
-    def restore(self) -> None:
-        """Put everything back; call it under ``torch.no_grad()``."""
-        for tensors, name, tensor, contents in self._places:
-            tensors[name] = tensor  # type: ignore[assignment]
-            tensor.copy_(contents)
 
 
 def hint(module: nn.Module, name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,13 +19,8 @@ from constrained.torch_internals.tensors import is_wrapper
 _CONTAINERS = (dict, OrderedDict, set, weakref.WeakSet)
 
 
-@contextmanager
-def all_or_nothing(
-    modules: Iterable[nn.Module],
-    tensors: Iterable[Tensor] = (),
-    optimizer: Optimizer | None = None,
-) -> Iterator[None]:
-    """Put modules and tensors back as they were if the block raises anything at all.
+class all_or_nothing:
+    """A ``with`` block that puts modules and tensors back as they were if anything is raised in it.
 
     Args:
         modules: their classes, attributes, parameters, buffers, submodules and hooks are put back,
@@ -34,16 +28,28 @@ def all_or_nothing(
         tensors: their contents, memory and layout are put back.
         optimizer: its groups and its state are put back.
     """
-    before: list[Any] = [_Module(module) for module in dict.fromkeys(modules)]
-    before += [_Contents(tensor) for tensor in {id(t): t for t in tensors}.values()]
-    if optimizer is not None:
-        before.append(_Optimizer(optimizer))
-    try:
-        yield
-    except BaseException:
-        for saved in before:
-            saved.put_back()
-        raise
+
+    # A generator in its place would be closed some time after an interruption that it has not seen,
+    # and put back what has changed in the meantime.
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        tensors: Iterable[Tensor] = (),
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        self._before: list[Any] = [_Module(module) for module in dict.fromkeys(modules)]
+        self._before += [_Contents(tensor) for tensor in {id(t): t for t in tensors}.values()]
+        if optimizer is not None:
+            self._before.append(_Optimizer(optimizer))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            for saved in self._before:
+                saved.put_back()
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from constrained.parametrized_class import base_class, is_parametrized_class, se
 from constrained.places import is_parametrized, list_of
 from constrained.torch_internals.rewriters import Convert, wrap_synchronization
 from constrained.transaction import all_or_nothing, around, tensors_of
+from constrained.undisturbed import Undisturbed
 from constrained.wrapped import check_not_wrapped
 
 
@@ -52,7 +53,7 @@ def transfer_parametrizations_and_params(
         check_not_wrapped(to_module, name)
     copies: dict[int, Any] = {}
     changed = around([to_module])
-    with all_or_nothing(changed, tensors_of(changed)):
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
         changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
         for name, parametrizations in changes:
             succession = Succession(to_module, name, name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from constrained.foreign_keys import OLD_ENDINGS, agree, read
 from constrained.originals import is_finite
 from constrained.parametrization_list import ParametrizationList
 from constrained.sharded import is_shard, whole, write
+from constrained.undisturbed import let_through
 from constrained.writer import Writer, signature
 
 #: "error" or "project": what becomes of a plain value outside of its constraint set.
@@ -34,32 +34,25 @@ _CURE = (
 )
 
 
-@contextmanager
-def translated(module: nn.Module) -> Iterator[None]:
-    """Within, what the module is to load is translated after its hooks have had their say."""
-    handle = module.register_load_state_dict_pre_hook(_translate)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
-def _translate(
+def translate(
     module: nn.Module,
     state_dict: dict[str, Any],
     prefix: str,
     local_metadata: Mapping[str, Any],
-    strict: bool,
-    missing_keys: list[str],
-    unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    del strict, missing_keys, unexpected_keys
+    """Put the keys of a module's parametrized tensors in the place of others that hold the values.
+
+    The arguments are those of ``nn.Module._load_from_state_dict``, which has run the hooks of the
+    module by now. (As one of these this would have to be registered for the time of loading, when
+    another thread may be copying the module.)
+    """
     assign = local_metadata.get("assign_to_params_buffers", False)
     for name, parametrizations in module.parametrizations.items():  # type: ignore[operator]
         if not isinstance(parametrizations, ParametrizationList):
             continue
+        let_through()
         said = signature(local_metadata, name)
         tensor = _Saved(module, name, parametrizations, state_dict, prefix, said)
         try:

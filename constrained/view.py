@@ -56,10 +56,18 @@ class View(Constraint):
         self.shape = tuple(shape)
         self.sizes = dict(sizes or {})
         self.event_dim = len(self.shape)
-        self.frozen = constraint.frozen
-        self.deterministic = constraint.deterministic
         self._there, self._back, self._lengths = _parse(pattern, self.shape, self.sizes)
         constraint.check_shape(self._see(torch.empty(self.shape, device="meta")).shape)
+
+    @property
+    def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Those of the constraint on what is seen."""
+        return self.constraint.frozen
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether that is."""
+        return self.constraint.deterministic
 
     def _see(self, value: Tensor) -> Tensor:
         return rearrange(value, self._there, **self._lengths)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from constrained.parametrization_list import ParametrizationList, read
 from constrained.places import check_model
 from constrained.torch_internals.modules import INITIALISING, is_normalization
 from constrained.torch_internals.tensors import version
+from constrained.transaction import all_or_nothing, tensors_of
+from constrained.undisturbed import Undisturbed, let_through
 
 
-@contextmanager
-def writable(module: nn.Module) -> Generator[None]:
+def writable(module: nn.Module) -> AbstractContextManager[None]:
     """Inside, the parametrized tensors below ``module`` may be written like plain ones.
 
     Each of them reads as one plain parameter (or buffer) that holds its value, and
@@ -50,14 +51,10 @@ def writable(module: nn.Module) -> Generator[None]:
         >>> constrained.assert_feasible(layer)
     """
     check_model(module)
-    with writing(module, is_listed=True):
-        yield
+    return writing(module, is_listed=True)
 
 
-@contextmanager
-def writing(
-    module: nn.Module, is_listed: bool, only: Callable[[ParametrizationList], bool] | None = None
-) -> Generator[None]:
+class writing(AbstractContextManager[None]):
     """As `writable`.
 
     Args:
@@ -65,35 +62,71 @@ def writing(
         is_listed: whether ``parameters()`` lists the values; else the originals, as usual.
         only: which of the tensors; all by default.
     """
-    targets: dict[int, Target] = {}
-    places = []
-    listed = []
-    for owner, name, parametrizations in list(_places(module)):
-        existing = overriding(owner, name)
-        if isinstance(existing, Target):
-            # Of a block around this one, which stores it.
-            listed.append((existing, existing.is_listed))
-            existing.is_listed |= is_listed
-        elif existing is None and (only is None or only(parametrizations)):
-            target = targets.setdefault(
-                id(parametrizations), Target(name, parametrizations, is_listed)
-            )
-            override(owner, name, target)
-            places.append((owner, name))
-    try:
-        yield
-    finally:
-        for target, before in listed:
-            target.is_listed = before
-        for owner, name in places:
-            override(owner, name, None)
-    stood_in = [t.stood_in() for t in targets.values() if t.is_listed and t.is_read()]
-    store_all(targets.values())
-    if stood_in:
-        # Imported here, since it is built on what uses this.
-        from constrained.ties import tie
 
-        tie(module, stood_in)
+    # No generator: Ctrl-C that comes before its first line, or after its last, leaves it where it
+    # is, and what it has put in the place of the tensors with it.
+
+    def __init__(
+        self,
+        module: nn.Module,
+        is_listed: bool,
+        only: Callable[[ParametrizationList], bool] | None = None,
+    ) -> None:
+        self._module, self._is_listed, self._only = module, is_listed, only
+        self._targets: dict[int, Target] = {}
+        self._places: list[tuple[nn.Module, str]] = []
+        self._listed: list[tuple[Target, bool]] = []
+        self._undisturbed = Undisturbed(always_in=(writing.__enter__, writing.__exit__))
+
+    def __enter__(self) -> None:
+        self._undisturbed.__enter__()
+        try:
+            self._begin()
+            let_through()
+        except BaseException:
+            self._end()
+            self._undisturbed.__exit__()
+            raise
+        self._undisturbed.waits = False
+
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
+        self._undisturbed.waits = True
+        try:
+            self._end()
+            if error is None:
+                self._store()
+        finally:
+            self._undisturbed.__exit__()
+
+    def _store(self) -> None:
+        targets = self._targets.values()
+        stood_in = [t.stood_in() for t in targets if t.is_listed and t.is_read()]
+        store_all(targets)
+        if stood_in:
+            # Imported here, since it is built on what uses this.
+            from constrained.ties import tie
+
+            tie(self._module, stood_in)
+
+    def _begin(self) -> None:
+        for owner, name, parametrizations in list(_places(self._module)):
+            existing = overriding(owner, name)
+            if isinstance(existing, Target):
+                # Of a block around this one, which stores it.
+                self._listed.append((existing, existing.is_listed))
+                existing.is_listed |= self._is_listed
+            elif existing is None and (self._only is None or self._only(parametrizations)):
+                target = self._targets.setdefault(
+                    id(parametrizations), Target(name, parametrizations, self._is_listed)
+                )
+                self._places.append((owner, name))
+                override(owner, name, target)
+
+    def _end(self) -> None:
+        for target, before in self._listed:
+            target.is_listed = before
+        for owner, name in self._places:
+            override(owner, name, None)
 
 
 class Target:
@@ -194,47 +227,21 @@ def settle(module: nn.Module, name: str) -> None:
 @torch.no_grad()
 def store_all(targets: Any) -> None:
     """Store what was written into each of these; if one fails, into none."""
-    found = []
     read = [target for target in targets if target._tensor is not None]
-    undo = [_state(target.parametrizations) for target in read]
-    try:
+    # A foreign right inverse may write into its own module.
+    changed = [module for target in read for module in target.parametrizations.modules()]
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+        found = []
         for target in read:
+            let_through()
             new = target.found()
             if new is not None:
                 found.append((target, new))
-    except BaseException:
-        # A foreign right inverse may write into its own module.
-        for restore in undo:
-            restore()
-        raise
-    for target, new in found:
-        target.parametrizations.put(new)
-    for target in read:
-        target.freeze()
-        target.forget()
-
-
-def _state(parametrizations: nn.Module) -> Callable[[], None]:
-    """A function that undoes what happens to the buffers of foreign modules."""
-    saved = [
-        (
-            module,
-            dict(module._buffers),
-            [b if b is None else b.clone() for b in module._buffers.values()],
-        )
-        for module in parametrizations.modules()
-        if module._buffers and module is not parametrizations
-    ]
-
-    def restore() -> None:
-        for module, buffers, values in saved:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            for buffer, value in zip(buffers.values(), values, strict=True):
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
-
-    return restore
+        for target, new in found:
+            target.parametrizations.put(new)
+        for target in read:
+            target.freeze()
+            target.forget()
 
 
 def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:

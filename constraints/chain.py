@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from constrained import Constraint, register
 from constrained.constraint import Params, unguarded
 from constraints.linear_space import LinearSpace
-from constraints.parts import as_specs, build_parts, canonical, events, inherited, largest, unpack
+from constraints.parts import (
+    as_specs,
+    build_parts,
+    canonical,
+    events,
+    inherited,
+    largest,
+    spelled,
+    unpack,
+)
 
 
 @register("chain")
@@ -58,8 +67,9 @@ class Chain(Constraint):
         built = build_parts("chain", parts)
         if len(built) < 2:
             raise ValueError("chain: there must be two parts or more.")
-        self.parts = as_specs(parts, built)
-        for i, part in enumerate(built[1:], start=1):
+        for i, part in enumerate(built):
+            # An element has a known number of dimensions.
+            events(part)
             for former in built[:i]:
                 if former.name not in part.keeps:
                     kept = f"those of {', '.join(part.keeps)}" if part.keeps else "no others"
@@ -67,11 +77,8 @@ class Chain(Constraint):
                         f"chain: the map of {part!r} does not keep the set of {former!r}, which "
                         f"comes before it; of the named sets it keeps {kept}."
                     )
+        self._given = spelled(parts, built)
         self._parts = nn.ModuleList(built)
-        self.event_dim = max(events(part) for part in built)
-        self.closed = all(part.closed for part in built)  # type: ignore[misc]
-        self.deterministic = all(part.deterministic for part in built)
-        self.frozen = built[0].frozen
         kinks = inherited(built)
         self.exempt = {
             **kinks,
@@ -80,6 +87,33 @@ class Chain(Constraint):
             "nearest": "the nearest member of all sets has no formula: project() goes from one to "
             "the next",
         }
+
+    # What follows from the parts follows them when an argument of one is set.
+
+    @property
+    def parts(self) -> list[Any]:
+        """The parts, as they are, as plain data."""
+        return as_specs(self._given, self._each())
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        """That of the part with the largest elements."""
+        return max(events(part) for part in self._each())
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.closed for part in self._each())
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.deterministic for part in self._each())
+
+    @property
+    def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Those of the first part."""
+        return self._each()[0].frozen
 
     def forward(self, *params: Tensor) -> Tensor:
         """The maps, one after another."""

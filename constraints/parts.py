@@ -31,11 +31,20 @@ def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
     return built
 
 
-def as_specs(parts: Sequence[Any], built: list[Constraint]) -> list[Any]:
-    """The parts as plain data: what was given, and the spec of what was given as an object."""
+def spelled(parts: Sequence[Any], built: list[Constraint]) -> list[tuple[Any, dict[str, Any]]]:
+    """How each part was given, as plain data, and the spec that this means."""
+    specs = [made.spec() for made in built]
     return [
-        made.spec() if isinstance(part, Constraint) else part
-        for part, made in zip(parts, built, strict=True)
+        (spec if isinstance(part, Constraint) else part, spec)
+        for part, spec in zip(parts, specs, strict=True)
+    ]
+
+
+def as_specs(given: list[tuple[Any, dict[str, Any]]], parts: list[Constraint]) -> list[Any]:
+    """The parts as plain data: as they were given, until an argument of one is set."""
+    return [
+        spelling if part.spec() == meant else part.spec()
+        for (spelling, meant), part in zip(given, parts, strict=True)
     ]
 
 

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint import FLAT, unguarded
-from constraints.parts import as_specs, build_parts, canonical, events, inherited, largest, unpack
+from constraints.parts import (
+    as_specs,
+    build_parts,
+    canonical,
+    events,
+    inherited,
+    largest,
+    spelled,
+    unpack,
+)
 
 
 @register("product", aliases=("cartesian_product", "cat"))
@@ -58,7 +67,6 @@ class Product(Constraint):
     ) -> None:
         super().__init__()
         built = build_parts("product", parts)
-        self.parts = as_specs(parts, built)
         self.sizes = None if sizes is None else list(sizes)
         self.dim = dim
         if not isinstance(dim, int) or isinstance(dim, bool):
@@ -69,19 +77,45 @@ class Product(Constraint):
             )
         if self.sizes is not None and not all(isinstance(s, int) and s > 0 for s in self.sizes):
             raise ValueError(f"product: sizes must be whole numbers from 1 on, got {self.sizes}.")
+        self._given = spelled(parts, built)
         self._parts = nn.ModuleList(built)
-        whole = dim >= 0 or any(part.event_dim is None for part in built)
-        self.event_dim = None if whole else max(-dim, *(events(part) for part in built))
-        self.closed = all(part.closed for part in built)  # type: ignore[misc]
-        self.deterministic = all(part.deterministic for part in built)
-        starts = [0, *accumulate(part.param_count() for part in built)]
-        self._bounds = list(pairwise(starts))
-        self.frozen = tuple(
-            start + i
-            for (start, _), part in zip(self._bounds, built, strict=True)
-            for i in part.frozen
-        )
         self.exempt = inherited(built)
+
+    # What follows from the parts follows them when an argument of one is set.
+
+    @property
+    def parts(self) -> list[Any]:
+        """The parts, as they are, as plain data."""
+        return as_specs(self._given, self._each())
+
+    @property
+    def event_dim(self) -> int | None:  # type: ignore[override]
+        """The dimensions from ``dim`` on, and as many as the largest part's elements."""
+        parts = self._each()
+        if self.dim >= 0 or any(part.event_dim is None for part in parts):
+            return None
+        return max(-self.dim, *(events(part) for part in parts))
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.closed for part in self._each())
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.deterministic for part in self._each())
+
+    @property
+    def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Those of all parts."""
+        places = zip(self._bounds, self._each(), strict=True)
+        return tuple(start + i for (start, _), part in places for i in part.frozen)
+
+    @property
+    def _bounds(self) -> list[tuple[int, int]]:
+        """Where the parameters of each part start and end."""
+        return list(pairwise([0, *accumulate(part.param_count() for part in self._each())]))
 
     def forward(self, *params: Tensor) -> Tensor:
         """Each part's element of its own parameters, side by side."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from constrained import constrain, get, holders, restore
+from constrained import Constraint, constrain, get, holders, names, restore
 from constrained.parametrization_list import ParametrizationList
 from constraints import Orthogonal
 
@@ -161,6 +161,99 @@ def test_what_is_not_alike_is_not_restored_together(monkeypatch):
     for layer in model:
         W = layer.weight
         torch.testing.assert_close(W @ W.T, torch.eye(len(W)))
+
+
+class Ray(Constraint):
+    """Numbers up to a bound, which is a buffer, a parameter, a tensor or a module of its own."""
+
+    event_dim = 0
+    ambient = 0
+
+    def __init__(self):
+        super().__init__()
+
+    def bound(self):
+        own = [*self.parameters(), *self.buffers(), getattr(self, "_end", None)]
+        return next(t for t in own if t is not None)
+
+    def forward(self, y):
+        return torch.minimum(y, self.bound().to(y.dtype))
+
+    def canonical(self, y):
+        return (self.forward(y),)
+
+    def right_inverse(self, value):
+        return value
+
+    def violation(self, value):
+        return (value - self.bound()).clamp(min=0)
+
+    def project(self, value):
+        return self.forward(value)
+
+    def sample(self, shape, *, generator=None, dtype=None, device=None):
+        return self.bound() - torch.rand(shape, generator=generator, dtype=dtype, device=device)
+
+    def dimension(self, shape):
+        return 1
+
+
+def set_bound(ray, how, number):
+    bound = torch.tensor(number)
+    if how == "buffer":
+        ray.register_buffer("end", bound)
+    elif how == "parameter":
+        ray.end = nn.Parameter(bound)
+    elif how == "submodule":
+        ray.inner = nn.Module()
+        ray.inner.register_buffer("end", bound)
+    else:
+        ray._end = bound
+
+
+@pytest.mark.parametrize("how", ["buffer", "parameter", "submodule", "attribute"])
+def test_what_has_tensors_of_its_own_is_restored_alone(how):
+    model = nn.ModuleList(nn.Linear(3, 3, bias=False) for _ in range(2))
+    for i, layer in enumerate(model):
+        ray = Ray()
+        set_bound(ray, how, float(i + 1))
+        nn.init.zeros_(layer.weight)
+        constrain(layer, "weight", ray)
+        with torch.no_grad():
+            layer.parametrizations.weight.original.fill_(9.0)
+    originals = [layer.parametrizations.weight.original for layer in model]
+    optimizer = torch.optim.SGD(originals, lr=0.0)
+    sum(layer.weight.sum() for layer in model).backward()
+    optimizer.step()
+    for i, layer in enumerate(model):
+        expected = torch.full((3, 3), float(i + 1))
+        assert torch.equal(layer.parametrizations.weight.original, expected)
+        assert torch.equal(layer.weight, expected)
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_is_frozen_keeps_every_bit(name):
+    torch.manual_seed(0)
+    cls = get(name)
+    arguments, shape = cls.examples[-1]
+    model = nn.ModuleList(nn.ParameterDict({"x": torch.randn(shape)}) for _ in range(3))
+    for each in model:
+        constrain(each, "x", cls(**arguments), init="inside")
+        with torch.no_grad():
+            for parameter in each.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    for each in model[:2]:
+        each.requires_grad_(False)
+    frozen = [t for each in model[:2] for t in each.parametrizations.x.originals()]
+    before = [(t.clone(), t._version) for t in frozen]
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(each.x.square().sum() for each in model).backward()
+        optimizer.step()
+    for tensor, (contents, version) in zip(frozen, before, strict=True):
+        assert torch.equal(tensor, contents)
+        assert tensor._version == version
 
 
 def test_restored_values_are_their_own():

@@ -1,0 +1,83 @@
+"""Whether the originals that a tensor is stored as go with the arguments of its constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from constrained.constraint import Constraint
+from constrained.torch_internals.shards import is_flat
+
+
+class Fitted(Protocol):
+    """What is asked of a parametrized tensor."""
+
+    unsafe: bool
+    shape: torch.Size
+
+    def chain(self) -> list[nn.Module]:
+        """The parametrizations, in the order of application."""
+        ...
+
+    def originals(self) -> tuple[Tensor, ...]:
+        """The originals that there are."""
+        ...
+
+    def place(self) -> str:
+        """The name of the tensor."""
+        ...
+
+
+def check_fit(on: Fitted, index: int) -> None:
+    """Raise unless a constraint is given tensors of the shapes that its right inverse makes.
+
+    The factors of another rank would be mapped to something, too.
+
+    Args:
+        on: the parametrized tensor.
+        index: the place of the constraint in the chain.
+
+    Raises:
+        ValueError: with the shapes, and what to do.
+    """
+    constraint: Any = on.chain()[index]
+    originals = on.originals()
+    if not isinstance(constraint, Constraint) or on.unsafe or any(map(is_flat, originals)):
+        return
+    shapes = [(*t.shape,) for t in originals] if index == 0 else [(*on.shape,)]
+    try:
+        # What is made of parts is checked as a whole.
+        type(constraint)(**constraint.arguments())
+        needed = [(*t.shape,) for t in _inverted(constraint, on.shape, originals[0])]
+    except (ValueError, TypeError) as error:
+        raise _refusal(on, constraint, shapes, f" ({str(error).rstrip('.')})") from error
+    if needed != shapes:
+        raise _refusal(on, constraint, shapes, f", and is made of {_listed(needed)}")
+
+
+def _inverted(constraint: Constraint, shape: torch.Size, like: Tensor) -> tuple[Tensor, ...]:
+    """What the right inverse makes of a value: of its shape alone where that is possible."""
+    own = next(chain(constraint.parameters(), constraint.buffers()), None)
+    device = "meta" if own is None else like.device
+    with torch.no_grad():
+        value = torch.zeros(shape, dtype=like.dtype, device=device)
+        found = constraint.right_inverse(constraint.start(value))
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def _refusal(
+    on: Fitted, constraint: Constraint, shapes: Sequence[tuple[int, ...]], reason: str
+) -> ValueError:
+    return ValueError(
+        f"{constraint!r} does not go with the free parameters that '{on.place()}' is stored as, "
+        f"of shape {_listed(shapes)}{reason}; to change this argument, release() the tensor and "
+        "constrain() it anew."
+    )
+
+
+def _listed(shapes: Sequence[tuple[int, ...]]) -> str:
+    return " and ".join(map(str, shapes))

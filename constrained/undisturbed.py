@@ -1,0 +1,87 @@
+"""Ctrl-C waits while a model is being changed.
+
+Python raises KeyboardInterrupt between any two instructions, also where something is being undone,
+or between the start of a ``with`` block and its first line. So what changes a model asks it to wait
+until all is done, and where that may take long, lets it through at points where all is whole.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+
+
+class Undisturbed:
+    """A ``with`` block in which Ctrl-C waits: what it calls for happens at the end of the block.
+
+    Signals interrupt the main thread alone, and only where a handler written in Python takes them;
+    elsewhere there is nothing to do. A block inside another one passes on to that.
+
+    Args:
+        always_in: functions during which Ctrl-C waits even while `waits` is false.
+
+    Attributes:
+        waits: whether it does. A block in which somebody else's code runs lets it through there.
+    """
+
+    def __init__(self, always_in: Sequence[Callable[..., Any]] = ()) -> None:
+        self.waits = True
+        self._always_in = always_in
+        self._before: Any = None
+        self._is_due = False
+
+    def __enter__(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if threading.current_thread() is not threading.main_thread():
+            return
+        before = signal.getsignal(signal.SIGINT)
+        if callable(before):
+            self._before = before
+            signal.signal(signal.SIGINT, self._take)
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is None:
+            return
+        # Not where somebody has put another one in its place meanwhile.
+        if signal.getsignal(signal.SIGINT) == self._take:
+            signal.signal(signal.SIGINT, self._before)
+        before, self._before = self._before, None
+        if self._is_due:
+            before(signal.SIGINT, sys._getframe())
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.waits or self._is_inside(frame):
+            self._is_due = True
+        else:
+            self._before(number, frame)
+
+    def _is_inside(self, frame: FrameType | None) -> bool:
+        codes = [function.__code__ for function in self._always_in]
+        while frame is not None:
+            if frame.f_code in codes:
+                return True
+            frame = frame.f_back
+        return False
+
+
+def let_through() -> None:
+    """Let Ctrl-C interrupt here, if it has been pressed: all is whole, or will be put back."""
+    if torch.compiler.is_compiling():
+        return
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handler: Any = signal.getsignal(signal.SIGINT)
+    is_due = False
+    while isinstance(block := getattr(handler, "__self__", None), Undisturbed):
+        is_due |= block._is_due
+        block._is_due = False
+        handler = block._before
+    if is_due:
+        handler(signal.SIGINT, sys._getframe())
