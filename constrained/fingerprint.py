@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from constrained.torch_internals.modules import global_hooks
+from constrained.torch_internals.modules import global_hooks, hooks_of
 from constrained.torch_internals.tensors import version
 
 #: Tensors of so many entries are compared entry by entry at each read.
@@ -228,7 +228,6 @@ _FIXED = (
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
 )
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 #: What `nn.Module` keeps for itself, and what says nothing about a value.
 _PRIVATE = frozenset(vars(nn.Module())) - {"training"} | {"_revision", "exempt", "keeps"}
@@ -272,7 +271,7 @@ class Structure:
         for i, module in enumerate(modules):
             here = vars(module)
             if i == 0 or not lenient:
-                self._silent += [here[name] for name in _HOOKS]
+                self._silent += hooks_of(module)
                 if "forward" in here:
                     raise UnwatchableError
             for name in _CONTAINERS:
@@ -292,7 +291,8 @@ class Structure:
             self._silent.append(found)
             return
         self._lengths.append((found, len(found)))
-        for name, value in found.items():
+        # In one go, here and below: another thread may be about to set one.
+        for name, value in list(found.items()):
             self._slots.append((found.get, name, value))
             if isinstance(value, Tensor):
                 tensors[id(value)] = value
@@ -306,7 +306,7 @@ class Structure:
             self._counters.append((here, here["_revision"]))
         else:
             self._lengths.append((here, len(here)))
-        for name, value in here.items():
+        for name, value in list(here.items()):
             if name in _PRIVATE or (
                 is_counted and name[0] == "_" and not isinstance(value, Tensor)
             ):

@@ -32,13 +32,12 @@ def check_owners(tensors: Iterable[tuple[Sequence[Place], int]]) -> None:
         ValueError: with the other owner and the cure.
     """
     held = [here for here, more in tensors if _is_held_elsewhere(here, more)]
-    if held and _outside(held, _live_modules()) is not None:
+    if held and _outside(held) is not None:
         # A module that was dropped may linger in a reference cycle.
         gc.collect()
-        modules = _live_modules()
-        found = _outside(held, modules)
+        found = _outside(held)
         if found is not None:
-            raise ValueError(_described(*found, modules))
+            raise ValueError(_described(*found))
 
 
 def _references(box: list[Any]) -> int:
@@ -59,18 +58,22 @@ def _containers(place: Place) -> list[dict[str, Any]]:
     return [container for container in tensors if container.get(place.name) is place.tensor]
 
 
-def _live_modules() -> list[nn.Module]:
+def _owners(tensors: Iterable[Any]) -> list[nn.Module]:
+    """The modules that may own some of these tensors."""
+    # From the tensors upwards, since a list of all objects would hold those that another thread is
+    # about to build, such as a tuple, which it could not finish then.
+    containers = [o for o in gc.get_referrers(*tensors) if type(o) is dict]
+    holders = gc.get_referrers(*containers)
+    states = [o for o in holders if type(o) is dict and "_parameters" in o]
     # By type: `isinstance` would ask proxies for the class of what they stand for.
-    return [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+    return [o for o in (*holders, *gc.get_referrers(*states)) if issubclass(type(o), nn.Module)]
 
 
-def _outside(
-    held: Iterable[Sequence[Place]], modules: Iterable[nn.Module]
-) -> tuple[Place, nn.Module, str] | None:
+def _outside(held: Iterable[Sequence[Place]]) -> tuple[Place, nn.Module, str] | None:
     """The place of a tensor in the model, another owner, and the tensor's name there."""
     wanted = {id(here[0].tensor): here for here in held}
     known = {id(c) for here in wanted.values() for place in here for c in _containers(place)}
-    for module in modules:
+    for module in _owners(here[0].tensor for here in wanted.values()):
         for kind in ("_parameters", "_buffers"):
             container: Any = module.__dict__.get(kind)
             if type(container) is dict and id(container) not in known:
@@ -80,13 +83,14 @@ def _outside(
     return None
 
 
-def _described(place: Place, owner: nn.Module, name: str, modules: Iterable[nn.Module]) -> str:
+def _described(place: Place, owner: nn.Module, name: str) -> str:
     if isinstance(owner, ParametrizationList):
         return (
             f"'{place.path}' is the same tensor as an original of one that is parametrized by "
             f"{owner.described()} already: make that one plain again first, and then constrain "
             "the module that holds both."
         )
+    modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
     both = [m for m in modules if {owner, place.module} <= set(m.modules())]
     if not both:
         return (

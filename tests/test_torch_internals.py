@@ -28,6 +28,9 @@ ALLOWED = {
 #: What the engine itself writes into the modules of others.
 OURS = {"_overrides", "_waiting"}
 
+#: Of transformers, none of torch's.
+TRANSFORMERS = {"_finalize_model_loading"}
+
 #: Python's own.
 PYTHON = {"_getframe", "_slotnames", "_replace"}
 
@@ -91,7 +94,7 @@ def private_names(tree: ast.Module) -> set[str]:
 
 def strangers(sources: dict[str, str]) -> dict[str, set[str]]:
     trees = {path: ast.parse(text) for path, text in sources.items()}
-    known = own_names(list(trees.values())) | ALLOWED | OURS | PYTHON
+    known = own_names(list(trees.values())) | ALLOWED | OURS | TRANSFORMERS | PYTHON
     found = {path: private_names(tree) - known for path, tree in trees.items()}
     return {path: names for path, names in found.items() if names}
 

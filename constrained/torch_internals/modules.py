@@ -106,6 +106,16 @@ _global_hooks = (
 )
 
 
+#: What runs hooks when a module is called: the dictionaries of each module.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """The dictionaries of hooks that run when a module is called, or differentiated."""
+    state = module.__dict__
+    return [state[name] for name in _HOOKS if name in state]
+
+
 def global_hooks() -> list[Any]:
     """The dictionaries of hooks that run whenever any module is called.
 
