@@ -644,13 +644,19 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _as_data(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return [_as_data(item) for item in value] if type(value) is tuple else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if type(value) is list else value
 
 
 def _short(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"<{' x '.join(map(str, value.shape)) or 'scalar'}>"
-    return repr(value)
+    return repr(_as_data(value))
 
 
 def has_values(value: Tensor) -> bool:
@@ -885,7 +891,11 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
             return method(self, *args, **kwargs)
         state["_is_being_built"] = True
         try:
-            return method(self, *args, **kwargs)
+            method(self, *args, **kwargs)
+            # What follows from an argument would not follow a change in place.
+            for name in self._argument_names:
+                if type(state.get(name)) is list:
+                    state[name] = _as_tuple(state[name])
         finally:
             del state["_is_being_built"]
 

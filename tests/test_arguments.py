@@ -109,7 +109,7 @@ def test_a_whole_follows_its_part():
     ]
     with pytest.raises(ValueError, match="'bias'"):
         product.sizes = [2, 1]
-    assert product.sizes == [1, 2]
+    assert list(product.sizes) == [1, 2]
 
 
 def test_a_view_follows_what_is_viewed():
@@ -241,3 +241,18 @@ def test_no_two_constraints_have_one_revision():
     one = get("positive_definite")()
     more = [one, copy.deepcopy(one), pickle.loads(pickle.dumps(one)), get("correlation")()]
     assert len({each._revision for each in more}) == 4
+
+
+def test_a_list_among_the_arguments_cannot_be_changed_in_place():
+    """What the constructor made of it would not follow."""
+    seen = 0
+    for name in names():
+        for kwargs, _ in get(name).examples:
+            constraint = get(name)(**kwargs)
+            for key, value in kwargs.items():
+                if isinstance(value, list) and not torch.is_tensor(getattr(constraint, key)):
+                    seen += 1
+                    with pytest.raises(TypeError, match="does not support item assignment"):
+                        getattr(constraint, key)[0] = value[0]
+                    assert constraint.spec().get(key, value) == value
+    assert seen > 5
