@@ -539,8 +539,9 @@ class Constraint(nn.Module):
                 the new argument. This, and what the constructor raises, leaves all as it was.
         """
         cls, arguments = type(self), self.arguments()
-        made, fresh = vars(cls(**arguments)), cls(**{**arguments, name: value})
-        _continue(fresh, self)
+        like, fresh = cls(**arguments), cls(**{**arguments, name: value})
+        made = vars(like)
+        _continue(fresh, self, like)
         state: dict[str, Any] = vars(self)
         before = dict(state)
         with Undisturbed():
@@ -558,8 +559,13 @@ class Constraint(nn.Module):
                 raise
 
 
-def _continue(fresh: nn.Module, old: nn.Module) -> None:
+def _continue(fresh: nn.Module, old: nn.Module, like: nn.Module | None) -> None:
     """Let a module that was built anew take up the life of another: mode, hooks, parameters.
+
+    Args:
+        fresh: with the new arguments.
+        old: the one that has lived.
+        like: built anew with the old arguments. What does not follow from them is kept.
 
     Raises:
         ValueError: if it has a parameter where the other has none of that shape.
@@ -578,14 +584,17 @@ def _continue(fresh: nn.Module, old: nn.Module) -> None:
         fresh._parameters[name] = known
     for name, buffer in fresh._buffers.items():
         known = old._buffers.get(name)
-        if buffer is not None and known is not None:
-            fresh._buffers[name] = buffer.to(known.device, known.dtype)
+        if buffer is None or known is None:
+            continue
+        before = None if like is None else like._buffers.get(name)
+        follows = before is None or before.is_meta or not torch.equal(before, buffer)
+        fresh._buffers[name] = buffer.to(known.device, known.dtype) if follows else known
     for name, child in fresh._modules.items():
         known = old._modules.get(name)
         if child is None or known is None or child is known:
             continue
         if type(child) is type(known):
-            _continue(child, known)
+            _continue(child, known, None if like is None else like._modules.get(name))
 
 
 def unguarded(constraint: Constraint, method: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ What can't be watched has no fingerprint, and its value is evaluated at each rea
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
@@ -37,6 +38,9 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _is_recording = torch.is_grad_enabled
 
 
+_numbers = itertools.count(1)
+
+
 class _Events:
     """How many things have happened that writes follow, in any thread."""
 
@@ -50,7 +54,7 @@ def expect_writes() -> None:
     master weights follow them. They go through ``tensor.data`` as often as not, which no version
     counter sees.
     """
-    _Events.count += 1
+    _Events.count = next(_numbers)
 
 
 def happened() -> int:
@@ -90,6 +94,7 @@ class TensorState:
         "is_foreign",
         "look",
         "requires_grad",
+        "strides",
         "tensor",
         "version",
     )
@@ -97,6 +102,7 @@ class TensorState:
     def __init__(self, tensor: Tensor, *, summed: bool = False) -> None:
         self.tensor = tensor
         self.address = tensor.data_ptr()
+        self.strides = tensor.stride()
         self.requires_grad = tensor.requires_grad
         self._memory = _memory(tensor)
         self.look = _look_at(self._memory, tensor)
@@ -124,7 +130,7 @@ class TensorState:
         state = TensorState.__new__(TensorState)
         state.tensor, state.address, state._memory = self.tensor, self.address, self._memory
         state.requires_grad, state.look = self.tensor.requires_grad, self.look
-        state.is_foreign = self.is_foreign
+        state.is_foreign, state.strides = self.is_foreign, self.tensor.stride()
         state._note(summed=True)
         return state
 
@@ -141,6 +147,7 @@ class TensorState:
         return (
             # Memory that is gone may not be looked at.
             self.address == self.tensor.data_ptr()
+            and self.strides == self.tensor.stride()
             and (self.version is None or self.version == version(self.tensor))
             and self.has_its_entries()
         )
@@ -224,7 +231,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 #: What a module may hold without anybody being able to change it in place.
 _FIXED = (
-    *(type(None), bool, int, float, complex, str, bytes, range, slice, type, Enum),
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, type, Enum, np.generic),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
 )
@@ -260,7 +267,7 @@ class Structure:
     )
 
     def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
-        self._silent: list[Any] = list(global_hooks())
+        self._silent: list[Any] = global_hooks()
         self._lengths: list[tuple[Any, int]] = []
         self._slots: list[tuple[Callable[[str], Any], str, Any]] = []
         self._counters: list[tuple[dict[str, Any], int]] = []
@@ -362,12 +369,12 @@ def _compiled(
     own, silent, counters = structure._own, tuple(structure._silent), tuple(structure._counters)
     slots, lengths, lists = tuple(structure._slots), tuple(structure._lengths), structure._lists
     small = tuple(
-        (s.tensor, s.address, s.requires_grad, s.version, s.entries, s._memory)
+        (s.tensor, s.address, s.strides, s.requires_grad, s.version, s.entries, s._memory)
         for s in states
         if s._memory is not None and s.look is None
     )
     large = tuple(
-        (s.tensor, s.address, s.requires_grad, s.version, s.entries, s.look, s)
+        (s.tensor, s.address, s.strides, s.requires_grad, s.version, s.entries, s.look, s)
         for s in states
         if s.look is not None
     )
@@ -385,17 +392,19 @@ def _compiled(
         for container, length in lengths:
             if len(container) != length:
                 return False
-        for tensor, address, trained, written, contents, memory in small:
+        for tensor, address, strides, trained, written, contents, memory in small:
             if (
                 tensor.data_ptr() != address
+                or tensor.stride() != strides
                 or tensor.requires_grad is not trained
                 or (written is not None and version(tensor) != written)
                 or not contents.startswith(memory)  # type: ignore[union-attr]
             ):
                 return False
-        for tensor, address, trained, written, entries, look, state in large:
+        for tensor, address, strides, trained, written, entries, look, state in large:
             if (
                 tensor.data_ptr() != address
+                or tensor.stride() != strides
                 or tensor.requires_grad is not trained
                 or (written is not None and version(tensor) != written)
                 or look() != entries  # type: ignore[misc]

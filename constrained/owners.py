@@ -22,7 +22,8 @@ from constrained.select import Place
 def check_owners(tensors: Iterable[tuple[Sequence[Place], int]]) -> None:
     """Raise, before anything has changed, if a module outside of a model owns one of its tensors.
 
-    Whoever merely holds the tensor, such as an optimizer or a list, is no owner.
+    Whoever merely holds the tensor, such as an optimizer or a list, is no owner. What `gc.freeze`
+    has hidden is not found.
 
     Args:
         tensors: all places of each tensor in the model, and how many more references to it the
@@ -50,7 +51,10 @@ _ALONE = _references([object()])
 
 def _is_held_elsewhere(here: Sequence[Place], more: int) -> bool:
     known = {(id(container), place.name) for place in here for container in _containers(place)}
-    return _references([here[0].tensor]) > _ALONE + len(known) + more
+    # A recurrent layer keeps a list of its weights.
+    lists = {id(v): v for place in here for v in vars(place.module).values() if type(v) is list}
+    listed = sum(item is here[0].tensor for found in lists.values() for item in found)
+    return _references([here[0].tensor]) > _ALONE + len(known) + listed + more
 
 
 def _containers(place: Place) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ _SMALL, _BATCH = 2**16, 2**22
 #: A gradient is thin if a layer of this many times as many rows would have it.
 _THIN = 4
 #: Multiplications that are worth a second product, and what it takes to call it.
-_SAVED = 2**21
+_SAVED = 2**19
 #: What a constraint keeps beside its arguments, and what follows from them.
 _OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision"})
 
@@ -265,11 +265,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if found is None:
             return None
         (m, r), n = found[0].shape, found[1].shape[-1]
-        if r * (m + n) >= m * n:
-            return None
-        # Once it is multiplied out, the value serves all calls.
-        first_call = self._count_rows(rows) == rows
-        return found if first_call or rows * (m * n - r * (m + n)) > _SAVED else None
+        # However often it is called: what is computed twice must not differ by rounding.
+        return found if rows * (m * n - r * (m + n)) > _SAVED else None
 
     def unread(self, input: Tensor) -> Unread | None:
         """The value, where a linear layer may have its gradient without anybody reading it."""

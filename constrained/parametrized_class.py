@@ -243,7 +243,7 @@ def _init_subclass(cls: Any, **kwargs: Any) -> None:
     linear = linear_methods(cls._base_class, cls._names)
     if not _reads_as_modules_do(cls) and cls.forward is linear.get("forward"):
         # It leaves the weight unread where it can.
-        cls.forward = cls._base_class.forward
+        cls.forward = super(cls._parametrized, cls).forward
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:
@@ -329,7 +329,8 @@ def _named_modules(
     prefix: str = "",
     remove_duplicate: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
-    if not _members_are_listed(sys._getframe(1)):
+    # A compiler knows no frames.
+    if torch.compiler.is_compiling() or not _members_are_listed(sys._getframe(1)):
         return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
     if not remove_duplicate:
         return _with_duplicates(self, prefix)
@@ -344,8 +345,6 @@ def _members_are_listed(frame: FrameType | None) -> bool:
     but modules come with the root first, and parameters in places that an optimizer's saved state
     refers to. Only who asks tells the two apart.
     """
-    if torch.compiler.is_compiling():
-        return False
     while frame is not None and frame.f_code in _ENUMERATION:
         frame = frame.f_back
     return lists_tensors(frame)

@@ -62,11 +62,12 @@ def _register_buffer(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
 def _check_plain(self: nn.Module, target: str, kind: str) -> None:
     prefix, _, name = target.rpartition(".")
     owner = self.get_submodule(prefix)
-    found = lists(owner).get(name) if hasattr(type(owner), "_overridable") else None
+    found: Any = lists(owner).get(name) if hasattr(type(owner), "_overridable") else None
     if found is not None and overriding(owner, name) is None:
         originals = " and ".join(
             f"'{prefix + '.' if prefix else ''}parametrizations.{name}.{original}'"
-            for original in found.names()  # type: ignore[operator]
+            for original in ("original", *(f"original{i}" for i in range(found.ntensors)))
+            if hasattr(found, original)
         )
         raise AttributeError(
             f"'{target}' is parametrized, hence no {kind}: read its value as an attribute; what is "
@@ -87,7 +88,8 @@ def _check_takes_norm(module: nn.Module, name: str) -> None:
     found: Any = lists(module).get(name) if hasattr(type(module), "_overridable") else None
     if found is not None:
         cure = f"apply it to {CURE}, a copy without constraints"
-        if found.constraint() is None:
+        # Torch's own lists have none.
+        if getattr(found, "constraint", lambda: None)() is None:
             # Those of others are not ours to release.
             cure = f"call remove_parametrizations(module, '{name}') first"
         raise KeyError(

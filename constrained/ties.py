@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from constrained.install import check_can_hold, install
 from constrained.parametrization_list import ParametrizationList
 
+Tie = tuple[nn.Module, str, ParametrizationList]
 
-def tie(module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]]) -> None:
-    """Give the modules that hold a parameter in the stead of a constrained tensor that tensor.
+
+def ties(module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]]) -> list[Tie]:
+    """The modules that hold a parameter in the stead of a constrained tensor, to be given `tie`.
 
     ``a.weight = b.weight`` ties plain parameters. Where ``b.weight`` is constrained, and read as a
     parameter for the time being, it ties ``a.weight`` to that parameter, which goes when the time
@@ -20,6 +22,9 @@ def tie(module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]]
     Args:
         module: the modules below it are looked at.
         written: the parameters, and what computes the tensors in whose stead they are read.
+
+    Raises:
+        RuntimeError: if a module can hold no constrained tensor. Nothing has changed then.
     """
     lists = {id(parameter): found for parameter, found in written}
     tied = [
@@ -30,5 +35,10 @@ def tie(module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]]
     ]
     for owner, name, _ in tied:
         check_can_hold(owner, name)
+    return tied
+
+
+def tie(tied: Iterable[Tie]) -> None:
+    """Give these modules the constrained tensors."""
     for owner, name, found in tied:
         install(owner, name, found)

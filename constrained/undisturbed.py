@@ -34,7 +34,7 @@ class Undisturbed:
         self.waits = True
         self._always_in = always_in
         self._before: Any = None
-        self._is_due = False
+        self._is_due = self._is_over = False
 
     def __enter__(self) -> None:
         if torch.compiler.is_compiling():
@@ -49,15 +49,18 @@ class Undisturbed:
     def __exit__(self, *error: object) -> None:
         if self._before is None:
             return
-        # Not where somebody has put another one in its place meanwhile.
-        if signal.getsignal(signal.SIGINT) == self._take:
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) == self._take:
             signal.signal(signal.SIGINT, self._before)
-        before, self._before = self._before, None
-        if self._is_due:
-            before(signal.SIGINT, sys._getframe())
+        # One that was entered later may hand over to this one yet, or somebody may put it back:
+        # then it does nothing but pass on. So it is where another thread has ended the block.
+        self._is_over = True
+        if self._is_due and is_main:
+            self._is_due = False
+            self._before(signal.SIGINT, sys._getframe())
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.waits or self._is_inside(frame):
+        if not self._is_over and (self.waits or self._is_inside(frame)):
             self._is_due = True
         else:
             self._before(number, frame)

@@ -93,20 +93,23 @@ class writing(AbstractContextManager[None]):
         self._undisturbed.waits = True
         try:
             self._end()
-            if error is None:
-                self._store()
+            self._store(is_whole=error is None)
         finally:
             self._undisturbed.__exit__()
 
-    def _store(self) -> None:
+    def _store(self, is_whole: bool) -> None:
+        # Imported here, since it is built on what uses this.
+        from constrained.ties import tie, ties
+
         targets = self._targets.values()
         stood_in = [t.stood_in() for t in targets if t.is_listed and t.is_read()]
-        store_all(targets)
-        if stood_in:
-            # Imported here, since it is built on what uses this.
-            from constrained.ties import tie
-
-            tie(self._module, stood_in)
+        tied = ties(self._module, stood_in) if stood_in else []
+        try:
+            if is_whole:
+                store_all(targets)
+        finally:
+            # A plain parameter would stay tied, too, whatever else goes wrong.
+            tie(tied)
 
     def _begin(self) -> None:
         for owner, name, parametrizations in list(_places(self._module)):
@@ -157,7 +160,9 @@ class Target:
             tensor.requires_grad_(self._requires_grad)
             if parametrizations.is_parameter:
                 tensor = nn.Parameter(tensor.detach(), self._requires_grad)
-            vars(tensor).update(attributes(originals))
+            # A compiler has no dictionary of a tensor.
+            if not torch.compiler.is_compiling():
+                vars(tensor).update(attributes(originals))
             self._tensor = tensor
         return self._tensor
 
@@ -182,7 +187,8 @@ class Target:
         if tensor.shape != before.shape or tensor.dtype != before.dtype:  # type: ignore[union-attr]
             return True
         if not has_values(tensor):  # type: ignore[arg-type]
-            return False
+            # What is compiled now will be written when it runs.
+            return torch.compiler.is_compiling()
         same = torch.isclose(tensor.detach(), before, rtol=0, atol=0, equal_nan=True)  # type: ignore[union-attr]
         return not bool(same.all())
 

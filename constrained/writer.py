@@ -77,7 +77,8 @@ def unsigned(metadata: Mapping[str, Any], owner: str, plain: Container[str]) -> 
 def described(chain: Sequence[nn.Module]) -> list[Any]:
     """Parametrizations as plain data: all arguments of a constraint, the class of another module.
 
-    Arguments are complete, so that a default may change, and without those that are no plain data.
+    Arguments are complete, so that a default may change (but for those of the parts of a `chain` or
+    a `product`), and without those that are no plain data.
     """
     return [_described(module) for module in chain]
 
@@ -252,9 +253,20 @@ def _same(one: Any, other: Any) -> bool:
     if len(one) != len(other):
         return False
     return all(
-        (isinstance(a, str) and isinstance(b, str)) or _equal(a, b)
+        (isinstance(a, str) and isinstance(b, str)) or _equal(_placeless(a), _placeless(b))
         for a, b in zip(one, other, strict=True)
     )
+
+
+def _placeless(entry: Any) -> Any:
+    """What is said of a class that is not registered, without its module, which has two names.
+
+    A class of the script that trains is imported from there by the one that evaluates.
+    """
+    name = entry.get("name") if isinstance(entry, Mapping) else None
+    if not isinstance(name, str) or ":" not in name:
+        return entry
+    return {**entry, "name": f":{name.rpartition(':')[2]}"}
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -278,3 +278,26 @@ def test_torchs_functions_work_on_a_class_that_somebody_has_derived():
     torchs.register_parametrization(m, "bias", Squash())
     assert_close(m.bias, bias)
     assert_close(m.weight.norm(dim=1), torch.ones(4))
+
+
+def test_a_forward_beside_ours_is_called():
+    class Beside(nn.Linear):
+        def __getattr__(self, name):
+            return super().__getattr__(name)
+
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    m = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    x = torch.ones(1, 4)
+    expected = m(x)
+    m.__class__ = type("Derived", (type(m), Beside), {})
+    torch.testing.assert_close(m(x), 2 * expected)
+
+
+def test_torch_removes_from_a_class_that_was_derived():
+    m = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    value = m.weight.detach().clone()
+    m.__class__ = type("Derived", (type(m),), {})
+    torch.nn.utils.parametrize.remove_parametrizations(m, "weight")
+    torch.testing.assert_close(m.weight, value)

@@ -150,6 +150,10 @@ def replace_the_memory(m):
     original(m).data = original(m).detach() * 2
 
 
+def transpose_the_memory(m):
+    original(m).data, original(m).grad = original(m).data.T, None
+
+
 WAYS = [
     *(set_argument, change_a_list, change_a_tensor, change_a_tensor_of_numpy),
     *(change_a_submodule, change_a_submodule_for_another),
@@ -157,7 +161,7 @@ WAYS = [
     *(change_the_constraint, hook_on_the_constraint, pre_hook_on_the_constraint),
     *(hook_on_the_list, forward_of_the_list, forward_of_the_constraint),
     *(write_the_original, write_one_entry_in_secret, write_by_numpy),
-    *(replace_the_original, replace_the_memory),
+    *(replace_the_original, replace_the_memory, transpose_the_memory),
 ]
 
 

@@ -8,7 +8,7 @@ from constrained import constrain
 from constraints import LowRank
 
 
-def layer(n=32, m=48, spec="low_rank(rank=3)", **options):
+def layer(n=320, m=480, spec="low_rank(rank=3)", **options):
     torch.manual_seed(0)
     return constrain(nn.Linear(n, m, **options), "weight", spec)
 
@@ -36,7 +36,7 @@ def after_a_step(m):
 def test_a_layer_is_applied_by_its_factors(monkeypatch, spec, bias):
     m = after_a_step(layer(spec=spec, bias=bias))
     count = evaluations(monkeypatch)
-    x = torch.randn(5, 32, requires_grad=True)
+    x = torch.randn(5, 320, requires_grad=True)
     y = m(x)
     assert not count
     gradients = torch.autograd.grad(y.sin().sum(), [x, *m.parameters()])
@@ -52,7 +52,7 @@ def test_what_is_asked_of_a_weight_that_was_read_is_done():
     w.retain_grad()
     seen = []
     w.register_hook(lambda g: seen.append(g.shape))
-    m(torch.ones(2, 32)).sum().backward()
+    m(torch.ones(2, 320)).sum().backward()
     assert w.grad is not None and seen == [w.shape]
 
 
@@ -61,7 +61,7 @@ def test_a_write_into_a_weight_is_no_less_an_error():
     with torch.no_grad():
         m.weight.mul_(2)
     with pytest.raises(RuntimeError, match="written in place"):
-        m(torch.ones(2, 32))
+        m(torch.ones(2, 320))
 
 
 def test_an_assignment_takes_effect():
@@ -69,14 +69,14 @@ def test_an_assignment_takes_effect():
     new = m.weight.detach() * 2
     m.weight = new
     m = after_a_step(m)
-    torch.testing.assert_close(m(torch.eye(32)) - m.bias, new.T)
+    torch.testing.assert_close(m(torch.eye(320)) - m.bias, new.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(monkeypatch, dtype):
     m = after_a_step(layer().to(dtype))
     count = evaluations(monkeypatch)
-    m(torch.ones(2, 32, dtype=dtype))
+    m(torch.ones(2, 320, dtype=dtype))
     assert count
 
 
@@ -89,7 +89,7 @@ def test_a_rank_that_is_not_small_is_multiplied_out(monkeypatch):
 
 def test_functional_calls_and_transforms():
     m = after_a_step(layer())
-    x = torch.randn(5, 32)
+    x = torch.randn(5, 320)
     there = {k: v * 2 for k, v in m.named_parameters()}
     y = torch.func.functional_call(m, there, (x,))
     w = 4 * m.weight
@@ -105,14 +105,14 @@ def test_a_class_with_a_forward_of_its_own_keeps_it():
             return 2 * super().forward(x)
 
     torch.manual_seed(0)
-    m = after_a_step(constrain(Twice(32, 48), "weight", "low_rank(rank=3)"))
-    x = torch.randn(5, 32)
+    m = after_a_step(constrain(Twice(320, 480), "weight", "low_rank(rank=3)"))
+    x = torch.randn(5, 320)
     torch.testing.assert_close(m(x), 2 * F.linear(x, m.weight, m.bias))
 
 
 def test_training_by_factors_is_training():
     by_factors, dense = after_a_step(layer()), after_a_step(layer())
-    x, y = torch.randn(8, 32), torch.randn(8, 48)
+    x, y = torch.randn(8, 320), torch.randn(8, 480)
     for m in (by_factors, dense):
         optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
         for _ in range(10):

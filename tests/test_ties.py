@@ -112,3 +112,26 @@ class TestWhatTransformersAsksFor:
         gc.collect()
         assert spec(m).keys() == {"b.weight"}
         assert self.asked(m) == set()
+
+
+def test_a_tie_is_made_although_the_block_fails():
+    m = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    constrain(m, "b.weight", "orthogonal")
+    before = m["b"].weight.detach().clone()
+    with pytest.raises(KeyError), writable(m):
+        m["a"].weight = m["b"].weight
+        raise KeyError
+    torch.testing.assert_close(m["a"].weight, before)
+    assert m["a"].weight is m["b"].weight
+
+
+def test_values_are_as_they_were_where_nobody_can_hold_a_tie():
+    m = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    m["a"].parametrizations = nn.Linear(1, 1)
+    constrain(m, "b.weight", "positive", init="sample")
+    before = m["b"].weight.detach().clone()
+    with pytest.raises(ValueError, match="attribute 'parametrizations' of its own"), writable(m):
+        m["a"].weight = m["b"].weight
+        with torch.no_grad():
+            m["b"].weight.fill_(2)
+    assert torch.equal(m["b"].weight, before)

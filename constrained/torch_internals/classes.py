@@ -39,7 +39,8 @@ def ask(answers: Answers) -> bool:
             inject(module, tensor_name)
 
     def delete(holder: Any, name: str) -> None:
-        if not (isinstance(holder, type) and answers.is_shared(holder)):
+        inherits = isinstance(holder, type) and any(map(answers.is_shared, holder.__mro__))
+        if not inherits or (name in vars(holder) and not answers.is_shared(holder)):
             delattr(holder, name)
 
     parametrize._inject_property = inject_property

@@ -412,3 +412,13 @@ def test_e29_modes(mode):
     assert_close(compiled(x), model(x))
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert_close(p.grad, q.grad)
+
+
+def test_e29_what_writes_through_a_plain_tensor_compiles():
+    m = constrain(nn.BatchNorm1d(4), "running_var", "positive")
+    torch.compile(m, backend="eager")(torch.randn(8, 4))
+    assert not torch.equal(m.running_var, torch.ones(4))
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    before = layer.weight.detach().clone()
+    torch.compile(lambda: layer.reset_parameters(), backend="eager")()
+    assert not torch.equal(layer.weight, before)

@@ -179,7 +179,7 @@ LATE = {
 @WRAPPERS
 @pytest.mark.parametrize("late", LATE)
 def test_e39_too_late(wrapper, late, group, measured):
-    m = nn.Sequential(layer(Sphere()), nn.Linear(3, 3))
+    m = nn.Sequential(constrain(nn.Linear(3, 3), "weight", Sphere()), nn.Linear(3, 3))
     wrapped = wrap(m, wrapper)
     before = [(n, id(p), p.detach().clone()) for n, p in wrapped.named_parameters()]
     classes = [type(each) for each in wrapped.modules()]
@@ -350,7 +350,7 @@ def test_e39_the_type_before(wrapper, group):
 
 
 def test_e39_a_wrapper_that_is_gone(group):
-    m = layer(Sphere())
+    m = constrain(nn.Linear(3, 3), "weight", Sphere())
     wrapped = wrap(m, "ddp")
     wrapped.itself = [wrapped]
     with pytest.raises(RuntimeError, match="before wrapping"):
