@@ -420,7 +420,7 @@ class _Stored:
         if kept.value.requires_grad or isinstance(kept, KeptArguments):
             # Those of a constraint's own.
             more = [t for t in differentiable if not any(t is x for x in originals)]
-            kept.sources = sources
+            kept.fingerprint = fingerprint
             self.tracked = replay(kept, *inputs, *more)
         self.node = self.tracked.grad_fn
         self._context = context

@@ -502,7 +502,9 @@ class Constraint(nn.Module):
             self._set_argument(name, value)
         else:
             super().__setattr__(name, value)
-        self._count_change()
+        # `train` and `eval` set this between a forward and a backward pass, too.
+        if name != "training":
+            self._count_change()
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)

@@ -237,7 +237,7 @@ _FIXED = (
 )
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 #: What `nn.Module` keeps for itself, and what says nothing about a value.
-_PRIVATE = frozenset(vars(nn.Module())) - {"training"} | {"_revision", "exempt", "keeps"}
+_PRIVATE = frozenset(vars(nn.Module())) | {"_revision", "exempt", "keeps"}
 
 
 class UnwatchableError(Exception):
@@ -262,8 +262,8 @@ class Structure:
     """
 
     __slots__ = (
-        *("_counters", "_is_alike", "_lengths", "_lists", "_own", "_silent", "_slots", "_trained"),
-        "tensors",
+        *("_counters", "_inner", "_is_alike", "_lengths", "_lists", "_own", "_silent", "_slots"),
+        *("_modes", "_trained", "tensors"),
     )
 
     def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
@@ -272,6 +272,7 @@ class Structure:
         self._slots: list[tuple[Callable[[str], Any], str, Any]] = []
         self._counters: list[tuple[dict[str, Any], int]] = []
         self._lists: list[tuple[Any, Any]] = []
+        self._modes: list[tuple[Callable[[str], Any], str, Any]] = []
         # A replica of DataParallel shares all but these.
         self._own = modules[0]._parameters
         tensors: dict[int, Tensor] = {}
@@ -283,7 +284,9 @@ class Structure:
                     raise UnwatchableError
             for name in _CONTAINERS:
                 self._watch_container(here[name], tensors)
-            if i > 0:
+            if i == 0:
+                self._inner = len(self._slots)
+            else:
                 self._watch_attributes(here, tensors, lenient)
         if any(self._silent):
             raise UnwatchableError
@@ -308,8 +311,9 @@ class Structure:
         self, here: dict[str, Any], tensors: dict[int, Tensor], lenient: bool
     ) -> None:
         is_counted = "_revision" in here
+        self._modes.append((here.get, "training", here["training"]))
         if is_counted:
-            # A Constraint counts every attribute that is set, `training` among them.
+            # A Constraint counts every other attribute that is set.
             self._counters.append((here, here["_revision"]))
         else:
             self._lengths.append((here, len(here)))
@@ -335,6 +339,14 @@ class Structure:
             tensor.requires_grad is trained for tensor, trained in self._trained
         )
 
+    def maps_alike(self) -> bool:
+        """Whether the map is what it was: all but the originals, and who listens."""
+        return (
+            all(here["_revision"] == revision for here, revision in self._counters)
+            and all(get(name) is found for get, name, found in self._slots[self._inner :])
+            and all(value == contents for value, contents in self._lists)
+        )
+
 
 class Fingerprint:
     """All that a value was computed from.
@@ -357,6 +369,12 @@ class Fingerprint:
         self.states = [known.get(id(t)) or TensorState(t, summed=True) for t in structure.tensors]
         self.holds = _compiled(structure, self.states)
 
+    def can_be_differentiated(self) -> bool:
+        """Whether a gradient that is computed now is one of the value that was computed then."""
+        return self.structure.maps_alike() and all(
+            state.version is None or state.version == version(state.tensor) for state in self.states
+        )
+
     def renewed(self) -> Fingerprint:
         """The same with the numbers that are in the tensors now."""
         return Fingerprint(self.structure, [state.renewed() for state in self.states])
@@ -367,7 +385,8 @@ def _compiled(
 ) -> Callable[[Mapping[str, Any]], bool]:
     """A function that compares everything: each read of a value asks it."""
     own, silent, counters = structure._own, tuple(structure._silent), tuple(structure._counters)
-    slots, lengths, lists = tuple(structure._slots), tuple(structure._lengths), structure._lists
+    slots = (*structure._slots, *structure._modes)
+    lengths, lists = tuple(structure._lengths), structure._lists
     small = tuple(
         (s.tensor, s.address, s.strides, s.requires_grad, s.version, s.entries, s._memory)
         for s in states

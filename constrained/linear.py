@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from constrained.constraint import Constraint, autocast_disabled
-from constrained.fingerprint import expect_writes
+from constrained.fingerprint import Fingerprint, expect_writes
 from constrained.replay import written_since
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import version
 
 _is_compiling = torch.compiler.is_compiling
+#: Somebody may give all layers another one.
+_of_torch = nn.Linear.forward
 
 
 def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
@@ -52,6 +54,7 @@ class Unread:
         value: without a graph.
         originals: the parameters that it was computed from.
         copied: which of them the value is a copy of; it stands for this one.
+        fingerprint: what else it was computed from.
     """
 
     def __init__(
@@ -60,10 +63,11 @@ class Unread:
         value: Tensor,
         originals: tuple[Tensor, ...],
         copied: int | None,
+        fingerprint: Fingerprint,
     ) -> None:
         self.constraint, self.value, self.originals = constraint, value, originals
-        self._copied = copied
-        self._versions = self._count()
+        self._copied, self._fingerprint = copied, fingerprint
+        self._version = version(value)
 
     def gradients(self, left: Tensor, right: Tensor) -> tuple[Tensor | None, ...]:
         """Those of the originals from that of the value, ``left' right``.
@@ -71,8 +75,7 @@ class Unread:
         Raises:
             RuntimeError: if the value or an original was written in the meantime.
         """
-        if self._versions != self._count():
-            raise written_since()
+        self.check()
         params = [t.detach() for t in self.originals]
         if self._copied is not None:
             params[self._copied] = self.value
@@ -81,14 +84,16 @@ class Unread:
             return thin
         return self.constraint.pullback(self.value, left.mT @ right, *params)
 
-    def _count(self) -> list[int]:
-        return [version(t) for t in (self.value, *self.originals)]
+    def check(self) -> None:
+        """Raise a RuntimeError if a gradient would be one of another value."""
+        if self._version != version(self.value) or not self._fingerprint.can_be_differentiated():
+            raise written_since()
 
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
     # A layer that is called often in a step comes here each time.
-    found = None if _is_compiling() else _list(self)
+    found = None if _is_compiling() or nn.Linear.forward is not _of_torch else _list(self)
     if found is None:
         return super(self._parametrized, self).forward(input)
     factors = found.factors(_rows(input))
@@ -154,12 +159,14 @@ def _differentiable(
     unread: Unread, x: Tensor, bias: Tensor | None, gradient: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """The same, with a graph of their own."""
-    weight = unread.constraint(*unread.originals)
-    inputs = (x, bias, *unread.originals)
+    unread.check()
+    # Aliases: the input may be computed from the bias or the originals itself, as in a recurrent
+    # network, and autograd would go on from there.
+    inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+    weight = unread.constraint(*inputs[2:])
+    output = F.linear(inputs[0], weight, inputs[1])  # type: ignore[arg-type]
     found = iter(
-        torch.autograd.grad(
-            F.linear(x, weight, bias), wanted, gradient, create_graph=True, allow_unused=True
-        )
+        torch.autograd.grad(output, wanted, gradient, create_graph=True, allow_unused=True)
     )
     return tuple(next(found) if need else None for need in needed)

@@ -271,7 +271,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def unread(self, input: Tensor) -> Unread | None:
         """The value, where a linear layer may have its gradient without anybody reading it."""
         first, *rest = self.chain()
-        if rest or not torch.is_grad_enabled() or is_transformed():
+        if rest or not torch.is_grad_enabled():
             return None
         if not self._may_be_applied_unread() or not self.is_pure():
             return None
@@ -302,16 +302,20 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             found = self._store.precomputed(self)
             if found is None:
                 return None
-        return Unread(first, found.value, originals, found.copied)  # type: ignore[arg-type]
+        value, copied, fingerprint = found
+        return Unread(first, value, originals, copied, fingerprint)  # type: ignore[arg-type]
 
     def _may_be_applied_unread(self) -> bool:
-        """Whether nobody listens, or saves what autograd saves elsewhere."""
+        """Whether nobody listens, traces, or saves what autograd saves elsewhere."""
         # A list of a class that somebody has derived is to be called.
         if type(self) is not ParametrizationList:
             return False
         # What is run once more, to save the same tensors, must not find another way then.
         return (
-            not has_saving_hooks() and not is_replica(self) and self._store.recipe(self) is not None
+            not has_saving_hooks()
+            and not is_transformed()
+            and not is_replica(self)
+            and self._store.recipe(self) is not None
         )
 
     def _count_rows(self, rows: int) -> int:

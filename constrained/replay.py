@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from constrained.constraint import autocast_disabled
-from constrained.fingerprint import TensorState, expect_writes
+from constrained.fingerprint import Fingerprint, expect_writes
 from constrained.torch_internals.functions import direct
-from constrained.torch_internals.tensors import version
+from constrained.torch_internals.tensors import is_batch, version
 
 Evaluate = Callable[..., Tensor]
 Pullback = Callable[..., tuple[Tensor | None, ...]]
@@ -51,14 +51,14 @@ class Kept(ABC):
         value: what was evaluated.
         is_repeatable: whether evaluating again gives the same; what a foreign module does may not.
         is_spent: whether no gradient may be had any more.
-        sources: what the evaluation depended on.
+        fingerprint: what the evaluation depended on.
     """
 
     def __init__(self, value: Tensor, is_repeatable: bool) -> None:
         self.value = value
         self.is_repeatable = is_repeatable
         self.is_spent = False
-        self.sources: list[TensorState] = []
+        self.fingerprint: Fingerprint | None = None
 
     def note(self, inputs: Sequence[Tensor]) -> None:
         """Note what the inputs are at the time of the evaluation."""
@@ -74,9 +74,13 @@ class Kept(ABC):
 
     def _evaluate_again(self, evaluate: Evaluate, originals: int) -> Tensor:
         """The end of a graph that may be differentiated twice, and freed."""
-        if not all(seen.is_unchanged() for seen in self.sources):
+        self._check()
+        with torch.enable_grad():
+            return evaluate(*self.inputs[:originals])
+
+    def _check(self) -> None:
+        if self.fingerprint is not None and not self.fingerprint.can_be_differentiated():
             raise written_since()
-        return evaluate(*self.inputs[:originals])
 
 
 class KeptGraph(Kept):
@@ -159,6 +163,7 @@ class KeptArguments(Kept):
 
     def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Ask the constraint."""
+        self._check()
         if self._versions != [version(x) for x in self._arguments]:
             raise written_since()
         arguments = list(self._arguments)
@@ -200,8 +205,8 @@ def written_since() -> RuntimeError:
     """The error for a gradient that is asked for after its arguments were written."""
     return RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace "
-        "operation: an original of a parametrized tensor was written between the forward pass and "
-        "the backward pass."
+        "operation: an original of a parametrized tensor was written, or an argument of its "
+        "constraint was set, between the forward pass and the backward pass."
     )
 
 
@@ -218,9 +223,12 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kept, needed = ctx.kept, ctx.needs_input_grad[1:]
         expect_writes()
-        for seen in kept.sources:
-            seen.mark()
-        ask = kept.differentiable if torch.is_grad_enabled() else kept.gradients
+        if kept.fingerprint is not None:
+            for state in kept.fingerprint.states:
+                state.mark()
+        # For many gradients at once, as of vmap, no constraint has a rule but that of autograd.
+        by_graph = torch.is_grad_enabled() or is_batch(gradients[0])
+        ask = kept.differentiable if by_graph else kept.gradients
         # Called inside of an autocast region, backward would compute in low precision.
         (gradient,) = gradients
         if kept.is_repeatable:

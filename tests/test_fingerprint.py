@@ -435,3 +435,22 @@ def test_hooks_run_at_each_call_of_a_layer(name, training):
     m.parametrizations.weight.register_forward_hook(lambda module, inputs, output: 0 * output)
     torch.testing.assert_close(m(x), m.bias.expand(1, -1))
     assert not torch.equal(expected, m.bias.expand(1, -1))
+
+
+@pytest.mark.parametrize("name", names())
+def test_many_gradients_at_once(name):
+    """As those of the rows of a Jacobian."""
+    if name in ("doubly_stochastic", "soft_permutation"):
+        pytest.skip("their maps ask for numbers, which torch refuses of a batch of gradients")
+    cls = get(name)
+    layer = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    try:
+        m = constrain(layer, "weight", cls(**cls.examples[0][0]), init="sample")
+    except (ValueError, TypeError):
+        pytest.skip("no constraint of such a matrix")
+    x, parameters = torch.randn(1, 4, dtype=torch.float64), list(m.parameters())
+    units = torch.eye(4, dtype=torch.float64).unsqueeze(1)
+    found = torch.autograd.grad(m(x), parameters, units, is_grads_batched=True)
+    one_by_one = [torch.autograd.grad(m(x)[0, i], parameters) for i in range(4)]
+    for gradients, expected in zip(found, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(gradients, torch.stack(expected))

@@ -308,3 +308,94 @@ def test_a_value_that_was_evaluated_is_no_copy_of_its_original():
     expected = gradients(F.linear(x, layer.weight, layer.bias), inputs)
     for each in found:
         torch.testing.assert_close(each, expected)
+
+
+# ------------------------------------------------------------------ between the two passes
+
+
+UNREAD = ("orthogonal", "positive_definite", "low_rank(rank=4)", "spectral_norm", "rank_one")
+
+
+@pytest.mark.parametrize("spec", (*UNREAD, "sphere", "positive"))
+def test_a_layer_whose_input_is_computed_from_itself_and_its_bias(spec):
+    """As in a recurrent network: the graph of the gradients ends where the layer begins."""
+    torch.manual_seed(0)
+    m = constrain(nn.Linear(24, 24, dtype=torch.float64), "weight", spec, init="sample")
+    x, parameters = torch.randn(1, 24, dtype=torch.float64), list(m.parameters())
+
+    def loss(weight=None):
+        y = x
+        for _ in range(3):
+            y = y * (1 + m.bias)
+            y = (m(y) if weight is None else F.linear(y, weight, m.bias)).tanh()
+        return y.square().sum()
+
+    for first_order in (False, True):
+        after_a_step(m)
+        found = torch.autograd.grad(loss(), parameters, create_graph=first_order)
+        expected = torch.autograd.grad(
+            loss(m.parametrizations.weight()), parameters, create_graph=first_order
+        )
+        torch.testing.assert_close(found, expected)
+    directions = [torch.randn_like(p) for p in parameters]
+    twice = [
+        torch.autograd.grad(sum((g * d).sum() for g, d in zip(gs, directions, strict=True)), m.bias)
+        for gs in (found, expected)
+    ]
+    torch.testing.assert_close(*twice)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "change"),
+    [
+        ("orthogonal", lambda p, c: p.add_(0.1)),
+        ("positive_definite", lambda p, c: p.add_(0.1)),
+        ("sphere", lambda p, c: setattr(c, "radius", 3.0)),
+        ("spectral_norm", lambda p, c: setattr(c, "bound", 0.5)),
+        ("ball", lambda p, c: setattr(c, "radius", 0.1)),
+        ("interval(-1, 1)", lambda p, c: setattr(c, "high", 2.0)),
+    ],
+)
+def test_what_changes_between_the_passes_is_an_error(spec, change, read, create_graph):
+    m = after_a_step(constrain(nn.Linear(24, 24), "weight", spec, init="sample"))
+    if read:
+        _ = m.weight
+    out = m(torch.randn(1, 24)).sin().sum()
+    with torch.no_grad():
+        change(m.parametrizations.weight.original, m.parametrizations.weight[0])
+    with pytest.raises(RuntimeError, match="between the forward pass and the backward pass"):
+        torch.autograd.grad(out, list(m.parameters()), create_graph=create_graph)
+
+
+@pytest.mark.parametrize("spec", (*UNREAD, "sphere", "positive"))
+def test_modes_may_change_between_the_passes(spec):
+    m = after_a_step(constrain(nn.Linear(24, 24), "weight", spec, init="sample"))
+    x = torch.randn(1, 24)
+    expected = torch.autograd.grad(m(x).sum(), list(m.parameters()))
+    after_a_step(m)
+    out = m(x).sum()
+    m.eval()
+    m.train()
+    torch.testing.assert_close(torch.autograd.grad(out, list(m.parameters())), expected)
+
+
+@pytest.mark.parametrize("spec", UNREAD)
+def test_a_forward_that_somebody_gives_all_layers_is_called(spec, monkeypatch):
+    m = after_a_step(
+        layer(spec=spec) if "rank" in spec else constrain(nn.Linear(9, 9), "weight", spec)
+    )
+    plain = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 0 * plain(self, x))
+    assert not m(torch.ones(2, m.in_features)).any()
+
+
+@pytest.mark.parametrize("spec", UNREAD)
+def test_functional_calls_inside_of_a_transform(spec):
+    m = constrain(nn.Linear(6, 6), "weight", spec)
+    x = torch.randn(5, 6)
+    given = {k: v.detach() for k, v in m.named_parameters()}
+    found = torch.func.grad(lambda p: torch.func.functional_call(m, p, (x,)).sum())(given)
+    expected = torch.autograd.grad(m(x).sum(), list(m.parameters()))
+    torch.testing.assert_close([found[k] for k, _ in m.named_parameters()], list(expected))

@@ -60,6 +60,18 @@ is_transformed: Callable[[Tensor], bool] = (
 )
 
 
+# Of a batch of gradients, as ``is_grads_batched`` of torch.autograd.grad makes one: whether a
+# tensor stands for many. Torch has no public word for it.
+_stands_for_many: Callable[[Tensor], bool] | None = find(
+    "torch._C._functorch.is_legacy_batchedtensor", lambda f: f(torch.empty(0)) is False
+)
+
+
+def is_batch(tensor: Tensor) -> bool:
+    """Whether a gradient stands for many, of which each operation is done at once."""
+    return is_transformed(tensor) or (_stands_for_many is not None and _stands_for_many(tensor))
+
+
 def _digest(tensor: Tensor) -> int:
     """A number that tells what a tensor holds, for a torch that does not count writes."""
     strided = tensor.layout is torch.strided and tensor.numel() > 0
