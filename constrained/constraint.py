@@ -502,9 +502,7 @@ class Constraint(nn.Module):
             self._set_argument(name, value)
         else:
             super().__setattr__(name, value)
-        # `train` and `eval` set this between a forward and a backward pass, too.
-        if name != "training":
-            self._count_change()
+        self._count_change(maps=name != "training")
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -529,9 +527,13 @@ class Constraint(nn.Module):
         super().__setstate__(state)
         self._count_change()
 
-    def _count_change(self) -> None:
+    def _count_change(self, *, maps: bool = True) -> None:
         # A number that none has, nor had: what stands here may be put back, or taken for another.
-        vars(self)["_revision"] = next(_revisions)
+        state: dict[str, Any] = vars(self)
+        state["_revision"] = next(_revisions)
+        if maps:
+            # `train` and `eval` come between a forward and a backward pass, too, of one map.
+            state["_map_revision"] = state["_revision"]
 
     def _set_argument(self, name: str, value: Any) -> None:
         """Become what the constructor makes of the arguments with another one among them.

@@ -13,11 +13,11 @@ What can't be watched has no fingerprint, and its value is evaluated at each rea
 
 from __future__ import annotations
 
-import functools
 import itertools
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,9 @@ class TensorState:
     Args:
         tensor: any.
         summed: whether to sum a large tensor, so that all of it can be compared later on.
+
+    Attributes:
+        matches: whether those entries that are compared at each read are what they were.
     """
 
     __slots__ = (
@@ -90,9 +93,9 @@ class TensorState:
         "_moment",
         "_sums",
         "address",
-        "entries",
         "is_foreign",
         "look",
+        "matches",
         "requires_grad",
         "strides",
         "tensor",
@@ -115,13 +118,14 @@ class TensorState:
         self.version = None if self.tensor.is_inference() else version(self.tensor)
         self._moment = moment()
         self._sums: Any = None
-        if self.look:
-            self.entries = self.look()
+        if self._memory is None:
+            self.matches = _always
+        elif self.look is None:
+            self.matches = partial(bytes(self._memory).startswith, self._memory)
+        else:
+            self.matches = _compared(self.look)
             if summed:
                 self._sums = _column_sums(self._memory)
-        else:
-            # All of a small tensor.
-            self.entries = b"" if self._memory is None else bytes(self._memory)
 
     def renewed(self) -> TensorState:
         """The same tensor as it is now."""
@@ -149,14 +153,8 @@ class TensorState:
             self.address == self.tensor.data_ptr()
             and self.strides == self.tensor.stride()
             and (self.version is None or self.version == version(self.tensor))
-            and self.has_its_entries()
+            and self.matches()
         )
-
-    def has_its_entries(self) -> bool:
-        """Whether those entries that are compared at each read are what they were."""
-        if self.look:
-            return self.entries == self.look()
-        return self._memory is None or self.entries.startswith(self._memory)
 
     def is_moved(self) -> bool:
         """Whether the tensor's memory has gone elsewhere as a whole, into shared memory, say."""
@@ -164,8 +162,10 @@ class TensorState:
 
     def is_summed_alike(self) -> bool:
         """Whether the sums are what they were, where an event says that this may not be so."""
-        now = moment()
-        if self._sums is None or (now == self._moment and not self.is_foreign):
+        if self._sums is None:
+            return True
+        now = 2 * _Events.count + _is_recording()
+        if now == self._moment and not self.is_foreign:
             return True
         if self._memory is None:
             is_alike = torch.equal(self._sums, _device_sums(self.tensor))
@@ -196,6 +196,15 @@ def _memory(tensor: Tensor) -> Any:
     flat = tensor.detach().as_strided((tensor.numel(),), (1,))
     # Not by `numpy()`, after which the storage can't be resized any more.
     return np.from_dlpack(flat.view(torch.uint8))
+
+
+def _always() -> bool:
+    return True
+
+
+def _compared(look: Callable[[], bytes]) -> Callable[[], bool]:
+    entries = look()
+    return lambda: look() == entries
 
 
 def _look_at(memory: Any, tensor: Tensor) -> Callable[[], bytes] | None:
@@ -233,11 +242,11 @@ def is_dense(tensor: Tensor) -> bool:
 _FIXED = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type, Enum, np.generic),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial),
 )
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 #: What `nn.Module` keeps for itself, and what says nothing about a value.
-_PRIVATE = frozenset(vars(nn.Module())) | {"_revision", "exempt", "keeps"}
+_PRIVATE = frozenset(vars(nn.Module())) | {"_revision", "_map_revision", "exempt", "keeps"}
 
 
 class UnwatchableError(Exception):
@@ -263,7 +272,7 @@ class Structure:
 
     __slots__ = (
         *("_counters", "_inner", "_is_alike", "_lengths", "_lists", "_own", "_silent", "_slots"),
-        *("_modes", "_trained", "tensors"),
+        *("_maps", "_modes", "_trained", "tensors"),
     )
 
     def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
@@ -272,6 +281,7 @@ class Structure:
         self._slots: list[tuple[Callable[[str], Any], str, Any]] = []
         self._counters: list[tuple[dict[str, Any], int]] = []
         self._lists: list[tuple[Any, Any]] = []
+        self._maps: list[tuple[dict[str, Any], int]] = []
         self._modes: list[tuple[Callable[[str], Any], str, Any]] = []
         # A replica of DataParallel shares all but these.
         self._own = modules[0]._parameters
@@ -311,12 +321,13 @@ class Structure:
         self, here: dict[str, Any], tensors: dict[int, Tensor], lenient: bool
     ) -> None:
         is_counted = "_revision" in here
-        self._modes.append((here.get, "training", here["training"]))
         if is_counted:
-            # A Constraint counts every other attribute that is set.
+            # A Constraint counts every attribute that is set, `training` among them.
             self._counters.append((here, here["_revision"]))
+            self._maps.append((here, here["_map_revision"]))
         else:
             self._lengths.append((here, len(here)))
+            self._modes.append((here.get, "training", here["training"]))
         for name, value in list(here.items()):
             if name in _PRIVATE or (
                 is_counted and name[0] == "_" and not isinstance(value, Tensor)
@@ -342,7 +353,7 @@ class Structure:
     def maps_alike(self) -> bool:
         """Whether the map is what it was: all but the originals, and who listens."""
         return (
-            all(here["_revision"] == revision for here, revision in self._counters)
+            all(here["_map_revision"] == revision for here, revision in self._maps)
             and all(get(name) is found for get, name, found in self._slots[self._inner :])
             and all(value == contents for value, contents in self._lists)
         )
@@ -387,17 +398,13 @@ def _compiled(
     own, silent, counters = structure._own, tuple(structure._silent), tuple(structure._counters)
     slots = (*structure._slots, *structure._modes)
     lengths, lists = tuple(structure._lengths), structure._lists
-    small = tuple(
-        (s.tensor, s.address, s.strides, s.requires_grad, s.version, s.entries, s._memory)
+    tensors = tuple(
+        (
+            *(s.tensor, s.address, s.strides, s.requires_grad, s.version, s.matches),
+            None if s._memory is not None and s.look is None else s,
+        )
         for s in states
-        if s._memory is not None and s.look is None
     )
-    large = tuple(
-        (s.tensor, s.address, s.strides, s.requires_grad, s.version, s.entries, s.look, s)
-        for s in states
-        if s.look is not None
-    )
-    others = tuple(s for s in states if s._memory is None)
 
     def holds(first: Mapping[str, Any]) -> bool:
         if first["_parameters"] is not own or any(silent) or "forward" in first:
@@ -411,27 +418,15 @@ def _compiled(
         for container, length in lengths:
             if len(container) != length:
                 return False
-        for tensor, address, strides, trained, written, contents, memory in small:
+        for tensor, address, strides, trained, written, matches, summed in tensors:
             if (
                 tensor.data_ptr() != address
                 or tensor.stride() != strides
                 or tensor.requires_grad is not trained
-                or (written is not None and version(tensor) != written)
-                or not contents.startswith(memory)  # type: ignore[union-attr]
+                or version(tensor) != written
+                or not matches()
+                or not (summed is None or summed.is_summed_alike())
             ):
-                return False
-        for tensor, address, strides, trained, written, entries, look, state in large:
-            if (
-                tensor.data_ptr() != address
-                or tensor.stride() != strides
-                or tensor.requires_grad is not trained
-                or (written is not None and version(tensor) != written)
-                or look() != entries  # type: ignore[misc]
-                or not state.is_summed_alike()
-            ):
-                return False
-        for state in others:
-            if not state.is_unchanged():
                 return False
         for value, contents in lists:
             if value != contents:

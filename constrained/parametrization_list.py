@@ -54,7 +54,7 @@ _THIN = 4
 #: Multiplications that are worth a second product, and what it takes to call it.
 _SAVED = 2**19
 #: What a constraint keeps beside its arguments, and what follows from them.
-_OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision"})
+_OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision", "_map_revision"})
 
 _HALF = (torch.float16, torch.bfloat16)
 
