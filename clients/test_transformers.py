@@ -379,3 +379,11 @@ def test_hubert_whose_positions_have_torchs_weight_norm(tmp_path):
     release(model).save_pretrained(tmp_path / "plain")
     again = HubertModel.from_pretrained(tmp_path / "plain").eval()
     torch.testing.assert_close(again(sound).last_hidden_state, expected)
+
+
+def test_a_model_that_was_constrained_from_outside_writes_a_plain_checkpoint(tmp_path):
+    model = constrain(llama(tied=False), "**.q_proj.weight", "orthogonal")
+    model.save_pretrained(tmp_path, state_dict=baked_state_dict(model))
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(6)[None]
+    torch.testing.assert_close(loaded.eval()(ids).logits, model.eval()(ids).logits)
