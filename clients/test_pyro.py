@@ -1,6 +1,7 @@
 """Pyro: PyroModule of a constrained layer, SVI, guides, higher-order sites."""
 
 import copy
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +16,7 @@ from pyro.nn.module import to_pyro_module_
 from torch import nn
 from trained import same, trains, values
 
-from constrained import assert_feasible, constrain
+from constrained import assert_feasible, constrain, spec
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +151,11 @@ def test_a_constraint_of_pyro_without_a_counterpart():
     layer = nn.Linear(3, 3)
     with pytest.raises(ValueError, match=r"'weight': .*UnitLowerCholesky.* no counterpart"):
         constrain(layer, "weight", theirs.unit_lower_cholesky)
+
+
+def test_a_constrained_pyro_module_of_a_layer_pickles():
+    module = PyroModule[nn.Linear](3, 3)
+    constrain(module, "weight", "orthogonal")
+    copied = pickle.loads(pickle.dumps(module))
+    assert isinstance(copied, PyroModule) and torch.equal(copied.weight, module.weight)
+    assert spec(copied) == spec(module)

@@ -276,7 +276,7 @@ class Structure:
     )
 
     def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
-        self._silent: list[Any] = global_hooks()
+        self._silent: list[Any] = [] if lenient else global_hooks()
         self._lengths: list[tuple[Any, int]] = []
         self._slots: list[tuple[Callable[[str], Any], str, Any]] = []
         self._counters: list[tuple[dict[str, Any], int]] = []

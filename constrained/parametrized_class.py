@@ -15,7 +15,7 @@ from __future__ import annotations
 import copyreg
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -296,7 +296,21 @@ def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
     if cls is not cls._parametrized:
         # Somebody has derived it, and knows how it is found.
         return *super(cls._parametrized, self).__reduce_ex__(protocol)[:2], state
-    return _rebuild, (cls._base_class, class_names(self), slots), state
+    base = cls._base_class
+    if base.__reduce__ is not object.__reduce__:
+        # A class that pickle does not find by its name, and that knows how it is made.
+        made, arguments, *_ = base.__reduce__(self)
+        return _rebuild_as_made, (made, arguments, class_names(self), slots), state
+    return _rebuild, (base, class_names(self), slots), state
+
+
+def _rebuild_as_made(
+    made: Callable[..., nn.Module],
+    arguments: tuple[Any, ...],
+    names: tuple[str, ...],
+    slots: dict[str, Any],
+) -> nn.Module:
+    return _rebuild(type(made(*arguments)), names, slots)
 
 
 def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Module:
