@@ -461,7 +461,8 @@ class _Stored:
             or self._inference is not _is_inference()
             or self._kept.is_spent
             or (self._surroundings is not None and self._surroundings != self._look_around())
-            or served.data_ptr() != value.address
+            or self.tracked.data_ptr() != value.address
+            or self.plain.data_ptr() != value.address
             or (value.version is not None and value.version != version(value.tensor))
             or not value.matches()
             or not self._holds(on.__dict__)

@@ -18,6 +18,15 @@ import constrained
 from constrained import constrain, holders, rebase, release, undisturbed, writable
 from constrained.parametrize import register_parametrization, remove_parametrizations
 
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts():
+    """As in a terminal: a process that runs in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 ENGINE = str(Path(constrained.__file__).parent)
 CONFIG = {
     "0.weight": "min_max_norm(low=0.5, high=2)",
