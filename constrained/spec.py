@@ -16,7 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,14 +80,16 @@ def parse(spec: Any, /, view: str | None = None, **arguments: Any) -> Request:
     count = _count.get()
     if count is None:
         check_extent((spec, arguments))
-        token = _count.set([0])
-        try:
-            return _parse(spec, view, arguments)
-        finally:
-            _count.reset(token)
+        # In a context of its own: wherever Ctrl-C comes, no count is left behind.
+        return copy_context().run(_parse_first, spec, view, arguments)
     count[0] += 1
     if count[0] > _MOST_SPECS:
         raise SpecError(f"The spec is made of more than {_MOST_SPECS} others.")
+    return _parse(spec, view, arguments)
+
+
+def _parse_first(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+    _count.set([0])
     return _parse(spec, view, arguments)
 
 
