@@ -83,8 +83,9 @@ def let_through() -> None:
     handler: Any = signal.getsignal(signal.SIGINT)
     is_due = False
     while isinstance(block := getattr(handler, "__self__", None), Undisturbed):
-        is_due |= block._is_due
-        block._is_due = False
+        # Not unasked: it may be pressed between two lines.
+        if block._is_due:
+            block._is_due, is_due = False, True
         handler = block._before
     if is_due:
         handler(signal.SIGINT, sys._getframe())

@@ -231,7 +231,9 @@ def test_it_is_as_it_was_or_as_it_was_to_become(name):
     total = min(lines(doing) for _ in range(3))
     chosen = random.Random(0).sample(range(1, total + 1), 40 if total < 500 else 8)
     for at in [1, *chosen, total - 1, total]:
-        assert interrupted(doing, at)[0]
+        is_interrupted, reached = interrupted(doing, at)
+        # Some lines run in one time and not in the next, where something is known by then.
+        assert is_interrupted or reached < at
 
 
 @pytest.mark.slow
@@ -241,7 +243,9 @@ def test_at_lines_all_over(name):
     # The first time some more is done, which is kept.
     total = min(lines(doing) for _ in range(3))
     for at in range(1, total + 1, max(1, total // 150)):
-        assert interrupted(doing, at)[0]
+        is_interrupted, reached = interrupted(doing, at)
+        # Some lines run in one time and not in the next, where something is known by then.
+        assert is_interrupted or reached < at
 
 
 # In what is called when an object goes Python prints an error, and goes on.
