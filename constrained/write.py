@@ -76,7 +76,9 @@ class writing(AbstractContextManager[None]):
         self._targets: dict[int, Target] = {}
         self._places: list[tuple[nn.Module, str]] = []
         self._listed: list[tuple[Target, bool]] = []
-        self._undisturbed = Undisturbed(always_in=(writing.__enter__, writing.__exit__))
+        # In the last of these gradients are off for a while, and would stay so.
+        always_in = (writing.__enter__, writing.__exit__, Target.read)
+        self._undisturbed = Undisturbed(always_in)
 
     def __enter__(self) -> None:
         self._undisturbed.__enter__()
