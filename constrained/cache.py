@@ -268,12 +268,10 @@ class ValueStore:
         context = None if recipe.is_pure else active_context()
         trains = recipe.trains and _is_recording()
         # What hooks would see of an evaluation is left out where it can be computed once more.
-        pullback = recipe.pullback
-        if trains and pullback is None and has_saving_hooks():
-            pullback = recipe.recomputation
-        if not recipe.is_pure and (context is None or has_saving_hooks()):
-            return self._hand_out(on, thread)
-        if trains and pullback is None and has_saving_hooks():
+        is_watched = has_saving_hooks()
+        pullback = recipe.pullback or (recipe.recomputation if is_watched else None)
+        is_seen = is_watched and (not recipe.is_pure or (trains and pullback is None))
+        if is_seen or (context is None and not recipe.is_pure):
             return self._hand_out(on, thread)
         originals, evaluate = recipe.originals, recipe.evaluate
         known = self.precomputed(on) if recipe.is_pure else None

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from constrained import constrain, departures, release, spec, violations
+from constrained.testing.promises.threads import run_all
 
 
 @pytest.fixture
@@ -24,23 +25,19 @@ def busy():
 
 
 def together(*doings, seconds=0.7):
-    """Do all of these at the same time, again and again."""
-    errors, end = [], time.monotonic() + seconds
+    """Do all of these at the same time, again and again, and each of them three times at least."""
+    end = time.monotonic() + seconds
 
-    def run(doing):
-        try:
-            while time.monotonic() < end:
+    def again(doing):
+        def run():
+            times = 0
+            while times < 3 or time.monotonic() < end:
                 doing()
-        except Exception as error:
-            errors.append(error)
+                times += 1
 
-    threads = [threading.Thread(target=run, args=(doing,)) for doing in doings]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+        return run
+
+    run_all(*map(again, doings))
 
 
 NAMES = ("orthogonal", "sphere", "min_max_norm(low=1, high=2)", "low_rank(rank=2)", "l1_ball")
