@@ -615,9 +615,19 @@ def recomputed(
 ) -> tuple[Tensor | None, ...]:
     """The gradient with respect to parameters, by an evaluation whose graph is not kept."""
     trained = [i for i in range(len(params)) if i not in constraint.frozen]
+    return evaluated_again(constraint.forward, trained, gradient, params)
+
+
+def evaluated_again(
+    evaluate: Callable[..., Tensor],
+    trained: Sequence[int],
+    gradient: Tensor,
+    params: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """The gradient with respect to those of the arguments of a function that are trained."""
     leaves = [p.detach().requires_grad_(i in trained) for i, p in enumerate(params)]
     with torch.enable_grad():
-        value = constraint.forward(*leaves)
+        value = evaluate(*leaves)
     found = torch.autograd.grad(value, [leaves[i] for i in trained], gradient, allow_unused=True)
     by_place = dict(zip(trained, found, strict=True))
     return tuple(by_place.get(i) for i in range(len(params)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from constrained.constraint import autocast_disabled
+from constrained.constraint import autocast_disabled, evaluated_again
 from constrained.fingerprint import Fingerprint, expect_writes
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import is_batch, version
@@ -191,12 +191,7 @@ def recomputing(evaluate: Evaluate, originals: Sequence[Tensor]) -> Pullback:
     trained = [i for i, t in enumerate(originals) if t.requires_grad]
 
     def pullback(_: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = [p.detach().requires_grad_(i in trained) for i, p in enumerate(params)]
-        with torch.enable_grad():
-            value = evaluate(*leaves)
-        wanted = [leaves[i] for i in trained]
-        found = iter(torch.autograd.grad(value, wanted, gradient, allow_unused=True))
-        return tuple(next(found) if i in trained else None for i in range(len(params)))
+        return evaluated_again(evaluate, trained, gradient, params)
 
     return pullback
 
