@@ -166,7 +166,7 @@ TARGETS = (
     ),
     *(
         Target(
-            f"a linear layer called {CALLS} times, {way}: the worst of {', '.join(SPECS)}",
+            f"linear layer called {CALLS} times, {way}, worst of {len(SPECS)} sets",
             row(way),
             1.15,
             "ratio",
