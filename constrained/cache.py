@@ -305,7 +305,7 @@ class ValueStore:
             stored = _Stored(kept, inputs, originals, fingerprint, context)
             if all(state.is_untouched() for state in before):
                 self._keep(thread, stored)
-                return stored.tracked if _is_recording() else stored.plain
+                return stored.served()
         # As it is, for this reader only: with the graph itself, not with a replay of it.
         return value  # type: ignore[return-value]
 
@@ -378,7 +378,7 @@ class _Stored:
 
     Attributes:
         value: what it is; nobody gets this very tensor.
-        plain: without a graph.
+        plain: without a graph, once somebody has read it so.
         tracked: with the graph, where one was recorded.
         node: the end of that graph, which somebody may cut off by ``detach_()``.
         records: whether a read that records gradients may be served.
@@ -414,16 +414,25 @@ class _Stored:
         # A constraint may hand out its argument: then a write is a write of the original.
         self._is_source = shares_memory(kept.value, [seen.tensor for seen in sources])
         self.records = torch.is_grad_enabled() or not differentiable
-        self.tracked = self.plain = kept.value.detach()
+        self.tracked = kept.value.detach()
+        self.plain: Tensor | None = self.tracked
         if kept.value.requires_grad or isinstance(kept, KeptArguments):
             # Those of a constraint's own.
             more = [t for t in differentiable if not any(t is x for x in originals)]
             kept.fingerprint = fingerprint
-            self.tracked = replay(kept, *inputs, *more)
+            self.tracked, self.plain = replay(kept, *inputs, *more), None
         self.node = self.tracked.grad_fn
         self._context = context
         self._inference = torch.is_inference_mode_enabled()
         self._surroundings = self._look_around()
+
+    def served(self) -> Tensor:
+        """The tensor that is handed out in the present gradient mode."""
+        if _is_recording():
+            return self.tracked
+        if self.plain is None:
+            self.plain = self.value.tensor.detach()
+        return self.plain
 
     def is_valid(self, on: Evaluated) -> bool:
         """Whether the value is what an evaluation would give now."""
@@ -450,7 +459,7 @@ class _Stored:
                 return None
         else:
             served = self.plain
-            if served.requires_grad:
+            if served is not None and served.requires_grad:
                 return None
         # This is most of what a read takes: what else there are functions for is spelled out.
         value = self.value
@@ -460,13 +469,13 @@ class _Stored:
             or self._kept.is_spent
             or (self._surroundings is not None and self._surroundings != self._look_around())
             or self.tracked.data_ptr() != value.address
-            or self.plain.data_ptr() != value.address
+            or (self.plain is not None and self.plain.data_ptr() != value.address)
             or (value.version is not None and value.version != version(value.tensor))
             or not value.matches()
             or not self._holds(on.__dict__)
         ):
             return None
-        return served
+        return self.served() if served is None else served
 
     def is_written(self) -> bool:
         """Whether somebody wrote into the value, or put other numbers in its place."""
@@ -478,13 +487,16 @@ class _Stored:
             t.data_ptr() != self.value.address
             and not (t.shape == value.shape and torch.equal(t.detach(), value))
             for t in (self.tracked, self.plain)
+            if t is not None
         )
 
     def is_lost(self) -> bool:
         """Whether somebody did so without autograd recording it."""
         if self._is_source or self.value.is_moved() or not self.is_written():
             return False
-        return self.tracked.grad_fn is self.node and not self.plain.requires_grad
+        return self.tracked.grad_fn is self.node and not (
+            self.plain is not None and self.plain.requires_grad
+        )
 
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of a device, the context it is stored in.
