@@ -20,8 +20,7 @@ def normalized(y: Tensor, radius: float) -> Tensor:
         norm = _length(y)
         if is_moderate(norm):
             factor = radius / norm
-            is_rounding = (factor - 1).abs() <= ROUNDING * torch.finfo(y.dtype).eps
-            return y * torch.where(is_rounding, 1, factor)
+            return y * torch.where(_is_rounding(factor), 1, factor)
     direction, _ = scaled(y)
     return radius * direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
 
@@ -36,9 +35,18 @@ def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: floa
         y = y.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(normalized(y, radius), y, gradient)[0]
-    along = torch.linalg.vecdot(gradient, value).unsqueeze(-1)
-    across = torch.addcmul(gradient, value, along, value=-1 / radius**2)
-    return across.mul_(radius / norm)
+    # Each pass over the memory counts: the products make room for the result, and a parameter that
+    # was put back onto the sphere needs no factor.
+    products = gradient * value
+    along = products.sum(-1, keepdim=True)
+    across = torch.addcmul(gradient, value, along, value=-1 / radius**2, out=products)
+    factor = radius / norm
+    return across if _is_rounding(factor).all() else across.mul_(factor)
+
+
+def _is_rounding(factor: Tensor) -> Tensor:
+    """Where a length errs by no more than it does when it has been scaled."""
+    return (factor - 1).abs() <= ROUNDING * torch.finfo(factor.dtype).eps
 
 
 def _length(y: Tensor) -> Tensor:
