@@ -59,7 +59,8 @@ class Constraint(nn.Module):
 
     * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards` and
       `admit` receive at least single precision, with autocast off, whatever the tensor's dtype;
-      results go back to that dtype (`violation` stays in the working precision);
+      results go back to that dtype (`violation` stays in the working precision), that of `forward`
+      by `rounded`;
     * where linear algebra raises because the parameters of an element hold NaN or infinity,
       `forward` gives NaN for it, and `canonical` these parameters;
     * the value is contiguous, unless a parameter is laid out alike;

@@ -164,6 +164,23 @@ def test_eigenvalues_where_an_algorithm_gives_up(monkeypatch):
     assert len(refused) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape"),
+    [("angle", {}, (64,)), ("ball", {"radius": 2.0, "p": 3.0}, (64, 3)), ("l1_ball", {}, (64, 3))],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_of_every_size(name, arguments, shape, dtype):
+    constraint = get(name)(**arguments)
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(shape, generator=generator, dtype=dtype)
+    for exponent in range(-36, 37):
+        y = (normal * 10.0**exponent).requires_grad_()
+        for value in (constraint(y), constraint(y.detach())):
+            assert constraint.contains(value.detach()).all(), exponent
+        (gradient,) = torch.autograd.grad(constraint(y).sin().sum(), y)
+        assert torch.isfinite(gradient).all(), exponent
+
+
 def test_affine_far_from_its_solutions():
     affine = get("affine")(A=[[1.0, 1.0, 1.0]], b=[1.0])
     y = torch.full((3,), 2.0**70, requires_grad=True)
