@@ -44,8 +44,9 @@ class CholeskyFactor(Constraint):
 
     def forward(self, X: Tensor) -> Tensor:
         """The lower triangle, with softplus on the diagonal."""
-        diagonal = softplus(X.diagonal(dim1=-2, dim2=-1))
-        return X.tril(-1) + torch.diag_embed(kept(diagonal, least_positive(X.dtype)))
+        diagonal = X.diagonal(dim1=-2, dim2=-1)
+        positive = softplus(diagonal).clamp(min=least_positive(X.dtype))
+        return X.tril(-1) + torch.diag_embed(positive)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The inverse of softplus on the diagonal."""
