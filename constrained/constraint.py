@@ -59,7 +59,8 @@ class Constraint(nn.Module):
 
     * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards` and
       `admit` receive at least single precision, with autocast off, whatever the tensor's dtype;
-      results go back to that dtype (`violation` stays in the working precision);
+      results go back to that dtype (`violation` stays in the working precision), that of `forward`
+      by `rounded`;
     * where linear algebra raises because the parameters of an element hold NaN or infinity,
       `forward` gives NaN for it, and `canonical` these parameters;
     * the value is contiguous, unless a parameter is laid out alike;
@@ -216,6 +217,14 @@ class Constraint(nn.Module):
             share: as for `inwards`.
         """
         return self.inwards(self.project(value), share)
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """What `forward` has computed in single precision, in the half precision of the tensor.
+
+        A class defines it where rounding would leave an open set, as a small positive number does
+        that becomes zero.
+        """
+        return value.to(dtype)
 
     def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> Constraint:
         """The constraint for a tensor of a module, with the settings of that where it has none.
@@ -774,7 +783,9 @@ def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 if not _hold_no_numbers(params):
                     raise _refusal(self, "forward", params) from error
                 value = _unknown(self, method, raised)
-        return _laid_out(value.to(first.dtype), first)
+            if value.dtype != first.dtype:
+                value = self.rounded(value, first.dtype)
+        return _laid_out(value, first)
 
     return forward
 

@@ -15,8 +15,8 @@ is_parametrized = torch_parametrize.is_parametrized
 def check_model(model: object) -> None:
     """Raise a `TypeError` unless it is a module, which has tensors in places."""
     if not isinstance(model, nn.Module):
-        kind = type(model).__name__
-        raise TypeError(f"A model is a torch.nn.Module, got {short(model)} ({kind}).")
+        kind = "" if isinstance(model, Tensor) else f" ({type(model).__name__})"
+        raise TypeError(f"A model is a torch.nn.Module, got {short(model)}{kind}.")
 
 
 def resolve(module: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -332,7 +332,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _meant(value: Any, hint: Any) -> str:
-    """What a text should have been, of which YAML 1.1 makes no number, such as 1e-3."""
+    """Why a whole number is none here, or what a text should have been.
+
+    YAML 1.1 makes no number of such as 1e-3.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and _fits(1, hint):
+        return ", which is too large"
     if not isinstance(value, str) or not _fits(0.5, hint):
         return ""
     try:

@@ -76,6 +76,11 @@ class View(Constraint):
         """Map free parameters to the viewed tensor."""
         return rearrange(self.constraint(*params), self._back, **self._lengths)
 
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """As the constraint on what is seen rounds."""
+        seen = self.constraint.rounded(self._see(value), dtype)
+        return rearrange(seen, self._back, **self._lengths)
+
     def right_inverse(self, value: Tensor) -> Params:
         """Free parameters of the rearranged tensor."""
         # Whether the value is a member is known, by the precision that it was stored in.

@@ -82,4 +82,6 @@ def _wrapped(y: Tensor) -> Tensor:
     # A number inside stays bit for bit; the rest is a constant, since the derivative is 1.
     turns = torch.where(y.detach().abs() <= math.pi, 0, torch.round(y.detach() / (2 * math.pi)))
     value = y - 2 * math.pi * turns
-    return value + (value.clamp(-math.pi, math.pi) - value).detach()
+    # A number without digits for the angle may be rounded to far outside: the bound is added to the
+    # number itself, which has the derivative, less itself.
+    return value.clamp(-math.pi, math.pi).detach() + (y - y.detach())

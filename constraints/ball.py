@@ -60,7 +60,8 @@ class LengthBound(Constraint):
             value = onto_l1_ball(y, self.greatest())
             # In compiled code there is no pullback to be asked.
             return value.detach() + (y - y.detach()) if goes_by_operator() else value
-        if not needs_derivative(y):
+        # Another norm of large numbers errs with the logarithm of their size.
+        if self.is_euclidean and not needs_derivative(y):
             length = self.length(y)
             if is_moderate(length[length > self._most(y)]):
                 return y * self._factor(length)
@@ -118,7 +119,7 @@ class LengthBound(Constraint):
         """A parameter of the same element that is nearer to it."""
         if self.is_absolute_sum:
             return (lingering(y, self._inside(onto_l1_ball(y, self.greatest())), 1),)
-        if not needs_derivative(y):
+        if self.is_euclidean and not needs_derivative(y):
             length, most = self.length(y), self.greatest()
             most = most * (1 - 2 * torch.finfo(y.dtype).eps)
             if is_moderate(length[length > most]):

@@ -6,17 +6,29 @@ import math
 from numbers import Real
 
 import torch
+from torch import Tensor
 
 from constrained.plain_data import short
+from constraints.derivatives import needs_derivative
 
 
 def least_positive(dtype: torch.dtype) -> float:
-    """Where maps onto an open set end beside a bound of zero: the root of the smallest number.
+    """Where maps onto an open set end beside zero: the root of the smallest number.
 
     There a logarithm and a reciprocal, and the derivatives of both, are finite still. Next to the
     smallest number itself they overflow, and times the vanishing derivative of the map make NaN.
+    The range of float16 is too short for that, its root being 0.008: there it is the smallest
+    normal number, with a logarithm, its derivative and a reciprocal.
     """
-    return math.sqrt(torch.finfo(dtype).tiny)
+    tiny = torch.finfo(dtype).tiny
+    return tiny if dtype == torch.float16 else math.sqrt(tiny)
+
+
+def kept(value: Tensor, low: float | None, high: float | None = None) -> Tensor:
+    """The value between two bounds, with the gradient of the value itself."""
+    if not needs_derivative(value):
+        return value.clamp(low, high)
+    return value + (value.clamp(low, high) - value).detach()
 
 
 def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:

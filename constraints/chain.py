@@ -124,6 +124,12 @@ class Chain(Constraint):
         # A linear map takes away what rounding has added across its space.
         return first(value) if isinstance(first, LinearSpace) else value
 
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """As all parts round: what is rounded already stays."""
+        for part in self._each():
+            value = part.rounded(value, dtype).to(value.dtype)
+        return value.to(dtype)
+
     def right_inverse(self, value: Tensor) -> Params:
         """The right inverses, from the last to the first."""
         first, *others = self._each()

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import working_dtype
 from constraints.arbitrary import admitted, triangular_factor
-from constraints.bounds import least_positive
+from constraints.bounds import kept, least_positive
 from constraints.linear_space import not_square
 from constraints.softplus import inverse_softplus, least_softplus, softplus
 
@@ -94,6 +94,11 @@ class CholeskyFactor(Constraint):
             tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
         )
         return (X.tril(-1) + torch.diag_embed(X.diagonal(dim1=-2, dim2=-1).exp())).to(dtype)
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrix, with a diagonal that rounding leaves positive."""
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        return (value.tril(-1) + torch.diag_embed(kept(diagonal, least_positive(dtype)))).to(dtype)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.tolerance import tolerance, working_dtype
 from constraints.arbitrary import admitted, triangular_factor
+from constraints.bounds import kept, least_positive
 from constraints.derivatives import needs_derivative
 from constraints.linear_space import not_square
 from constraints.positive_definite import (
@@ -190,10 +191,8 @@ class CorrelationCholesky(Constraint):
     def forward(self, X: Tensor) -> Tensor:
         """The lower triangle, with softplus on the diagonal and rows of length one."""
         # Softplus of a large negative number underflows, and so would its square.
-        least = torch.finfo(X.dtype).tiny ** 0.5
-        diagonal = softplus(X.diagonal(dim1=-2, dim2=-1))
-        diagonal = diagonal + (diagonal.clamp(min=least) - diagonal).detach()
-        return normalized(X.tril(-1) + torch.diag_embed(diagonal), 1.0)
+        diagonal = kept(softplus(X.diagonal(dim1=-2, dim2=-1)), least_positive(X.dtype))
+        return _with_diagonal(normalized(X.tril(-1) + torch.diag_embed(diagonal), 1.0), X.dtype)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The inverse of softplus on the diagonal."""
@@ -265,6 +264,10 @@ class CorrelationCholesky(Constraint):
         positive = X.diagonal(dim1=-2, dim2=-1).abs().clamp(min=torch.finfo(X.dtype).eps)
         return normalized(X.tril(-1) + torch.diag_embed(positive), 1.0).to(dtype)
 
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrix, with a diagonal that rounding leaves positive."""
+        return _with_diagonal(value, dtype).to(dtype)
+
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
@@ -272,6 +275,12 @@ class CorrelationCholesky(Constraint):
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix."""
         return not_square(event)
+
+
+def _with_diagonal(L: Tensor, dtype: torch.dtype) -> Tensor:
+    """A triangular matrix, with a diagonal that a dtype tells from zero."""
+    diagonal = L.diagonal(dim1=-2, dim2=-1)
+    return L.tril(-1) + torch.diag_embed(kept(diagonal, least_positive(dtype)))
 
 
 def _scaled(W: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint
-from constraints.bounds import least_positive
+from constraints.bounds import kept, least_positive
 from constraints.derivatives import needs_derivative
 from constraints.fold import STEEPNESS
 from constraints.softplus import inverse_softplus, least_softplus, softplus
@@ -52,11 +52,7 @@ class OpenHalfLine(HalfLine):
 
     def forward(self, y: Tensor) -> Tensor:
         """``end + direction * log(1 + exp(direction * y))``."""
-        value = self.outwards(softplus(self._upwards(y)))
-        if not needs_derivative(y):
-            return self._inside(value, self._least(value))
-        # Where rounding would end at the bound, the value stays beside it and keeps the gradient.
-        return value + (self._inside(value, self._least(value)) - value).detach()
+        return self._inside(self.outwards(softplus(self._upwards(y))), y.dtype)
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
         """Times ``sigmoid(direction * y)``."""
@@ -91,16 +87,18 @@ class OpenHalfLine(HalfLine):
     ) -> Tensor:
         """A log-normal distance from the bound: exp of a standard normal number."""
         normal = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        value = self.outwards(normal.exp())
-        return self._inside(value, self._least(value))
+        return self._inside(self.outwards(normal.exp()), normal.dtype)
 
-    def _least(self, value: Tensor) -> float:
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The number, or the one next to the bound."""
+        return self._inside(value, dtype).to(dtype)
+
+    def _inside(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Where rounding would end at the bound, a number beside it, with the gradient."""
         # One to two units in the last place of the bound.
-        return max(torch.finfo(value.dtype).eps * abs(self.end), least_positive(value.dtype))
-
-    def _inside(self, value: Tensor, least: float) -> Tensor:
+        least = max(torch.finfo(dtype).eps * abs(self.end), least_positive(dtype))
         innermost = self.end + self.direction * least
-        return value.clamp(min=innermost) if self.direction > 0 else value.clamp(max=innermost)
+        return kept(value, *((innermost, None) if self.direction > 0 else (None, innermost)))
 
 
 class ClosedHalfLine(HalfLine):

@@ -111,9 +111,13 @@ class Hurwitz(Constraint):
 
     def _stable(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor) -> Tensor:
         K = (Z - Z.mT - Y @ Y.mT) / 2
+        # In units of the largest entry, so that no square overflows where the product does not.
+        unit = X.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1)
+        X = X / unit
         mean = X.square().sum((-2, -1), keepdim=True) / X.shape[-1]
-        A = change_back((2 / (1 + mean)) * (X @ (X.mT @ K)), T)
-        return A - _rounding(2 * mean / (1 + mean), K) * _identity(X)
+        one = unit.square().reciprocal()
+        A = change_back((2 / (one + mean)) * (X @ (X.mT @ K)), T)
+        return A - _rounding(2 * mean / (one + mean), K) * _identity(X)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, Y, Z, T, R)``, where T and R are constants."""

@@ -238,7 +238,7 @@ class Lorentz(Constraint):
         a, x0, R = a / unit, x0 / unit, R / unit
         s = torch.where(x0 > 0, (a + x0) / 2, 0)
         for _ in range(NEWTON_STEPS):
-            h = torch.sqrt(R * R + s * s)
+            h = torch.hypot(R, s)
             slope = 2 - x0 * (R / h).square() / h
             step = (2 * s - a - x0 * (s / h)) / slope.clamp(min=torch.finfo(s.dtype).eps)
             s = (s - step).clamp(min=0)

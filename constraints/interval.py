@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint, register
-from constraints.bounds import least_positive
+from constraints.bounds import kept, least_positive
 from constraints.derivatives import needs_derivative
 
 
@@ -68,17 +68,21 @@ class Interval(Constraint):
         """``low + (high - low) * sigmoid(y)``."""
         # Measured from the nearer end: near high, low + width * sigmoid(y) would be as coarse as
         # the spacing of floating-point numbers around (high - low).
-        least, greatest = self._innermost(y.dtype)
         if not needs_derivative(y):
             # By the sign, and not by `torch.where`, which takes thirty times longer where it is as
             # good as random.
             side, half = torch.sign(y), (self.high - self.low) / 2
             distance = y.abs().neg_().sigmoid_().mul_(2 * half).mul_(side)
-            return side.mul_(half).add_(self.low + half).sub_(distance).clamp_(least, greatest)
+            return (
+                side.mul_(half)
+                .add_(self.low + half)
+                .sub_(distance)
+                .clamp_(*self._innermost(y.dtype))
+            )
         upper = y > 0
         distance = (self.high - self.low) * torch.sigmoid(torch.where(upper, -y, y))
         value = torch.where(upper, self.high - distance, self.low + distance)
-        return value + (value.clamp(least, greatest) - value).detach()
+        return kept(value, *self._innermost(y.dtype))
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
         """Times ``(high - low) sigmoid(y) sigmoid(-y)``."""
@@ -128,6 +132,10 @@ class Interval(Constraint):
         share = torch.rand(shape, generator=generator, dtype=dtype, device=device)
         value = self.low + (self.high - self.low) * share
         return value.clamp(*self._innermost(value.dtype))
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The number, or the one next to the bound that it would be rounded to."""
+        return kept(value, *self._innermost(dtype)).to(dtype)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """1, each number being an element."""

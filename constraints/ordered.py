@@ -119,9 +119,10 @@ class Ordered(Increments):
 
     `project` is the nearest point in the Euclidean norm.
 
-    Equal entries are members. Where a likelihood divides by their differences or takes logarithms
-    of these, as that of the cutpoints of an ordinal regression, a gap keeps them apart, and vectors
-    of equal entries start apart.
+    Equal entries are members, and a vector that is out of order starts with some. Where a
+    likelihood divides by their differences or takes logarithms of these, as that of the cutpoints
+    of an ordinal regression, it is not finite there: a gap keeps entries apart, from the start on,
+    as long as it is more than the rounding of the entries.
 
     Args:
         gap: the least difference g of neighbours, zero or more.

@@ -34,7 +34,10 @@ class Orthogonal(Constraint):
     free parameter is the near-orthogonal matrix itself; kept orthogonal after each optimizer step,
     it costs one matrix product forward and two, the projection of the gradient onto the tangent
     space, backward. It ignores a positive factor, so that weight decay is harmless. Not
-    differentiable at a matrix that has not full rank, where the gradient is cut off.
+    differentiable at a matrix that has not full rank, where the gradient is cut off. Training keeps
+    the sign of the determinant of a square matrix, though it is a map onto both components: W + W A
+    with a skew A, a step along a gradient, has that of W, and the steps of other optimizers change
+    it only where they are about as long as W.
 
     ``"cayley"`` and ``"exp"``: :math:`X \mapsto f(X B^\top - B X^\top) B`, where f is the Cayley
     transform or the exponential, B a member that stays as it is, and X is free: a curve through B

@@ -41,7 +41,8 @@ def polar(X: Tensor) -> Tensor:
     projection onto the tangent space.
 
     At a matrix that has not full rank W is not unique and not differentiable: the result is one
-    of the nearest matrices, and derivatives are finite, being cut off where they do not exist.
+    of the nearest matrices, a symmetric one if X is (Hermitian, if X is complex), and derivatives
+    are finite, being cut off where they do not exist.
     NaN and infinity in an element give NaN in that element.
 
     Args:
@@ -210,10 +211,22 @@ def _svd_factor(X: Tensor) -> Tensor:
     largest = X.abs().amax(dim=(-2, -1), keepdim=True)
     finite = torch.isfinite(largest)
     X = torch.where(finite & (largest > 0), X / largest, 0)
-    U, _, Vh = svd(X)
-    W = U @ Vh
-    W = W - W @ (defect(W, W) / 2)
+    if X.shape[-2] == X.shape[-1] and torch.equal(X, X.mH):
+        W = _sign(X)
+    else:
+        U, _, Vh = svd(X)
+        W = U @ Vh
+        W = W - W @ (defect(W, W) / 2)
     return torch.where(finite, W, torch.nan)
+
+
+def _sign(X: Tensor) -> Tensor:
+    # Of a symmetric X the factor is the sign, a reflection. Where X vanishes, U and V of a singular
+    # value decomposition have nothing to do with each other, and U V' is no longer symmetric.
+    eigenvalues, Q = torch.linalg.eigh(X)
+    W = (Q * torch.where(eigenvalues < 0, -1, 1).to(X.dtype).unsqueeze(-2)) @ Q.mH
+    W = W - W @ (defect(W, W) / 2)
+    return (W + W.mH) / 2
 
 
 # ------------------------------------------------------------------------------- its derivative

@@ -125,6 +125,11 @@ class Product(Constraint):
         ]
         return torch.cat(elements, self.dim)
 
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Each slice as its part rounds."""
+        pieces = [part.rounded(piece, dtype) for part, piece in self._slices(value)]
+        return torch.cat(pieces, self.dim)
+
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """The parameters of all parts, one after another."""
         free: list[Tensor] = []

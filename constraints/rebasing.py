@@ -22,13 +22,17 @@ SAMPLED = 16
 def quadratic(B: Tensor, X: Tensor) -> Tensor:
     """``B (I + S + S^2 / 2)`` with the skew part S of X; B itself, as a copy, at S = 0.
 
+    Where S is large, a multiple of that, which has the same polar factor.
+
     Args:
         B: shape ``(*batch, n, n)``, orthogonal.
         X: the same shape.
     """
     S = (X - X.mT) / 2
+    unit = S.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1)
+    S = S / unit
     along = B @ S
-    return B + along + along @ S / 2
+    return B / unit.square() + along / unit + along @ S / 2
 
 
 def rebased(X: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,6 +45,8 @@ def rebased(X: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     S = minus_transpose(X).mul_(0.5)
     square = gram(S)
     size = float(torch.linalg.matrix_norm(square).amax())
+    if not size < 1:
+        return torch.zeros_like(X), polar_factor(quadratic(B, X))
     B = B + B @ S.sub_(square, alpha=0.5)
     return torch.zeros_like(X), B if _is_orthogonal(B, size**2 / 4) else polar_factor(B)
 

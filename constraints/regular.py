@@ -80,7 +80,7 @@ def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
     if X.numel() == 0:
         return lift, vectors, weights
     size = X.abs().amax((-2, -1), keepdim=True)
-    size = torch.where(size > 0, size, 1)
+    size = torch.where(size > 0, size.clamp(min=torch.finfo(X.dtype).tiny), 1)
     Y = X / size
     eps = torch.finfo(X.dtype).eps
     norm = torch.linalg.matrix_norm(Y)

@@ -107,7 +107,12 @@ class Schur(Constraint):
     def forward(self, V: Tensor, F: Tensor, D: Tensor, T: Tensor, R: Tensor) -> Tensor:
         """``r T 2 (F F' + D D' + V V')^-1 V F' T^-1 + h R``."""
         finfo = torch.finfo(V.dtype)
+        fade = fading(V)
         factors = torch.cat([F, D, V], dim=-1)
+        # A common factor changes nothing: in units of the largest entry no square overflows.
+        unit = factors.detach().abs().amax((-2, -1), keepdim=True)
+        unit = torch.where(unit > 1, unit, 1)
+        factors, V, F = factors / unit, V / unit, F / unit
         G = factors @ factors.mT
         # A larger G is more stable. The term gives it a Cholesky factor whatever the parameters.
         rounding = 2 * V.shape[-1] * finfo.eps
@@ -116,7 +121,7 @@ class Schur(Constraint):
         )
         factor, _ = torch.linalg.cholesky_ex(G + torch.diag_embed(term.expand(G.shape[:-1])))
         C = 2 * torch.cholesky_solve(V @ F.mT, factor)
-        return self.radius * change_back(C, T) + fading(V) * R
+        return self.radius * change_back(C, T) + fade * R
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, C', (I - C'C)^(1/2), T, R)``, where T and R are constants."""

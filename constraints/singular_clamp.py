@@ -10,6 +10,7 @@ from torch import Tensor
 from constrained.constraint import autocast_disabled
 from constraints import polar
 from constraints import singular as clip
+from constraints.bounds import least_positive
 from constraints.derivatives import (
     DirectFunction,
     goes_by_operator,
@@ -65,7 +66,7 @@ def _clamp(X: Tensor, low: float, high: float) -> Tensor:
     unchanged = X.clone(memory_format=torch.contiguous_format)
     if X.numel() == 0 or (low >= CLOSE * high and bool(_certainly_inside(X, low, high).all())):
         return unchanged
-    largest, Y, finite = _scaled(X)
+    largest, Y, finite = _scaled(X, high)
     U, S, Vh = svd(Y)
     bounds = low / largest.squeeze(-1), high / largest.squeeze(-1)
     inside = finite & _inside(S, *bounds)[..., None, None]
@@ -85,12 +86,15 @@ def _clamp(X: Tensor, low: float, high: float) -> Tensor:
     return W
 
 
-def _scaled(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest entry c of each matrix, X / c, and whether X is finite."""
+def _scaled(X: Tensor, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest entry c of each matrix, X / c, and whether X is finite.
+
+    Beside ``high`` c is no smaller than what the bounds can be divided by.
+    """
     largest = X.abs().amax(dim=(-2, -1), keepdim=True)
     finite = torch.isfinite(largest)
-    fit = finite & (largest > 0)
-    return torch.where(fit, largest, 1), torch.where(fit, X / largest, 0), finite
+    unit = torch.where(finite, largest, 1).clamp(min=high * least_positive(X.dtype))
+    return unit, torch.where(finite, X / unit, 0), finite
 
 
 def _inside(S: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
@@ -133,7 +137,7 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor, low: float, high: float) -> Tenso
     same = _same(X, W)
     if bool(same.all()):
         return V.clone(memory_format=torch.contiguous_format)
-    largest, Y, finite = _scaled(X)
+    largest, Y, finite = _scaled(X, high)
     U, s, Vh = svd(Y)
     below, above = low / largest.squeeze(-1), high / largest.squeeze(-1)
     a = torch.where(s < below, below, torch.where(s > above, above, s))

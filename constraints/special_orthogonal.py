@@ -33,7 +33,8 @@ class SpecialOrthogonal(Constraint):
     Crystallographica A32, 1976), for the projection; Higham, Functions of Matrices (2008),
     chapter 8, for the polar factor.
 
-    `orthogonal` has both components, and training under it stays in the one where it starts.
+    `orthogonal` has both components. Training under it stays in the one where it starts, but for
+    steps of an optimizer that are about as long as the matrix.
 
     Example:
         >>> W = SpecialOrthogonal()(torch.tensor([[2.0, 0.0], [0.0, -3.0]]))

@@ -196,6 +196,18 @@ def test_the_projection_is_the_nearest_point(curvature):
     torch.testing.assert_close(constraint.project(nearby), nearby)
 
 
+@pytest.mark.parametrize("scale", [1e-37, 1e-20, 1e15, 1e25, 1e30, 1e37])
+@pytest.mark.parametrize("curvature", [0.25, 1.0, 4.0])
+def test_the_projection_at_the_ends_of_the_range(curvature, scale):
+    constraint = Lorentz(curvature=curvature)
+    cases = normal(32, 4).float() * scale
+    found = constraint.project(cases)
+    assert constraint.contains(found).all()
+    expected = constraint.project(cases.double())
+    lengths = torch.linalg.vector_norm(expected, dim=-1)
+    assert (torch.linalg.vector_norm(found - expected, dim=-1) <= 1e-5 * lengths).all()
+
+
 def test_shapes_and_arguments_are_checked():
     with pytest.raises(ValueError, match="at least two entries"):
         Lorentz().project(torch.ones(3, 1))

@@ -209,6 +209,22 @@ def test_both_components_are_reached():
             assert float(det) == pytest.approx(sign, abs=1e-5)
 
 
+@pytest.mark.parametrize("rate", [0.1, 3.0, 100.0])
+def test_gradient_steps_keep_the_sign_of_the_determinant(rate):
+    for sign in (1.0, -1.0):
+        module = nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            module.weight.copy_(torch.diag(torch.tensor([1.0, 1.0, sign])))
+        constrain(module, "weight", "orthogonal")
+        target = Orthogonal().sample((3, 3))
+        optimizer = torch.optim.SGD(module.parameters(), lr=rate)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (module.weight - target).square().sum().backward()
+            optimizer.step()
+            assert float(torch.linalg.det(module.weight.detach())) == pytest.approx(sign, abs=1e-5)
+
+
 def test_no_square_base_for_a_tall_matrix():
     # A skew 50,000 x 50,000 matrix would take 10 GB.
     B = Orthogonal().sample((50_000, 2))

@@ -142,6 +142,36 @@ def test_wrong_arguments(arguments, error):
         OrthogonalConv(**arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({}, (4, 4, 3)),
+        ({}, (6, 2, 3, 3)),
+        ({"stride": 2}, (4, 4, 4, 4)),
+        ({"stride": [1, 2], "groups": 2}, (4, 2, 3, 4)),
+    ],
+)
+def test_parameters_that_have_not_full_rank(arguments, shape, dtype):
+    constraint = OrthogonalConv(**arguments)
+    generator = torch.Generator().manual_seed(0)
+    inside = constraint.sample(shape, generator=generator, dtype=dtype)
+    H, *matrices = constraint.right_inverse(inside)
+    for kind in (
+        lambda M: torch.zeros_like(M),
+        lambda M: M[..., :1, :].expand_as(M),
+        lambda M: M[..., :1].mT * M[..., :1],
+        lambda M: -M[..., :1].mT * M[..., :1],
+    ):
+        free = [H, *(kind(M).clone().requires_grad_() for M in matrices)]
+        value = constraint(*free)
+        assert constraint.contains(value.detach()).all()
+        stepped = constraint(*constraint.canonical(*free))
+        torch.testing.assert_close(stepped, value.detach(), rtol=0, atol=1e-5)
+        for gradient in torch.autograd.grad(value.sin().sum(), free[1:]):
+            assert torch.isfinite(gradient).all()
+
+
 def test_training_reaches_a_kernel_of_the_same_ranks():
     constraint = OrthogonalConv()
     generator = torch.Generator().manual_seed(1)

@@ -180,9 +180,10 @@ def test_names():
         "interval(low=0, high=1)",
         "interval(low=-1, high=0)",
         "cholesky_factor",
+        "correlation_cholesky",
     ],
 )
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
 def test_far_out_a_likelihood_has_a_gradient(constraint, dtype):
     log_normal = torch.distributions.LogNormal(torch.zeros((), dtype=dtype), 1.0)
     layer = nn.Linear(2, 2, dtype=dtype)
@@ -196,3 +197,44 @@ def test_far_out_a_likelihood_has_a_gradient(constraint, dtype):
             (gradient,) = torch.autograd.grad(value, original)
             assert torch.isfinite(value)
             assert torch.isfinite(gradient).all(), (raw, function)
+
+
+OPEN = {
+    "positive": 0.0,
+    "negative": 0.0,
+    "greater_than(bound=1)": 1.0,
+    "less_than(bound=-0.3)": -0.3,
+    "interval(low=-20, high=1e-3)": (-20.0, 1e-3),
+    "cholesky_factor": 0.0,
+    "correlation_cholesky": 0.0,
+    "positive | max_norm(bound=100)": 0.0,
+}
+
+
+@pytest.mark.parametrize("spec", OPEN)
+@pytest.mark.parametrize("view", [None, "o i -> i o"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16])
+def test_rounding_does_not_end_at_the_bound(spec, view, dtype):
+    layer = constrain(nn.Linear(2, 2, dtype=dtype), "weight", spec, view=view)
+    (original,) = layer.parametrizations.weight.parameters()
+    for raw in (-1e4, -20.0, -10.0, 10.0, 20.0, 1e4):
+        with torch.no_grad():
+            original.fill_(raw)
+        numbers = layer.weight.diagonal()
+        for bound in torch.tensor(OPEN[spec]).double().reshape(-1):
+            assert (numbers.double() != bound).all(), raw
+        if OPEN[spec] == 0:
+            (gradient,) = torch.autograd.grad(numbers.abs().log().sum(), original)
+            assert torch.isfinite(gradient).all()
+
+
+def test_the_parts_of_a_product_keep_their_bounds():
+    parts = {"name": "product", "parts": ["positive", "less_than(bound=1)"], "dim": 0}
+    layer = constrain(nn.Linear(2, 2, dtype=torch.float16), "weight", parts)
+    with torch.no_grad():
+        for original, raw in zip(
+            layer.parametrizations.weight.parameters(), (-90, 90), strict=True
+        ):
+            original.fill_(raw)
+    assert (layer.weight[0] > 0).all()
+    assert (layer.weight[1] < 1).all()

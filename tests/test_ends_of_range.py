@@ -1,9 +1,12 @@
 """Every constraint at the ends of the range: one row, one column, 512 of both."""
 
+import itertools
+
 import pytest
 import torch
 
 from constrained import get
+from constrained.constraint import OutOfRangeError
 from constrained.testing.case import unpack
 from constrained.testing.promises.catalogue import configurations, every_constraint
 from constrained.tolerance import tolerance
@@ -93,6 +96,43 @@ def test_structure_at_the_ends_of_the_range(name, arguments, shape):
                 assert constraint.contains(member).all(), kind
 
 
+def structured_params(free, frozen):
+    """Parameters of the shapes of these, of which maps might be afraid; constants stay."""
+    kinds = [dict(structured(p.shape)) for p in free]
+    for kind in dict.fromkeys(itertools.chain(*kinds)):
+        yield (
+            kind,
+            [
+                p if i in frozen else tensors.get(kind, tensors["gaussian"])
+                for i, (p, tensors) in enumerate(zip(free, kinds, strict=True))
+            ],
+        )
+
+
+@every_constraint((4, 4))
+def test_the_map_at_the_ends_of_the_range(name, arguments, shape):
+    constraint = get(name)(**arguments)
+    inside = constraint.sample(shape, generator=torch.Generator().manual_seed(0))
+    free = unpack(constraint.right_inverse(inside))
+    for kind, params in structured_params(free, constraint.frozen):
+        for scale in (*EXTREMES, 2.0**-128, 2.0**50):
+            scaled = [
+                p if i in constraint.frozen else p * torch.tensor(scale)
+                for i, p in enumerate(params)
+            ]
+            try:
+                value = constraint(*scaled)
+            except OutOfRangeError:
+                assert not 2.0**-60 < scale < 2.0**60, kind
+                continue
+            if torch.isfinite(value).all():
+                assert constraint.contains(value).all(), (kind, scale)
+                continue
+            # Infinite only where the element itself is beyond the range.
+            exact = constraint(*(p.double() for p in scaled))
+            assert exact.abs().max() > torch.finfo(value.dtype).max / 16, (kind, scale)
+
+
 @pytest.mark.parametrize("name", ["hurwitz", "schur"])
 @pytest.mark.parametrize("size", [12, 24, 32])
 def test_eigenvalues_that_the_qr_algorithm_does_not_find(name, size):
@@ -122,6 +162,23 @@ def test_eigenvalues_where_an_algorithm_gives_up(monkeypatch):
         expected = torch.tensor([[0.0, 0.0, 0.0, 2.0], [0.0, 1.0, 2.0, 3.0]]).double()
         torch.testing.assert_close(found.real.sort(-1).values, expected)
     assert len(refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape"),
+    [("angle", {}, (64,)), ("ball", {"radius": 2.0, "p": 3.0}, (64, 3)), ("l1_ball", {}, (64, 3))],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_of_every_size(name, arguments, shape, dtype):
+    constraint = get(name)(**arguments)
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(shape, generator=generator, dtype=dtype)
+    for exponent in range(-36, 37):
+        y = (normal * 10.0**exponent).requires_grad_()
+        for value in (constraint(y), constraint(y.detach())):
+            assert constraint.contains(value.detach()).all(), exponent
+        (gradient,) = torch.autograd.grad(constraint(y).sin().sum(), y)
+        assert torch.isfinite(gradient).all(), exponent
 
 
 def test_affine_far_from_its_solutions():

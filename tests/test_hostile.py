@@ -218,6 +218,18 @@ def test_what_is_no_model_is_said_to_be_none(function, thing):
         function(thing)
 
 
+def test_a_parameter_is_named_once():
+    with pytest.raises(TypeError, match=r"got a Parameter\.$"):
+        constrain(nn.Parameter(torch.ones(3)), "weight", "sphere")
+
+
+def test_a_number_beyond_the_range_is_said_to_be_too_large():
+    for name, argument in (("sphere", "radius"), ("low_rank", "rank")):
+        message = rf"'{argument}' must be a .*number, got a .* of 1329 bits \(int\), which is too"
+        with pytest.raises(ValueError, match=message):
+            constrain(nn.Linear(3, 3), {"weight": {"name": name, argument: 10**400}})
+
+
 def test_data_of_any_size_that_is_written_out_is_taken():
     layer = nn.Linear(300, 300)
     mask = torch.ones(300, 300).tril().tolist()

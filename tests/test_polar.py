@@ -74,6 +74,21 @@ def test_orthogonal_to_rounding(n, p, distance):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("rank", range(5))
+def test_of_a_symmetric_matrix_it_is_a_reflection(rank, dtype):
+    A = matrix(3, 5, rank, dtype=dtype)
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=dtype)[:rank]
+    X = (A * signs) @ A.mH
+    X = (X + X.mH) / 2
+    W = polar(X)
+    assert defect(W) <= 1e-6
+    assert torch.equal(W, W.mH)
+    H = W @ X
+    assert (torch.linalg.eigvalsh(H) >= -1e-5).all()
+    torch.testing.assert_close(H, H.mH, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 5), (6, 3), (3, 6), (2, 3, 4, 3)])
 def test_orthogonal_matrix_comes_back_bit_for_bit(shape, dtype):
     W = polar(torch.randn(shape, dtype=dtype))
