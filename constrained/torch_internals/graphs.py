@@ -40,6 +40,10 @@ class Evaluable(Protocol):
         """Whether the value depends on tensors and arguments of the modules in it alone."""
         ...
 
+    def place(self) -> str:
+        """The name of the tensor, for messages."""
+        ...
+
     def check_written(self, name: str) -> None:
         """Raise a RuntimeError if a value that was handed out has been written in place."""
         ...
@@ -47,7 +51,11 @@ class Evaluable(Protocol):
 
 def traced_value(parametrized: Evaluable) -> Tensor:
     """The value, for a tracer that watches: evaluated at the first read in each graph."""
-    if not torch.compiler.is_dynamo_compiling() or not _can_remember:
+    if not torch.compiler.is_dynamo_compiling():
+        # Exported without a tracer that watches: this runs as it stands here.
+        parametrized.check_written(parametrized.place())
+        return parametrized()
+    if not _can_remember:
         return parametrized()
     from torch._dynamo.comptime import comptime
 
