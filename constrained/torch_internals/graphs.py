@@ -51,11 +51,7 @@ class Evaluable(Protocol):
 
 def traced_value(parametrized: Evaluable) -> Tensor:
     """The value, for a tracer that watches: evaluated at the first read in each graph."""
-    if not torch.compiler.is_dynamo_compiling():
-        # Exported without a tracer that watches: this runs as it stands here.
-        parametrized.check_written(parametrized.place())
-        return parametrized()
-    if not _can_remember:
+    if not torch.compiler.is_dynamo_compiling() or not _can_remember:
         return parametrized()
     from torch._dynamo.comptime import comptime
 
