@@ -233,8 +233,6 @@ LOOKS = {
 }
 
 
-# That is torch, when it exports with a tensor that has a graph.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("make", [Positive, Foreign])
