@@ -67,8 +67,8 @@ def warn_of_graph(on: Inverted, value: Any) -> None:
     warnings.warn(
         f"'{name}' is computed by {on.described()}, and was assigned a tensor with a graph, of "
         "which it takes the numbers only: no gradient will flow to what that was computed from. To "
-        f"train through it, call torch.func.functional_call(module, {{'{name}': value}}, inputs), or "
-        f"release '{name}'; if the numbers are meant, assign value.detach().",
+        "train through it, call torch.func.functional_call(module, "
+        f"{{'{name}': value}}, inputs), or release '{name}'; if the numbers are meant, assign value.detach().",
         UserWarning,
         # A compiler has no frames.
         stacklevel=1 if torch.compiler.is_compiling() else frames_to_the_caller(),
