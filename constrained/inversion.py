@@ -68,7 +68,8 @@ def warn_of_graph(on: Inverted, value: Any) -> None:
         f"'{name}' is computed by {on.described()}, and was assigned a tensor with a graph, of "
         "which it takes the numbers only: no gradient will flow to what that was computed from. To "
         "train through it, call torch.func.functional_call(module, "
-        f"{{'{name}': value}}, inputs), or release '{name}'; if the numbers are meant, assign value.detach().",
+        f"{{'{name}': value}}, inputs), or release '{name}'; if the numbers are meant, assign "
+        "value.detach().",
         UserWarning,
         # A compiler has no frames.
         stacklevel=1 if torch.compiler.is_compiling() else frames_to_the_caller(),
