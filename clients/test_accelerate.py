@@ -5,13 +5,14 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator, cpu_offload, disk_offload, init_empty_weights
+from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils import find_tied_parameters, set_module_tensor_to_device
 from network import CONSTRAINTS, data, network, plain
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from trained import same, trains
 
-from constrained import assert_feasible, baked_state_dict, constrain, spec
+from constrained import assert_feasible, baked_state_dict, constrain, release, spec, violations
 
 
 def prepared(model):
@@ -73,6 +74,36 @@ def test_offloaded_models_serve(offload, tmp_path):
     with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(twin(x), expected)
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize("act", [baked_state_dict, release], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_needs_the_numbers_of_an_offloaded_model_is_refused(offload, act, bias, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4, bias), nn.Linear(4, 4))
+    constrain(model, "0.weight", "orthogonal")
+    expected = baked_state_dict(model)
+    if offload == "cpu":
+        cpu_offload(model, torch.device("cpu"))
+    else:
+        disk_offload(model, str(tmp_path), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="'0.weight' .*offloaded.*remove_hook"):
+        act(model)
+    assert list(violations(model)) == list(spec(model)) == ["0.weight"]
+    remove_hook_from_submodules(model)
+    act(model)
+    torch.testing.assert_close(baked_state_dict(model), expected)
+
+
+def test_an_offloaded_model_is_not_constrained():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    x = torch.randn(2, 4)
+    expected = model(x)
+    cpu_offload(model, torch.device("cpu"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="'0.weight' .*offloaded.*remove_hook"):
+            constrain(model, "0.weight", "orthogonal")
+        torch.testing.assert_close(model(x), expected)
 
 
 def test_empty_weights_are_filled():

@@ -4,6 +4,7 @@ import copy
 import warnings
 
 import gpytorch
+import pyro
 import pytest
 import torch
 from botorch.acquisition import LogExpectedImprovement
@@ -14,7 +15,7 @@ from gpytorch.kernels import IndexKernel, Kernel, RBFKernel, ScaleKernel
 from torch import nn
 from trained import same, trains
 
-from constrained import assert_feasible, baked_state_dict, constrain, spec
+from constrained import assert_feasible, baked_state_dict, constrain, release, spec
 
 X = torch.linspace(0, 1, 12)
 Y = torch.sin(6 * X)
@@ -121,6 +122,56 @@ def test_priors_are_part_of_the_loss():
     model = Regression(kernel, gpytorch.likelihoods.GaussianLikelihood())
     with trains(model):
         fit(model)
+
+
+def test_a_value_of_less_precision_is_assigned():
+    kernel = constrain(RBFKernel(), "raw_lengthscale", "interval(-3, 1)").double()
+    kernel.lengthscale = torch.tensor([[0.9]])
+    assert kernel.lengthscale.dtype is torch.float64
+    torch.testing.assert_close(kernel.lengthscale.item(), 0.9)
+
+
+def with_a_prior():
+    kernel = RBFKernel()
+    kernel.register_prior("prior", gpytorch.priors.UniformPrior(0.1, 1.0), "lengthscale")
+    return constrain(kernel, "raw_lengthscale", "interval(-3, 1)")
+
+
+def test_a_sample_that_is_to_be_trained_is_assigned_with_a_warning():
+    def sampled():
+        return model.pyro_sample_from_prior().covar_module.lengthscale
+
+    model = Regression(with_a_prior(), gpytorch.likelihoods.GaussianLikelihood())
+    point = {"covar_module.prior": torch.tensor([[0.5]], requires_grad=True)}
+    conditioned = pyro.condition(sampled, {k: v * 1 for k, v in point.items()})
+    with pytest.warns(UserWarning, match="'raw_lengthscale' is computed by .*release"):
+        torch.testing.assert_close(conditioned(), torch.tensor([[0.5]]))
+    release(model)
+    (gradient,) = torch.autograd.grad(conditioned().sum(), list(point.values()))
+    torch.testing.assert_close(gradient, torch.ones(1, 1))
+
+
+def test_samples_of_another_shape_are_refused():
+    model = Regression(with_a_prior(), gpytorch.likelihoods.GaussianLikelihood())
+    samples = {"covar_module.prior": torch.full((5, 1, 1), 0.5)}
+    before = model.covar_module.lengthscale.detach().clone()
+    with pytest.raises(ValueError, match=r"\(5, 1, 1\).*\(1, 1\).*release"):
+        model.pyro_load_from_samples(samples)
+    torch.testing.assert_close(model.covar_module.lengthscale.detach(), before)
+    release(model).pyro_load_from_samples(samples)
+    assert model.covar_module.lengthscale.shape == (5, 1, 1)
+
+
+def test_their_constraints_come_first():
+    greater = gpytorch.constraints.GreaterThan(0.25)
+    kernel = RBFKernel()
+    kernel.register_constraint("raw_lengthscale", greater)
+    constrain(kernel, "raw_lengthscale", "interval(-3, 1)")
+    kernel.lengthscale = 0.5
+    torch.testing.assert_close(kernel.lengthscale.item(), 0.5)
+    with pytest.raises(RuntimeError, match="nonexistent parameter"):
+        kernel.register_constraint("raw_lengthscale", gpytorch.constraints.Positive())
+    assert kernel.raw_lengthscale_constraint is greater
 
 
 def test_a_task_covariance_of_low_rank():

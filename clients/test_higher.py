@@ -6,8 +6,19 @@ import torch
 from network import data, network
 from torch import nn
 
-from constrained import assert_feasible, constrain
+from constrained import assert_feasible, baked_state_dict, constrain, report, spec, violations
 from constrained.select import constrained_tensors
+
+
+class Body(nn.Module):
+    """Higher takes the root for none if it is false, as an nn.Sequential is while it is empty."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x):
+        return self.layers(x)
 
 
 def loss(model):
@@ -41,6 +52,21 @@ def test_the_values_of_inner_steps_are_members():
     (_, _, constraint), *_ = constrained_tensors(model)
     assert not torch.allclose(weight, model.weight)
     assert constraint.contains(weight.detach()).all()
+
+
+def test_the_values_of_submodules_are_read_and_reported():
+    model = Body(network())
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with higher.innerloop_ctx(model, inner) as (functional, steps):
+        steps.step(loss(functional))
+        after = baked_state_dict(functional)
+        assert spec(functional) == spec(model)
+        assert "orthogonal()" in str(report(functional))
+        assert_feasible(functional)
+        assert list(violations(functional)) == list(violations(model))
+        weight = functional.layers[0].weight
+        assert not torch.allclose(weight, model.layers[0].weight)
+        assert torch.equal(weight, after["layers.0.weight"])
 
 
 def test_the_gradient_is_that_of_finite_differences():

@@ -102,6 +102,28 @@ def test_merging_into_constrained_tensors_is_refused(safe):
         model.merge_and_unload(safe_merge=safe)(data()[0])
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"target_modules": "0|2"},
+        {"target_modules": ["0", "2"], "exclude_modules": r".*parametrizations\..*"},
+        {"target_modules": "all-linear", "exclude_modules": r".*parametrizations\..*"},
+    ],
+    ids=str,
+)
+def test_layers_that_are_named_by_a_number(chosen):
+    body = network()
+    x, _ = data()
+    expected, before = body(x), values(body)
+    model = get_peft_model(body, LoraConfig(r=2, **chosen))
+    torch.testing.assert_close(model(x), expected)
+    fit(model)
+    assert any("base_model.model.2.lora" in name for name, _ in model.named_parameters())
+    assert not torch.allclose(model(x), expected)
+    for value, old in zip(values(body).values(), before.values(), strict=True):
+        assert torch.equal(value, old)
+
+
 def test_lora_over_a_language_model(tmp_path):
     config = GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2)
     plain = GPT2LMHeadModel(config)

@@ -11,12 +11,12 @@ from network import data, network
 from pyro.distributions import constraints as theirs
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from pyro.nn import PyroModule, PyroSample
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import nn
 from trained import same, trains, values
 
-from constrained import assert_feasible, constrain, spec
+from constrained import assert_feasible, constrain, parametrize, spec
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +159,44 @@ def test_a_constrained_pyro_module_of_a_layer_pickles():
     copied = pickle.loads(pickle.dumps(module))
     assert isinstance(copied, PyroModule) and torch.equal(copied.weight, module.weight)
     assert spec(copied) == spec(module)
+
+
+class Scaled(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.w = PyroParam(torch.full((3, 3), 0.5), constraint=theirs.positive)
+
+    @PyroParam(constraint=theirs.positive)
+    def v(self):
+        return torch.full((3,), 0.5)
+
+
+TARGETS = ["w_unconstrained", "v_unconstrained", "m.w_unconstrained"]
+
+
+@pytest.mark.parametrize(
+    ("how", "target"),
+    [(constrain, target) for target in (*TARGETS, "**")]
+    + [(parametrize.register_parametrization, target) for target in TARGETS],
+)
+def test_a_parameter_with_a_constraint_of_pyros_is_refused(how, target):
+    inner = Scaled()
+    before = inner.w.detach().clone(), inner.v.detach().clone()
+    model = nn.ModuleDict({"m": inner}) if target.startswith("m") else inner
+    names = [name for name, _ in model.named_parameters()]
+    constraint = "interval(-2, 2)" if how is constrain else nn.Identity()
+    with pytest.raises(ValueError, match=r"'\w+_unconstrained'.* PyroParam .*nn.Parameter"):
+        how(model, target, constraint)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(inner.w, before[0])
+    assert torch.equal(inner.v, before[1])
+
+
+def test_an_nn_parameter_in_its_place_is_constrained():
+    inner = Scaled()
+    del inner.w
+    inner.w = nn.Parameter(torch.full((3, 3), 0.5))
+    constrain(inner, "w", "positive")
+    with trains(inner):
+        inner.w.square().sum().backward()
+        torch.optim.SGD(inner.parameters(), lr=0.1).step()

@@ -135,7 +135,7 @@ def release(
         ValueError: if a target other than ``"**"`` means no constrained tensor, a tensor that
             has several free parameters should be left unbaked, or the optimizer holds nothing of
             a tensor that is trained. The model is then as it was.
-        RuntimeError: if DistributedDataParallel or FSDP has wrapped the model.
+        RuntimeError: if DistributedDataParallel or FSDP has wrapped the model, or it is offloaded.
     """
     check_optimizer(optimizer)
     if not isinstance(target, str):

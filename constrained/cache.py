@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from threading import get_ident
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -27,7 +28,7 @@ from constrained.fingerprint import Fingerprint, Structure, TensorState, Unwatch
 from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, recomputing, replay
 from constrained.torch_internals.modules import is_replica, torch_cache
-from constrained.torch_internals.moments import has_saving_hooks, is_transformed, stream_of
+from constrained.torch_internals.moments import has_saving_hooks, is_transformed, stream_of, unseen
 from constrained.torch_internals.tensors import version
 
 # Each read of a value asks these.
@@ -483,12 +484,10 @@ class _Stored:
             return True
         # The same numbers in other memory are no write: such is a change of the memory format.
         value = self.value.tensor
-        return any(
-            t.data_ptr() != self.value.address
-            and not (t.shape == value.shape and torch.equal(t.detach(), value))
-            for t in (self.tracked, self.plain)
-            if t is not None
-        )
+        handed_out = [t for t in (self.tracked, self.plain) if t is not None]
+        moved = [t for t in handed_out if t.data_ptr() != self.value.address]
+        compare = partial(unseen, _are_equal) if moved and is_transformed() else _are_equal
+        return not all(compare(t, value) for t in moved)
 
     def is_lost(self) -> bool:
         """Whether somebody did so without autograd recording it."""
@@ -512,6 +511,10 @@ class _Stored:
             return (stream,)
         autocast = is_autocast(tensor) and torch.get_autocast_dtype(device.type)
         return stream, autocast, self._context is active_context()
+
+
+def _are_equal(tensor: Tensor, value: Tensor) -> bool:
+    return tensor.shape == value.shape and torch.equal(tensor.detach(), value)
 
 
 def _are_among(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -21,7 +21,7 @@ from constrained.torch_internals.modules import put_versions, versions_in
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.translate import on_infeasible as _on_infeasible
 from constrained.undisturbed import Undisturbed
-from constrained.wrapped import is_sharded
+from constrained.wrapped import check_not_offloaded, is_sharded
 from constrained.writer import unsigned
 
 _CHOICES = ("error", "project")
@@ -106,6 +106,10 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
     Returns:
         Copies, which share no memory with the model or with each other, and whole ones of shards
         (then every process must call this); the model is unchanged.
+
+    Raises:
+        RuntimeError: if the model is offloaded, so that there are no numbers of its plain tensors;
+            or if a value was written in place.
     """
     parametrized = {
         path: place
@@ -125,6 +129,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
     for path, place in parametrized.items():
         if getattr(place.tensor, "persistent", True):
             rank[path] = order[path]
+            check_not_offloaded(place.module, path)
             entries[path] = _value(place.tensor)
     baked: Any = OrderedDict((key, entries[key]) for key in sorted(entries, key=rank.__getitem__))
     metadata = versions_in(state)

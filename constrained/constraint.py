@@ -479,7 +479,17 @@ class Constraint(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments by name, as stored on the instance."""
-        return {name: getattr(self, name) for name in self._argument_names}
+        return {name: getattr(self, name) for name in self._made_as()._argument_names}
+
+    def _made_as(self) -> type[Constraint]:
+        """The class whose arguments the instance has: its own, unless they were never set.
+
+        Others, higher for one, derive a class in its place that has a constructor of its own.
+        """
+        cls = type(self)
+        kinds = (k for k in cls.__mro__ if issubclass(k, Constraint) and not k._undefined)
+        made = (k for k in kinds if all(hasattr(self, name) for name in k._argument_names))
+        return next(made, cls)
 
     def spec(self) -> dict[str, Any]:
         """The constraint as plain data: its registered name and the arguments off their defaults.
@@ -492,7 +502,7 @@ class Constraint(nn.Module):
         return {"name": name, **{key: _as_data(value) for key, value in changed.items()}}
 
     def _changed_arguments(self) -> dict[str, Any]:
-        signature = inspect.signature(type(self).__init__).parameters
+        signature = inspect.signature(self._made_as().__init__).parameters
         return {
             name: value
             for name, value in self.arguments().items()

@@ -16,6 +16,7 @@ from constrained.parametrized_class import (
     parametrized_class,
     set_class,
 )
+from constrained.tools import check_not_pyros
 from constrained.wrapped import check_not_wrapped
 
 
@@ -32,6 +33,7 @@ def check_can_hold(module: nn.Module, name: str) -> None:
     """Raise, before anything has changed, if a tensor of this name cannot be parametrized."""
     check_not_wrapped(module, name)
     check_can_change_class(module)
+    check_not_pyros(module, name)
     existing = getattr(module, "parametrizations", None)
     if existing is not None and not isinstance(existing, nn.ModuleDict):
         raise ValueError(

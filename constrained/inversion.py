@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad as fwAD
 
 from constrained import sharded
+from constrained.caller import frames_to_the_caller
 from constrained.originals import is_finite
 from constrained.wrapped import is_sharded
 
@@ -33,6 +36,10 @@ class Inverted(Protocol):
         """The parametrizations, as messages call them."""
         ...
 
+    def place(self) -> str:
+        """The name of the tensor, for messages."""
+        ...
+
 
 def check_assigned(on: Inverted, value: Tensor, *, anew: bool = False) -> None:
     """Raise unless a tensor of this type, shape and device can be assigned."""
@@ -43,7 +50,7 @@ def check_assigned(on: Inverted, value: Tensor, *, anew: bool = False) -> None:
     if not on.unsafe and value.shape != on.shape:
         raise ValueError(
             f"A tensor of shape {tuple(value.shape)} was assigned to a parametrized tensor of "
-            f"shape {tuple(on.shape)}."
+            f"shape {tuple(on.shape)}: to give it another shape, release it first."
         )
     device = on.originals()[0].device
     if value.device != device and not anew:
@@ -52,16 +59,44 @@ def check_assigned(on: Inverted, value: Tensor, *, anew: bool = False) -> None:
         )
 
 
+def warn_of_graph(on: Inverted, value: Any) -> None:
+    """Warn if the numbers of a tensor are assigned that somebody may want to train through."""
+    if not isinstance(value, Tensor) or not _has_derivative(value):
+        return
+    name = on.place()
+    warnings.warn(
+        f"'{name}' is computed by {on.described()}, and was assigned a tensor with a graph, of "
+        "which it takes the numbers only: no gradient will flow to what that was computed from. To "
+        "train through it, call torch.func.functional_call(module, "
+        f"{{'{name}': value}}, inputs), or release '{name}'; if the numbers are meant, assign "
+        "value.detach().",
+        UserWarning,
+        # A compiler has no frames.
+        stacklevel=1 if torch.compiler.is_compiling() else frames_to_the_caller(),
+    )
+
+
+def _has_derivative(value: Tensor) -> bool:
+    if fwAD.unpack_dual(value).tangent is not None:
+        return True
+    return torch.is_grad_enabled() and value.requires_grad and not value.is_leaf
+
+
 def expanded(on: Inverted, value: Any) -> Any:
     """What is assigned, where a plain parameter would take it: a number, or what broadcasts.
 
     ``parameter.data.copy_(value)`` and ``fill_`` take these, and so GPyTorch's ``initialize`` does,
-    as for ``kernel.lengthscale = 0.9``. What does not broadcast comes back as it is.
+    as for ``kernel.lengthscale = 0.9``; and so they do tensors of another dtype, which are taken
+    here where nothing is rounded. What does not broadcast comes back as it is.
     """
+    original = on.originals()[0]
     if isinstance(value, (int, float)):
-        original = on.originals()[0]
         value = torch.as_tensor(value, dtype=original.dtype, device=original.device)
-    if not isinstance(value, Tensor) or on.unsafe or value.shape == on.shape:
+    if not isinstance(value, Tensor) or on.unsafe:
+        return value
+    if all(torch.promote_types(value.dtype, t.dtype) == t.dtype for t in on.originals()):
+        value = value.to(original.dtype)
+    if value.shape == on.shape:
         return value
     if value.numel() == 1:
         value = value.reshape(())
@@ -94,6 +129,7 @@ def invert(on: Inverted, value: Tensor, *, anew: bool = False) -> tuple[Tensor, 
         if not isinstance(new, Tensor):
             raise ValueError(f"`right_inverse` should return a tensor. Got {type(new).__name__}")
         if not anew and new.dtype != known[0].dtype:
+            _check_dtype(on, value)
             raise ValueError(
                 f"The tensor returned by `right_inverse` has dtype {new.dtype} "
                 f"while `original` has dtype {known[0].dtype}"
@@ -115,6 +151,7 @@ def invert(on: Inverted, value: Tensor, *, anew: bool = False) -> tuple[Tensor, 
                 f"Got element {i} of type {type(tensor).__name__}."
             )
         if not anew and old.dtype != tensor.dtype:
+            _check_dtype(on, value)
             raise ValueError(
                 f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
                 f"while `original{i}` has dtype {old.dtype}"
@@ -123,6 +160,16 @@ def invert(on: Inverted, value: Tensor, *, anew: bool = False) -> tuple[Tensor, 
     if is_sharded(on):  # type: ignore[arg-type]
         sharded.check_writable(known, new)
     return tuple(new)
+
+
+def _check_dtype(on: Inverted, value: Tensor) -> None:
+    """Raise if it is the dtype of what was assigned that does not fit."""
+    dtype = on.originals()[0].dtype
+    if value.dtype != dtype:
+        raise ValueError(
+            f"A tensor of dtype {value.dtype} was assigned to a parametrized tensor of dtype "
+            f"{dtype}, which would round it: assign value.to({dtype})."
+        )
 
 
 def check_finite(on: Inverted, value: Tensor, new: Sequence[Tensor]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 
 from torch import nn
 
+from constrained.caller import frames_to_the_caller
 from constrained.constraint import Constraint
 from constrained.select import Place
 from constrained.spec import Request
@@ -66,16 +66,5 @@ def warn_of_small_elements(place: Place, shape: tuple[int, ...], request: Reques
         f"For {meant} give view='{first} {second} {axes} -> {filters} (i {axes})'; "
         f"view='{same} -> {same}' says that the small ones are meant.",
         UserWarning,
-        stacklevel=_frames_to_the_caller(),
+        stacklevel=frames_to_the_caller(),
     )
-
-
-def _frames_to_the_caller() -> int:
-    """The ``stacklevel`` of the function that called this package, for who calls this."""
-    level, frame = 1, sys._getframe(1)
-    package = __name__.partition(".")[0]
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        (f"{package}.", "torch.nn.modules")
-    ):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -338,14 +338,17 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         The values are copied: the originals share no memory with ``value``.
 
         Args:
-            value: of the shape of the parametrized tensor, or one that broadcasts to it, and on its
-                device; or a number.
+            value: of the shape of the parametrized tensor, or one that broadcasts to it, on its
+                device, and of its dtype or one that it holds without rounding; or a number. Of a
+                tensor with a graph the numbers are taken, with a warning: nothing is trained
+                through them.
 
         Raises:
             RuntimeError: if a parametrization has no ``right_inverse``.
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
+        inversion.warn_of_graph(self, value)
         with Undisturbed():
             modules = [] if self.is_pure() else list(self.modules())
             # The right inverse of a foreign module may write into it, and fail then.

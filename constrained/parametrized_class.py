@@ -202,8 +202,13 @@ def _property(name: str) -> property:
             # Somebody sees, or changes, what is read: it is read as torch reads it.
             seen: Any = self.parametrizations
             found = seen[name]
-            # And who records the calls of modules, as torch.fx does, is to record this one.
-            return read(found, name) if nn.Module.__call__ is _call else found()
+            if nn.Module.__call__ is _call:
+                return read(found, name)
+            # And who records the calls of modules, as torch.fx and torch.export do, is to record
+            # this one; what was written into a value would not be in the record.
+            if isinstance(found, ParametrizationList):
+                found.check_written(name)
+            return found()
         # The class may have more properties than the module has parametrized tensors, once
         # torch's own functions have been at work on one of its modules.
         for tensors in _places_of(self):

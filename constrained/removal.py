@@ -66,7 +66,8 @@ def remove_parametrizations(
             a tensor with several originals, the present value is not one that the remaining
             parametrizations can take, or the optimizer holds nothing of a tensor that is trained.
         RuntimeError: if one of the remaining parametrizations has no right inverse to keep the
-            value by, or DistributedDataParallel or FSDP has wrapped the module.
+            value by, the model is offloaded, or DistributedDataParallel or FSDP has wrapped the
+            module.
         IndexError: if there is no parametrization at ``index``.
 
         After any of them nothing has changed.

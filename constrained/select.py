@@ -218,6 +218,12 @@ def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(found, nn.Module) and id(found) not in seen:
             seen.add(id(found))
             yield path, found
+    # A graph of torch.fx calls the lists of its root, which it holds in a plain module.
+    for path, module in _modules(model, ""):
+        is_list = isinstance(module, ParametrizationList) and module is not model
+        if is_list and id(module) not in seen:
+            seen.add(id(module))
+            yield path.replace("parametrizations.", ""), module
 
 
 def is_constrained(place: Place) -> bool:

@@ -77,6 +77,16 @@ def check_not_sparsifying(parametrizations: Any, module: nn.Module) -> None:
         )
 
 
+def check_not_pyros(module: nn.Module, name: str) -> None:
+    """Raise if a tensor is the free parameter of a ``PyroParam``, which Pyro trains and assigns."""
+    value = name.removesuffix("_unconstrained")
+    if value != name and value in getattr(module, "_pyro_params", ()):
+        raise ValueError(
+            f"'{name}' is what Pyro computes '{value}' from, a PyroParam with a constraint of its "
+            f"own: make '{value}' an nn.Parameter instead, and constrain that."
+        )
+
+
 def class_title(base: type) -> str:
     """How a class with parametrized tensors shows in the errors of tools that do not know it."""
     # Torch writes it into exported programs, where commas and semicolons separate.

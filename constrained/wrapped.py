@@ -3,7 +3,8 @@
 ``DistributedDataParallel`` hooks the parameters that it finds when it is made, and FSDP moves them
 into shards, as tensor parallelism does. A parameter that comes or goes later is one that they know
 nothing of: its gradients are not averaged, silently, or sharded and whole tensors meet. So the
-tensors of a wrapped module are neither parametrized nor released.
+tensors of a wrapped module are neither parametrized nor released. No more are those of an offloaded
+one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
     Raises:
         RuntimeError: with the cure.
     """
+    check_not_offloaded(module, path)
     wrapper = _wrapper(module)
     if wrapper is not None:
         raise RuntimeError(
@@ -54,6 +56,20 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
             f"'{path}' is a tensor of {type(module).__name__} whose parameters tensor parallelism "
             "has cut into shards, and constraints are those of whole tensors: leave the module out "
             "of the plan of parallelize_module, so that each process has all of it."
+        )
+
+
+def check_not_offloaded(module: nn.Module, path: str) -> None:
+    """Raise if accelerate keeps the numbers of a module elsewhere, and brings them for each call.
+
+    Here they are on the meta device then, and what takes their place would be without any.
+    """
+    hooked = (m for m in module.modules() if hasattr(m, "_hf_hook"))
+    if any(t.is_meta for m in hooked for t in m.parameters()):
+        raise RuntimeError(
+            f"'{path}' is a tensor of {type(module).__name__} whose numbers are offloaded, and are "
+            "here only while it is called: bring them back first, by "
+            "accelerate.hooks.remove_hook_from_submodules(model)."
         )
 
 

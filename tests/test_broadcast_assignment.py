@@ -81,3 +81,11 @@ def test_a_shape_that_is_free_is_left_alone():
     layer.parametrizations.weight[0].right_inverse = lambda value: value
     layer.weight = torch.ones(3)
     assert layer.weight.shape == (3,)
+
+
+def test_the_warning_of_a_graph_is_about_the_line_that_assigns():
+    layer = constrain(nn.Linear(2, 2), "weight", "positive")
+    value = torch.ones(2, 2, requires_grad=True).exp()
+    with pytest.warns(UserWarning, match=r"'weight' is computed by positive\(\)") as caught:
+        layer.weight = value
+    assert [warning.filename for warning in caught] == [__file__]

@@ -301,3 +301,20 @@ def test_torch_removes_from_a_class_that_was_derived():
     m.__class__ = type("Derived", (type(m),), {})
     torch.nn.utils.parametrize.remove_parametrizations(m, "weight")
     torch.testing.assert_close(m.weight, value)
+
+
+class Copied(nn.Module):
+    """Made as higher makes its modules: by a constructor of its own, and then of the attributes."""
+
+    def __init__(self, original_params, root):
+        nn.Module.__init__(self)
+
+
+@pytest.mark.parametrize("spec", ["orthogonal", "low_rank(rank=2)", "interval(low=-2.0, high=3.0)"])
+def test_a_class_with_a_constructor_of_its_own_has_the_arguments_of_the_constraint(spec):
+    before = constrain(nn.Linear(4, 4), "weight", spec).parametrizations.weight[0]
+    members = {"__init__": Copied.__init__}
+    derived = type("Inner", (type(before), Copied), members)(None, None)
+    vars(derived).update(vars(before))
+    assert (derived.arguments(), derived.spec()) == (before.arguments(), before.spec())
+    assert repr(derived) == repr(before)

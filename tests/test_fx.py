@@ -13,7 +13,8 @@ from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
-from constrained import constrain, violations
+from constrained import constrain, report, violations
+from constrained import spec as spec_of
 from constrained.testing.promises.foreign import Squash
 
 pytestmark = [
@@ -101,6 +102,9 @@ def test_a_traced_model_runs_trains_and_follows_the_weight(kind, spec):
         assert_close(traced(x), m(x))
         assert_close(copy.deepcopy(traced)(x), m(x))
         assert_close(pickle.loads(pickle.dumps(traced))(x), m(x))
+    for look in (spec_of, violations, lambda model: str(report(model))):
+        assert look(traced) == look(m)
+    assert list(violations(m)) == [path]
     assert max(violations(m).values()) < 1e-5
     # Nothing is left of the tracer.
     m(x).sum().backward()

@@ -28,8 +28,8 @@ ALLOWED = {
 #: What the engine itself writes into the modules of others.
 OURS = {"_overrides", "_waiting"}
 
-#: Of transformers, none of torch's.
-TRANSFORMERS = {"_finalize_model_loading"}
+#: Of transformers, accelerate and Pyro, none of torch's.
+OTHERS = {"_finalize_model_loading", "_hf_hook", "_pyro_params", "_unconstrained"}
 
 #: Python's own.
 PYTHON = {"_getframe", "_slotnames", "_replace"}
@@ -94,7 +94,7 @@ def private_names(tree: ast.Module) -> set[str]:
 
 def strangers(sources: dict[str, str]) -> dict[str, set[str]]:
     trees = {path: ast.parse(text) for path, text in sources.items()}
-    known = own_names(list(trees.values())) | ALLOWED | OURS | TRANSFORMERS | PYTHON
+    known = own_names(list(trees.values())) | ALLOWED | OURS | OTHERS | PYTHON
     found = {path: private_names(tree) - known for path, tree in trees.items()}
     return {path: names for path, names in found.items() if names}
 

@@ -40,6 +40,14 @@ class Evaluable(Protocol):
         """Whether the value depends on tensors and arguments of the modules in it alone."""
         ...
 
+    def place(self) -> str:
+        """The name of the tensor, for messages."""
+        ...
+
+    def check_written(self, name: str) -> None:
+        """Raise a RuntimeError if a value that was handed out has been written in place."""
+        ...
+
 
 def traced_value(parametrized: Evaluable) -> Tensor:
     """The value, for a tracer that watches: evaluated at the first read in each graph."""
@@ -49,6 +57,7 @@ def traced_value(parametrized: Evaluable) -> Tensor:
 
     # Run by the tracer: `_recall` gives `value` the value of an earlier read, if there is one.
     tensors, value = (*parametrized.originals(), *parametrized.buffers()), None
+    comptime(_check_written)
     comptime(_recall)
     if value is None:
         value = parametrized()
@@ -70,6 +79,13 @@ def _cautious(step: Callable[[Any], None]) -> Callable[[Any], None]:
             step(context)
 
     return attempt
+
+
+def _check_written(context: Any) -> None:
+    # Nothing of it would be in the graph, and eager code raises here.
+    with suppress(AttributeError, KeyError, LookupError):
+        parametrized = _real(_tracer_of(context), "parametrized")
+        parametrized.check_written(parametrized.place())
 
 
 @_cautious

@@ -1,14 +1,17 @@
 """E15: assignment copies and checks."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
+from constrained import writable
 from constrained.testing.promises.counting import (
     Sphere,
     layer,
@@ -110,7 +113,7 @@ def test_e15_several_originals_share_no_memory_with_the_value():
 def test_e15_dtype_and_device_are_checked():
     m = squashed()
     before = m.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"float64.*float32"):
+    with pytest.raises(ValueError, match=r"float64.*float32.*value\.to\(torch\.float32\)"):
         m.weight = torch.zeros(3, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match="meta"):
         m.weight = torch.zeros(3, 3, device="meta")
@@ -158,12 +161,50 @@ def test_e15_a_parameter_can_be_assigned():
     assert original(m) is not new and "weight" not in m._parameters
 
 
-def test_e15_a_tensor_with_a_graph_can_be_assigned():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_e15_a_tensor_with_a_graph_is_assigned_with_a_warning(compiled):
     m, source = squashed(), torch.full((3, 3), 0.5, requires_grad=True)
-    m.weight = source * 1
+
+    def assign(source):
+        m.weight = source * 1
+
+    run = torch.compile(assign, backend="eager") if compiled else assign
+    with pytest.warns(UserWarning, match="'weight' .*functional_call"):
+        run(source)
     assert original(m).is_leaf
     m.weight.sum().backward()
     assert source.grad is None
+
+
+def test_e15_a_tangent_is_assigned_with_a_warning():
+    m, source = squashed(), torch.full((3, 3), 0.5)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(source, source)
+        with pytest.warns(UserWarning, match="functional_call"):
+            m.weight = dual
+        assert forward_ad.unpack_dual(m.weight).tangent is None
+
+
+def test_e15_numbers_are_assigned_without_a_warning():
+    m, source = squashed(), torch.full((3, 3), 0.5, requires_grad=True)
+    m.weight = source
+    m.weight = (source * 1).detach()
+    with torch.no_grad():
+        m.weight = source * 1
+    m.parametrizations.weight.right_inverse((source * 1).detach())
+    assert_close(m.weight.detach(), source.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("make", [squashed, layer, lambda: layer(Split())])
+@pytest.mark.parametrize("block", [nullcontext, writable])
+def test_e15_what_the_dtype_holds_is_assigned(dtype, make, block):
+    m = make().double()
+    value = torch.full((3, 3), 0.5, dtype=dtype)
+    with block(m):
+        m.weight = value
+    assert all(p.dtype is torch.float64 for p in (m.weight, *m.parameters()))
+    assert_close(m.weight.detach(), value.double())
 
 
 def test_e15_what_assignment_checks(measured):

@@ -221,6 +221,8 @@ def step(m):
 LOOKS = {
     "read": lambda m: m.weight,
     "forward": lambda m: m(torch.ones(1, 3)),
+    "compiled": lambda m: torch.compile(m, backend="eager")(torch.ones(1, 3)),
+    "exported": lambda m: torch.export.export(m, (torch.ones(1, 3),), strict=False),
     "without gradients": lambda m: torch.no_grad()(lambda: m.weight)(),
     "after a step": lambda m: (step(m), m.weight),
     "after a conversion": lambda m: (m.double(), m.weight),
