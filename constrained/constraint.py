@@ -488,7 +488,9 @@ class Constraint(nn.Module):
         """
         cls = type(self)
         kinds = (k for k in cls.__mro__ if issubclass(k, Constraint) and not k._undefined)
-        made = (k for k in kinds if all(hasattr(self, name) for name in k._argument_names))
+        held = {*vars(self), *self._parameters, *self._buffers, *self._modules}
+        # A property is there, and may take long.
+        made = (k for k in kinds if all(n in held or hasattr(k, n) for n in k._argument_names))
         return next(made, cls)
 
     def spec(self) -> dict[str, Any]:
