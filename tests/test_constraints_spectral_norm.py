@@ -187,6 +187,17 @@ def test_derivatives_with_equal_singular_values(values):
     assert gradgradcheck(constraint, X, check_fwd_over_rev=True)
 
 
+def test_second_derivatives_after_a_conversion_and_a_rebase():
+    layer = constrain(nn.Linear(6, 6), "weight", "spectral_norm(bound=0.5)").double()
+    constrained.rebase(layer)
+    x = torch.randn(8, 6, dtype=torch.float64)
+    (original,) = layer.parametrizations.weight.parameters()
+    loss = layer(x).tanh().square().mean()
+    (gradient,) = torch.autograd.grad(loss, original, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), original)
+    assert second.abs().max() < 10
+
+
 def test_all_compositions_of_modes_agree_to_third_order():
     def cubes(X):
         return SpectralNorm()(X).pow(3).sum()
