@@ -56,15 +56,19 @@ def scale(case: Case) -> float:
     return norm if norm > 0 else 1.0
 
 
+@functools.lru_cache(maxsize=16)
+def _floor(case: Case) -> float:
+    """The tolerance of a typical element."""
+    return float(tolerance(typical(case), case.event_dim).amax())
+
+
 def slack(value: Tensor, case: Case) -> Tensor:
     """How far from ``value`` an equal element may lie: `STEPS` tolerances, of shape ``batch``.
 
     The tolerance of the value or that of a typical element, whichever is larger: an element next to
     zero is computed from numbers of typical size.
     """
-    event_dim = case.event_dim
-    floor = tolerance(typical(case), event_dim).amax()
-    return STEPS * torch.maximum(tolerance(value, event_dim), floor)
+    return STEPS * tolerance(value, case.event_dim).clamp(min=_floor(case))
 
 
 def far(found: Tensor, expected: Tensor, case: Case) -> Tensor:
