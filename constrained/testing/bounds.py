@@ -43,6 +43,7 @@ def distance(a: Tensor, b: Tensor, event_dim: int) -> Tensor:
     return size(a.to(dtype) - b.to(dtype), event_dim)
 
 
+@functools.lru_cache(maxsize=16)
 def typical(case: Case) -> Tensor:
     """A few samples of the set: their magnitude is the scale on which the constraint computes."""
     shape = (8, *case.event)
@@ -56,19 +57,15 @@ def scale(case: Case) -> float:
     return norm if norm > 0 else 1.0
 
 
-@functools.lru_cache(maxsize=16)
-def _floor(case: Case) -> float:
-    """The tolerance of a typical element."""
-    return float(tolerance(typical(case), case.event_dim).amax())
-
-
 def slack(value: Tensor, case: Case) -> Tensor:
     """How far from ``value`` an equal element may lie: `STEPS` tolerances, of shape ``batch``.
 
     The tolerance of the value or that of a typical element, whichever is larger: an element next to
     zero is computed from numbers of typical size.
     """
-    return STEPS * tolerance(value, case.event_dim).clamp(min=_floor(case))
+    event_dim = case.event_dim
+    floor = tolerance(typical(case), event_dim).amax()
+    return STEPS * torch.maximum(tolerance(value, event_dim), floor)
 
 
 def far(found: Tensor, expected: Tensor, case: Case) -> Tensor:
