@@ -16,6 +16,9 @@ TABLE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What one process has compiled, the next need not: tests start many.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The tests run side by side: one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 

@@ -145,7 +145,7 @@ def test_an_optimizer_goes_around_the_circle(start):
     layer.register_parameter("x", nn.Parameter(torch.tensor(start)))
     constrained.constrain(layer, "x", "angle")
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    for _ in range(400):
+    for _ in range(300):
         optimizer.zero_grad()
         # The optimum is beyond the end where the numbers jump.
         (1 - torch.cos(layer.x - 3.5)).backward()

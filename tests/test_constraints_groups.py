@@ -72,7 +72,7 @@ class TestSpecialOrthogonal:
         optimum = SpecialOrthogonal().project(target)
         nudged = SpecialOrthogonal().project(start + 0.01 * noise)
         found = train(
-            holder(nudged, SpecialOrthogonal()), lambda W: (W - target).square().sum(), steps=1500
+            holder(nudged, SpecialOrthogonal()), lambda W: (W - target).square().sum(), steps=750
         )
         torch.testing.assert_close(found, optimum, rtol=0, atol=1e-3)
 
@@ -89,7 +89,8 @@ class TestUnitary:
     def test_g21_unitary_weights_are_trained(self):
         target = Unitary().sample((4, 4), dtype=torch.complex64)
         start = Unitary().sample((4, 4), dtype=torch.complex64)
-        found = train(holder(start, Unitary()), lambda W: (W - target).abs().square().sum())
+        module = holder(start, Unitary())
+        found = train(module, lambda W: (W - target).abs().square().sum(), steps=400)
         torch.testing.assert_close(found, target, rtol=0, atol=1e-3)
 
     def test_real_tensors_are_orthogonal(self):

@@ -105,8 +105,8 @@ def test_adam_reaches_the_nearest_point_of_the_ball(target):
     layer.register_parameter("x", nn.Parameter(starts))
     constrained.constrain(layer, "x", "poincare_ball")
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3000)
-    for _ in range(3000):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2400)
+    for _ in range(2400):
         optimizer.zero_grad()
         (layer.x - goal).square().sum().backward()
         optimizer.step()
@@ -122,7 +122,7 @@ def test_a_hyperbolic_loss_leads_away_from_the_boundary():
     constrained.constrain(layer, "x", "poincare_ball")
     goal, theirs = torch.tensor([-0.2, 0.1]), geoopt.PoincareBall()
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    for _ in range(500):
+    for _ in range(250):
         optimizer.zero_grad()
         theirs.dist(layer.x, goal).square().backward()
         optimizer.step()

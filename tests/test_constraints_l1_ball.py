@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -95,23 +97,24 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("spec", ["l1_ball", "ball(p=1)"])
-def test_adam_reaches_optima_on_faces_of_every_dimension(spec, target):
-    goal = TARGETS[target].double()
+def test_adam_reaches_optima_on_faces_of_every_dimension(spec):
+    # One element of a batch knows nothing of the others, nor does Adam.
+    ways = [*itertools.product(STARTS, TARGETS)]
+    goal = torch.stack([TARGETS[target] for _, target in ways]).double()
     layer = nn.Module()
-    layer.register_parameter("x", nn.Parameter(torch.stack(list(STARTS.values())).double()))
+    layer.register_parameter("x", nn.Parameter(torch.stack([STARTS[s] for s, _ in ways]).double()))
     constrained.constrain(layer, "x", spec)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
-    for _ in range(1000):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
+    for _ in range(500):
         optimizer.zero_grad()
         (layer.x - goal).square().sum().backward()
         optimizer.step()
         schedule.step()
-    best = (L1Ball().project(goal) - goal).square().sum()
+    best = (L1Ball().project(goal) - goal).square().sum(-1)
     gap = ((layer.x.detach() - goal).square().sum(-1) - best) / (best + 0.5)
-    assert dict(zip(STARTS, (gap < 1e-3).tolist(), strict=True)) == dict.fromkeys(STARTS, True)
+    assert dict(zip(ways, (gap < 1e-3).tolist(), strict=True)) == dict.fromkeys(ways, True)
 
 
 def test_arguments_are_checked():
@@ -162,7 +165,7 @@ def test_lasso_reaches_its_sparse_optimum(spec, optimizer, dtype):
     layer.x = nn.Parameter(torch.zeros(20, dtype=dtype))
     constrained.constrain(layer, "x", spec)
     stepped = OPTIMIZERS[optimizer](layer.parameters())
-    for _ in range(2000):
+    for _ in range(1500):
         stepped.zero_grad()
         loss(layer.x).backward()
         stepped.step()

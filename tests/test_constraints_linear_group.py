@@ -30,7 +30,7 @@ def logdet(W):
     return logarithm
 
 
-def trained(constraint, start, target, steps=1500, rate=0.05):
+def trained(constraint, start, target, steps=750, rate=0.05):
     layer = nn.Module()
     layer.weight = nn.Parameter(start.clone())
     constrain(layer, "weight", constraint)

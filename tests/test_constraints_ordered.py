@@ -110,12 +110,13 @@ def test_the_violation_is_the_least_change_of_one_entry():
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=str)
-@pytest.mark.parametrize("start", starts(6))
-def test_adam_reaches_the_nearest_member_in_double(constraint, start):
+def test_adam_reaches_the_nearest_member_in_double(constraint):
     # Softplus for the increments stalls here: next to a tie its gradient is below Adam's epsilon.
     target = torch.tensor([0.5, -1.0, 2.0, 1.0, 1.5, 1.4], dtype=torch.float64)
+    # One element of a batch knows nothing of the others, nor does Adam.
+    first = starts(6)
     layer = nn.Module()
-    layer.register_parameter("x", nn.Parameter(starts(6)[start]))
+    layer.register_parameter("x", nn.Parameter(torch.stack([*first.values()])))
     constrained.constrain(layer, "x", constraint)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
@@ -125,7 +126,8 @@ def test_adam_reaches_the_nearest_member_in_double(constraint, start):
         optimizer.step()
         schedule.step()
     nearest = constraint.project(target)
-    assert (layer.x.detach() - nearest).norm() < 1e-3 * nearest.norm()
+    apart = (layer.x.detach() - nearest).norm(dim=-1)
+    assert not [k for k, a in zip(first, apart, strict=True) if a >= 1e-3 * nearest.norm()]
 
 
 def test_ties_are_exact_after_training():

@@ -184,7 +184,7 @@ def test_training_reaches_a_kernel_of_the_same_ranks():
         conv.weight.copy_(start)
     constrain(conv, "weight", constraint)
     optimizer = torch.optim.Adam(conv.parameters(), lr=0.03)
-    for _ in range(600):
+    for _ in range(300):
         optimizer.zero_grad()
         (conv.weight - target).square().sum().backward()
         optimizer.step()

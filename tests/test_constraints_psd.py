@@ -66,25 +66,22 @@ class TestDegenerateMembers:
     def test_g05_training_leaves_zero(self, constraint, make):
         target = constraint.sample((5, 5), generator=torch.Generator().manual_seed(0))
         module = holder(torch.zeros(5, 5), constraint)
-        found = train(
-            module, lambda W: (W - target).square().sum(), lambda p: make(p, lr=0.1), 1500
-        )
+        found = train(module, lambda W: (W - target).square().sum(), lambda p: make(p, lr=0.1), 750)
         assert (found - target).norm() < 1e-2 * target.norm()
 
     @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
     @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
-    @pytest.mark.parametrize("second", [0.0, 1.0])
-    def test_a_direction_that_does_not_lower_the_loss_is_left(self, second, make, dtype):
+    def test_a_direction_that_does_not_lower_the_loss_is_left(self, make, dtype):
         # The second eigenvector of the start is one of the gradient too, along which the optimum
         # has nothing: only another direction lowers the loss.
-        start = torch.diag(torch.tensor([5.0, second, 0.0], dtype=dtype))
+        start = torch.diag_embed(torch.tensor([[5.0, 0.0, 0.0], [5.0, 1.0, 0.0]], dtype=dtype))
         target = torch.diag(torch.tensor([5.0, -1.0, 1.0], dtype=dtype))
         module = holder(start, PSDLowRank(rank=2))
         found = train(
             module, lambda W: (W - target).square().sum(), lambda p: make(p, lr=0.05), 600
         )
         expected = torch.diag(torch.tensor([5.0, 0.0, 1.0], dtype=dtype))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+        torch.testing.assert_close(found, expected.expand(2, 3, 3), rtol=0, atol=1e-2)
 
     def test_there_zero_cannot_be_left(self):
         with torch.random.fork_rng():
@@ -197,15 +194,16 @@ class TestOptima:
                 optimum[i, j] = optimum[j, i] = known[i:j].prod()
 
         def loss(W):
-            miss = (W.diagonal(offset=1) - known).square().sum()
+            neighbours = W.diagonal(offset=1, dim1=-2, dim2=-1)
+            miss = (neighbours - known).square().sum(-1)
             return 100 * miss - torch.linalg.slogdet(W).logabsdet
 
         near = 0.1 * torch.eye(5) + 0.9 * torch.ones(5, 5)
-        for start in (torch.eye(5), near, Correlation().sample((5, 5))):
-            module = holder(start.to(DOUBLE), Correlation())
-            found = train(module, loss, lambda p: torch.optim.Adam(p, lr=0.03), 1500)
-            assert loss(found) <= loss(optimum) + 1e-3 * abs(loss(optimum))
-            assert (found - optimum).abs().max() < 0.02
+        starts = torch.stack([torch.eye(5), near, Correlation().sample((5, 5))]).to(DOUBLE)
+        module = holder(starts, Correlation())
+        found = train(module, lambda W: loss(W).sum(), lambda p: torch.optim.Adam(p, lr=0.03), 750)
+        assert (loss(found) <= loss(optimum) + 1e-3 * abs(loss(optimum))).all()
+        assert (found - optimum).abs().max() < 0.02
 
     @pytest.mark.parametrize("rank", [1, pytest.param(2, marks=pytest.mark.slow)])
     def test_low_rank_approximation(self, rank):
@@ -217,7 +215,7 @@ class TestOptima:
                 holder(starts, constraint),
                 lambda W: (W - target).square().sum(),
                 lambda p: torch.optim.Adam(p, lr=0.1),
-                1000,
+                500,
             )
             excess = (found - target).square().sum((-2, -1)) - (best - target).square().sum()
             assert (excess < 1e-3 * target.square().sum()).all()

@@ -115,8 +115,8 @@ def test_adam_reaches_the_nearest_member(shape):
     layer.weight = nn.Parameter(torch.stack(starts))
     constrain(layer, "weight", RANGE)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
-    for _ in range(1500):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1200)
+    for _ in range(1200):
         optimizer.zero_grad()
         losses = (layer.weight - target).square().sum((-2, -1))
         losses.sum().backward()

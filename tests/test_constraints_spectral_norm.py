@@ -272,7 +272,7 @@ def test_training_reaches_the_optimum_within_the_bound(name, top):
     layer.weight.data.mul_(10)
     constrain(layer, "weight", SpectralNorm())
     optimizer = OPTIMIZERS[name](layer.parameters())
-    for _ in range(400):
+    for _ in range(200):
         optimizer.zero_grad()
         loss = (layer.weight - target).square().sum() / 2
         loss.backward()

@@ -599,8 +599,8 @@ def test_training_reaches_the_optimum_within_the_bound(name, level):
     layer.weight.data = outside(2, 2, 3)
     constrain(layer, "weight", constraint)
     optimizer = OPTIMIZERS[name](layer.parameters())
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.985)
-    for _ in range(400):
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+    for _ in range(300):
         optimizer.zero_grad()
         (layer.weight - target).square().sum().div(2).backward()
         optimizer.step()

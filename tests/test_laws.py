@@ -44,22 +44,24 @@ SLOW = {"compiles"}
 
 
 def together() -> Iterator[Any]:
-    """The trials of each law by arguments: of all shapes, dtypes, batches and points.
+    """The trials of each law on each class: of all arguments, shapes, dtypes, batches and points.
 
-    Those of `LONG`, but for the first arguments of each class, and those of `SLOW` are slow.
+    Those of `LONG`, but for the first arguments of each class, and those of `SLOW` are slow: a test
+    for all shapes, dtypes, batches and points of some arguments.
     """
-    found: dict[tuple[str, str], list[testing.Trial]] = {}
+    found: dict[tuple[str, str, bool], list[testing.Trial]] = {}
+    first: dict[tuple[type, str], str] = {}
     for trial in TRIALS:
         alike = {"event": (), "batch": (), "dtype": torch.float32, "point": None}
         arguments = str(dataclasses.replace(trial.case, **alike)).removesuffix("-scalar-float32")
-        found.setdefault((arguments, trial.law.__name__), []).append(trial)
-    seen: set[tuple[type, str]] = set()
-    for (arguments, law), trials in found.items():
-        of_class = trials[0].case.cls, law
-        is_slow = law in SLOW or (law in LONG and of_class in seen)
+        cls, law = trial.case.cls, trial.law.__name__
+        is_first = first.setdefault((cls, law), arguments) == arguments
+        is_slow = law in SLOW or (law in LONG and not is_first)
+        name = arguments if is_slow or law in LONG else cls.name or cls.__name__
+        found.setdefault((name, law, is_slow), []).append(trial)
+    for (name, law, is_slow), trials in found.items():
         marks = [pytest.mark.slow] if is_slow else []
-        seen.add(of_class)
-        yield pytest.param(trials, id=f"{arguments}-{law}", marks=marks)
+        yield pytest.param(trials, id=f"{name}-{law}", marks=marks)
 
 
 @pytest.mark.parametrize("trials", [*together()])
@@ -67,8 +69,14 @@ def test_law(trials):
     tried = [trial for trial in trials if not trial.exemption]
     if not tried:
         pytest.skip(trials[0].exemption)
+    broken = []
     for trial in tried:
-        trial.run()
+        try:
+            trial.run()
+        except AssertionError as error:
+            broken.append(error)
+    if broken:
+        raise ExceptionGroup(f"{len(broken)} of {len(tried)} trials: {broken[0]}", broken)
 
 
 @pytest.mark.parametrize(

@@ -271,9 +271,9 @@ def test_the_optimum_is_that_of_the_exact_projection(name, decompositions):
     layer.weight.data = start_of("random", n)
     constrain(layer, "weight", "spectral_norm")
     optimizer = OPTIMIZERS[name](layer.parameters())
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=1200)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=900)
     decompositions.clear()
-    for _ in range(1200):
+    for _ in range(900):
         optimizer.zero_grad()
         loss = (layer.weight - target).square().sum() / 2
         loss.backward()

@@ -6,6 +6,7 @@ What `tests/without.py` tries without a part are values and gradients, in every 
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -46,10 +47,10 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
 
-def own_names(trees: list[ast.Module]) -> set[str]:
-    """Private names that are made here."""
+def own_names(tree: ast.Module) -> set[str]:
+    """Private names that are made in a file."""
     found: set[str] = set()
-    for node in (node for tree in trees for node in ast.walk(tree)):
+    for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 found.add(name)
@@ -92,10 +93,18 @@ def private_names(tree: ast.Module) -> set[str]:
     return {name for name in found if is_private(name)}
 
 
+@functools.cache
+def names_in(text: str) -> tuple[set[str], set[str]]:
+    """The private names that a file makes, and those that it asks for."""
+    tree = ast.parse(text)
+    return own_names(tree), private_names(tree)
+
+
 def strangers(sources: dict[str, str]) -> dict[str, set[str]]:
-    trees = {path: ast.parse(text) for path, text in sources.items()}
-    known = own_names(list(trees.values())) | ALLOWED | OURS | OTHERS | PYTHON
-    found = {path: private_names(tree) - known for path, tree in trees.items()}
+    names = {path: names_in(text) for path, text in sources.items()}
+    known = ALLOWED | OURS | OTHERS | PYTHON
+    known = known.union(*(own for own, _ in names.values()))
+    found = {path: asked - known for path, (_, asked) in names.items()}
     return {path: names for path, names in found.items() if names}
 
 

@@ -43,6 +43,7 @@ def distance(a: Tensor, b: Tensor, event_dim: int) -> Tensor:
     return size(a.to(dtype) - b.to(dtype), event_dim)
 
 
+@functools.lru_cache(maxsize=16)
 def typical(case: Case) -> Tensor:
     """A few samples of the set: their magnitude is the scale on which the constraint computes."""
     shape = (8, *case.event)

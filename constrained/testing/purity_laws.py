@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -99,6 +100,6 @@ def _snapshot(thing: Any) -> Any:
 def _random_state() -> tuple[Any, ...]:
     return (
         torch.get_rng_state().numpy().tobytes(),
-        repr(np.random.get_state(legacy=False)),
+        pickle.dumps(np.random.get_state(legacy=False)),
         random.getstate(),
     )
