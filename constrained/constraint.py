@@ -254,6 +254,21 @@ class Constraint(nn.Module):
         """
         return params
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Which parameters `canonical` changes together.
+
+        A group of which an optimizer trains a part only is left as it is. A class defines it where
+        some parameters have a canonical form whatever the others are.
+
+        Args:
+            count: how many parameters there are, constant ones included.
+
+        Returns:
+            The places of each group. If only one group is replaced by its canonical parameters,
+            the element stays. By default all parameters are one group.
+        """
+        return [range(count)]
+
     def pullback(
         self, value: Tensor, gradient: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...]:
