@@ -318,7 +318,8 @@ class Constraint(nn.Module):
         `canonical` leads it back; and an optimizer whose steps have another metric than that
         projection comes to rest beside the optimum. A class may give the gradient that vanishes at
         an optimum, and there only. This need not be linear: the engine asks for it when a step
-        begins, once the gradients of all batches and processes are added up.
+        begins, once the gradients of all batches and processes are added up, and writes it into
+        ``grad``, where it stays until ``zero_grad``.
 
         Args:
             gradient: with respect to the first parameter. It may be changed in place.
