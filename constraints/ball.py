@@ -192,8 +192,8 @@ class Ball(LengthBound):
     `project` is the nearest point in the Euclidean norm for p = 1 and p = 2. For other p it scales
     the vector back along its direction.
 
-    For p = 1 the gradient outside, and what a step is made of, are those of `L1Ball`: ``grad`` is not
-    the derivative of the map there, which ``create_graph=True`` gives, and a step rewrites it.
+    For p = 1 the gradient outside, and what a step is made of, are those of `L1Ball`: ``grad`` is
+    not the derivative of the map there, which ``create_graph=True`` gives, and a step rewrites it.
 
     Args:
         radius: the largest norm, greater than zero.
@@ -265,12 +265,12 @@ class L1Ball(LengthBound):
 
     `project` is the nearest point in the Euclidean norm.
 
-    Outside of the ball the map gives an entry that it sends to 0 no derivative, so that it would stay
-    0 for ever. So `backward` gives the gradient with respect to the element there, as a straight-through
-    estimator does; with ``create_graph=True``, and under `torch.func`, it is the derivative of the map.
-    A step on the boundary is made of the gradient mapping (`constraints.l1_projection`): the parameter's
-    ``grad`` is rewritten when `step` of an optimizer begins. What logs or goes on adding up gradients
-    reads ``grad`` before the step, and calls ``zero_grad`` after it.
+    Outside of the ball the map gives an entry that it sends to 0 no derivative, so that it would
+    stay 0. So `backward` gives the gradient with respect to the element there, as a
+    straight-through estimator does; with ``create_graph=True``, and under `torch.func`, it is the
+    derivative of the map. A step on the boundary is made of the gradient mapping of
+    `constraints.l1_projection`: the parameter's ``grad`` is rewritten when the step begins. Read
+    gradients before it, and call ``zero_grad`` after it.
 
     Args:
         radius: the largest sum, greater than zero.

@@ -88,8 +88,8 @@ class SpectralNorm(Constraint):
     singular values are near the bound, the matrix is decomposed. In training, the bound was never
     exceeded by more than 1e-4 of it (`constraints.leading_vectors`); without that hook, and in
     compiled code, the map is computed by a decomposition. A step at the boundary is made of a
-    gradient by which Adam too comes to rest at the optimum: see `constraints.inward_gradient`. It takes
-    the place of the parameter's ``grad`` when the step begins; read gradients before it.
+    gradient by which Adam too comes to rest at the optimum: see `constraints.inward_gradient`. It
+    takes the place of the parameter's ``grad`` when the step begins; read gradients before it.
 
     ``"scale"`` follows two vectors only: a step of an optimizer ends with a few products of the
     matrix with them. It finds the norm from the directions that were stretched most before: an
