@@ -254,6 +254,21 @@ class Constraint(nn.Module):
         """
         return params
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Which parameters `canonical` changes together.
+
+        A group of which an optimizer trains a part only is left as it is. A class defines it where
+        some parameters have a canonical form whatever the others are.
+
+        Args:
+            count: how many parameters there are, constant ones included.
+
+        Returns:
+            The places of each group. If only one group is replaced by its canonical parameters,
+            the element stays. By default all parameters are one group.
+        """
+        return [range(count)]
+
     def pullback(
         self, value: Tensor, gradient: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -303,7 +318,8 @@ class Constraint(nn.Module):
         `canonical` leads it back; and an optimizer whose steps have another metric than that
         projection comes to rest beside the optimum. A class may give the gradient that vanishes at
         an optimum, and there only. This need not be linear: the engine asks for it when a step
-        begins, once the gradients of all batches and processes are added up.
+        begins, once the gradients of all batches and processes are added up, and writes it into
+        ``grad``, where it stays until ``zero_grad``.
 
         Args:
             gradient: with respect to the first parameter. It may be changed in place.

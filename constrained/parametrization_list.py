@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -492,11 +492,14 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
                 store(before, found)
         self.__dict__["_prepared"] = weakref.ref(now), version(now)
 
-    def restore(self) -> None:
+    def restore(self, trained: Collection[int] | None = None) -> None:
         """Bring the originals to the canonical form of the first constraint; the value stays.
 
         Shards of originals are restored together with the other processes. The pieces that the
         first FSDP leaves a process are not restored.
+
+        Args:
+            trained: the ids of the parameters that may be written; all if None.
         """
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.has_canonical()):
@@ -504,26 +507,43 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         mine = self.originals()
         if any(map(is_flat, mine)):
             return
+        groups = first.restored_together(len(mine))
+        places = {i for group in groups if self._may_write(group, trained) for i in group}
+        if not places:
+            return
         with torch.no_grad():
             originals = tuple(map(sharded.whole, mine))
             canonical = first.canonical(*originals)
-            for here, old, new in zip(mine, originals, canonical, strict=True):
-                if new is not old:
+            for i, (here, old, new) in enumerate(zip(mine, originals, canonical, strict=True)):
+                if i in places and new is not old:
                     store(here, new)
-            if first.ambient is not None:
+            if first.ambient is not None and len(places) == len(mine):
                 self._settle(first, canonical[first.ambient])
 
-    def restart(self) -> None:
+    def restart(self, trained: Collection[int] | None = None) -> None:
         """Bring the originals to where `right_inverse` puts the value, all of the way.
 
         To the canonical form there may be several restorations to go.
+
+        Args:
+            trained: the ids of the parameters that may be written; all if None.
         """
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.has_canonical()):
             return
-        if not any(map(is_flat, self.originals())):
+        mine = self.originals()
+        if not any(map(is_flat, mine)) and self._may_write(range(len(mine)), trained):
             with torch.no_grad():
                 self.put(self.invert(self()))
+
+    def _may_write(self, places: Iterable[int], trained: Collection[int] | None) -> bool:
+        """Whether these originals are constants, or trained: others keep every bit."""
+        names = self.names()
+        return all(
+            name in self._buffers
+            or ((p := self._parameters.get(name)) is not None and _is_among(p, trained))
+            for name in (names[i] for i in places)
+        )
 
     def likeness(self) -> Hashable | None:
         """What tensors have in common that may be restored as one batch; None for a large one."""
@@ -691,6 +711,10 @@ def _converted(fn: Callable[[Tensor], Tensor], rank: int, tensor: Tensor) -> Ten
     new = fn(flat)
     # What is there already stays, but not where it had to be copied.
     return tensor if new is flat and tensor.is_contiguous() else new.view(tensor.shape)
+
+
+def _is_among(parameter: Tensor, ids: Collection[int] | None) -> bool:
+    return ids is None or id(parameter) in ids
 
 
 def _has_memory_of_its_own(tensor: Tensor) -> bool:

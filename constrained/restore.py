@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -49,12 +49,12 @@ class Stepped(Holder, Protocol):
         """Make of their gradient what a step is made of."""
         ...
 
-    def restore(self) -> None:
-        """Bring them back to their canonical form."""
+    def restore(self, trained: Collection[int]) -> None:
+        """Bring them back to their canonical form, but for those whose id is not given."""
         ...
 
-    def restart(self) -> None:
-        """Bring them to where a constrained tensor of this value starts."""
+    def restart(self, trained: Collection[int]) -> None:
+        """Bring them to where a constrained tensor of this value starts, if all ids are given."""
         ...
 
     def likeness(self) -> Hashable | None:
@@ -120,7 +120,8 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     if steps:
         _drop_abandoned(steps, frame)
     steps.append(_Step(optimizer, frame))
-    prepared = [i for i in _items(optimizer) if _is_trained(i) and i.has_step_gradient()]
+    trained = _trained(optimizer)
+    prepared = [i for i in _items(optimizer) if _has(i, trained) and i.has_step_gradient()]
     if not prepared:
         return None
     _prepare(prepared)
@@ -166,12 +167,13 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for outer in around:
         outer.histories += step.histories
     held = {id(p) for outer in around for p in _parameters(outer.optimizer)}
+    trained = _trained(optimizer)
     due = [
         item
         for item in items
-        if _is_trained(item) and held.isdisjoint(map(id, item._parameters.values()))
+        if _has(item, trained) and held.isdisjoint(map(id, item._parameters.values()))
     ]
-    _restore(_without_history(due, step.histories) if step.histories else due)
+    _restore(_without_history(due, step.histories, trained) if step.histories else due, trained)
     if frame is not None:
         expect_writes()
 
@@ -207,12 +209,17 @@ def _items(optimizer: Optimizer) -> list[Any]:
     return list({id(item): item for p in parameters for item in holders(p)}.values())
 
 
-def _is_trained(item: Any) -> bool:
-    """Whether a step may change a tensor. One that is frozen as a whole keeps every bit."""
-    return any(p.requires_grad for p in item._parameters.values() if p is not None)
+def _trained(optimizer: Optimizer) -> set[int]:
+    """The ids of the parameters that a step may change. All others keep every bit."""
+    return {id(p) for p in _parameters(optimizer) if p.requires_grad}
 
 
-def _without_history(items: list[Any], histories: list[History]) -> list[Any]:
+def _has(item: Any, trained: set[int]) -> bool:
+    """Whether a step may change a tensor."""
+    return not trained.isdisjoint(map(id, item._parameters.values()))
+
+
+def _without_history(items: list[Any], histories: list[History], trained: set[int]) -> list[Any]:
     """Those that no optimizer with a memory steps; the others are seen to here."""
     free = []
     for item in items:
@@ -222,19 +229,19 @@ def _without_history(items: list[Any], histories: list[History]) -> list[Any]:
             free.append(item)
         elif all(h.is_at_rest() for h in its):
             before = [p.detach().clone() for p in originals]
-            item.restart()
+            item.restart(trained)
             if has_moved(originals, before):
                 for history in its:
                     history.forget()
     return free
 
 
-def _restore(items: list[Any]) -> None:
+def _restore(items: list[Any], trained: set[int]) -> None:
     alike: dict[Hashable, list[Any]] = {}
     for item in items:
         likeness = item.likeness() if len(items) > 1 else None
         if likeness is None:
-            item.restore()
+            item.restore(trained)
         else:
             alike.setdefault(likeness, []).append(item)
     for some in alike.values():

@@ -133,6 +133,10 @@ class View(Constraint):
         """The canonical parameters of ``constraint``."""
         return self.constraint.canonical(*params)
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """As those of ``constraint``."""
+        return self.constraint.restored_together(count)
+
     def has_canonical(self) -> bool:
         """Whether ``constraint`` has canonical parameters."""
         return self.constraint.has_canonical()

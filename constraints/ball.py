@@ -192,6 +192,9 @@ class Ball(LengthBound):
     `project` is the nearest point in the Euclidean norm for p = 1 and p = 2. For other p it scales
     the vector back along its direction.
 
+    For p = 1 the gradient outside, and what a step is made of, are those of `L1Ball`: ``grad`` is
+    not the derivative of the map there, which ``create_graph=True`` gives, and a step rewrites it.
+
     Args:
         radius: the largest norm, greater than zero.
         p: the order of the norm, 1 or more, finite; ``box`` is the ball of the maximum norm.
@@ -261,6 +264,13 @@ class L1Ball(LengthBound):
     projection method (1976).
 
     `project` is the nearest point in the Euclidean norm.
+
+    Outside of the ball the map gives an entry that it sends to 0 no derivative, so that it would
+    stay 0. So `backward` gives the gradient with respect to the element there, as a
+    straight-through estimator does; with ``create_graph=True``, and under `torch.func`, it is the
+    derivative of the map. A step on the boundary is made of the gradient mapping of
+    `constraints.l1_projection`: the parameter's ``grad`` is rewritten when the step begins. Read
+    gradients before it, and call ``zero_grad`` after it.
 
     Args:
         radius: the largest sum, greater than zero.

@@ -145,6 +145,10 @@ class Chain(Constraint):
         with torch.no_grad():
             return canonical(others[0], first(*params))
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """As those of the first part: a part that follows it has one."""
+        return self._each()[0].restored_together(count)
+
     def param_count(self) -> int:
         """Those of the first part."""
         return self._each()[0].param_count()

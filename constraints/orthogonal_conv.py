@@ -201,6 +201,10 @@ class OrthogonalConv(Constraint):
             matrix = polar(H.flatten(-dims - 1)).reshape(H.shape)
             return matrix, *(polar(symmetric_part(each)) for each in M)
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Each parameter by itself."""
+        return [[i] for i in range(count)]
+
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two: the defect of the Gram matrix, and what is not separable.
 

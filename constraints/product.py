@@ -150,6 +150,15 @@ class Product(Constraint):
             better += canonical(part, *params[start:end])
         return tuple(better)
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """The groups of each part."""
+        del count
+        return [
+            [start + i for i in group]
+            for part, (start, end) in zip(self._each(), self._bounds, strict=True)
+            for group in part.restored_together(end - start)
+        ]
+
     def param_count(self) -> int:
         """Those of all parts."""
         return self._bounds[-1][1]

@@ -84,6 +84,10 @@ class MinMaxNorm(Constraint):
         """The direction with length one, and the length between the bounds."""
         return normalized(v, 1.0), self._lengths(length)
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Each parameter by itself."""
+        return [[i] for i in range(count)]
+
     def violation(self, value: Tensor) -> Tensor:
         """How much too short or too long the vector is."""
         direction, scale = scaled(value)

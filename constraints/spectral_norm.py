@@ -40,6 +40,12 @@ def _sample(X: Tensor) -> Tensor:
     return X.detach().reshape(-1)[:: max(1, X.numel() // _SAMPLE)].clone()
 
 
+def _is_of(sample: Tensor, X: Tensor) -> bool:
+    """Whether a sample may be of X: what was kept is of the same dtype, and on the same device."""
+    same = (sample.dtype, sample.device) == (X.dtype, X.device)
+    return same and torch.equal(sample, _sample(X))
+
+
 def _entries(*tensors: Tensor) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
@@ -82,7 +88,8 @@ class SpectralNorm(Constraint):
     singular values are near the bound, the matrix is decomposed. In training, the bound was never
     exceeded by more than 1e-4 of it (`constraints.leading_vectors`); without that hook, and in
     compiled code, the map is computed by a decomposition. A step at the boundary is made of a
-    gradient by which Adam too comes to rest at the optimum: see `constraints.inward_gradient`.
+    gradient by which Adam too comes to rest at the optimum: see `constraints.inward_gradient`. It
+    takes the place of the parameter's ``grad`` when the step begins; read gradients before it.
 
     ``"scale"`` follows two vectors only: a step of an optimizer ends with a few products of the
     matrix with them. It finds the norm from the directions that were stretched most before: an
@@ -203,7 +210,7 @@ class SpectralNorm(Constraint):
         sample, left, right = _thin.pop(self, (None, gradient, gradient))
         if vectors is None or not bool(vectors.at.any()):
             return gradient
-        if sample is not None and gradient.ndim == 2 and torch.equal(sample, _sample(gradient)):
+        if sample is not None and gradient.ndim == 2 and _is_of(sample, gradient):
             return thin_inward_gradient(gradient, left, right, self.bound, vectors)
         return inward_gradient(gradient, self.bound, vectors)
 
@@ -212,7 +219,7 @@ class SpectralNorm(Constraint):
         sample, vectors = _followed.get(self, (None, None))
         if X is None:
             return None if isinstance(vectors, OneSide) else vectors
-        if sample is None or not torch.equal(sample, _sample(X)):
+        if sample is None or not _is_of(sample, X):
             vectors = vectors_of(X, self.bound)
             self._follow(X, vectors)
         return vectors.vectors(X) if isinstance(vectors, OneSide) else vectors

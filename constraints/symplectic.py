@@ -71,6 +71,10 @@ class Symplectic(Constraint):
         with torch.no_grad():
             return _unitary(X), _anticommuting(Y)
 
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Each parameter by itself."""
+        return [[i] for i in range(count)]
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W'JW - J|``, over the norm of W: a distance, to first order."""
         size = torch.linalg.matrix_norm(value).clamp(min=1)[..., None, None]

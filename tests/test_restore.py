@@ -256,6 +256,62 @@ def test_what_is_frozen_keeps_every_bit(name):
         assert tensor._version == version
 
 
+def tensor_of_several(name, arguments, shape, view):
+    torch.manual_seed(0)
+    module = nn.ParameterDict({"x": torch.randn(shape)})
+    axes = {"n": 4} if view and "(n m)" in view else {}
+    given = {"view": view, **axes} if view else {}
+    return constrain(module, "x", get(name)(**arguments), init="inside", **given)
+
+
+EVERY = [
+    *((name, *example, None) for name in names() for example in get(name).examples),
+    ("product", {"parts": ["psd_low_rank(rank=2)", "sphere"], "dim": -1}, (4, 8), None),
+    ("product", {"parts": ["spectral_norm(map='scale')", "orthogonal"], "dim": -2}, (8, 4), None),
+    ("psd_low_rank", {"rank": 2}, (2, 16), "b (n m) -> b n m"),
+    ("min_max_norm", {"low": 0.5, "high": 2.0}, (3, 4), "a b -> b a"),
+]
+SEVERAL = [entry for entry in EVERY if len([*tensor_of_several(*entry).parameters()]) > 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        (torch.optim.SGD, "frozen"),
+        (torch.optim.SGD, "in no optimizer"),
+        (torch.optim.SGD, "frozen but in the optimizer"),
+        (torch.optim.LBFGS, "frozen"),
+    ],
+)
+@pytest.mark.parametrize(("name", "arguments", "shape", "view"), SEVERAL)
+def test_an_original_that_is_not_trained_keeps_every_bit(name, arguments, shape, view, make, how):
+    count = len([*tensor_of_several(name, arguments, shape, view).parameters()])
+    for i in range(count):
+        module = tensor_of_several(name, arguments, shape, view)
+        parameters = [*module.parameters()]
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(0.1 * torch.randn_like(p))
+        still = parameters[i]
+        still.requires_grad_(how == "in no optimizer")
+        chosen = parameters if "but" in how else [p for p in parameters if p is not still]
+        optimizer = make(chosen, lr=0.01)
+
+        def closure(module=module, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (module.x - 1).square().sum()
+            loss.backward()
+            return loss
+
+        before, version = still.detach().clone(), still._version
+        for _ in range(5):
+            optimizer.step(closure)
+        assert torch.equal(still, before)
+        assert still._version == version
+        constraint = module.parametrizations.x[0]
+        assert bool(constraint.contains(module.x.detach()).all())
+
+
 def test_restored_values_are_their_own():
     model = several()
     descend(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(2, 4))
@@ -355,7 +411,7 @@ def restorations(monkeypatch):
     seen = []
     restored = ParametrizationList.restore
     monkeypatch.setattr(
-        ParametrizationList, "restore", lambda self: seen.append(self) or restored(self)
+        ParametrizationList, "restore", lambda self, *a: seen.append(self) or restored(self, *a)
     )
     return seen
 

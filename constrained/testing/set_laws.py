@@ -238,6 +238,10 @@ def canonical_keeps_the_element(case: Case) -> None:
             f"found {[(p.shape, p.dtype) for p in better]}.",
         )
         expect_close(constraint(*better), constraint(*free), case, f"forward(canonical({name}))")
+        for group in constraint.restored_together(len(free)):
+            some = [better[i] if i in group else p for i, p in enumerate(free)]
+            what = f"forward of {name} with canonical parameters at {list(group)}"
+            expect_close(constraint(*some), constraint(*free), case, what)
         place = constraint.ambient
         if place is not None and working_dtype(case.dtype) is case.dtype:
             rest = {place, *constraint.frozen}
