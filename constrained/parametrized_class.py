@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.batched_kernels import kernel_methods
 from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.linear import linear_methods
 from constrained.override import lists, override, overriding
@@ -151,6 +152,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **tool_methods(),
             **(linear_methods(base, names) if _reads_as_modules_do(base) else {}),
             **lazy_methods(base, names, parametrized_class),
+            **(kernel_methods(base) if names else {}),
             **{name: _property(name) for name in names},
         }
         cls = type(base)(f"Parametrized{base.__name__}", (base,), members)
