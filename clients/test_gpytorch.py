@@ -336,3 +336,24 @@ class TestBoTorch:
         twin = self.model()
         twin.load_state_dict(model.state_dict())
         same(model, twin)
+
+    @pytest.mark.parametrize("outputs", [[1], [1, 0]])
+    def test_some_outputs(self, outputs):
+        x = torch.rand(8, 2, dtype=torch.float64)
+        plain = SingleTaskGP(x, torch.stack([x.sum(-1), (3 * x).sin().sum(-1)], -1))
+        raw = torch.tensor([[[-2.3, -2.5]], [[-1.0, -0.7]]], dtype=torch.float64)
+        plain.covar_module.raw_lengthscale.data.copy_(raw)
+        model = constrain(copy.deepcopy(plain), "covar_module.raw_lengthscale", "interval(-3, 1)")
+        before = baked_state_dict(model)
+        found, expected = model.subset_output(outputs), plain.subset_output(outputs)
+        torch.testing.assert_close(found.posterior(x).mean, expected.posterior(x).mean)
+        assert spec(found) == spec(model)
+        assert all(torch.equal(before[k], v) for k, v in baked_state_dict(model).items())
+
+    def test_some_outputs_of_a_constraint_across_them(self):
+        x = torch.rand(8, 2, dtype=torch.float64)
+        model = SingleTaskGP(x, torch.stack([x[:, 0], x[:, 1] ** 2], -1))
+        view = "o a d -> (o a d)"
+        constrain(model, "covar_module.raw_lengthscale", "sphere", view=view)
+        with pytest.raises(ValueError, match=r"'covar_module.raw_lengthscale'.*release"):
+            model.subset_output([1])

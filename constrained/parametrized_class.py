@@ -128,11 +128,15 @@ def class_names(module: nn.Module, *more: str) -> tuple[str, ...]:
 
 def parametrized_class(base: type, names: tuple[str, ...]) -> type:
     """The subclass of ``base`` in which the tensors called ``names`` are properties."""
+    # Imported here, since they are built on what uses this.
     if "transformers" in sys.modules:
-        # Imported here, since it is built on what uses this.
-        from constrained.pretrained import adapt
+        from constrained import pretrained
 
-        adapt()
+        pretrained.adapt()
+    if "botorch" in sys.modules:
+        from constrained import subset_models
+
+        subset_models.adapt()
     cls = _classes.get((base, names))
     if cls is None:
         members = {
