@@ -11,8 +11,16 @@ from botorch.acquisition import LogExpectedImprovement
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.optim import optimize_acqf
-from gpytorch.kernels import IndexKernel, InducingPointKernel, Kernel, RBFKernel, ScaleKernel
+from gpytorch.kernels import (
+    IndexKernel,
+    InducingPointKernel,
+    Kernel,
+    PeriodicKernel,
+    RBFKernel,
+    ScaleKernel,
+)
 from torch import nn
+from torch.nn.utils import parametrize as torch_parametrize
 from trained import same, trains, values
 
 import constrained.parametrize as P
@@ -187,6 +195,14 @@ def test_a_task_covariance_of_low_rank():
     torch.testing.assert_close(factor.mT @ factor, torch.eye(2))
 
 
+class Halved(nn.Module):
+    def forward(self, x):
+        return x / 2
+
+    def right_inverse(self, x):
+        return x * 2
+
+
 def batch(outer=(2,)):
     inner = RBFKernel(batch_shape=torch.Size([2]))
     inner.lengthscale = torch.tensor([0.1, 1.0]).view(2, 1, 1)
@@ -288,11 +304,16 @@ class TestBatches:
         with pytest.raises(ValueError, match=r"'raw_outputscale' of ScaleKernel.*\(3,\).*release"):
             kernel.expand_batch(torch.Size([3]))
 
-    def test_any_parametrization(self):
-        kernel = batch()
-        value = kernel.outputscale.detach()
-        P.register_parametrization(kernel, "raw_outputscale", nn.Identity(), unsafe=True)
-        torch.testing.assert_close(kernel[1].outputscale, value[1])
+    @pytest.mark.parametrize("engine", [P, torch_parametrize])
+    def test_any_parametrization(self, engine):
+        kernel = constrain(PeriodicKernel(batch_shape=torch.Size([2])), "raw_period_length", "ball")
+        kernel.lengthscale = torch.tensor([0.5, 2.0]).view(2, 1, 1)
+        value = kernel.lengthscale.detach()
+        engine.register_parametrization(kernel, "raw_lengthscale", Halved())
+        torch.testing.assert_close(kernel[1].lengthscale, value[1])
+        larger = kernel.expand_batch(3, 2)
+        torch.testing.assert_close(larger.lengthscale, value.expand(3, 2, 1, 1))
+        assert isinstance(larger.parametrizations.raw_lengthscale[0], Halved)
 
     def test_a_kernel_that_copies_itself(self):
         likelihood = gpytorch.likelihoods.GaussianLikelihood()
@@ -303,6 +324,27 @@ class TestBatches:
         same(kernel, twin)
         twin.inducing_points = torch.zeros(3, 1)
         assert (kernel.inducing_points != 0).all()
+
+
+class Approximate(gpytorch.models.ApproximateGP):
+    def __init__(self):
+        distribution = gpytorch.variational.CholeskyVariationalDistribution(4)
+        points = torch.linspace(0, 1, 4).unsqueeze(-1)
+        super().__init__(gpytorch.variational.VariationalStrategy(self, points, distribution))
+        self.mean_module = gpytorch.means.ConstantMean()
+        self.covar_module = ScaleKernel(RBFKernel())
+
+    forward = Regression.forward
+
+
+def test_a_variational_parameter_is_chosen_by_its_path():
+    model = Approximate()
+    path = "variational_strategy._variational_distribution.variational_mean"
+    constrain(model, path, "ball(radius=2)")
+    free = f"{path.replace('variational_mean', 'parametrizations.variational_mean')}.original"
+    assert free in dict(model.named_parameters())
+    assert free not in dict(model.named_variational_parameters())
+    assert free in dict(model.named_hyperparameters())
 
 
 class TestBoTorch:

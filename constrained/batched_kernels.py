@@ -46,7 +46,7 @@ def _expand_batch(self: Any, *sizes: Any) -> Any:
     found = plain.expand_batch(*sizes)
     if found is plain:
         return self
-    for name, parametrizations in self.parametrizations.items():
+    for name, parametrizations in _lists(self):
         tensor = getattr(found, name)
         # An expanded tensor has the same memory for all of its entries.
         tensor.data = tensor.data.clone()
@@ -64,7 +64,7 @@ def _expand_batch(self: Any, *sizes: Any) -> Any:
 
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     found = _plain(self).__deepcopy__(memo)
-    for name, parametrizations in self.parametrizations.items():
+    for name, parametrizations in _lists(self):
         _install(found, name, copy.deepcopy(parametrizations, memo))
     return found
 
@@ -90,7 +90,15 @@ def _plain(kernel: Any) -> Any:
     return plain
 
 
-def _again(parametrizations: Any, tensor: Any) -> ParametrizationList:
+def _lists(kernel: Any) -> list[tuple[str, ParametrizationList]]:
+    """The lists of a kernel by the names of its tensors, those that torch has put there too."""
+    # Imported here, since it is built on what uses this.
+    from constrained.adopt import adopted_list
+
+    return [(name, adopted_list(found)) for name, found in kernel.parametrizations.items()]
+
+
+def _again(parametrizations: ParametrizationList, tensor: Any) -> ParametrizationList:
     """A list like another one, for a tensor of another shape."""
     chain = [copy.deepcopy(module) for module in parametrizations.chain()]
     with torch.no_grad():
@@ -99,7 +107,7 @@ def _again(parametrizations: Any, tensor: Any) -> ParametrizationList:
     return found
 
 
-def _install(kernel: nn.Module, name: str, parametrizations: Any) -> None:
+def _install(kernel: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
     # Imported here, since it is built on what uses this.
     from constrained.install import install
 
