@@ -315,6 +315,15 @@ class TestBatches:
         torch.testing.assert_close(larger.lengthscale, value.expand(3, 2, 1, 1))
         assert isinstance(larger.parametrizations.raw_lengthscale[0], Halved)
 
+    def test_parameters_keep_their_order(self):
+        kernel = PeriodicKernel(batch_shape=torch.Size([2]))
+        names = [name for name, _ in kernel.named_parameters()]
+        constrain(kernel, names[0], "interval(-2, 2)")
+        kernel.register_parameter("late", nn.Parameter(torch.zeros(2, 1)))
+        assert [name for name, _ in kernel[1].named_parameters()] == [*names, "late"]
+        larger = release(kernel.expand_batch(3, 2))
+        assert [name for name, _ in larger.named_parameters()] == [*names, "late"]
+
     def test_a_kernel_that_copies_itself(self):
         likelihood = gpytorch.likelihoods.GaussianLikelihood()
         kernel = InducingPointKernel(RBFKernel(), torch.rand(3, 1), likelihood)

@@ -76,16 +76,17 @@ def _plain(kernel: Any) -> Any:
     plain.__dict__.update({k: v for k, v in kernel.__dict__.items() if k != "_overrides"})
     for kind in ("_parameters", "_buffers", "_modules"):
         plain.__dict__[kind] = dict(kernel.__dict__[kind])
-    lists = plain._modules.pop("parametrizations")
-    for name, parametrizations in lists.items():
+    del plain._modules["parametrizations"]
+    for name, parametrizations in _lists(kernel):
         value = getattr(kernel, name).detach().clone()
-        trained = [p.requires_grad for p in parametrizations.parameters()]
-        if trained:
-            plain._parameters[name] = nn.Parameter(value, any(trained))
+        if parametrizations.is_parameter:
+            is_trained = any(p.requires_grad for p in parametrizations.originals())
+            plain._parameters[name] = nn.Parameter(value, is_trained)
         else:
             plain._buffers[name] = value
+    order = {name: i for i, name in enumerate(kernel.parametrizations.places())}
     for tensors in (plain._parameters, plain._buffers):
-        for name in sorted(tensors, key=lists.places().index):
+        for name in sorted(tensors, key=lambda n: order.get(n, len(order))):
             tensors[name] = tensors.pop(name)
     return plain
 
