@@ -11,10 +11,19 @@ from botorch.acquisition import LogExpectedImprovement
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.optim import optimize_acqf
-from gpytorch.kernels import IndexKernel, Kernel, RBFKernel, ScaleKernel
+from gpytorch.kernels import (
+    IndexKernel,
+    InducingPointKernel,
+    Kernel,
+    PeriodicKernel,
+    RBFKernel,
+    ScaleKernel,
+)
 from torch import nn
-from trained import same, trains
+from torch.nn.utils import parametrize as torch_parametrize
+from trained import same, trains, values
 
+import constrained.parametrize as P
 from constrained import assert_feasible, baked_state_dict, constrain, release, spec
 
 X = torch.linspace(0, 1, 12)
@@ -186,6 +195,167 @@ def test_a_task_covariance_of_low_rank():
     torch.testing.assert_close(factor.mT @ factor, torch.eye(2))
 
 
+class Halved(nn.Module):
+    def forward(self, x):
+        return x / 2
+
+    def right_inverse(self, x):
+        return x * 2
+
+
+def batch(outer=(2,)):
+    inner = RBFKernel(batch_shape=torch.Size([2]))
+    inner.lengthscale = torch.tensor([0.1, 1.0]).view(2, 1, 1)
+    kernel = ScaleKernel(inner, batch_shape=torch.Size(outer))
+    kernel.outputscale = torch.rand(outer) + 0.5
+    return kernel
+
+
+INNER, OUTER = "base_kernel.raw_lengthscale", "raw_outputscale"
+BATCHES = {
+    "inner": (batch, [INNER]),
+    "outer": (batch, [OUTER]),
+    "both": (batch, [INNER, OUTER]),
+    "inner alone is a batch": (lambda: batch(()), [INNER, OUTER]),
+    "sum": (lambda: batch() + RBFKernel(), [f"kernels.0.{INNER}", "kernels.1.raw_lengthscale"]),
+    "product": (lambda: batch() * RBFKernel(), [f"kernels.0.{OUTER}"]),
+}
+INDICES = {
+    "some": torch.tensor([1, 0]),
+    "one": 1,
+    "a slice": slice(1),
+    "an entry": (1, slice(2), slice(3)),
+    "rows": (..., slice(2), slice(3)),
+}
+
+
+@pytest.fixture(params=BATCHES)
+def kernels(request):
+    """A plain kernel, and the same with constraints."""
+    make, paths = BATCHES[request.param]
+    plain = make()
+    return plain, constrain(copy.deepcopy(plain), dict.fromkeys(paths, "interval(-4, 4)"))
+
+
+def gradients(kernel, index):
+    """Which parameters have a gradient through an indexed covariance."""
+    covariance = kernel(torch.rand(2, 4, 1))[index].to_dense()
+    if covariance.requires_grad:
+        covariance.sum().backward()
+    return [p.grad is not None for p in kernel.parameters()]
+
+
+class TestBatches:
+    x = torch.linspace(0, 1, 8).view(2, 4, 1)
+
+    @pytest.mark.parametrize("name", INDICES)
+    def test_a_covariance_is_indexed(self, kernels, name):
+        plain, kernel = kernels
+        index = INDICES[name]
+        torch.testing.assert_close(
+            kernel(self.x)[index].to_dense(), plain(self.x)[index].to_dense()
+        )
+        assert gradients(kernel, index) == gradients(plain, index)
+
+    def test_a_kernel_is_indexed(self, kernels):
+        plain, kernel = kernels
+        before = baked_state_dict(kernel)
+        one = kernel[1]
+        assert one.batch_shape == plain[1].batch_shape == ()
+        torch.testing.assert_close(one(self.x[1]).to_dense(), plain(self.x).to_dense()[1])
+        assert all(torch.equal(before[k], v) for k, v in baked_state_dict(kernel).items())
+
+    def test_a_kernel_is_expanded_and_trained(self, kernels):
+        plain, kernel = kernels
+        x = self.x.expand(3, 2, 4, 1)
+        larger = kernel.expand_batch(3, 2)
+        assert larger.batch_shape == (3, 2)
+        assert spec(larger) == spec(kernel)
+        assert all(value.shape[:2] == (3, 2) for value in values(larger).values())
+        expected = plain.expand_batch(3, 2)(x).to_dense()
+        torch.testing.assert_close(larger(x).to_dense(), expected)
+        assert kernel.expand_batch(kernel.batch_shape) is kernel
+        before = baked_state_dict(kernel)
+        free = [p for n, p in larger.named_parameters() if "parametrizations" in n]
+        optimizer = torch.optim.SGD(free, lr=10.0)
+        larger(x).to_dense()[..., 0, 1].sum().neg().backward()
+        optimizer.step()
+        assert_feasible(larger)
+        assert not torch.allclose(larger(x).to_dense(), expected)
+        assert all(torch.equal(before[k], v) for k, v in baked_state_dict(kernel).items())
+
+    def test_predictions_of_one_of_several_outputs(self):
+        def predicted(path):
+            kernel = batch() if path is None else constrain(batch(), path, "interval(-4, 4)")
+            kernel.outputscale = torch.tensor([0.5, 1.5])
+            mean = gpytorch.means.ZeroMean(batch_shape=torch.Size([2]))
+            found = gpytorch.distributions.MultivariateNormal(mean(self.x), kernel(self.x))[1]
+            assert found.rsample().shape == (4,)
+            return found.covariance_matrix
+
+        torch.testing.assert_close(predicted(INNER), predicted(None))
+        torch.testing.assert_close(predicted(OUTER), predicted(None))
+
+    def test_a_constraint_across_the_batch(self):
+        kernel = ScaleKernel(RBFKernel(), batch_shape=torch.Size([1]))
+        constrain(kernel, "raw_outputscale", "sphere")
+        value = kernel.outputscale.detach()
+        torch.testing.assert_close(kernel[0].outputscale, value[0])
+        with pytest.raises(ValueError, match=r"'raw_outputscale' of ScaleKernel.*\(3,\).*release"):
+            kernel.expand_batch(torch.Size([3]))
+
+    @pytest.mark.parametrize("engine", [P, torch_parametrize])
+    def test_any_parametrization(self, engine):
+        kernel = constrain(PeriodicKernel(batch_shape=torch.Size([2])), "raw_period_length", "ball")
+        kernel.lengthscale = torch.tensor([0.5, 2.0]).view(2, 1, 1)
+        value = kernel.lengthscale.detach()
+        engine.register_parametrization(kernel, "raw_lengthscale", Halved())
+        torch.testing.assert_close(kernel[1].lengthscale, value[1])
+        larger = kernel.expand_batch(3, 2)
+        torch.testing.assert_close(larger.lengthscale, value.expand(3, 2, 1, 1))
+        assert isinstance(larger.parametrizations.raw_lengthscale[0], Halved)
+
+    def test_parameters_keep_their_order(self):
+        kernel = PeriodicKernel(batch_shape=torch.Size([2]))
+        names = [name for name, _ in kernel.named_parameters()]
+        constrain(kernel, names[0], "interval(-2, 2)")
+        kernel.register_parameter("late", nn.Parameter(torch.zeros(2, 1)))
+        assert [name for name, _ in kernel[1].named_parameters()] == [*names, "late"]
+        larger = release(kernel.expand_batch(3, 2))
+        assert [name for name, _ in larger.named_parameters()] == [*names, "late"]
+
+    def test_a_kernel_that_copies_itself(self):
+        likelihood = gpytorch.likelihoods.GaussianLikelihood()
+        kernel = InducingPointKernel(RBFKernel(), torch.rand(3, 1), likelihood)
+        constrain(kernel, "inducing_points", "interval(-1, 2)")
+        twin = copy.deepcopy(kernel)
+        assert spec(twin) == spec(kernel)
+        same(kernel, twin)
+        twin.inducing_points = torch.zeros(3, 1)
+        assert (kernel.inducing_points != 0).all()
+
+
+class Approximate(gpytorch.models.ApproximateGP):
+    def __init__(self):
+        distribution = gpytorch.variational.CholeskyVariationalDistribution(4)
+        points = torch.linspace(0, 1, 4).unsqueeze(-1)
+        super().__init__(gpytorch.variational.VariationalStrategy(self, points, distribution))
+        self.mean_module = gpytorch.means.ConstantMean()
+        self.covar_module = ScaleKernel(RBFKernel())
+
+    forward = Regression.forward
+
+
+def test_a_variational_parameter_is_chosen_by_its_path():
+    model = Approximate()
+    path = "variational_strategy._variational_distribution.variational_mean"
+    constrain(model, path, "ball(radius=2)")
+    free = f"{path.replace('variational_mean', 'parametrizations.variational_mean')}.original"
+    assert free in dict(model.named_parameters())
+    assert free not in dict(model.named_variational_parameters())
+    assert free in dict(model.named_hyperparameters())
+
+
 class TestBoTorch:
     @staticmethod
     def model():
@@ -217,3 +387,24 @@ class TestBoTorch:
         twin = self.model()
         twin.load_state_dict(model.state_dict())
         same(model, twin)
+
+    @pytest.mark.parametrize("outputs", [[1], [1, 0]])
+    def test_some_outputs(self, outputs):
+        x = torch.rand(8, 2, dtype=torch.float64)
+        plain = SingleTaskGP(x, torch.stack([x.sum(-1), (3 * x).sin().sum(-1)], -1))
+        raw = torch.tensor([[[-2.3, -2.5]], [[-1.0, -0.7]]], dtype=torch.float64)
+        plain.covar_module.raw_lengthscale.data.copy_(raw)
+        model = constrain(copy.deepcopy(plain), "covar_module.raw_lengthscale", "interval(-3, 1)")
+        before = baked_state_dict(model)
+        found, expected = model.subset_output(outputs), plain.subset_output(outputs)
+        torch.testing.assert_close(found.posterior(x).mean, expected.posterior(x).mean)
+        assert spec(found) == spec(model)
+        assert all(torch.equal(before[k], v) for k, v in baked_state_dict(model).items())
+
+    def test_some_outputs_of_a_constraint_across_them(self):
+        x = torch.rand(8, 2, dtype=torch.float64)
+        model = SingleTaskGP(x, torch.stack([x[:, 0], x[:, 1] ** 2], -1))
+        view = "o a d -> (o a d)"
+        constrain(model, "covar_module.raw_lengthscale", "sphere", view=view)
+        with pytest.raises(ValueError, match=r"'covar_module.raw_lengthscale'.*release"):
+            model.subset_output([1])

@@ -91,3 +91,32 @@ def test_the_gradient_is_that_of_finite_differences():
         down[i] -= h
         quotient = (after(up) - after(down)).item() / (2 * h)
         torch.testing.assert_close(gradient[i].item(), quotient, rtol=1e-5, atol=1e-7)
+
+
+class Affine(nn.Module):
+    """Two tensors of one shape, so that to take one for the other is no error."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(6))
+        self.shift = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return x * self.scale + self.shift
+
+
+@pytest.mark.parametrize("path", ["scale", "shift"])
+def test_parameters_are_given_in_the_order_of_the_functional_model(path):
+    model = constrain(Affine(), path, "ball(radius=10)")
+    functional = higher.monkeypatch(model, copy_initial_weights=False)
+    x = torch.randn(4, 6)
+    given = list(functional.parameters())
+    output = functional(x, params=given)
+    torch.testing.assert_close(output, model(x))
+    gradients = torch.autograd.grad(output.square().mean(), given)
+    model(x).square().mean().backward()
+    output = functional(x, params=[p - 0.1 * g for p, g in zip(given, gradients, strict=True)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad
+    torch.testing.assert_close(output, model(x))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.batched_kernels import kernel_methods
 from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.linear import linear_methods
 from constrained.override import lists, override, overriding
@@ -127,11 +128,15 @@ def class_names(module: nn.Module, *more: str) -> tuple[str, ...]:
 
 def parametrized_class(base: type, names: tuple[str, ...]) -> type:
     """The subclass of ``base`` in which the tensors called ``names`` are properties."""
+    # Imported here, since they are built on what uses this.
     if "transformers" in sys.modules:
-        # Imported here, since it is built on what uses this.
-        from constrained.pretrained import adapt
+        from constrained import pretrained
 
-        adapt()
+        pretrained.adapt()
+    if "botorch" in sys.modules:
+        from constrained import subset_models
+
+        subset_models.adapt()
     cls = _classes.get((base, names))
     if cls is None:
         members = {
@@ -151,6 +156,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **tool_methods(),
             **(linear_methods(base, names) if _reads_as_modules_do(base) else {}),
             **lazy_methods(base, names, parametrized_class),
+            **(kernel_methods(base) if names else {}),
             **{name: _property(name) for name in names},
         }
         cls = type(base)(f"Parametrized{base.__name__}", (base,), members)
