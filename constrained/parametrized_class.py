@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.containers import container_methods
 from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.linear import linear_methods
 from constrained.override import lists, override, overriding
@@ -149,6 +150,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **refusing_methods(),
             **initialising_methods(base, names),
             **tool_methods(),
+            **container_methods(base),
             **(linear_methods(base, names) if _reads_as_modules_do(base) else {}),
             **lazy_methods(base, names, parametrized_class),
             **{name: _property(name) for name in names},

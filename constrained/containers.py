@@ -1,0 +1,142 @@
+"""Parts, copies and unions of a ``ParameterList`` or ``ParameterDict`` with parametrized tensors.
+
+Torch makes them of what it reads, and makes new parameters of all that is none: such a parameter
+would get the gradient in the stead of the originals. Here the new container has the same
+parametrizations, as it would have the same parameters. What torch's own class does with values that
+it is given is out of reach: ``nn.ParameterList(values)``, ``extend`` of a plain list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from constrained.override import lists, overriding
+from constrained.refused import refuse_deletion
+
+
+def container_methods(base: type) -> dict[str, Callable[..., Any]]:
+    """Methods of a class derived from ``base``, in the place of those of torch's containers."""
+    for kind, methods in _METHODS.items():
+        if issubclass(base, kind):
+            # One of somebody else's does what it says.
+            return {n: m for n, m in methods.items() if getattr(base, n) is getattr(kind, n)}
+    return {}
+
+
+# ------------------------------------------------------------------------------------ lists
+
+
+def _part(self: Any, idx: Any) -> Any:
+    if not isinstance(idx, slice):
+        return super(self._parametrized, self).__getitem__(idx)
+    new = self.__class__()
+    for i in range(*idx.indices(len(self))):
+        new._size += 1
+        _put(new, str(len(new) - 1), self, str(i))
+    return _settled(new)
+
+
+def _extend(self: Any, values: Iterable[Any]) -> Any:
+    if not isinstance(values, nn.ParameterList):
+        return super(self._parametrized, self).extend(values)
+    for i in range(len(values)):
+        self._size += 1
+        _put(self, str(len(self) - 1), values, str(i))
+    return _settled(self)
+
+
+# ----------------------------------------------------------------------------- dictionaries
+
+
+def _copy(self: Any) -> nn.ParameterDict:
+    return _union(self, nn.ParameterDict())
+
+
+def _or(self: Any, other: Any) -> nn.ParameterDict:
+    return _union(self, other)
+
+
+def _ror(self: Any, other: Any) -> nn.ParameterDict:
+    return _union(other, self)
+
+
+def _union(first: Any, second: Any) -> nn.ParameterDict:
+    """A new dictionary with the entries of both; those of the second one win."""
+    new = nn.ParameterDict()
+    both = [x if isinstance(x, nn.ParameterDict) else nn.ParameterDict(x) for x in (first, second)]
+    for key in {**dict.fromkeys(both[0]), **dict.fromkeys(both[1])}:
+        new._keys[key] = None
+        _put(new, key, both[1] if key in both[1] else both[0], key)
+    return _settled(new)
+
+
+def _update(self: Any, parameters: Any) -> None:
+    if not isinstance(parameters, nn.ParameterDict):
+        super(self._parametrized, self).update(parameters)
+        return
+    for key in parameters:
+        if key in self:
+            # It is assigned, and stays in its own set.
+            self[key] = parameters[key]
+        else:
+            self._keys[key] = None
+            _put(self, key, parameters, key)
+    _settled(self)
+
+
+def _delete(self: Any, key: str) -> None:
+    if key in lists(self):
+        raise refuse_deletion(key)
+    super(self._parametrized, self).__delitem__(key)
+
+
+def _clear(self: Any) -> None:
+    for key in lists(self):
+        raise refuse_deletion(key)
+    super(self._parametrized, self).clear()
+
+
+# ------------------------------------------------------------------------------------------
+
+
+def _put(new: Any, name: str, old: Any, old_name: str) -> None:
+    """Give a container an entry of another one: its parametrizations, if there are any."""
+    # Imported here, since it is built on what uses this.
+    from constrained.parametrized_class import Parametrizations
+
+    found = lists(old).get(old_name) if hasattr(type(old), "_overridable") else None
+    if found is None or overriding(old, old_name) is not None:
+        new[int(name) if isinstance(new, nn.ParameterList) else name] = old[
+            int(old_name) if isinstance(old, nn.ParameterList) else old_name
+        ]
+        return
+    if "parametrizations" not in new._modules:
+        new.parametrizations = Parametrizations(new)
+    new.parametrizations[name] = found
+
+
+def _settled(new: Any) -> Any:
+    """The container with the class that its entries call for, which stand in their order."""
+    from constrained.parametrized_class import set_class
+
+    found = lists(new)
+    if found:
+        names = new if isinstance(new, nn.ParameterDict) else map(str, range(len(new)))
+        places = dict.fromkeys((*new.parametrizations._places, *names))
+        new.parametrizations._places = tuple(places)
+    # That of the whole serves a part, and is there already.
+    if not found or not found.keys() <= set(getattr(type(new), "_names", ())):
+        set_class(new, getattr(type(new), "_base_class", type(new)))
+    return new
+
+
+_METHODS: dict[type, dict[str, Callable[..., Any]]] = {
+    nn.ParameterList: {"__getitem__": _part, "extend": _extend},
+    nn.ParameterDict: {
+        **{"copy": _copy, "update": _update, "clear": _clear, "__delitem__": _delete},
+        **{"__or__": _or, "__ror__": _ror},
+    },
+}
