@@ -227,6 +227,11 @@ class ValueStore:
         """Whether nobody holds a value of the originals as they are, hooked or wrote into one."""
         return not (self._values or self._handed or self._lost or any(self._hooks.values()))
 
+    def is_hooked(self) -> bool:
+        """Whether hooks on the value wait for its gradient, in any thread."""
+        held = [stored.tracked for stored in list(self._values.values()) if stored.is_pure]
+        return any(self._hooks.values()) or any(hooks_of(value) for value in held)
+
     def is_lost(self) -> bool:
         """Whether a value that was handed out, in any thread, was written to no lasting effect."""
         return (

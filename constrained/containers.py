@@ -124,9 +124,9 @@ def _settled(new: Any) -> Any:
 
     found = lists(new)
     if found:
-        names = new if isinstance(new, nn.ParameterDict) else map(str, range(len(new)))
-        places = dict.fromkeys((*new.parametrizations._places, *names))
-        new.parametrizations._places = tuple(places)
+        names = map(str, range(len(new))) if isinstance(new, nn.ParameterList) else new.keys()
+        kept: Any = new._modules["parametrizations"]
+        kept._places = tuple(dict.fromkeys((*kept.places(), *names)))
     # That of the whole serves a part, and is there already.
     if not found or not found.keys() <= set(getattr(type(new), "_names", ())):
         set_class(new, getattr(type(new), "_base_class", type(new)))

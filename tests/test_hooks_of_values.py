@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -184,3 +185,19 @@ def test_values_of_foreign_modules_are_new_ones_as_under_torch():
     m.weight.register_hook(lambda g: count.append(1))
     step(m)
     assert len(count) == 1
+
+
+def test_compiled_code_says_that_it_calls_none():
+    for registered_before in (True, False):
+        torch.compiler.reset()
+        m = layer()
+        handle = m.weight.register_hook(lambda g: g)
+        if registered_before:
+            step(m)
+        with pytest.warns(UserWarning, match="'weight' .*compiled does not call the hooks"):
+            torch.compile(m, backend="eager")(torch.ones(2, 8))
+        handle.remove()
+        torch.compiler.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.compile(m, backend="eager")(torch.ones(2, 8))
