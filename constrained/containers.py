@@ -16,6 +16,9 @@ from torch import nn
 from constrained.override import lists, overriding
 from constrained.refused import refuse_deletion
 
+#: What keeps the place of an entry; None is none that could be assigned.
+_NOTHING = ()
+
 
 def container_methods(base: type) -> dict[str, Callable[..., Any]]:
     """Methods of a class derived from ``base``, in the place of those of torch's containers."""
@@ -34,8 +37,7 @@ def _part(self: Any, idx: Any) -> Any:
         return super(self._parametrized, self).__getitem__(idx)
     new = self.__class__()
     for i in range(*idx.indices(len(self))):
-        new._size += 1
-        _put(new, str(len(new) - 1), self, str(i))
+        _append(new, self, i)
     return _settled(new)
 
 
@@ -43,9 +45,15 @@ def _extend(self: Any, values: Iterable[Any]) -> Any:
     if not isinstance(values, nn.ParameterList):
         return super(self._parametrized, self).extend(values)
     for i in range(len(values)):
-        self._size += 1
-        _put(self, str(len(self) - 1), values, str(i))
+        _append(self, values, i)
     return _settled(self)
+
+
+def _append(new: nn.ParameterList, old: nn.ParameterList, i: int) -> None:
+    found = _parametrized(old, str(i))
+    new.append(old[i] if found is None else _NOTHING)
+    if found is not None:
+        _put(new, str(len(new) - 1), found)
 
 
 # ----------------------------------------------------------------------------- dictionaries
@@ -59,7 +67,9 @@ def _or(self: Any, other: Any) -> nn.ParameterDict:
     return _union(self, other)
 
 
-def _ror(self: Any, other: Any) -> nn.ParameterDict:
+def _ror(self: Any, other: Any) -> Any:
+    if not isinstance(other, nn.ParameterDict):
+        return super(self._parametrized, self).__ror__(other)
     return _union(other, self)
 
 
@@ -68,8 +78,7 @@ def _union(first: Any, second: Any) -> nn.ParameterDict:
     new = nn.ParameterDict()
     both = [x if isinstance(x, nn.ParameterDict) else nn.ParameterDict(x) for x in (first, second)]
     for key in {**dict.fromkeys(both[0]), **dict.fromkeys(both[1])}:
-        new._keys[key] = None
-        _put(new, key, both[1] if key in both[1] else both[0], key)
+        _add(new, key, both[1] if key in both[1] else both[0])
     return _settled(new)
 
 
@@ -82,9 +91,15 @@ def _update(self: Any, parameters: Any) -> None:
             # It is assigned, and stays in its own set.
             self[key] = parameters[key]
         else:
-            self._keys[key] = None
-            _put(self, key, parameters, key)
+            _add(self, key, parameters)
     _settled(self)
+
+
+def _add(new: nn.ParameterDict, key: str, old: nn.ParameterDict) -> None:
+    found = _parametrized(old, key)
+    new[key] = old[key] if found is None else _NOTHING
+    if found is not None:
+        _put(new, key, found)
 
 
 def _delete(self: Any, key: str) -> None:
@@ -102,20 +117,22 @@ def _clear(self: Any) -> None:
 # ------------------------------------------------------------------------------------------
 
 
-def _put(new: Any, name: str, old: Any, old_name: str) -> None:
-    """Give a container an entry of another one: its parametrizations, if there are any."""
+def _parametrized(container: Any, name: str) -> nn.Module | None:
+    """What computes an entry, if it is parametrized and nothing stands in its place."""
+    if not hasattr(type(container), "_overridable") or overriding(container, name) is not None:
+        return None
+    return lists(container).get(name)
+
+
+def _put(new: Any, name: str, parametrizations: nn.Module) -> None:
+    """Let an entry be computed by the parametrizations of another one."""
     # Imported here, since it is built on what uses this.
     from constrained.parametrized_class import Parametrizations
 
-    found = lists(old).get(old_name) if hasattr(type(old), "_overridable") else None
-    if found is None or overriding(old, old_name) is not None:
-        new[int(name) if isinstance(new, nn.ParameterList) else name] = old[
-            int(old_name) if isinstance(old, nn.ParameterList) else old_name
-        ]
-        return
+    delattr(new, name)
     if "parametrizations" not in new._modules:
         new.parametrizations = Parametrizations(new)
-    new.parametrizations[name] = found
+    new.parametrizations[name] = parametrizations
 
 
 def _settled(new: Any) -> Any:

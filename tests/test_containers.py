@@ -30,6 +30,7 @@ LISTS = {
     "from the end": (lambda x: x[::-1], [2, 1, 0]),
     "a slice of a slice": (lambda x: x[1:][1:], [2]),
     "nothing": (lambda x: x[3:], []),
+    "every other": (lambda x: x[::2], [0, 2]),
     "extended": (lambda x: x[:2].extend(x[1:]), [0, 1, 1, 2]),
 }
 DICTS = {
@@ -44,11 +45,10 @@ MADE = [
 ]
 
 
-@pytest.mark.parametrize("part", ["*", "1"])
+@pytest.mark.parametrize("part", ["*", "1", "01"])
 @pytest.mark.parametrize(("make", "derive", "keys"), MADE, ids=[*LISTS, *DICTS])
 def test_a_container_made_of_another_has_its_parameters(make, derive, keys, part):
-    target = part if part == "*" or make is in_list else "b"
-    whole = make(target)
+    whole = make(part if make is in_list else part.translate({48: "a", 49: "b"}))
     new = derive(whole)
     assert len(new) == len(keys)
     items = [whole[k] for k in keys]
@@ -88,6 +88,7 @@ def test_a_union_has_the_entries_of_the_second_and_assigns_nothing():
     both = d | {"c": p}
     assert both["c"] is p and both["b"] is d["b"]
     assert torch.equal(d["c"], old["c"])
+    assert ({"x": 1} | d) == {"x": 1, **d}
 
 
 def test_an_update_shares_new_entries_and_assigns_those_that_are_there():
