@@ -103,7 +103,8 @@ def constrain(
             let_through()
             start = init if request.init is None else request.init
             changes.append(prepare(places_of_one, request, start, optimizer))
-        check_owners((change.places, len(change.tensors())) for change in changes)
+        held = ((change.places, len(change.tensors())) for change in changes)
+        check_owners(module, held)
         carry_out(changes, optimizer)
     return module
 

@@ -8,11 +8,15 @@ Where tensors do not mean what they say (tracing, ``torch.func``, forward-mode d
 modes), and where FSDP swaps and writes the originals without a trace, values are neither stored nor
 reused. Saved-tensor hooks, such as those of activation checkpointing, see nothing of an evaluation:
 a region that is run once more must save as much as it did before, whether it reads or evaluates.
+
+A hook on the value (``module.weight.register_hook``) belongs to the parametrized tensor, as one on
+a parameter does: the next value gets the hooks of the one that it replaces.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +31,7 @@ from constrained.constraint import is_autocast
 from constrained.fingerprint import Fingerprint, Structure, TensorState, UnwatchableError
 from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, recomputing, replay
+from constrained.torch_internals.hooks import give_hooks, hooks_of
 from constrained.torch_internals.modules import is_replica, torch_cache
 from constrained.torch_internals.moments import has_saving_hooks, is_transformed, stream_of, unseen
 from constrained.torch_internals.tensors import version
@@ -135,18 +140,20 @@ class Precomputed(NamedTuple):
 class ValueStore:
     """The stored values of one parametrized tensor, one for each thread."""
 
-    __slots__ = ("_handed", "_lost", "_precomputed", "_recipe", "_values")
+    __slots__ = ("_handed", "_hooks", "_lost", "_precomputed", "_recipe", "_values")
 
     def __init__(self) -> None:
         self._values: dict[int, _Stored] = {}
         self._handed: dict[int, HandedOut] = {}
+        # Dictionaries of hooks by their ids: threads may have begun one each.
+        self._hooks: dict[int, Any] = {}
         self._lost = False
         self._recipe: _Recipe | None = None
         self._precomputed: Precomputed | None = None
 
     def clear(self) -> None:
         """Forget all values, and with them the graphs that hold on to the originals."""
-        self._values.clear()
+        self._forget_values()
         self._handed.clear()
         self._lost = False
         self._recipe = self._precomputed = None
@@ -158,11 +165,32 @@ class ValueStore:
             stepped: the originals have new numbers, and nothing else is expected to change.
         """
         self._lost = self.is_lost()
-        self._values.clear()
+        self._forget_values()
         self._handed.clear()
         self._precomputed = None
         if not stepped:
             self._recipe = None
+
+    def _forget_values(self) -> None:
+        for thread in list(self._values):
+            self._pop(thread)
+
+    def _pop(self, thread: int) -> _Stored | None:
+        """Forget the value of a thread, but not its hooks."""
+        stored = self._values.pop(thread, None)
+        # Without its node the tensor is somebody's own, and what a foreign module gives has the
+        # hooks that it has under torch.
+        if stored is not None and stored.is_pure and stored.tracked.grad_fn is stored.node:
+            hooks = hooks_of(stored.tracked)
+            if hooks is not None:
+                self._hooks[id(hooks)] = hooks
+        return stored
+
+    def _give_hooks(self, value: Tensor) -> None:
+        """Let a new value call the hooks of those before it."""
+        if value.grad_fn is not None:
+            for hooks in list(self._hooks.values()):
+                give_hooks(value, hooks)
 
     def recipe(self, on: Evaluated) -> _Recipe | None:
         """How the value is evaluated; None if what happens to it can't be seen."""
@@ -196,8 +224,13 @@ class ValueStore:
         return found
 
     def is_unread(self) -> bool:
-        """Whether nobody holds a value of the originals as they are, or wrote into one."""
-        return not (self._values or self._handed or self._lost)
+        """Whether nobody holds a value of the originals as they are, hooked or wrote into one."""
+        return not (self._values or self._handed or self._lost or any(self._hooks.values()))
+
+    def is_hooked(self) -> bool:
+        """Whether hooks on the value wait for its gradient, in any thread."""
+        held = [stored.tracked for stored in list(self._values.values()) if stored.is_pure]
+        return any(self._hooks.values()) or any(hooks_of(value) for value in held)
 
     def is_lost(self) -> bool:
         """Whether a value that was handed out, in any thread, was written to no lasting effect."""
@@ -240,7 +273,7 @@ class ValueStore:
                 self._raise(thread)
         if bypassed:
             return self._hand_out(on, thread)
-        self._values.pop(thread, None)
+        self._pop(thread)
         return self._evaluate(on, thread)
 
     def _is_lost_in(self, thread: int) -> bool:
@@ -249,23 +282,34 @@ class ValueStore:
 
     def _raise(self, thread: int) -> NoReturn:
         self._lost = False
-        self._values.pop(thread, None)
+        self._pop(thread)
         self._handed.pop(thread, None)
         raise ValueWrittenError
 
     def _hand_out(self, on: Evaluated, thread: int) -> Tensor:
         """Evaluate for this reader only."""
-        value = on()
+        value = self._hooked(on)
         if not is_transformed() and can_be_watched(value, _sources(on)):
             if len(self._handed) > 1:
                 self._bury()
             self._handed[thread] = HandedOut(value)
         return value
 
+    def _hooked(self, on: Evaluated) -> Tensor:
+        """Evaluate, with hooks that last."""
+        value = on()
+        if on.is_pure() and not is_transformed() and hooks_of(value) is None:
+            # Nobody looks at this value again, so it does not begin a dictionary of its own.
+            if not self._hooks:
+                hooks: Any = OrderedDict()
+                self._hooks[id(hooks)] = hooks
+            self._give_hooks(value)
+        return value
+
     def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
         recipe = self.recipe(on)
         if recipe is None:
-            return on() if on.is_managed() else self._hand_out(on, thread)
+            return self._hooked(on) if on.is_managed() else self._hand_out(on, thread)
         context = None if recipe.is_pure else active_context()
         trains = recipe.trains and _is_recording()
         # What hooks would see of an evaluation is left out where it can be computed once more.
@@ -313,15 +357,16 @@ class ValueStore:
     def _keep(self, thread: int, stored: _Stored) -> None:
         if len(self._values) > 1:
             self._bury()
+        if stored.is_pure:
+            self._give_hooks(stored.tracked)
         self._values[thread] = stored
 
     def _bury(self) -> None:
         """Forget the values of threads that have ended, but not that one of them was written."""
         alive = {t.ident for t in threading.enumerate()}
         # Step by step, since other threads store theirs at the same time.
-        for values in (self._values, self._handed):
-            for dead in [t for t in list(values) if t not in alive]:
-                value = values.pop(dead, None)
+        for dead in {*list(self._values), *list(self._handed)} - alive:
+            for value in (self._pop(dead), self._handed.pop(dead, None)):
                 self._lost = self._lost or (value is not None and value.is_lost())
 
 
@@ -381,6 +426,7 @@ class _Stored:
         value: what it is; nobody gets this very tensor.
         plain: without a graph, once somebody has read it so.
         tracked: with the graph, where one was recorded.
+        is_pure: whether it depends on nothing else than what is known.
         node: the end of that graph, which somebody may cut off by ``detach_()``.
         records: whether a read that records gradients may be served.
     """
@@ -392,6 +438,7 @@ class _Stored:
         "_is_source",
         "_kept",
         "_surroundings",
+        "is_pure",
         "node",
         "plain",
         "records",
@@ -409,6 +456,7 @@ class _Stored:
     ) -> None:
         self.value = TensorState(kept.value.detach())
         self._kept = kept
+        self.is_pure = kept.is_repeatable
         self._holds = fingerprint.holds
         sources = fingerprint.states
         differentiable = [seen.tensor for seen in sources if seen.requires_grad]

@@ -5,8 +5,9 @@ the layer itself. And the gradient of a linear layer with respect to its weight 
 small a rank as there are rows of input; where these are few, some constraints have the gradient of
 their parameters from the factors, for a fraction of the time.
 
-Both leave the weight unread. So they step aside where somebody has read it since the last step:
-what was asked of that tensor (a hook, ``retain_grad``, a write) holds for the layer as well.
+Both leave the weight unread. So they step aside where somebody has read it since the last step, or
+hooks on it last: what was asked of that tensor (a hook, ``retain_grad``, a write) holds for the
+layer as well.
 """
 
 from __future__ import annotations

@@ -4,28 +4,41 @@ A tensor that is tied to one outside of the model that was given would come unti
 parameter would go on to stand in its place. Nobody keeps a list of the owners of a tensor, and to
 look for them among all objects takes tens of milliseconds. So the references to a tensor are
 counted first: mostly there are none but those that are known.
+
+A module of the model may hold a tensor by itself as well, in an attribute or in a list that is one.
+Nothing can renew such a reference, and what is computed with it is not constrained: that is said.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
+from constrained.caller import frames_to_the_caller
+from constrained.departures import listed
 from constrained.parametrization_list import ParametrizationList
 from constrained.select import Place
 
+#: How deep in lists and dictionaries a tensor is looked for, as in those of an optimizer's groups.
+_DEPTH = 3
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+#: Where a module keeps what it owns.
+_OWNED = ("_parameters", "_buffers", "_modules")
 
-def check_owners(tensors: Iterable[tuple[Sequence[Place], int]]) -> None:
+
+def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Place], int]]) -> None:
     """Raise, before anything has changed, if a module outside of a model owns one of its tensors.
 
     Whoever merely holds the tensor, such as an optimizer or a list, is no owner. What `gc.freeze`
-    has hidden is not found.
+    has hidden is not found. Where a module of the model does, there is a warning.
 
     Args:
+        model: the model.
         tensors: all places of each tensor in the model, and how many more references to it the
             caller has.
 
@@ -33,12 +46,48 @@ def check_owners(tensors: Iterable[tuple[Sequence[Place], int]]) -> None:
         ValueError: with the other owner and the cure.
     """
     held = [here for here, more in tensors if _is_held_elsewhere(here, more)]
-    if held and _outside(held) is not None:
+    if not held:
+        return
+    if _outside(held) is not None:
         # A module that was dropped may linger in a reference cycle.
         gc.collect()
         found = _outside(held)
         if found is not None:
             raise ValueError(_described(*found))
+    _warn_of_attributes(model, {id(here[0].tensor): here[0].path for here in held})
+
+
+def _warn_of_attributes(model: nn.Module, paths: dict[int, str]) -> None:
+    """Warn of tensors, by their ids, that the modules of a model hold in attributes as well."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in _OWNED or _renews(module, value):
+                continue
+            found = [paths[id(item)] for item in _items(value, _DEPTH) if id(item) in paths]
+            if found:
+                names = listed(list(dict.fromkeys(found)))
+                warnings.warn(
+                    f"'{f'{prefix}.' if prefix else ''}{name}' of the {type(model).__name__} holds "
+                    f"the plain tensor of {names}, which is not the constrained value from now on: "
+                    f"read {names} wherever it is used.",
+                    stacklevel=frames_to_the_caller(),
+                )
+
+
+def _renews(module: nn.Module, value: Any) -> bool:
+    """Whether a module renews what it holds: a recurrent layer keeps a list of its weights."""
+    return isinstance(module, nn.RNNBase) and type(value) is list
+
+
+def _items(value: Any, depth: int) -> list[Any]:
+    """A value, and what is in it where it is a list, a tuple, a set or a dictionary."""
+    found = level = [value]
+    for _ in range(depth):
+        # By type, as below.
+        nested = [item for item in level if issubclass(type(item), _CONTAINERS)]
+        level = [item for x in nested for item in (x.values() if isinstance(x, dict) else x)]
+        found = found + level
+    return found
 
 
 def _references(box: list[Any]) -> int:
@@ -51,8 +100,8 @@ _ALONE = _references([object()])
 
 def _is_held_elsewhere(here: Sequence[Place], more: int) -> bool:
     known = {(id(container), place.name) for place in here for container in _containers(place)}
-    # A recurrent layer keeps a list of its weights.
-    lists = {id(v): v for place in here for v in vars(place.module).values() if type(v) is list}
+    values = (v for place in here for v in vars(place.module).values() if _renews(place.module, v))
+    lists = {id(v): v for v in values}
     listed = sum(item is here[0].tensor for found in lists.values() for item in found)
     return _references([here[0].tensor]) > _ALONE + len(known) + listed + more
 

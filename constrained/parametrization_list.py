@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -610,6 +611,17 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         if self._store.is_lost():
             self._store.clear()
             raise _written(self, name)
+
+    def check_traced(self, name: str) -> None:
+        """The same, and warn of hooks on the value, for a tracer that sees neither."""
+        self.check_written(name)
+        if self._store.is_hooked():
+            warnings.warn(
+                f"'{name}' is computed by {_chain_repr(self)}, and code that is compiled does not "
+                "call the hooks on its value: register them on its free parameters, under "
+                f"`module.parametrizations.{name}`, or leave the module out of what is compiled.",
+                stacklevel=2,
+            )
 
     def forget(self) -> None:
         """Forget stored values, whose graphs hold the originals.

@@ -25,6 +25,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.batched_kernels import kernel_methods
+from constrained.containers import container_methods
 from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.linear import linear_methods
 from constrained.override import lists, override, overriding
@@ -154,6 +155,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **refusing_methods(),
             **initialising_methods(base, names),
             **tool_methods(),
+            **container_methods(base),
             **(linear_methods(base, names) if _reads_as_modules_do(base) else {}),
             **lazy_methods(base, names, parametrized_class),
             **(kernel_methods(base) if names else {}),

@@ -1,6 +1,7 @@
 """A tensor that is tied to a module outside of the one that is given is not untied silently."""
 
 import gc
+import warnings
 
 import pytest
 import torch
@@ -101,3 +102,69 @@ def test_nobody_is_looked_for_where_nobody_holds_a_tensor(monkeypatch):
     layer = nn.Linear(4, 4)
     torch.compile(layer, backend="eager")(torch.ones(2, 4)).sum().backward()
     constrain(layer, "weight", "positive")
+
+
+class Holding(nn.Module):
+    """Keeps its weight in a way of its own as well."""
+
+    def __init__(self, hold):
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.rand(3)), nn.Parameter(torch.rand(3))
+        hold(self)
+
+
+HOLDS = {
+    "a list": lambda m: setattr(m, "ws", [m.w]),
+    "a dictionary": lambda m: setattr(m, "ws", {"w": m.w}),
+    "a tuple in a list": lambda m: setattr(m, "ws", [("w", m.w)]),
+    "groups of an optimizer": lambda m: setattr(m, "ws", [{"params": [m.w, m.b]}]),
+    "an attribute": lambda m: object.__setattr__(m, "ws", m.w),
+}
+
+
+@pytest.mark.parametrize("spec", ["positive", "low_rank(rank=1)"])
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS)
+def test_what_holds_the_very_parameter_is_named(hold, spec):
+    model = nn.Sequential(
+        Holding(lambda m: (setattr(m, "w", nn.Parameter(torch.ones(2, 2))), hold(m)))
+    )
+    match = r"^'0\.ws' of the Sequential holds the plain tensor of '0\.w', .*: read '0\.w' wherever"
+    with pytest.warns(UserWarning, match=match) as caught:
+        constrain(model, "0.w", spec)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert list(violations(model)) == ["0.w"]
+
+
+def test_one_attribute_is_named_once():
+    model = Holding(lambda m: setattr(m, "ws", list(m.parameters())))
+    with pytest.warns(UserWarning, match="'ws' of the Holding holds .* 'w', 'b'") as caught:
+        constrain(model, "*", "positive")
+    assert len(caught) == 1
+
+
+def test_another_module_of_the_model_is_looked_at():
+    layer = nn.Linear(3, 3)
+    other = nn.Identity()
+    other.seen = [layer.weight]
+    with pytest.warns(UserWarning, match=r"'1\.seen' of the Sequential"):
+        constrain(nn.Sequential(layer, other), "0.weight", "sphere")
+
+
+def test_what_is_warned_of_as_an_error_has_changed_nothing():
+    model = Holding(HOLDS["a list"])
+    with warnings.catch_warnings(), pytest.raises(UserWarning):
+        warnings.simplefilter("error")
+        constrain(model, "w", "positive")
+    assert type(model) is Holding and isinstance(model.w, nn.Parameter)
+
+
+@pytest.mark.parametrize("layer", [nn.RNN, nn.LSTM, nn.GRU])
+def test_what_is_renewed_and_what_holds_others_is_no_case(layer):
+    model = nn.Sequential(layer(3, 3), nn.MultiheadAttention(4, 2), Holding(HOLDS["a list"]))
+    kept = list(model.parameters())
+    optimizer = torch.optim.Adam(kept)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        constrain(model, "0.weight_*", "orthogonal")
+        constrain(model, "1.in_proj_weight", "sphere")
+        constrain(model, "2.b", "positive", optimizer=optimizer)

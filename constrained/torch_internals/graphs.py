@@ -44,8 +44,8 @@ class Evaluable(Protocol):
         """The name of the tensor, for messages."""
         ...
 
-    def check_written(self, name: str) -> None:
-        """Raise a RuntimeError if a value that was handed out has been written in place."""
+    def check_traced(self, name: str) -> None:
+        """Raise or warn of what has been done to a value that was handed out, and is not traced."""
         ...
 
 
@@ -57,7 +57,7 @@ def traced_value(parametrized: Evaluable) -> Tensor:
 
     # Run by the tracer: `_recall` gives `value` the value of an earlier read, if there is one.
     tensors, value = (*parametrized.originals(), *parametrized.buffers()), None
-    comptime(_check_written)
+    comptime(_check)
     comptime(_recall)
     if value is None:
         value = parametrized()
@@ -81,11 +81,11 @@ def _cautious(step: Callable[[Any], None]) -> Callable[[Any], None]:
     return attempt
 
 
-def _check_written(context: Any) -> None:
-    # Nothing of it would be in the graph, and eager code raises here.
+def _check(context: Any) -> None:
+    # Nothing of it would be in the graph; of a write eager code raises here.
     with suppress(AttributeError, KeyError, LookupError):
         parametrized = _real(_tracer_of(context), "parametrized")
-        parametrized.check_written(parametrized.place())
+        parametrized.check_traced(parametrized.place())
 
 
 @_cautious

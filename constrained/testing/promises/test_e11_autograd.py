@@ -400,15 +400,18 @@ def test_hooks_and_retain_grad_on_a_value():
     assert_close(w.grad, torch.full((3, 3), 3.0))
 
 
-def test_a_hook_on_a_value_of_the_last_step_does_not_run_again():
+def test_a_hook_on_a_value_lasts_as_one_on_a_parameter():
     m = layer(Sphere())
     calls = []
-    m.weight.register_hook(lambda g: calls.append(1))
+    handle = m.weight.register_hook(lambda g: calls.append(1))
+    for _ in range(2):
+        m.weight.sum().backward()
+        with torch.no_grad():
+            original(m).add_(1)
+    assert calls == [1, 1]
+    handle.remove()
     m.weight.sum().backward()
-    with torch.no_grad():
-        original(m).add_(1)
-    m.weight.sum().backward()
-    assert calls == [1]
+    assert calls == [1, 1]
 
 
 def test_module_hooks():
