@@ -113,7 +113,7 @@ def _rows(input: Any) -> int:
 
 def _list(layer: Any) -> Any:
     """The weight's parametrizations, if there is a way to apply them and nobody has read it."""
-    if "_overrides" in layer.__dict__:
+    if layer._overrides is not None:
         return None
     parametrizations = layer._modules.get("parametrizations")
     found = None if parametrizations is None else parametrizations._modules.get("weight")
