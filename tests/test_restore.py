@@ -403,22 +403,24 @@ def test_a_step_that_raised_is_over(monkeypatch):
     ids=["SGD", "L-BFGS", "one around SGD", "one around L-BFGS"],
 )
 def test_a_step_that_raised_holds_on_to_nothing(make, name):
-    layer = constrain(nn.Linear(4, 4), "weight", name)
-    optimizer = make(list(layer.parameters()))
+    def fail():
+        layer = constrain(nn.Linear(4, 4), "weight", name)
+        optimizer = make(list(layer.parameters()))
 
-    def closure(fails=False):
-        optimizer.zero_grad()
-        loss = layer(torch.ones(2, 4)).square().sum()
-        loss.backward()
-        if fails:
-            raise ZeroDivisionError
-        return loss
+        def closure(fails=False):
+            optimizer.zero_grad()
+            loss = layer(torch.ones(2, 4)).square().sum()
+            loss.backward()
+            if fails:
+                raise ZeroDivisionError
+            return loss
 
-    optimizer.step(closure)
-    with pytest.raises(ZeroDivisionError):
-        optimizer.step(lambda: closure(fails=True))
-    watched = [weakref.ref(t) for t in (optimizer, *layer.parameters())]
-    del layer, optimizer, closure
+        optimizer.step(closure)
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(lambda: closure(fails=True))
+        return [weakref.ref(t) for t in (optimizer, *layer.parameters())]
+
+    watched = fail()
     gc.collect()
     assert [ref() for ref in watched] == [None] * len(watched)
 
