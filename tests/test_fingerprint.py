@@ -505,4 +505,5 @@ def test_many_gradients_at_once(name):
     found = torch.autograd.grad(m(x), parameters, units, is_grads_batched=True)
     one_by_one = [torch.autograd.grad(m(x)[0, i], parameters) for i in range(4)]
     for gradients, expected in zip(found, zip(*one_by_one, strict=True), strict=True):
+        assert not gradients.requires_grad
         torch.testing.assert_close(gradients, torch.stack(expected))
