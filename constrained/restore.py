@@ -165,8 +165,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         item.forget_step()
     for outer in around:
         outer.histories += step.histories
-    outside = [optimizer for outer in around if (optimizer := outer.optimizer()) is not None]
-    held = {id(p) for optimizer in outside for p in _parameters(optimizer)}
+    outside = [other for outer in around if (other := outer.optimizer()) is not None]
+    held = {id(p) for other in outside for p in _parameters(other)}
     due = [
         item
         for item in items
