@@ -273,7 +273,7 @@ class Structure:
 
     __slots__ = (
         *("_counters", "_inner", "_is_alike", "_lengths", "_lists", "_own", "_silent", "_slots"),
-        *("_maps", "_modes", "_trained", "tensors"),
+        *("_maps", "_modes", "_places", "tensors"),
     )
 
     def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
@@ -304,7 +304,8 @@ class Structure:
         self.tensors = list(tensors.values())
         if not all(map(can_be_seen, self.tensors)):
             raise UnwatchableError
-        self._trained = [(t, t.requires_grad) for t in self.tensors]
+        # Memory of another kind, shared or only partly filled, is in another place.
+        self._places = [(t, t.requires_grad, t.data_ptr(), t.stride()) for t in self.tensors]
         self._is_alike = _compiled(self, ())
 
     def _watch_container(self, found: dict[str, Any], tensors: dict[int, Tensor]) -> None:
@@ -348,7 +349,10 @@ class Structure:
             first: the dictionary of the first module.
         """
         return self._is_alike(first) and all(
-            tensor.requires_grad is trained for tensor, trained in self._trained
+            tensor.requires_grad is trained
+            and tensor.data_ptr() == address
+            and tensor.stride() == strides
+            for tensor, trained, address, strides in self._places
         )
 
     def maps_alike(self) -> bool:

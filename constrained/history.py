@@ -15,6 +15,7 @@ one face of the set after the other.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,24 +26,27 @@ from torch.optim import LBFGS, Optimizer
 #: What restoring parameters that are canonical moves them by at most, in units of the machine
 #: epsilon times the largest of them.
 _ROUNDING = 16.0
+#: What the state says of the steps so far.
+_COUNTED = ("n_iter", "func_evals", "prev_loss")
 
 
 class History:
     """The memory of L-BFGS, seen when one of its steps begins.
+
+    It holds on to nothing of the optimizer: a step that raises never ends.
 
     Args:
         optimizer: whose memory it is.
     """
 
     def __init__(self, optimizer: LBFGS) -> None:
-        (self._group,) = optimizer.param_groups
-        self._parameters: list[Tensor] = self._group["params"]
-        self._optimizer = optimizer
-        self._before = dict(self._state())
+        self._optimizer = weakref.ref(optimizer)
+        state = self._state()
+        self._before = {name: state[name] for name in _COUNTED if name in state}
 
     def is_of(self, parameters: Iterable[Tensor | None]) -> bool:
         """Whether one of these parameters is the optimizer's."""
-        mine = set(map(id, self._parameters))
+        mine = set(map(id, self._group()["params"]))
         return any(id(p) in mine for p in parameters)
 
     def is_at_rest(self) -> bool:
@@ -50,7 +54,7 @@ class History:
 
         Or it goes on, and in two iterations has found nothing to remember, for lack of curvature.
         """
-        before, now, group = self._before, self._state(), self._group
+        before, now, group = self._before, self._state(), self._group()
         iterations = now.get("n_iter", 0) - before.get("n_iter", 0)
         evaluations = now.get("func_evals", 0) - before.get("func_evals", 0)
         if iterations < group["max_iter"] and evaluations < group["max_eval"]:
@@ -67,9 +71,15 @@ class History:
         """Make the next step the first one."""
         self._state()["n_iter"] = 0
 
+    def _group(self) -> dict[str, Any]:
+        optimizer = self._optimizer()
+        # One that was called in the step of another may be gone.
+        return {"params": []} if optimizer is None else optimizer.param_groups[0]
+
     def _state(self) -> dict[str, Any]:
+        optimizer, parameters = self._optimizer(), self._group()["params"]
         # It is kept with the first parameter, for all of them.
-        return self._optimizer.state.get(self._parameters[0], {})
+        return {} if optimizer is None else optimizer.state.get(parameters[0], {})
 
 
 def history_of(optimizer: Optimizer) -> History | None:

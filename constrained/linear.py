@@ -23,7 +23,7 @@ from constrained.constraint import Constraint, autocast_disabled
 from constrained.fingerprint import Fingerprint, expect_writes
 from constrained.replay import written_since
 from constrained.torch_internals.functions import direct
-from constrained.torch_internals.tensors import version
+from constrained.torch_internals.tensors import is_batch, version
 
 _is_compiling = torch.compiler.is_compiling
 #: Somebody may give all layers another one.
@@ -114,7 +114,7 @@ def _rows(input: Any) -> int:
 
 def _list(layer: Any) -> Any:
     """The weight's parametrizations, if there is a way to apply them and nobody has read it."""
-    if "_overrides" in layer.__dict__:
+    if layer._overrides is not None:
         return None
     parametrizations = layer._modules.get("parametrizations")
     found = None if parametrizations is None else parametrizations._modules.get("weight")
@@ -142,7 +142,8 @@ class _Linear(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         of_x, of_bias, *of_originals = ctx.needs_input_grad[1:]
         with autocast_disabled(unread.value):
-            if torch.is_grad_enabled():
+            # For many gradients at once, as of vmap, no constraint has a rule but that of autograd.
+            if torch.is_grad_enabled() or is_batch(gradient):
                 return None, *_differentiable(unread, x, bias, gradient, ctx.needs_input_grad[1:])
             left = gradient.reshape(-1, gradient.shape[-1])
             params: tuple[Tensor | None, ...] = (None,) * len(of_originals)
@@ -159,15 +160,17 @@ class _Linear(torch.autograd.Function):
 def _differentiable(
     unread: Unread, x: Tensor, bias: Tensor | None, gradient: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The same, with a graph of their own."""
+    """The same, with a graph of their own where one is recorded."""
     unread.check()
-    # Aliases: the input may be computed from the bias or the originals itself, as in a recurrent
-    # network, and autograd would go on from there.
-    inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
-    weight = unread.constraint(*inputs[2:])
-    output = F.linear(inputs[0], weight, inputs[1])  # type: ignore[arg-type]
+    is_recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: the input may be computed from the bias or the originals itself, as in a
+        # recurrent network, and autograd would go on from there.
+        inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
+        wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+        weight = unread.constraint(*inputs[2:])
+        output = F.linear(inputs[0], weight, inputs[1])  # type: ignore[arg-type]
     found = iter(
-        torch.autograd.grad(output, wanted, gradient, create_graph=True, allow_unused=True)
+        torch.autograd.grad(output, wanted, gradient, create_graph=is_recorded, allow_unused=True)
     )
     return tuple(next(found) if need else None for need in needed)

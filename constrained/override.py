@@ -35,7 +35,9 @@ class Override(Protocol):
 
 def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
     """What stands in the place of a tensor of the module in this thread, if anything does."""
-    overrides = module.__dict__.get("_overrides")
+    # Of the class where there are none, and not asked of the dictionary, here and below: what is
+    # compiled would not look again whether the dictionary has got any since.
+    overrides = getattr(module, "_overrides", None)
     if overrides is None:
         return None
     if torch.compiler.is_compiling():
@@ -54,13 +56,16 @@ def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
 
 
 def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | None) -> Any:
-    overrides = module.__dict__.get("_overrides", {})
+    overrides = getattr(module, "_overrides", None) or {}
     rest = {other: override for other, override in overrides.items() if other != key}
     if by is not None:
         rest[key] = by
     # Replaced as a whole, since another thread may be reading it.
     if rest:
         module._overrides = rest  # type: ignore[assignment]
+    elif torch.compiler.is_compiling():
+        # A graph that set an attribute would delete it when it ends, though it was never there.
+        module._overrides = None  # type: ignore[assignment]
     elif overrides:
         del module._overrides
     return overrides.get(key)

@@ -260,7 +260,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             return None
         originals = self.originals()
         # In half precision a product of factors is rounded in between.
-        if originals[0].dtype in _HALF:
+        if originals[0].dtype in _HALF or is_autocast(originals[0]):
             return None
         found = first.factors(*originals)
         if found is None:

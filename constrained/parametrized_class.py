@@ -144,6 +144,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             "_base_class": base,
             "_names": names,
             "_overridable": True,
+            "_overrides": None,
             # Tools that know the layers of torch by this, as torch.fx does, take these for such.
             "__module__": torch_parametrize.__name__,
             "__qualname__": class_title(base),
@@ -197,12 +198,12 @@ def _property(name: str) -> property:
         return parametrizations is not None and name in parametrizations._modules
 
     def value(self: nn.Module) -> Tensor:
-        state = self.__dict__
-        if "_overrides" in state:
+        # None by the class; see `overriding`.
+        if self._overrides is not None:
             instead = overriding(self, name)
             if instead is not None:
                 return instead if isinstance(instead, Tensor) else instead.read()
-        parametrizations = state["_modules"].get("parametrizations")
+        parametrizations = self.__dict__["_modules"].get("parametrizations")
         found = None if parametrizations is None else parametrizations._modules.get(name)
         if found is not None:
             if type(self).__getattr__ is _read_attribute:

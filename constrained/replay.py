@@ -70,7 +70,7 @@ class Kept(ABC):
 
     @abstractmethod
     def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The same with a graph of their own."""
+        """The same with a graph of their own, where gradients are recorded."""
 
     def _evaluate_again(self, evaluate: Evaluate, originals: int) -> Tensor:
         """The end of a graph that may be differentiated twice, and freed."""
@@ -121,7 +121,7 @@ class KeptGraph(Kept):
             end = self.value
         else:
             end = self._evaluate_again(self._evaluate, self._originals)
-        return self._replay(end, needed, gradient, create_graph=True)
+        return self._replay(end, needed, gradient, create_graph=torch.is_grad_enabled())
 
     def _replay(
         self, end: Tensor, needed: Sequence[bool], gradient: Tensor, create_graph: bool
@@ -175,8 +175,9 @@ class KeptArguments(Kept):
         """Record the evaluation after all."""
         end = self._evaluate_again(self._evaluate, len(self.inputs))
         wanted = [x for x, need in zip(self.inputs, needed, strict=True) if need]
+        is_recorded = torch.is_grad_enabled()
         found = iter(
-            torch.autograd.grad(end, wanted, gradient, create_graph=True, allow_unused=True)
+            torch.autograd.grad(end, wanted, gradient, create_graph=is_recorded, allow_unused=True)
         )
         return tuple(next(found) if need else None for need in needed)
 

@@ -72,7 +72,7 @@ class _Step:
     Attributes:
         frame: the id of the frame it runs in.
         code: what runs there.
-        optimizer: whose step it is.
+        optimizer: whose step it is, if it is still there: a step that raises never ends.
         histories: those of the optimizer and of the ones that it has called.
     """
 
@@ -80,7 +80,7 @@ class _Step:
 
     def __init__(self, optimizer: Optimizer, frame: FrameType | None) -> None:
         self.frame, self.code = id(frame), frame and frame.f_code
-        self.optimizer = optimizer
+        self.optimizer = weakref.ref(optimizer)
         history = history_of(optimizer)
         self.histories: list[History] = [] if history is None else [history]
 
@@ -166,7 +166,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         item.forget_step()
     for outer in around:
         outer.histories += step.histories
-    held = {id(p) for outer in around for p in _parameters(outer.optimizer)}
+    outside = [other for outer in around if (other := outer.optimizer()) is not None]
+    held = {id(p) for other in outside for p in _parameters(other)}
     trained = _trained(optimizer)
     due = [
         item

@@ -103,7 +103,7 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
     Raises:
         ValueError: if the tensor cannot have the value. It is then as it was.
     """
-    if "_overrides" in module.__dict__:
+    if module._overrides is not None:
         # As in functional_call: the value is somebody else's for the time being.
         super(module._parametrized, module).__setattr__(name, value)
         return

@@ -364,6 +364,58 @@ def test_memory_that_belongs_to_somebody_else(tmp_path):
         check(m)
 
 
+def share(p):
+    """Another process writes; what it does is played by writes that nothing here counts."""
+    p.share_memory_()
+    return p.data
+
+
+def part_of_a_larger_tensor(p):
+    larger = torch.randn(p.shape[0], 2 * p.shape[1], dtype=p.dtype)
+    p.data = larger[:, : p.shape[1]]
+    return larger
+
+
+def one_number_for_all(p):
+    number = torch.ones((), dtype=p.dtype)
+    p.data = number.expand(p.shape)
+    return number
+
+
+def one_number_for_each_row(p):
+    memory = p.data.view(-1)
+    p.data = memory.as_strided(p.shape, (1, 0))
+    return memory
+
+
+@pytest.mark.parametrize("n", [4, 128])
+@pytest.mark.parametrize(
+    "move", [share, part_of_a_larger_tensor, one_number_for_all, one_number_for_each_row]
+)
+@pytest.mark.parametrize("before", [read, read_without_gradients, sgd])
+@pytest.mark.parametrize("spec", ["sphere", "positive", "spectral_norm"])
+def test_memory_of_another_kind(spec, before, move, n):
+    """What may be watched may become what may not."""
+    m = large(spec, n=n)
+    before(m)
+    theirs = move(original(m))
+    for grads in (False, True):
+        with torch.set_grad_enabled(grads):
+            for _ in range(2):
+                _ = m.weight
+                # One entry, that no look at some of many would find.
+                theirs.view(-1)[3 % theirs.numel()] += 0.5
+                torch.testing.assert_close(m.weight, m.parametrizations.weight())
+
+
+def test_memory_that_may_be_watched_again():
+    m = large()
+    share(original(m))
+    _ = m.weight
+    original(m).data = torch.randn(128, 128)
+    assert m.weight is m.weight
+
+
 def test_a_look_leaves_a_storage_as_it_was():
     m = large()
     _ = m.weight
@@ -453,4 +505,5 @@ def test_many_gradients_at_once(name):
     found = torch.autograd.grad(m(x), parameters, units, is_grads_batched=True)
     one_by_one = [torch.autograd.grad(m(x)[0, i], parameters) for i in range(4)]
     for gradients, expected in zip(found, zip(*one_by_one, strict=True), strict=True):
+        assert not gradients.requires_grad
         torch.testing.assert_close(gradients, torch.stack(expected))

@@ -80,6 +80,18 @@ def test_half_precision_is_rounded_once(monkeypatch, dtype):
     assert count
 
 
+@pytest.mark.parametrize("spec", ["low_rank(rank=3)", "rank_one"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_once(spec, dtype):
+    m = after_a_step(layer(spec=spec))
+    x = torch.randn(5, 320)
+    with torch.autocast("cpu", dtype):
+        y = m(x)
+        expected = F.linear(x, m.parametrizations.weight(), m.bias)
+    assert y.dtype is dtype
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
 def test_a_rank_that_is_not_small_is_multiplied_out(monkeypatch):
     m = after_a_step(layer(4, 4, "low_rank(rank=3)"))
     count = evaluations(monkeypatch)
@@ -389,6 +401,26 @@ def test_a_forward_that_somebody_gives_all_layers_is_called(spec, monkeypatch):
     plain = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 0 * plain(self, x))
     assert not m(torch.ones(2, m.in_features)).any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("spec", (*UNREAD, "sphere", "positive"))
+def test_many_gradients_at_once(spec, bias):
+    """As those of the rows of a Jacobian, of a layer that nobody has read since its step."""
+    m = after_a_step(
+        constrain(nn.Linear(24, 24, bias=bias, dtype=torch.float64), "weight", spec, init="sample")
+    )
+    x = torch.randn(1, 24, dtype=torch.float64, requires_grad=True)
+    units, inputs = torch.eye(24, dtype=torch.float64).unsqueeze(1), [x, *m.parameters()]
+    y = m(x)
+    found = torch.autograd.grad(y, inputs, units, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y[0, i], inputs, retain_graph=True) for i in range(24)]
+    for gradients, expected in zip(found, zip(*one_by_one, strict=True), strict=True):
+        assert not gradients.requires_grad
+        torch.testing.assert_close(gradients, torch.stack(expected))
+    after_a_step(m)
+    jacobian = torch.autograd.functional.jacobian(m, x, vectorize=True)
+    torch.testing.assert_close(jacobian[0, :, 0], m.parametrizations.weight().detach())
 
 
 @pytest.mark.parametrize("spec", UNREAD)

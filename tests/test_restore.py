@@ -447,6 +447,40 @@ def test_a_step_that_raised_is_over(monkeypatch):
     assert not restore._running.steps
 
 
+@pytest.mark.parametrize("name", ["orthogonal", "sphere", "l1_ball"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.LBFGS(p, lr=0.1),
+        lambda p: Calls(torch.optim.SGD(p, lr=0.1)),
+        lambda p: Calls(torch.optim.LBFGS(p, lr=0.1)),
+    ],
+    ids=["SGD", "L-BFGS", "one around SGD", "one around L-BFGS"],
+)
+def test_a_step_that_raised_holds_on_to_nothing(make, name):
+    def fail():
+        layer = constrain(nn.Linear(4, 4), "weight", name)
+        optimizer = make(list(layer.parameters()))
+
+        def closure(fails=False):
+            optimizer.zero_grad()
+            loss = layer(torch.ones(2, 4)).square().sum()
+            loss.backward()
+            if fails:
+                raise ZeroDivisionError
+            return loss
+
+        optimizer.step(closure)
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(lambda: closure(fails=True))
+        return [weakref.ref(t) for t in (optimizer, *layer.parameters())]
+
+    watched = fail()
+    gc.collect()
+    assert [ref() for ref in watched] == [None] * len(watched)
+
+
 def test_a_step_within_a_closure_of_others_is_its_own(monkeypatch):
     """A loss may train another model first: what it steps is restored at each of its steps."""
     layer, other = (constrain(nn.Linear(4, 4), "weight", "orthogonal") for _ in range(2))

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
-from constrained import constrain
+from constrained import constrain, writable
 from constrained.testing.promises.counting import (
     Averaging,
     Foreign,
@@ -189,4 +189,52 @@ def test_e27_compile():
         out = run(W, x)
         assert_close(out, x @ W.T + m.bias)
         assert_close(torch.autograd.grad(out.sum(), W)[0], x.sum(0).expand(3, 3))
-    assert "_overrides" not in vars(m) and evaluations(m) == 0
+    assert m._overrides is None and evaluations(m) == 0
+
+
+def check_overrides(m, call, prefix=""):
+    """One call with the module's own value, and calls with others, which alternate with it."""
+    x, own = torch.randn(2, 3), m.weight.detach().clone()
+    for _ in range(2):
+        assert_close(call(x), x @ own.T + m.bias)
+        W = torch.randn(3, 3, requires_grad=True)
+        out = functional_call(call, {f"{prefix}weight": W}, (x,))
+        assert_close(out, x @ W.T + m.bias)
+        assert_close(torch.autograd.grad(out.sum(), W)[0], x.sum(0).expand(3, 3))
+
+
+# The others of `MAKES` change when they are read.
+@pytest.mark.parametrize("make", [Positive, Sphere, Outer, Foreign])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_e27_a_module_that_was_compiled_and_called(make, backend):
+    torch._dynamo.reset()
+    m = layer(make())
+    m.compile(backend=backend)
+    check_overrides(m, m)
+
+
+def test_e27_a_wrapper_and_a_block_that_were_compiled_and_called():
+    torch._dynamo.reset()
+    m = layer(Sphere())
+    check_overrides(m, torch.compile(m, backend="eager"), "_orig_mod.")
+    m = layer(Sphere())
+    m.compile(backend="eager", fullgraph=True)
+    check_overrides(m, nn.Sequential(m, nn.Identity()), "0.")
+
+
+def test_e27_a_compiled_module_while_it_is_written():
+    torch._dynamo.reset()
+    m, x = layer(Sphere()), torch.randn(2, 3)
+    run = torch.compile(m, backend="eager")
+    call = torch.compile(lambda W: functional_call(m, {"weight": W}, (x,)), backend="eager")
+    W = torch.randn(3, 3)
+    _ = run(x), call(W)
+    with writable(m):
+        with torch.no_grad():
+            m.weight.copy_(2 * torch.eye(3))
+        assert_close(run(x), 2 * x + m.bias)
+        assert_close(call(W), x @ W.T + m.bias)
+        assert_close(run(x), 2 * x + m.bias)
+        assert_close(functional_call(run, {"_orig_mod.weight": W}, (x,)), x @ W.T + m.bias)
+    assert_close(m.weight, torch.eye(3))
+    assert_close(run(x), x + m.bias)

@@ -422,3 +422,18 @@ def test_e29_what_writes_through_a_plain_tensor_compiles():
     before = layer.weight.detach().clone()
     torch.compile(lambda: layer.reset_parameters(), backend="eager")()
     assert not torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "spectral_norm", "doubly_stochastic", "sphere"])
+def test_e29_a_gradient_of_a_compiled_functional_call(name):
+    """Instead of a compiled `grad`, in which torch differentiates no custom operator."""
+    m = constrain(nn.Linear(4, 4, dtype=torch.float64), "weight", name, init="sample")
+    x = torch.randn(3, 4, dtype=torch.float64)
+    given = {k: v.detach().requires_grad_() for k, v in m.named_parameters()}
+
+    def loss(p):
+        return functional_call(m, p, (x,)).square().sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(compiled(given), list(given.values()))
+    assert_close(list(found), list(grad(loss)(given).values()))
