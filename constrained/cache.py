@@ -533,7 +533,8 @@ class _Stored:
         # The same numbers in other memory are no write: such is a change of the memory format.
         value = self.value.tensor
         handed_out = [t for t in (self.tracked, self.plain) if t is not None]
-        moved = [t for t in handed_out if t.data_ptr() != self.value.address]
+        address = self.value.address
+        moved = [t for t in handed_out if t.data_ptr() != address or t.shape != value.shape]
         compare = partial(unseen, _are_equal) if moved and is_transformed() else _are_equal
         return not all(compare(t, value) for t in moved)
 

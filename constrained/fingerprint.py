@@ -97,6 +97,7 @@ class TensorState:
         "is_foreign",
         "look",
         "matches",
+        "numel",
         "requires_grad",
         "strides",
         "tensor",
@@ -106,7 +107,8 @@ class TensorState:
     def __init__(self, tensor: Tensor, *, summed: bool = False) -> None:
         self.tensor = tensor
         self.address = tensor.data_ptr()
-        self.strides = tensor.stride()
+        # With the strides, the number of entries tells the shape.
+        self.strides, self.numel = tensor.stride(), tensor.numel()
         self.requires_grad = tensor.requires_grad
         self._memory = _memory(tensor)
         self.look = _look_at(self._memory, tensor)
@@ -125,19 +127,21 @@ class TensorState:
             self.matches = partial(bytes(self._memory).startswith, self._memory)
         else:
             # Two memoryviews: numpy's own comparison takes ten times as long for so few.
-            entries = memoryview(self.look.tobytes()).cast(self.look.format)
+            entries: Any = memoryview(self.look.tobytes())
+            entries = entries.cast(self.look.format)
             self.matches = partial(operator.eq, self.look, entries)
             if summed:
                 self._sums = _column_sums(self._memory)
 
     def renewed(self) -> TensorState:
         """The same tensor as it is now."""
-        if self._memory is None or self.address != self.tensor.data_ptr():
+        place = self.tensor.data_ptr(), self.tensor.stride(), self.tensor.numel()
+        if self._memory is None or place != (self.address, self.strides, self.numel):
             return TensorState(self.tensor, summed=True)
         state = TensorState.__new__(TensorState)
         state.tensor, state.address, state._memory = self.tensor, self.address, self._memory
         state.requires_grad, state.look = self.tensor.requires_grad, self.look
-        state.is_foreign, state.strides = self.is_foreign, self.tensor.stride()
+        state.is_foreign, state.strides, state.numel = self.is_foreign, self.strides, self.numel
         state._note(summed=True)
         return state
 
@@ -155,6 +159,7 @@ class TensorState:
             # Memory that is gone may not be looked at.
             self.address == self.tensor.data_ptr()
             and self.strides == self.tensor.stride()
+            and self.numel == self.tensor.numel()
             and (self.version is None or self.version == version(self.tensor))
             and self.matches()
         )
@@ -305,7 +310,9 @@ class Structure:
         if not all(map(can_be_seen, self.tensors)):
             raise UnwatchableError
         # Memory of another kind, shared or only partly filled, is in another place.
-        self._places = [(t, t.requires_grad, t.data_ptr(), t.stride()) for t in self.tensors]
+        self._places = [
+            (t, t.requires_grad, t.data_ptr(), t.stride(), t.numel()) for t in self.tensors
+        ]
         self._is_alike = _compiled(self, ())
 
     def _watch_container(self, found: dict[str, Any], tensors: dict[int, Tensor]) -> None:
@@ -352,7 +359,8 @@ class Structure:
             tensor.requires_grad is trained
             and tensor.data_ptr() == address
             and tensor.stride() == strides
-            for tensor, trained, address, strides in self._places
+            and tensor.numel() == numel
+            for tensor, trained, address, strides, numel in self._places
         )
 
     def maps_alike(self) -> bool:
@@ -405,7 +413,7 @@ def _compiled(
     lengths, lists = tuple(structure._lengths), structure._lists
     tensors = tuple(
         (
-            *(s.tensor, s.address, s.strides, s.requires_grad, s.version, s.matches),
+            *(s.tensor, s.address, s.strides, s.numel, s.requires_grad, s.version, s.matches),
             None if s._memory is not None and s.look is None else s,
         )
         for s in states
@@ -423,10 +431,11 @@ def _compiled(
         for container, length in lengths:
             if len(container) != length:
                 return False
-        for tensor, address, strides, trained, written, matches, summed in tensors:
+        for tensor, address, strides, numel, trained, written, matches, summed in tensors:
             if (
                 tensor.data_ptr() != address
                 or tensor.stride() != strides
+                or tensor.numel() != numel
                 or tensor.requires_grad is not trained
                 or version(tensor) != written
                 or not matches()

@@ -408,6 +408,29 @@ def test_memory_of_another_kind(spec, before, move, n):
                 torch.testing.assert_close(m.weight, m.parametrizations.weight())
 
 
+@pytest.mark.parametrize("n", [4, 128])
+@pytest.mark.parametrize("before", [read, read_without_gradients, sgd])
+@pytest.mark.parametrize("spec", ["sphere", "positive", "spectral_norm"])
+def test_rows_that_are_cut_off(spec, before, n):
+    """The rest has the same address and strides."""
+    m = large(spec, n=n)
+    before(m)
+    original(m).data = original(m).data[: n // 2]
+    assert m.weight.shape == (n // 2, n)
+    check(m)
+
+
+@pytest.mark.parametrize("n", [4, 128])
+def test_rows_that_are_cut_off_a_value(n):
+    m = large("sphere", n=n)
+    sgd(m)
+    m.weight.data = m.weight.data[: n // 2]
+    step = torch.optim.SGD(m.parameters(), lr=0.1)
+    step.step()
+    with pytest.raises(RuntimeError, match="written in place"):
+        _ = m.weight
+
+
 def test_memory_that_may_be_watched_again():
     m = large()
     share(original(m))
