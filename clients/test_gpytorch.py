@@ -15,7 +15,7 @@ from gpytorch.kernels import IndexKernel, Kernel, RBFKernel, ScaleKernel
 from torch import nn
 from trained import same, trains
 
-from constrained import assert_feasible, baked_state_dict, constrain, release, spec
+from constrained import assert_feasible, baked_state_dict, constrain, release, spec, writable
 
 X = torch.linspace(0, 1, 12)
 Y = torch.sin(6 * X)
@@ -217,3 +217,32 @@ class TestBoTorch:
         twin = self.model()
         twin.load_state_dict(model.state_dict())
         same(model, twin)
+
+
+class Approximate(gpytorch.models.ApproximateGP):
+    def __init__(self):
+        points = torch.linspace(0, 1, 6)[:, None]
+        distribution = gpytorch.variational.CholeskyVariationalDistribution(6)
+        super().__init__(gpytorch.variational.VariationalStrategy(self, points, distribution))
+        self.mean_module = gpytorch.means.ConstantMean()
+        self.covar_module = RBFKernel()
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def test_a_variational_mean_that_the_first_call_initialises():
+    model = constrain(Approximate(), "**.variational_mean", "ball(radius=1.0)")
+    path = "variational_strategy._variational_distribution.variational_mean"
+    with pytest.raises(RuntimeError, match=rf"'{path}' is computed .* writable"):
+        copy.deepcopy(model)(X[:, None])
+    with writable(model):
+        model(X[:, None])
+    likelihood = gpytorch.likelihoods.GaussianLikelihood()
+    elbo = gpytorch.mlls.VariationalELBO(likelihood, model, len(X))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with trains(model):
+        for _ in range(3):
+            optimizer.zero_grad()
+            (-elbo(model(X[:, None]), Y)).backward()
+            optimizer.step()

@@ -102,6 +102,18 @@ def test_merging_into_constrained_tensors_is_refused(safe):
         model.merge_and_unload(safe_merge=safe)(data()[0])
 
 
+def test_each_layer_that_lost_a_merge_says_so():
+    model = lora(Body(), *LAYERS)
+    fit(model)
+    before, x = values(model), data()[0]
+    model.merge_adapter()
+    for layer in LAYERS:
+        with pytest.raises(RuntimeError, match=rf"'base_model.model.{layer}.base_layer.weight' .*"):
+            model(x)
+    after = values(model)
+    assert all(torch.equal(after[path], value) for path, value in before.items())
+
+
 @pytest.mark.parametrize(
     "chosen",
     [
