@@ -4,7 +4,14 @@ import copy
 
 import pytest
 import torch
-from accelerate import Accelerator, cpu_offload, disk_offload, init_empty_weights
+from accelerate import (
+    Accelerator,
+    cpu_offload,
+    disk_offload,
+    init_empty_weights,
+    load_checkpoint_and_dispatch,
+    load_checkpoint_in_model,
+)
 from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils import find_tied_parameters, set_module_tensor_to_device
 from network import CONSTRAINTS, data, network, plain
@@ -136,3 +143,26 @@ def test_tied_parameters_are_found():
         [[f"a.{original}", f"b.{original}"]],
         [["a.weight", "b.weight"]],
     )
+
+
+@pytest.mark.parametrize("more", [{}, {"strict": True}, {"full_state_dict": False}], ids=str)
+def test_a_plain_checkpoint_is_loaded_in_place(tmp_path, more):
+    model = network()
+    Accelerator(cpu=True).save_model(release(copy.deepcopy(model)), tmp_path)
+    loaded = network()
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.mul_(0.5)
+    load_checkpoint_in_model(loaded, tmp_path, **more)
+    same(loaded, model, 1e-5)
+
+
+def test_a_plain_checkpoint_with_a_map_of_devices_is_loaded_into_a_plain_model(tmp_path):
+    model, (x, _) = network(), data()
+    Accelerator(cpu=True).save_model(release(copy.deepcopy(model)), tmp_path)
+    with init_empty_weights():
+        loaded = plain()
+    loaded = load_checkpoint_and_dispatch(loaded, tmp_path, device_map={"": "cpu"})
+    constrain(loaded, spec(model))
+    same(loaded, model, 1e-5)
+    torch.testing.assert_close(loaded(x), model(x))

@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 from trained import same, trains, values
 
 import constrained.parametrize as P
-from constrained import assert_feasible, baked_state_dict, constrain, release, spec
+from constrained import assert_feasible, baked_state_dict, constrain, release, spec, writable
 
 X = torch.linspace(0, 1, 12)
 Y = torch.sin(6 * X)
@@ -408,3 +408,20 @@ class TestBoTorch:
         constrain(model, "covar_module.raw_lengthscale", "sphere", view=view)
         with pytest.raises(ValueError, match=r"'covar_module.raw_lengthscale'.*release"):
             model.subset_output([1])
+
+
+def test_a_variational_mean_that_the_first_call_initialises():
+    model = constrain(Approximate(), "**.variational_mean", "ball(radius=1.0)")
+    path = "variational_strategy._variational_distribution.variational_mean"
+    with pytest.raises(RuntimeError, match=rf"'{path}' is computed .*writable"):
+        copy.deepcopy(model)(X[:, None])
+    with writable(model):
+        model(X[:, None])
+    likelihood = gpytorch.likelihoods.GaussianLikelihood()
+    elbo = gpytorch.mlls.VariationalELBO(likelihood, model, len(X))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with trains(model):
+        for _ in range(3):
+            optimizer.zero_grad()
+            (-elbo(model(X[:, None]), Y)).backward()
+            optimizer.step()

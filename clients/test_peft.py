@@ -85,6 +85,33 @@ def test_constrained_adapters_train_and_are_saved(tmp_path):
     same(model, twin)
 
 
+def test_plain_adapters_are_loaded_and_constrained_afterwards(tmp_path):
+    body = Body()
+    model = lora(copy.deepcopy(body), "layers.2", "layers.4")
+    constrain(model, ADAPTERS)
+    fit(model)
+    model.save_pretrained(tmp_path, state_dict=baked_state_dict(model))
+    x, _ = data()
+    again = PeftModel.from_pretrained(copy.deepcopy(body), tmp_path)
+    torch.testing.assert_close(again(x), model(x))
+    again = lora(copy.deepcopy(body), "layers.2", "layers.4")
+    constrain(again, ADAPTERS)
+    constraints = {path: value for path, value in spec(again).items() if "lora" in path}
+    release(again, "**.lora_*.default.weight").load_adapter(tmp_path, "default")
+    constrain(again, constraints)
+    assert spec(again) == spec(model)
+    torch.testing.assert_close(again(x), model(x))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_constrained_biases_are_trained_once_they_require_a_gradient(bias):
+    model = lora(constrain(release(Body()), "layers.6.bias", "ball"), "layers.6", bias=bias)
+    layer = model.base_model.model.layers[6].base_layer
+    layer.parametrizations.bias.requires_grad_(True)
+    with trains(model):
+        fit(model)
+
+
 def test_adapters_are_merged_into_what_can_take_them():
     body = Body()
     x, _ = data()
@@ -100,6 +127,18 @@ def test_merging_into_constrained_tensors_is_refused(safe):
     fit(model)
     with pytest.raises((ValueError, RuntimeError), match="release|writable"):
         model.merge_and_unload(safe_merge=safe)(data()[0])
+
+
+def test_each_layer_that_lost_a_merge_says_so():
+    model = lora(Body(), *LAYERS)
+    fit(model)
+    before, x = values(model), data()[0]
+    model.merge_adapter()
+    for layer in LAYERS:
+        with pytest.raises(RuntimeError, match=rf"'base_model.model.{layer}.base_layer.weight' .*"):
+            model(x)
+    after = values(model)
+    assert all(torch.equal(after[path], value) for path, value in before.items())
 
 
 @pytest.mark.parametrize(

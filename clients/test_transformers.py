@@ -217,6 +217,71 @@ def test_tie_weights_and_post_init_change_nothing(model):
         assert torch.equal(value, before[path])
 
 
+def is_tied(model):
+    return torch.equal(model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+
+
+@pytest.mark.parametrize("new", ["constrained", "copy"])
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_tie_weights_ties_new_embeddings(kind, new, tmp_path):
+    make, constrained_class = CLASSES[kind]
+    model = constrain(make(), CONSTRAINTS[kind])
+    embeddings = copy.deepcopy(model.get_input_embeddings())
+    if new == "constrained":
+        embeddings = constrain(nn.Embedding(TOKENS, 16), "weight", "sphere")
+    expected = embeddings.weight.detach().clone()
+    model.set_input_embeddings(embeddings)
+    model.tie_weights()
+    torch.testing.assert_close(model.get_output_embeddings().weight, expected)
+    with trains(model):
+        fit(model)
+    assert is_tied(model)
+    model.save_pretrained(tmp_path)
+    loaded = constrained_class.from_pretrained(tmp_path)
+    same(loaded, model)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_tie_weights_ties_new_embeddings_of_another_size():
+    model = constrain(llama(), CONSTRAINTS["llama"])
+    new = constrain(nn.Embedding(TOKENS + 4, 16), "weight", "sphere")
+    model.set_input_embeddings(new)
+    model.config.vocab_size = TOKENS + 4
+    model.tie_weights()
+    fit(model)
+    assert is_tied(model)
+    assert logits(model).shape[-1] == TOKENS + 4
+
+
+def test_tie_weights_ties_heads_that_were_constrained_apart():
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+    model = constrain(llama(tied=False), {embeddings: "sphere", head: "sphere"})
+    model.tie_weights()
+    assert not is_tied(model)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    fit(model)
+    assert is_tied(model)
+    assert list(spec(model)) == [embeddings]
+
+
+@pytest.mark.parametrize("other", [None, "ball"])
+def test_tie_weights_says_what_cannot_be_tied(other):
+    model = constrain(llama(tied=False), "lm_head.weight", "sphere")
+    if other:
+        constrain(model, "model.embed_tokens.weight", other)
+    before, constraints = logits(model), spec(model)
+    model.config.tie_word_embeddings = True
+    with pytest.raises(ValueError, match=r"'lm_head.weight', .* tied to 'model.embed_.* release"):
+        model.tie_weights()
+    assert torch.equal(logits(model), before)
+    assert spec(model) == constraints
+    release(model, "lm_head.weight")
+    model.tie_weights()
+    fit(model)
+    assert is_tied(model)
+
+
 @pytest.mark.parametrize("size", [TOKENS + 8, TOKENS - 8])
 def test_resized_embeddings_stay_constrained(model, size):
     kept = min(size, TOKENS)

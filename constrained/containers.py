@@ -104,13 +104,13 @@ def _add(new: nn.ParameterDict, key: str, old: nn.ParameterDict) -> None:
 
 def _delete(self: Any, key: str) -> None:
     if key in lists(self):
-        raise refuse_deletion(key)
+        raise refuse_deletion(self, key)
     super(self._parametrized, self).__delitem__(key)
 
 
 def _clear(self: Any) -> None:
     for key in lists(self):
-        raise refuse_deletion(key)
+        raise refuse_deletion(self, key)
     super(self._parametrized, self).clear()
 
 

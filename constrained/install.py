@@ -61,6 +61,14 @@ def install(module: nn.Module, name: str, parametrizations: ParametrizationList)
     set_class(module, base)
 
 
+def share(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+    """Put another list in the place of the one that a tensor has: that of what it is tied to."""
+    found = module.parametrizations
+    assert isinstance(found, Parametrizations)
+    found[name]._owners.discard(found)  # type: ignore[union-attr]
+    found[name] = parametrizations
+
+
 def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
     """Put a plain tensor in the place of a list."""
     parametrizations = module.parametrizations

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad as fwAD
 
 from constrained import sharded
-from constrained.caller import frames_to_the_caller
+from constrained.caller import frames_to_the_caller, path_for_the_caller
+from constrained.constraint import InfeasibleError, OutOfRangeError
 from constrained.originals import is_finite
 from constrained.wrapped import is_sharded
 
@@ -57,6 +58,15 @@ def check_assigned(on: Inverted, value: Tensor, *, anew: bool = False) -> None:
         raise ValueError(
             f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
         )
+
+
+def raise_named(on: nn.Module, name: str, error: ValueError | TypeError) -> NoReturn:
+    """Raise the error of an assignment, its sentence led by the path of the tensor."""
+    if type(error) not in (ValueError, TypeError, InfeasibleError, OutOfRangeError):
+        # Somebody else's, of which nobody knows how it is made.
+        raise error
+    path = name if "." in name else path_for_the_caller(on, name)
+    raise type(error)(f"'{path}': {error}") from error
 
 
 def warn_of_graph(on: Inverted, value: Any) -> None:

@@ -22,7 +22,13 @@ _lock = threading.Lock()
 
 
 class Override(Protocol):
-    """Something that is read, and written, in the place of a parametrized tensor."""
+    """Something that is read, and written, in the place of a parametrized tensor.
+
+    Attributes:
+        name: the tensor's, or its path, for messages.
+    """
+
+    name: str
 
     def read(self) -> Tensor:
         """The tensor to read."""

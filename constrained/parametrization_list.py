@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 from constrained import inversion, sharded
 from constrained.appending import prepare
 from constrained.cache import ValueStore, ValueWrittenError
+from constrained.caller import path_for_the_caller
 from constrained.constraint import Constraint, is_autocast
 from constrained.fingerprint import happened
 from constrained.fit import check_fit
@@ -686,10 +687,12 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
 
 
 def _written(parametrizations: nn.Module, name: str) -> RuntimeError:
+    path = name if "." in name else path_for_the_caller(parametrizations, name)
     return RuntimeError(
-        f"'{name}' is computed by {_chain_repr(parametrizations)}, and its value was written "
+        f"'{path}' is computed by {_chain_repr(parametrizations)}, and its value was written "
         "in place since it was last read, which has no lasting effect: it is computed anew "
-        f"from its originals. Assign instead: `module.{name} = new_value`, or write inside of "
+        "from its originals, and is as it was. Assign instead: "
+        f"`module.{name.rpartition('.')[2]} = new_value`, or write inside of "
         "`with constrained.writable(module):`."
     )
 

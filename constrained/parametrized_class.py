@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.batched_kernels import kernel_methods
 from constrained.containers import container_methods
+from constrained.inversion import raise_named
 from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.linear import linear_methods
 from constrained.override import lists, override, overriding
@@ -227,21 +228,26 @@ def _property(name: str) -> property:
 
     def assign(self: nn.Module, new: Tensor) -> None:
         if new is None:
-            raise refuse_none(name)
+            raise refuse_none(self, name)
         instead = overriding(self, name)
         if isinstance(instead, Tensor):
             override(self, name, new)
-        elif instead is not None:
-            instead.assign(new)
         elif is_parametrized(self):
-            self.parametrizations[name].right_inverse(new)  # type: ignore[operator]
+            found: Any = self.parametrizations[name]  # type: ignore[index]
+            try:
+                if instead is None:
+                    found.right_inverse(new)
+                else:
+                    instead.assign(new)
+            except (ValueError, TypeError) as error:
+                raise_named(found, instead.name if instead else name, error)
         else:
             # As pruning and FSDP keep tensors that they compute.
             self.__dict__[name] = new
 
     def delete(self: nn.Module) -> None:
         if is_parametrized(self):
-            raise refuse_deletion(name)
+            raise refuse_deletion(self, name)
         if name not in self.__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         del self.__dict__[name]

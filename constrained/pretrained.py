@@ -21,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from constrained.apply import constrain, release
+from constrained.constraint import Constraint
+from constrained.install import check_can_hold, share
+from constrained.parametrization_list import ParametrizationList, read
 from constrained.report import spec
-from constrained.select import constrained_tensors, places
+from constrained.select import Place, constrained_tensors, places
 from constrained.write import writable
 
 _MODULE, _CLASS = "transformers.modeling_utils", "PreTrainedModel"
@@ -38,8 +41,9 @@ def adapt() -> None:
     if cls is None or "_writes_constrained" in vars(cls):
         return
     cls._writes_constrained = True
-    for name in ("initialize_weights", "get_expanded_tied_weights_keys", "tie_weights"):
+    for name in ("initialize_weights", "get_expanded_tied_weights_keys"):
         _replace(cls, name, _writing)
+    _replace(cls, "tie_weights", _tying)
     _replace(cls, "resize_token_embeddings", _resizing)
     # One puts the tensors of a checkpoint into a model on the meta device, the other initialises
     # and ties what was not among them.
@@ -62,6 +66,72 @@ def _writing(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
 
     return inside
+
+
+# ------------------------------------------------------------------------------------ tie_weights
+
+
+def _tying(tie_weights: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(tie_weights)
+
+    @functools.wraps(tie_weights)
+    def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        # A plain target becomes tied by what is assigned to it; a constrained one copies numbers.
+        for target, found in _to_be_shared(self, given.arguments):
+            share(target.module, target.name, found)
+        with writable(self):
+            return tie_weights(self, *args, **kwargs)
+
+    return inside
+
+
+def _to_be_shared(model: Any, given: Mapping[str, Any]) -> list[tuple[Place, ParametrizationList]]:
+    """The constrained tensors that are to be tied, and the lists that they are to be tied to.
+
+    Raises:
+        ValueError: if a tensor is to be tied to one that is not constrained as it is. Nothing has
+            changed then.
+    """
+    is_known = given.get("recompute_mapping") is False
+    pairs = model.all_tied_weights_keys if is_known else model.get_expanded_tied_weights_keys(True)
+    available = places(model) if pairs else {}
+    result = []
+    for target, source in pairs.items():
+        if target not in available or source not in available:
+            continue
+        mine, found = available[target].tensor, available[source].tensor
+        if mine is found or not isinstance(mine, ParametrizationList):
+            continue
+        theirs = found if isinstance(found, ParametrizationList) else None
+        if theirs is not None and _are_alike(mine, theirs):
+            # What came out of a checkpoint is not tied if it differs there.
+            if given.get("missing_keys") is None or _are_equal(
+                read(mine, target), read(theirs, source)
+            ):
+                check_can_hold(available[target].module, available[target].name)
+                result.append((available[target], theirs))
+        elif given.get("missing_keys") is None:
+            kind = "is plain" if theirs is None else f"has {theirs.described()}"
+            raise ValueError(
+                f"'{target}', which has {mine.described()}, cannot be tied to '{source}', which "
+                f"{kind}: tied tensors have one constraint. Constrain '{source}' in the same way, "
+                f"or release '{target}', before tie_weights()."
+            )
+    return result
+
+
+def _are_alike(one: ParametrizationList, other: ParametrizationList) -> bool:
+    chains = one.chain(), other.chain()
+    if not all(isinstance(module, Constraint) for chain in chains for module in chain):
+        return False
+    mine, theirs = ([module.spec() for module in chain] for chain in chains)  # type: ignore[operator]
+    return mine == theirs
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 # ------------------------------------------------------------------------------- from_pretrained

@@ -12,19 +12,27 @@ from constrained.tools import CURE, check_not_pruning
 from constrained.torch_internals.rewriters import ask_before_norms
 
 
-def refuse_deletion(name: str) -> RuntimeError:
+def _removal(module: nn.Module, name: str) -> str:
+    """The call that makes a tensor plain, for messages."""
+    # Those of others are not ours to release; torch's own lists do not say so.
+    is_ours = getattr(lists(module)[name], "is_constrained", lambda: False)()
+    call = "constrained.release" if is_ours else "remove_parametrizations"
+    return f"{call}(module, '{name}')"
+
+
+def refuse_deletion(module: nn.Module, name: str) -> RuntimeError:
     """The error of ``del module.weight``."""
     return RuntimeError(
-        f"'{name}' is parametrized and cannot be deleted; call "
-        f"remove_parametrizations(module, '{name}') first."
+        f"'{name}' is parametrized and can neither be deleted nor replaced by what is no tensor; "
+        f"call {_removal(module, name)} first."
     )
 
 
-def refuse_none(name: str) -> TypeError:
+def refuse_none(module: nn.Module, name: str) -> TypeError:
     """The error of ``module.weight = None``."""
     return TypeError(
         f"'{name}' is parametrized: it can be assigned a tensor only, got NoneType; call "
-        f"remove_parametrizations(module, '{name}') first."
+        f"{_removal(module, name)} first."
     )
 
 
@@ -79,7 +87,7 @@ def _check_free(self: nn.Module, name: str) -> None:
     if name in lists(self):
         raise KeyError(
             f"attribute '{name}' already exists: it is parametrized; assign the tensor instead "
-            f"(`module.{name} = tensor`), or call remove_parametrizations(module, '{name}') first."
+            f"(`module.{name} = tensor`), or call {_removal(self, name)} first."
         )
 
 

@@ -119,7 +119,7 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
         try:
             super(module._parametrized, module).__setattr__(name, value)
         except InfeasibleError as error:
-            raise InfeasibleError(f"'{name}': {error}{advice}") from error
+            raise InfeasibleError(f"{error}{advice}") from error
         if not has_values(value):
             return
         with torch.no_grad(), without_side_effects(parametrizations):

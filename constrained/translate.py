@@ -99,6 +99,9 @@ class _Saved:
             for key, value in state_dict.items()
             if key.startswith(self.inner)
         }
+        if self._is_filled_up() and any((*self._plain(), *self._old())):
+            self._drop(self.inner + key for key in self.saved)
+            self.saved = {}
         #: What else the entries are known to be written for, or whether it was the tensor itself.
         self.writer = None
         if said and self.saved:
@@ -162,6 +165,14 @@ class _Saved:
         return self.saved.keys() == self.own.keys() and all(
             _shape(self.saved[key]) == _shape(value) for key, value in self.own.items()
         )
+
+    def _is_filled_up(self) -> bool:
+        """Whether the entries are the tensor's own originals, and not out of a checkpoint.
+
+        With full_state_dict=True, torch.distributed.checkpoint adds those that it misses.
+        """
+        own = {key: value for key, value in self.own.items() if isinstance(value, Tensor)}
+        return self._is_own() and all(_is_same(self.saved[k], value) for k, value in own.items())
 
     def _plain(self) -> Iterator[_Found]:
         if self.path in self.state_dict and self.parametrizations.persistent:
@@ -345,6 +356,15 @@ def _agree(value: Tensor, other: Any) -> bool:
 
 def _listed(entries: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_shape(value) or ''}".strip() for key, value in entries.items())
+
+
+def _is_same(value: Any, original: Tensor) -> bool:
+    """Whether a tensor of the checkpoint is one that is here already, or both hold no numbers."""
+    if not {type(value), type(original)} <= {Tensor, nn.Parameter}:
+        return False
+    if value.is_meta or original.is_meta:
+        return value.is_meta and original.is_meta
+    return value.data_ptr() == original.data_ptr()
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint import has_values
-from constrained.inversion import expanded
+from constrained.inversion import expanded, raise_named
 from constrained.originals import attributes, own
 from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
@@ -114,7 +114,7 @@ class writing(AbstractContextManager[None]):
             tie(tied)
 
     def _begin(self) -> None:
-        for owner, name, parametrizations in list(_places(self._module)):
+        for path, owner, name, parametrizations in list(_places(self._module)):
             existing = overriding(owner, name)
             if isinstance(existing, Target):
                 # Of a block around this one, which stores it.
@@ -122,7 +122,7 @@ class writing(AbstractContextManager[None]):
                 existing.is_listed |= self._is_listed
             elif existing is None and (self._only is None or self._only(parametrizations)):
                 target = self._targets.setdefault(
-                    id(parametrizations), Target(name, parametrizations, self._is_listed)
+                    id(parametrizations), Target(path, parametrizations, self._is_listed)
                 )
                 self._places.append((owner, name))
                 override(owner, name, target)
@@ -138,7 +138,7 @@ class Target:
     """A parametrized tensor that is being written: a plain one in its place, made when it is read.
 
     Args:
-        name: the tensor's.
+        name: the tensor's, or its path.
         parametrizations: the tensor's.
         is_listed: whether it is listed among the parameters of its module.
     """
@@ -242,7 +242,10 @@ def store_all(targets: Any) -> None:
         found = []
         for target in read:
             let_through()
-            new = target.found()
+            try:
+                new = target.found()
+            except (ValueError, TypeError) as error:
+                raise_named(target.parametrizations, target.name, error)
             if new is not None:
                 found.append((target, new))
         for target, new in found:
@@ -252,12 +255,13 @@ def store_all(targets: Any) -> None:
             target.forget()
 
 
-def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:
-    for owner in module.modules():
+def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, ParametrizationList]]:
+    for prefix, owner in module.named_modules():
         if hasattr(type(owner), "_overridable"):
             for name, parametrizations in lists(owner).items():
                 if isinstance(parametrizations, ParametrizationList):
-                    yield owner, name, parametrizations
+                    path = f"{prefix}.{name}" if prefix else name
+                    yield path, owner, name, parametrizations
 
 
 def _version(tensor: Tensor) -> int | None:

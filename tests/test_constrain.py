@@ -431,7 +431,7 @@ def test_a_buffer_outside_of_state_dicts_stays_outside():
 
 def test_deleting_a_constrained_tensor():
     layer = constrain(nn.Linear(2, 2), "weight", "symmetric")
-    with pytest.raises(RuntimeError, match="remove_parametrizations"):
+    with pytest.raises(RuntimeError, match="constrained.release"):
         del layer.weight
     assert is_parametrized(layer, "weight")
 

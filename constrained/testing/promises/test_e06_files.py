@@ -108,6 +108,7 @@ def test_e06_safetensors_models(tmp_path, measured):
 def test_e06_distributed_checkpoint_in_one_process(tmp_path, measured):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
         get_model_state_dict,
         get_state_dict,
         set_model_state_dict,
@@ -129,6 +130,12 @@ def test_e06_distributed_checkpoint_in_one_process(tmp_path, measured):
     dcp.load(state, checkpoint_id=tmp_path / "plain")
     b.load_state_dict(state)
     assert_close(b(torch.ones(2, 4)), a(torch.ones(2, 4)), atol=1e-5, rtol=1e-5)
+    # What it makes full it fills up with the entries of the model, which are no checkpoint's.
+    for full, strict in ((False, True), (True, True), (True, False)):
+        _, b = pair()
+        options = StateDictOptions(full_state_dict=full, strict=strict)
+        set_model_state_dict(b, copy.deepcopy(plain.state_dict()), options=options)
+        assert_close(b(torch.ones(2, 4)), a(torch.ones(2, 4)), atol=1e-5, rtol=1e-5)
 
     a, b = untied(), untied()
     optimizers = [torch.optim.Adam(m.parameters()) for m in (a, b)]
