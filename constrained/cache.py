@@ -178,9 +178,11 @@ class ValueStore:
     def _pop(self, thread: int) -> _Stored | None:
         """Forget the value of a thread, but not its hooks."""
         stored = self._values.pop(thread, None)
+        if stored is None or torch.compiler.is_compiling():
+            return stored
         # Without its node the tensor is somebody's own, and what a foreign module gives has the
         # hooks that it has under torch.
-        if stored is not None and stored.is_pure and stored.tracked.grad_fn is stored.node:
+        if stored.is_pure and stored.tracked.grad_fn is stored.node:
             hooks = hooks_of(stored.tracked)
             if hooks is not None:
                 self._hooks[id(hooks)] = hooks
@@ -533,9 +535,14 @@ class _Stored:
         # The same numbers in other memory are no write: such is a change of the memory format.
         value = self.value.tensor
         handed_out = [t for t in (self.tracked, self.plain) if t is not None]
-        address = self.value.address
-        moved = [t for t in handed_out if t.data_ptr() != address or t.shape != value.shape]
-        compare = partial(unseen, _are_equal) if moved and is_transformed() else _are_equal
+        address, is_unseen = self.value.address, not is_transformed()
+        # A tracer records that it was asked for a size. Another shape of as many is no write.
+        moved = [
+            t
+            for t in handed_out
+            if t.data_ptr() != address or (is_unseen and t.numel() != value.numel())
+        ]
+        compare = _are_equal if is_unseen else partial(unseen, _are_equal)
         return not all(compare(t, value) for t in moved)
 
     def is_lost(self) -> bool:

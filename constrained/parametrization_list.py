@@ -350,12 +350,12 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
-        inversion.warn_of_graph(self, value)
         with Undisturbed():
             modules = [] if self.is_pure() else list(self.modules())
             # The right inverse of a foreign module may write into it, and fail then.
             with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
                 self.put(self.invert(inversion.expanded(self, value)))
+        inversion.warn_of_graph(self, value)
 
     def put(self, new: Sequence[Tensor]) -> None:
         """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""

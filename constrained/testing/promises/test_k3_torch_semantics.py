@@ -596,7 +596,8 @@ def test_what_an_assignment_refuses(P):
         answer["x"] = bad
         with pytest.raises(ValueError) as caught:
             m.weight = torch.zeros(3, 3)
-        assert str(caught.value) == message
+        # Here the sentence is led by the path.
+        assert str(caught.value).removeprefix("'weight': ") == message
     assert_close(m.parametrizations.weight.original.detach(), before)
 
 
@@ -623,7 +624,8 @@ def test_what_an_assignment_to_several_originals_refuses(P):
         answer["x"] = bad
         with pytest.raises(ValueError) as caught:
             m.weight = torch.ones(3, 3)
-        assert str(caught.value) == message
+        # Here the sentence is led by the path.
+        assert str(caught.value).removeprefix("'weight': ") == message
     answer["x"] = (zero, None)
     with pytest.raises(ValueError, match="Got element 1 of type NoneType"):
         m.weight = torch.ones(3, 3)
