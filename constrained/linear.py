@@ -25,7 +25,7 @@ from constrained.replay import written_since
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import is_batch, version
 
-_is_compiling = torch.compiler.is_compiling
+_is_compiling, _is_watched = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 #: Somebody may give all layers another one.
 _of_torch = nn.Linear.forward
 
@@ -93,9 +93,10 @@ class Unread:
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
-    # A layer that is called often in a step comes here each time.
-    found = None if _is_compiling() or nn.Linear.forward is not _of_torch else _list(self)
-    if found is None:
+    # A layer that is called often in a step comes here each time, mostly to find that its weight has
+    # been read.
+    found = None if _is_watched() else _list(self)
+    if found is None or _is_compiling() or nn.Linear.forward is not _of_torch:
         return super(self._parametrized, self).forward(input)
     factors = found.factors(_rows(input))
     if factors is not None:
