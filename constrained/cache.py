@@ -470,7 +470,7 @@ class _Stored:
         if kept.value.requires_grad or isinstance(kept, KeptArguments):
             # Those of a constraint's own.
             more = [t for t in differentiable if not any(t is x for x in originals)]
-            kept.fingerprint = fingerprint
+            kept.fingerprint, kept.state = fingerprint, self.value
             self.tracked, self.plain = replay(kept, *inputs, *more), None
         self.node = self.tracked.grad_fn
         self._context = context

@@ -93,8 +93,8 @@ class Unread:
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
-    # A layer that is called often in a step comes here each time, mostly to find that its weight has
-    # been read.
+    # A layer that is called often in a step comes here each time, mostly to find that its weight
+    # has been read.
     found = None if _is_watched() else _list(self)
     if found is None or _is_compiling() or nn.Linear.forward is not _of_torch:
         return super(self._parametrized, self).forward(input)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from constrained.constraint import autocast_disabled, evaluated_again
-from constrained.fingerprint import Fingerprint, expect_writes
+from constrained.fingerprint import Fingerprint, TensorState, expect_writes
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import is_batch, version
 
@@ -52,6 +52,7 @@ class Kept(ABC):
         is_repeatable: whether evaluating again gives the same; what a foreign module does may not.
         is_spent: whether no gradient may be had any more.
         fingerprint: what the evaluation depended on.
+        state: what the value was.
     """
 
     def __init__(self, value: Tensor, is_repeatable: bool) -> None:
@@ -59,6 +60,7 @@ class Kept(ABC):
         self.is_repeatable = is_repeatable
         self.is_spent = False
         self.fingerprint: Fingerprint | None = None
+        self.state: TensorState | None = None
 
     def note(self, inputs: Sequence[Tensor]) -> None:
         """Note what the inputs are at the time of the evaluation."""
@@ -163,6 +165,9 @@ class KeptArguments(Kept):
 
     def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Ask the constraint."""
+        if self.state is not None and not self.state.is_untouched():
+            # Somebody has written into the value, and autograd may have recorded it.
+            return self.differentiable(needed, gradient)
         self._check()
         if self._versions != [version(x) for x in self._arguments]:
             raise written_since()

@@ -1,8 +1,10 @@
 import copy
+import itertools
 import json
 import pickle
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -508,6 +510,40 @@ def takes_a_matrix(name):
     except (TypeError, ValueError):
         return False
     return True
+
+
+WRITES = {
+    "mul_": lambda W: W.mul_(2.0),
+    "clamp_": lambda W: W.clamp_(-0.2, 0.2),
+    "fill_diagonal_": lambda W: W.fill_diagonal_(0),
+    "an entry": lambda W: W.__setitem__((0, 0), 3.0),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in names() if takes_a_matrix(name)])
+def test_the_gradient_through_a_write_that_autograd_records(name):
+    """It is that of the map, whatever is in the memory of the value by then."""
+    m = constrain(nn.Linear(8, 8, dtype=torch.float64), "weight", name, init="sample")
+    parametrizations = m.parametrizations.weight
+    parameters = list(parametrizations.parameters())
+    weights, optimizer = torch.randn(8, 8).double(), torch.optim.SGD(m.parameters(), lr=1e-3)
+    for write, before in itertools.product(WRITES.values(), (lambda: None, optimizer.step)):
+        m.zero_grad()
+        m(torch.randn(2, 8).double()).square().sum().backward()
+        before()
+        found = {}
+        for kind, value in (("evaluated", parametrizations() * 1), ("read", m.weight)):
+            try:
+                write(value)
+                loss = (value * weights).sum()
+                found[kind] = torch.autograd.grad(loss, parameters, allow_unused=True)
+            except RuntimeError as error:
+                # Of a value that is the original itself, or of which the map needs the numbers.
+                assert kind == "read" and "modified by an inplace" in str(error)
+        with suppress(RuntimeError):
+            _ = m.weight
+        if "read" in found:
+            torch.testing.assert_close(found["read"], found["evaluated"])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
