@@ -105,7 +105,10 @@ def expanded(on: Inverted, value: Any) -> Any:
     if not isinstance(value, Tensor) or on.unsafe:
         return value
     if all(torch.promote_types(value.dtype, t.dtype) == t.dtype for t in on.originals()):
-        value = value.to(original.dtype)
+        exact = value.to(original.dtype)
+        # A whole number is promoted to a floating-point one that may have fewer digits.
+        if value.is_floating_point() or torch.equal(exact.to(value.dtype), value):
+            value = exact
     if value.shape == on.shape:
         return value
     if value.numel() == 1:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize as torchs
 from torch.testing import assert_close
 
 import constrained.parametrize as ours
-from constrained import writable
+from constrained import constrain, writable
 from constrained.testing.promises.counting import (
     Sphere,
     layer,
@@ -205,6 +205,14 @@ def test_e15_what_the_dtype_holds_is_assigned(dtype, make, block):
         m.weight = value
     assert all(p.dtype is torch.float64 for p in (m.weight, *m.parameters()))
     assert_close(m.weight.detach(), value.double())
+
+
+def test_e15_whole_numbers_are_assigned_unless_they_would_be_rounded():
+    m = constrain(nn.Linear(1, 1), "weight", "real")
+    with pytest.raises(TypeError, match="floating-point.*int64"):
+        m.weight = torch.tensor([[2**24 + 1]])
+    m.weight = torch.tensor([[2**24]])
+    assert m.weight == 2**24
 
 
 def test_e15_what_assignment_checks(measured):
