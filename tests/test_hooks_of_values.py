@@ -230,6 +230,25 @@ def test_a_hook_of_many_tensors_ends_with_the_value():
     first.remove()
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("spec", ["sphere", "orthogonal", "spectral_norm"])
+def test_a_hook_that_comes_after_the_forward_pass(spec, create_graph):
+    m, x = layer(spec, 16), torch.randn(2, 16)
+    step(m)
+    results = {}
+    for factor in (1, 3):
+        m.parametrizations.weight.forget()
+        y, seen = m(x), []
+        handle = m.weight.register_hook(lambda g, n=factor, seen=seen: seen.append(g) or n * g)
+        (found,) = torch.autograd.grad(
+            y.sum(), m.parametrizations.weight.original, create_graph=create_graph
+        )
+        handle.remove()
+        torch.testing.assert_close(seen, [x.sum(0).expand(16, 16)])
+        results[factor] = found.detach()
+    torch.testing.assert_close(results[3], 3 * results[1])
+
+
 def test_what_has_no_hooks_gets_none():
     m = layer()
     for _ in range(2):
