@@ -348,6 +348,9 @@ class ValueStore:
         """Evaluate, with hooks that last."""
         value = on()
         if on.is_pure():
+            # A constraint may hand out an original, whose own hooks are no hooks on the value.
+            if value.is_leaf and value.requires_grad and _is_recording():
+                value = _alias(value)
             self._hook(value, is_kept=False)
         return value
 

@@ -147,8 +147,9 @@ MODES = {
 
 @pytest.mark.parametrize("is_stored", [True, False])
 @pytest.mark.parametrize("apply", MODES.values(), ids=MODES)
-def test_transforms_and_modes(apply, is_stored):
-    m, seen = layer(), []
+@pytest.mark.parametrize("spec", ["sphere", "real", "orthogonal"])
+def test_transforms_and_modes(spec, apply, is_stored):
+    m, seen = layer(spec), []
     m.weight.register_hook(lambda g: seen.append(type(g)) or g * 0)
     if not is_stored:
         m.parametrizations.weight.forget()
