@@ -10,12 +10,15 @@ reused. Saved-tensor hooks, such as those of activation checkpointing, see nothi
 a region that is run once more must save as much as it did before, whether it reads or evaluates.
 
 A hook on the value (``module.weight.register_hook``) belongs to the parametrized tensor, as one on
-a parameter does: the next value gets the hooks of the one that it replaces.
+a parameter does: each value calls those that were registered on the values before it. Their
+dictionaries are kept by the store alone: what a node of autograd holds, the garbage collector does
+not see, and a hook may well refer to its module.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -31,9 +34,10 @@ from constrained.constraint import is_autocast
 from constrained.fingerprint import Fingerprint, Structure, TensorState, UnwatchableError
 from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, recomputing, replay
-from constrained.torch_internals.hooks import give_hooks, hooks_of
+from constrained.torch_internals.hooks import Hook, call_first, hooks_of, lasts
 from constrained.torch_internals.modules import is_replica, torch_cache
 from constrained.torch_internals.moments import has_saving_hooks, is_transformed, stream_of, unseen
+from constrained.torch_internals.tensors import is_transformed as is_of_transform
 from constrained.torch_internals.tensors import version
 
 # Each read of a value asks these.
@@ -140,13 +144,15 @@ class Precomputed(NamedTuple):
 class ValueStore:
     """The stored values of one parametrized tensor, one for each thread."""
 
-    __slots__ = ("_handed", "_hooks", "_lost", "_precomputed", "_recipe", "_values")
+    __slots__ = (
+        *("__weakref__", "_handed", "_hooks", "_lost", "_precomputed", "_recipe", "_values"),
+    )
 
     def __init__(self) -> None:
         self._values: dict[int, _Stored] = {}
         self._handed: dict[int, HandedOut] = {}
-        # Dictionaries of hooks by their ids: threads may have begun one each.
-        self._hooks: dict[int, Any] = {}
+        # Dictionaries of hooks by their ids, with the value that each was begun for.
+        self._hooks: dict[int, tuple[weakref.ref[Tensor], OrderedDict[int, Hook]]] = {}
         self._lost = False
         self._recipe: _Recipe | None = None
         self._precomputed: Precomputed | None = None
@@ -178,21 +184,63 @@ class ValueStore:
     def _pop(self, thread: int) -> _Stored | None:
         """Forget the value of a thread, but not its hooks."""
         stored = self._values.pop(thread, None)
-        if stored is None or torch.compiler.is_compiling():
-            return stored
-        # Without its node the tensor is somebody's own, and what a foreign module gives has the
-        # hooks that it has under torch.
-        if stored.is_pure and stored.tracked.grad_fn is stored.node:
-            hooks = hooks_of(stored.tracked)
-            if hooks is not None:
-                self._hooks[id(hooks)] = hooks
+        if stored is not None and not torch.compiler.is_compiling():
+            self._note_hooks(stored)
         return stored
 
-    def _give_hooks(self, value: Tensor) -> None:
-        """Let a new value call the hooks of those before it."""
-        if value.grad_fn is not None:
-            for hooks in list(self._hooks.values()):
-                give_hooks(value, hooks)
+    def _note_hooks(self, stored: _Stored) -> None:
+        # Without its node the tensor is somebody's own, and what a foreign module gives has the
+        # hooks that it has under torch.
+        value = stored.tracked
+        if stored.is_pure and value.grad_fn is stored.node:
+            hooks = hooks_of(value)
+            if hooks is not None:
+                self._hooks[id(hooks)] = weakref.ref(value), hooks
+
+    def _known_hooks(self) -> list[OrderedDict[int, Hook]]:
+        """The dictionaries of hooks that last, of the stored values of all threads too."""
+        for stored in list(self._values.values()):
+            self._note_hooks(stored)
+        return [hooks for _, hooks in list(self._hooks.values())]
+
+    def _forget_hooks(self) -> None:
+        """Forget the dictionaries that hold nothing that lasts, nor will."""
+        for key, (value, hooks) in list(self._hooks.items()):
+            if value() is None and not _any_lasts(hooks):
+                self._hooks.pop(key, None)
+
+    def _hook(self, value: Tensor, *, is_kept: bool) -> None:
+        """Let a new value call the hooks of all others.
+
+        Args:
+            value: the new one.
+            is_kept: whether it is looked at again, when it is replaced.
+        """
+        if value.grad_fn is None or is_of_transform(value) or torch.compiler.is_compiling():
+            return
+        self._forget_hooks()
+        if is_kept and not self._known_hooks():
+            return
+        # Of the hooks, a node holds those alone that were registered on its own value.
+        own: OrderedDict[int, Hook] = OrderedDict()
+        self._hooks[id(own)] = weakref.ref(value), own
+        call_first(value, partial(_call_hooks, weakref.ref(self), own), own)
+
+    def call_hooks(self, gradient: Tensor, own: OrderedDict[int, Hook] | None = None) -> Tensor:
+        """What the hooks that last make of a gradient, in the order of their registration.
+
+        Args:
+            gradient: that of a value.
+            own: the hooks that this value calls itself.
+        """
+        # Torch numbers all hooks in one row.
+        hooks = {
+            k: f for found in self._known_hooks() if found is not own for k, f in found.items()
+        }
+        for _, hook in sorted(hooks.items()):
+            result = hook(gradient) if lasts(hook) else None
+            gradient = gradient if result is None else result
+        return gradient
 
     def recipe(self, on: Evaluated) -> _Recipe | None:
         """How the value is evaluated; None if what happens to it can't be seen."""
@@ -227,12 +275,11 @@ class ValueStore:
 
     def is_unread(self) -> bool:
         """Whether nobody holds a value of the originals as they are, hooked or wrote into one."""
-        return not (self._values or self._handed or self._lost or any(self._hooks.values()))
+        return not (self._values or self._handed or self._lost or self.is_hooked())
 
     def is_hooked(self) -> bool:
         """Whether hooks on the value wait for its gradient, in any thread."""
-        held = [stored.tracked for stored in list(self._values.values()) if stored.is_pure]
-        return any(self._hooks.values()) or any(hooks_of(value) for value in held)
+        return any(_any_lasts(hooks) for hooks in self._known_hooks())
 
     def is_lost(self) -> bool:
         """Whether a value that was handed out, in any thread, was written to no lasting effect."""
@@ -300,12 +347,11 @@ class ValueStore:
     def _hooked(self, on: Evaluated) -> Tensor:
         """Evaluate, with hooks that last."""
         value = on()
-        if on.is_pure() and not is_transformed() and hooks_of(value) is None:
-            # Nobody looks at this value again, so it does not begin a dictionary of its own.
-            if not self._hooks:
-                hooks: Any = OrderedDict()
-                self._hooks[id(hooks)] = hooks
-            self._give_hooks(value)
+        if on.is_pure():
+            # A constraint may hand out an original, whose own hooks are no hooks on the value.
+            if value.is_leaf and value.requires_grad and _is_recording():
+                value = _alias(value)
+            self._hook(value, is_kept=False)
         return value
 
     def _evaluate(self, on: Evaluated, thread: int) -> Tensor:
@@ -360,7 +406,7 @@ class ValueStore:
         if len(self._values) > 1:
             self._bury()
         if stored.is_pure:
-            self._give_hooks(stored.tracked)
+            self._hook(stored.tracked, is_kept=True)
         self._values[thread] = stored
 
     def _bury(self) -> None:
@@ -567,6 +613,17 @@ class _Stored:
             return (stream,)
         autocast = is_autocast(tensor) and torch.get_autocast_dtype(device.type)
         return stream, autocast, self._context is active_context()
+
+
+def _any_lasts(hooks: OrderedDict[int, Hook]) -> bool:
+    return any(map(lasts, list(hooks.values())))
+
+
+def _call_hooks(
+    store: weakref.ref[ValueStore], own: OrderedDict[int, Hook], gradient: Tensor
+) -> Tensor:
+    found = store()
+    return gradient if found is None else found.call_hooks(gradient, own)
 
 
 def _are_equal(tensor: Tensor, value: Tensor) -> bool:

@@ -7,13 +7,15 @@ their parameters from the factors, for a fraction of the time.
 
 Both leave the weight unread. So they step aside where somebody has read it since the last step, or
 hooks on it last: what was asked of that tensor (a hook, ``retain_grad``, a write) holds for the
-layer as well.
+layer as well. A hook that comes after the layer was applied is called by its backward pass, with
+the whole gradient; a layer that was applied by factors knows nothing of it.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,9 @@ from constrained.fingerprint import Fingerprint, expect_writes
 from constrained.replay import written_since
 from constrained.torch_internals.functions import direct
 from constrained.torch_internals.tensors import is_batch, version
+
+if TYPE_CHECKING:
+    from constrained.cache import ValueStore
 
 _is_compiling, _is_watched = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 #: Somebody may give all layers another one.
@@ -56,6 +61,7 @@ class Unread:
         originals: the parameters that it was computed from.
         copied: which of them the value is a copy of; it stands for this one.
         fingerprint: what else it was computed from.
+        store: where the hooks on the value are.
     """
 
     def __init__(
@@ -65,10 +71,13 @@ class Unread:
         originals: tuple[Tensor, ...],
         copied: int | None,
         fingerprint: Fingerprint,
+        store: ValueStore,
     ) -> None:
         self.constraint, self.value, self.originals = constraint, value, originals
         self._copied, self._fingerprint = copied, fingerprint
         self._version = version(value)
+        # A hook may refer to the module, which no node is to keep.
+        self._store = weakref.ref(store)
 
     def gradients(self, left: Tensor, right: Tensor) -> tuple[Tensor | None, ...]:
         """Those of the originals from that of the value, ``left' right``.
@@ -80,10 +89,20 @@ class Unread:
         params = [t.detach() for t in self.originals]
         if self._copied is not None:
             params[self._copied] = self.value
-        thin = self.constraint.thin_pullback(self.value, left, right, *params)
-        if thin is not None:
-            return thin
-        return self.constraint.pullback(self.value, left.mT @ right, *params)
+        hooks = self.hooks()
+        if hooks is None:
+            thin = self.constraint.thin_pullback(self.value, left, right, *params)
+            if thin is not None:
+                return thin
+        gradient = left.mT @ right
+        if hooks is not None:
+            gradient = hooks(gradient)
+        return self.constraint.pullback(self.value, gradient, *params)
+
+    def hooks(self) -> Callable[[Tensor], Tensor] | None:
+        """What the hooks on the value make of its gradient, if there are any by now."""
+        store = self._store()
+        return store.call_hooks if store is not None and store.is_hooked() else None
 
     def check(self) -> None:
         """Raise a RuntimeError if a gradient would be one of another value."""
@@ -169,7 +188,9 @@ def _differentiable(
         # recurrent network, and autograd would go on from there.
         inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
         wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
-        weight = unread.constraint(*inputs[2:])
+        weight, hooks = unread.constraint(*inputs[2:]), unread.hooks()
+        if hooks is not None and weight.requires_grad:
+            weight.register_hook(hooks)
         output = F.linear(inputs[0], weight, inputs[1])  # type: ignore[arg-type]
     found = iter(
         torch.autograd.grad(output, wanted, gradient, create_graph=is_recorded, allow_unused=True)

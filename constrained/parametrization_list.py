@@ -305,7 +305,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             if found is None:
                 return None
         value, copied, fingerprint = found
-        return Unread(first, value, originals, copied, fingerprint)  # type: ignore[arg-type]
+        return Unread(first, value, originals, copied, fingerprint, self._store)  # type: ignore[arg-type]
 
     def _may_be_applied_unread(self) -> bool:
         """Whether nobody listens, traces, or saves what autograd saves elsewhere."""

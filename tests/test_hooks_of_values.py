@@ -10,7 +10,10 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import constrained.parametrize as ours
 from constrained import constrain, get
@@ -125,6 +128,147 @@ def test_checkpointed_regions():
     for _ in range(3):
         step(m, apply=lambda m, x: checkpoint(m, x, use_reentrant=False))
     assert len(count) == 3
+
+
+def under(make_context):
+    def apply(m, x):
+        with make_context():
+            return m(x)
+
+    return apply
+
+
+MODES = {
+    "vmap": lambda m, x: torch.vmap(m)(x[None])[0],
+    "a dispatch mode": under(lambda: FlopCounterMode(display=False)),
+    "forward mode": under(forward_ad.dual_level),
+}
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest.mark.parametrize("apply", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("spec", ["sphere", "real", "orthogonal"])
+def test_transforms_and_modes(spec, apply, is_stored):
+    m, seen = layer(spec), []
+    m.weight.register_hook(lambda g: seen.append(type(g)) or g * 0)
+    if not is_stored:
+        m.parametrizations.weight.forget()
+    before = m.weight.detach().clone()
+    for _ in range(2):
+        step(m, apply=apply)
+    assert seen == [torch.Tensor] * 2
+    torch.testing.assert_close(m.weight.detach(), before)
+
+
+def test_a_hook_that_is_registered_in_a_mode_lasts():
+    m, seen = layer(), []
+    with FlopCounterMode(display=False):
+        handle = m.weight.register_hook(lambda g: seen.append(1))
+    step(m)
+    step(m, apply=MODES["a dispatch mode"])
+    handle.remove()
+    step(m)
+    assert seen == [1, 1]
+
+
+def test_a_gradient_inside_of_a_transform_calls_none():
+    m, seen = layer(), []
+    m.weight.register_hook(lambda g: seen.append(1))
+    torch.func.grad(lambda x: m(x).sum())(torch.ones(2, 8))
+    parameters = {k: p.detach() for k, p in m.named_parameters()}
+    torch.func.grad(lambda p: torch.func.functional_call(m, p, torch.ones(2, 8)).sum())(parameters)
+    assert not seen
+
+
+def test_a_hook_is_called_in_other_threads():
+    m, seen = layer(), []
+    handle = m.weight.register_hook(lambda g: seen.append(1))
+
+    def work():
+        for _ in range(3):
+            step(m)
+        handle.remove()
+        step(m)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [1, 1, 1]
+
+
+def test_a_hook_that_refers_to_its_module_does_not_keep_it():
+    m = layer()
+    m.weight.register_hook(lambda g, m=m: None)
+    step(m)
+    m.weight  # noqa: B018
+    r = weakref.ref(m)
+    del m
+    gc.collect()
+    assert r() is None
+
+
+def test_hooks_are_called_in_the_order_of_registration():
+    m, seen = layer(), []
+    for k in range(4):
+        m.weight.register_hook(lambda g, k=k: seen.append(k))
+        step(m)
+    assert seen == [0, 0, 1, 0, 1, 2, 0, 1, 2, 3]
+
+
+def test_a_hook_of_many_tensors_ends_with_the_value():
+    m, seen = layer(), []
+    step(m)
+    m.weight.register_hook(lambda g: g)
+    step(m)
+    register_multi_grad_hook((m.weight, m.bias), lambda g: seen.append([x is None for x in g]))
+    first = register_multi_grad_hook((m.weight,), lambda g: seen.append("any"), mode="any")
+    step(m)
+    assert sorted(map(str, seen)) == ["[False, False]", "any"]
+    seen.clear()
+    # Of the value it was registered on nothing comes any more; that of the bias does.
+    step(m)
+    assert sorted(map(str, seen)) == ["[True, False]", "any"]
+    first.remove()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("spec", ["sphere", "orthogonal", "spectral_norm"])
+def test_a_hook_that_comes_after_the_forward_pass(spec, create_graph):
+    m, x = layer(spec, 16), torch.randn(2, 16)
+    step(m)
+    results = {}
+    for factor in (1, 3):
+        m.parametrizations.weight.forget()
+        y, seen = m(x), []
+        handle = m.weight.register_hook(lambda g, n=factor, seen=seen: seen.append(g) or n * g)
+        (found,) = torch.autograd.grad(
+            y.sum(), m.parametrizations.weight.original, create_graph=create_graph
+        )
+        handle.remove()
+        torch.testing.assert_close(seen, [x.sum(0).expand(16, 16)])
+        results[factor] = found.detach()
+    torch.testing.assert_close(results[3], 3 * results[1])
+
+
+def test_what_has_no_hooks_gets_none():
+    m = layer()
+    for _ in range(2):
+        step(m)
+        assert m.weight._backward_hooks is None
+    assert not m.parametrizations.weight._store._hooks
+
+
+def test_dictionaries_do_not_pile_up():
+    m = layer()
+    handles = []
+    for _ in range(5):
+        handles.append(m.weight.register_hook(lambda g: g))
+        step(m)
+        handles.pop().remove()
+        for _ in range(3):
+            step(m)
+    m.weight  # noqa: B018
+    assert len(m.parametrizations.weight._store._hooks) <= 2
 
 
 def test_hooks_of_each_thread():

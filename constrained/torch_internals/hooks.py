@@ -1,24 +1,33 @@
-"""The hooks of a tensor that an operation gave, and how another such tensor gets them."""
+"""The hooks of a tensor that an operation gave, and how it calls those of another one."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import register_multi_grad_hook
 
 from constrained.torch_internals.look_up import find
 
+Hook = Callable[[Tensor], Tensor | None]
+
+
+def _given() -> Tensor:
+    with torch.inference_mode(False), torch.enable_grad():
+        return torch.ones((), requires_grad=True) * 2
+
 
 def _knows_hooks(_: Any) -> bool:
-    with torch.inference_mode(False), torch.enable_grad():
-        first = torch.ones((), requires_grad=True) * 2
+    first, second = _given(), _given()
+    with torch.inference_mode(False):
         handle = first.register_hook(lambda gradient: gradient)
-        second = torch.ones((), requires_grad=True) * 2
-        if first._backward_hooks is None or second._backward_hooks is not None:
-            return False
-        _give(second, first._backward_hooks)
-        handle.remove()
+    if first._backward_hooks is None or second._backward_hooks is not None:
+        return False
+    handle.remove()
+    _give(second, first._backward_hooks)
     # Not differentiated: a process that is forked after a backward pass may not be able to.
     return second._backward_hooks is first._backward_hooks and not second._backward_hooks
 
@@ -35,12 +44,16 @@ if find("torch.Tensor._backward_hooks", _knows_hooks) is not None:
         """The dictionary of what ``register_hook`` was given, if there is one; or None."""
         return tensor._backward_hooks
 
-    def give_hooks(tensor: Tensor, hooks: Any) -> None:
-        """Let a tensor that an operation gave call the hooks in a dictionary, beside its own.
+    def call_first(tensor: Any, hook: Hook, own: OrderedDict[int, Hook]) -> None:
+        """Let a tensor that an operation gave call a hook that is in no dictionary that is seen.
 
-        Whatever is registered on it from now on goes into this dictionary.
+        Args:
+            tensor: whose gradient the hook is called with.
+            hook: what is called before all that is registered from now on.
+            own: where that goes, empty as yet.
         """
-        _give(tensor, hooks)
+        _give(tensor, OrderedDict({0: hook}))
+        _give(tensor, own)
 
 else:
 
@@ -49,6 +62,23 @@ else:
         del tensor
         return None
 
-    def give_hooks(tensor: Tensor, hooks: Any) -> None:
+    def call_first(tensor: Any, hook: Hook, own: OrderedDict[int, Hook]) -> None:
         """Nothing: see above."""
-        del tensor, hooks
+        del tensor, hook, own
+
+
+def _code_of_many() -> Any:
+    """The code that is common to all hooks of ``register_multi_grad_hook`` that wait for all."""
+    tensor = _given()
+    with torch.inference_mode(False):
+        register_multi_grad_hook([tensor], lambda _: None)
+    (hook,) = (hooks_of(tensor) or {}).values() or (None,)
+    return getattr(hook, "__code__", None)
+
+
+_of_many = _code_of_many()
+
+
+def lasts(hook: Hook) -> bool:
+    """Whether another tensor may call a hook: not one that counts the nodes it was made for."""
+    return _of_many is None or getattr(hook, "__code__", None) is not _of_many
