@@ -36,7 +36,13 @@ from constrained.handed import HandedOut, can_be_watched, shares_memory
 from constrained.replay import Kept, KeptArguments, KeptGraph, Pullback, recomputing, replay
 from constrained.torch_internals.hooks import Hook, call_first, hooks_of, lasts
 from constrained.torch_internals.modules import is_replica, torch_cache
-from constrained.torch_internals.moments import has_saving_hooks, is_transformed, stream_of, unseen
+from constrained.torch_internals.moments import (
+    has_saving_hooks,
+    is_traced,
+    is_transformed,
+    stream_of,
+    unseen,
+)
 from constrained.torch_internals.tensors import is_transformed as is_of_transform
 from constrained.torch_internals.tensors import version
 
@@ -347,7 +353,8 @@ class ValueStore:
     def _hooked(self, on: Evaluated) -> Tensor:
         """Evaluate, with hooks that last."""
         value = on()
-        if on.is_pure():
+        # What is traced calls no hooks.
+        if on.is_pure() and not is_traced():
             # A constraint may hand out an original, whose own hooks are no hooks on the value.
             if value.is_leaf and value.requires_grad and _is_recording():
                 value = _alias(value)
