@@ -1,9 +1,9 @@
 """Parts, copies and unions of a ``ParameterList`` or ``ParameterDict`` with parametrized tensors.
 
-Torch makes them of what it reads, and makes new parameters of all that is none: such a parameter
-would get the gradient in the stead of the originals. Here the new container has the same
-parametrizations, as it would have the same parameters. What torch's own class does with values that
-it is given is out of reach: ``nn.ParameterList(values)``, ``extend`` of a plain list.
+Torch's containers make a new ``Parameter`` of each value that they are given, and that one would get
+the gradient instead of the originals. Here the new container shares the parametrizations of the old
+one, as it would share its parameters. What torch's own class does with values that it is given
+cannot be changed from here: ``nn.ParameterList(values)``, ``extend`` of a plain list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from constrained.override import lists, overriding
 from constrained.refused import refuse_deletion
 
-#: What keeps the place of an entry; None is none that could be assigned.
+#: Keeps the place of an entry until its parametrizations are put there.
 _NOTHING = ()
 
 
