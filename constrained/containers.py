@@ -1,9 +1,9 @@
 """Parts, copies and unions of a ``ParameterList`` or ``ParameterDict`` with parametrized tensors.
 
-Torch's containers make a new ``Parameter`` of each value that they are given, and that one would get
-the gradient instead of the originals. Here the new container shares the parametrizations of the old
-one, as it would share its parameters. What torch's own class does with values that it is given
-cannot be changed from here: ``nn.ParameterList(values)``, ``extend`` of a plain list.
+Torch's containers make a new ``Parameter`` of each value that they are given, and that one would
+get the gradient instead of the originals. Here the new container shares the parametrizations of
+the old one, as it would share its parameters. What torch's own class does with values that it is
+given cannot be changed from here: ``nn.ParameterList(values)``, ``extend`` of a plain list.
 """
 
 from __future__ import annotations
