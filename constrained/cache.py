@@ -204,13 +204,13 @@ class ValueStore:
                 self._hooks[id(hooks)] = weakref.ref(value), hooks
 
     def _known_hooks(self) -> list[OrderedDict[int, Hook]]:
-        """The dictionaries of hooks that last, of the stored values of all threads too."""
+        """All dictionaries of hooks, those of the stored values of all threads included."""
         for stored in list(self._values.values()):
             self._note_hooks(stored)
         return [hooks for _, hooks in list(self._hooks.values())]
 
     def _forget_hooks(self) -> None:
-        """Forget the dictionaries that hold nothing that lasts, nor will."""
+        """Drop dictionaries without a lasting hook, whose value is gone."""
         for key, (value, hooks) in list(self._hooks.items()):
             if value() is None and not _any_lasts(hooks):
                 self._hooks.pop(key, None)
@@ -227,7 +227,7 @@ class ValueStore:
         self._forget_hooks()
         if is_kept and not self._known_hooks():
             return
-        # Of the hooks, a node holds those alone that were registered on its own value.
+        # The node of a value holds its own hooks only.
         own: OrderedDict[int, Hook] = OrderedDict()
         self._hooks[id(own)] = weakref.ref(value), own
         call_first(value, partial(_call_hooks, weakref.ref(self), own), own)
@@ -239,7 +239,7 @@ class ValueStore:
             gradient: that of a value.
             own: the hooks that this value calls itself.
         """
-        # Torch numbers all hooks in one row.
+        # The keys are numbers that torch gives in the order of registration.
         hooks = {
             k: f for found in self._known_hooks() if found is not own for k, f in found.items()
         }
@@ -280,7 +280,7 @@ class ValueStore:
         return found
 
     def is_unread(self) -> bool:
-        """Whether nobody holds a value of the originals as they are, hooked or wrote into one."""
+        """Whether nobody has read, written or hooked a value of the originals as they are."""
         return not (self._values or self._handed or self._lost or self.is_hooked())
 
     def is_hooked(self) -> bool:
@@ -481,7 +481,7 @@ class _Stored:
         value: what it is; nobody gets this very tensor.
         plain: without a graph, once somebody has read it so.
         tracked: with the graph, where one was recorded.
-        is_pure: whether it depends on nothing else than what is known.
+        is_pure: whether evaluating again would give the same.
         node: the end of that graph, which somebody may cut off by ``detach_()``.
         records: whether a read that records gradients may be served.
     """
@@ -588,14 +588,15 @@ class _Stored:
         # The same numbers in other memory are no write: such is a change of the memory format.
         value = self.value.tensor
         handed_out = [t for t in (self.tracked, self.plain) if t is not None]
-        address, is_unseen = self.value.address, not is_transformed()
-        # A tracer records that it was asked for a size. Another shape of as many is no write.
+        address, is_ordinary = self.value.address, not is_transformed()
+        # Not under a tracer, which would record the question for the size. Another shape with as
+        # many entries is no write.
         moved = [
             t
             for t in handed_out
-            if t.data_ptr() != address or (is_unseen and t.numel() != value.numel())
+            if t.data_ptr() != address or (is_ordinary and t.numel() != value.numel())
         ]
-        compare = _are_equal if is_unseen else partial(unseen, _are_equal)
+        compare = _are_equal if is_ordinary else partial(unseen, _are_equal)
         return not all(compare(t, value) for t in moved)
 
     def is_lost(self) -> bool:
