@@ -505,7 +505,7 @@ class Constraint(nn.Module):
         cls = type(self)
         kinds = (k for k in cls.__mro__ if issubclass(k, Constraint) and not k._undefined)
         held = {*vars(self), *self._parameters, *self._buffers, *self._modules}
-        # A property is there, and may take long.
+        # Looked up on the class, since evaluating a property may take long.
         made = (k for k in kinds if all(n in held or hasattr(k, n) for n in k._argument_names))
         return next(made, cls)
 

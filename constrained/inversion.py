@@ -176,7 +176,7 @@ def invert(on: Inverted, value: Tensor, *, anew: bool = False) -> tuple[Tensor, 
 
 
 def _check_dtype(on: Inverted, value: Tensor) -> None:
-    """Raise if it is the dtype of what was assigned that does not fit."""
+    """Raise if what was assigned has a dtype that would be rounded."""
     dtype = on.originals()[0].dtype
     if value.dtype != dtype:
         raise ValueError(

@@ -76,7 +76,7 @@ class Unread:
         self.constraint, self.value, self.originals = constraint, value, originals
         self._copied, self._fingerprint = copied, fingerprint
         self._version = version(value)
-        # A hook may refer to the module, which no node is to keep.
+        # Weak: a node of autograd must not keep the module alive.
         self._store = weakref.ref(store)
 
     def gradients(self, left: Tensor, right: Tensor) -> tuple[Tensor | None, ...]:

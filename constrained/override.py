@@ -41,8 +41,8 @@ class Override(Protocol):
 
 def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
     """What stands in the place of a tensor of the module in this thread, if anything does."""
-    # Of the class where there are none, and not asked of the dictionary, here and below: what is
-    # compiled would not look again whether the dictionary has got any since.
+    # Read as an attribute, None on the class, here and below: torch.compile guards an attribute, and
+    # not a key that is missing from `__dict__`.
     overrides = getattr(module, "_overrides", None)
     if overrides is None:
         return None

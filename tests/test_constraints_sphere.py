@@ -131,3 +131,16 @@ def test_names():
     assert constrained.get("unit_norm").name == "sphere"
     assert Sphere(1).spec() == {"name": "sphere"}
     assert Sphere(2).spec() == {"name": "sphere", "radius": 2.0}
+
+
+@pytest.mark.parametrize("length", [1.0, 3.0, 1e-3])
+@pytest.mark.parametrize(("name", "shape"), [("sphere", (3, 4)), ("oblique", (4, 3))])
+def test_the_gradient_is_that_of_the_map_at_parameters_of_any_length(name, shape, length):
+    constraint = constrained.get(name)()
+    y = length * constraint.sample(shape, dtype=torch.float64)
+    y.requires_grad_()
+    gradient = torch.randn(shape, dtype=torch.float64)
+    value = constraint(y)
+    (expected,) = torch.autograd.grad(value, y, gradient)
+    (found,) = constraint.pullback(value.detach(), gradient, y.detach())
+    torch.testing.assert_close(found, expected)
