@@ -41,8 +41,8 @@ class Override(Protocol):
 
 def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
     """What stands in the place of a tensor of the module in this thread, if anything does."""
-    # Read as an attribute, None on the class, here and below: torch.compile guards an attribute, and
-    # not a key that is missing from `__dict__`.
+    # Read as an attribute, None on the class, here and below: torch.compile guards an attribute,
+    # and not a key that is missing from `__dict__`.
     overrides = getattr(module, "_overrides", None)
     if overrides is None:
         return None
