@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from constrained.cache import ValueStore
 
 _is_compiling, _is_watched = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
-#: Somebody may give all layers another one.
+#: Somebody may give all layers, or those of one class, another one.
 _of_torch = nn.Linear.forward
 
 
@@ -42,13 +42,18 @@ def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[...
     return {"forward": _forward}
 
 
-def is_applied_unread(constraint: object) -> bool:
-    """Whether a constraint has a way to be applied that this module knows."""
-    if not isinstance(constraint, Constraint):
-        return False
-    cls = type(constraint)
+def has_factors(constraint: object) -> TypeGuard[Constraint]:
+    """Whether a layer may be applied by the factors of what satisfies the constraint."""
     return (
-        cls.factors is not Constraint.factors or cls.thin_pullback is not Constraint.thin_pullback
+        isinstance(constraint, Constraint) and type(constraint).factors is not Constraint.factors
+    )
+
+
+def has_thin_pullback(constraint: object) -> TypeGuard[Constraint]:
+    """Whether a constraint has the gradient of its parameters from thin factors of its value's."""
+    return (
+        isinstance(constraint, Constraint)
+        and type(constraint).thin_pullback is not Constraint.thin_pullback
     )
 
 
@@ -115,7 +120,7 @@ def _forward(self: Any, input: Tensor) -> Tensor:
     # A layer that is called often in a step comes here each time, mostly to find that its weight
     # has been read.
     found = None if _is_watched() else _list(self)
-    if found is None or _is_compiling() or nn.Linear.forward is not _of_torch:
+    if found is None or _is_compiling() or not _is_of_torch(super(self._parametrized, self)):
         return super(self._parametrized, self).forward(input)
     factors = found.factors(_rows(input))
     if factors is not None:
@@ -125,6 +130,10 @@ def _forward(self: Any, input: Tensor) -> Tensor:
     if unread is not None:
         return direct(_Linear)(unread, input, self.bias, *unread.originals)
     return super(self._parametrized, self).forward(input)
+
+
+def _is_of_torch(above: Any) -> bool:
+    return getattr(above.forward, "__func__", None) is _of_torch
 
 
 def _rows(input: Any) -> int:

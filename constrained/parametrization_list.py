@@ -20,7 +20,7 @@ from constrained.constraint import Constraint, is_autocast
 from constrained.fingerprint import happened
 from constrained.fit import check_fit
 from constrained.holders import holders
-from constrained.linear import Unread, is_applied_unread
+from constrained.linear import Unread, has_factors, has_thin_pullback
 from constrained.originals import (
     attributes,
     check_elements,
@@ -255,9 +255,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             rows: of what is multiplied.
         """
         first, *rest = self.chain()
-        if not isinstance(first, Constraint) or type(first).factors is Constraint.factors:
-            return None
-        if rest or not self._may_be_applied_unread():
+        if rest or not has_factors(first) or not self._may_be_applied_unread():
             return None
         originals = self.originals()
         # In half precision a product of factors is rounded in between.
@@ -273,7 +271,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
     def unread(self, input: Tensor) -> Unread | None:
         """The value, where a linear layer may have its gradient without anybody reading it."""
         first, *rest = self.chain()
-        if rest or not torch.is_grad_enabled():
+        if rest or not torch.is_grad_enabled() or not has_thin_pullback(first):
             return None
         if not self._may_be_applied_unread() or not self.is_pure():
             return None
@@ -457,7 +455,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.__dict__["__module__"] = torch_parametrize.__name__
         first = self.chain()[0] if len(self) else None
         watch(self)
-        if is_applied_unread(first):
+        if has_factors(first) or has_thin_pullback(first):
             # A linear layer asks at each call.
             self.__dict__["_is_applied_unread"] = True
 

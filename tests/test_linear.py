@@ -4,7 +4,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
-from constrained import constrain
+from constrained import constrain, parametrization_list
 from constraints import LowRank
 
 
@@ -393,14 +393,30 @@ def test_modes_may_change_between_the_passes(spec):
     torch.testing.assert_close(torch.autograd.grad(out, list(m.parameters())), expected)
 
 
+@pytest.mark.parametrize("is_derived", [False, True])
 @pytest.mark.parametrize("spec", UNREAD)
-def test_a_forward_that_somebody_gives_all_layers_is_called(spec, monkeypatch):
+def test_a_forward_that_somebody_gives_all_layers_of_a_class_is_called(
+    spec, is_derived, monkeypatch
+):
+    class Derived(nn.Linear):
+        pass
+
+    cls = Derived if is_derived else nn.Linear
     m = after_a_step(
-        layer(spec=spec) if "rank" in spec else constrain(nn.Linear(9, 9), "weight", spec)
+        constrain(cls(*((320, 480) if "rank" in spec else (9, 9))), "weight", spec)
     )
     plain = nn.Linear.forward
-    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 0 * plain(self, x))
+    monkeypatch.setattr(cls, "forward", lambda self, x: 0 * plain(self, x))
     assert not m(torch.ones(2, m.in_features)).any()
+
+
+@pytest.mark.parametrize("spec", ["low_rank(rank=8)", "rank_one"])
+def test_a_layer_that_gains_nothing_by_it_leaves_no_weight_unread(monkeypatch, spec):
+    m = after_a_step(constrain(nn.Linear(16, 16), "weight", spec))
+    unread = []
+    monkeypatch.setattr(parametrization_list, "Unread", lambda *args: unread.append(args))
+    m(torch.ones(2, 16)).sum().backward()
+    assert not unread
 
 
 @pytest.mark.parametrize("bias", [True, False])
