@@ -36,7 +36,7 @@ def _part(self: Any, idx: Any) -> Any:
     if not isinstance(idx, slice):
         return super(self._parametrized, self).__getitem__(idx)
     new = self.__class__()
-    for i in range(*idx.indices(len(self))):
+    for i in range(len(self))[idx]:
         _append(new, self, i)
     return _settled(new)
 

@@ -33,7 +33,12 @@ from constrained.override import lists, override, overriding
 from constrained.parametrization_list import ParametrizationList, read
 from constrained.places import is_parametrized
 from constrained.refused import refuse_deletion, refuse_none, refusing_methods
-from constrained.tools import assign_parameter, class_title, tool_methods
+from constrained.tools import (
+    assign_parameter,
+    check_not_distributing,
+    class_title,
+    tool_methods,
+)
 from constrained.torch_internals import classes
 from constrained.torch_internals.modules import lists_tensors
 from constrained.translate import translate
@@ -58,7 +63,7 @@ class Parametrizations(nn.ModuleDict):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._places: tuple[str, ...] = (*module._parameters, *module._buffers)
-        self._shared: frozenset[str] = frozenset()
+        self._shared: tuple[str, ...] = ()
 
     @property
     def _tied_weights_keys(self) -> dict[str, str]:
@@ -66,7 +71,7 @@ class Parametrizations(nn.ModuleDict):
 
         It saves tied tensors once, and finds in this attribute of any module which to leave out.
         """
-        lists = ((name, self._modules[name]) for name in sorted(self._shared & self.keys()))
+        lists = ((name, self._modules[name]) for name in sorted(self._shared) if name in self)
         keys = (
             f"{name}.{original}"
             for name, found in lists
@@ -84,10 +89,9 @@ class Parametrizations(nn.ModuleDict):
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         super().__setitem__(key, module)
-        if isinstance(module, ParametrizationList) and set(module._owners) - {self}:
-            self._shared |= {key}
-        else:
-            self._shared -= {key}
+        others = tuple(name for name in self._shared if name != key)
+        is_shared = isinstance(module, ParametrizationList) and bool(set(module._owners) - {self})
+        self._shared = (*others, key) if is_shared else others
         self._own(module)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -364,7 +368,12 @@ def _named_modules(
     remove_duplicate: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
     # A compiler knows no frames.
-    if torch.compiler.is_compiling() or not _members_are_listed(sys._getframe(1)):
+    if torch.compiler.is_compiling():
+        return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
+    caller = sys._getframe(1)
+    # As older versions of torch begin, which ask nothing of the module before.
+    check_not_distributing(self, caller)
+    if not _members_are_listed(caller):
         return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
     if not remove_duplicate:
         return _with_duplicates(self, prefix)

@@ -7,6 +7,7 @@ Each is told so at the moment at which it touches a module, as far as it gives a
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -41,12 +42,18 @@ def _prepare_scriptable(self: Any) -> Any:
 
 
 def _is_distributed(self: Any) -> bool:
-    if not distributes(sys._getframe(1)):
-        raise AttributeError(IS_DISTRIBUTED)
-    names = ", ".join(repr(name) for name in self.parametrizations)
+    check_not_distributing(self, sys._getframe(1))
+    raise AttributeError(IS_DISTRIBUTED)
+
+
+def check_not_distributing(module: Any, caller: FrameType) -> None:
+    """Raise if the caller is about to cut the tensors of a module into shards."""
+    if not distributes(caller):
+        return
+    names = ", ".join(repr(name) for name in module.parametrizations)
     raise RuntimeError(
-        f"Tensor parallelism cannot cut {self._base_class.__name__} into shards, whose {names} is "
-        "computed by parametrizations of whole tensors: leave the module out of the plan of "
+        f"Tensor parallelism cannot cut {module._base_class.__name__} into shards, whose {names} "
+        "is computed by parametrizations of whole tensors: leave the module out of the plan of "
         "parallelize_module, so that each process has all of it."
     )
 

@@ -226,7 +226,8 @@ def _sign(X: Tensor) -> Tensor:
     eigenvalues, Q = torch.linalg.eigh(X)
     W = (Q * torch.where(eigenvalues < 0, -1, 1).to(X.dtype).unsqueeze(-2)) @ Q.mH
     W = W - W @ (defect(W, W) / 2)
-    return (W + W.mH) / 2
+    # Torch 2.6 divides complex numbers by 2 with an error of rounding.
+    return (W + W.mH) * 0.5
 
 
 # ------------------------------------------------------------------------------- its derivative
@@ -247,7 +248,7 @@ def derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     """The derivative of the polar factor W of a tall X in direction V; differentiable."""
     WV = W.mH @ V
     H = W.mH @ X
-    H = (H + H.mH) / 2
+    H = (H + H.mH) * 0.5
     h, Q = spectrum(H)
     result = W @ lyapunov(H, WV - WV.mH, h, Q)
     if X.shape[-2] > X.shape[-1]:
@@ -271,7 +272,7 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     Y = C / 2
     for _ in range(rounds):
         product = E @ Y
-        Y = (C - product + product.mH) / 2
+        Y = (C - product + product.mH) * 0.5
     result = W @ Y
     if X.shape[-2] > X.shape[-1]:
         M = Z = V - W @ WV

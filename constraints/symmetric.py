@@ -108,7 +108,7 @@ class Hermitian(LinearSpace):
 
     def part(self, X: Tensor) -> Tensor:
         """``(X + X*) / 2``."""
-        return (X + X.mH) / 2 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
+        return (X + X.mH) * 0.5 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2``, of complex matrices over the real numbers."""

@@ -402,9 +402,7 @@ def test_a_forward_that_somebody_gives_all_layers_of_a_class_is_called(
         pass
 
     cls = Derived if is_derived else nn.Linear
-    m = after_a_step(
-        constrain(cls(*((320, 480) if "rank" in spec else (9, 9))), "weight", spec)
-    )
+    m = after_a_step(constrain(cls(*((320, 480) if "rank" in spec else (9, 9))), "weight", spec))
     plain = nn.Linear.forward
     monkeypatch.setattr(cls, "forward", lambda self, x: 0 * plain(self, x))
     assert not m(torch.ones(2, m.in_features)).any()

@@ -79,7 +79,7 @@ def test_of_a_symmetric_matrix_it_is_a_reflection(rank, dtype):
     A = matrix(3, 5, rank, dtype=dtype)
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=dtype)[:rank]
     X = (A * signs) @ A.mH
-    X = (X + X.mH) / 2
+    X = (X + X.mH) * 0.5
     W = polar(X)
     assert defect(W) <= 1e-6
     assert torch.equal(W, W.mH)

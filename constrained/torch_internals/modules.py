@@ -82,7 +82,7 @@ def lists_tensors(frame: FrameType | None) -> bool:
 # --------------------------------------------------------------------------- tensor parallelism
 
 #: What ``torch.distributed.tensor.distribute_module`` asks of a module before it changes anything,
-#: whoever calls it. Where it asks no more, it ends in errors of its own.
+#: whoever calls it. Versions that do not ask list its ``named_modules`` first.
 IS_DISTRIBUTED = "_distribute_module_applied"
 
 
