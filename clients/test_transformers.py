@@ -348,6 +348,45 @@ def test_a_class_that_constrains_loads_its_own_checkpoints(pair, tmp_path):
     assert torch.equal(inputs.weight, outputs.weight) is tied
 
 
+HEADS = {
+    "gpt2": (gpt2, GPT2LMHeadModel, ["lm_head.weight"]),
+    "bert": (bert, BertForMaskedLM, ["cls.predictions.decoder.weight"]),
+    "llama": (llama, LlamaForCausalLM, ["lm_head.weight"]),
+    "untied llama": (lambda: llama(tied=False), LlamaForCausalLM, ["lm_head.weight"]),
+    "both": (llama, LlamaForCausalLM, ["lm_head.weight", "model.embed_tokens.weight"]),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_class_that_constrains_its_head(kind, tmp_path):
+    make, base, names = HEADS[kind]
+
+    class Headed(base):
+        def __init__(self, config):
+            super().__init__(config)
+            constrain(self, dict.fromkeys(names, "sphere"))
+
+    model = Headed(make().config)
+    fit(model)
+    model.save_pretrained(tmp_path / "own")
+    model.save_pretrained(tmp_path / "plain", state_dict=baked_state_dict(model))
+    loads = {
+        "own": Headed.from_pretrained(tmp_path / "own", output_loading_info=True),
+        "plain": Headed.from_pretrained(tmp_path / "plain", output_loading_info=True),
+        "given": Headed.from_pretrained(
+            None, config=model.config, state_dict=model.state_dict(), output_loading_info=True
+        ),
+    }
+    for loaded, found in loads.values():
+        assert not found["missing_keys"]
+        assert spec(loaded) == spec(model)
+        torch.testing.assert_close(logits(loaded), logits(model))
+        with trains(loaded):
+            fit(loaded)
+        inputs, outputs = loaded.get_input_embeddings(), loaded.get_output_embeddings()
+        assert torch.equal(inputs.weight, outputs.weight) is model.config.tie_word_embeddings
+
+
 def test_a_new_constrained_head_on_a_pretrained_body(tmp_path):
     plain = bert()
     plain.save_pretrained(tmp_path)

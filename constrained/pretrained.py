@@ -122,7 +122,9 @@ def _to_be_shared(model: Any, given: Mapping[str, Any]) -> list[tuple[Place, Par
     return result
 
 
-def _are_alike(one: ParametrizationList, other: ParametrizationList) -> bool:
+def _are_alike(one: Any, other: Any) -> bool:
+    if not isinstance(one, ParametrizationList) or not isinstance(other, ParametrizationList):
+        return False
     chains = one.chain(), other.chain()
     if not all(isinstance(module, Constraint) for chain in chains for module in chain):
         return False
@@ -140,6 +142,7 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
 def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load)
     def inside(model: Any, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        _constrain_sources(model)
         constraints = _not_among(model, state_dict)
         for path in constraints:
             release(model, path)
@@ -147,6 +150,25 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
         return load(model, state_dict, *args, **kwargs)
 
     return inside
+
+
+def _constrain_sources(model: Any) -> None:
+    """Give the constraints of tensors that are to be tied to those which they are to be tied to.
+
+    A class may constrain its head, which is tied to the embeddings elsewhere: in a checkpoint it
+    has the name of these, and here, on the meta device, nothing is tied yet. The plain head is
+    tied to the constrained embeddings when these are there.
+    """
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        constraints, available = spec(model), places(model)
+        if target not in constraints or source not in available:
+            continue
+        mine, found = available[target].tensor, available[source].tensor
+        if not isinstance(found, nn.Module):
+            constrain(model, source, constraints[target])
+        elif mine is found or not _are_alike(mine, found):
+            continue
+        release(model, target)
 
 
 def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
