@@ -10,11 +10,12 @@ transformers is not imported here. Of a version without these methods nothing is
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -140,10 +141,13 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(load)
+
     @functools.wraps(load)
     def inside(model: Any, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(model, state_dict, *args, **kwargs).arguments
         _constrain_sources(model)
-        constraints = _not_among(model, state_dict)
+        constraints = _not_among(model, _keys(state_dict, given.get("load_config")))
         for path in constraints:
             release(model, path)
         _awaiting[model] = constraints
@@ -187,14 +191,28 @@ def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
-def _not_among(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
+    """The keys of a checkpoint, and what becomes of them where files have other names."""
+    # Copies, since these objects keep a record of what they were used for.
+    mapping = copy.deepcopy(getattr(config, "weight_mapping", None) or [])
+    found = set(state_dict)
+    for key in state_dict:
+        for entry in mapping:
+            # Those with operations make other tensors of several, and none of free parameters.
+            if hasattr(entry, "rename_source_key") and not hasattr(entry, "operations"):
+                key = entry.rename_source_key(key)[0]
+        found.add(key)
+    return found
+
+
+def _not_among(model: nn.Module, keys: Collection[str]) -> dict[str, Any]:
     """The constraints of tensors of which a checkpoint does not have all the free parameters."""
     constraints, missing = spec(model), {}
     for path, found, _ in constrained_tensors(model):
         prefix, _, name = path.rpartition(".")
         inside = [f"{prefix}.parametrizations.{name}.{key}" for key in found.names()]
         # The prefix of the body of a model may be there or not.
-        if not all(any(_is_same(key, other) for other in state_dict) for key in inside):
+        if not all(any(_is_same(key, other) for other in keys) for key in inside):
             missing[path] = constraints[path]
     return missing
 
