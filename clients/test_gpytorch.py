@@ -11,6 +11,7 @@ from botorch.acquisition import LogExpectedImprovement
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.optim import optimize_acqf
+from botorch.optim.utils import sample_all_priors
 from gpytorch.kernels import (
     IndexKernel,
     InducingPointKernel,
@@ -374,6 +375,34 @@ class TestBoTorch:
         bounds = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
         point, _ = optimize_acqf(acquisition, bounds, q=1, num_restarts=2, raw_samples=8)
         assert ((point >= 0) & (point <= 1)).all()
+
+    @pytest.mark.parametrize("low", [0.5, 40.0])
+    def test_a_fit_that_begins_anew_samples_members(self, low):
+        model = self.model()
+        kernel = model.covar_module.base_kernel
+        prior = gpytorch.priors.UniformPrior(0.0, 2.0)
+        kernel.register_prior("prior", prior, "lengthscale")
+        constrain(release(model), "**.raw_lengthscale", f"interval({low}, 50.0)", init="inside")
+        before = kernel.lengthscale.detach().clone()
+        if low > 2:
+            with pytest.raises(RuntimeError, match="feasible parameter value"):
+                sample_all_priors(model)
+            assert torch.equal(kernel.lengthscale, before)
+        else:
+            for _ in range(10):
+                sample_all_priors(model)
+                assert not torch.equal(kernel.lengthscale, before)
+                assert_feasible(model)
+
+    @pytest.mark.parametrize("value", [50.0, torch.tensor([[0.5, 50.0]]), float("nan")])
+    def test_a_value_out_of_bounds_is_one_for_both(self, value):
+        kernel = self.model().covar_module.base_kernel
+        before = kernel.lengthscale.detach().clone()
+        with pytest.raises(RuntimeError, match="out of bounds of its current constraints") as told:
+            kernel.lengthscale = value
+        assert isinstance(told.value, ValueError)
+        assert str(told.value).count("out of bounds") == 1
+        assert torch.equal(kernel.lengthscale, before)
 
     def test_conditioned_and_copied(self):
         model = self.model()

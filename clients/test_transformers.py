@@ -18,6 +18,8 @@ from transformers import (
     HubertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Trainer,
     TrainingArguments,
 )
@@ -346,6 +348,79 @@ def test_a_class_that_constrains_loads_its_own_checkpoints(pair, tmp_path):
     tied = loaded.config.tie_word_embeddings
     inputs, outputs = loaded.get_input_embeddings(), loaded.get_output_embeddings()
     assert torch.equal(inputs.weight, outputs.weight) is tied
+
+
+HEADS = {
+    "gpt2": (gpt2, GPT2LMHeadModel, ["lm_head.weight"]),
+    "bert": (bert, BertForMaskedLM, ["cls.predictions.decoder.weight"]),
+    "llama": (llama, LlamaForCausalLM, ["lm_head.weight"]),
+    "untied llama": (lambda: llama(tied=False), LlamaForCausalLM, ["lm_head.weight"]),
+    "both": (llama, LlamaForCausalLM, ["lm_head.weight", "model.embed_tokens.weight"]),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_class_that_constrains_its_head(kind, tmp_path):
+    make, base, names = HEADS[kind]
+
+    class Headed(base):
+        def __init__(self, config):
+            super().__init__(config)
+            constrain(self, dict.fromkeys(names, "sphere"))
+
+    model = Headed(make().config)
+    fit(model)
+    model.save_pretrained(tmp_path / "own")
+    model.save_pretrained(tmp_path / "plain", state_dict=baked_state_dict(model))
+    loads = {
+        "own": Headed.from_pretrained(tmp_path / "own", output_loading_info=True),
+        "plain": Headed.from_pretrained(tmp_path / "plain", output_loading_info=True),
+        "given": Headed.from_pretrained(
+            None, config=model.config, state_dict=model.state_dict(), output_loading_info=True
+        ),
+    }
+    for loaded, found in loads.values():
+        assert not found["missing_keys"]
+        assert spec(loaded) == spec(model)
+        torch.testing.assert_close(logits(loaded), logits(model))
+        with trains(loaded):
+            fit(loaded)
+        inputs, outputs = loaded.get_input_embeddings(), loaded.get_output_embeddings()
+        assert torch.equal(inputs.weight, outputs.weight) is model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("kind", ["own", "plain"])
+def test_tensors_that_have_other_names_in_a_file(kind, tmp_path):
+    """What is mlp in the model is block_sparse_moe in its checkpoints."""
+    gate, experts = "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.down_proj"
+
+    class Mixture(MixtralForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            constrain(self, {gate: "sphere", experts: "low_rank(rank=2)"})
+
+    config = MixtralConfig(
+        vocab_size=TOKENS,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        max_position_embeddings=16,
+    )
+    model = Mixture(config)
+    with trains(model):
+        fit(model)
+    state_dict = baked_state_dict(model) if kind == "plain" else None
+    model.save_pretrained(tmp_path, state_dict=state_dict)
+    keys = load_file(tmp_path / "model.safetensors")
+    assert any("block_sparse_moe" in key for key in keys)
+    loaded, found = Mixture.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert spec(loaded) == spec(model)
+    torch.testing.assert_close(logits(loaded), logits(model))
 
 
 def test_a_new_constrained_head_on_a_pretrained_body(tmp_path):

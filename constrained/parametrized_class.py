@@ -26,6 +26,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.batched_kernels import kernel_methods
 from constrained.containers import container_methods
+from constrained.gaussian_processes import initialize_methods
 from constrained.inversion import raise_named
 from constrained.lazy import lazy_methods, materialize_from, waiting
 from constrained.linear import linear_methods
@@ -164,7 +165,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             **container_methods(base),
             **(linear_methods(base, names) if _reads_as_modules_do(base) else {}),
             **lazy_methods(base, names, parametrized_class),
-            **(kernel_methods(base) if names else {}),
+            **({**kernel_methods(base), **initialize_methods(base)} if names else {}),
             **{name: _property(name) for name in names},
         }
         cls = type(base)(f"Parametrized{base.__name__}", (base,), members)

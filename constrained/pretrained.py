@@ -10,11 +10,12 @@ transformers is not imported here. Of a version without these methods nothing is
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -122,7 +123,9 @@ def _to_be_shared(model: Any, given: Mapping[str, Any]) -> list[tuple[Place, Par
     return result
 
 
-def _are_alike(one: ParametrizationList, other: ParametrizationList) -> bool:
+def _are_alike(one: Any, other: Any) -> bool:
+    if not isinstance(one, ParametrizationList) or not isinstance(other, ParametrizationList):
+        return False
     chains = one.chain(), other.chain()
     if not all(isinstance(module, Constraint) for chain in chains for module in chain):
         return False
@@ -138,15 +141,38 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(load)
+
     @functools.wraps(load)
     def inside(model: Any, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        constraints = _not_among(model, state_dict)
+        given = signature.bind(model, state_dict, *args, **kwargs).arguments
+        _constrain_sources(model)
+        constraints = _not_among(model, _keys(state_dict, given.get("load_config")))
         for path in constraints:
             release(model, path)
         _awaiting[model] = constraints
         return load(model, state_dict, *args, **kwargs)
 
     return inside
+
+
+def _constrain_sources(model: Any) -> None:
+    """Give the constraints of tensors that are to be tied to those which they are to be tied to.
+
+    A class may constrain its head, which is tied to the embeddings elsewhere: in a checkpoint it
+    has the name of these, and here, on the meta device, nothing is tied yet. The plain head is
+    tied to the constrained embeddings when these are there.
+    """
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        constraints, available = spec(model), places(model)
+        if target not in constraints or source not in available:
+            continue
+        mine, found = available[target].tensor, available[source].tensor
+        if not isinstance(found, nn.Module):
+            constrain(model, source, constraints[target])
+        elif mine is found or not _are_alike(mine, found):
+            continue
+        release(model, target)
 
 
 def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,14 +191,28 @@ def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
-def _not_among(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
+    """The keys of a checkpoint, and what becomes of them where files have other names."""
+    # Copies, since these objects keep a record of what they were used for.
+    mapping = copy.deepcopy(getattr(config, "weight_mapping", None) or [])
+    found = set(state_dict)
+    for key in state_dict:
+        for entry in mapping:
+            # Those with operations make other tensors of several, and none of free parameters.
+            if hasattr(entry, "rename_source_key") and not hasattr(entry, "operations"):
+                key = entry.rename_source_key(key)[0]
+        found.add(key)
+    return found
+
+
+def _not_among(model: nn.Module, keys: Collection[str]) -> dict[str, Any]:
     """The constraints of tensors of which a checkpoint does not have all the free parameters."""
     constraints, missing = spec(model), {}
     for path, found, _ in constrained_tensors(model):
         prefix, _, name = path.rpartition(".")
         inside = [f"{prefix}.parametrizations.{name}.{key}" for key in found.names()]
         # The prefix of the body of a model may be there or not.
-        if not all(any(_is_same(key, other) for other in state_dict) for key in inside):
+        if not all(any(_is_same(key, other) for other in keys) for key in inside):
             missing[path] = constraints[path]
     return missing
 
