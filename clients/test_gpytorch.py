@@ -1,6 +1,7 @@
 """GPyTorch and BoTorch: kernels whose parameters, raw or plain, are constrained."""
 
 import copy
+import re
 import warnings
 
 import gpytorch
@@ -417,19 +418,38 @@ class TestBoTorch:
         twin.load_state_dict(model.state_dict())
         same(model, twin)
 
+    @pytest.mark.parametrize(
+        ("spec", "is_lost"),
+        [
+            *((spec, True) for spec in ("at_most(3.0)", "positive", "at_least(0.29)", "sphere")),
+            *((spec, False) for spec in ("interval(0.3, 3.0)", "at_least(0.3)")),
+        ],
+    )
+    def test_a_bound_that_is_lost_is_told(self, spec, is_lost):
+        bound = gpytorch.constraints.GreaterThan(0.3, transform=None, initial_value=0.5)
+        kernel = RBFKernel(ard_num_dims=2, lengthscale_constraint=bound)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            constrain(ScaleKernel(kernel), "base_kernel.raw_lengthscale", spec)
+        expected = r"'base_kernel.raw_lengthscale' had GreaterThan\(3.000E-01\) of GPyTorch"
+        told = [w for w in found if re.match(expected, str(w.message))]
+        assert len(told) == is_lost
+        assert all(w.filename == __file__ for w in told)
+
     @pytest.mark.parametrize("outputs", [[1], [1, 0]])
     def test_some_outputs(self, outputs):
         x = torch.rand(8, 2, dtype=torch.float64)
         plain = SingleTaskGP(x, torch.stack([x.sum(-1), (3 * x).sin().sum(-1)], -1))
-        raw = torch.tensor([[[-2.3, -2.5]], [[-1.0, -0.7]]], dtype=torch.float64)
+        raw = torch.tensor([[[0.1, 0.2]], [[0.4, 0.7]]], dtype=torch.float64)
         plain.covar_module.raw_lengthscale.data.copy_(raw)
-        model = constrain(copy.deepcopy(plain), "covar_module.raw_lengthscale", "interval(-3, 1)")
+        model = constrain(copy.deepcopy(plain), "covar_module.raw_lengthscale", "interval(0.05, 1)")
         before = baked_state_dict(model)
         found, expected = model.subset_output(outputs), plain.subset_output(outputs)
         torch.testing.assert_close(found.posterior(x).mean, expected.posterior(x).mean)
         assert spec(found) == spec(model)
         assert all(torch.equal(before[k], v) for k, v in baked_state_dict(model).items())
 
+    @pytest.mark.filterwarnings("ignore:'covar_module.raw_lengthscale' had GreaterThan")
     def test_some_outputs_of_a_constraint_across_them(self):
         x = torch.rand(8, 2, dtype=torch.float64)
         model = SingleTaskGP(x, torch.stack([x[:, 0], x[:, 1] ** 2], -1))

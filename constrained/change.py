@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.constraint import START, Constraint, InfeasibleError, has_values
+from constrained.gaussian_processes import warn_of_lost_bound
 from constrained.handover import Succession, check_holds
 from constrained.install import check_can_hold, install
 from constrained.kernel import warn_of_small_elements
@@ -225,6 +226,8 @@ def _change(here: list[Place], original: Tensor, request: Request, init: str) ->
             flat = _flat(parametrizations)
     except (ValueError, TypeError) as error:
         raise named(here[0].path, error) from error.__cause__
+    for place in here:
+        warn_of_lost_bound(place, original, parametrizations.constraint())
     return Change(here, original, parametrizations, flat=flat)
 
 

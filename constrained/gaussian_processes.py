@@ -1,8 +1,11 @@
-"""Values that GPyTorch's modules are initialised with, and that a constraint refuses.
+"""Bounds that GPyTorch has for the parameters of its modules, beside the constraints here.
 
 GPyTorch says by a ``RuntimeError``, in words of its own, that a value is out of the bounds of a
 parameter. BoTorch looks for these words where it begins a fit anew: it samples hyperparameters from
 their priors until one is within their bounds. So a value that is refused here is refused so, too.
+
+A bound that has no transform is kept by BoTorch's optimizers, which find it by the name of the
+parameter; and the free parameters of a constrained tensor have other names.
 
 GPyTorch is not imported here.
 """
@@ -10,9 +13,15 @@ GPyTorch is not imported here.
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
-from constrained.constraint import InfeasibleError
+import torch
+from torch import Tensor
+
+from constrained.caller import frames_to_the_caller
+from constrained.constraint import Constraint, InfeasibleError
+from constrained.select import Place
 
 _MODULE, _CLASS = "gpytorch.module", "Module"
 
@@ -29,7 +38,7 @@ def initialize_methods(base: type) -> dict[str, Any]:
 
 def _initialize(self: Any, **values: Any) -> Any:
     try:
-        return self._base_class.initialize(self, **values)
+        return super(self._parametrized, self).initialize(**values)
     except ValueError as error:
         # What a property or a submodule refused has been told already.
         if isinstance(error, RuntimeError) or values.keys().isdisjoint(self.parametrizations):
@@ -37,3 +46,37 @@ def _initialize(self: Any, **values: Any) -> Any:
         raise OutOfBoundsError(
             f"{error} So it is out of bounds of its current constraints."
         ) from error
+
+
+def warn_of_lost_bound(place: Place, tensor: Tensor, constraint: Constraint | None) -> None:
+    """Tell of a bound that a tensor had by its name alone, if its set reaches beyond it.
+
+    Args:
+        place: where the tensor is.
+        tensor: what it was.
+        constraint: what it satisfies from now on.
+    """
+    bound = getattr(place.module, "_constraints", {}).get(f"{place.name}_constraint")
+    if bound is None or constraint is None or getattr(bound, "enforced", True):
+        return
+    if _reaches_beyond(constraint, bound, tensor):
+        warnings.warn(
+            f"'{place.path}' had {bound} of GPyTorch, which has no transform: BoTorch keeps it by "
+            "the name of the parameter, and that is another one now. So nothing but "
+            f"{constraint!r} holds, which reaches beyond it: choose one inside of these bounds.",
+            stacklevel=frames_to_the_caller(),
+        )
+
+
+def _reaches_beyond(constraint: Constraint, bound: Any, tensor: Tensor) -> bool:
+    # Random members tell, and for a set that is given by its entries, numbers outside of the bound.
+    seeded = torch.Generator().manual_seed(0)
+    sample = constraint.sample(tensor.shape, generator=seeded, dtype=tensor.dtype)
+    if not bound.check(sample.to(bound.lower_bound.device)):
+        return True
+    for end, sign in ((bound.lower_bound, -1), (bound.upper_bound, 1)):
+        for distance in (0.01, 1.0, 100.0):
+            beyond = (end + sign * distance * end.abs().clamp(min=1e-6)).to(tensor)
+            if beyond.isfinite().all() and constraint.contains(beyond.expand_as(tensor)).any():
+                return True
+    return False
