@@ -183,13 +183,20 @@ def rebase(model: nn.Module) -> nn.Module:
 
     What a right inverse gives is the middle of its map: the base point of a chart moves to the
     value, factors are balanced, rounding is cleaned up. The values stay.
+
+    Raises:
+        ValueError: if a tensor holds NaN or infinite values. The model is then as it was.
     """
     found = list(constrained_tensors(model))
     changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
     with Undisturbed(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
         for path, parametrizations, _ in found:
             let_through()
-            parametrizations.right_inverse(read(parametrizations, path))
+            value = read(parametrizations, path)
+            try:
+                parametrizations.right_inverse(value)
+            except (ValueError, TypeError) as error:
+                raise named(path, error) from error.__cause__
     return model
 
 
