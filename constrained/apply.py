@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from constrained.change import carry_out, named, prepare, stop
 from constrained.handover import check_holds, check_optimizer
 from constrained.lazy import waiting
-from constrained.owners import check_owners
+from constrained.owners import check_other_owners, check_owners
 from constrained.parametrization_list import read
 from constrained.places import is_parametrized
 from constrained.plain_data import short
@@ -121,6 +121,7 @@ def release(
     What `constrain` did is undone, and nothing else: a tensor that a ``register_parametrization``
     parametrized, torch's or this package's, belongs to the model, as the weight norm of an audio
     encoder does. A glob passes it by; only its own path means it, and then it becomes plain too.
+    Tied tensors stay tied; those that are tied to a module outside of this one are refused.
 
     Args:
         module: the model.
@@ -134,8 +135,9 @@ def release(
 
     Raises:
         ValueError: if a target other than ``"**"`` means no constrained tensor, a tensor that
-            has several free parameters should be left unbaked, or the optimizer holds nothing of
-            a tensor that is trained. The model is then as it was.
+            has several free parameters should be left unbaked, a module outside of this one has
+            it as well, or the optimizer holds nothing of a tensor that is trained. The model is
+            then as it was.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the model, or it is offloaded.
     """
     check_optimizer(optimizer)
@@ -154,6 +156,7 @@ def release(
                 f"{cure or did_you_mean(target, constrained)}"
             )
     check_holds(optimizer, ((first.module, first.name, first.path) for first, *_ in chosen))
+    check_other_owners(chosen)
     for place, *_ in chosen:
         check_not_wrapped(place.module, place.path)
         if not bake and not getattr(place.tensor, "is_tensor", True):
@@ -180,13 +183,20 @@ def rebase(model: nn.Module) -> nn.Module:
 
     What a right inverse gives is the middle of its map: the base point of a chart moves to the
     value, factors are balanced, rounding is cleaned up. The values stay.
+
+    Raises:
+        ValueError: if a tensor holds NaN or infinite values. The model is then as it was.
     """
     found = list(constrained_tensors(model))
     changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
     with Undisturbed(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
         for path, parametrizations, _ in found:
             let_through()
-            parametrizations.right_inverse(read(parametrizations, path))
+            value = read(parametrizations, path)
+            try:
+                parametrizations.right_inverse(value)
+            except (ValueError, TypeError) as error:
+                raise named(path, error) from error.__cause__
     return model
 
 

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.constraint import START, Constraint, InfeasibleError, has_values
+from constrained.constraint import (
+    START,
+    Constraint,
+    InfeasibleError,
+    OutOfRangeError,
+    has_values,
+)
 from constrained.gaussian_processes import warn_of_lost_bound
 from constrained.handover import Succession, check_holds
 from constrained.install import check_can_hold, install
@@ -35,6 +41,16 @@ from constrained.wrapped import check_not_wrapped
 from constrained.writer import Writer
 
 INITS = ("keep", "inside", "sample", "strict")
+
+#: Errors that are made of one sentence.
+_OURS = (
+    ValueError,
+    TypeError,
+    InfeasibleError,
+    OutOfRangeError,
+    SpecError,
+    UnknownNameError,
+)
 
 
 @dataclass
@@ -392,7 +408,7 @@ def _distance(value: Tensor, before: Tensor) -> float:
 def named(path: str, error: ValueError | TypeError) -> ValueError | TypeError:
     """The same error, its sentence led by the path of the tensor."""
     kind = type(error)
-    if kind not in (ValueError, TypeError, InfeasibleError, SpecError, UnknownNameError):
+    if kind not in _OURS:
         kind = SpecError if isinstance(error, ValueError) else TypeError
     # A foreign module may put a whole tensor into its message.
     reason = str(error)

@@ -907,6 +907,11 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         # Linear algebra raises, or worse, on NaN: it sees zeros there, and the answer is inf.
         seen = torch.where(elements, value, torch.zeros_like(value))
         result = _in_words(self, method, "violation", seen)
+        if result.shape != value.shape[:batch]:
+            raise ValueError(
+                f"{self!r}: `violation` must give one number for each element, a tensor of shape "
+                f"{tuple(value.shape[:batch])} here, but its shape is {tuple(result.shape)}."
+            )
         # As it is where what is measured overflows.
         return torch.where(elements.reshape(result.shape) & ~result.isnan(), result, torch.inf)
 

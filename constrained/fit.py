@@ -32,7 +32,7 @@ class Fitted(Protocol):
         ...
 
 
-def check_fit(on: Fitted, index: int) -> None:
+def check_fit(on: Fitted, index: int, doing: str = "change this argument") -> None:
     """Raise unless a constraint is given tensors of the shapes that its right inverse makes.
 
     The factors of another rank would be mapped to something, too.
@@ -40,6 +40,7 @@ def check_fit(on: Fitted, index: int) -> None:
     Args:
         on: the parametrized tensor.
         index: the place of the constraint in the chain.
+        doing: what has been done to it, for the message.
 
     Raises:
         ValueError: with the shapes, and what to do.
@@ -54,28 +55,35 @@ def check_fit(on: Fitted, index: int) -> None:
         type(constraint)(**constraint.arguments())
         needed = [(*t.shape,) for t in _inverted(constraint, on.shape, originals[0])]
     except (ValueError, TypeError) as error:
-        raise _refusal(on, constraint, shapes, f" ({str(error).rstrip('.')})") from error
+        reason = f" ({str(error).rstrip('.')})"
+        raise _refusal(on, constraint, shapes, reason, doing) from error
     if needed != shapes:
-        raise _refusal(on, constraint, shapes, f", and is made of {_listed(needed)}")
+        raise _refusal(on, constraint, shapes, f", and is made of {_listed(needed)}", doing)
 
 
 def _inverted(constraint: Constraint, shape: torch.Size, like: Tensor) -> tuple[Tensor, ...]:
     """What the right inverse makes of a value: of its shape alone where that is possible."""
     own = next(chain(constraint.parameters(), constraint.buffers()), None)
-    device = "meta" if own is None else like.device
     with torch.no_grad():
-        value = torch.zeros(shape, dtype=like.dtype, device=device)
-        found = constraint.right_inverse(constraint.start(value))
+        if own is None:
+            value = constraint.start(torch.zeros(shape, dtype=like.dtype, device="meta"))
+        else:
+            # With numbers it takes a member: zeros may have no nearest one.
+            generator = torch.Generator(like.device).manual_seed(0)
+            value = constraint.sample(
+                shape, generator=generator, dtype=like.dtype, device=like.device
+            )
+        found = constraint.right_inverse(value)
     return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
 def _refusal(
-    on: Fitted, constraint: Constraint, shapes: Sequence[tuple[int, ...]], reason: str
+    on: Fitted, constraint: Constraint, shapes: Sequence[tuple[int, ...]], reason: str, doing: str
 ) -> ValueError:
     return ValueError(
         f"{constraint!r} does not go with the free parameters that '{on.place()}' is stored as, "
-        f"of shape {_listed(shapes)}{reason}; to change this argument, release() the tensor and "
-        "constrain() it anew."
+        f"of shape {_listed(shapes)}{reason}; to {doing}, release() the tensor and constrain() it "
+        "anew."
     )
 
 

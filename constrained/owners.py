@@ -22,6 +22,7 @@ from torch import nn
 from constrained.caller import frames_to_the_caller
 from constrained.departures import listed
 from constrained.parametrization_list import ParametrizationList
+from constrained.parametrized_class import base_class
 from constrained.select import Place
 
 #: How deep in lists and dictionaries a tensor is looked for, as in those of an optimizer's groups.
@@ -53,8 +54,38 @@ def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Place], int]
         gc.collect()
         found = _outside(held)
         if found is not None:
-            raise ValueError(_described(*found))
+            fate = "be left with its free parameter"
+            raise ValueError(_described(*found, fate, "constrain"))
     _warn_of_attributes(model, {id(here[0].tensor): here[0].path for here in held})
+
+
+def check_other_owners(tensors: Iterable[Sequence[Place]]) -> None:
+    """Raise if a module outside of a model has one of its constrained tensors as well, by a tie.
+
+    That would stay constrained where this becomes plain, and the two would come untied.
+
+    Args:
+        tensors: all places of each tensor in the model.
+
+    Raises:
+        ValueError: with the other owner and the cure.
+    """
+    shared = [here for here in tensors if _owned_elsewhere(here)]
+    if shared:
+        # As above.
+        gc.collect()
+    for here in shared:
+        for owner in _modules():
+            lists = owner._modules.get("parametrizations")
+            if lists in _owned_elsewhere(here):
+                name = next(k for k, v in lists.items() if v is here[0].tensor)  # type: ignore[union-attr]
+                raise ValueError(_described(here[0], owner, name, "stay constrained", "release"))
+
+
+def _owned_elsewhere(here: Sequence[Place]) -> set[Any]:
+    """What holds the parametrizations of a tensor outside of these places."""
+    own = {place.module._modules.get("parametrizations") for place in here}
+    return set(getattr(here[0].tensor, "_owners", ())) - own
 
 
 def _warn_of_attributes(model: nn.Module, paths: dict[int, str]) -> None:
@@ -136,25 +167,28 @@ def _outside(held: Iterable[Sequence[Place]]) -> tuple[Place, nn.Module, str] | 
     return None
 
 
-def _described(place: Place, owner: nn.Module, name: str) -> str:
+def _modules() -> list[nn.Module]:
+    return [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+
+
+def _described(place: Place, owner: nn.Module, name: str, fate: str, cure: str) -> str:
     if isinstance(owner, ParametrizationList):
         return (
             f"'{place.path}' is the same tensor as an original of one that is parametrized by "
             f"{owner.described()} already: make that one plain again first, and then constrain "
             "the module that holds both."
         )
-    modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
-    both = [m for m in modules if {owner, place.module} <= set(m.modules())]
+    both = [m for m in _modules() if {owner, place.module} <= set(m.modules())]
     if not both:
         return (
-            f"'{place.path}' is the same tensor as '{name}' of another {type(owner).__name__}, "
-            "which would be left with its free parameter: put both modules into one, such as an "
-            "nn.ModuleList, and constrain that."
+            f"'{place.path}' is the same tensor as '{name}' of another "
+            f"{base_class(owner).__name__}, which would {fate}: put both modules into one, such as "
+            f"an nn.ModuleList, and {cure} that."
         )
     root = min(both, key=lambda m: len(set(m.modules())))
     path = next(path for path, module in root.named_modules() if module is owner)
     return (
         f"'{place.path}' is the same tensor as '{f'{path}.' if path else ''}{name}' of the "
-        f"{type(root).__name__} around it, which would be left with its free parameter: constrain "
-        "that one, which holds both, and they stay tied."
+        f"{base_class(root).__name__} around it, which would {fate}: {cure} that one, which holds "
+        "both, and they stay tied."
     )

@@ -165,6 +165,22 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         self.add_module(str(len(self.chain())), module)
         return self
 
+    def __setitem__(self, idx: int, module: nn.Module) -> None:
+        """Put another parametrization in the place of one; the originals stay.
+
+        Raises:
+            ValueError: if it is a constraint that does not go with the originals. The one that was
+                there is back then.
+        """
+        before = self[idx]
+        with Undisturbed():
+            super().__setitem__(idx, module)
+            try:
+                check_fit(self, self.chain().index(module), "put this one there")
+            except ValueError:
+                super().__setitem__(idx, before)
+                raise
+
     # ------------------------------------------------------------------------------ reading
 
     def forward(self) -> Tensor:

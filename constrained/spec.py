@@ -135,7 +135,8 @@ def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
     if not isinstance(spec, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
-            f"'name', or a Constraint, got {short(spec)} ({type(spec).__name__})."
+            "'name', a Constraint, or another nn.Module (an instance, not a class), got "
+            f"{short(spec)} ({type(spec).__name__})."
         )
     if type(spec).forward is nn.Module.forward and "forward" not in vars(spec):
         raise SpecError(

@@ -154,8 +154,14 @@ def hint(module: nn.Module, name: str) -> str:
     """Why a module has a tensor of that name and yet nothing that can be parametrized."""
     if not isinstance(module.__dict__.get(name), Tensor):
         return ""
+    kind = type(module).__name__
+    if not module._forward_pre_hooks:
+        return (
+            f"'{name}' is a tensor that {kind} has as a plain attribute: make it a parameter or a "
+            "buffer first, by nn.Parameter or register_buffer."
+        )
     return (
-        f"'{name}' is an attribute of {type(module).__name__} that is computed anew before each "
-        "forward: make it a parameter first, as by torch.nn.utils.prune.remove, "
-        "remove_weight_norm or remove_spectral_norm."
+        f"'{name}' is an attribute of {kind} that is computed anew before each forward: make it a "
+        "parameter first, as by torch.nn.utils.prune.remove, remove_weight_norm or "
+        "remove_spectral_norm."
     )

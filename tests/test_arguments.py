@@ -257,3 +257,43 @@ def test_a_list_among_the_arguments_cannot_be_changed_in_place():
                         getattr(constraint, key)[0] = value[0]
                     assert constraint.spec().get(key, value) == value
     assert seen > 5
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_a_constraint_that_does_not_go_with_the_originals_is_not_put_in_place(index):
+    """It would be given too few or too many of them, or make a value of another shape."""
+    for spec_, new in [("orthogonal", "low_rank(rank=2)"), ("weight_norm", "orthogonal")]:
+        layer, other = (nn.Linear(4, 4) for _ in range(2))
+        constrain(layer, "weight", spec_)
+        constrain(other, "weight", new)
+        on, before, value = layer.parametrizations.weight, spec(layer), layer.weight.detach()
+        with pytest.raises(ValueError, match=r"'weight' is stored as.*put this one there, release"):
+            on[index] = other.parametrizations.weight[0]
+        assert spec(layer) == before and torch.equal(layer.weight, value)
+    on[index] = get("weight_norm")()
+    assert spec(layer) == {"weight": {"name": "weight_norm"}}
+
+
+def test_an_argument_that_is_a_buffer_where_zeros_have_no_nearest_member():
+    class Scaled(get("sphere")):
+        def __init__(self, scale=1.0):
+            super().__init__()
+            self.register_buffer("scale", torch.as_tensor(scale))
+
+        def forward(self, x):
+            return self.scale * x / x.norm(dim=-1, keepdim=True)
+
+        project = forward
+
+        def violation(self, value):
+            return (value.norm(dim=-1) - self.scale).abs()
+
+        def canonical(self, x):
+            return (x,)
+
+        def sample(self, shape, *, generator=None, dtype=None, device=None):
+            return self(torch.randn(shape, generator=generator, dtype=dtype, device=device))
+
+    layer = constrain(nn.Linear(4, 4), "weight", Scaled(2.0))
+    layer.parametrizations.weight[0].scale = torch.tensor(3.0)
+    torch.testing.assert_close(layer.weight.norm(dim=1), torch.full((4,), 3.0))

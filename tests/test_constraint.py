@@ -11,6 +11,7 @@ import torch
 
 from constrained import Constraint, InfeasibleError, tolerance
 from constrained.constraint import snake_case
+from constrained.testing import check
 from tests.healthy import NonNegative, PositiveDefinite, Sphere, Symmetric
 
 
@@ -254,3 +255,23 @@ def test_a_changed_argument_is_counted():
     before = constraint._revision
     constraint.radius = 2.0
     assert constraint._revision > before
+
+
+@pytest.mark.parametrize("answer", [lambda v: v.abs().max(), lambda v: v.abs()])
+def test_a_violation_of_another_shape_is_told(answer):
+    class Odd(NonNegative):
+        event_dim = 1
+
+        def violation(self, value):
+            return answer(value)
+
+    with pytest.raises(ValueError, match=r"^Odd\(\): `violation` must give .* shape \(2,\) here"):
+        Odd().violation(torch.ones(2, 3))
+
+
+def test_a_class_without_examples_is_not_taken_for_tried():
+    class Unexampled(NonNegative):
+        examples = ()
+
+    with pytest.raises(ValueError, match="Unexampled has no examples"):
+        check(Unexampled)

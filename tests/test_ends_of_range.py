@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
-from constrained import get
+from constrained import constrain, get
 from constrained.constraint import OutOfRangeError
 from constrained.testing.case import unpack
 from constrained.testing.promises.catalogue import configurations, every_constraint
@@ -188,6 +189,15 @@ def test_affine_far_from_its_solutions():
     torch.testing.assert_close(value, torch.full((3,), 1 / 3))
     (gradient,) = torch.autograd.grad(value[0], y)
     torch.testing.assert_close(gradient, torch.tensor([2 / 3, -1 / 3, -1 / 3]))
+
+
+def test_numbers_beyond_the_range_are_told_of_as_such():
+    """The spec is none that is wrong."""
+    layer = nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, 2e38)
+    sentence = r"^'weight': positive_definite\(\): .*scale the tensor"
+    with pytest.raises(OutOfRangeError, match=sentence):
+        constrain(layer, "weight", "positive_definite")
 
 
 def test_every_name_is_tried():

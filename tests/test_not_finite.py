@@ -15,6 +15,7 @@ from constrained import (
     assert_feasible,
     constrain,
     get,
+    rebase,
     report,
     violations,
 )
@@ -139,3 +140,14 @@ def test_a_view_has_one_answer():
         layer.parametrizations.weight._store.clear()
         (row,) = report(layer).rows
         assert row.holds is bool(constraint.contains(value))
+
+
+def test_rebase_names_what_it_cannot_rebase():
+    model = constrain(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "*.weight", "orthogonal")
+    with torch.no_grad():
+        model[1].parametrizations.weight.original[0, 0] = torch.nan
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^'1\.weight': orthogonal\(\) needs finite values"):
+        rebase(model)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import constrained.parametrize as ours
-from constrained import constrain, owners, violations
+from constrained import constrain, owners, release, violations
 
 
 class Tied(nn.Module):
@@ -168,3 +168,37 @@ def test_what_is_renewed_and_what_holds_others_is_no_case(layer):
         constrain(model, "0.weight_*", "orthogonal")
         constrain(model, "1.in_proj_weight", "sphere")
         constrain(model, "2.b", "positive", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("name", ["enc", "dec"])
+def test_what_another_owner_has_is_not_released_alone(name):
+    """It would come untied, and the new parameter would be in no optimizer, without a word."""
+    model = nested()
+    tied = model["body"][0]
+    constrain(model, "body.0.enc.weight", "sphere")
+    part, other = getattr(tied, name), "dec" if name == "enc" else "enc"
+    before = dict(model.named_parameters())
+    match = f"^'weight' is the same tensor as '{other}.weight' of the Tied.* stay constrained: rel"
+    for target in ("weight", "**"):
+        with pytest.raises(ValueError, match=match):
+            release(part, target)
+    assert all(p is before[n] for n, p in model.named_parameters())
+    assert violations(model).keys() == {"body.0.enc.weight"}
+    release(tied, f"{name}.weight")
+    assert tied.enc.weight is tied.dec.weight and type(tied.enc) is type(tied.dec) is nn.Linear
+
+
+def test_what_a_former_owner_had_is_released():
+    a, b = nn.Linear(4, 4), nn.Linear(4, 4)
+    b.weight = a.weight
+    both = constrain(nn.ModuleList([a, b]), "0.weight", "sphere")
+    with pytest.raises(ValueError, match=r"'weight' of another Linear.*put both .* release that"):
+        del both
+        release(a)
+    b.itself = [b]
+    gc.disable()
+    try:
+        del b
+        assert type(release(a)) is nn.Linear
+    finally:
+        gc.enable()

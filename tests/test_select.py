@@ -95,3 +95,13 @@ def test_parametrized_tensors_are_found_under_their_plain_names():
     assert "norm.weight" in places(model)
     assert not any("parametrizations" in path for path in places(model))
     assert "norm.weight" in select(model, {"*.weight": None})
+
+
+def test_a_tensor_that_is_a_plain_attribute_is_told_of_as_such():
+    model = Model()
+    model.encoder[0].scale = torch.ones(3)
+    sentence = r"'scale' is a tensor that Linear has as a plain attribute: .*register_buffer"
+    with pytest.raises(ValueError, match=sentence):
+        select(model, {"encoder.0.scale": None})
+    with pytest.raises(ValueError, match=sentence):
+        register_parametrization(model.encoder[0], "scale", nn.Tanh())

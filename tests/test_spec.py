@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from constrained import Constraint, spec
+from constrained import Constraint, constrain, spec
 from constrained.spec import SpecError, instantiate, parse
 
 
@@ -221,3 +221,8 @@ def test_an_object_takes_no_arguments():
 
 def test_the_function_spec_is_public_too():
     assert callable(spec)
+
+
+def test_a_class_of_modules_is_no_constraint():
+    with pytest.raises(SpecError, match=r"another nn\.Module \(an instance, not a class\), got"):
+        constrain(nn.Linear(3, 3), "weight", nn.Tanh)

@@ -165,6 +165,7 @@ def check(
 
     Raises:
         AssertionError: if laws are broken, with one line for each.
+        ValueError: for a class without examples, on which nothing would be tried.
     """
     if isinstance(constraint, Constraint):
         if event is None:
@@ -173,6 +174,12 @@ def check(
         examples = [(constraint.arguments(), tuple(event))]
     elif event is not None:
         raise TypeError("event= goes with an instance; a class is tried on its examples.")
+    elif not constraint.examples:
+        raise ValueError(
+            f"{constraint.__name__} has no examples, so that no law would be tried on it: give it "
+            "pairs of constructor arguments and the shape of one element, such as "
+            "`examples = (({}, (4,)),)`."
+        )
     else:
         cls, examples = constraint, None
     exempt, broken = [], []
