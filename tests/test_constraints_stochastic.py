@@ -232,9 +232,9 @@ def test_adam_reaches_the_projection(name):
     a, b = torch.randn(2, 4, 1, generator=generator(10))
     target = nearest + a + b.mT
     W = minimize(doubly, start(doubly, name), lambda W: (W - target).square().sum())
-    assert (W - nearest).norm() <= 2e-2
+    # The set is convex: ||W - nearest||^2 is no more than what the loss is too large by.
     excess = (W - target).square().sum() / (nearest - target).square().sum() - 1
-    assert excess <= 1e-3
+    assert excess <= 1e-4
 
 
 # -------------------------------------------------------------------------------- soft permutation
