@@ -520,7 +520,9 @@ class _Stored:
         self.records = torch.is_grad_enabled() or not differentiable
         self.tracked = kept.value.detach()
         self.plain: Tensor | None = self.tracked
-        if kept.value.requires_grad or isinstance(kept, KeptArguments):
+        # Where nothing is recorded, a value that requires a gradient is one of the originals.
+        is_recorded = kept.value.requires_grad and _is_recording()
+        if is_recorded or isinstance(kept, KeptArguments):
             # Those of a constraint's own.
             more = [t for t in differentiable if not any(t is x for x in originals)]
             kept.fingerprint, kept.state = fingerprint, self.value

@@ -53,7 +53,9 @@ class Constraint(nn.Module):
 
     A subclass is final: it implements `forward`, `right_inverse`, `violation`, `project`, `sample`
     and `dimension`, stores every constructor argument under its own name, and is not subclassed
-    further. Its docstring states **Set**, **Map**, **Right inverse** and **Reference**.
+    further. (One that is, with another `forward`, has the default `canonical`, `pullback`,
+    `thin_pullback`, `step_gradient` and `factors` unless it defines its own.) Its docstring states
+    **Set**, **Map**, **Right inverse** and **Reference**.
 
     What a subclass may rely on. The base class wraps the methods that it defines, so that
 
@@ -130,6 +132,15 @@ class Constraint(nn.Module):
         for method, guard in _GUARDS.items():
             if method in vars(cls):
                 setattr(cls, method, guard(vars(cls)[method]))
+        for method in _OF_THE_MAP:
+            owner = next(kind for kind in cls.__mro__ if method in vars(kind))
+            # Of another map it says something else.
+            if (
+                issubclass(owner, Constraint)
+                and not _is_abstract(owner.forward)
+                and owner.forward is not cls.forward
+            ):
+                setattr(cls, method, getattr(Constraint, method))
         # Not left to ABC: its metaclass would keep others from deriving a class in the place of
         # this one, as Pyro and higher do with every module of a model.
         cls._undefined = [name for name in dir(cls) if _is_abstract(getattr(cls, name, None))]
@@ -968,6 +979,9 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
 
     return __init__
 
+
+#: What a class says of its `forward`, which is not so for a derived one with another `forward`.
+_OF_THE_MAP = ("canonical", "pullback", "thin_pullback", "step_gradient", "factors")
 
 _GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "__init__": _guard_init,

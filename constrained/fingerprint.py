@@ -132,6 +132,9 @@ class TensorState:
             self.matches = partial(operator.eq, self.look, entries)
             if summed:
                 self._sums = _column_sums(self._memory)
+        if self.tensor.is_complex():
+            # The same memory has other numbers in it, once it is seen as conjugate.
+            self.matches = partial(_is_seen_alike, self.tensor, self.tensor.is_conj(), self.matches)
 
     def renewed(self) -> TensorState:
         """The same tensor as it is now."""
@@ -198,8 +201,10 @@ def _memory(tensor: Tensor) -> Any:
     """The memory of a dense tensor on the CPU, byte by byte."""
     if not tensor.is_cpu or tensor.numel() == 0 or not is_dense(tensor):
         return _NOTHING if tensor.is_cpu and tensor.numel() == 0 else None
-    if tensor.is_conj() or tensor.is_neg():
+    if tensor.is_neg():
         return None
+    if tensor.is_conj():
+        tensor = tensor.conj()
     # Strides do not matter here, nor do the numbers: the memory of any dense tensor is flat.
     flat = tensor.detach().as_strided((tensor.numel(),), (1,))
     # Not by `numpy()`, after which the storage can't be resized any more.
@@ -208,6 +213,10 @@ def _memory(tensor: Tensor) -> Any:
 
 def _always() -> bool:
     return True
+
+
+def _is_seen_alike(tensor: Tensor, is_conj: bool, matches: Callable[[], bool]) -> bool:
+    return tensor.is_conj() is is_conj and matches()
 
 
 def _look_at(memory: Any, tensor: Tensor) -> memoryview | None:
@@ -231,7 +240,8 @@ def _column_sums(memory: Any) -> Any:
 
 def _device_sums(tensor: Tensor) -> Tensor:
     with torch.no_grad():
-        flat = tensor.detach().reshape(-1).view(_INTEGERS.get(tensor.element_size(), torch.int64))
+        flat = tensor.detach().resolve_conj().reshape(-1)
+        flat = flat.view(_INTEGERS.get(tensor.element_size(), torch.int64))
         rows = flat.numel() // _COLUMNS
         table = flat[: rows * _COLUMNS].reshape(rows, _COLUMNS)
         return torch.cat([table.sum(0), flat[rows * _COLUMNS :].long()])
@@ -481,6 +491,7 @@ def can_be_seen(tensor: Tensor) -> bool:
         and tensor.is_leaf
         and not tensor.is_meta
         and not tensor.is_inference()
+        and not tensor.is_neg()
         and is_dense(tensor)
         # Another process may write shared memory.
         and not (tensor.device.type == "cpu" and tensor.is_shared())

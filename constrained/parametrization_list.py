@@ -566,6 +566,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.ambient is not None and self.is_tensor):
             return None
+        if not first.has_canonical():
+            return None
         if first.remembers or first._parameters or first._buffers or first._modules:
             # What it has of its own is no argument, and may differ.
             return None

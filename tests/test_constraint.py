@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
 
-from constrained import Constraint, InfeasibleError, tolerance
+import constrained.parametrize as ours
+from constrained import Constraint, InfeasibleError, get, tolerance
 from constrained.constraint import snake_case
 from constrained.testing import check
 from tests.healthy import NonNegative, PositiveDefinite, Sphere, Symmetric
@@ -275,3 +279,53 @@ def test_a_class_without_examples_is_not_taken_for_tried():
 
     with pytest.raises(ValueError, match="Unexampled has no examples"):
         check(Unexampled)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("ball", "correlation", "l1_ball", "low_rank(rank=2)", "nonnegative", "orthogonal"),
+        *("positive", "positive_definite", "spectral_norm", "sphere", "symmetric", "weight_norm"),
+    ],
+)
+@pytest.mark.parametrize("by_mixin", [False, True])
+def test_another_map_has_other_derivatives_and_canonical_parameters(spec, by_mixin):
+    """What a class says of its map is not so for a derived one with another map."""
+    name, _, rank = spec.partition("(rank=")
+    given = {"rank": int(rank[:-1])} if rank else {}
+    kind = get(name)
+    one = kind(**given)
+
+    def forward(self, *params):
+        return 3 * kind.forward(self, *params)
+
+    methods = {
+        "forward": forward,
+        "right_inverse": lambda self, value: one.right_inverse(value / 3),
+        "violation": lambda self, value: one.violation(value / 3),
+    }
+    bases = (type("Threefold", (), methods), kind) if by_mixin else (kind,)
+    derived = type("Derived", bases, {} if by_mixin else methods)(**given)
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)).double()
+    for layer in model:
+        layer.weight.data.copy_(3 * one.sample((4, 4), dtype=torch.double))
+        ours.register_parametrization(layer, "weight", copy.deepcopy(derived))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(3):
+        lists = [layer.parametrizations.weight for layer in model]
+        params = [[p.detach().requires_grad_() for p in found.parameters()] for found in lists]
+        x = torch.eye(4, dtype=torch.double)[:2]
+        plain = x
+        for p in params:
+            plain = plain @ derived(*p).mT
+        expected = torch.autograd.grad(plain.sin().sum(), [t for p in params for t in p])
+        optimizer.zero_grad()
+        model(x).sin().sum().backward()
+        for p, gradient in zip(model.parameters(), expected, strict=True):
+            assert_close(p.grad, gradient)
+        optimizer.step()
+        for layer, p in zip(model, params, strict=True):
+            for tensor, gradient in zip(p, expected[: len(p)], strict=True):
+                tensor.data.sub_(gradient, alpha=0.01)
+            expected = expected[len(p) :]
+            assert_close(layer.weight.detach(), derived(*p).detach())

@@ -530,3 +530,27 @@ def test_many_gradients_at_once(name):
     for gradients, expected in zip(found, zip(*one_by_one, strict=True), strict=True):
         assert not gradients.requires_grad
         torch.testing.assert_close(gradients, torch.stack(expected))
+
+
+@pytest.mark.parametrize("size", [4, 80])
+@pytest.mark.parametrize("starts", ["conjugate", "plain"])
+def test_a_conjugate_tensor_is_looked_at(size, starts):
+    m = nn.Module()
+    w = torch.randn(size, size, dtype=torch.cfloat)
+    m.w = nn.Parameter(w.conj() if starts == "conjugate" else w)
+    constrain(m, "w", "hermitian")
+    p = m.parametrizations.w.original
+    assert p.is_conj() is (starts == "conjugate")
+    for change in (
+        lambda: p.data.mul_(0.9),
+        # The same memory, with the other sign of the imaginary parts.
+        lambda: setattr(p, "data", p.data.conj()),
+        lambda: p.data.mul_(0.9),
+        lambda: setattr(p, "data", p.data.conj()),
+        lambda: p.data.mul_(0.9),
+    ):
+        before = m.w.detach().clone()
+        change()
+        with torch.no_grad():
+            assert not torch.equal(m.w, before)
+            assert torch.equal(m.w, m.parametrizations.w())

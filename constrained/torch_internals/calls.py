@@ -45,8 +45,12 @@ def ask(answers: Answers) -> None:
     swap = find("torch.nn.utils._named_member_accessor.swap_tensor", _swaps)
     nothing = find("torch.nn.utils._named_member_accessor._MISSING", lambda _: True)
     untie = find("torch.nn.utils.stateless._untie_named_tensors_map", _unties)
-    if swap and nothing and untie:
+    swap_all = find(
+        "torch.nn.utils._named_member_accessor.NamedMemberAccessor.swap_tensors_dict", _swaps_all
+    )
+    if swap and nothing and untie and swap_all:
         _ask_where_tensors_are_swapped(answers, swap, nothing, untie)
+        _swap_once(swap_all)
     else:
         places: Any = (torch.func, stateless)
         for place in places:
@@ -65,6 +69,15 @@ def _unties(untie: Any) -> bool:
     module.register_buffer("y", first)
     found = untie(module, {"x": second})
     return found["x"] is second and found["y"] is second
+
+
+def _swaps_all(swap_all: Any) -> bool:
+    from torch.nn.utils._named_member_accessor import NamedMemberAccessor
+
+    module, first, second = nn.Module(), torch.empty(0), torch.empty(0)
+    module.register_buffer("x", first)
+    before, missing = swap_all(NamedMemberAccessor(module), {"x": second}, True)
+    return before["x"] is first and module.x is second and not missing
 
 
 def _ask_where_tensors_are_swapped(
@@ -88,6 +101,47 @@ def _ask_where_tensors_are_swapped(
 
     accessor.swap_tensor = swap_tensor
     stateless._untie_named_tensors_map = untie
+
+
+def _swap_once(torch_swap_all: Any) -> None:
+    """Let each of our free parameters be swapped once, which tied tensors have at several paths.
+
+    Torch swaps it at each path, and back in the same order: last comes what had been put there for
+    the first path, and it would stay.
+    """
+    from torch.nn.utils._named_member_accessor import NamedMemberAccessor
+
+    def swap_tensors_dict(
+        self: Any, named_tensors: dict[str, Tensor], allow_missing: bool = False
+    ) -> Any:
+        return torch_swap_all(self, _once(self.get_submodule, named_tensors), allow_missing)
+
+    NamedMemberAccessor.swap_tensors_dict = swap_tensors_dict  # type: ignore[method-assign]
+
+
+def _once(
+    get_submodule: Callable[[str], nn.Module], named_tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is given, with the first path alone of each tensor behind a parametrized one."""
+    found: dict[str, Tensor] = {}
+    paths: dict[tuple[int, str], str] = {}
+    for path, tensor in named_tensors.items():
+        prefix, _, name = path.rpartition(".")
+        if "parametrizations" in prefix.split("."):
+            try:
+                first = paths.setdefault((id(get_submodule(prefix)), name), path)
+            except (AttributeError, TypeError):
+                # There is nothing, as torch will say.
+                first = path
+            if first != path:
+                if tensor is not named_tensors[first]:
+                    raise ValueError(
+                        f"functional_call got multiple values for '{first}' and '{path}', "
+                        "which are one tensor, whatever tie_weights says."
+                    )
+                continue
+        found[path] = tensor
+    return found
 
 
 def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[..., Any]:
@@ -115,6 +169,11 @@ def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[.
                     raise _refuse_none(name)
                 before = answers.swap(here, name, tensor)
                 stack.callback(answers.swap, here, name, before)
+            for path, held in module.named_modules():
+                if "parametrizations" in path.split("."):
+                    # What is tied has several paths, and torch puts back the wrong tensor.
+                    stack.callback(held._parameters.update, dict(held._parameters))
+                    stack.callback(held._buffers.update, dict(held._buffers))
             return functional_call(module, rest, *args, **kwargs)
 
     return asking

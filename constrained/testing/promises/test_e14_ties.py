@@ -145,6 +145,44 @@ def test_e14_training_keeps_the_tie():
     assert_close(out.detach(), (torch.ones(3, 3).double() @ (3 + m.a.bias)).detach()[None])
 
 
+@pytest.mark.parametrize("spec", ["sphere", "low_rank(rank=2)", "orthogonal(map='rebased')"])
+@pytest.mark.parametrize("more", [{}, {"tie_weights": False}, {"strict": True}])
+@pytest.mark.parametrize("is_named_once", [True, False])
+def test_e14_functional_call_leaves_the_originals_where_they_are(spec, more, is_named_once):
+    m = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
+    m[1].weight = m[0].weight
+    constrain(m, "0.weight", spec)
+    before, value, x = [*m.parameters(), *m.buffers()], m[0].weight.detach().clone(), torch.eye(3)
+    given: dict[str, torch.Tensor] = {}
+    for tensors in (m.named_parameters, m.named_buffers):
+        given.update(tensors(remove_duplicate=is_named_once))
+    twice = {t: 2 * t.detach() for t in given.values()}
+    other = copy.deepcopy(m)
+    with torch.no_grad():
+        for tensor in (*other.parameters(), *other.buffers()):
+            tensor.mul_(2)
+    out = functional_call(m, {name: twice[t] for name, t in given.items()}, (x,), **more)
+    assert_close(out, other(x).detach())
+    assert all(p is q for p, q in zip(before, [*m.parameters(), *m.buffers()], strict=True))
+    assert torch.equal(m[0].weight, value) and m[0].weight is m[1].weight
+    if is_named_once:
+        loss = torch.func.grad(lambda p: functional_call(m, p, (x,), **more).sin().sum())
+        loss({name: t.detach() for name, t in given.items()})
+    assert all(p is q for p, q in zip(before, [*m.parameters(), *m.buffers()], strict=True))
+
+
+def test_e14_one_original_has_one_value_in_a_functional_call():
+    m = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    m[1].weight = m[0].weight
+    constrain(m, "0.weight", "sphere")
+    path = "parametrizations.weight.original"
+    given = {f"{i}.{path}": torch.full((3, 3), i + 1.0) for i in range(2)}
+    for tie_weights in (True, False):
+        with pytest.raises(ValueError, match="multiple values"):
+            functional_call(m, given, (torch.eye(3),), tie_weights=tie_weights)
+    assert_close(m(torch.zeros(1, 3)), m[0].bias @ m[1].weight.mT[None] + m[1].bias)
+
+
 def test_e14_within_one_module():
     m = nn.Module()
     m.left = nn.Parameter(torch.rand(3) + 0.5)

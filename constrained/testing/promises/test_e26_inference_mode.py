@@ -63,7 +63,7 @@ def test_e26_released_inside(spec):
     assert steps(m) == (2, 2)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, "real"])
 def test_e26_read_inside_then_trained_outside(spec):
     m = constrained.constrain(nn.Linear(4, 4), "weight", spec)
     with torch.inference_mode():
