@@ -56,7 +56,8 @@ def warn_of_lost_bound(place: Place, tensor: Tensor, constraint: Constraint | No
         tensor: what it was.
         constraint: what it satisfies from now on.
     """
-    bound = getattr(place.module, "_constraints", {}).get(f"{place.name}_constraint")
+    find = getattr(place.module, "constraint_for_parameter_name", None)
+    bound = None if find is None else find(place.name)
     if bound is None or constraint is None or getattr(bound, "enforced", True):
         return
     if _reaches_beyond(constraint, bound, tensor):

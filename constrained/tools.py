@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from constrained.appending import without_side_effects
 from constrained.constraint import InfeasibleError, has_values
 from constrained.tolerance import working_dtype
-from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
+from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes, hooks_of
 from constrained.torch_internals.tensors import is_wrapper
 from constrained.transaction import all_or_nothing, tensors_of
 from constrained.undisturbed import Undisturbed
@@ -155,7 +155,7 @@ def hint(module: nn.Module, name: str) -> str:
     if not isinstance(module.__dict__.get(name), Tensor):
         return ""
     kind = type(module).__name__
-    if not module._forward_pre_hooks:
+    if not any(hooks_of(module)):
         return (
             f"'{name}' is a tensor that {kind} has as a plain attribute: make it a parameter or a "
             "buffer first, by nn.Parameter or register_buffer."
