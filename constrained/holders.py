@@ -30,13 +30,18 @@ class Holder(Protocol):
         ...
 
 
-class _Note(weakref.ref[Any]):
+class _Note:
     """A holder, and the ids that it is noted under."""
 
-    __slots__ = ("ids", "key")
+    __slots__ = ("_holder", "ids", "key")
 
-    ids: frozenset[int]
-    key: int
+    def __init__(self, holder: Holder) -> None:
+        self.key, self.ids = id(holder), frozenset[int]()
+        self._holder = weakref.ref(holder, lambda _: _forget(self))
+
+    def __call__(self) -> Any:
+        """The holder, if it is still there."""
+        return self._holder()
 
 
 _notes: dict[int, _Note] = {}
@@ -54,8 +59,7 @@ def note(holder: Holder) -> None:
         return
     with _lock:
         if found is None or found() is not holder:
-            found = _Note(holder, _forget)
-            found.ids, found.key = frozenset(), id(holder)
+            found = _Note(holder)
             _notes[found.key] = found
         _move(found, ids)
 
