@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.adopt import adopt
+from constrained.caller import frames_to_the_caller
 from constrained.constraint import InfeasibleError, autocast_disabled
 from constrained.handover import Succession, check_holds, check_optimizer
 from constrained.install import check_can_change_class, uninstall
@@ -42,7 +44,8 @@ def remove_parametrizations(
 
     As in ``torch.nn.utils.parametrize``, but a tensor returns to its place in the order of
     parameters, a parameter stays a parameter (with its ``requires_grad``) and a buffer a buffer,
-    dotted paths work, and tensors of ``module`` that are tied stay tied.
+    dotted paths work, and tensors of ``module`` that are tied stay tied. One that is tied to a
+    tensor outside of ``module`` becomes a tensor of its own, with a warning.
 
     With an ``index`` only that one of several parametrizations goes. The others are numbered anew,
     in state dicts too, and the tensor is again what they make of the originals: of those whose
@@ -90,7 +93,7 @@ def remove_parametrizations(
         if index is not None:
             index = _position(tensor_name, index, len(parametrizations.chain()))
         if index is None or len(parametrizations.chain()) == 1:
-            _remove_all(module, parametrizations, leave_parametrized)
+            _remove_all(module, tensor_name, parametrizations, leave_parametrized)
         else:
             _remove_one(tensor_name, parametrizations, index, leave_parametrized)
         succession.settle(optimizer)
@@ -98,7 +101,10 @@ def remove_parametrizations(
 
 
 def _remove_all(
-    module: nn.Module, parametrizations: ParametrizationList, leave_parametrized: bool
+    module: nn.Module,
+    tensor_name: str,
+    parametrizations: ParametrizationList,
+    leave_parametrized: bool,
 ) -> None:
     if not parametrizations.is_tensor and not leave_parametrized:
         raise ValueError(
@@ -112,6 +118,14 @@ def _remove_all(
     tensor = _plain_tensor(parametrizations, leave_parametrized, shared=bool(elsewhere))
     for place_owner, place_name in places:
         uninstall(place_owner, place_name, tensor, parametrizations.persistent)
+    if elsewhere:
+        warnings.warn(
+            f"'{tensor_name}' was tied to a tensor outside of this {type(module).__name__}, which "
+            "stays parametrized: the two are tensors of their own from now on, and an optimizer "
+            "that was made before trains only that one. To keep the tie, remove the "
+            "parametrizations from a module that holds both.",
+            stacklevel=frames_to_the_caller(),
+        )
 
 
 @contextmanager
