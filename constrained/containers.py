@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from constrained.override import lists, overriding
@@ -35,8 +36,12 @@ def container_methods(base: type) -> dict[str, Callable[..., Any]]:
 def _part(self: Any, idx: Any) -> Any:
     if not isinstance(idx, slice):
         return super(self._parametrized, self).__getitem__(idx)
+    here = range(len(self))[idx]
+    if torch.compiler.is_compiling():
+        # Of the making of modules, compilers of other versions know less.
+        return [self[i] for i in here]
     new = self.__class__()
-    for i in range(len(self))[idx]:
+    for i in here:
         _append(new, self, i)
     return _settled(new)
 

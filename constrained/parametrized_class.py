@@ -277,6 +277,10 @@ def _setattr(self: Any, name: str, value: Any) -> None:
         "parametrizations", ()
     ):
         assign_parameter(self, name, value.detach())
+    elif torch.compiler.is_compiling():
+        # A recurrent layer is not compiled, and the compiler of torch 2.15 does not survive `super`
+        # of one.
+        self._base_class.__setattr__(self, name, value)
     else:
         super(self._parametrized, self).__setattr__(name, value)
 

@@ -242,6 +242,8 @@ BETWEEN = [
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 @pytest.mark.parametrize("function", BETWEEN)
 def test_e29_what_happens_between_two_reads(function):
+    if function in (argument_changed, assigned) and torch.__version__ < (2, 13):
+        pytest.skip("docs/compatibility.md: not in what older versions compile")
     results = []
     start = layer(Sphere(), 4)
     x = torch.randn(3, 4)
