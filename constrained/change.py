@@ -25,7 +25,7 @@ from constrained.constraint import (
 from constrained.gaussian_processes import warn_of_lost_bound
 from constrained.handover import Succession, check_holds
 from constrained.install import check_can_hold, install
-from constrained.kernel import warn_of_small_elements
+from constrained.kernel import warn_of_small_elements, warn_of_stacked_gates
 from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
 from constrained.originals import recording
 from constrained.parametrization_list import ParametrizationList
@@ -259,6 +259,7 @@ def prepare(
 
 def _change(here: list[Place], original: Tensor, request: Request, init: str) -> Change:
     warn_of_small_elements(here[0], tuple(original.shape), request)
+    warn_of_stacked_gates(here[0], tuple(original.shape), request)
     try:
         request = _fitted(here, request)
         with recording(original):
