@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import traceback
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from constrained.constraint import (
 from constrained.gaussian_processes import warn_of_lost_bound
 from constrained.handover import Succession, check_holds
 from constrained.install import check_can_hold, install
-from constrained.kernel import warn_of_small_elements
+from constrained.kernel import warn_of_small_elements, warn_of_stacked_gates
 from constrained.lazy import check_can_wait, stop_waiting, wait, waiting
 from constrained.originals import recording
 from constrained.parametrization_list import ParametrizationList
@@ -51,6 +52,29 @@ _OURS = (
     SpecError,
     UnknownNameError,
 )
+
+#: Where what we raise ourselves is raised.
+_PACKAGES = ("constrained", "constraints")
+
+
+class ModuleKeyError(KeyError):
+    """A `KeyError` of a foreign module, with a sentence."""
+
+    def __str__(self) -> str:
+        # As in `UnknownNameError`.
+        return str(self.args[0])
+
+
+#: Errors of foreign modules that are made of one sentence too: the kind of each stays.
+_THEIRS: dict[type[Exception], type[Exception]] = {
+    RuntimeError: RuntimeError,
+    torch.OutOfMemoryError: torch.OutOfMemoryError,
+    NotImplementedError: NotImplementedError,
+    AssertionError: AssertionError,
+    AttributeError: AttributeError,
+    IndexError: IndexError,
+    KeyError: ModuleKeyError,
+}
 
 
 @dataclass
@@ -235,13 +259,18 @@ def prepare(
 
 def _change(here: list[Place], original: Tensor, request: Request, init: str) -> Change:
     warn_of_small_elements(here[0], tuple(original.shape), request)
+    warn_of_stacked_gates(here[0], tuple(original.shape), request)
     try:
         request = _fitted(here, request)
         with recording(original):
             parametrizations = _parametrize(original, request, init, here[0].module.training)
             flat = _flat(parametrizations)
-    except (ValueError, TypeError) as error:
-        raise named(here[0].path, error) from error.__cause__
+    except Exception as error:
+        if not _is_ours(error):
+            raise_failed(here[0].path, request.constraint, error)
+        if isinstance(error, (ValueError, TypeError)):
+            raise named(here[0].path, error) from error.__cause__
+        raise
     for place in here:
         warn_of_lost_bound(place, original, parametrizations.constraint())
     return Change(here, original, parametrizations, flat=flat)
@@ -405,11 +434,43 @@ def _distance(value: Tensor, before: Tensor) -> float:
     return float(moved / norm) if norm > 0 else float(moved)
 
 
-def named(path: str, error: ValueError | TypeError) -> ValueError | TypeError:
-    """The same error, its sentence led by the path of the tensor."""
+def raise_failed(path: str, module: nn.Module, error: Exception) -> NoReturn:
+    """Raise what the code of somebody else raised, its sentence led by the path of the tensor."""
+    if isinstance(error, (ValueError, TypeError)) and isinstance(module, Constraint):
+        raise named(path, error) from error
+    reason = f"{type(module).__name__} raised {type(error).__name__}: {error}"
+    if isinstance(error, (ValueError, TypeError)):
+        raise named(path, error, reason) from error
+    kind = _THEIRS.get(type(error))
+    if kind is None:
+        # Nobody knows how one of another kind is made.
+        error.add_note(f"'{path}': {type(module).__name__} raised this.")
+        raise error
+    raise kind(_sentence(path, reason)) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this package or its catalogue raised an error, rather than what these have called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").partition(".")[0] in _PACKAGES
+
+
+def named(
+    path: str, error: ValueError | TypeError, reason: str | None = None
+) -> ValueError | TypeError:
+    """The same error, its sentence led by the path of the tensor.
+
+    Args:
+        path: of the tensor.
+        error: what was raised.
+        reason: the sentence; that of the error if None.
+    """
     kind = type(error)
     if kind not in _OURS:
         kind = SpecError if isinstance(error, ValueError) else TypeError
+    return kind(_sentence(path, str(error) if reason is None else reason))
+
+
+def _sentence(path: str, reason: str) -> str:
     # A foreign module may put a whole tensor into its message.
-    reason = str(error)
-    return kind(f"'{path}': {reason if len(reason) <= 500 else reason[:497] + '...'}")
+    return f"'{path}': {reason if len(reason) <= 500 else reason[:497] + '...'}"

@@ -125,7 +125,18 @@ class Constraint(nn.Module):
             name, undefined = type(self).__name__, ", ".join(self._undefined)
             raise TypeError(f"{name} is abstract: it must define {undefined}.")
         super().__init__()
+        if "_is_being_built" not in vars(self):
+            self._check_event_dim()
         self._count_change()
+
+    def _check_event_dim(self) -> None:
+        cls = type(self)
+        if not hasattr(cls, "event_dim") and "event_dim" not in vars(self):
+            raise TypeError(
+                f"{cls.__name__} must say how many trailing dimensions of a tensor make one "
+                "element, and has no event_dim: write `event_dim = 1` into the class for vectors, "
+                "2 for matrices, 0 for numbers, None for the whole tensor."
+            )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -434,13 +445,16 @@ class Constraint(nn.Module):
         worst = int(excess.flatten().argmax())
         violation = float(violations.flatten()[worst])
         allowed = float(granted.flatten()[worst])
+        name = type(self).name
+        project = f"get({name!r})(...).project(value)" if name else "its project(value)"
         where = ""
         if excess.ndim:
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))
             where = f" at index {index}"
         raise InfeasibleError(
             f"{self!r}: the value violates the constraint by {violation:.3g}{where} "
-            f"(at most {allowed:.3g} is rounding); project() gives a nearby member."
+            f"(at most {allowed:.3g} is rounding); {project} gives a nearby "
+            "member, and a write inside of writable(module) goes to it."
         )
 
     def start(self, value: Tensor) -> Tensor:
@@ -899,11 +913,25 @@ def _in_words(constraint: Constraint, method: Callable[..., Any], name: str, *gi
             if not has_values(value):
                 raise
             raise _refusal(constraint, name, [value]) from error
+    _check_returned(constraint, name, found)
     # A violation beyond the range is an answer; a member or a parameter is none.
     made = (found,) if isinstance(found, Tensor) else found
     if name != "violation" and has_values(value) and _hold_no_numbers(made):
         raise _refusal(constraint, name, [value])
     return found
+
+
+def _check_returned(constraint: Constraint, name: str, found: Any) -> None:
+    """Raise unless a method gave a tensor, or several where it may."""
+    may_be_several = name == "right_inverse"
+    parts = found if may_be_several and isinstance(found, (tuple, list)) else [found]
+    wrong = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
+    if wrong:
+        wanted = (
+            "one tensor, or a tuple of as many as `forward` takes" if may_be_several else "a tensor"
+        )
+        what = "nothing: its `return` is missing" if found is None else wrong[0]
+        raise TypeError(f"{constraint!r}: `{name}` must return {wanted}, and returned {what}.")
 
 
 def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -970,6 +998,7 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
         state["_is_being_built"] = True
         try:
             method(self, *args, **kwargs)
+            self._check_event_dim()
             # What follows from an argument would not follow a change in place.
             for name in self._argument_names:
                 if type(state.get(name)) is list:

@@ -162,7 +162,8 @@ class TensorState:
             # Memory that is gone may not be looked at.
             self.address == self.tensor.data_ptr()
             and self.strides == self.tensor.stride()
-            and self.numel == self.tensor.numel()
+            # Not by `numel()`: torch.jit.trace would record, and warn of, that question.
+            and self.numel * self.tensor.element_size() == self.tensor.nbytes
             and (self.version is None or self.version == version(self.tensor))
             and self.matches()
         )

@@ -137,7 +137,15 @@ def invert(on: Inverted, value: Tensor, *, anew: bool = False) -> tuple[Tensor, 
                 f"parametrization {type(module).__name__} does not implement right_inverse."
             )
         inverse: Any = module.right_inverse
-        new = inverse(new)
+        try:
+            new = inverse(new)
+        except InfeasibleError as error:
+            if module is on.chain()[-1]:
+                raise
+            raise InfeasibleError(
+                f"{error} It is an element of the chain {on.described()}, which finds only values "
+                "whose right inverse under each element lies in the set of the one before it."
+            ) from error
     if on.is_tensor:
         if not isinstance(new, Tensor):
             raise ValueError(f"`right_inverse` should return a tensor. Got {type(new).__name__}")

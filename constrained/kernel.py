@@ -1,4 +1,4 @@
-"""What is constrained of the kernel of a convolution, where no view says it."""
+"""What is constrained of the kernel of a convolution, or of gates, where no view says it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,38 @@ _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
 #: The layers whose weight is the kernel of a convolution; lazy ones are of these classes too.
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED
+
+#: How many gates have their recurrent kernels in one tensor, one below the other.
+_GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+
+#: Sets of which a stack of members is none: nobody means them of all gates together.
+_ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
+
+
+def warn_of_stacked_gates(place: Place, shape: tuple[int, ...], request: Request) -> None:
+    """Tell that the recurrent kernels of all gates are one matrix, where each is meant to be one.
+
+    Of sets of another kind, such as a bound of a norm or of a rank, many mean the whole.
+
+    Args:
+        place: where the tensor is.
+        shape: its shape.
+        request: what is asked for.
+    """
+    module, constraint = place.module, request.constraint
+    gates = next((n for kind, n in _GATES.items() if isinstance(module, kind)), None)
+    if gates is None or not place.name.startswith("weight_hh") or request.view is not None:
+        return
+    if not isinstance(constraint, Constraint) or constraint.name not in _ISOMETRIES:
+        return
+    warnings.warn(
+        f"'{place.path}' holds the kernels of {gates} gates, and {constraint!r} constrains all of "
+        f"it as one matrix of {shape[0]} x {shape[1]}. For {gates} matrices of "
+        f"{shape[0] // gates} x {shape[1]}, one for each gate, give view='(g h) k -> g h k', "
+        f"g={gates}; view='h k -> h k' says that the one is meant.",
+        UserWarning,
+        stacklevel=frames_to_the_caller(),
+    )
 
 
 def warn_of_small_elements(place: Place, shape: tuple[int, ...], request: Request) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -142,11 +142,14 @@ def _containers(place: Place) -> list[dict[str, Any]]:
     return [container for container in tensors if container.get(place.name) is place.tensor]
 
 
-def _owners(tensors: Iterable[Any]) -> list[nn.Module]:
-    """The modules that may own some of these tensors."""
+def _owners(tensors: Iterable[Any], known: Collection[int]) -> list[nn.Module]:
+    """The modules that may own some of these tensors, beside those of containers that are known."""
     # From the tensors upwards, since a list of all objects would hold those that another thread is
     # about to build, such as a tuple, which it could not finish then.
-    containers = [o for o in gc.get_referrers(*tensors) if type(o) is dict]
+    containers = [o for o in gc.get_referrers(*tensors) if type(o) is dict and id(o) not in known]
+    if not containers:
+        # Each search goes through all objects. Mostly a list or a variable holds the tensor.
+        return []
     holders = gc.get_referrers(*containers)
     states = [o for o in holders if type(o) is dict and "_parameters" in o]
     # By type: `isinstance` would ask proxies for the class of what they stand for.
@@ -157,7 +160,7 @@ def _outside(held: Iterable[Sequence[Place]]) -> tuple[Place, nn.Module, str] | 
     """The place of a tensor in the model, another owner, and the tensor's name there."""
     wanted = {id(here[0].tensor): here for here in held}
     known = {id(c) for here in wanted.values() for place in here for c in _containers(place)}
-    for module in _owners(here[0].tensor for here in wanted.values()):
+    for module in _owners((here[0].tensor for here in wanted.values()), known):
         for kind in ("_parameters", "_buffers"):
             container: Any = module.__dict__.get(kind)
             if type(container) is dict and id(container) not in known:

@@ -112,10 +112,35 @@ def respelled(theirs: str) -> tuple[str, dict[str, str | None]] | None:
     return _spellings.get(theirs)
 
 
-def spellings() -> list[str]:
-    """The foreign class paths that were registered."""
+def classes_of(library: str) -> list[str]:
+    """The names of a library's classes that were registered, sorted."""
     _load_entry_points()
-    return list(_spellings)
+    known = (theirs.split(":") for theirs in _spellings)
+    return sorted(cls for prefix, cls in known if prefix == library)
+
+
+def without_prefix(name: str) -> str:
+    """What was meant by ``"geotorch:orthogonal"``, one part of which is a name here; or nothing."""
+    if len(name) > _LONGEST:
+        return ""
+    _load_entry_points()
+    prefix, word = name.replace(":", ".").rpartition(".")[::2]
+    known = {*_constraints, *_aliases}
+    if word not in known:
+        prefix, word = word, prefix
+    if word not in known:
+        return ""
+    ours = _aliases.get(word, word)
+    theirs = [
+        key for key in _spellings if key.startswith(f"{prefix}:") and _spellings[key][0] == ours
+    ]
+    if theirs:
+        return f" Did you mean {theirs[0]!r}, or {word!r} without a prefix?"
+    libraries = sorted({key.partition(":")[0] for key in _spellings})
+    return (
+        f" Did you mean {word!r}, without a prefix? Prefixes are {' and '.join(libraries)}, before "
+        "the names of their classes, and modules that are imported."
+    )
 
 
 def adapted(thing: Any) -> Constraint | None:
@@ -142,9 +167,15 @@ def get(name: str) -> type[Constraint]:
         _load_entry_points()
     cls = _constraints.get(_aliases.get(name, name))
     if cls is None:
+        head, parenthesis, _ = name.partition("(")
+        if parenthesis and head in {*_constraints, *_aliases}:
+            raise UnknownNameError(
+                f"Unknown constraint {short(name)}: get takes the name alone, and gives the class, "
+                f"which takes the arguments: get({head!r}){name[len(head) :][:100]}."
+            )
+        guess = without_prefix(name) or did_you_mean(name, [*_constraints, *_aliases])
         raise UnknownNameError(
-            f"Unknown constraint {short(name)}.{did_you_mean(name, [*_constraints, *_aliases])} "
-            "constrained.names() lists them all."
+            f"Unknown constraint {short(name)}.{guess} constrained.names() lists them all."
         )
     return cls
 

@@ -106,7 +106,8 @@ class Report:
 def report(model: nn.Module) -> Report:
     """The constrained tensors of a model: constraint, shape, violation, how far each has moved.
 
-    Tensors that others parametrized, by a ``register_parametrization``, have a row as well.
+    Tensors that others parametrized, by a ``register_parametrization``, have a row as well. Whether
+    a foreign module holds is shown as ``?``: it names no set by which to measure its values.
     """
     return Report(tuple(_rows(model)))
 

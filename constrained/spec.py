@@ -263,22 +263,26 @@ def _find_class(name: str) -> type[Constraint]:
         return registry.get(name)
     module_name, _, path = name.partition(":")
     module = sys.modules.get(module_name)
-    known = [theirs.split(":") for theirs in registry.spellings()]
-    classes = sorted(cls for library, cls in known if library == module_name)
+    classes = registry.classes_of(module_name)
     if classes:
-        guess = registry.did_you_mean(path, classes) or f" Known are {', '.join(classes)}."
+        guess = (
+            registry.without_prefix(name)
+            or registry.did_you_mean(path, classes)
+            or f" Known are {', '.join(classes)}."
+        )
         raise SpecError(f"{short(name)} is no name of {module_name} that is known here.{guess}")
+    hint = registry.without_prefix(name)
     if module is None:
         raise SpecError(
             f"The module of {short(name)} is not imported; a spec imports nothing: import "
-            f"{short(module_name)[1:-1]} first, or register the constraint under a name."
+            f"{short(module_name)[1:-1]} first, or register the constraint under a name.{hint}"
         )
     found: Any = module
     for part in path.split("."):
         # Not getattr: a module may run code when an attribute is asked for.
         found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
     if not (isinstance(found, type) and issubclass(found, Constraint)):
-        raise SpecError(f"{short(name)} is no subclass of constrained.Constraint.")
+        raise SpecError(f"{short(name)} is no subclass of constrained.Constraint.{hint}")
     if inspect.isabstract(found):
         raise SpecError(f"{short(name)} is no constraint, but a class of these without a set.")
     return found

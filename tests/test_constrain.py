@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -438,6 +439,24 @@ def test_deleting_a_constrained_tensor():
     assert is_parametrized(layer, "weight")
 
 
+def test_a_chain_that_cannot_find_a_value_is_named():
+    """The value of a chain need not be a member of the set of its first element."""
+    layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
+    register_parametrization(layer, "weight", get("ball")(radius=0.5))
+    before = layer.weight.detach().clone()
+    match = (
+        r"^'weight': orthogonal\(\): .* element of the chain orthogonal\(\) then ball\(radius=0.5\)"
+    )
+    with pytest.raises(InfeasibleError, match=match):
+        rebase(layer)
+    with pytest.raises(InfeasibleError, match=match):
+        layer.weight = before
+    with pytest.raises(InfeasibleError) as caught:
+        layer.weight = torch.ones(4, 4)
+    assert "chain" not in str(caught.value)
+    assert torch.equal(layer.weight, before)
+
+
 def test_rebase_keeps_the_values():
     layer = constrain(nn.Linear(4, 4), "weight", "orthogonal", map="cayley")
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -558,6 +577,14 @@ def test_jit_trace(name):
     torch.testing.assert_close(traced(x), layer(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace_warns_of_nothing_that_the_engine_asks():
+    layer = constrain(nn.Linear(80, 80), "weight", "positive")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        torch.jit.trace(layer, torch.randn(2, 80))
+
+
 def python(code):
     return subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -616,3 +643,55 @@ def test_an_embedding_that_torch_writes_into_is_refused(layer):
     for _ in range(2):
         assert bool((model[0].weight.norm(dim=-1) <= 1 + 1e-6).all())
         model(torch.tensor([[1, 2]])).sum().backward()
+
+
+class Failing(nn.Module):
+    """Raises an error, in one of its methods."""
+
+    def __init__(self, kind, arguments, method):
+        super().__init__()
+        self.kind, self.arguments, self.method = kind, arguments, method
+
+    def fail(self, method, value):
+        if method == self.method:
+            raise self.kind(*self.arguments)
+        return value
+
+    def forward(self, value):
+        return self.fail("forward", value)
+
+    def right_inverse(self, value):
+        return self.fail("right_inverse", value)
+
+
+class KindOfItsOwn(Exception):
+    def __init__(self, text, number):
+        super().__init__(text)
+        self.number = number
+
+
+@pytest.mark.parametrize("method", ["forward", "right_inverse"])
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError, IndexError, TypeError, ValueError])
+def test_an_error_of_a_foreign_module_is_led_by_the_path(kind, method):
+    layers, error = model(), kind("mine")
+    before = snapshot(layers)
+    with pytest.raises(kind) as caught:
+        constrain(layers, "0.weight", Failing(kind, error.args, method))
+    assert str(caught.value) == f"'0.weight': Failing raised {kind.__name__}: {error}"
+    cause = caught.value.__cause__
+    assert type(cause) is kind and cause.args == error.args
+    assert cause.__traceback__.tb_next is not None
+    assert_unchanged(layers, before)
+
+
+def test_an_error_of_a_foreign_module_within_torch():
+    match = "^'0.weight': Linear raised RuntimeError: mat1 and mat2 shapes cannot be multiplied"
+    with pytest.raises(RuntimeError, match=match):
+        constrain(model(), "0.weight", nn.Linear(7, 5))
+
+
+def test_an_error_of_a_kind_that_nobody_knows_has_a_note():
+    with pytest.raises(KindOfItsOwn) as caught:
+        constrain(model(), "0.weight", Failing(KindOfItsOwn, ("mine", 3), "forward"))
+    assert caught.value.__notes__ == ["'0.weight': Failing raised this."]
+    assert (str(caught.value), caught.value.number) == ("mine", 3)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import constrained.parametrize as ours
 from constrained import Constraint, InfeasibleError, get, tolerance
 from constrained.constraint import snake_case
-from constrained.testing import check
+from constrained.testing import check, trials
 from tests.healthy import NonNegative, PositiveDefinite, Sphere, Symmetric
 
 
@@ -156,12 +156,15 @@ def test_an_outsider_is_told_how_far_it_is():
     value[0, 1] = 0.5
     found = re.fullmatch(
         r"Symmetric\(\): the value violates the constraint by 0\.707 "
-        r"\(at most (\S+) is rounding\); project\(\) gives a nearby member\.",
+        r"\(at most (\S+) is rounding\); its project\(value\) gives a nearby member, and a write "
+        r"inside of writable\(module\) goes to it\.",
         message(InfeasibleError, Symmetric().right_inverse, value),
     )
     assert found
     assert float(found[1]) == pytest.approx(float(tolerance(value, 2)), rel=0.1)
     assert issubclass(InfeasibleError, ValueError)
+    told = message(InfeasibleError, get("symmetric")().right_inverse, value)
+    assert "get('symmetric')(...).project(value) gives a nearby member" in told
 
 
 def test_an_outsider_in_a_batch_is_told_where_it_is():
@@ -329,3 +332,41 @@ def test_another_map_has_other_derivatives_and_canonical_parameters(spec, by_mix
                 tensor.data.sub_(gradient, alpha=0.01)
             expected = expected[len(p) :]
             assert_close(layer.weight.detach(), derived(*p).detach())
+
+
+def test_a_class_without_event_dim_is_told_what_it_is():
+    def defined(**more):
+        kept = {k: v for k, v in vars(Sphere).items() if k not in ("event_dim", "__init__")}
+        return type("Mine", (Constraint,), {**kept, **more})
+
+    def init(self):
+        super(type(self), self).__init__()
+
+    def init_with(self):
+        super(type(self), self).__init__()
+        self.event_dim = 1
+
+    for cls in (defined(), defined(__init__=init)):
+        assert "Mine must say how many trailing dimensions" in message(TypeError, cls)
+    assert defined(event_dim=1)().event_dim == defined(__init__=init_with)().event_dim == 1
+
+
+@pytest.mark.parametrize("method", ["right_inverse", "violation", "project"])
+def test_a_method_that_returns_nothing_is_told_what_it_should(method):
+    mine = type("Mine", (Sphere,), {method: lambda self, value: None})()
+    told = message(TypeError, getattr(mine, method), torch.tensor([1.0, 0.0]))
+    assert re.search(rf"`{method}` must return .*tensor.* returned nothing: its `return`", told)
+
+
+def test_a_right_inverse_that_returns_no_tensors_is_told_what_it_should():
+    mine = type("Mine", (Sphere,), {"right_inverse": lambda self, value: (value, 1.0)})()
+    told = message(TypeError, mine.right_inverse, torch.tensor([1.0, 0.0]))
+    assert told.endswith("a tuple of as many as `forward` takes, and returned float.")
+
+
+@pytest.mark.parametrize("examples", [({}, (4,)), (({},),), (({}, 4),), (((4,), {}),), {}, ({},)])
+def test_examples_that_are_no_pairs_are_told_what_they_should_be(examples):
+    mine = type("Mine", (Sphere,), {"examples": examples})
+    told = message(TypeError, lambda: trials(mine))
+    assert "Mine.examples must be a tuple of pairs" in told
+    assert "write `examples = (({}, (4,)),)`" in told

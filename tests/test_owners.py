@@ -93,7 +93,7 @@ def test_a_former_owner_is_none():
 
 
 def test_nobody_is_looked_for_where_nobody_holds_a_tensor(monkeypatch):
-    monkeypatch.setattr(owners, "_owners", lambda _: pytest.fail("a search"))
+    monkeypatch.setattr(owners, "_owners", lambda *_: pytest.fail("a search"))
     for target in ("enc.weight", "**"):
         constrain(Tied(), target, "positive")
     for layer in (nn.Linear, nn.LazyLinear):
@@ -102,6 +102,17 @@ def test_nobody_is_looked_for_where_nobody_holds_a_tensor(monkeypatch):
     layer = nn.Linear(4, 4)
     torch.compile(layer, backend="eager")(torch.ones(2, 4)).sum().backward()
     constrain(layer, "weight", "positive")
+
+
+def test_one_search_is_enough_where_no_other_module_may_own_a_tensor(monkeypatch):
+    searches, search = [], gc.get_referrers
+    monkeypatch.setattr(gc, "get_referrers", lambda *of: searches.append(of) or search(*of))
+    monkeypatch.setattr(gc, "collect", lambda: pytest.fail("a collection"))
+    layer = nn.Linear(4, 4)
+    held = list(layer.parameters())
+    constrain(layer, "*", "positive")
+    assert len(searches) == 1
+    del held
 
 
 class Holding(nn.Module):
@@ -165,7 +176,7 @@ def test_what_is_renewed_and_what_holds_others_is_no_case(layer):
     optimizer = torch.optim.Adam(kept)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        constrain(model, "0.weight_*", "orthogonal")
+        constrain(model, "0.weight_*", "spectral_norm")
         constrain(model, "1.in_proj_weight", "sphere")
         constrain(model, "2.b", "positive", optimizer=optimizer)
 

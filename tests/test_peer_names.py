@@ -1,6 +1,9 @@
 """What a user of another library types finds the constraint with that set."""
 
+import re
+
 import pytest
+from torch import nn
 
 import constrained
 
@@ -114,3 +117,28 @@ def test_a_peers_name_finds_the_set(peer, word, ours):
 def test_class_names_are_guessed(word, ours):
     with pytest.raises(ValueError, match=f"Did you mean '{ours}'"):
         constrained.get(word)
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("geotorch:orthogonal", "'geotorch:Stiefel', or 'orthogonal' without a prefix"),
+        ("geotorch:stiefel", "'geotorch:Stiefel', or 'stiefel' without a prefix"),
+        ("geotorch:low_rank(rank=2)", "'geotorch:LowRank', or 'low_rank' without a prefix"),
+        ("orthogonal:geotorch", "'geotorch:Stiefel', or 'orthogonal' without a prefix"),
+        ("geotorch.orthogonal", "'geotorch:Stiefel', or 'orthogonal' without a prefix"),
+        ("geoopt:low_rank", "'low_rank', without a prefix? Prefixes are geoopt and geotorch"),
+        ("pyro:positive", "'positive', without a prefix? Prefixes are geoopt and geotorch"),
+        ("torch:orthogonal", "'orthogonal', without a prefix? Prefixes are geoopt and geotorch"),
+    ],
+)
+def test_our_name_with_the_prefix_of_a_peer(name, guess):
+    with pytest.raises(ValueError, match=f"Did you mean {re.escape(guess)}"):
+        constrained.constrain(nn.Linear(3, 3), "weight", name)
+
+
+def test_get_takes_no_arguments():
+    match = r"get takes the name alone.*: get\('low_rank'\)\(rank=3\)\.$"
+    with pytest.raises(ValueError, match=match):
+        constrained.get("low_rank(rank=3)")
+    assert constrained.get("low_rank")(rank=3).rank == 3

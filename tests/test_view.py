@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -33,6 +34,40 @@ def test_the_gates_of_an_lstm(pattern, sizes):
     torch.testing.assert_close(gates @ gates.mT, torch.eye(5).expand(4, 5, 5), atol=1e-5, rtol=0)
     again = constrain(nn.LSTM(3, 5), spec(layer))
     assert spec(again) == spec(layer)
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "almost_orthogonal(radius=0.1)"])
+@pytest.mark.parametrize(
+    ("kind", "path", "gates"),
+    [
+        (nn.LSTM, "weight_hh_l0", 4),
+        (nn.LSTMCell, "weight_hh", 4),
+        (nn.GRU, "weight_hh_l0", 3),
+        (nn.GRUCell, "weight_hh", 3),
+    ],
+)
+def test_gates_that_are_taken_as_one_matrix_are_told_of_with_the_view(kind, path, gates, name):
+    match = f"'{path}' holds the kernels of {gates} gates.* {gates} matrices of 5 x 5, one for each"
+    with pytest.warns(UserWarning, match=match) as caught:
+        constrain(kind(3, 5), path, name)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    meant, whole = re.findall("view='(.*?)'", str(caught[0].message))
+    assert f"view='{meant}', g={gates};" in str(caught[0].message)
+    # Warnings are errors in tests.
+    layer = constrain(kind(3, 5), path, name, view=meant, g=gates)
+    values = torch.linalg.svdvals(getattr(layer, path).detach().unflatten(0, (gates, 5)))
+    assert (values - 1).abs().max() < 0.11
+    layer = constrain(kind(3, 5), path, name, view=whole)
+    assert (torch.linalg.svdvals(getattr(layer, path).detach()) - 1).abs().max() < 0.11
+
+
+def test_gates_under_other_constraints_and_other_tensors_are_not_told_of():
+    for name in ("spectral_norm", "low_rank(rank=2)", "frobenius_norm", "interval(-1, 1)", "ball"):
+        constrain(nn.LSTM(3, 5), "weight_hh_l0", name)
+    constrain(nn.LSTM(3, 5), "weight_ih_l0", "orthogonal")
+    constrain(nn.LSTM(3, 5, proj_size=2), "weight_hr_l0", "orthogonal")
+    constrain(nn.RNN(3, 5), "weight_hh_l0", "orthogonal")
+    constrain(nn.RNNCell(3, 5), "weight_hh", "orthogonal")
 
 
 def test_the_heads_of_fused_attention():

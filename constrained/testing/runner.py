@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from constrained.constraint import Constraint
+from constrained.plain_data import short
 from constrained.testing.case import Case
 from constrained.testing.points import points
 
@@ -141,10 +142,30 @@ def trials(
         cls: the class.
         laws: these laws only.
         examples: pairs ``(constructor kwargs, event shape)``; ``cls.examples`` by default.
+
+    Raises:
+        TypeError: for examples that are no such pairs.
     """
     chosen = list(_laws.values() if laws is None else laws)
     pairs = cls.examples if examples is None else examples
+    _check_pairs(cls, pairs)
     return [Trial(law, case) for law in chosen for case in _scopes[law.__name__].cases(cls, pairs)]
+
+
+def _check_pairs(cls: type[Constraint], pairs: Sequence[Any]) -> None:
+    for pair in pairs if isinstance(pairs, (list, tuple)) else [pairs]:
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not (
+            is_pair
+            and isinstance(pair[0], Mapping)
+            and isinstance(pair[1], Sequence)
+            and all(isinstance(n, int) for n in pair[1])
+        ):
+            raise TypeError(
+                f"{cls.__name__}.examples must be a tuple of pairs of constructor arguments and "
+                f"the shape of one element, and holds {short(pair)}: write `examples = (({{}}, "
+                "(4,)),)`, commas included."
+            )
 
 
 def check(

@@ -77,6 +77,10 @@ class Experiment:
         return asdict(self)
 
 
+class _RepeatedKeyError(yaml.MarkedYAMLError):
+    """A mapping with two equal keys, which is YAML, but no experiment."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which a key stands once: PyYAML takes the last of several without a word."""
 
@@ -85,8 +89,10 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    problem = f"the key {key.value!r} stands here for the second time"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                    raise _RepeatedKeyError(
+                        problem=f"the key {key.value!r} stands twice in one mapping",
+                        problem_mark=key.start_mark,
+                    )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -131,7 +137,8 @@ def read(path: Path) -> Experiment:
 def _yaml_problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{where}this is no YAML: {getattr(error, 'problem', None) or error}"
+    problem = getattr(error, "problem", None) or error
+    return f"{where}{'' if isinstance(error, _RepeatedKeyError) else 'this is no YAML: '}{problem}"
 
 
 def _schema_problem(error: ValidationError) -> str:
