@@ -143,13 +143,14 @@ class Constraint(nn.Module):
         for method, guard in _GUARDS.items():
             if method in vars(cls):
                 setattr(cls, method, guard(vars(cls)[method]))
+        cls._map_as_defined = cls.forward
         for method in _OF_THE_MAP:
             owner = next(kind for kind in cls.__mro__ if method in vars(kind))
             # Of another map it says something else.
             if (
                 issubclass(owner, Constraint)
-                and not _is_abstract(owner.forward)
-                and owner.forward is not cls.forward
+                and not _is_abstract(owner._map_as_defined)
+                and owner._map_as_defined is not cls.forward
             ):
                 setattr(cls, method, getattr(Constraint, method))
         # Not left to ABC: its metaclass would keep others from deriving a class in the place of
@@ -168,6 +169,9 @@ class Constraint(nn.Module):
         A subclass takes as many tensors as its map has parameters, by position. (So written, type
         checkers let it.)
         """
+
+    #: The map that the other methods of a class were written for.
+    _map_as_defined: ClassVar[Callable[..., Tensor]] = forward
 
     @abstractmethod
     def right_inverse(self, value: Tensor) -> Params:
@@ -371,6 +375,19 @@ class Constraint(nn.Module):
         """How many free parameters `forward` takes, constant ones included."""
         named = self._named_params
         return max(named, *(i + 1 for i in self.frozen)) if self.frozen else named
+
+    def has_own_map(self) -> bool:
+        """Whether the map is still the one that the class was defined with.
+
+        Who sets `forward` on an object, or on a class that is there already, gives another one,
+        of which the gradient and the canonical parameters say nothing.
+        """
+        cls = type(self)
+        return (
+            cls.forward is cls._map_as_defined
+            and "forward" not in vars(self)
+            and all(m.has_own_map() for m in self._modules.values() if isinstance(m, Constraint))
+        )
 
     def has_canonical(self) -> bool:
         """Whether some parameters are better than others of the same element."""

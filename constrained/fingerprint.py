@@ -266,6 +266,10 @@ _CONTAINERS = ("_parameters", "_buffers", "_modules")
 _PRIVATE = frozenset(vars(nn.Module())) | {"_revision", "_map_revision", "exempt", "keeps"}
 
 
+#: Packages in whose classes nothing but `forward` is set from outside.
+_SETTLED = frozenset({"constrained", "constraints", "torch"})
+
+
 class UnwatchableError(Exception):
     """A module holds something of which nobody can tell whether it is what it was."""
 
@@ -303,8 +307,11 @@ class Structure:
         # A replica of DataParallel shares all but these.
         self._own = modules[0]._parameters
         tensors: dict[int, Tensor] = {}
+        classes: dict[type, None] = {}
         for i, module in enumerate(modules):
             here = vars(module)
+            if i > 0:
+                classes.update(dict.fromkeys(type(module).__mro__))
             if i == 0 or not lenient:
                 self._silent += hooks_of(module)
                 if "forward" in here:
@@ -315,6 +322,8 @@ class Structure:
                 self._inner = len(self._slots)
             else:
                 self._watch_attributes(here, tensors, lenient)
+        for cls in classes:
+            self._watch_class(cls)
         if any(self._silent):
             raise UnwatchableError
         self.tensors = list(tensors.values())
@@ -336,6 +345,20 @@ class Structure:
             self._slots.append((found.get, name, value))
             if isinstance(value, Tensor):
                 tensors[id(value)] = value
+
+    def _watch_class(self, cls: type) -> None:
+        """See what is set on a class after its objects have been made, as notebooks do."""
+        here = vars(cls)
+        if cls in (nn.Module, object):
+            return
+        if cls.__module__.partition(".")[0] in _SETTLED:
+            self._slots.append((here.get, "forward", here.get("forward")))
+            return
+        self._lengths.append((here, len(here)))
+        for name, value in list(here.items()):
+            # The interpreter adds some of these when it likes.
+            if not name.startswith("__"):
+                self._slots.append((here.get, name, value))
 
     def _watch_attributes(
         self, here: dict[str, Any], tensors: dict[int, Tensor], lenient: bool

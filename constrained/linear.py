@@ -52,6 +52,7 @@ def has_thin_pullback(constraint: object) -> TypeGuard[Constraint]:
     return (
         isinstance(constraint, Constraint)
         and type(constraint).thin_pullback is not Constraint.thin_pullback
+        and constraint.has_own_map()
     )
 
 

@@ -6,7 +6,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -262,6 +262,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first, *rest = self.chain()
         if rest or not isinstance(first, Constraint) or not first.has_pullback():
             return None
+        if not first.has_own_map():
+            return None
         return first.pullback
 
     def factors(self, rows: int) -> tuple[Tensor, Tensor] | None:
@@ -484,7 +486,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         """Whether a step is made of something else than the gradient of the first original."""
         first = self.chain()[0]
         return (
-            len(self.chain()) == 1 and isinstance(first, Constraint) and first.has_step_gradient()
+            len(self.chain()) == 1
+            and isinstance(first, Constraint)
+            and first.has_step_gradient()
+            and first.has_own_map()
         )
 
     def prepare_step(self) -> None:
@@ -518,7 +523,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             trained: the ids of the parameters that may be written; all if None.
         """
         first = self.chain()[0]
-        if not (isinstance(first, Constraint) and first.has_canonical()):
+        if not _has_canonical(first):
             return
         mine = self.originals()
         if any(map(is_flat, mine)):
@@ -545,7 +550,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
             trained: the ids of the parameters that may be written; all if None.
         """
         first = self.chain()[0]
-        if not (isinstance(first, Constraint) and first.has_canonical()):
+        if not _has_canonical(first):
             return
         mine = self.originals()
         if not any(map(is_flat, mine)) and self._may_write(range(len(mine)), trained):
@@ -566,7 +571,7 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         first = self.chain()[0]
         if not (isinstance(first, Constraint) and first.ambient is not None and self.is_tensor):
             return None
-        if not first.has_canonical():
+        if not _has_canonical(first):
             return None
         if first.remembers or first._parameters or first._buffers or first._modules:
             # What it has of its own is no argument, and may differ.
@@ -742,6 +747,11 @@ def _converted(fn: Callable[[Tensor], Tensor], rank: int, tensor: Tensor) -> Ten
     new = fn(flat)
     # What is there already stays, but not where it had to be copied.
     return tensor if new is flat and tensor.is_contiguous() else new.view(tensor.shape)
+
+
+def _has_canonical(module: nn.Module) -> TypeGuard[Constraint]:
+    """Whether a constraint says of the map that it has which parameters are canonical."""
+    return isinstance(module, Constraint) and module.has_canonical() and module.has_own_map()
 
 
 def _is_among(parameter: Tensor, ids: Collection[int] | None) -> bool:

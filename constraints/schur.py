@@ -142,7 +142,8 @@ class Schur(Constraint):
         D = square_root(_identity(C) - C.mT @ C, least).to(value.dtype)
         F = C.mT.to(value.dtype).contiguous()
         V = _identity(value).expand_as(value)
-        R = value - self.forward(V, F, D, T, torch.zeros_like(value))
+        # Of this map, whatever a derived class makes of its value.
+        R = value - Schur.forward(self, V, F, D, T, torch.zeros_like(value))
         return F, D, T, R
 
     def violation(self, value: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import types
 from typing import ClassVar
 
 import pytest
@@ -291,8 +292,8 @@ def test_a_class_without_examples_is_not_taken_for_tried():
         *("positive", "positive_definite", "spectral_norm", "sphere", "symmetric", "weight_norm"),
     ],
 )
-@pytest.mark.parametrize("by_mixin", [False, True])
-def test_another_map_has_other_derivatives_and_canonical_parameters(spec, by_mixin):
+@pytest.mark.parametrize("how", ["class", "mixin", "set", "set later", "set on an object"])
+def test_another_map_has_other_derivatives_and_canonical_parameters(spec, how):
     """What a class says of its map is not so for a derived one with another map."""
     name, _, rank = spec.partition("(rank=")
     given = {"rank": int(rank[:-1])} if rank else {}
@@ -307,12 +308,23 @@ def test_another_map_has_other_derivatives_and_canonical_parameters(spec, by_mix
         "right_inverse": lambda self, value: one.right_inverse(value / 3),
         "violation": lambda self, value: one.violation(value / 3),
     }
-    bases = (type("Threefold", (), methods), kind) if by_mixin else (kind,)
-    derived = type("Derived", bases, {} if by_mixin else methods)(**given)
+    late = {"forward": methods.pop("forward")} if how.startswith("set") else {}
+    bases = (type("Threefold", (), methods), kind) if how == "mixin" else (kind,)
+    cls = type("Derived", bases, {} if how == "mixin" else methods)
+    if how == "set":
+        cls.forward = late["forward"]
+    derived = cls(**given)
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)).double()
     for layer in model:
         layer.weight.data.copy_(3 * one.sample((4, 4), dtype=torch.double))
         ours.register_parametrization(layer, "weight", copy.deepcopy(derived))
+    if how.endswith(("later", "object")):
+        model(torch.eye(4, dtype=torch.double)).sum().backward()
+    if how == "set later":
+        cls.forward = forward
+    if how == "set on an object":
+        for here in (derived, *(layer.parametrizations.weight[0] for layer in model)):
+            here.forward = types.MethodType(forward, here)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for _ in range(3):
         lists = [layer.parametrizations.weight for layer in model]

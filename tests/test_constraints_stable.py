@@ -385,3 +385,21 @@ def test_arguments_and_names():
             Schur(radius=wrong)
     assert constrained.get("alpha_stable") is constrained.get("continuous_stable") is Hurwitz
     assert constrained.get("discrete_stable") is Schur
+
+
+def test_the_rest_of_a_schur_matrix_is_that_of_its_own_map():
+    """A class derived with a multiple of the map hands on what it divides by."""
+
+    class Threefold(Schur):
+        def forward(self, *params):
+            return 3 * super().forward(*params)
+
+        def right_inverse(self, value):
+            return super().right_inverse(value / 3)
+
+        def violation(self, value):
+            return super().violation(value / 3)
+
+    value = Schur().sample((4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    constraint = Threefold()
+    torch.testing.assert_close(constraint(*constraint.right_inverse(3 * value)), 3 * value)

@@ -554,3 +554,42 @@ def test_a_conjugate_tensor_is_looked_at(size, starts):
         with torch.no_grad():
             assert not torch.equal(m.w, before)
             assert torch.equal(m.w, m.parametrizations.w())
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize(
+    "what", ["attribute", "of a base", "helper", "forward", "map of the catalogue"]
+)
+def test_what_is_set_on_a_class_is_seen(monkeypatch, what, graph):
+    """As a notebook does, whose cells give a class another method."""
+    positive = get("positive")
+
+    class Base(positive):
+        scale = 1.0
+
+        def helper(self):
+            return self.scale
+
+        def forward(self, x):
+            return self.helper() * positive.forward(self, x)
+
+    class Derived(Base):
+        pass
+
+    m = constrain(nn.Linear(3, 3), "weight", Derived(), init="sample")
+    with torch.set_grad_enabled(graph):
+        before = m.weight.detach().clone()
+        assert m.weight is m.weight
+        if what == "attribute":
+            Derived.scale = 2.0
+        elif what == "of a base":
+            Base.scale = 2.0
+        elif what == "helper":
+            Base.helper = lambda self: 2.0
+        elif what == "forward":
+            Derived.forward = lambda self, x: 2 * Base.forward(self, x)
+        else:
+            forward = positive.forward
+            monkeypatch.setattr(positive, "forward", lambda self, x: 2 * forward(self, x))
+        assert torch.equal(m.weight, 2 * before)
+        assert m.weight is m.weight
