@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import operator
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -311,7 +311,7 @@ class Structure:
         for i, module in enumerate(modules):
             here = vars(module)
             if i > 0:
-                classes.update(dict.fromkeys(type(module).__mro__))
+                classes.update(dict.fromkeys(_deciding(type(module))))
             if i == 0 or not lenient:
                 self._silent += hooks_of(module)
                 if "forward" in here:
@@ -349,9 +349,7 @@ class Structure:
     def _watch_class(self, cls: type) -> None:
         """See what is set on a class after its objects have been made, as notebooks do."""
         here = vars(cls)
-        if cls in (nn.Module, object):
-            return
-        if cls.__module__.partition(".")[0] in _SETTLED:
+        if _is_settled(cls):
             self._slots.append((here.get, "forward", here.get("forward")))
             return
         self._lengths.append((here, len(here)))
@@ -482,6 +480,23 @@ def _compiled(
         return True
 
     return holds
+
+
+def _is_settled(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in _SETTLED
+
+
+def _deciding(cls: type) -> Iterator[type]:
+    """The classes that say what an object of a class computes, in the order of resolution.
+
+    The map of a user's class may call that of an ancestor; one of the catalogue calls none.
+    """
+    is_defined = False
+    for kind in cls.__mro__:
+        is_settled = _is_settled(kind)
+        if kind is not object and not (is_defined and is_settled):
+            yield kind
+        is_defined = is_defined or (is_settled and "forward" in vars(kind))
 
 
 def _copied(value: Any) -> Any:

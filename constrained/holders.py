@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class _Note:
 
     def __init__(self, holder: Holder) -> None:
         self.key, self.ids = id(holder), frozenset[int]()
-        self._holder = weakref.ref(holder, lambda _: _forget(self))
+        self._holder = weakref.ref(holder, partial(_forget, self))
 
     def __call__(self) -> Any:
         """The holder, if it is still there."""
@@ -90,7 +91,7 @@ def _originals(holder: Holder) -> list[nn.Parameter | None]:
     return list(holder._parameters.values())
 
 
-def _forget(dead: _Note) -> None:
+def _forget(dead: _Note, _: object) -> None:
     with _lock:
         _move(dead, frozenset())
         if _notes.get(dead.key) is dead:
