@@ -32,6 +32,8 @@ from constrained.torch_internals.tensors import version
 _WHOLE = 4096
 #: Of larger ones so many entries are, and the sums of all, in so many columns, after an event.
 _SAMPLES, _COLUMNS = 32, 509
+#: The bytes that a processor fetches at once.
+_LINE = 64
 
 #: By the size of an entry in bytes, as what numpy reads it.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -227,6 +229,11 @@ def _look_at(memory: Any, tensor: Tensor) -> memoryview | None:
     # Of an entry of two numbers, the first.
     word = min(tensor.element_size(), 8)
     step = tensor.numel() // _SAMPLES * (tensor.element_size() // word)
+    # At a distance of an even number of cache lines, as where sizes are powers of two, they would
+    # share a few places in the cache, and each look would go to the memory.
+    line = _LINE // word
+    if step // line % 2 == 0:
+        step = (step // line - 1) * line
     return memoryview(memory.view(f"u{word}"))[::step]
 
 
