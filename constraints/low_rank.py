@@ -78,6 +78,11 @@ class LowRank(Constraint):
         """``U`` and ``V'``."""
         return U, V.mT
 
+    def pullback(self, value: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        """``G V`` and ``G' U``."""
+        U, V = params
+        return gradient @ V, gradient.mT @ U
+
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Balanced factors."""
         return _factors(value, self.rank)
@@ -164,6 +169,11 @@ class RankOne(Constraint):
     def factors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` as a column and ``y`` as a row."""
         return x.unsqueeze(-1), y.unsqueeze(-2)
+
+    def pullback(self, value: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        """``G y`` and ``G' x``."""
+        x, y = (t.unsqueeze(-1) for t in params)
+        return (gradient @ y).squeeze(-1), (gradient.mT @ x).squeeze(-1)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Two vectors of equal length."""
