@@ -44,7 +44,11 @@ def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[...
 
 def has_factors(constraint: object) -> TypeGuard[Constraint]:
     """Whether a layer may be applied by the factors of what satisfies the constraint."""
-    return isinstance(constraint, Constraint) and type(constraint).factors is not Constraint.factors
+    return (
+        isinstance(constraint, Constraint)
+        and type(constraint).factors is not Constraint.factors
+        and constraint.has_own_map()
+    )
 
 
 def has_thin_pullback(constraint: object) -> TypeGuard[Constraint]:

@@ -324,7 +324,7 @@ def _entries(parametrizations: ParametrizationList, value: Tensor, anew: bool) -
         nested = parametrizations._modules.get("parametrizations", {})
     originals = parametrizations.invert(value, anew=anew)
     first = chain[0]
-    if isinstance(first, Constraint) and has_values(value):
+    if isinstance(first, Constraint) and first.has_own_map() and has_values(value):
         originals = first.canonical(*originals)
     entries = _own(parametrizations)
     known = parametrizations.originals()

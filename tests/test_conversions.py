@@ -69,3 +69,13 @@ def test_a_spectral_norm_layer_trains_on_in_another_dtype(size, when, bound):
         if when == "before a step":
             torch.optim.SGD(layer.parameters(), lr=0.05).step()
         assert float(violations(layer)["weight"]) < 1e-3
+
+
+def test_a_plain_checkpoint_of_a_map_that_is_set_on_a_class_is_not_made_canonical_for_the_old_one():
+    sphere = get("sphere")
+    cls = type("Shifted", (sphere,), {"right_inverse": lambda self, value: 2 * value - 1})
+    cls.forward = lambda self, x: sphere.forward(self, x + 1)
+    layer = constrain(nn.Linear(4, 4), "weight", cls())
+    value = sphere().sample((4, 4))
+    layer.load_state_dict({"weight": value, "bias": torch.zeros(4)})
+    torch.testing.assert_close(layer.weight.detach(), value)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
-from constrained import constrain, parametrization_list
+from constrained import constrain, get, parametrization_list
 from constraints import LowRank
 
 
@@ -454,3 +454,19 @@ def test_functional_calls_inside_of_a_transform(spec):
     found = torch.func.grad(lambda p: torch.func.functional_call(m, p, (x,)).sum())(given)
     expected = torch.autograd.grad(m(x).sum(), list(m.parameters()))
     torch.testing.assert_close([found[k] for k, _ in m.named_parameters()], list(expected))
+
+
+@pytest.mark.parametrize("is_derived", [False, True])
+@pytest.mark.parametrize("spec", ["low_rank(rank=3)", "rank_one"])
+def test_a_map_that_is_set_on_a_class_is_not_left_for_factors_of_the_old_one(
+    monkeypatch, spec, is_derived
+):
+    kind, options = (LowRank, {"rank": 3}) if "rank=" in spec else (get("rank_one"), {})
+    forward = kind.forward
+    cls = type("Derived", (kind,), {}) if is_derived else kind
+    m = after_a_step(layer(spec=cls(**options)))
+    x = torch.randn(5, 320)
+    m(x)
+    monkeypatch.setattr(cls, "forward", lambda self, *params: 3 * forward(self, *params))
+    W = m.parametrizations.weight()
+    torch.testing.assert_close(m(x), F.linear(x, W, m.bias))
