@@ -299,8 +299,8 @@ class Structure:
     """
 
     __slots__ = (
-        *("_counters", "_inner", "_is_alike", "_lengths", "_lists", "_own", "_silent", "_slots"),
-        *("_maps", "_modes", "_places", "tensors"),
+        *("_classes", "_counters", "_inner", "_is_alike", "_lengths", "_lists", "_own", "_silent"),
+        *("_maps", "_modes", "_places", "_slots", "tensors"),
     )
 
     def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
@@ -329,6 +329,7 @@ class Structure:
                 self._inner = len(self._slots)
             else:
                 self._watch_attributes(here, tensors, lenient)
+        self._classes: list[tuple[Mapping[str, Any], int]] = []
         for cls in classes:
             self._watch_class(cls)
         if any(self._silent):
@@ -360,10 +361,9 @@ class Structure:
             self._slots.append((here.get, "forward", here.get("forward")))
             return
         self._lengths.append((here, len(here)))
-        for name, value in list(here.items()):
-            # The interpreter adds some of these when it likes.
-            if not name.startswith("__"):
-                self._slots.append((here.get, name, value))
+        names = _set_on(here)
+        self._classes.append((here, len(names)))
+        self._slots += [(here.get, name, here[name]) for name in names]
 
     def _watch_attributes(
         self, here: dict[str, Any], tensors: dict[int, Tensor], lenient: bool
@@ -406,6 +406,7 @@ class Structure:
         """Whether the map is what it was: all but the originals, and who listens."""
         return (
             all(here["_map_revision"] == revision for here, revision in self._maps)
+            and all(len(_set_on(here)) == count for here, count in self._classes)
             and all(get(name) is found for get, name, found in self._slots[self._inner :])
             and all(value == contents for value, contents in self._lists)
         )
@@ -491,6 +492,11 @@ def _compiled(
 
 def _is_settled(cls: type) -> bool:
     return cls.__module__.partition(".")[0] in _SETTLED
+
+
+def _set_on(members: Mapping[str, Any]) -> list[str]:
+    """The names of what somebody set on a class: the interpreter adds others when it likes."""
+    return [name for name in list(members) if not name.startswith("__")]
 
 
 def _deciding(cls: type) -> Iterator[type]:

@@ -593,3 +593,18 @@ def test_what_is_set_on_a_class_is_seen(monkeypatch, what, graph):
             monkeypatch.setattr(positive, "forward", lambda self, x: 2 * forward(self, x))
         assert torch.equal(m.weight, 2 * before)
         assert m.weight is m.weight
+
+
+@pytest.mark.parametrize("has_forward", [True, False])
+def test_a_map_that_is_set_between_the_passes_is_not_differentiated_for_the_old_one(has_forward):
+    positive = get("positive")
+    members = {"forward": lambda self, x: positive.forward(self, x)} if has_forward else {}
+    cls = type("Derived", (positive,), members)
+    m = constrain(nn.Linear(3, 3), "weight", cls(), init="sample")
+    out = m.weight.sum()
+    # The interpreter and tools set such names at any time.
+    cls.__note__ = None
+    torch.autograd.grad(out, m.parametrizations.weight.original, create_graph=True)
+    cls.forward = lambda self, x: 3 * positive.forward(self, x)
+    with pytest.raises(RuntimeError, match="between the"):
+        torch.autograd.grad(out, m.parametrizations.weight.original, create_graph=True)
