@@ -171,7 +171,10 @@ def _outside(held: Iterable[Sequence[Place]]) -> tuple[Place, nn.Module, str] | 
 
 
 def _modules() -> list[nn.Module]:
-    return [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+    # A module whose __init__ has not run yet has no submodules, and one that is scripted has them
+    # in a container of its own.
+    modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
+    return [m for m in modules if isinstance(m.__dict__.get("_modules"), dict)]
 
 
 def _described(place: Place, owner: nn.Module, name: str, fate: str, cure: str) -> str:

@@ -213,3 +213,23 @@ def test_what_a_former_owner_had_is_released():
         assert type(release(a)) is nn.Linear
     finally:
         gc.enable()
+
+
+class Unbuilt(nn.Module):
+    """As any module is until its __init__ has called that of nn.Module."""
+
+    def __init__(self):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [Unbuilt, lambda: torch.jit.script(nn.Sequential(nn.Tanh()))])
+def test_modules_without_a_dictionary_of_submodules_are_no_owners(make):
+    other = make()
+    tied = Tied()
+    with pytest.raises(ValueError, match="of the Tied around it"):
+        constrain(tied.enc, "weight", "positive")
+    constrain(tied, "enc.weight", "positive")
+    with pytest.raises(ValueError, match="of the Tied around it"):
+        release(tied.dec)
+    del other
