@@ -65,7 +65,7 @@ def _inverted(constraint: Constraint, shape: torch.Size, like: Tensor) -> tuple[
     """What the right inverse makes of a value: of its shape alone where that is possible."""
     own = next(chain(constraint.parameters(), constraint.buffers()), None)
     with torch.no_grad():
-        if own is None:
+        if own is None or like.is_meta:
             value = constraint.start(torch.zeros(shape, dtype=like.dtype, device="meta"))
         else:
             # With numbers it takes a member: zeros may have no nearest one.

@@ -176,8 +176,8 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         with Undisturbed():
             super().__setitem__(idx, module)
             try:
-                check_fit(self, self.chain().index(module), "put this one there")
-            except ValueError:
+                check_fit(self, range(len(self))[idx], "put this one there")
+            except Exception:
                 super().__setitem__(idx, before)
                 raise
 

@@ -297,3 +297,38 @@ def test_an_argument_that_is_a_buffer_where_zeros_have_no_nearest_member():
     layer = constrain(nn.Linear(4, 4), "weight", Scaled(2.0))
     layer.parametrizations.weight[0].scale = torch.tensor(3.0)
     torch.testing.assert_close(layer.weight.norm(dim=1), torch.full((4,), 3.0))
+
+
+class Failing(get("sphere")):
+    def right_inverse(self, value):
+        raise RuntimeError("mine")
+
+
+def test_a_constraint_whose_right_inverse_fails_is_not_put_in_place():
+    layer = constrain(nn.Linear(4, 4), "weight", "sphere")
+    before = layer.parametrizations.weight[0]
+    with pytest.raises(RuntimeError, match="mine"):
+        layer.parametrizations.weight[0] = Failing()
+    assert layer.parametrizations.weight[0] is before
+
+
+def test_one_constraint_in_two_places_is_looked_at_in_the_one_where_it_is_put():
+    layer = constrain(nn.Linear(4, 4), "weight", "low_rank(rank=2)")
+    register_parametrization(layer, "weight", nn.Identity())
+    on = layer.parametrizations.weight
+    with pytest.raises(ValueError, match="put this one there"):
+        on[1] = on[0]
+    assert type(on[1]) is nn.Identity
+
+
+class Scaled(get("positive")):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.register_buffer("scale", torch.as_tensor(scale))
+
+
+def test_a_buffer_of_a_model_without_numbers_is_replaced():
+    layer = constrain(nn.Linear(4, 4, device="meta"), "weight", Scaled())
+    layer.parametrizations.weight[0].scale = torch.tensor(3.0)
+    layer.parametrizations.weight[0] = Scaled(2.0)
+    assert layer.weight.is_meta
