@@ -436,6 +436,13 @@ class TestBoTorch:
         assert len(told) == is_lost
         assert all(w.filename == __file__ for w in told)
 
+    def test_a_bound_is_looked_at_where_the_tensor_is(self):
+        bound = gpytorch.constraints.GreaterThan(0.3, transform=None, initial_value=0.5)
+        kernel = RBFKernel(ard_num_dims=2, lengthscale_constraint=bound)
+        with torch.device("meta"):
+            constrain(kernel, "raw_lengthscale", "at_least(0.3)")
+        assert kernel.raw_lengthscale.device.type == "cpu"
+
     @pytest.mark.parametrize("outputs", [[1], [1, 0]])
     def test_some_outputs(self, outputs):
         x = torch.rand(8, 2, dtype=torch.float64)

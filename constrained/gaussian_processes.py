@@ -71,13 +71,14 @@ def warn_of_lost_bound(place: Place, tensor: Tensor, constraint: Constraint | No
 
 def _reaches_beyond(constraint: Constraint, bound: Any, tensor: Tensor) -> bool:
     # Random members tell, and for a set that is given by its entries, numbers outside of the bound.
-    seeded = torch.Generator().manual_seed(0)
-    sample = constraint.sample(tensor.shape, generator=seeded, dtype=tensor.dtype)
+    device = torch.device("cpu") if tensor.is_meta else tensor.device
+    seeded = torch.Generator(device).manual_seed(0)
+    sample = constraint.sample(tensor.shape, generator=seeded, dtype=tensor.dtype, device=device)
     if not bound.check(sample.to(bound.lower_bound.device)):
         return True
     for end, sign in ((bound.lower_bound, -1), (bound.upper_bound, 1)):
         for distance in (0.01, 1.0, 100.0):
-            beyond = (end + sign * distance * end.abs().clamp(min=1e-6)).to(tensor)
-            if beyond.isfinite().all() and constraint.contains(beyond.expand_as(tensor)).any():
+            beyond = (end + sign * distance * end.abs().clamp(min=1e-6)).to(sample)
+            if beyond.isfinite().all() and constraint.contains(beyond.expand_as(sample)).any():
                 return True
     return False
