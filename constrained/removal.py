@@ -122,8 +122,8 @@ def _remove_all(
         warnings.warn(
             f"'{tensor_name}' was tied to a tensor outside of this {type(module).__name__}, which "
             "stays parametrized: the two are tensors of their own from now on, and an optimizer "
-            "that was made before trains only that one. To keep the tie, remove the "
-            "parametrizations from a module that holds both.",
+            "that was made before, and is not given as optimizer=, trains only that one. To keep "
+            "the tie, remove the parametrizations from a module that holds both.",
             stacklevel=frames_to_the_caller(),
         )
 
