@@ -30,7 +30,7 @@ from constrained.torch_internals.tensors import version
 
 #: Tensors of so many entries are compared entry by entry at each read.
 _WHOLE = 4096
-#: Of larger ones so many entries are, and the sums of all, in so many columns, after an event.
+#: Of larger ones at least so many are, and the sums of all, in so many columns, after an event.
 _SAMPLES, _COLUMNS = 32, 509
 #: The bytes that a processor fetches at once.
 _LINE = 64
