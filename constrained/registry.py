@@ -138,8 +138,8 @@ def without_prefix(name: str) -> str:
         return f" Did you mean {theirs[0]!r}, or {word!r} without a prefix?"
     libraries = sorted({key.partition(":")[0] for key in _spellings})
     return (
-        f" Did you mean {word!r}, without a prefix? Prefixes are {' and '.join(libraries)}, before "
-        "the names of their classes, and modules that are imported."
+        f" Did you mean {word!r}, without a prefix? A prefix is {' or '.join(libraries)}, before "
+        "the name of one of its classes, or an imported module, before one of that."
     )
 
 
@@ -171,7 +171,7 @@ def get(name: str) -> type[Constraint]:
         if parenthesis and head in {*_constraints, *_aliases}:
             raise UnknownNameError(
                 f"Unknown constraint {short(name)}: get takes the name alone, and gives the class, "
-                f"which takes the arguments: get({head!r}){name[len(head) :][:100]}."
+                f"which takes the arguments: get({head!r})(...)."
             )
         guess = without_prefix(name) or did_you_mean(name, [*_constraints, *_aliases])
         raise UnknownNameError(

@@ -145,6 +145,7 @@ def trials(
 
     Raises:
         TypeError: for examples that are no such pairs.
+        ValueError: for a class without examples, on which nothing would be tried.
     """
     chosen = list(_laws.values() if laws is None else laws)
     pairs = cls.examples if examples is None else examples
@@ -153,6 +154,12 @@ def trials(
 
 
 def _check_pairs(cls: type[Constraint], pairs: Sequence[Any]) -> None:
+    if isinstance(pairs, (list, tuple)) and not pairs:
+        raise ValueError(
+            f"{cls.__name__} has no examples, so that no law would be tried on it: give it "
+            "pairs of constructor arguments and the shape of one element, such as "
+            "`examples = (({}, (4,)),)`."
+        )
     for pair in pairs if isinstance(pairs, (list, tuple)) else [pairs]:
         is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
         if not (
@@ -195,12 +202,6 @@ def check(
         examples = [(constraint.arguments(), tuple(event))]
     elif event is not None:
         raise TypeError("event= goes with an instance; a class is tried on its examples.")
-    elif not constraint.examples:
-        raise ValueError(
-            f"{constraint.__name__} has no examples, so that no law would be tried on it: give it "
-            "pairs of constructor arguments and the shape of one element, such as "
-            "`examples = (({}, (4,)),)`."
-        )
     else:
         cls, examples = constraint, None
     exempt, broken = [], []
