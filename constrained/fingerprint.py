@@ -18,7 +18,7 @@ import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -226,15 +226,42 @@ def _look_at(memory: Any, tensor: Tensor) -> memoryview | None:
     """Some entries of a large tensor, evenly spread."""
     if memory is None or tensor.numel() <= _WHOLE:
         return None
-    # Of an entry of two numbers, the first.
+    # An entry of two numbers may be two words.
     word = min(tensor.element_size(), 8)
-    step = tensor.numel() // _SAMPLES * (tensor.element_size() // word)
-    # At a distance of an even number of cache lines, as where sizes are powers of two, they would
-    # share a few places in the cache, and each look would go to the memory.
-    line = _LINE // word
-    if step // line % 2 == 0:
-        step = (step // line - 1) * line
+    words = tensor.element_size() // word
+    periods = {words * stride for stride in tensor.stride()} | {words}
+    step = _distance(words * tensor.numel(), tuple(sorted(periods - {1})), _LINE // word)
     return memoryview(memory.view(f"u{word}"))[::step]
+
+
+@lru_cache
+def _distance(size: int, periods: tuple[int, ...], line: int) -> int:
+    """How far apart the samples of a tensor lie, so that they are spread in each dimension.
+
+    Where rows are as long as a part of the distance, all samples would lie in a few columns, and
+    nobody would see the others written.
+
+    Args:
+        size: how many words the tensor has.
+        periods: the strides of its dimensions in words.
+        line: how many words the processor fetches at once.
+    """
+    longest = size // _SAMPLES
+    shortest = longest - longest // 16
+    # Odd ones, for every other column is written by itself, too.
+    between = 2 * max((longest - shortest) // 128, 1)
+    distances = range(longest - 1 + longest % 2, shortest - 1, -between)
+    # At a distance of an even number of cache lines, they would share a few places in the cache,
+    # and each look would go to the memory.
+    spread = [d for d in distances if d // line % 2 == 1] or [*distances]
+    return min(spread, key=lambda d: sum(_widest_gap(d, size, period) for period in periods))
+
+
+def _widest_gap(distance: int, size: int, period: int) -> float:
+    """The largest share of a row that no sample lies in, where rows have the length ``period``."""
+    places = sorted({i % period for i in range(0, size, distance)})
+    after = [*places[1:], places[0] + period]
+    return max(b - a for a, b in zip(places, after, strict=True)) / period
 
 
 def _column_sums(memory: Any) -> Any:

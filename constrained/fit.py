@@ -18,6 +18,9 @@ class Fitted(Protocol):
 
     unsafe: bool
     shape: torch.Size
+    is_parameter: bool
+    _parameters: dict[str, Any]
+    _buffers: dict[str, Any]
 
     def chain(self) -> list[nn.Module]:
         """The parametrizations, in the order of application."""
@@ -25,6 +28,10 @@ class Fitted(Protocol):
 
     def originals(self) -> tuple[Tensor, ...]:
         """The originals that there are."""
+        ...
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the originals."""
         ...
 
     def place(self) -> str:
@@ -59,6 +66,30 @@ def check_fit(on: Fitted, index: int, doing: str = "change this argument") -> No
         raise _refusal(on, constraint, shapes, reason, doing) from error
     if needed != shapes:
         raise _refusal(on, constraint, shapes, f", and is made of {_listed(needed)}", doing)
+
+
+def check_constants(on: Fitted, doing: str) -> None:
+    """Raise unless those originals are trained of which the first constraint has a gradient.
+
+    A free parameter and its base point may have the shapes of two factors, but one is a constant.
+
+    Args:
+        on: the parametrized tensor.
+        doing: what has been done to it, for the message.
+
+    Raises:
+        ValueError: with the number of the original, and what to do.
+    """
+    constraint = on.chain()[0]
+    if not isinstance(constraint, Constraint) or on.unsafe or not on.is_parameter:
+        return
+    shapes = [(*t.shape,) for t in on.originals()]
+    for i, name in enumerate(on.names()):
+        is_constant = i in constraint.frozen
+        if name in (on._parameters if is_constant else on._buffers):
+            kind = "a constant" if is_constant else "trained"
+            reason = f", of which number {i} is {kind} under it, and is not here"
+            raise _refusal(on, constraint, shapes, reason, doing)
 
 
 def _inverted(constraint: Constraint, shape: torch.Size, like: Tensor) -> tuple[Tensor, ...]:

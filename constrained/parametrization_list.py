@@ -18,7 +18,7 @@ from constrained.cache import ValueStore, ValueWrittenError
 from constrained.caller import path_for_the_caller
 from constrained.constraint import Constraint, is_autocast
 from constrained.fingerprint import happened
-from constrained.fit import check_fit
+from constrained.fit import check_constants, check_fit
 from constrained.holders import holders
 from constrained.linear import Unread, has_factors, has_thin_pullback
 from constrained.originals import (
@@ -176,7 +176,10 @@ class ParametrizationList(torch_parametrize.ParametrizationList):
         with Undisturbed():
             super().__setitem__(idx, module)
             try:
-                check_fit(self, range(len(self))[idx], "put this one there")
+                index = range(len(self))[idx]
+                check_fit(self, index, "put this one there")
+                if index == 0:
+                    check_constants(self, "put this one there")
             except Exception:
                 super().__setitem__(idx, before)
                 raise

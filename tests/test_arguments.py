@@ -332,3 +332,24 @@ def test_a_buffer_of_a_model_without_numbers_is_replaced():
     layer.parametrizations.weight[0].scale = torch.tensor(3.0)
     layer.parametrizations.weight[0] = Scaled(2.0)
     assert layer.weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("spectral_norm(map='scale')", "low_rank(rank=2)"),
+        ("low_rank(rank=2)", "spectral_norm(map='scale')"),
+        ("orthogonal(map='cayley')", "weight_norm(event_dim=1)"),
+        ("weight_norm(event_dim=1)", "orthogonal(map='cayley')"),
+    ],
+)
+def test_a_constraint_of_other_constants_is_not_put_in_anothers_place(one, other):
+    # The shapes are the same. A factor that is stored as a constant would never be trained.
+    layer, stranger = (constrain(nn.Linear(2, 5), "weight", c) for c in (one, other))
+    found, strangers = (m.parametrizations.weight for m in (layer, stranger))
+    assert [t.shape for t in strangers.originals()] == [t.shape for t in found.originals()]
+    before, value = found[0], layer.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"number 1 is (a constant|trained) under it.* release"):
+        found[0] = strangers[0]
+    assert found[0] is before
+    assert torch.equal(layer.weight, value)

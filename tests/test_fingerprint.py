@@ -1,5 +1,7 @@
 """Each way in which a stored value may become stale, before each way in which it is kept."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -302,6 +304,55 @@ def sgd(m):
 
 def another_mode(m):
     """Nothing: the next read records no gradients, where the one before did."""
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda n: slice(n // 2),
+        lambda n: slice(n // 2, None),
+        lambda n: slice(1, None),
+        lambda n: slice(0, None, 2),
+        lambda n: slice(1, None, 2),
+    ],
+    ids=["left half", "right half", "all but one", "even", "odd"],
+)
+@pytest.mark.parametrize(
+    "shape", [(1024, 1024), (1000, 1000), (512, 512), (768, 3072), (1024, 16), (65, 64)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_columns_are_written_and_nothing_else_happens(dtype, shape, part):
+    m = constrain(nn.Linear(*reversed(shape), dtype=dtype), "weight", "sphere")
+    before = m.weight
+    original(m).data[:, part(shape[1])] += 0.5
+    assert m.weight is not before
+    torch.testing.assert_close(m.weight, m.parametrizations.weight())
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_one_half_of_complex_numbers_is_written_and_nothing_else_happens(dtype, half):
+    m = nn.Module()
+    m.weight = nn.Parameter(torch.randn(100, 100, dtype=dtype))
+    constrain(m, "weight", "unitary")
+    before = m.weight
+    torch.view_as_real(original(m).data)[..., half] += 0.5
+    assert m.weight is not before
+    torch.testing.assert_close(m.weight, m.parametrizations.weight())
+
+
+def test_samples_are_spread_in_each_dimension():
+    for shape in ((64, 65), (3, 5000), (50257, 768), (64, 3, 7, 7), (512, 512, 3, 3), (4097,)):
+        periods = [math.prod(shape[i:]) for i in range(1, len(shape))]
+        size = math.prod(shape)
+        distance = fingerprint._distance(size, tuple(sorted(periods)), 16)
+        assert size // 35 < distance <= size // 32
+        for period in periods:
+            places = {i % period for i in range(0, size, distance)}
+            assert all(
+                any((start + i) % period in places for i in range(max(period // 7, 1)))
+                for start in range(period)
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
