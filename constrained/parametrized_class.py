@@ -460,4 +460,7 @@ def _in_places(
             yield from child.named_modules(memo, f"{dot}{name}")
 
 
-_ENUMERATION = {nn.Module.named_modules.__code__, _named_modules.__code__, _in_places.__code__}
+_ENUMERATION = {
+    nn.Module.named_modules.__code__,
+    *(function.__code__ for function in (_named_modules, _in_places, _with_duplicates)),
+}

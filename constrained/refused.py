@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from constrained.override import lists, overriding
 from constrained.tools import CURE, check_not_pruning
@@ -62,9 +62,11 @@ def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> Non
     super(self._parametrized, self).register_parameter(name, param)
 
 
-def _register_buffer(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
+def _register_buffer(self: Any, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
     _check_free(self, name)
-    super(self._parametrized, self).register_buffer(name, *args, **kwargs)
+    # Torch looks for the argument in the signature, and a class may have one of its own without it.
+    more = () if persistent else (False,)
+    super(self._parametrized, self).register_buffer(name, tensor, *more)
 
 
 def _check_plain(self: nn.Module, target: str, kind: str) -> None:

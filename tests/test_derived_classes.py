@@ -318,3 +318,18 @@ def test_a_class_with_a_constructor_of_its_own_has_the_arguments_of_the_constrai
     vars(derived).update(vars(before))
     assert (derived.arguments(), derived.spec()) == (before.arguments(), before.spec())
     assert repr(derived) == repr(before)
+
+
+class WithoutPersistent(nn.Linear):
+    def register_buffer(self, name, tensor):
+        super().register_buffer(name, tensor)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_buffer_is_assigned_to_a_constrained_module(persistent):
+    m = constrain(nn.Linear(3, 3), "weight", "sphere")
+    m.mask = nn.Buffer(torch.ones(2), persistent=persistent)
+    assert ("mask" in m.state_dict()) is persistent and "mask" in dict(m.named_buffers())
+    m = constrain(WithoutPersistent(3, 3), "weight", "sphere")
+    m.mask = nn.Buffer(torch.ones(2))
+    assert "mask" in m.state_dict()

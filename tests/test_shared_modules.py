@@ -99,3 +99,23 @@ def test_the_engine_by_either_name():
     assert ours.is_parametrized(model[0], "weight")
     ours.remove_parametrizations(model, "0.weight")
     assert type(model[2]) is nn.Linear
+
+
+class Head(nn.Module):
+    """A module that has a tensor of a layer in it, as the heads of masked language models."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(4, 4)
+        self.decoder.bias = self.bias = nn.Parameter(torch.zeros(4))
+
+
+def test_a_layer_inside_of_another_owner_has_its_names_while_values_are_written():
+    m = constrain(Head(), "bias", "interval(-1, 1)")
+    plain = [name for name, _ in Head().named_parameters(remove_duplicate=False)]
+    with torch.no_grad(), writable(m):
+        found = dict(m.named_parameters(remove_duplicate=False))
+        for p in found.values():
+            p.fill_(0.5)
+    assert sorted(found) == sorted(plain)
+    assert m.bias is m.decoder.bias and (m.bias == 0.5).all()
