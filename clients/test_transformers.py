@@ -527,3 +527,10 @@ def test_a_model_that_was_constrained_from_outside_writes_a_plain_checkpoint(tmp
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(6)[None]
     torch.testing.assert_close(loaded.eval()(ids).logits, model.eval()(ids).logits)
+
+
+def test_the_bias_of_a_head_that_its_decoder_shares():
+    model = constrain(bert(), "cls.predictions.bias", "ball(radius=100)")
+    model.post_init()
+    assert model.cls.predictions.bias is model.cls.predictions.decoder.bias
+    assert list(spec(model)) == ["cls.predictions.bias"]
