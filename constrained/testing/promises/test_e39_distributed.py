@@ -208,7 +208,6 @@ def test_e39_the_error_names_tensor_and_wrapper(group):
     del wrapped
 
 
-@pytest.mark.torch_today
 # --------------------------------------------------------------------- tensor parallelism, one rank
 
 
@@ -285,6 +284,7 @@ def test_e39_a_layer_outside_of_the_plan_of_tensor_parallelism_is_constrained(la
     assert_close(m.table.weight.norm(dim=1), torch.ones(5))
 
 
+@pytest.mark.torch_today
 @pytest.mark.slow
 def test_e39_too_late_in_torch_today(measured):
     """Torch registers; the gradients of what came late are those of each process alone."""
