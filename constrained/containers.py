@@ -38,7 +38,7 @@ def _part(self: Any, idx: Any) -> Any:
         return super(self._parametrized, self).__getitem__(idx)
     here = range(len(self))[idx]
     if torch.compiler.is_compiling():
-        # Of the making of modules, compilers of other versions know less.
+        # Not every version of torch can compile the construction of a module.
         return [self[i] for i in here]
     new = self.__class__()
     for i in here:

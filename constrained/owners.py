@@ -72,7 +72,7 @@ def check_other_owners(tensors: Iterable[Sequence[Place]]) -> None:
     """
     shared = [here for here in tensors if _owned_elsewhere(here)]
     if shared:
-        # As above.
+        # A module that was dropped may linger in a reference cycle.
         gc.collect()
     for here in shared:
         for owner in _modules():

@@ -278,8 +278,8 @@ def _setattr(self: Any, name: str, value: Any) -> None:
     ):
         assign_parameter(self, name, value.detach())
     elif torch.compiler.is_compiling():
-        # A recurrent layer is not compiled, and the compiler of torch 2.15 does not survive `super`
-        # of one.
+        # Of a recurrent layer, which torch does not compile, the compiler of torch 2.15 fails at
+        # `super`.
         self._base_class.__setattr__(self, name, value)
     else:
         super(self._parametrized, self).__setattr__(name, value)
