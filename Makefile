@@ -70,7 +70,7 @@ test-geotorch: $(CLIENTS)/.ready ## geotorch's own tests on both engines: GEOTOR
 	$(CLIENTS)/bin/python clients/geotorch_suite.py "$(GEOTORCH)"
 
 promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing engine --slow --jobs $(JOBS) --table docs/engine.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.promises --slow --jobs $(JOBS) --table docs/engine.md
 
 # An environment for each version, beside .venv. What caps torch on this machine caps nothing here.
 COMPAT_TORCH = $(patsubst torch==%,%,$(TORCH))

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from constrained import get, names
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
 
 COLOR, PALE = "#1f6f8b", "#c9ccd1"
 

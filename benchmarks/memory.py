@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import peers
 from benchmarks.harness import Timing
 from benchmarks.training import constrained, plain
-from constrained.spec import parse
+from constrained.constraint.spec import parse
 
 # The profiler notes its start and its end on the terminal otherwise.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

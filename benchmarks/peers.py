@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import transforms
 from torch.nn.utils import parametrizations, parametrize
 
-from constrained.spec import parse
+from constrained.constraint.spec import parse
 
 #: As in `benchmarks.training`.
 RATE = 0.1

@@ -29,7 +29,7 @@ from benchmarks.harness import RESULTS, environment
 from benchmarks.problems import Problem
 from benchmarks.settings import is_full
 from constrained import constrain
-from constrained.spec import parse
+from constrained.constraint.spec import parse
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 PROBLEMS = (

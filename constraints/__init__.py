@@ -5,48 +5,54 @@ when it looks up a name it does not know yet. One file holds one constraint, or 
 its mathematics.
 """
 
-from constraints import adapters as _adapters  # noqa: F401 - registers what it holds
-from constraints import geoopt as _geoopt  # noqa: F401 - the same
-from constraints.affine import Affine, SumToZero
-from constraints.angle import Angle
-from constraints.ball import Ball, L1Ball, MaxNorm
-from constraints.box import Box
-from constraints.chain import Chain
-from constraints.cholesky_factor import CholeskyFactor
-from constraints.correlation import Correlation, CorrelationCholesky
-from constraints.doubly_stochastic import DoublyStochastic, SoftPermutation
-from constraints.fixed_rank import FixedRank, PSDFixedRank
-from constraints.grassmann import Grassmann
-from constraints.hurwitz import Hurwitz
-from constraints.hyperbolic import Lorentz, PoincareBall
-from constraints.interval import Interval
-from constraints.linear_group import Invertible, SpecialLinear
-from constraints.low_rank import LowRank, RankOne
-from constraints.masked import Masked
-from constraints.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
-from constraints.ordered import Ordered, PositiveOrdered
-from constraints.orthogonal import Orthogonal
-from constraints.orthogonal_conv import OrthogonalConv
-from constraints.positive import GreaterThan, LessThan, Negative, Positive
-from constraints.positive_definite import PositiveDefinite
-from constraints.positive_semidefinite import PositiveSemidefinite, PSDLowRank
-from constraints.product import Product
-from constraints.real import Real
-from constraints.schur import Schur
-from constraints.shell import MinMaxNorm
-from constraints.simplex import Simplex
-from constraints.singular_values import AlmostOrthogonal, SingularValues
-from constraints.special_orthogonal import SpecialOrthogonal
-from constraints.spectral_norm import SpectralNorm
-from constraints.spectral_norm_conv import SpectralNormConv
-from constraints.sphere import FrobeniusNorm, Oblique, Sphere
-from constraints.stochastic import ColumnStochastic, RowStochastic
-from constraints.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
-from constraints.symplectic import Symplectic
-from constraints.toeplitz import Circulant, Hankel, Toeplitz
-from constraints.unitary import Unitary
-from constraints.weight_norm import WeightNorm
-from constraints.zeros import Banded, BlockDiagonal, Diagonal, LowerTriangular, UpperTriangular
+from constraints.composite.chain import Chain
+from constraints.composite.masked import Masked
+from constraints.composite.product import Product
+from constraints.kernels.orthogonal_conv import OrthogonalConv
+from constraints.kernels.spectral_norm_conv import SpectralNormConv
+from constraints.libraries import adapters as _adapters  # noqa: F401 - registers what it holds
+from constraints.libraries import geoopt as _geoopt  # noqa: F401 - the same
+from constraints.matrices.cholesky_factor import CholeskyFactor
+from constraints.matrices.correlation import Correlation, CorrelationCholesky
+from constraints.matrices.doubly_stochastic import DoublyStochastic, SoftPermutation
+from constraints.matrices.fixed_rank import FixedRank, PSDFixedRank
+from constraints.matrices.grassmann import Grassmann
+from constraints.matrices.hurwitz import Hurwitz
+from constraints.matrices.linear_group import Invertible, SpecialLinear
+from constraints.matrices.low_rank import LowRank, RankOne
+from constraints.matrices.orthogonal import Orthogonal
+from constraints.matrices.positive_definite import PositiveDefinite
+from constraints.matrices.positive_semidefinite import PositiveSemidefinite, PSDLowRank
+from constraints.matrices.schur import Schur
+from constraints.matrices.singular_values import AlmostOrthogonal, SingularValues
+from constraints.matrices.special_orthogonal import SpecialOrthogonal
+from constraints.matrices.spectral_norm import SpectralNorm
+from constraints.matrices.stochastic import ColumnStochastic, RowStochastic
+from constraints.matrices.symmetric import Hamiltonian, Hermitian, Skew, Symmetric, Traceless
+from constraints.matrices.symplectic import Symplectic
+from constraints.matrices.toeplitz import Circulant, Hankel, Toeplitz
+from constraints.matrices.unitary import Unitary
+from constraints.matrices.zero_pattern import (
+    Banded,
+    BlockDiagonal,
+    Diagonal,
+    LowerTriangular,
+    UpperTriangular,
+)
+from constraints.scalars.angle import Angle
+from constraints.scalars.box import Box
+from constraints.scalars.interval import Interval
+from constraints.scalars.nonnegative import AtLeast, AtMost, Nonnegative, Nonpositive
+from constraints.scalars.positive import GreaterThan, LessThan, Negative, Positive
+from constraints.scalars.real import Real
+from constraints.vectors.affine import Affine, SumToZero
+from constraints.vectors.ball import Ball, L1Ball, MaxNorm
+from constraints.vectors.hyperbolic import Lorentz, PoincareBall
+from constraints.vectors.norm_shell import MinMaxNorm
+from constraints.vectors.ordered import Ordered, PositiveOrdered
+from constraints.vectors.simplex import Simplex
+from constraints.vectors.sphere import FrobeniusNorm, Oblique, Sphere
+from constraints.vectors.weight_norm import WeightNorm
 
 __all__ = [
     "Affine",

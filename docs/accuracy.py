@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from constrained import get, names, testing
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
 from constrained.testing.bounds import distance, scale, size
 from constrained.testing.case import Case, unpack
 from constrained.testing.optimum_laws import GAP, RATE, STEPS, solutions

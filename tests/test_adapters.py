@@ -13,7 +13,7 @@ from torch.distributions import transform_to
 
 import constrained
 from constrained import constrain, testing
-from constrained.spec import parse
+from constrained.constraint.spec import parse
 
 PAIRS = [
     (theirs.positive, "positive()", (5,)),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import constrained.apply
+import constrained.model.constrain
 from constrained import (
     Constraint,
     InfeasibleError,
@@ -24,7 +24,8 @@ from constrained import (
     spec,
     violations,
 )
-from constrained.parametrize import is_parametrized, register_parametrization
+from constrained.parametrize import is_parametrized
+from constrained.registration.register import register_parametrization
 from constraints import Nonnegative, Orthogonal, Positive
 
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import Constraint, InfeasibleError, get, tolerance
-from constrained.constraint import snake_case
+from constrained.constraint.arguments import snake_case
 from constrained.testing import check, trials
 from tests.healthy import NonNegative, PositiveDefinite, Sphere, Symmetric
 

@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacrev
 
 from constrained import InfeasibleError, constrain
-from constrained.parametrize import register_parametrization
+from constrained.registration.register import register_parametrization
 from constraints import Invertible, Orthogonal, PositiveDefinite, SpecialLinear
 
 DOUBLE = torch.float64

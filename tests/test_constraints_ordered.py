@@ -5,7 +5,7 @@ from torch import nn
 
 import constrained
 from constraints import Ordered, PositiveOrdered
-from constraints.isotonic import isotonic
+from constraints.math.isotonic import isotonic
 
 CONSTRAINTS = [Ordered(), PositiveOrdered()]
 DTYPES = [torch.float32, torch.float64]

@@ -11,9 +11,9 @@ from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
 
 import constrained
 from constrained import constrain
-from constrained.tolerance import tolerance
+from constrained.constraint.tolerance import tolerance
 from constraints import Orthogonal
-from constraints.retraction import cayley, geodesic
+from constraints.math.retraction import cayley, geodesic
 
 # Forward-mode differentiation, whose rules torch still scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

@@ -8,8 +8,8 @@ from torch.distributions import constraint_registry, constraints
 import constrained
 from constrained import constrain
 from constraints import Nonnegative, Positive
-from constraints.bounds import least_positive
-from constraints.softplus import inverse_softplus, softplus
+from constraints.bases.arguments import least_positive
+from constraints.math.softplus import inverse_softplus, softplus
 
 DTYPES = [torch.float32, torch.float64]
 SCALES = [0.0, 1e-30, 1e-3, 1.0, 10.0, 1e3, 1e6]

@@ -8,7 +8,7 @@ from torch import nn
 
 import constrained
 from constrained import constrain
-from constrained.spec import parse
+from constrained.constraint.spec import parse
 from constraints import Ball, Chain, Product, Sphere
 
 

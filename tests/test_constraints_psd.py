@@ -10,8 +10,8 @@ from torch.distributions.transforms import CorrCholeskyTransform
 
 import constrained
 from constrained import constrain
+from constrained.constraint.tolerance import tolerance
 from constrained.testing.bounds import STEPS
-from constrained.tolerance import tolerance
 from constraints import (
     Correlation,
     CorrelationCholesky,

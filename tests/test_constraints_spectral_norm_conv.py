@@ -10,8 +10,9 @@ from torch.func import hessian, jacfwd, jacrev, vmap
 
 import constrained
 from constrained import constrain
-from constraints import SpectralNormConv, symbol
-from constraints.largest import largest_singular_value
+from constraints import SpectralNormConv
+from constraints.math import conv_symbol as symbol
+from constraints.math.top_singular_value import largest_singular_value
 
 # Forward-mode differentiation, whose rules torch still scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

@@ -12,8 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import constrained
 from constrained import constrain, tolerance
 from constraints import Hurwitz, Schur
-from constraints.eigenvalues import spectral_distance
-from constraints.gramian import continuous_gramian, discrete_gramian
+from constraints.math.eigenvalues import spectral_distance
+from constraints.math.stable_lyapunov import continuous_gramian, discrete_gramian
 
 DTYPES = [torch.float32, torch.float64]
 BOTH = [Hurwitz(), Hurwitz(alpha=0.5), Schur(), Schur(radius=0.5)]

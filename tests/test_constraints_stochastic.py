@@ -8,8 +8,8 @@ from torch.distributions import constraint_registry, constraints
 import constrained
 from constrained import tolerance
 from constraints import ColumnStochastic, DoublyStochastic, RowStochastic, SoftPermutation
-from constraints.birkhoff import nearest_doubly_stochastic
-from constraints.sinkhorn import sinkhorn
+from constraints.math.birkhoff import nearest_doubly_stochastic
+from constraints.math.sinkhorn import sinkhorn
 
 DTYPES = [torch.float32, torch.float64]
 STARTS = ["zeros", "eye", "permutation", "random", "boundary"]

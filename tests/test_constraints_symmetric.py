@@ -5,7 +5,7 @@ from torch.autograd import gradcheck
 
 import constrained
 from constraints import Skew, Symmetric
-from constraints.linear_space import LinearSpace
+from constraints.bases.linear_space import LinearSpace
 
 BOTH = [Symmetric(), Skew()]
 LINEAR = [

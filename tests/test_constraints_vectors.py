@@ -5,15 +5,7 @@ from torch import nn
 
 import constrained
 from constrained.testing.case import unpack
-from constraints import (
-    Affine,
-    Ball,
-    FrobeniusNorm,
-    MaxNorm,
-    MinMaxNorm,
-    Oblique,
-    SumToZero,
-)
+from constraints import Affine, Ball, FrobeniusNorm, MaxNorm, MinMaxNorm, Oblique, SumToZero
 
 A = [[1.0, 2.0, 0.0, 0.5, 1.0], [0.0, 1.0, -3.0, 2.0, 1.0]]
 VECTORS = [

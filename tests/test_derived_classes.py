@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import constrain, get, names
-from constrained.testing.promises.foreign import Squash
+from tests.promises.foreign import Squash
 
 SPECS = ("orthogonal", "low_rank(rank=2)", "spectral_norm", "positive", "sphere")
 LAYERS = {

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from constrained import constrain, get
-from constrained.constraint import OutOfRangeError
+from constrained.constraint.errors import OutOfRangeError
+from constrained.constraint.tolerance import tolerance
 from constrained.testing.case import unpack
-from constrained.testing.promises.catalogue import configurations, every_constraint
-from constrained.tolerance import tolerance
-from constraints.eigenvalues import eigenvalues, eigenvectors
+from constraints.math.eigenvalues import eigenvalues, eigenvectors
+from tests.promises.catalogue import configurations, every_constraint
 
 SMALL = (1, 1), (1, 7), (7, 1)
 LARGE = (512, 512), (512, 3), (3, 512)

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import constrain, release
-from constrained.testing.promises.counting import (
+from tests.promises.counting import (
     Positive,
     Sphere,
     evaluations,

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import constrained.parametrize as ours
-from constrained.testing.promises.counting import (
+from tests.promises.counting import (
     Averaging,
     Dropped,
     Foreign,

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constrained import Constraint, constrain, fingerprint, get, names, spec, violations
-from constrained.fingerprint import TensorState, expect_writes
+from constrained import Constraint, constrain, get, names, spec, violations
+from constrained.evaluation import fingerprint
+from constrained.evaluation.events import expect_writes
+from constrained.evaluation.tensor_state import TensorState
 
 
 class Bent(Constraint):

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import constrained.parametrize as ours
 from constrained import constrain, report, violations
 from constrained import spec as spec_of
-from constrained.testing.promises.foreign import Squash
+from tests.promises.foreign import Squash
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -9,8 +9,9 @@ from torch import nn
 
 import constrained
 from constrained import constrain, get, names, release
-from constrained.plain_data import check_extent, short
-from constrained.spec import SpecError, parse
+from constrained.constraint.errors import SpecError
+from constrained.constraint.plain_data import check_extent, short
+from constrained.constraint.spec import parse
 from tests.healthy import Sphere
 
 #: Lines of Python that may be executed, about a second of them: seconds depend on the machine.

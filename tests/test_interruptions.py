@@ -15,8 +15,11 @@ import torch
 from torch import nn
 
 import constrained
-from constrained import constrain, holders, rebase, release, undisturbed, writable
-from constrained.parametrize import register_parametrization, remove_parametrizations
+from constrained import constrain, rebase, release, writable
+from constrained.atomic import interrupts as undisturbed
+from constrained.parametrize import remove_parametrizations
+from constrained.parametrized import holders
+from constrained.registration.register import register_parametrization
 
 
 @pytest.fixture(autouse=True)

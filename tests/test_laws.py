@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from constrained import registry, testing
+from constrained import testing
+from constrained.constraint import registry
 from tests import healthy
 
 HEALTHY = [

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from constrained import baked_state_dict, constrain, release
-from constrained.testing.promises.catalogue import every_constraint, linear
+from tests.promises.catalogue import every_constraint, linear
 
 
 def check(layer):

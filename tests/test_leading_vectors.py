@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-import constraints.leading_vectors as leading_vectors
+import constraints.math.leading_vectors as leading_vectors
 from constrained import constrain
 from constraints import SpectralNorm
-from constraints.inward_gradient import inward_gradient, thin_inward_gradient
-from constraints.leading_vectors import cut, one_side, vectors_of
+from constraints.math.inward_gradient import inward_gradient, thin_inward_gradient
+from constraints.math.leading_vectors import cut, one_side, vectors_of
 
 DOUBLE = torch.float64
 

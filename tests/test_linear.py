@@ -4,7 +4,8 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
-from constrained import constrain, get, parametrization_list
+from constrained import constrain, get
+from constrained.parametrized import parametrization_list
 from constraints import LowRank
 
 

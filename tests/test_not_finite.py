@@ -19,7 +19,7 @@ from constrained import (
     report,
     violations,
 )
-from constrained.testing.promises.catalogue import every_constraint, linear
+from tests.promises.catalogue import every_constraint, linear
 
 NUMBERS = torch.nan, torch.inf, -torch.inf
 

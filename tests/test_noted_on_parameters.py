@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import constrained.parametrize as ours
-from constrained import change, constrain, get, names, release, writable
-from constrained.install import install
-from constrained.testing.promises.catalogue import admissible, plain
+from constrained import constrain, get, names, release, writable
+from constrained.model import changes as change
+from constrained.registration.install import install
+from tests.promises.catalogue import admissible, plain
 
 
 def noted(name):

@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import constrained
 from constrained import constrain, get
 from constraints import SpectralNorm
-from constraints.operator_norm import generic_directions, leading
-from constraints.radial import radial_step, tracked_radial
+from constraints.math.krylov_norm import generic_directions, leading
+from constraints.math.scale_to_norm import radial_step, tracked_radial
 
 DOUBLE = torch.float64
 

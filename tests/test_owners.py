@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import constrained.parametrize as ours
-from constrained import constrain, owners, release, violations
+from constrained import constrain, release, violations
+from constrained.registration import owners
 
 
 class Tied(nn.Module):

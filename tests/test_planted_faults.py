@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.autograd import Function
 
-from constrained import registry, testing
+from constrained import testing
+from constrained.constraint import registry
 from tests.healthy import NonNegative, PositiveDefinite, Sphere, Symmetric
 
 

@@ -4,8 +4,8 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from constraints.lyapunov import lyapunov, right_divide, spectrum
-from constraints.polar import polar
+from constraints.math.polar import polar
+from constraints.math.symmetric_lyapunov import lyapunov, right_divide, spectrum
 
 # Forward-mode differentiation, whose rules torch still scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from constrained.testing.__main__ import END, START, write
-from constrained.testing.promises import table
+from tests.promises import table
+from tests.promises.__main__ import END, START, write
 
 FOLDER = Path(table.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "engine.md"

@@ -8,7 +8,8 @@ import yaml
 from torch import nn
 
 import constrained
-from constrained import registry, testing
+from constrained import testing
+from constrained.constraint import registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

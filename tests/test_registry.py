@@ -11,8 +11,9 @@ import textwrap
 import pytest
 
 import constrained
-from constrained import registry
-from constrained.registry import UnknownNameError, did_you_mean
+from constrained.constraint import registry
+from constrained.constraint.errors import UnknownNameError
+from constrained.constraint.registry import did_you_mean
 from tests.healthy import NonNegative, Sphere
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from constrained import Constraint, constrain, get, holders, names, restore
-from constrained.parametrization_list import ParametrizationList
+from constrained import Constraint, constrain, get, names
+from constrained.parametrized import holders
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.training import post_step as restore
 from constraints import Orthogonal
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from constrained.parametrize import register_parametrization
-from constrained.select import places, select
+from constrained.model.targets import places, select
+from constrained.registration.register import register_parametrization
 
 
 class Model(nn.Module):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from constrained import Constraint, constrain, spec
-from constrained.spec import SpecError, instantiate, parse
+from constrained.constraint.errors import SpecError
+from constrained.constraint.spec import instantiate, parse
 
 
 class Probe(Constraint):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from constrained import constrain
-from constraints.svd import svd, svdvals
+from constraints.math.svd import svd, svdvals
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from constrained import constrain, departures, release, spec, violations
-from constrained.testing.promises.threads import run_all
+from constrained import constrain, release, spec, violations
+from constrained.registration import stale_parameters as departures
+from tests.promises.threads import run_all
 
 
 @pytest.fixture

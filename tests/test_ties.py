@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from constrained import constrain, spec, writable
-from constrained.override import lists
+from constrained.parametrized.override import lists
 
 SPECS = ["sphere", "orthogonal", "low_rank(rank=2)", "positive"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from constrained import get, tolerance
-from constrained.tolerance import working_dtype
+from constrained.constraint.tolerance import working_dtype
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

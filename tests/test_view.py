@@ -5,16 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from constrained import (
-    assert_feasible,
-    baked_state_dict,
-    constrain,
-    get,
-    names,
-    spec,
-    violations,
-)
-from constrained.view import View
+from constrained import assert_feasible, baked_state_dict, constrain, get, names, spec, violations
+from constrained.constraint.view import View
 from constraints import Orthogonal
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import constrained
 from constrained import constrain, testing
-from constrained.view import View
+from constrained.constraint.view import View
 from tests import healthy
 
 

@@ -173,7 +173,7 @@ def compiles() -> None:
 def looks_no_stand_in_in_the_eye() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from constrained.constraint import has_values
+    from constrained.torch_internals.tensors import has_values
 
     assert has_values(torch.zeros(3))
     with FakeTensorMode():
@@ -195,7 +195,7 @@ def lists_in_order() -> None:
 
 
 def knows_contexts() -> None:
-    from constrained.parametrize import register_parametrization
+    from constrained.registration.register import register_parametrization
 
     class Double(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,9 @@ import functools
 import torch
 from torch import Tensor
 
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
+from constrained.constraint.tolerance import tolerance, working_dtype
 from constrained.testing.case import Case, expect
-from constrained.tolerance import tolerance, working_dtype
 
 #: How many tolerances two computations of one element may lie apart: each of them, and the rounding
 #: of the parameters between them, errs by a few.

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained.constraint import Constraint, Params
+from constrained.constraint.base import Constraint
+from constrained.constraint.elements import Params
 
 #: Members of a set by name, and with them the places where a derivative is taken.
 MEMBERS = ("random", "zeros", "ones", "eye", "repeated", "boundary")

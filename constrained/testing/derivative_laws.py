@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
 from constrained.testing.bounds import STEPS, half_precision, scale
 from constrained.testing.case import MEMBERS, POINTS, Case, expect
 from constrained.testing.points import SCALES, params, params_at

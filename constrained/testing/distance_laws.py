@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from constrained.constraint.tolerance import tolerance
 from constrained.testing.bounds import (
     STEPS,
     distance,
@@ -18,7 +19,6 @@ from constrained.testing.bounds import (
 from constrained.testing.case import Case, expect, unpack
 from constrained.testing.points import candidates, members, near
 from constrained.testing.runner import Scope, law
-from constrained.tolerance import tolerance
 
 
 @law()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
 from constrained.testing.bounds import expect_close, expect_member
 from constrained.testing.case import Case, expect
 from constrained.testing.derivative_laws import singular_values

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
 
 
 class Holder(nn.Module):

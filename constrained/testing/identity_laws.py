@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from constrained import registry
-from constrained.constraint import Constraint
+from constrained.constraint import registry
+from constrained.constraint.base import Constraint
 from constrained.testing.case import POINTS, Case, expect
 from constrained.testing.points import params
 from constrained.testing.runner import Scope, law, laws

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
 from constrained.testing.bounds import scale, size
 from constrained.testing.case import Case, expect, unpack
 from constrained.testing.holder import constrained

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
+from constrained.constraint.tolerance import tolerance
 from constrained.testing.bounds import far, scale
 from constrained.testing.case import MEMBERS, POINTS, Case, unpack
-from constrained.tolerance import tolerance
 
 #: Standard deviations of random parameters.
 SCALES = (0.0, 1e-6, 1e-3, 1.0, 10.0, 1e3, 1e6)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from constrained.constraint import Constraint
+from constrained.constraint.base import Constraint
 from constrained.testing.case import Case, call, expect
 from constrained.testing.points import params
 from constrained.testing.runner import Scope, law

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from constrained.constraint import Constraint
-from constrained.plain_data import short
+from constrained.constraint.base import Constraint
+from constrained.constraint.plain_data import short
 from constrained.testing.case import Case
 from constrained.testing.points import points
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constrained import registry
-from constrained.constraint import Constraint
+from constrained.constraint import registry
+from constrained.constraint.base import Constraint
+from constrained.constraint.tolerance import working_dtype
 from constrained.testing.bounds import expect_close, expect_member, half_precision, size
 from constrained.testing.case import Case, expect, unpack
 from constrained.testing.points import (
@@ -19,7 +20,6 @@ from constrained.testing.points import (
     params,
 )
 from constrained.testing.runner import Scope, law
-from constrained.tolerance import working_dtype
 
 HALVES = (torch.bfloat16, torch.float16)
 ALL_DTYPES = (torch.float32, torch.float64, *HALVES)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from constrained.constraint import FLAT, Constraint
+from constrained.constraint.base import FLAT, Constraint
 from constrained.testing.bounds import expect_member
 from constrained.testing.case import Case, expect, unpack
 from constrained.testing.derivative_laws import singular_values_at

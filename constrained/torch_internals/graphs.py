@@ -9,9 +9,9 @@ that it finds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,36 +21,12 @@ from constrained.torch_internals.moments import in_transform
 from constrained.torch_internals.tensors import version
 
 
-class Evaluable(Protocol):
-    """What is asked of a parametrized tensor, an ``nn.Module``."""
+def traced_value(parametrized: Any) -> Tensor:
+    """The value, for a tracer that watches: evaluated at the first read in each graph.
 
-    def __call__(self) -> Tensor:
-        """Evaluate."""
-        ...
-
-    def originals(self) -> tuple[Tensor, ...]:
-        """The tensors that the value is computed from."""
-        ...
-
-    def buffers(self) -> Iterator[Tensor]:
-        """The tensors among the arguments of what it is computed by."""
-        ...
-
-    def is_pure(self) -> bool:
-        """Whether the value depends on tensors and arguments of the modules in it alone."""
-        ...
-
-    def place(self) -> str:
-        """The name of the tensor, for messages."""
-        ...
-
-    def check_traced(self, name: str) -> None:
-        """Raise or warn of what has been done to a value that was handed out, and is not traced."""
-        ...
-
-
-def traced_value(parametrized: Evaluable) -> Tensor:
-    """The value, for a tracer that watches: evaluated at the first read in each graph."""
+    Args:
+        parametrized: a `constrained.parametrize.ParametrizationList`.
+    """
     if not torch.compiler.is_dynamo_compiling() or not _can_remember:
         return parametrized()
     from torch._dynamo.comptime import comptime

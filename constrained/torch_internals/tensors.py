@@ -92,3 +92,10 @@ version: Callable[[Tensor], int] = (
     if find("torch.Tensor._version", lambda _: torch.zeros(()).add_(1)._version == 1)
     else _digest
 )
+
+
+def has_values(value: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at: it is no meta, fake or traced tensor."""
+    if value.is_meta or torch.compiler.is_compiling() or is_transformed(value):
+        return False
+    return has_memory(value)

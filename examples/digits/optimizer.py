@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from constrained.select import select
+from constrained.model.targets import select
 from examples.digits.experiment import ExperimentError, Training
 
 

@@ -1,0 +1,141 @@
+"""Changes of a model that happen completely or not at all."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from constrained.atomic.contents import store
+from constrained.torch_internals.tensors import has_values, is_wrapper
+
+_CONTAINERS = (dict, OrderedDict, set, weakref.WeakSet)
+
+
+class all_or_nothing:
+    """A ``with`` block that puts modules and tensors back as they were if anything is raised in it.
+
+    Args:
+        modules: their classes, attributes, parameters, buffers, submodules and hooks are put back,
+            by identity and in order; not what is inside of their submodules.
+        tensors: their contents, memory and layout are put back.
+        optimizer: its groups and its state are put back.
+    """
+
+    # A generator in its place would be closed some time after an interruption that it has not seen,
+    # and put back what has changed in the meantime.
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        tensors: Iterable[Tensor] = (),
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        self._before: list[Any] = [_Module(module) for module in dict.fromkeys(modules)]
+        self._before += [_Contents(tensor) for tensor in {id(t): t for t in tensors}.values()]
+        if optimizer is not None:
+            self._before.append(_Optimizer(optimizer))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            for saved in self._before:
+                saved.put_back()
+
+
+def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """The parameters and buffers that are registered in these modules themselves."""
+    for module in modules:
+        for tensors in (module._parameters, module._buffers):
+            yield from (tensor for tensor in tensors.values() if tensor is not None)
+
+
+def around(owners: Iterable[nn.Module]) -> list[nn.Module]:
+    """Modules that have tensors, with all that parametrizes these."""
+    found = []
+    for owner in owners:
+        found.append(owner)
+        parametrizations = owner._modules.get("parametrizations")
+        if parametrizations is not None:
+            found += parametrizations.modules()
+    return found
+
+
+class _Module:
+    """A module as it was."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._class = module.__class__
+        self._attributes = dict(module.__dict__)
+        self._containers: list[tuple[Any, Any]] = [
+            (value, value.copy()) for value in self._attributes.values() if _is_container(value)
+        ]
+
+    def put_back(self) -> None:
+        self._module.__class__ = self._class
+        attributes = self._module.__dict__
+        attributes.clear()
+        attributes.update(self._attributes)
+        # In place: the handle of a hook, for one, knows the dictionary that it is in.
+        for container, content in self._containers:
+            container.clear()
+            container.update(content)
+
+
+def _is_container(value: Any) -> bool:
+    return type(value) in _CONTAINERS
+
+
+class _Contents:
+    """A tensor as it was."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor: Any = tensor
+        self._class = type(tensor)
+        # A lazy tensor has contents that only it itself can touch, and none that count.
+        self._alias = tensor.data if is_lazy(tensor) else tensor.detach()
+        self._copy = self._alias.clone()
+        self._grad = tensor.grad if tensor.is_leaf else None
+
+    def put_back(self) -> None:
+        tensor: Any = self._tensor
+        # Only an inference tensor can be written in inference mode alone.
+        with torch.inference_mode(self._alias.is_inference()), torch.no_grad():
+            if type(tensor) is not self._class:
+                tensor.__class__ = self._class
+            if is_wrapper(tensor):
+                store(self._tensor, self._copy)
+                return
+            tensor.data = self._alias
+            if self._grad is not None:
+                tensor.grad = self._grad
+            if is_lazy(tensor) or not has_values(tensor) or torch.equal(tensor, self._copy):
+                # What has not been written is not written now: a graph may hold it.
+                return
+            store(tensor, self._copy)
+
+
+class _Optimizer:
+    """What an optimizer knew of its parameters."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._state = optimizer.state
+        self._known = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+        self._groups = [(g, dict(g), list(g["params"])) for g in optimizer.param_groups]
+
+    def put_back(self) -> None:
+        self._state.clear()
+        self._state.update(self._known)
+        for group, settings, parameters in self._groups:
+            group.clear()
+            group.update(settings)
+            group["params"][:] = parameters

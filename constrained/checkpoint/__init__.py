@@ -1,0 +1,1 @@
+"""State dicts of constrained models: written, and read in every known format."""

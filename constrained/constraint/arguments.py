@@ -1,0 +1,219 @@
+"""Constructor arguments of constraints: compared, written as plain data, set later."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from constrained.atomic.interrupts import Undisturbed
+
+#: What `nn.Module` itself keeps of a module, its mode and hooks, but for tensors and submodules.
+_LIFE = frozenset(vars(nn.Module())) - {
+    *("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
+}
+
+_revisions = itertools.count()
+
+#: Called when an argument has been set. One that raises takes the argument back.
+_checks: list[Callable[[nn.Module], None]] = []
+
+
+def check_when_set(check: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+    """Call a function with each constraint of which an argument has been set. A decorator.
+
+    What it raises takes the argument back.
+    """
+    _checks.append(check)
+    return check
+
+
+class WithArguments(nn.Module):
+    """A module that is made of constructor arguments, which may be set later.
+
+    Class attributes:
+        name, aliases: set by `constrained.register`.
+    """
+
+    name: ClassVar[str | None] = None
+    aliases: ClassVar[tuple[str, ...]] = ()
+    _undefined: ClassVar[Sequence[str]] = ()
+    _argument_names: ClassVar[tuple[str, ...]] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments by name, as stored on the instance."""
+        return {name: getattr(self, name) for name in self._made_as()._argument_names}
+
+    def _made_as(self) -> type[WithArguments]:
+        """The class whose arguments the instance has: its own, unless they were never set.
+
+        Others, higher for one, derive a class in its place that has a constructor of its own.
+        """
+        cls = type(self)
+        kinds = (k for k in cls.__mro__ if issubclass(k, WithArguments) and not k._undefined)
+        held = {*vars(self), *self._parameters, *self._buffers, *self._modules}
+        # Looked up on the class, since evaluating a property may take long.
+        made = (k for k in kinds if all(n in held or hasattr(k, n) for n in k._argument_names))
+        return next(made, cls)
+
+    def spec(self) -> dict[str, Any]:
+        """The constraint as plain data: its registered name and the arguments off their defaults.
+
+        `constrained.constrain` accepts the result; JSON and YAML can hold it.
+        """
+        cls = type(self)
+        name = cls.name or f"{cls.__module__}:{cls.__qualname__}"
+        changed = self._changed_arguments()
+        return {"name": name, **{key: as_data(value) for key, value in changed.items()}}
+
+    def _changed_arguments(self) -> dict[str, Any]:
+        signature = inspect.signature(self._made_as().__init__).parameters
+        return {
+            name: value
+            for name, value in self.arguments().items()
+            if not same_argument(value, signature[name].default)
+        }
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(
+            f"{k}={short_argument(v)}" for k, v in self._changed_arguments().items()
+        )
+        return f"{type(self).name or type(self).__name__}({arguments})"
+
+    # A changed argument, tensor or submodule changes the set, or the map onto it: the engine
+    # compares a counter before it reuses a value.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._argument_names and "_is_being_built" not in vars(self):
+            self._set_argument(name, value)
+        else:
+            super().__setattr__(name, value)
+        self._count_change(maps=name != "training")
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._count_change()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of any module, and the value is computed anew."""
+        super().register_parameter(name, param)
+        self._count_change()
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As of any module, and the value is computed anew."""
+        super().register_buffer(name, tensor, persistent)
+        self._count_change()
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As of any module, and the value is computed anew."""
+        super().add_module(name, module)
+        self._count_change()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count_change()
+
+    def _count_change(self, *, maps: bool = True) -> None:
+        # A number that none has, nor had: what stands here may be put back, or taken for another.
+        state: dict[str, Any] = vars(self)
+        state["_revision"] = next(_revisions)
+        if maps:
+            # `train` and `eval` come between a forward and a backward pass, too, of one map.
+            state["_map_revision"] = state["_revision"]
+
+    def _set_argument(self, name: str, value: Any) -> None:
+        """Become what the constructor makes of the arguments with another one among them.
+
+        Raises:
+            ValueError: if a tensor is constrained by this, and its free parameters do not go with
+                the new argument. This, and what the constructor raises, leaves all as it was.
+        """
+        cls, arguments = type(self), self.arguments()
+        like, fresh = cls(**arguments), cls(**{**arguments, name: value})
+        made = vars(like)
+        _continue(fresh, self, like)
+        state: dict[str, Any] = vars(self)
+        before = dict(state)
+        with Undisturbed():
+            try:
+                state.update(vars(fresh))
+                # What follows from the old arguments only.
+                for key in made.keys() - vars(fresh).keys():
+                    state.pop(key, None)
+                for check in _checks:
+                    check(self)
+            except BaseException:
+                for key in state.keys() - before.keys():
+                    del state[key]
+                state.update(before)
+                raise
+
+
+def _continue(fresh: nn.Module, old: nn.Module, like: nn.Module | None) -> None:
+    """Let a module that was built anew take up the life of another: mode, hooks, parameters.
+
+    Args:
+        fresh: with the new arguments.
+        old: the one that has lived.
+        like: built anew with the old arguments. What does not follow from them is kept.
+
+    Raises:
+        ValueError: if it has a parameter where the other has none of that shape.
+    """
+    state: dict[str, Any] = vars(fresh)
+    state.update({key: value for key, value in vars(old).items() if key in _LIFE})
+    for name, parameter in fresh._parameters.items():
+        known = old._parameters.get(name)
+        if parameter is None:
+            continue
+        if known is None or known.shape != parameter.shape:
+            raise ValueError(
+                f"{type(old).__name__} would need another parameter '{name}', which no optimizer "
+                "knows; release() the tensor and constrain() it anew."
+            )
+        fresh._parameters[name] = known
+    for name, buffer in fresh._buffers.items():
+        known = old._buffers.get(name)
+        if buffer is None or known is None:
+            continue
+        before = None if like is None else like._buffers.get(name)
+        follows = before is None or before.is_meta or not torch.equal(before, buffer)
+        fresh._buffers[name] = buffer.to(known.device, known.dtype) if follows else known
+    for name, child in fresh._modules.items():
+        known = old._modules.get(name)
+        if child is None or known is None or child is known:
+            continue
+        if type(child) is type(known):
+            _continue(child, known, None if like is None else like._modules.get(name))
+
+
+def same_argument(value: Any, default: Any) -> bool:
+    if isinstance(value, Tensor) or isinstance(default, Tensor):
+        return value is default
+    return type(value) is type(default) and bool(value == default)
+
+
+def as_data(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return [as_data(item) for item in value] if type(value) is tuple else value
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(map(as_tuple, value)) if type(value) is list else value
+
+
+def short_argument(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{' x '.join(map(str, value.shape)) or 'scalar'}>"
+    return repr(as_data(value))
+
+
+def snake_case(name: str) -> str:
+    """``PositiveDefinite`` -> ``positive_definite``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -1,0 +1,286 @@
+"""Checks and precision around the methods that a constraint defines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from constrained.constraint.arguments import as_tuple
+from constrained.constraint.elements import Params, beside
+from constrained.constraint.errors import OutOfRangeError
+from constrained.constraint.precision import autocast_disabled, raise_precision
+from constrained.torch_internals.tensors import has_values
+
+if TYPE_CHECKING:
+    from constrained.constraint.base import Constraint
+
+
+#: What linear algebra raises on NaN, and on numbers at the ends of the range.
+_NO_CONVERGENCE: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+
+def _hold_no_numbers(tensors: Sequence[Tensor]) -> bool:
+    """Whether some of these hold NaN or infinity."""
+    return any(has_values(t) and not bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def _apart(
+    constraint: Constraint, params: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor] | None]:
+    """Which elements have parameters that are not finite, and parameters without these.
+
+    Returns:
+        Boolean tensor of shape ``batch``, and parameters in which a finite element takes the place
+        of those that are not; None in place of these if there is none.
+    """
+    whole = constraint.forward(*(p.detach().to("meta") for p in params)).shape
+    batch = whole[: len(whole) - (len(whole) if (e := constraint.event_dim) is None else e)]
+    if any(p.shape[: len(batch)] != batch for p in params):
+        return torch.ones(batch, dtype=torch.bool, device=params[0].device), None
+    finite = [torch.isfinite(p).reshape(*batch, -1).all(-1) for p in params]
+    broken = ~torch.stack(finite).all(0)
+    if bool(broken.all()):
+        return broken, None
+    sound = torch.unravel_index((~broken).int().argmax(), batch)
+    return broken, [torch.where(beside(broken, p), p[sound], p) for p in params]
+
+
+def _refusal(constraint: Constraint, method: str, tensors: Sequence[Tensor]) -> OutOfRangeError:
+    """What to say of finite numbers with which a method cannot compute."""
+    largest = max((float(t.detach().abs().max()) for t in tensors if t.numel()), default=0.0)
+    return OutOfRangeError(
+        f"{constraint!r}: `{method}` cannot compute with these finite numbers of up to "
+        f"{largest:.3g} in {tensors[0].dtype}; scale the tensor towards 1, or use torch.float64."
+    )
+
+
+def _unknown(
+    constraint: Constraint, method: Callable[..., Tensor], params: Sequence[Tensor]
+) -> Tensor:
+    """What a map gives where linear algebra raises on NaN: NaN for the elements that come of it."""
+    broken, sound = _apart(constraint, params)
+    if sound is None:
+        # Their gradients are NaN as well.
+        shape = method(constraint, *(p.detach().to("meta") for p in params)).shape
+        return torch.nan * sum(p.sum() for p in params) + params[0].new_zeros(shape)
+    value = method(constraint, *sound)
+    return torch.where(beside(broken, value), torch.nan, value)
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value in memory as a plain parameter would be, where a map has transposed it.
+
+    A parameter that is laid out in another way, say with its channels last, has such a value.
+    """
+    if value.is_contiguous() or value.stride() == parameter.stride():
+        return value
+    return value.contiguous()
+
+
+def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def forward(self: Constraint, *params: Tensor) -> Tensor:
+        first = params[0]
+        with autocast_disabled(first):
+            raised = [*map(raise_precision, params)]
+            try:
+                value = method(self, *raised)
+            except _NO_CONVERGENCE as error:
+                if not has_values(first):
+                    raise
+                if not _hold_no_numbers(params):
+                    raise _refusal(self, "forward", params) from error
+                value = _unknown(self, method, raised)
+            if value.dtype != first.dtype:
+                value = self.rounded(value, first.dtype)
+        return _laid_out(value, first)
+
+    return forward
+
+
+def _guard_pullback(
+    method: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    @functools.wraps(method)
+    def pullback(
+        self: Constraint, value: Tensor, gradient: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        dtype = value.dtype
+        if dtype not in (torch.float16, torch.bfloat16):
+            with autocast_disabled(value):
+                return method(self, value, gradient, *params)
+        with autocast_disabled(value):
+            found = method(self, *map(raise_precision, (value, gradient, *params)))
+        return tuple(None if g is None else g.to(dtype) for g in found)
+
+    return pullback
+
+
+def _guard_canonical(
+    method: Callable[..., tuple[Tensor, ...]],
+) -> Callable[..., tuple[Tensor, ...]]:
+    @functools.wraps(method)
+    def canonical(self: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
+        with autocast_disabled(params[0]):
+            try:
+                better = method(self, *map(raise_precision, params))
+            except (ValueError, _NO_CONVERGENCE) as error:
+                if _hold_no_numbers(params):
+                    # What is NaN has no better form. The other elements do not go without.
+                    broken, sound = _apart(self, [*map(raise_precision, params)])
+                    if sound is None:
+                        return params
+                    better = tuple(
+                        torch.where(beside(broken, new), old, new)
+                        for new, old in zip(method(self, *sound), params, strict=True)
+                    )
+                elif isinstance(error, _NO_CONVERGENCE):
+                    # An evaluation will say so.
+                    return params
+                else:
+                    raise
+        return tuple(
+            _laid_out(new.to(old.dtype), old) for new, old in zip(better, params, strict=True)
+        )
+
+    return canonical
+
+
+def _guard_right_inverse(method: Callable[..., Params]) -> Callable[..., Params]:
+    @functools.wraps(method)
+    def right_inverse(self: Constraint, value: Tensor) -> Params:
+        self.check_member(value)
+        params = _in_words(self, method, "right_inverse", value)
+        if isinstance(params, Tensor):
+            return params.to(value.dtype)
+        return tuple(param.to(value.dtype) for param in params)
+
+    return right_inverse
+
+
+def _in_words(constraint: Constraint, method: Callable[..., Any], name: str, *given: Any) -> Any:
+    """What a method makes of a value in the working precision, with an error that says why not."""
+    value, *others = given
+    with autocast_disabled(value):
+        try:
+            found = method(constraint, raise_precision(value), *others)
+        except _NO_CONVERGENCE as error:
+            if not has_values(value):
+                raise
+            raise _refusal(constraint, name, [value]) from error
+    _check_returned(constraint, name, found)
+    # A violation beyond the range is an answer; a member or a parameter is none.
+    made = (found,) if isinstance(found, Tensor) else found
+    if name != "violation" and has_values(value) and _hold_no_numbers(made):
+        raise _refusal(constraint, name, [value])
+    return found
+
+
+def _check_returned(constraint: Constraint, name: str, found: Any) -> None:
+    """Raise unless a method gave a tensor, or several where it may."""
+    may_be_several = name == "right_inverse"
+    parts = found if may_be_several and isinstance(found, (tuple, list)) else [found]
+    wrong = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
+    if wrong:
+        wanted = (
+            "one tensor, or a tuple of as many as `forward` takes" if may_be_several else "a tensor"
+        )
+        what = "nothing: its `return` is missing" if found is None else wrong[0]
+        raise TypeError(f"{constraint!r}: `{name}` must return {wanted}, and returned {what}.")
+
+
+def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def violation(self: Constraint, value: Tensor) -> Tensor:
+        self.check_shape(value.shape)
+        value = raise_precision(value)
+        finite = torch.isfinite(value)
+        batch = 0 if self.event_dim is None else value.ndim - self.event_dim
+        event = tuple(range(batch, value.ndim))
+        elements = finite.all(dim=event, keepdim=True) if event else finite
+        # Linear algebra raises, or worse, on NaN: it sees zeros there, and the answer is inf.
+        seen = torch.where(elements, value, torch.zeros_like(value))
+        result = _in_words(self, method, "violation", seen)
+        if result.shape != value.shape[:batch]:
+            raise ValueError(
+                f"{self!r}: `violation` must give one number for each element, a tensor of shape "
+                f"{tuple(value.shape[:batch])} here, but its shape is {tuple(result.shape)}."
+            )
+        # As it is where what is measured overflows.
+        return torch.where(elements.reshape(result.shape) & ~result.isnan(), result, torch.inf)
+
+    return violation
+
+
+def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def project(self: Constraint, value: Tensor) -> Tensor:
+        self.check_tensor(value)
+        return _in_words(self, method, "project", value).to(value.dtype)
+
+    return project
+
+
+def _guard_move(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def move(self: Constraint, value: Tensor, share: float) -> Tensor:
+        return _in_words(self, method, method.__name__, value, share).to(value.dtype)
+
+    return move
+
+
+def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(method)
+    def step_gradient(self: Constraint, gradient: Tensor, *params: Tensor) -> Tensor:
+        with autocast_disabled(gradient):
+            try:
+                found = method(self, raise_precision(gradient), *map(raise_precision, params))
+            except _NO_CONVERGENCE:
+                # The step will show what is wrong with the numbers.
+                return gradient
+        return found.to(gradient.dtype)
+
+    return step_gradient
+
+
+def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(method)
+    def __init__(self: Constraint, *args: Any, **kwargs: Any) -> None:
+        state: dict[str, Any] = vars(self)
+        if "_is_being_built" in state:
+            # Called by the constructor of a subclass.
+            return method(self, *args, **kwargs)
+        state["_is_being_built"] = True
+        try:
+            method(self, *args, **kwargs)
+            self._check_event_dim()
+            # What follows from an argument would not follow a change in place.
+            for name in self._argument_names:
+                if type(state.get(name)) is list:
+                    state[name] = as_tuple(state[name])
+        finally:
+            del state["_is_being_built"]
+
+    return __init__
+
+
+#: What a class says of its `forward`, which is not so for a derived one with another `forward`.
+OF_THE_MAP = ("canonical", "pullback", "thin_pullback", "step_gradient", "factors")
+
+
+GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "__init__": _guard_init,
+    "forward": _guard_forward,
+    "canonical": _guard_canonical,
+    "pullback": _guard_pullback,
+    "step_gradient": _guard_step_gradient,
+    "right_inverse": _guard_right_inverse,
+    "violation": _guard_violation,
+    "project": _guard_project,
+    "inwards": _guard_move,
+    "admit": _guard_move,
+}

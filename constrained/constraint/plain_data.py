@@ -1,0 +1,88 @@
+"""How far the data of a config or a checkpoint may go, and how it is quoted in messages.
+
+Data may refer to itself, as by YAML's aliases: few lines then stand for more than a machine holds.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from constrained.constraint.errors import SpecError
+
+#: How deep lists and mappings may be nested, specs in specs among them.
+DEEPEST = 32
+
+
+#: What most of the data is made of.
+_SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
+
+
+#: So many values are few, however often they are repeated.
+_FEW = 2**16
+
+
+def check_extent(data: Any) -> None:
+    """Raise a `SpecError` if data holds itself, is nested too deeply, or repeats itself too often.
+
+    Data that is large because somebody wrote it out in full may have any size.
+    """
+    known: dict[int, tuple[int, int]] = {}
+    total, _ = _extent(data, known, 0)
+    if total > _FEW and total > 2 * sum(len(part) for part in _containers(data)):
+        raise SpecError(
+            "The data repeats parts of itself again and again: written out in full it would have "
+            f"{min(total, 10**300):.1e} values."
+        )
+
+
+def _extent(data: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """How many values there are in data that is written out in full, and how deep they are."""
+    if not isinstance(data, (Mapping, list, tuple)):
+        return 1, 0
+    found = known.get(id(data))
+    if depth + (found[1] if found else 0) > DEEPEST:
+        raise SpecError(f"The data is nested more than {DEEPEST} deep, or holds itself.")
+    if found is None:
+        count, height = len(data), 0
+        for item in data.values() if isinstance(data, Mapping) else data:
+            if type(item) not in _SINGLE:
+                more, below = _extent(item, known, depth + 1)
+                count, height = count + more - 1, max(height, below + 1)
+        known[id(data)] = found = count, height
+    return found
+
+
+def _containers(data: Any) -> list[Any]:
+    """Every list and mapping in data, once."""
+    found, left = {}, [data]
+    while left:
+        part = left.pop()
+        if isinstance(part, (Mapping, list, tuple)) and id(part) not in found:
+            found[id(part)] = part
+            items = part.values() if isinstance(part, Mapping) else part
+            left += (item for item in items if type(item) not in _SINGLE)
+    return list(found.values())
+
+
+class _Short(reprlib.Repr):
+    def repr1(self, x: Any, level: int) -> str:
+        if hasattr(x, "shape"):
+            return f"a {type(x).__name__}"
+        if isinstance(x, int) and abs(x) >= 2**64:
+            # Python writes no number of many digits.
+            return f"a whole number of {x.bit_length()} bits"
+        return super().repr1(x, level)
+
+
+def short(value: Any, length: int = 60) -> str:
+    """A value as a message quotes it: in one line, of no more than ``length`` characters."""
+    if isinstance(value, (str, bytes)):
+        text = repr(value[:length])
+    else:
+        shortened = _Short()
+        shortened.maxlist = shortened.maxtuple = shortened.maxdict = length // 2
+        shortened.maxstring = shortened.maxother = shortened.maxlong = 2 * length
+        text = " ".join(shortened.repr(value).split())
+    return text if len(text) <= length else text[: length - 3] + "..."

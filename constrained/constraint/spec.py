@@ -1,0 +1,369 @@
+"""How a constraint is written down: strings, mappings, class paths. Data only: nothing is executed.
+
+A spec string is parsed by ``ast`` and may hold literals only; a class path names a class of a
+module that is imported already, looked up without running any of the module's code.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from constrained.constraint import registry
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import SpecError
+from constrained.constraint.plain_data import check_extent, short
+from constrained.constraint.view import axes
+
+_LONGEST = 10_000
+
+
+#: A spec may be made of so many, those within its parts included.
+_MOST_SPECS = 128
+
+
+#: How many specs there are in the one that is being parsed, so far.
+_count: ContextVar[list[int] | None] = ContextVar("count", default=None)
+
+_SPELLING = re.compile(r"\s*(?P<name>[\w.-]+(:[\w.]+)?)\s*(?P<call>\(.*\))?\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked for one target: a constraint, how the tensor is seen, where it starts."""
+
+    constraint: Constraint | nn.Module
+    view: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    init: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same is asked for, by whatever spelling."""
+        if not isinstance(other, Request):
+            return NotImplemented
+        mine, theirs = self.constraint, other.constraint
+        if isinstance(mine, Constraint) and isinstance(theirs, Constraint):
+            same = mine.spec() == theirs.spec()
+        else:
+            same = mine is theirs
+        return same and (self.view, self.sizes, self.init) == (other.view, other.sizes, other.init)
+
+    def build(self) -> Constraint | nn.Module:
+        """A constraint of one's own for each tensor."""
+        return copy.deepcopy(self.constraint)
+
+
+def parse(spec: Any, /, view: str | None = None, **arguments: Any) -> Request:
+    """Understand a spec.
+
+    Args:
+        spec: a name, a string ``"name(argument=literal)"``, several of these with ``|`` between
+            them, one map after another, a mapping with the key ``name``, the
+            arguments and perhaps ``view`` and ``init``, a class path ``"package.module:Class"``,
+            a `Constraint`, a subclass of it, or any ``nn.Module`` with a ``forward``.
+        view: an einops pattern; the lengths of its axes may stand among the arguments.
+        arguments: further constructor arguments.
+
+    Raises:
+        SpecError: one sentence that says what is wrong (a `ValueError` and a `TypeError`).
+        UnknownNameError: for a name that is not registered (a `ValueError` and a `KeyError`).
+    """
+    count = _count.get()
+    if count is None:
+        check_extent((spec, arguments))
+        # In a context of its own: wherever Ctrl-C comes, no count is left behind.
+        return copy_context().run(_parse_first, spec, view, arguments)
+    count[0] += 1
+    if count[0] > _MOST_SPECS:
+        raise SpecError(f"The spec is made of more than {_MOST_SPECS} others.")
+    return _parse(spec, view, arguments)
+
+
+def _parse_first(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+    _count.set([0])
+    return _parse(spec, view, arguments)
+
+
+def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+    init = None
+    positional: tuple[Any, ...] = ()
+    if isinstance(spec, Mapping):
+        given = dict(spec)
+        if not all(isinstance(key, str) for key in given):
+            raise SpecError(f"The keys of a spec must be strings, got {short(list(given))}.")
+        if "name" not in given:
+            raise SpecError(
+                f"A spec mapping needs the key 'name', as in {{'name': 'orthogonal'}}, got the "
+                f"keys {short(list(given))}."
+            )
+        spec = given.pop("name")
+        view = given.pop("view", view)
+        init = given.pop("init", None)
+        arguments = _merge(spec, given, arguments)
+    if isinstance(spec, str):
+        links = _links(spec) if len(spec) <= _LONGEST else [spec]
+        name, positional, more = (
+            _parse_string(spec) if len(links) == 1 else ("chain", (), {"parts": links})
+        )
+        arguments = _merge(name, more, arguments)
+        name, arguments = _respelled(name, positional, arguments)
+        spec = _find_class(name)
+    if view is not None and not isinstance(view, str):
+        raise SpecError(f"A view must be an einops pattern, got {short(view)}.")
+    sizes: dict[str, int] = {}
+    if view is not None:
+        constructor = _parameters(spec) if isinstance(spec, type) else {}
+        sizes = {a: arguments.pop(a) for a in axes(view) & set(arguments) if a not in constructor}
+    if isinstance(spec, type) and issubclass(spec, Constraint):
+        spec = instantiate(spec, *positional, **arguments)
+    elif arguments:
+        raise SpecError(
+            f"The arguments {short(sorted(arguments))} go with a name or a class; "
+            f"{short(spec)} is an object that has its own."
+        )
+    if not isinstance(spec, Constraint):
+        spec = registry.adapted(spec) or spec
+    if not isinstance(spec, nn.Module):
+        raise SpecError(
+            "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
+            "'name', a Constraint, or another nn.Module (an instance, not a class), got "
+            f"{short(spec)} ({type(spec).__name__})."
+        )
+    if type(spec).forward is nn.Module.forward and "forward" not in vars(spec):
+        raise SpecError(
+            f"A parametrization needs a 'forward' from free parameters to the value, and "
+            f"{type(spec).__name__} has none."
+        )
+    return Request(spec, view, sizes, init)
+
+
+def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:
+    """Make a constraint, with its arguments checked against the constructor's signature.
+
+    Raises:
+        SpecError: for an argument that is unknown, missing, or of the wrong type.
+    """
+    name = cls.name or cls.__name__
+    parameters = _parameters(cls)
+    takes = f"{name} takes {', '.join(parameters)}." if parameters else f"{name} takes none."
+    if len(positional) > len(parameters):
+        raise SpecError(f"{name} was given {len(positional)} arguments; {takes}")
+    for key, value in zip(parameters, positional, strict=False):
+        if key in arguments:
+            raise SpecError(f"{name} was given the argument '{key}' twice.")
+        arguments[key] = value
+    for key in arguments:
+        if key not in parameters:
+            raise SpecError(
+                f"{name} has no argument {short(key)}."
+                f"{registry.did_you_mean(key, parameters)} {takes}"
+            )
+    missing = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty and key not in arguments
+    ]
+    if missing:
+        raise SpecError(f"{name} needs the argument '{missing[0]}'; {takes}")
+    hints = _hints(cls)
+    for key, value in arguments.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise SpecError(
+                f"{name}: the argument '{key}' must be {_describe(hints[key])}, got "
+                f"{short(value)} ({type(value).__name__}){_meant(value, hints[key])}."
+            )
+    return cls(**arguments)
+
+
+def _merge(name: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    twice = sorted(set(first) & set(second))
+    if twice:
+        raise SpecError(f"{short(name)} was given the argument '{twice[0]}' twice.")
+    return {**first, **second}
+
+
+def _links(text: str) -> list[str]:
+    """The specs of a chain, ``"symmetric | ball(radius=2)"``: cut where no parenthesis is open."""
+    links, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "|" and depth == 0:
+            links.append("")
+        else:
+            links[-1] += character
+    return [link.strip() for link in links]
+
+
+def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    match = _SPELLING.fullmatch(text) if len(text) <= _LONGEST else None
+    if match is None:
+        raise SpecError(
+            f"{short(text)} is no spec: write a name, or a name with literal arguments such as "
+            "'low_rank(rank=8)'."
+        )
+    if match["call"] is None:
+        return match["name"], (), {}
+    unquoted = ""
+    try:
+        call = ast.parse("f" + match["call"].replace("\n", " "), mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError
+        unquoted = next((f"'{a.id}'" for a in call.args if isinstance(a, ast.Name)), "")
+        positional = tuple(ast.literal_eval(a) for a in call.args)
+        arguments: dict[str, Any] = {}
+        for keyword in call.keywords:
+            if keyword.arg is None or keyword.arg in arguments:
+                raise ValueError
+            if isinstance(keyword.value, ast.Name):
+                unquoted = f"{keyword.arg}='{keyword.value.id}'"
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        if unquoted:
+            raise SpecError(
+                f"{short(text)} is no spec: text stands in quotes, as in {unquoted[:60]}."
+            ) from None
+        raise SpecError(
+            f"{short(text)} is no spec: arguments must be literals such as 8, 0.5, 'cayley', "
+            "True or (0, 1), each given once."
+        ) from None
+    return match["name"], positional, arguments
+
+
+def _respelled(
+    name: str, positional: tuple[Any, ...], arguments: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Our name and arguments for those of another library."""
+    ours = registry.respelled(name) if ":" in name else None
+    if ours is None:
+        return name, arguments
+    known = ours[1]
+    if positional:
+        raise SpecError(f"{name} needs its arguments by name: {', '.join(known) or 'none'}.")
+    for key in arguments:
+        if key not in known:
+            raise SpecError(
+                f"{name} has no argument {short(key)} that is known here."
+                f"{registry.did_you_mean(key, known)} Known are {', '.join(known) or 'none'}."
+            )
+    renamed = {known[key]: value for key, value in arguments.items() if known[key] is not None}
+    return ours[0], renamed  # type: ignore[return-value]
+
+
+def _find_class(name: str) -> type[Constraint]:
+    if ":" not in name:
+        return registry.get(name)
+    module_name, _, path = name.partition(":")
+    module = sys.modules.get(module_name)
+    classes = registry.classes_of(module_name)
+    if classes:
+        guess = (
+            registry.without_prefix(name)
+            or registry.did_you_mean(path, classes)
+            or f" Known are {', '.join(classes)}."
+        )
+        raise SpecError(f"{short(name)} is no name of {module_name} that is known here.{guess}")
+    hint = registry.without_prefix(name)
+    if module is None:
+        raise SpecError(
+            f"The module of {short(name)} is not imported; a spec imports nothing: import "
+            f"{short(module_name)[1:-1]} first, or register the constraint under a name.{hint}"
+        )
+    found: Any = module
+    for part in path.split("."):
+        # Not getattr: a module may run code when an attribute is asked for.
+        found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
+    if not (isinstance(found, type) and issubclass(found, Constraint)):
+        raise SpecError(f"{short(name)} is no subclass of constrained.Constraint.{hint}")
+    if inspect.isabstract(found):
+        raise SpecError(f"{short(name)} is no constraint, but a class of these without a set.")
+    return found
+
+
+@functools.lru_cache
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(cls.__init__).parameters)
+    parameters.pop("self", None)
+    return parameters
+
+
+@functools.lru_cache
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except NameError:
+        # An annotation that only a type checker can resolve checks nothing here.
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value, as JSON or YAML gives it, is what a constructor's annotation asks for."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin is typing.Literal:
+        return any(type(value) is type(choice) and value == choice for choice in inner)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if hint is None or hint is type(None):
+        return value is None
+    if isinstance(value, (str, bytes)):
+        # No sequence of characters where one of numbers is asked for.
+        return hint is type(value)
+    if isinstance(value, bool):
+        return hint is bool
+    if isinstance(value, int) and abs(value) >= 2**63 and hint in (int, float):
+        # No tensor holds it, nor is it a length; a larger one may be no floating number at all.
+        return False
+    if hint is float:
+        return isinstance(value, (int, float))
+    kind = origin or hint
+    if isinstance(value, (list, tuple)) and isinstance(kind, type):
+        if not (issubclass(kind, (list, tuple)) or issubclass(list, kind)):
+            return False
+        element = inner[0] if inner else Any
+        if kind is tuple and inner and inner[-1] is not Ellipsis:
+            return len(value) == len(inner) and all(map(_fits, value, inner))
+        return all(_fits(item, element) for item in value)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _meant(value: Any, hint: Any) -> str:
+    """Why a whole number is none here, or what a text should have been.
+
+    YAML 1.1 makes no number of such as 1e-3.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and _fits(1, hint):
+        return ", which is too large"
+    if not isinstance(value, str) or not _fits(0.5, hint):
+        return ""
+    try:
+        number = float(value[:30])
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        return ""
+    digits, _, exponent = repr(number).partition("e")
+    point = "" if "." in digits else ".0"
+    return f"; YAML reads {digits}{point}{exponent and 'e' + exponent} as a number"
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(inner) for inner in typing.get_args(hint))
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "True or False"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

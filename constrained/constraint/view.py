@@ -1,0 +1,214 @@
+"""How a tensor is seen as elements of a set: einops patterns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import EinopsError, parse_shape, rearrange
+from torch import Tensor
+
+from constrained.constraint.base import FLAT, Constraint, unguarded
+from constrained.constraint.elements import Params
+from constrained.constraint.plain_data import short
+
+#: einops takes its time for a long pattern.
+_LONGEST = 1_000
+
+
+def axes(pattern: str) -> set[str]:
+    """The names of the axes in an einops pattern."""
+    return set(re.findall(r"[A-Za-z]\w*", pattern))
+
+
+class View(Constraint):
+    """A constraint on a rearrangement of the tensor, whose whole is then one element.
+
+    **Set**: all ``X`` whose rearrangement by ``pattern`` has its elements in the set of
+    ``constraint``; dimension, open or closed: as there.
+    **Map**: that of ``constraint``, rearranged back.
+    **Right inverse**: that of ``constraint``, after rearranging.
+    **Reference**: Rogozhnikov, "Einops: Clear and Reliable Tensor Manipulations with Einstein-like
+    Notation" (ICLR 2022).
+
+    Args:
+        constraint: the constraint on what is seen.
+        pattern: ``"from -> to"``. The elements are made of the last dimensions of ``to``; a whole
+            number is an axis of that length: ``"(4 h) k -> 4 h k"`` are the gates of an LSTM.
+        shape: the shape of the tensor that is viewed.
+        sizes: the lengths of axes that the shape leaves open.
+
+    Raises:
+        ValueError: if the pattern is malformed or does not fit the shape.
+    """
+
+    def __init__(
+        self,
+        constraint: Constraint,
+        pattern: str,
+        shape: Sequence[int],
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.constraint = constraint
+        self.pattern = pattern
+        self.shape = tuple(shape)
+        self.sizes = dict(sizes or {})
+        self.event_dim = len(self.shape)
+        self._there, self._back, self._lengths = _parse(pattern, self.shape, self.sizes)
+        constraint.check_shape(self._see(torch.empty(self.shape, device="meta")).shape)
+
+    @property
+    def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Those of the constraint on what is seen."""
+        return self.constraint.frozen
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether that is."""
+        return self.constraint.deterministic
+
+    def _see(self, value: Tensor) -> Tensor:
+        return rearrange(value, self._there, **self._lengths)
+
+    def forward(self, *params: Tensor) -> Tensor:
+        """Map free parameters to the viewed tensor."""
+        return rearrange(self.constraint(*params), self._back, **self._lengths)
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """As the constraint on what is seen rounds."""
+        seen = self.constraint.rounded(self._see(value), dtype)
+        return rearrange(seen, self._back, **self._lengths)
+
+    def right_inverse(self, value: Tensor) -> Params:
+        """Free parameters of the rearranged tensor."""
+        # Whether the value is a member is known, by the precision that it was stored in.
+        return unguarded(self.constraint, "right_inverse")(self._see(value))
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest violation among the elements that are seen; a scalar."""
+        return self.constraint.violation(self._see(value)).amax()
+
+    def project(self, value: Tensor) -> Tensor:
+        """Project the rearranged tensor, and rearrange it back."""
+        return rearrange(self.constraint.project(self._see(value)), self._back, **self._lengths)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Move the elements that are seen."""
+        moved = self.constraint.inwards(self._see(value), share)
+        return rearrange(moved, self._back, **self._lengths)
+
+    def start(self, value: Tensor) -> Tensor:
+        """Where the elements that are seen start."""
+        self.check_tensor(value)
+        return rearrange(self.constraint.start(self._see(value)), self._back, **self._lengths)
+
+    def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
+        """Which of the elements that are seen lie where the derivative vanishes."""
+        return self.constraint.flat(self._see(value), share)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A random element, distributed as those of ``constraint``."""
+        self.check_shape(shape)
+        seen = self._see(torch.empty(self.shape, device="meta")).shape
+        sample = self.constraint.sample(seen, generator=generator, dtype=dtype, device=device)
+        return rearrange(sample, self._back, **self._lengths)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The sum of the dimensions of all elements that are seen."""
+        seen = self._see(torch.empty(tuple(shape), device="meta")).shape
+        inner = self.constraint.event_dim
+        split = 0 if inner is None else len(seen) - inner
+        return seen[:split].numel() * self.constraint.dimension(seen[split:])
+
+    def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
+        """The canonical parameters of ``constraint``."""
+        return self.constraint.canonical(*params)
+
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """As those of ``constraint``."""
+        return self.constraint.restored_together(count)
+
+    def has_canonical(self) -> bool:
+        """Whether ``constraint`` has canonical parameters."""
+        return self.constraint.has_canonical()
+
+    def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
+        """That of ``constraint``, whose parameters these are."""
+        return self.constraint.step_gradient(gradient, *params)
+
+    def has_step_gradient(self) -> bool:
+        """Whether ``constraint`` has one."""
+        return self.constraint.has_step_gradient()
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """Only the shape that was given fits."""
+        return None if event == self.shape else f"must have the shape {self.shape}"
+
+    def check_member(self, value: Tensor) -> None:
+        """Let the constraint that is viewed tell what is wrong, element by element."""
+        self.check_tensor(value)
+        self.constraint.check_member(self._see(value))
+
+    def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the elements that are seen."""
+        return self.constraint.measured(self._see(value))
+
+    def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
+        """Whether all elements that are seen lie in the set; a scalar."""
+        return self.constraint.contains(self._see(value), tol).all()
+
+    def spec(self) -> dict[str, Any]:
+        """The spec of ``constraint``, with the view."""
+        return {**self.constraint.spec(), "view": self.pattern, **self.sizes}
+
+    def __repr__(self) -> str:
+        return f"{self.constraint!r} viewed as {self.pattern!r}"
+
+
+def _parse(
+    pattern: str, shape: tuple[int, ...], sizes: Mapping[str, int]
+) -> tuple[str, str, dict[str, int]]:
+    """The pattern, its reverse, and the length of every axis in it."""
+    left, arrow, right = pattern.partition("->")
+    if not arrow or "->" in right or "..." in pattern or len(pattern) > _LONGEST:
+        raise ValueError(
+            f"The view {short(pattern)} must read 'from -> to', with all axes named, as in "
+            "'o i h w -> o (i h w)'."
+        )
+    # einops names every axis: 4 becomes an axis of that length.
+    numbers = {n: f"axis{n}" for n in re.findall(r"(?<!\w)\d+(?!\w)", pattern) if n != "1"}
+    left, right = (
+        re.sub(r"(?<!\w)\d+(?!\w)", lambda m: numbers.get(m[0], m[0]), side).strip()
+        for side in (left, right)
+    )
+    given = {**sizes, **{name: int(n) for n, name in numbers.items()}}
+    for name, size in given.items():
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**63:
+            raise ValueError(
+                f"The axis '{name}' of the view {pattern!r} must be a positive whole number, got "
+                f"{short(size)}."
+            )
+    whole = torch.empty(shape, device="meta")
+    flat = " ".join(re.sub(r"[()]", " ", left).split())
+    try:
+        lengths = parse_shape(rearrange(whole, f"{left} -> {flat}", **given), flat)
+        rearrange(whole, f"{left} -> {right}", **lengths)
+    except EinopsError as error:
+        reason = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        cure = ""
+        if "infer" in reason:
+            cure = " Give their lengths beside the view, as in view='(g h) k -> g h k', g=4."
+        raise ValueError(
+            f"The view {pattern!r} does not fit a tensor of shape {shape}: {reason}.{cure}"
+        ) from None
+    return f"{left} -> {right}", f"{right} -> {left}", lengths

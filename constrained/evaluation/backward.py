@@ -1,0 +1,254 @@
+"""The gradient of an evaluation that is kept aside, and asked for any number of times.
+
+A value that is read in two losses is differentiated twice, and autograd frees the buffers of a
+graph after its first backward pass. So what the gradient needs is kept aside, hidden from
+autograd: the graph of the evaluation, or, where the constraint can do without one, its arguments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from constrained.constraint.fast_paths import evaluated_again
+from constrained.constraint.precision import autocast_disabled
+from constrained.evaluation.events import expect_writes
+from constrained.evaluation.fingerprint import Fingerprint
+from constrained.evaluation.tensor_state import TensorState
+from constrained.torch_internals.functions import direct
+from constrained.torch_internals.tensors import is_batch, version
+
+Evaluate = Callable[..., Tensor]
+
+Pullback = Callable[..., tuple[Tensor | None, ...]]
+
+
+def replay(kept: Kept, *inputs: Tensor) -> Tensor:
+    """The value of an evaluation, whose gradient with respect to ``inputs`` is what it says."""
+    # Inside of a transform of torch.func no value is kept.
+    return direct(_Replay)(kept, *inputs)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient that a constraint can be asked about: those of embeddings may be sparse.
+
+    Few constraints leave the rows alone that nobody has read, and fewer have derivatives for
+    sparse tensors.
+    """
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
+def with_dense_gradient(value: Tensor) -> Tensor:
+    """A value whose gradient arrives where it was evaluated as a dense one."""
+    return direct(_Dense)(value)
+
+
+class Kept(ABC):
+    """An evaluation, kept aside from the graph that its value is used in.
+
+    Attributes:
+        value: what was evaluated.
+        is_repeatable: whether evaluating again gives the same; what a foreign module does may not.
+        is_spent: whether no gradient may be had any more.
+        fingerprint: what the evaluation depended on.
+        state: what the value was.
+    """
+
+    def __init__(self, value: Tensor, is_repeatable: bool) -> None:
+        self.value = value
+        self.is_repeatable = is_repeatable
+        self.is_spent = False
+        self.fingerprint: Fingerprint | None = None
+        self.state: TensorState | None = None
+
+    def note(self, inputs: Sequence[Tensor]) -> None:
+        """Note what the inputs are at the time of the evaluation."""
+        self.inputs = inputs
+
+    @abstractmethod
+    def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients with respect to the inputs, without a graph of their own."""
+
+    @abstractmethod
+    def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The same with a graph of their own, where gradients are recorded."""
+
+    def _evaluate_again(self, evaluate: Evaluate, originals: int) -> Tensor:
+        """The end of a graph that may be differentiated twice, and freed."""
+        self._check()
+        with torch.enable_grad():
+            return evaluate(*self.inputs[:originals])
+
+    def _check(self) -> None:
+        if self.fingerprint is not None and not self.fingerprint.can_be_differentiated():
+            raise written_since()
+
+
+class KeptGraph(Kept):
+    """An evaluation with its graph.
+
+    Args:
+        value: the end of the graph.
+        evaluate: what gave it, if it may be repeated.
+        originals: how many of the inputs are its arguments.
+    """
+
+    def __init__(self, value: Tensor, evaluate: Evaluate | None, originals: int) -> None:
+        super().__init__(value, evaluate is not None)
+        self._evaluate, self._originals = evaluate, originals
+
+    _edges: list[Any]
+
+    def note(self, inputs: Sequence[Tensor]) -> None:
+        """Note the inputs, and where the graph begins."""
+        super().note(inputs)
+        # Noted now: an alias of a tensor that is written in place gets a new node, of which the
+        # graph knows nothing.
+        self._edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
+
+    def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Replay the graph, and keep it."""
+        return self._replay(self.value, needed, gradient, create_graph=False)
+
+    def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Replay a graph that can be differentiated once more.
+
+        A replay that is recorded leads through the graph that it replays, and who differentiates
+        it frees that graph. So an evaluation that depends on nothing else is repeated. What a
+        foreign module did cannot be repeated: its graph is given away.
+        """
+        if self._evaluate is None:
+            self.is_spent = True
+            end = self.value
+        else:
+            end = self._evaluate_again(self._evaluate, self._originals)
+        return self._replay(end, needed, gradient, create_graph=torch.is_grad_enabled())
+
+    def _replay(
+        self, end: Tensor, needed: Sequence[bool], gradient: Tensor, create_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        found = iter(
+            torch.autograd.grad(
+                end,
+                [edge for edge, need in zip(self._edges, needed, strict=True) if need],
+                gradient,
+                retain_graph=True,
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+        return tuple(next(found) if need else None for need in needed)
+
+
+class KeptArguments(Kept):
+    """An evaluation whose gradient the constraint has from the value and the arguments.
+
+    Args:
+        value: what was evaluated, without a graph.
+        evaluate: what gave it.
+        pullback: ``Constraint.pullback``.
+        copied: which of the arguments the value is a copy of; it stands for this argument.
+    """
+
+    def __init__(
+        self, value: Tensor, evaluate: Evaluate, pullback: Pullback, copied: int | None
+    ) -> None:
+        super().__init__(value, True)
+        self._evaluate, self._pullback, self._copied = evaluate, pullback, copied
+
+    def note(self, inputs: Sequence[Tensor]) -> None:
+        """Note the inputs, and their versions, as autograd does with what it saves."""
+        super().note(inputs)
+        self._arguments = [x.detach() for x in inputs]
+        self._versions = [version(x) for x in inputs]
+
+    def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Ask the constraint."""
+        if self.state is not None and not self.state.is_untouched():
+            # Somebody has written into the value, and autograd may have recorded it.
+            return self.differentiable(needed, gradient)
+        self._check()
+        if self._versions != [version(x) for x in self._arguments]:
+            raise written_since()
+        arguments = list(self._arguments)
+        if self._copied is not None:
+            arguments[self._copied] = self.value
+        return self._pullback(self.value, gradient, *arguments)
+
+    def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Record the evaluation after all."""
+        end = self._evaluate_again(self._evaluate, len(self.inputs))
+        wanted = [x for x, need in zip(self.inputs, needed, strict=True) if need]
+        is_recorded = torch.is_grad_enabled()
+        found = iter(
+            torch.autograd.grad(end, wanted, gradient, create_graph=is_recorded, allow_unused=True)
+        )
+        return tuple(next(found) if need else None for need in needed)
+
+
+def recomputing(evaluate: Evaluate, originals: Sequence[Tensor]) -> Pullback:
+    """A pullback by one more evaluation.
+
+    Args:
+        evaluate: gives the value of such originals.
+        originals: tensors of which some require a gradient.
+    """
+    trained = [i for i, t in enumerate(originals) if t.requires_grad]
+
+    def pullback(_: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor | None, ...]:
+        return evaluated_again(evaluate, trained, gradient, params)
+
+    return pullback
+
+
+def written_since() -> RuntimeError:
+    """The error for a gradient that is asked for after its arguments were written."""
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace "
+        "operation: an original of a parametrized tensor was written, or an argument of its "
+        "constraint was set, between the forward pass and the backward pass."
+    )
+
+
+class _Replay(torch.autograd.Function):
+    """A node that owns no buffers, and asks the evaluation that is kept for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: Kept, *inputs: Tensor) -> Tensor:
+        ctx.kept = kept
+        kept.note(inputs)
+        return kept.value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept, needed = ctx.kept, ctx.needs_input_grad[1:]
+        expect_writes()
+        if kept.fingerprint is not None:
+            for state in kept.fingerprint.states:
+                state.mark()
+        # For many gradients at once, as of vmap, no constraint has a rule but that of autograd.
+        by_graph = torch.is_grad_enabled() or is_batch(gradients[0])
+        ask = kept.differentiable if by_graph else kept.gradients
+        # Called inside of an autocast region, backward would compute in low precision.
+        (gradient,) = gradients
+        if kept.is_repeatable:
+            gradient = dense(gradient)
+        with autocast_disabled(kept.value):
+            return None, *ask(needed, gradient)
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        del ctx
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        return dense(gradients[0])

@@ -1,0 +1,104 @@
+"""Hooks on the value of a parametrized tensor, which outlive each single value.
+
+A hook on the value (``module.weight.register_hook``) belongs to the parametrized tensor, as one on
+a parameter does: each value calls those that were registered on the values before it. Their
+dictionaries are kept here alone: what a node of autograd holds, the garbage collector does not see,
+and a hook may well refer to its module.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from constrained.evaluation.stored_value import StoredValue
+from constrained.torch_internals.hooks import Hook, call_first, hooks_of, lasts
+from constrained.torch_internals.tensors import is_transformed
+
+Hooks = OrderedDict[int, Hook]
+
+
+class ValueHooks:
+    """The hooks on all values of one parametrized tensor.
+
+    Args:
+        values: the stored values, by threads. Not copied.
+    """
+
+    __slots__ = ("__weakref__", "_known", "_values")
+
+    def __init__(self, values: Mapping[int, StoredValue]) -> None:
+        self._values = values
+        # Dictionaries of hooks by their ids, with the value that each was begun for.
+        self._known: dict[int, tuple[weakref.ref[Tensor], Hooks]] = {}
+
+    def note(self, stored: StoredValue) -> None:
+        """Remember the hooks of a stored value, which may be replaced by another one."""
+        # Without its node the tensor is somebody's own, and what a foreign module gives has the
+        # hooks that it has under torch.
+        value = stored.tracked
+        if stored.is_pure and value.grad_fn is stored.node:
+            hooks = hooks_of(value)
+            if hooks is not None:
+                self._known[id(hooks)] = weakref.ref(value), hooks
+
+    def wait(self) -> bool:
+        """Whether hooks wait for the gradient of the value, in any thread."""
+        return any(map(_any_lasts, self._all()))
+
+    def pass_on(self, value: Tensor, *, is_kept: bool) -> None:
+        """Let a new value call the hooks of all others.
+
+        Args:
+            value: the new one.
+            is_kept: whether it is looked at again, when it is replaced.
+        """
+        if value.grad_fn is None or is_transformed(value) or torch.compiler.is_compiling():
+            return
+        self._drop_dead()
+        if is_kept and not self._all():
+            return
+        # The node of a value holds its own hooks only.
+        own: Hooks = OrderedDict()
+        self._known[id(own)] = weakref.ref(value), own
+        call_first(value, partial(_call, weakref.ref(self), own), own)
+
+    def call(self, gradient: Tensor, own: Hooks | None = None) -> Tensor:
+        """What the hooks that last make of a gradient, in the order of their registration.
+
+        Args:
+            gradient: that of a value.
+            own: the hooks that this value calls itself.
+        """
+        # The keys are numbers that torch gives in the order of registration.
+        hooks = {k: f for found in self._all() if found is not own for k, f in found.items()}
+        for _, hook in sorted(hooks.items()):
+            result = hook(gradient) if lasts(hook) else None
+            gradient = gradient if result is None else result
+        return gradient
+
+    def _all(self) -> list[Hooks]:
+        """All dictionaries of hooks, those of the stored values of all threads included."""
+        for stored in list(self._values.values()):
+            self.note(stored)
+        return [hooks for _, hooks in list(self._known.values())]
+
+    def _drop_dead(self) -> None:
+        """Drop dictionaries without a lasting hook, whose value is gone."""
+        for key, (value, hooks) in list(self._known.items()):
+            if value() is None and not _any_lasts(hooks):
+                self._known.pop(key, None)
+
+
+def _any_lasts(hooks: Hooks) -> bool:
+    return any(map(lasts, list(hooks.values())))
+
+
+def _call(found: weakref.ref[ValueHooks], own: Hooks, gradient: Tensor) -> Tensor:
+    hooks = found()
+    return gradient if hooks is None else hooks.call(gradient, own)

@@ -1,0 +1,1 @@
+"""Methods of other libraries that have to know of constrained tensors."""

@@ -1,0 +1,92 @@
+"""Bounds that GPyTorch has for the parameters of its modules, beside the constraints here.
+
+GPyTorch says by a ``RuntimeError``, in words of its own, that a value is out of the bounds of a
+parameter. BoTorch looks for these words where it begins a fit anew: it samples hyperparameters from
+their priors until one is within their bounds. So a value that is refused here is refused so, too.
+
+A bound that has no transform is kept by BoTorch's optimizers, which find it by the name of the
+parameter; and the free parameters of a constrained tensor have other names.
+
+GPyTorch is not imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import InfeasibleError
+from constrained.constraint.spec import Request
+from constrained.model.changes import TensorChange, advise
+from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.module_class import contribute
+
+_MODULE, _CLASS = "gpytorch.module", "Module"
+
+
+class OutOfBoundsError(InfeasibleError, RuntimeError):
+    """A value outside of its set that a module of GPyTorch was to be initialised with."""
+
+
+@contribute
+def initialize_methods(base: type, names: tuple[str, ...]) -> dict[str, Any]:
+    """The method of a class derived from ``base`` by which GPyTorch sets its parameters."""
+    module = getattr(sys.modules.get(_MODULE), _CLASS, None)
+    is_one = names and module is not None and issubclass(base, module)
+    return {"initialize": _initialize} if is_one else {}
+
+
+def _initialize(self: Any, **values: Any) -> Any:
+    try:
+        return super(self._parametrized, self).initialize(**values)
+    except ValueError as error:
+        # What a property or a submodule refused has been told already.
+        if isinstance(error, RuntimeError) or values.keys().isdisjoint(self.parametrizations):
+            raise
+        raise OutOfBoundsError(
+            f"{error} So it is out of bounds of its current constraints."
+        ) from error
+
+
+@advise
+def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
+    """Tell of a bound that a tensor had by its name alone, if its set reaches beyond it.
+
+    Args:
+        change: of the tensor.
+        request: what was asked for.
+    """
+    del request
+    constraint = change.parametrizations.constraint()
+    for place in change.places if constraint is not None else ():
+        find = getattr(place.module, "constraint_for_parameter_name", None)
+        bound = None if find is None else find(place.name)
+        if bound is None or getattr(bound, "enforced", True):
+            continue
+        if _reaches_beyond(constraint, bound, change.original):
+            warnings.warn(
+                f"'{place.path}' had {bound} of GPyTorch, which has no transform: BoTorch keeps it "
+                "by the name of the parameter, and that is another one now. So nothing but "
+                f"{constraint!r} holds, which reaches beyond it: choose one inside of these bounds.",
+                stacklevel=frames_to_the_caller(),
+            )
+
+
+def _reaches_beyond(constraint: Constraint, bound: Any, tensor: Tensor) -> bool:
+    # Random members tell, and for a set that is given by its entries, numbers outside of the bound.
+    device = torch.device("cpu") if tensor.is_meta else tensor.device
+    seeded = torch.Generator(device).manual_seed(0)
+    sample = constraint.sample(tensor.shape, generator=seeded, dtype=tensor.dtype, device=device)
+    if not bound.check(sample.to(bound.lower_bound.device)):
+        return True
+    for end, sign in ((bound.lower_bound, -1), (bound.upper_bound, 1)):
+        for distance in (0.01, 1.0, 100.0):
+            beyond = (end + sign * distance * end.abs().clamp(min=1e-6)).to(sample)
+            if beyond.isfinite().all() and constraint.contains(beyond.expand_as(sample)).any():
+                return True
+    return False

@@ -1,0 +1,107 @@
+"""What is constrained of the kernel of a convolution, or of gates, where no view says it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from torch import nn
+
+from constrained.constraint.base import Constraint
+from constrained.constraint.spec import Request
+from constrained.model.changes import TensorChange, advise
+from constrained.parametrized.caller import frames_to_the_caller
+
+_TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+
+
+#: The layers whose weight is the kernel of a convolution; lazy ones are of these classes too.
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED
+
+
+#: How many gates have their recurrent kernels in one tensor, one below the other.
+_GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+
+
+#: Sets of which a stack of members is none: nobody means them of all gates together.
+_ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
+
+
+@advise
+def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
+    """Tell that the recurrent kernels of all gates are one matrix, where each is meant to be one.
+
+    Of sets of another kind, such as a bound of a norm or of a rank, many mean the whole.
+
+    Args:
+        change: of the tensor.
+        request: what is asked for.
+    """
+    place, shape = change.places[0], tuple(change.original.shape)
+    module, constraint = place.module, request.constraint
+    gates = next((n for kind, n in _GATES.items() if isinstance(module, kind)), None)
+    if gates is None or not place.name.startswith("weight_hh") or request.view is not None:
+        return
+    if not isinstance(constraint, Constraint) or constraint.name not in _ISOMETRIES:
+        return
+    warnings.warn(
+        f"'{place.path}' holds the kernels of {gates} gates, and {constraint!r} constrains all of "
+        f"it as one matrix of {shape[0]} x {shape[1]}. For {gates} matrices of "
+        f"{shape[0] // gates} x {shape[1]}, one for each gate, give view='(g h) k -> g h k', "
+        f"g={gates}; view='h k -> h k' says that the one is meant.",
+        UserWarning,
+        stacklevel=frames_to_the_caller(),
+    )
+
+
+@advise
+def warn_of_small_elements(change: TensorChange, request: Request) -> None:
+    """Tell that the elements of a set are not the filters of a convolution, which most mean.
+
+    A set of vectors or of matrices takes the last one or two dimensions of a kernel for an element,
+    which are rows or slices of its taps. A set of numbers, and one that takes the whole tensor,
+    mean the same whatever the tensor is for.
+
+    Args:
+        change: of the tensor.
+        request: what is asked for.
+    """
+    place, shape = change.places[0], tuple(change.original.shape)
+    module, constraint = place.module, request.constraint
+    if not isinstance(module, CONVOLUTIONS) or len(shape) < 3:
+        return
+    if not isinstance(constraint, Constraint) or request.view is not None:
+        return
+    event, taps = constraint.event_dim, math.prod(shape[2:])
+    if event not in (1, 2):
+        return
+    groups, axes = module.groups, " ".join("dhw"[-(len(shape) - 2) :])
+    transposed = isinstance(module, _TRANSPOSED)
+    inputs, outputs = shape[1], shape[0]
+    if transposed:
+        # Its kernel is (in, out / groups, *taps).
+        inputs, outputs = shape[0] // groups, shape[1] * groups
+    length, count = inputs * taps, math.prod(shape[:-event])
+    first, second = ("i", "o") if transposed else ("o", "i")
+    filters = "o"
+    if groups > 1 and (transposed or event == 2):
+        first, filters = f"({groups} {first})", f"({groups} o)" if event == 1 else f"{groups} o"
+    if event == 1:
+        small = f"{count} vectors of {shape[-1]}"
+        meant = f"{outputs} vectors of {length}, one for each filter,"
+        if count == outputs:
+            return
+    else:
+        small = f"{count} matrices of {shape[-2]} x {shape[-1]}"
+        matrix = f"{outputs // groups} x {length}"
+        meant = f"{groups} matrices of {matrix}, one for each group,"
+        if groups == 1:
+            meant = f"one matrix of {matrix}"
+    same = f"i o {axes}" if transposed else f"o i {axes}"
+    warnings.warn(
+        f"'{place.path}' is a kernel of shape {shape}, of which {constraint!r} constrains {small}. "
+        f"For {meant} give view='{first} {second} {axes} -> {filters} (i {axes})'; "
+        f"view='{same} -> {same}' says that the small ones are meant.",
+        UserWarning,
+        stacklevel=frames_to_the_caller(),
+    )

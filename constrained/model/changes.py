@@ -1,0 +1,210 @@
+"""A tensor that is about to be constrained: prepared, carried out, or put off."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from constrained.atomic.contents import recording
+from constrained.atomic.undo import all_or_nothing, around
+from constrained.constraint.base import Constraint
+from constrained.constraint.spec import Request
+from constrained.constraint.view import View
+from constrained.model.errors import is_ours, named, raise_failed
+from constrained.model.start import count_flat, relative_distance, start_of
+from constrained.model.targets import Place
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.registration.install import install
+from constrained.registration.param_groups import Succession, check_holds
+
+
+class Change(ABC):
+    """What is about to happen to a tensor of a model, at all of its places.
+
+    Attributes:
+        places: where the tensor is.
+        is_new: whether an optimizer has yet to learn of it.
+        flat: how many elements start where the derivative of the map vanishes, and of how many.
+    """
+
+    places: list[Place]
+    is_new: bool
+    flat: tuple[int, int]
+
+    def modules(self) -> list[nn.Module]:
+        """All modules that change."""
+        return around(place.module for place in self.places)
+
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """All tensors that change."""
+
+    @abstractmethod
+    def succession(self) -> Succession | None:
+        """What an optimizer has to know of it, if anything."""
+
+    @abstractmethod
+    def do(self) -> None:
+        """Change the model."""
+
+
+@dataclass
+class TensorChange(Change):
+    """A tensor that is about to be constrained.
+
+    Attributes:
+        places: where it is.
+        original: the tensor.
+        parametrizations: what takes its place.
+        is_new: whether that is still to take the tensor; else it is there for a tied one already.
+        flat: how many elements start where the derivative of the map vanishes, and of how many.
+    """
+
+    places: list[Place]
+    original: Tensor
+    parametrizations: ParametrizationList
+    is_new: bool = True
+    flat: tuple[int, int] = (0, 0)
+
+    def modules(self) -> list[nn.Module]:
+        """The owners, and all that parametrizes the tensor."""
+        return [*super().modules(), *self.parametrizations.modules()]
+
+    def tensors(self) -> list[Tensor]:
+        """The tensor itself."""
+        return [self.original]
+
+    def succession(self) -> Succession | None:
+        """The parameters that the tensor consists of now, and those that take their place."""
+        place = self.places[0]
+        return Succession(place.module, place.name, place.path)
+
+    def do(self) -> None:
+        """Put the list of parametrizations in the place of the tensor."""
+        with recording(self.original):
+            if self.is_new:
+                self.parametrizations.take(self.original)
+            for place in self.places:
+                install(place.module, place.name, self.parametrizations)
+
+
+Advice = Callable[[TensorChange, Request], None]
+
+_advice: list[Advice] = []
+
+
+def advise(function: Advice) -> Advice:
+    """Let a function warn of what a user may not have meant, for each tensor. A decorator."""
+    _advice.append(function)
+    return function
+
+
+def change_of(here: list[Place], original: Tensor, request: Request, init: str) -> TensorChange:
+    """The change that constrains a tensor; nothing of the model is written.
+
+    Args:
+        here: every place of the tensor.
+        original: the tensor.
+        request: what is asked for.
+        init: how it starts.
+
+    Raises:
+        ValueError: if the tensor cannot be constrained like that. It names the tensor.
+        TypeError: likewise.
+    """
+    try:
+        constraint = fitted(here, request)
+        with recording(original):
+            parametrizations = _parametrize(original, constraint, init, here[0].module.training)
+            flat = count_flat(parametrizations)
+    except Exception as error:
+        if not is_ours(error):
+            raise_failed(here[0].path, request.constraint, error)
+        if isinstance(error, (ValueError, TypeError)):
+            raise named(here[0].path, error) from error.__cause__
+        raise
+    change = TensorChange(here, original, parametrizations, flat=flat)
+    for function in _advice:
+        function(change, request)
+    return change
+
+
+def carry_out(changes: Sequence[Change], optimizer: Optimizer | None) -> None:
+    """Change the model, all or nothing, and tell an optimizer."""
+    changed = [module for change in changes for module in change.modules()]
+    tensors = [tensor for change in changes for tensor in change.tensors()]
+    # What a tied tensor's other owner has changed is with the optimizer already.
+    first = [change.places[0] for change in changes if change.is_new]
+    check_holds(optimizer, ((place.module, place.name, place.path) for place in first))
+    successions = [change.succession() for change in changes]
+    with all_or_nothing(changed, tensors, optimizer):
+        for change in changes:
+            change.do()
+        for succession in successions:
+            if succession is not None:
+                succession.settle(optimizer)
+    _warn_of_flat([c for c in changes if isinstance(c, TensorChange) and c.flat[0]])
+
+
+def _warn_of_flat(changes: Sequence[TensorChange]) -> None:
+    """Tell, once, of members that stay where an optimizer will hardly move them."""
+    if not changes:
+        return
+    (count, total), place = changes[0].flat, changes[0].places[0]
+    constraint = changes[0].parametrizations.constraint()
+    more = f" (and some of {len(changes) - 1} more tensors)" if len(changes) > 1 else ""
+    warnings.warn(
+        f"'{place.path}': {count} of {total} elements{more} stay next to the boundary of "
+        f"{constraint!r}, where the derivative of its map vanishes: an optimizer will hardly move "
+        "them. init='inside' starts them where they can be trained.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def check_not_written(place: Place) -> None:
+    """Raise if torch writes into the tensor whenever its module is called: nobody can keep that."""
+    module = place.module
+    bound = module.max_norm if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else None
+    if bound is not None and place.name == "weight":
+        raise ValueError(
+            f"{type(module).__name__} shortens the rows that it looks up, in place, to "
+            f"max_norm={bound!r}, and a value that is computed would lose that; set max_norm=None, "
+            f"and constrain it by 'max_norm(bound={bound!r})' if that is what you want."
+        )
+
+
+def fitted(here: list[Place], request: Request) -> Request:
+    """The request with the constraint as the owners of the tensor need it."""
+    constraint, viewed = request.constraint, request.view is not None
+    if not isinstance(constraint, Constraint):
+        return request
+    found = [constraint.fitted(place.module, place.name, viewed=viewed) for place in here]
+    for place, each in zip(here[1:], found[1:], strict=True):
+        if each is not found[0] and each.spec() != found[0].spec():
+            raise ValueError(
+                f"tied tensors have one constraint, but that of '{place.path}' is {each!r}, by the "
+                f"settings of its module, and here it is {found[0]!r}."
+            )
+    return replace(request, constraint=found[0])
+
+
+def _parametrize(
+    original: Tensor, request: Request, init: str, training: bool
+) -> ParametrizationList:
+    constraint = request.build()
+    if request.view is not None:
+        assert isinstance(constraint, Constraint)
+        constraint = View(constraint, request.view, original.shape, request.sizes)
+    constraint.train(training)
+    start = original.detach().clone()
+    if isinstance(constraint, Constraint):
+        start = start_of(constraint, start, init)
+    found = ParametrizationList([constraint], original, start=start, deferred=True)
+    found.moved = relative_distance(found.preview(), original.detach())
+    return found

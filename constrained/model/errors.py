@@ -1,0 +1,93 @@
+"""Errors whose sentence begins with the path of the tensor."""
+
+from __future__ import annotations
+
+import traceback
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import (
+    InfeasibleError,
+    OutOfRangeError,
+    SpecError,
+    UnknownNameError,
+)
+
+#: Errors that are made of one sentence.
+_OURS = (
+    ValueError,
+    TypeError,
+    InfeasibleError,
+    OutOfRangeError,
+    SpecError,
+    UnknownNameError,
+)
+
+
+#: Where what we raise ourselves is raised.
+_PACKAGES = ("constrained", "constraints")
+
+
+class ModuleKeyError(KeyError):
+    """A `KeyError` of a foreign module, with a sentence."""
+
+    def __str__(self) -> str:
+        # As in `UnknownNameError`.
+        return str(self.args[0])
+
+
+#: Errors of foreign modules that are made of one sentence too: the kind of each stays.
+_THEIRS: dict[type[Exception], type[Exception]] = {
+    RuntimeError: RuntimeError,
+    torch.OutOfMemoryError: torch.OutOfMemoryError,
+    NotImplementedError: NotImplementedError,
+    AssertionError: AssertionError,
+    AttributeError: AttributeError,
+    IndexError: IndexError,
+    KeyError: ModuleKeyError,
+}
+
+
+def raise_failed(path: str, module: nn.Module, error: Exception) -> NoReturn:
+    """Raise what the code of somebody else raised, its sentence led by the path of the tensor."""
+    if isinstance(error, (ValueError, TypeError)) and isinstance(module, Constraint):
+        raise named(path, error) from error
+    reason = f"{type(module).__name__} raised {type(error).__name__}: {error}"
+    if isinstance(error, (ValueError, TypeError)):
+        raise named(path, error, reason) from error
+    kind = _THEIRS.get(type(error))
+    if kind is None:
+        # Nobody knows how one of another kind is made.
+        error.add_note(f"'{path}': {type(module).__name__} raised this.")
+        raise error
+    raise kind(_sentence(path, reason)) from error
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether this package or its catalogue raised an error, rather than what these have called."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").partition(".")[0] in _PACKAGES
+
+
+def named(
+    path: str, error: ValueError | TypeError, reason: str | None = None
+) -> ValueError | TypeError:
+    """The same error, its sentence led by the path of the tensor.
+
+    Args:
+        path: of the tensor.
+        error: what was raised.
+        reason: the sentence; that of the error if None.
+    """
+    kind = type(error)
+    if kind not in _OURS:
+        kind = SpecError if isinstance(error, ValueError) else TypeError
+    return kind(_sentence(path, str(error) if reason is None else reason))
+
+
+def _sentence(path: str, reason: str) -> str:
+    # A foreign module may put a whole tensor into its message.
+    return f"'{path}': {reason if len(reason) <= 500 else reason[:497] + '...'}"

@@ -1,0 +1,181 @@
+"""What is constrained in a model, and how well it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import InfeasibleError, OutOfRangeError
+from constrained.model.targets import constrained_tensors, parametrized_tensors
+from constrained.parametrized.evaluation_mode import without_side_effects
+from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.parametrized.waiting import waiting_tensors
+from constrained.torch_internals.tensors import has_values
+
+
+def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The constraints of a model as plain data, by the paths of the tensors.
+
+    ``constrain(fresh_model, spec(model))`` applies them again; JSON and YAML can hold them.
+    Tensors parametrized by foreign modules are left out; those of lazy modules, which will be
+    constrained when they have a shape, come last.
+    """
+    found = {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
+    later = {path: item.spec() for path, item in waiting_tensors(model)}
+    return found | {path: plain for path, plain in later.items() if plain is not None}
+
+
+@torch.no_grad()
+def violations(model: nn.Module) -> dict[str, float]:
+    """How far each constrained tensor lies from its set: path -> largest violation in its batch.
+
+    It is ``inf`` if the tensor holds NaN or infinity, and NaN if it holds no numbers at all, as on
+    the meta device.
+    """
+    return {row.path: row.violation for row in _rows(model) if row.violation is not None}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parametrized tensor in a report.
+
+    Attributes:
+        path: where it is in the model.
+        constraint: what it is parametrized by.
+        shape: the shape of its value.
+        violation: the largest one in its batch; NaN if the value has no numbers, as on the meta
+            device; None if nothing is known: a foreign module parametrizes it, or it has no shape
+            yet, in a lazy module.
+        tolerance: how much of that is rounding.
+        moved: how far it went when it was constrained, relative to its norm.
+        flat: the share of its elements that lie where the derivative of the map vanishes, next to
+            the boundary: an optimizer hardly moves them.
+    """
+
+    path: str
+    constraint: str
+    shape: tuple[int, ...]
+    violation: float | None
+    tolerance: float
+    moved: float | None
+    flat: float = 0.0
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the violation is no more than rounding; None if nobody can tell."""
+        if self.violation is None or math.isnan(self.violation):
+            return None
+        return math.isfinite(self.violation) and self.violation <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Report:
+    """The constrained tensors of a model; ``print`` shows them as a table."""
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        # Imported here, so that `import constrained` stays fast.
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(
+            caption="moved: how far the tensor went when it was constrained, relative to its norm; "
+            "flat: the share of its elements that an optimizer hardly moves"
+        )
+        for heading in ("tensor", "constraint", "shape", "violation", "holds", "moved", "flat"):
+            table.add_column(heading, overflow="fold")
+        for row in self.rows:
+            moved = "" if row.moved is None else f"{row.moved:.2g}"
+            shape = " x ".join(map(str, row.shape))
+            holds = {True: "yes", False: "NO", None: "?"}[row.holds]
+            violation = "" if row.holds is None else f"{row.violation:.1e}"
+            flat = f"{row.flat:.0%}" if row.flat == 0 or row.flat >= 0.005 else "< 1%"
+            table.add_row(row.path, row.constraint, shape, violation, holds, moved, flat)
+        text = StringIO()
+        Console(file=text, width=110).print(table if self.rows else "No tensor is constrained.")
+        return "\n".join(map(str.rstrip, text.getvalue().splitlines())).rstrip()
+
+
+@torch.no_grad()
+def report(model: nn.Module) -> Report:
+    """The constrained tensors of a model: constraint, shape, violation, how far each has moved.
+
+    Tensors that others parametrized, by a ``register_parametrization``, have a row as well. Whether
+    a foreign module holds is shown as ``?``: it names no set by which to measure its values.
+    """
+    return Report(tuple(_rows(model)))
+
+
+def assert_feasible(model: nn.Module) -> None:
+    """Raise unless every constrained tensor lies in its set, up to rounding.
+
+    Raises:
+        InfeasibleError: naming the tensor that is farthest out, relative to its tolerance.
+    """
+    broken = [row for row in report(model).rows if row.holds is False]
+    if broken:
+        worst = max(broken, key=lambda row: _relative(row))
+        others = f" ({len(broken) - 1} more tensors violate theirs)" if len(broken) > 1 else ""
+        if worst.violation == math.inf:
+            raise InfeasibleError(
+                f"'{worst.path}' under {worst.constraint} holds NaN or infinite values, or finite "
+                f"ones too large to be measured{others}."
+            )
+        raise InfeasibleError(
+            f"'{worst.path}' violates {worst.constraint} by {worst.violation:.3g}, at most "
+            f"{worst.tolerance:.3g} is rounding{others}."
+        )
+
+
+def _relative(row: Row) -> float:
+    if row.violation is None or row.violation == math.inf:
+        return math.inf
+    return row.violation / (row.tolerance or math.ulp(0.0))
+
+
+def _rows(model: nn.Module) -> Iterator[Row]:
+    for path, parametrizations in parametrized_tensors(model):
+        ours = isinstance(parametrizations, ParametrizationList)
+        constraint = parametrizations.constraint() if ours else None
+        moved = parametrizations.moved if ours else None
+        if constraint is None:
+            # A foreign module may write into itself when it is evaluated.
+            with without_side_effects(parametrizations):
+                shape = tuple(read(parametrizations, path).shape)
+            foreign = " then ".join(type(m).__name__ for m in parametrizations.children())
+            yield Row(path, foreign, shape, None, 0.0, moved)
+            continue
+        shape: Any = parametrizations.shape
+        violation, allowed, flat = math.inf, 0.0, 0.0
+        try:
+            value = read(parametrizations, path)
+            shape = value.shape
+            violation, allowed, flat = _measured(constraint, value)
+        except (OutOfRangeError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            # Of numbers with which nobody can compute. All other tensors have their rows.
+            violation = math.inf
+        yield Row(path, repr(constraint), tuple(shape), violation, allowed, moved, flat)
+    for path, item in waiting_tensors(model):
+        yield Row(path, f"{item!r}, once it has a shape", (), None, 0.0, None)
+
+
+def _measured(constraint: Constraint, value: Tensor) -> tuple[float, float, float]:
+    """The largest violation in a batch, how much of it is rounding, and which share is flat."""
+    if not has_values(value):
+        return math.nan, 0.0, 0.0
+    if not value.numel():
+        return 0.0, 0.0, 0.0
+    measured, granted = map(torch.flatten, constraint.measured(value))
+    # Beyond the range of numbers is outside, however much is granted there.
+    excess = torch.where(torch.isfinite(measured), measured - granted, torch.inf)
+    worst = int((excess if bool((excess > 0).any()) else measured).argmax())
+    flat = float(constraint.flat(value).double().mean())
+    return float(measured[worst]), float(granted[worst]), flat

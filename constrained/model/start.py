@@ -1,0 +1,73 @@
+"""Where a tensor starts when it is constrained, and how far that is from where it was."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from constrained.constraint.base import START, Constraint
+from constrained.constraint.errors import SpecError
+from constrained.constraint.spec import Request
+from constrained.constraint.tolerance import working_dtype
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.torch_internals.tensors import has_values
+
+INITS = ("keep", "inside", "sample", "strict")
+
+
+def check_request(request: Request, init: str) -> None:
+    if isinstance(request.constraint, Constraint):
+        return
+    if request.view is not None:
+        raise SpecError("A view goes with a Constraint, not with any other module.")
+    if init != "keep":
+        raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
+
+
+def start_of(constraint: Constraint, value: Tensor, init: str) -> Tensor:
+    constraint.check_tensor(value)
+    _check_numbers(constraint, value.dtype)
+    if init == "sample":
+        return constraint.sample(value.shape, dtype=value.dtype, device=value.device)
+    if init == "strict" and has_values(value):
+        constraint.check_member(value)
+        return value
+    value = constraint.start(value)
+    return constraint.inwards(value, START) if init == "inside" and has_values(value) else value
+
+
+def _check_numbers(constraint: Constraint, dtype: torch.dtype) -> None:
+    """Raise if a number among the arguments of a constraint is none in the dtype it computes in."""
+    finfo = torch.finfo(working_dtype(dtype))
+    for part in constraint.modules():
+        if not isinstance(part, Constraint):
+            continue
+        for key, number in part.arguments().items():
+            if isinstance(number, (int, float)) and math.isfinite(number):
+                size = abs(number)
+                if size > finfo.max or 0 < size < finfo.smallest_normal * finfo.eps:
+                    raise ValueError(
+                        f"{part!r}: {key}={number!r} is {'too large' if size > 1 else 'zero'} in "
+                        f"{finfo.dtype}, in which the set is computed."
+                    )
+
+
+def count_flat(parametrizations: ParametrizationList) -> tuple[int, int]:
+    """How many elements of a new value cannot be trained, and of how many."""
+    constraint, value = parametrizations.constraint(), parametrizations.preview()
+    if constraint is None or not has_values(value):
+        return 0, 0
+    flat = constraint.flat(value)
+    return int(flat.sum()), flat.numel()
+
+
+def relative_distance(value: Tensor, before: Tensor) -> float:
+    """How far a tensor moves, relative to its norm."""
+    if not has_values(value):
+        return 0.0
+    precise = torch.complex128 if value.is_complex() else torch.float64
+    moved = torch.linalg.vector_norm(value.to(precise) - before.to(precise))
+    norm = torch.linalg.vector_norm(before.to(precise))
+    return float(moved / norm) if norm > 0 else float(moved)

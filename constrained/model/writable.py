@@ -1,0 +1,176 @@
+"""Writing into parametrized tensors, as initialisation does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.parametrized.module_class import contribute
+from constrained.parametrized.override import lists, override, overriding
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.places import check_model
+from constrained.parametrized.writing import Target, store_all
+from constrained.registration.ties import tie, ties
+from constrained.torch_internals.modules import INITIALISING, is_normalization
+
+
+def writable(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, the parametrized tensors below ``module`` may be written like plain ones.
+
+    Each of them reads as one plain parameter (or buffer) that holds its value, and
+    ``module.parameters()`` lists that instead of the originals. It may be written in any way: by
+    ``torch.nn.init``, in place, through ``.data``, by assignment. On leaving, every tensor that
+    was written is assigned: where its last parametrization is a `Constraint`, a value outside of
+    the set goes to the nearest point that ``project`` finds, as when it was constrained.
+
+    ``reset_parameters()`` and ``apply(function)`` of a parametrized module do this by themselves.
+    It is meant for writing values, not for training: gradients do not reach the originals. A module
+    below ``module`` that is given such a parameter, ``a.weight = b.weight``, is tied to the tensor.
+
+    Args:
+        module: a module, or a model that has parametrized tensors.
+
+    Raises:
+        RuntimeError: on leaving, if a tensor that was written has a parametrization without
+            ``right_inverse``, or if its originals were written too.
+        ValueError: on leaving, if a value is not finite, or cannot be assigned for another reason.
+            After either error all parametrized tensors are as they were before.
+
+    Example:
+        >>> import torch, constrained
+        >>> layer = constrained.constrain(torch.nn.Linear(4, 4), "weight", "orthogonal")
+        >>> with constrained.writable(layer):
+        ...     _ = torch.nn.init.normal_(layer.weight)
+        >>> constrained.assert_feasible(layer)
+    """
+    check_model(module)
+    return writing(module, is_listed=True)
+
+
+class writing(AbstractContextManager[None]):
+    """As `writable`.
+
+    Args:
+        module: the tensors below it are meant.
+        is_listed: whether ``parameters()`` lists the values; else the originals, as usual.
+        only: which of the tensors; all by default.
+    """
+
+    # No generator: Ctrl-C that comes before its first line, or after its last, leaves it where it
+    # is, and what it has put in the place of the tensors with it.
+
+    def __init__(
+        self,
+        module: nn.Module,
+        is_listed: bool,
+        only: Callable[[ParametrizationList], bool] | None = None,
+    ) -> None:
+        self._module, self._is_listed, self._only = module, is_listed, only
+        self._targets: dict[int, Target] = {}
+        self._places: list[tuple[nn.Module, str]] = []
+        self._listed: list[tuple[Target, bool]] = []
+        # In the last of these gradients are off for a while, and would stay so.
+        always_in = (writing.__enter__, writing.__exit__, Target.read)
+        self._undisturbed = Undisturbed(always_in)
+
+    def __enter__(self) -> None:
+        self._undisturbed.__enter__()
+        try:
+            self._begin()
+            let_through()
+        except BaseException:
+            self._end()
+            self._undisturbed.__exit__()
+            raise
+        self._undisturbed.waits = False
+
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
+        self._undisturbed.waits = True
+        try:
+            self._end()
+            self._store(is_whole=error is None)
+        finally:
+            self._undisturbed.__exit__()
+
+    def _store(self, is_whole: bool) -> None:
+        targets = self._targets.values()
+        stood_in = [t.stood_in() for t in targets if t.is_listed and t.is_read()]
+        tied = ties(self._module, stood_in) if stood_in else []
+        try:
+            if is_whole:
+                store_all(targets)
+        finally:
+            # A plain parameter would stay tied, too, whatever else goes wrong.
+            tie(tied)
+
+    def _begin(self) -> None:
+        for path, owner, name, parametrizations in list(_places(self._module)):
+            existing = overriding(owner, name)
+            if isinstance(existing, Target):
+                # Of a block around this one, which stores it.
+                self._listed.append((existing, existing.is_listed))
+                existing.is_listed |= self._is_listed
+            elif existing is None and (self._only is None or self._only(parametrizations)):
+                target = self._targets.setdefault(
+                    id(parametrizations), Target(path, parametrizations, self._is_listed)
+                )
+                self._places.append((owner, name))
+                override(owner, name, target)
+
+    def _end(self) -> None:
+        for target, before in self._listed:
+            target.is_listed = before
+        for owner, name in self._places:
+            override(owner, name, None)
+
+
+def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, ParametrizationList]]:
+    for prefix, owner in module.named_modules():
+        if hasattr(type(owner), "_overridable"):
+            for name, parametrizations in lists(owner).items():
+                if isinstance(parametrizations, ParametrizationList):
+                    path = f"{prefix}.{name}" if prefix else name
+                    yield path, owner, name, parametrizations
+
+
+# -------------------------------------------------- methods of a class with parametrized tensors
+
+
+@contribute
+def initialising_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
+    """The methods of ``base`` that write into its tensors, made to write through."""
+    methods: dict[str, Callable[..., Any]] = {"apply": _apply}
+    for name in INITIALISING:
+        if hasattr(base, name):
+            methods[name] = _writing_method(name)
+    statistics = {"running_mean", "running_var"}.intersection(names)
+    if statistics and is_normalization(base):
+        methods["forward"] = _forward
+    return methods
+
+
+def _writing_method(name: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with writing(self, is_listed=True):
+            return getattr(super(self._parametrized, self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+def _apply(self: Any, fn: Callable[[nn.Module], None]) -> Any:
+    # Not listed: a function that gathers parameters, say for an optimizer, wants the originals.
+    with writing(self, is_listed=False):
+        return super(self._parametrized, self).apply(fn)
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    # In training, normalisation updates its statistics in place.
+    if not self.training:
+        return super(self._parametrized, self).forward(*args, **kwargs)
+    with writing(self, is_listed=False, only=lambda p: not p.is_parameter):
+        return super(self._parametrized, self).forward(*args, **kwargs)

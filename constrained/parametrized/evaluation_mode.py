@@ -1,0 +1,21 @@
+"""Evaluating parametrizations without moving their state or drawing random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def without_side_effects(*roots: nn.Module) -> Generator[None]:
+    """As in evaluation, where no power iteration moves on and no random numbers are drawn."""
+    training = [m for root in roots for m in root.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

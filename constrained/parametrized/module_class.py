@@ -1,0 +1,215 @@
+"""The class of a module that has parametrized tensors: one for each base class and set of names.
+
+Torch makes a new class for every module, which neither pickles nor lets two equal layers share a
+compiled graph, and whose properties hold on to the module that they were made for. Here the class
+is looked up by what it is made of, its properties know only the name of their tensor, and a module
+pickles as "base class, names, state".
+
+It is a plain subclass, from which others may be derived: Pyro and higher do, in place of a module's
+class. So its methods call those above them by `super`, and its properties read
+``self.parametrizations`` as torch's do, where a class has a ``__getattr__`` of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize as torch_parametrize
+
+from constrained.parametrized.override import override, overriding
+from constrained.parametrized.parameter_order import named_modules
+from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.parametrized.right_inverse import raise_named
+from constrained.parametrized.unsupported import refuse_deletion, refuse_none, refusing_methods
+from constrained.parametrized.waiting import waiting
+from constrained.parametrized.weight_tools import assign_parameter, class_title, tool_methods
+from constrained.torch_internals import classes
+
+# As they are while nobody records what is read and called.
+_read_attribute, _call = nn.Module.__getattr__, nn.Module.__call__
+
+
+_classes: weakref.WeakValueDictionary[tuple[type, tuple[str, ...]], type] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def is_parametrized_class(cls: type) -> bool:
+    """Whether `parametrized_class` made the class."""
+    return "_base_class" in vars(cls)
+
+
+def base_class(module: nn.Module) -> type:
+    """The class that a module had before any of its tensors was parametrized."""
+    cls: Any = type(module)
+    if hasattr(cls, "_base_class"):
+        return cls._base_class
+    parametrizations = getattr(module, "parametrizations", None)
+    if isinstance(parametrizations, nn.ModuleDict) and len(parametrizations) > 0:
+        return cls.__bases__[0]
+    return cls
+
+
+def set_class(module: nn.Module, base: type) -> None:
+    """Give a module, once of class ``base``, the class that its ``parametrizations`` call for."""
+    names = class_names(module)
+    module.__class__ = parametrized_class(base, names) if names or waiting(module) else base
+
+
+def class_names(module: nn.Module, *more: str) -> tuple[str, ...]:
+    """The names of the tensors that are parametrized in a module, and ``more``, sorted."""
+    existing = module.__dict__["_modules"].get("parametrizations") or ()
+    return tuple(sorted({*existing, *more}))
+
+
+Members = Callable[[type, tuple[str, ...]], Mapping[str, Any]]
+
+_contributions: list[Members] = []
+_patches: dict[str, Callable[[], None]] = {}
+
+
+def contribute(members: Members) -> Members:
+    """Let a feature add members to every class that `parametrized_class` makes. A decorator.
+
+    Args:
+        members: gives the members for a base class and the names of its parametrized tensors.
+    """
+    _contributions.append(members)
+    return members
+
+
+def patch_when_imported(library: str, patch: Callable[[], None]) -> None:
+    """Call ``patch`` before a class is looked up, whenever a library has been imported by then."""
+    _patches[library] = patch
+
+
+def parametrized_class(base: type, names: tuple[str, ...]) -> type:
+    """The subclass of ``base`` in which the tensors called ``names`` are properties."""
+    for library, patch in _patches.items():
+        if library in sys.modules:
+            patch()
+    cls = _classes.get((base, names))
+    if cls is None:
+        members = {
+            "_base_class": base,
+            "_names": names,
+            "_overridable": True,
+            "_overrides": None,
+            # Tools that know the layers of torch by this, as torch.fx does, take these for such.
+            "__module__": torch_parametrize.__name__,
+            "__qualname__": class_title(base),
+            "__setattr__": _setattr,
+            "named_modules": named_modules,
+            **refusing_methods(),
+            **tool_methods(),
+            **{name: _property(name) for name in names},
+        }
+        for contributed in _contributions:
+            members |= contributed(base, names)
+        cls = type(base)(f"Parametrized{base.__name__}", (base,), members)
+        cls._parametrized = cls  # type: ignore[attr-defined]
+        if _can_be_shared:
+            _classes[base, names] = cls
+    return cls
+
+
+class _Answers:
+    """What torch is told before it writes into a class, as its own engine does."""
+
+    def is_shared(self, cls: type) -> bool:
+        return is_parametrized_class(cls)
+
+    def give_property(self, module: nn.Module, name: str) -> None:
+        module.__class__ = parametrized_class(base_class(module), class_names(module, name))
+
+
+_can_be_shared = classes.ask(_Answers())
+
+
+def _places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    state = module.__dict__
+    return state["_parameters"], state["_buffers"], state["_modules"], state
+
+
+def _property(name: str) -> property:
+    def is_parametrized(self: nn.Module) -> bool:
+        parametrizations = self.__dict__["_modules"].get("parametrizations")
+        return parametrizations is not None and name in parametrizations._modules
+
+    def value(self: nn.Module) -> Tensor:
+        # None by the class; see `overriding`.
+        if self._overrides is not None:
+            instead = overriding(self, name)
+            if instead is not None:
+                return instead if isinstance(instead, Tensor) else instead.read()
+        parametrizations = self.__dict__["_modules"].get("parametrizations")
+        found = None if parametrizations is None else parametrizations._modules.get(name)
+        if found is not None:
+            if type(self).__getattr__ is _read_attribute:
+                return read(found, name)
+            # Somebody sees, or changes, what is read: it is read as torch reads it.
+            seen: Any = self.parametrizations
+            found = seen[name]
+            if nn.Module.__call__ is _call:
+                return read(found, name)
+            # And who records the calls of modules, as torch.fx and torch.export do, is to record
+            # this one; what was written into a value would not be in the record.
+            if isinstance(found, ParametrizationList):
+                found.check_written(name)
+            return found()
+        # The class may have more properties than the module has parametrized tensors, once
+        # torch's own functions have been at work on one of its modules.
+        for tensors in _places_of(self):
+            if name in tensors:
+                return tensors[name]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    def assign(self: nn.Module, new: Tensor) -> None:
+        if new is None:
+            raise refuse_none(self, name)
+        instead = overriding(self, name)
+        if isinstance(instead, Tensor):
+            override(self, name, new)
+        elif is_parametrized(self):
+            found: Any = self.parametrizations[name]  # type: ignore[index]
+            try:
+                if instead is None:
+                    found.right_inverse(new)
+                else:
+                    instead.assign(new)
+            except (ValueError, TypeError) as error:
+                raise_named(found, instead.name if instead else name, error)
+        else:
+            # As pruning and FSDP keep tensors that they compute.
+            self.__dict__[name] = new
+
+    def delete(self: nn.Module) -> None:
+        if is_parametrized(self):
+            raise refuse_deletion(self, name)
+        if name not in self.__dict__:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        del self.__dict__[name]
+
+    return property(value, assign, delete)
+
+
+# -------------------------------------------------------------------------- methods of the class
+
+
+def _setattr(self: Any, name: str, value: Any) -> None:
+    # nn.Module would register a Parameter beside the property, which it then cannot see.
+    if isinstance(value, nn.Parameter) and name in self.__dict__.get("_modules", {}).get(
+        "parametrizations", ()
+    ):
+        assign_parameter(self, name, value.detach())
+    elif torch.compiler.is_compiling():
+        # Of a recurrent layer, which torch does not compile, the compiler of torch 2.15 fails at
+        # `super`.
+        self._base_class.__setattr__(self, name, value)
+    else:
+        super(self._parametrized, self).__setattr__(name, value)

@@ -1,0 +1,123 @@
+"""What is read in the place of a parametrized tensor: for one call, or while it is written.
+
+``torch.func.functional_call(module, {"weight": tensor}, x)`` overrides the value, as torch's
+documentation of it says: nothing is projected, stored or evaluated.
+
+An override belongs to one thread: what others read at the same time stays as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained.torch_internals import calls
+
+_lock = threading.Lock()
+
+
+class Override(ABC):
+    """Something that is read, and written, in the place of a parametrized tensor.
+
+    Args:
+        name: the tensor's, or its path, for messages.
+        parametrizations: the tensor's.
+        is_listed: whether it is listed among the parameters of its module.
+    """
+
+    def __init__(self, name: str, parametrizations: Any, is_listed: bool) -> None:
+        self.name = name
+        self.parametrizations = parametrizations
+        self.is_listed = is_listed
+
+    @abstractmethod
+    def read(self) -> Tensor:
+        """The tensor to read."""
+
+    @abstractmethod
+    def assign(self, value: Tensor) -> None:
+        """What ``module.weight = value`` does."""
+
+
+def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
+    """What stands in the place of a tensor of the module in this thread, if anything does."""
+    # Read as an attribute, None on the class, here and below: torch.compile guards an attribute,
+    # and not a key that is missing from `__dict__`.
+    overrides = getattr(module, "_overrides", None)
+    if overrides is None:
+        return None
+    if torch.compiler.is_compiling():
+        # A graph is traced for whoever runs it, and has no thread.
+        found = [override for (other, _), override in overrides.items() if other == name]
+        return found[-1] if found else None
+    return overrides.get((name, get_ident()))
+
+
+def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
+    """Put something in the place of a tensor, or with None take it away again; what stood there."""
+    if torch.compiler.is_compiling():
+        return _override(module, (name, 0), by)
+    with _lock:
+        return _override(module, (name, get_ident()), by)
+
+
+def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | None) -> Any:
+    overrides = getattr(module, "_overrides", None) or {}
+    rest = {other: override for other, override in overrides.items() if other != key}
+    if by is not None:
+        rest[key] = by
+    # Replaced as a whole, since another thread may be reading it.
+    if rest:
+        module._overrides = rest  # type: ignore[assignment]
+    elif torch.compiler.is_compiling():
+        # A graph that set an attribute would delete it when it ends, though it was never there.
+        module._overrides = None  # type: ignore[assignment]
+    elif overrides:
+        del module._overrides
+    return overrides.get(key)
+
+
+def lists(module: nn.Module) -> dict[str, nn.Module]:
+    """The lists that parametrize the tensors of one module, by the names of the tensors."""
+    found = module._modules.get("parametrizations")
+    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}  # type: ignore[arg-type]
+
+
+class _Answers:
+    """What torch is told when it puts tensors in the place of others for the time of a call."""
+
+    def is_ours(self, module: nn.Module, name: str) -> bool:
+        return hasattr(type(module), "_overridable") and name in lists(module)
+
+    def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+        before = override(module, name, tensor)
+        return before if before is None or isinstance(before, Tensor) else before.read()
+
+    def untie(
+        self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        places: dict[int, list[str]] = {}
+        for prefix, owner in module.named_modules(remove_duplicate=False):
+            if hasattr(type(owner), "_overridable"):
+                for name, parametrizations in lists(owner).items():
+                    path = f"{prefix}.{name}" if prefix else name
+                    places.setdefault(id(parametrizations), []).append(path)
+        for paths in places.values():
+            tied = [given[path] for path in paths if path in given]
+            if any(tensor is not tied[0] for tensor in tied):
+                raise ValueError(
+                    f"functional_call got multiple values for keys {sorted(paths)}, "
+                    "which are tied. Consider using tie_weights=False"
+                )
+            if tied:
+                untied.update(dict.fromkeys(paths, tied[0]))
+        return untied
+
+
+calls.ask(_Answers())

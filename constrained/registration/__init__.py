@@ -1,0 +1,1 @@
+"""How tensors become parametrized, lose parametrizations, and become plain again."""

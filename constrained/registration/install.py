@@ -1,0 +1,94 @@
+"""How a list of parametrizations takes the place of a tensor, and how it gives it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from constrained.parametrized.container import Parametrizations
+from constrained.parametrized.module_class import (
+    base_class,
+    class_names,
+    is_parametrized_class,
+    parametrized_class,
+    set_class,
+)
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.weight_tools import check_not_pyros
+from constrained.parametrized.wrapped import check_not_wrapped
+from constrained.registration.from_torch import adopt
+
+
+def check_can_change_class(module: nn.Module) -> None:
+    """Raise if a wrapper such as FSDP has put a class of its own over the module."""
+    if hasattr(type(module), "_base_class") and not is_parametrized_class(type(module)):
+        raise RuntimeError(
+            f"{type(module).__name__} was wrapped after it was parametrized; register and remove "
+            "parametrizations before wrapping."
+        )
+
+
+def check_can_hold(module: nn.Module, name: str) -> None:
+    """Raise, before anything has changed, if a tensor of this name cannot be parametrized."""
+    check_not_wrapped(module, name)
+    check_can_change_class(module)
+    check_not_pyros(module, name)
+    existing = getattr(module, "parametrizations", None)
+    if existing is not None and not isinstance(existing, nn.ModuleDict):
+        raise ValueError(
+            f"{type(module).__name__} has an attribute 'parametrizations' of its own, which is "
+            "where parametrizations live."
+        )
+    container = Parametrizations(module) if existing is None else existing
+    if hasattr(container, name) and name not in container:
+        raise KeyError(f"attribute '{name}' already exists")
+    # Some base classes cannot be subclassed just so.
+    parametrized_class(base_class(module), class_names(module, name))
+
+
+def install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+    """Put a list in the place of the parameter or buffer of that name."""
+    adopt(module)
+    base = base_class(module)
+    if "parametrizations" not in module._modules:
+        module.parametrizations = Parametrizations(module)
+    parametrizations.persistent = name not in module._non_persistent_buffers_set
+    if not parametrizations.persistent:
+        parametrizations._non_persistent_buffers_set.update(parametrizations._buffers)
+    delattr(module, name)
+    module.parametrizations[name] = parametrizations  # type: ignore[operator]
+    set_class(module, base)
+
+
+def share(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+    """Put another list in the place of the one that a tensor has: that of what it is tied to."""
+    found = module.parametrizations
+    assert isinstance(found, Parametrizations)
+    found[name]._owners.discard(found)  # type: ignore[union-attr]
+    found[name] = parametrizations
+
+
+def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
+    """Put a plain tensor in the place of a list."""
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, Parametrizations)
+    places = parametrizations.places()
+    base = base_class(module)
+    parametrizations[name]._owners.discard(parametrizations)  # type: ignore[union-attr]
+    del parametrizations[name]
+    if len(parametrizations) == 0:
+        del module._modules["parametrizations"]
+    set_class(module, base)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+        _sort(module._parameters, places)
+    else:
+        module.register_buffer(name, tensor, persistent=persistent)
+        _sort(module._buffers, places)
+
+
+def _sort(tensors: dict[str, Any], places: tuple[str, ...]) -> None:
+    order = {name: i for i, name in enumerate(places)}
+    for name in sorted(tensors, key=lambda n: order.get(n, len(order))):
+        tensors[name] = tensors.pop(name)

@@ -1,0 +1,159 @@
+"""How a tensor becomes parametrized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from constrained.atomic.contents import recording
+from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.undo import all_or_nothing, around, tensors_of
+from constrained.constraint.base import Constraint
+from constrained.parametrized.append import check_appended, prepare
+from constrained.parametrized.originals import check_is_there
+from constrained.parametrized.parametrization_list import ParametrizationList, list_with_original
+from constrained.parametrized.places import is_parametrized, list_of, resolve, tied_places
+from constrained.parametrized.weight_tools import hint
+from constrained.parametrized.wrapped import check_not_wrapped
+from constrained.parametrized.writing import settle
+from constrained.registration.from_torch import adopt
+from constrained.registration.install import check_can_hold, install
+from constrained.registration.param_groups import Succession, check_holds, check_optimizer
+
+
+class Function(nn.Module):
+    """A plain function as a parametrization. It has no right inverse.
+
+    Args:
+        function: maps a tensor to a tensor.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *originals: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(*originals)
+
+    def extra_repr(self) -> str:
+        """The name of the function."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def register_parametrization(
+    module: nn.Module,
+    tensor_name: str,
+    parametrization: nn.Module | Callable[..., Tensor],
+    *,
+    unsafe: bool = False,
+    optimizer: Optimizer | None = None,
+) -> nn.Module:
+    """Parametrize a tensor of a module.
+
+    Afterwards ``module.<tensor_name>`` is computed from originals, which live under
+    ``module.parametrizations.<tensor_name>``; ``module.<tensor_name> = value`` stores the originals
+    whose value that is. Registering again applies one parametrization after another.
+
+    As in ``torch.nn.utils.parametrize``, but:
+
+    * ``tensor_name`` may be a dotted path into ``module``, and every tensor of ``module`` that is
+      tied to the one it names stays tied to it; tied tensors that are parametrized one after the
+      other, in the same way, stay tied too;
+    * a plain function is accepted as a parametrization;
+    * after an error the module is as it was;
+    * a tensor that a `Constraint` maps from one trained tensor and constants keeps its identity.
+
+    Args:
+        module: the module, or a model that has it.
+        tensor_name: a parameter or buffer, or one that is parametrized already.
+        parametrization: has ``forward``, from originals to the value, and mostly
+            ``right_inverse``, back to the originals (one tensor, or several if it comes first).
+        unsafe: leave out the checks, so that shape and dtype may change.
+        optimizer: an optimizer that holds the tensor: it is given the parameters that take its
+            place. Without it, an optimizer that goes on to hold a tensor which left the model
+            warns at its next step.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: if there is no such tensor, the parametrization does not fit it, or the
+            optimizer holds nothing of it although it is trained.
+        TypeError: if the parametrization is neither a module nor a function.
+        RuntimeError: if DistributedDataParallel or FSDP has wrapped the module already.
+    """
+    check_optimizer(optimizer)
+    if not isinstance(parametrization, nn.Module):
+        if not callable(parametrization):
+            raise TypeError(
+                "A parametrization must be a torch.nn.Module or a function, got "
+                f"{type(parametrization).__name__}."
+            )
+        parametrization = Function(parametrization)
+    owner, name = resolve(module, tensor_name)
+    check_holds(optimizer, [(owner, name, tensor_name)])
+    succession = Succession(owner, name, tensor_name)
+    with Undisturbed(), all_or_nothing(parametrization.modules()):
+        parametrization.train(owner.training)
+        if is_parametrized(owner, name):
+            changed = [*around([owner]), *parametrization.modules()]
+            with all_or_nothing(changed, tensors_of(changed), optimizer):
+                _append(owner, name, parametrization, unsafe)
+                succession.settle(optimizer)
+            return module
+        if name not in owner._parameters and name not in owner._buffers:
+            reason = hint(owner, name)
+            raise ValueError(
+                f"Module '{module}' does not have a parameter, a buffer, or a "
+                f"parametrized element with name '{tensor_name}'{reason and ': ' + reason}"
+            )
+        tensor = getattr(owner, name)
+        check_is_there(tensor, tensor_name, owner)
+        places = tied_places(module, tensor) if tensor_name.count(".") else [(owner, name)]
+        for place_owner, place_name in places:
+            check_can_hold(place_owner, place_name)
+        with recording(tensor):
+            found, is_new = list_with_original(tensor), False
+            if found is None or found is owner:
+                found = ParametrizationList([parametrization], tensor, unsafe, deferred=True)
+                is_new = True
+            else:
+                _check_same(tensor_name, found, parametrization)
+            changed = [*around(place_owner for place_owner, _ in places), *found.modules()]
+            with all_or_nothing(changed, [tensor], optimizer):
+                if is_new:
+                    found.take(tensor)
+                for place_owner, place_name in places:
+                    install(place_owner, place_name, found)
+                succession.settle(optimizer)
+    return module
+
+
+def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
+    check_not_wrapped(module, name)
+    settle(module, name)
+    adopt(module)
+    parametrizations = list_of(module, name)
+    prepare(parametrizations, parametrization)
+    if not unsafe:
+        check_appended(name, getattr(module, name), parametrization)
+    parametrizations.append(parametrization)
+    parametrizations.unsafe |= unsafe
+
+
+def _check_same(name: str, tied: ParametrizationList, parametrization: nn.Module) -> None:
+    """Raise unless a tied tensor, parametrized already, is to be parametrized in the same way."""
+    (first, *more) = tied.children()
+    if isinstance(first, Constraint) and isinstance(parametrization, Constraint):
+        same = first.spec() == parametrization.spec()
+    else:
+        same = type(first) is type(parametrization)
+    if more or not same:
+        raise ValueError(
+            f"'{name}' is tied to a tensor that is parametrized by "
+            f"{', '.join(type(p).__name__ for p in tied.children())}; tied tensors have one "
+            f"parametrization, and {type(parametrization).__name__} is another one."
+        )

@@ -1,0 +1,257 @@
+"""How a parametrized tensor becomes a plain one again, or loses one of its parametrizations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from constrained.atomic.contents import attributes, recording, store
+from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.undo import all_or_nothing, around, tensors_of
+from constrained.constraint.errors import InfeasibleError
+from constrained.constraint.precision import autocast_disabled
+from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.originals import check_elements, check_value, check_writable_now
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.places import is_parametrized, list_of, places_of, resolve
+from constrained.parametrized.right_inverse import check_finite
+from constrained.parametrized.wrapped import check_not_wrapped
+from constrained.parametrized.writing import settle
+from constrained.registration.from_torch import adopt
+from constrained.registration.install import check_can_change_class, uninstall
+from constrained.registration.param_groups import Succession, check_holds, check_optimizer
+
+
+def remove_parametrizations(
+    module: nn.Module,
+    tensor_name: str,
+    leave_parametrized: bool = True,
+    *,
+    index: int | None = None,
+    optimizer: Optimizer | None = None,
+) -> nn.Module:
+    """Make a parametrized tensor a plain parameter or buffer again.
+
+    As in ``torch.nn.utils.parametrize``, but a tensor returns to its place in the order of
+    parameters, a parameter stays a parameter (with its ``requires_grad``) and a buffer a buffer,
+    dotted paths work, and tensors of ``module`` that are tied stay tied. One that is tied to a
+    tensor outside of ``module`` becomes a tensor of its own, with a warning.
+
+    With an ``index`` only that one of several parametrizations goes. The others are numbered anew,
+    in state dicts too, and the tensor is again what they make of the originals: of those whose
+    value is the present one, which their right inverses find, as upon an assignment; or of the
+    originals as they are (``leave_parametrized=False``), so that the value changes.
+
+    Args:
+        module: the module, or a model that has it.
+        tensor_name: the parametrized tensor.
+        leave_parametrized: leave the tensor at its value; else at its original, which is possible
+            for a single one.
+        index: the position of the parametrization to remove, from the end if it is negative; all
+            of them by default. Removing the only one removes all.
+        optimizer: an optimizer that holds the originals: it is given what takes their place.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: if the tensor is not parametrized, ``leave_parametrized=False`` is asked of
+            a tensor with several originals, the present value is not one that the remaining
+            parametrizations can take, or the optimizer holds nothing of a tensor that is trained.
+        RuntimeError: if one of the remaining parametrizations has no right inverse to keep the
+            value by, the model is offloaded, or DistributedDataParallel or FSDP has wrapped the
+            module.
+        IndexError: if there is no parametrization at ``index``.
+
+        After any of them nothing has changed.
+    """
+    check_optimizer(optimizer)
+    owner, name = resolve(module, tensor_name)
+    if not is_parametrized(owner, name):
+        raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
+    check_holds(optimizer, [(owner, name, tensor_name)])
+    check_not_wrapped(owner, name)
+    check_can_change_class(owner)
+    settle(owner, name)
+    tied = (place_owner for place_owner, _ in places_of(module, list_of(owner, name)))
+    changed = around([owner, *tied])
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
+        adopt(owner)
+        parametrizations = list_of(owner, name)
+        parametrizations.check_written(tensor_name)
+        succession = Succession(owner, name, tensor_name)
+        if index is not None:
+            index = _position(tensor_name, index, len(parametrizations.chain()))
+        if index is None or len(parametrizations.chain()) == 1:
+            _remove_all(module, tensor_name, parametrizations, leave_parametrized)
+        else:
+            _remove_one(tensor_name, parametrizations, index, leave_parametrized)
+        succession.settle(optimizer)
+    return module
+
+
+def _remove_all(
+    module: nn.Module,
+    tensor_name: str,
+    parametrizations: ParametrizationList,
+    leave_parametrized: bool,
+) -> None:
+    if not parametrizations.is_tensor and not leave_parametrized:
+        raise ValueError(
+            "Cannot leave unparametrized (`leave_parametrized=False`) a tensor "
+            "that is parametrized in terms of a sequence of tensors."
+        )
+    places = places_of(module, parametrizations)
+    elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in places}
+    for place_owner, place_name in places:
+        check_not_wrapped(place_owner, place_name)
+    tensor = _plain_tensor(parametrizations, leave_parametrized, shared=bool(elsewhere))
+    for place_owner, place_name in places:
+        uninstall(place_owner, place_name, tensor, parametrizations.persistent)
+    if elsewhere:
+        warnings.warn(
+            f"'{tensor_name}' was tied to a tensor outside of this {type(module).__name__}, which "
+            "stays parametrized: the two are tensors of their own from now on, and an optimizer "
+            "that was made before, and is not given as optimizer=, trains only that one. To keep "
+            "the tie, remove the parametrizations from a module that holds both.",
+            stacklevel=frames_to_the_caller(),
+        )
+
+
+@contextmanager
+def _plain_arithmetic(parametrizations: ParametrizationList) -> Generator[None]:
+    """Values in the dtype of the tensor, and tensors that can be trained afterwards."""
+    original = parametrizations.originals()[0]
+    check_writable_now(original)
+    with recording(original), torch.no_grad(), autocast_disabled(original):
+        yield
+
+
+def _plain_tensor(
+    parametrizations: ParametrizationList, leave_parametrized: bool, shared: bool
+) -> Tensor:
+    """The tensor that a module gets back: an original in its last shape, or a new one."""
+    originals = parametrizations.originals()
+    requires_grad = any(t.requires_grad for t in originals)
+    with _plain_arithmetic(parametrizations):
+        value = parametrizations() if leave_parametrized else originals[0]
+        parametrizations.forget()
+        reusable = None if shared else _successor(originals)
+        if reusable is not None and reusable.dtype == value.dtype:
+            store(reusable, value)
+            return reusable
+        return _new_tensor(value, parametrizations, requires_grad)
+
+
+def _successor(originals: tuple[Tensor, ...]) -> Tensor | None:
+    """The one that an optimizer knows the tensor by: the only one, or the only one trained."""
+    trained = [t for t in originals if isinstance(t, nn.Parameter)]
+    reusable = trained if trained else originals
+    return reusable[0] if len(reusable) == 1 else None
+
+
+def _new_tensor(
+    value: Tensor, parametrizations: ParametrizationList, requires_grad: bool
+) -> Tensor:
+    value = value.detach().clone(memory_format=torch.contiguous_format)
+    if parametrizations.is_parameter:
+        value = nn.Parameter(value, requires_grad)
+    vars(value).update(attributes(parametrizations.originals()))
+    return value.requires_grad_(requires_grad)
+
+
+def _position(path: str, index: int, count: int) -> int:
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise TypeError(
+            f"The index of a parametrization of '{path}' must be an integer, got "
+            f"{type(index).__name__}."
+        )
+    if not -count <= index < count:
+        raise IndexError(f"'{path}' has {count} parametrization(s), and none at index {index}.")
+    return index % count
+
+
+def _remove_one(
+    path: str, parametrizations: ParametrizationList, index: int, leave_parametrized: bool
+) -> None:
+    chain = parametrizations.chain()
+    rest = [module for i, module in enumerate(chain) if i != index]
+    if index == 0 and not leave_parametrized and not parametrizations.is_tensor:
+        raise ValueError(
+            f"Cannot leave '{path}' at its originals (`leave_parametrized=False`): only "
+            f"{type(chain[0]).__name__}, which is to be removed, makes one tensor of them."
+        )
+    if index == 0 and leave_parametrized and "parametrizations" in parametrizations._modules:
+        raise ValueError(
+            f"The first parametrization of '{path}' cannot be removed while an original of it is "
+            "parametrized itself; remove that parametrization first."
+        )
+    with _plain_arithmetic(parametrizations):
+        value = parametrizations().clone()
+        _set_chain(parametrizations, rest)
+        try:
+            if not leave_parametrized:
+                if not parametrizations.unsafe:
+                    check_value(parametrizations(), value)
+            elif index > 0:
+                parametrizations.right_inverse(value)
+            else:
+                _take_value(parametrizations, value)
+        except (ValueError, RuntimeError) as error:
+            if not leave_parametrized:
+                raise
+            raise _kind(error)(
+                f"'{path}' cannot keep its value without {type(chain[index]).__name__}: "
+                f"{error} With leave_parametrized=False the value changes instead."
+            ) from error
+        parametrizations.forget()
+
+
+def _set_chain(parametrizations: ParametrizationList, chain: Sequence[nn.Module]) -> None:
+    modules = parametrizations._modules
+    others = {key: module for key, module in modules.items() if not key.isdigit()}
+    modules.clear()
+    modules.update({str(i): module for i, module in enumerate(chain)})
+    modules.update(others)
+
+
+def _take_value(parametrizations: ParametrizationList, value: Tensor) -> None:
+    """Give a list, whose first parametrization has changed, the originals of a value."""
+    new: Tensor | Sequence[Tensor] = value
+    for module in reversed(parametrizations.chain()):
+        inverse: Any = getattr(module, "right_inverse", None)
+        if inverse is None:
+            raise RuntimeError(
+                f"parametrization {type(module).__name__} does not implement right_inverse."
+            )
+        new = inverse(new)
+    elements = (new,) if isinstance(new, Tensor) else tuple(new)
+    check_elements(elements)
+    result = parametrizations.evaluator()(*elements)
+    if not parametrizations.unsafe:
+        check_value(result, value)
+        check_finite(parametrizations, value, (*elements, result))
+    originals = parametrizations.originals()
+    original = _successor(originals)
+    if original is None or original.dtype != elements[0].dtype:
+        requires_grad = any(t.requires_grad for t in originals)
+        original = _new_tensor(value, parametrizations, requires_grad)
+    parametrizations.forget()
+    for name in parametrizations.names():
+        delattr(parametrizations, name)
+    parametrizations.begin_with(original, new)
+    if not parametrizations.persistent:
+        parametrizations._non_persistent_buffers_set.update(parametrizations._buffers)
+
+
+def _kind(error: ValueError | RuntimeError) -> type[ValueError] | type[RuntimeError]:
+    """The class to raise anew: that of an error whose constructor is known, or its base."""
+    if isinstance(error, ValueError):
+        return InfeasibleError if isinstance(error, InfeasibleError) else ValueError
+    return RuntimeError

@@ -1,0 +1,148 @@
+"""How a module gets the parametrizations of another one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained.atomic.contents import store
+from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.undo import all_or_nothing, around, tensors_of
+from constrained.parametrized.module_class import base_class, is_parametrized_class, set_class
+from constrained.parametrized.originals import register_tensor
+from constrained.parametrized.override import lists, override
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.places import is_parametrized, list_of
+from constrained.parametrized.wrapped import check_not_wrapped
+from constrained.registration.from_torch import adopted_list
+from constrained.registration.install import check_can_hold, install
+from constrained.registration.param_groups import Succession
+from constrained.torch_internals.rewriters import Convert, wrap_synchronization
+
+
+def transfer_parametrizations_and_params(
+    from_module: nn.Module, to_module: nn.Module, tensor_name: str | None = None
+) -> nn.Module:
+    """Give ``to_module`` the parametrizations of ``from_module``, and copies of its originals.
+
+    Unlike in ``torch.nn.utils.parametrize`` the two modules share nothing afterwards: not the
+    parametrizations, whose state a change of one value would move, nor the originals. Tensors of
+    ``from_module`` that are tied to each other are so in ``to_module`` as well. A parameter of
+    ``to_module`` that turns into the only original, or the only one trained, keeps its identity.
+
+    Args:
+        from_module: nothing happens if it has no parametrized tensor.
+        to_module: gets the tensors that it does not have. Those that it has must not be
+            parametrized.
+        tensor_name: transfer this tensor only.
+
+    Returns:
+        ``to_module``.
+
+    Raises:
+        RuntimeError: if DistributedDataParallel or FSDP has wrapped ``to_module``.
+        ValueError: if ``from_module`` has no parametrized tensor of that name, or the tensor of
+            ``to_module`` is parametrized or of another shape. Nothing has changed then.
+    """
+    if not is_parametrized(from_module):
+        return to_module
+    names = [tensor_name] if tensor_name is not None else list(from_module.parametrizations)  # type: ignore[arg-type]
+    for name in names:
+        check_not_wrapped(to_module, name)
+    copies: dict[int, Any] = {}
+    changed = around([to_module])
+    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+        changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
+        for name, parametrizations in changes:
+            succession = Succession(to_module, name, name)
+            _settle(to_module, name, parametrizations)
+            succession.settle(None)
+    return to_module
+
+
+def _copied(
+    from_module: nn.Module, to_module: nn.Module, name: str, copies: dict[int, Any]
+) -> ParametrizationList:
+    if not is_parametrized(from_module, name):
+        raise ValueError(f"{base_class(from_module).__name__} has no parametrized tensor '{name}'.")
+    if is_parametrized(to_module, name):
+        raise ValueError(
+            f"'{name}' of {base_class(to_module).__name__} is parametrized already; call "
+            f"remove_parametrizations(module, '{name}') first."
+        )
+    source = list_of(from_module, name)
+    if id(source) not in copies:
+        copies[id(source)] = adopted_list(copy.deepcopy(source))
+    copied = copies[id(source)]
+    tensor = getattr(to_module, name, None)
+    if tensor is not None:
+        check_can_hold(to_module, name)
+        if not copied.unsafe and tensor.shape != copied.shape:
+            source_class, target_class = base_class(from_module), base_class(to_module)
+            raise ValueError(
+                f"'{name}' has the shape {tuple(copied.shape)} in {source_class.__name__} and "
+                f"{tuple(tensor.shape)} in {target_class.__name__}."
+            )
+    return copied
+
+
+def _settle(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+    parametrizations.train(module.training)
+    tensor = getattr(module, name, None)
+    if tensor is None:
+        register_tensor(module, name, _placeholder(parametrizations))
+    else:
+        parametrizations.to(tensor.device)
+        _keep_identity(parametrizations, tensor)
+    install(module, name, parametrizations)
+
+
+def _placeholder(parametrizations: ParametrizationList) -> Tensor:
+    """A tensor of the right kind, whose place a list can take."""
+    empty = torch.empty(0)
+    return nn.Parameter(empty) if parametrizations.is_parameter else empty
+
+
+def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> None:
+    """Make a parameter the one that is trained, if there is just one of its dtype."""
+    trained = list(parametrizations._parameters.items())
+    if not isinstance(tensor, nn.Parameter) or len(trained) != 1:
+        return
+    ((name, original),) = trained
+    if original is None or original.dtype != tensor.dtype or original is tensor:
+        return
+    with torch.no_grad():
+        store(tensor, original)
+    parametrizations.forget()
+    tensor.requires_grad_(original.requires_grad)
+    parametrizations.register_parameter(name, tensor)
+
+
+def _synchronized(convert: Convert, module: nn.Module) -> nn.Module:
+    """A batch normalization as an ``nn.SyncBatchNorm``, which takes its parametrizations over."""
+    if not is_parametrized_class(type(module)):
+        return convert(module)
+    parametrized, before = lists(module), {}
+    try:
+        for name, parametrizations in parametrized.items():
+            # Torch registers what it reads, as the parameter or buffer that it is.
+            value = getattr(module, name).detach()
+            is_parameter = getattr(parametrizations, "is_parameter", True)
+            before[name] = override(module, name, nn.Parameter(value) if is_parameter else value)
+        converted = convert(module)
+    finally:
+        for name, instead in before.items():
+            override(module, name, instead)
+    if converted is not module:
+        # Torch has handed the submodules over, among them that which holds the parametrizations.
+        for name in parametrized:
+            converted._parameters.pop(name, None)
+            converted._buffers.pop(name, None)
+        set_class(converted, type(converted))
+    return converted
+
+
+wrap_synchronization(_synchronized)

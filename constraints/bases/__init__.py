@@ -1,0 +1,1 @@
+"""Classes that several constraints share, and what checks their arguments."""

@@ -1,0 +1,90 @@
+"""What the layer of a convolution does with its kernel, beside its numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from constrained.model.advice import CONVOLUTIONS
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The settings of a convolution, those of its axes one by one.
+
+    Attributes:
+        stride: how far the kernel goes at a time.
+        dilation: how far its taps are apart; 1 for a single tap.
+        groups: into how many groups the channels are divided.
+        padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
+        surplus: how much larger an image becomes along an axis, but for the stride.
+    """
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    surplus: tuple[int, ...]
+
+
+def layer_of(module: nn.Module, name: str) -> Layer | None:
+    """The settings of the module whose kernel has this name; None if it is no convolution."""
+    if name != "weight" or not isinstance(module, CONVOLUTIONS):
+        return None
+    # (Transposed ones have no other padding than with zeros, and no name for it.)
+    dilation = [d if k > 1 else 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    spreads = [d * (k - 1) for d, k in zip(dilation, module.kernel_size, strict=True)]
+    padding = module.padding
+    if isinstance(padding, str):
+        added = spreads if padding == "same" else [0] * len(spreads)
+    else:
+        added = [2 * p for p in padding]
+    return Layer(
+        tuple(module.stride),
+        tuple(dilation),
+        module.groups,
+        module.padding_mode,
+        tuple(a - s for a, s in zip(added, spreads, strict=True)),
+    )
+
+
+def taken_from(constraint: Any, **settings: tuple[Any, Any]) -> Any:
+    """A constraint whose arguments are those of its layer, where they were left out.
+
+    Args:
+        constraint: each of the arguments is an attribute, None if it was left out.
+        settings: argument -> the layer's setting, and what it means to leave the argument out.
+
+    Returns:
+        The constraint itself if it has nothing to learn, else a copy.
+
+    Raises:
+        ValueError: if an argument contradicts the layer.
+    """
+    learned = {}
+    for argument, (setting, default) in settings.items():
+        given, found = _as_argument(getattr(constraint, argument)), _as_argument(setting)
+        if given is None and found != default:
+            learned[argument] = found
+        elif given is not None and given != found:
+            raise ValueError(
+                f"{constraint!r}: {argument} must be that of the layer, {found!r}, got {given!r}; "
+                "leave it out to take the layer's."
+            )
+    if not learned:
+        return constraint
+    fitted = copy.deepcopy(constraint)
+    for argument, value in learned.items():
+        setattr(fitted, argument, value)
+    return fitted
+
+
+def _as_argument(setting: Any) -> Any:
+    """One number for equal ones, else a list, as JSON gives it."""
+    if not isinstance(setting, Sequence) or isinstance(setting, str):
+        return setting
+    return setting[0] if len(set(setting)) == 1 else list(setting)

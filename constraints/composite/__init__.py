@@ -1,0 +1,1 @@
+"""Constraints that are made of other constraints."""

@@ -1,0 +1,259 @@
+"""Different constraints on the slices of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained import Constraint, register
+from constrained.constraint.base import FLAT, unguarded
+from constraints.bases.parts import (
+    as_specs,
+    build_parts,
+    canonical,
+    events,
+    inherited,
+    largest,
+    spelled,
+    unpack,
+)
+
+
+@register("product", aliases=("cartesian_product", "cat"))
+class Product(Constraint):
+    """Different constraints on the slices of one tensor: the gates of an LSTM, a mean and a scale.
+
+    **Set**: the Cartesian product of the parts' sets, {x : x[first slice] in A, x[second slice] in
+    B, ...}. Its dimension is the sum of theirs; it is closed if all are.
+
+    **Map**: that of each part on its slice, from the free parameters of all of them.
+
+    **Right inverse**: that of each part on its slice.
+
+    **Reference**: as ``torch.distributions.constraints.cat``.
+
+    Args:
+        parts: a constraint for each slice: names, strings or mappings as `constrained.constrain`
+            takes them, or `Constraint` objects.
+        sizes: the length of each slice; None for slices of the same length.
+        dim: the dimension that is cut: -1, -2 ... from the end of each element, or 0, 1 ... from
+            the start, where the whole tensor is one element.
+
+    Shape:
+        one element has the dimensions from ``dim`` on, and as many as the largest part's elements.
+
+    Raises:
+        ValueError: if there are no parts, or a part, a size or dim is wrong.
+
+    Example:
+        >>> head = Product(parts=["box(low=-1, high=1)", "nonnegative"], sizes=[1, 2], dim=-1)
+        >>> head.project(torch.tensor([3.0, 4.0, -5.0]))
+        tensor([1., 4., 0.])
+    """
+
+    examples = (
+        ({"parts": ["simplex", "sphere"], "sizes": [2, 3], "dim": -1}, (5,)),
+        ({"parts": ["orthogonal", "sphere"], "sizes": [2, 3], "dim": -2}, (5, 3)),
+        ({"parts": ["symmetric", {"name": "sphere", "radius": 2.0}], "dim": -1}, (3, 6)),
+        ({"parts": ["skew", "traceless"], "dim": -2}, (4, 2)),
+    )
+
+    def __init__(
+        self, parts: Sequence[Any], sizes: Sequence[int] | None = None, dim: int = 0
+    ) -> None:
+        super().__init__()
+        built = build_parts("product", parts)
+        self.sizes = None if sizes is None else list(sizes)
+        self.dim = dim
+        if not isinstance(dim, int) or isinstance(dim, bool):
+            raise TypeError(f"product: dim must be an integer, got {dim!r}.")
+        if self.sizes is not None and len(self.sizes) != len(built):
+            raise ValueError(
+                f"product: {len(built)} parts need as many sizes, got {len(self.sizes)}."
+            )
+        if self.sizes is not None and not all(isinstance(s, int) and s > 0 for s in self.sizes):
+            raise ValueError(f"product: sizes must be whole numbers from 1 on, got {self.sizes}.")
+        self._given = spelled(parts, built)
+        self._parts = nn.ModuleList(built)
+        self.exempt = inherited(built)
+
+    # What follows from the parts follows them when an argument of one is set.
+
+    @property
+    def parts(self) -> list[Any]:
+        """The parts, as they are, as plain data."""
+        return as_specs(self._given, self._each())
+
+    @property
+    def event_dim(self) -> int | None:  # type: ignore[override]
+        """The dimensions from ``dim`` on, and as many as the largest part's elements."""
+        parts = self._each()
+        if self.dim >= 0 or any(part.event_dim is None for part in parts):
+            return None
+        return max(-self.dim, *(events(part) for part in parts))
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.closed for part in self._each())
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.deterministic for part in self._each())
+
+    @property
+    def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Those of all parts."""
+        places = zip(self._bounds, self._each(), strict=True)
+        return tuple(start + i for (start, _), part in places for i in part.frozen)
+
+    @property
+    def _bounds(self) -> list[tuple[int, int]]:
+        """Where the parameters of each part start and end."""
+        return list(pairwise([0, *accumulate(part.param_count() for part in self._each())]))
+
+    def forward(self, *params: Tensor) -> Tensor:
+        """Each part's element of its own parameters, side by side."""
+        elements = [
+            part(*params[start:end])
+            for part, (start, end) in zip(self._each(), self._bounds, strict=True)
+        ]
+        return torch.cat(elements, self.dim)
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Each slice as its part rounds."""
+        pieces = [part.rounded(piece, dtype) for part, piece in self._slices(value)]
+        return torch.cat(pieces, self.dim)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The parameters of all parts, one after another."""
+        free: list[Tensor] = []
+        for part, piece in self._slices(value):
+            found = unpack(unguarded(part, "right_inverse")(piece))
+            if len(found) != part.param_count():
+                raise TypeError(
+                    f"product: {part!r} has {len(found)} free parameters, where the signature of "
+                    f"its forward says {part.param_count()}."
+                )
+            free += [param.contiguous() for param in found]
+        return tuple(free)
+
+    def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
+        """That of each part."""
+        better: list[Tensor] = []
+        for part, (start, end) in zip(self._each(), self._bounds, strict=True):
+            better += canonical(part, *params[start:end])
+        return tuple(better)
+
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """The groups of each part."""
+        del count
+        return [
+            [start + i for i in group]
+            for part, (start, end) in zip(self._each(), self._bounds, strict=True)
+            for group in part.restored_together(end - start)
+        ]
+
+    def param_count(self) -> int:
+        """Those of all parts."""
+        return self._bounds[-1][1]
+
+    def has_canonical(self) -> bool:
+        """Whether some part has better parameters."""
+        return any(part.has_canonical() for part in self._each())
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest of the parts' violations."""
+        batch = () if self.event_dim is None else value.shape[: value.ndim - self.event_dim]
+        found = [part.violation(piece) for part, piece in self._slices(value)]
+        return torch.stack([largest(each, len(batch)) for each in found]).amax(0)
+
+    def project(self, value: Tensor) -> Tensor:
+        """Each slice projected by its part: nearest where all of these are."""
+        pieces = [part.project(piece) for part, piece in self._slices(value)]
+        return torch.cat(pieces, self.dim)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Each slice moved by its part."""
+        pieces = [part.inwards(piece, share) for part, piece in self._slices(value)]
+        return torch.cat(pieces, self.dim)
+
+    def start(self, value: Tensor) -> Tensor:
+        """Where each slice starts."""
+        self.check_tensor(value)
+        return torch.cat([part.start(piece) for part, piece in self._slices(value)], self.dim)
+
+    def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
+        """Which elements of the slices lie where the derivative vanishes, one slice after another.
+
+        Returns:
+            Boolean tensor of one dimension.
+        """
+        found = [part.flat(piece, share) for part, piece in self._slices(value)]
+        return torch.cat([each.flatten() for each in found])
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Each slice sampled by its part, independently."""
+        self.check_shape(shape)
+        pieces = [
+            part.sample(piece, generator=generator, dtype=dtype, device=device)
+            for part, piece in zip(self._each(), self._shapes(tuple(shape)), strict=True)
+        ]
+        return torch.cat(pieces, self.dim)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The sum of the parts' dimensions."""
+        total = 0
+        for part, piece in zip(self._each(), self._shapes(tuple(shape)), strict=True):
+            cut = len(piece) - events(part, len(piece))
+            total += torch.Size(piece[:cut]).numel() * part.dimension(piece[cut:])
+        return total
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """The slices fill the dimension, and each part admits its own."""
+        if not -len(event) <= self.dim < len(event):
+            return f"must have a dimension {self.dim}"
+        length = event[self.dim]
+        if self.sizes is None and length % len(self.parts):
+            return f"must have a multiple of {len(self.parts)} entries along dimension {self.dim}"
+        if self.sizes is not None and length != sum(self.sizes):
+            return f"must have {sum(self.sizes)} entries along dimension {self.dim}"
+        for i, (part, piece) in enumerate(zip(self._each(), self._shapes(event), strict=True)):
+            count = events(part, len(piece))
+            problem = (
+                f"must have at least {count} dimensions"
+                if len(piece) < count
+                else part.shape_problem(piece[len(piece) - count :])
+            )
+            if problem:
+                return f"has a slice {i}, of shape {piece} for {part!r}, which {problem}"
+        return None
+
+    def _each(self) -> list[Constraint]:
+        return list(self._parts)  # type: ignore[arg-type]
+
+    def _lengths(self, total: int) -> list[int]:
+        return self.sizes or [total // len(self.parts)] * len(self.parts)
+
+    def _slices(self, value: Tensor) -> list[tuple[Constraint, Tensor]]:
+        pieces = value.split(self._lengths(value.shape[self.dim]), self.dim)
+        return list(zip(self._each(), pieces, strict=True))
+
+    def _shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        place = self.dim % len(shape)
+        return [
+            (*shape[:place], length, *shape[place + 1 :])
+            for length in self._lengths(shape[self.dim])
+        ]

@@ -1,0 +1,381 @@
+"""Kernels of orthogonal convolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from constrained import Constraint, register
+from constrained.constraint.base import unguarded
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.layer import layer_of, taken_from
+from constraints.math.polar import polar
+from constraints.math.psd_part import symmetric_part
+from constraints.math.svd import svd
+
+# A convolution with stride 1 has the symbol K(z) = sum_j K_j z^-j, one matrix per frequency; it is
+# orthogonal if all of these are. In one dimension every such K with k taps is
+#
+#     K(z) = H F_1(z) ... F_{k-1}(z),        F(z) = P + z^-1 (I - P),
+#
+# with an orthogonal H and orthogonal projections P (Vaidyanathan 1993, section 14.4; Gao, Nguyen
+# and Strang 2001). The last factor comes off again: the rows of the first tap lie in the range of
+# P, those of the last tap in its complement, so that K(z) F(1/z) has one tap less. In two
+# dimensions factors in z are followed by factors in w; with the taps along z for more rows, those
+# come off first. With a stride s, each of the s^d phases of the input is a channel of its own, as
+# in `constraints.symbol`.
+
+
+@register("orthogonal_conv", aliases=("orthogonal_convolution", "bcop", "aoc", "block_orthogonal"))
+class OrthogonalConv(Constraint):
+    r"""Kernels whose convolution is orthogonal: it keeps the length of every signal, or loses some.
+
+    **Set**: the kernels that are a product :math:`H F_1(z) \ldots F_{k-1}(z)` in one dimension, and
+    :math:`H F_1(z) \ldots F_{k-1}(z) G_1(w) \ldots G_{l-1}(w)` in two, of a matrix H with
+    orthonormal rows and factors :math:`P + z^{-1} (I - P)` with orthogonal projections P; their
+    transposes, with orthonormal columns, where there are more channels out than in. In one
+    dimension these are all orthogonal kernels, in two those that are separable in this sense.
+    Closed, in pieces: one for each choice of ranks of the projections. The dimension, that of the
+    largest piece for square kernels, is :math:`m (m - 1) / 2` and :math:`m^2 / 4` for each factor.
+
+    With circular padding the convolution is orthogonal, whatever the size of the image (a multiple
+    of the stride, and no smaller than the kernel): it keeps lengths if there are at least as many
+    channels out as in, times the stride; else its transpose does, and singular values are 1 and 0.
+    With zeros for padding it is a part of such an operator: no singular value is above 1, those of
+    waves at the border are below.
+
+    **Map**: (H, M) -> the product for the polar factor of H, and for P = (I + S) / 2 with S the
+    polar factor of the symmetric part of each matrix in M, a reflection. Onto.
+
+    **Right inverse**: the factors come off one by one: P projects onto the directions that are in
+    the first tap rather than in the last one. The more taps, the shorter are some of these, and the
+    more digits are lost: none that count up to five taps, half of them at nine.
+
+    **Reference**: Vaidyanathan, Multirate Systems and Filter Banks (1993), section 14.4; Gao,
+    Nguyen and Strang, On factorization of M-channel paraunitary filterbanks (IEEE Transactions on
+    Signal Processing 49, 2001); Li et al., Preventing gradient attenuation in Lipschitz constrained
+    convolutional networks (NeurIPS 2019), for two dimensions.
+
+    `project` is a retraction: what the map makes of the factors that come off. For a kernel with a
+    bounded norm, and no more, there is `spectral_norm_conv`.
+
+    `constrained.constrain` takes the stride and the groups from a torch layer where they are left
+    out, and refuses a layer that does something else, such as to pad with reflections.
+
+    Args:
+        stride: the stride of the layer, one for all axes or one for each; 1 without a layer. Each
+            divides the size of the kernel, or is larger.
+        groups: the number of groups of the layer; 1 without a layer. With a view it is not taken
+            from there.
+        event_dim: how many trailing dimensions make one kernel, 2 more than the convolution has;
+            by default the whole tensor is one.
+
+    Shape:
+        ``(*batch, out, in / groups, *kernel)`` with one or two sizes of a kernel: the weight of a
+        Conv1d or Conv2d, and that of their transposes.
+
+    Raises:
+        TypeError: if an argument is no whole number.
+        ValueError: if an argument is out of its range, or does not go with the shape.
+
+    Example:
+        >>> orthogonal_conv = OrthogonalConv()
+        >>> K = orthogonal_conv.sample((4, 4, 3), generator=torch.Generator().manual_seed(0))
+        >>> first_with_last = K[..., 0] @ K[..., 2].mT
+        >>> torch.allclose(first_with_last, torch.zeros(4, 4), atol=1e-6)
+        True
+    """
+
+    event_dim = None
+    examples = (
+        ({"event_dim": 3}, (3, 3, 3)),
+        ({"event_dim": 3}, (2, 4, 2)),
+        ({"event_dim": 3}, (4, 2, 1)),
+        ({"event_dim": 4}, (3, 3, 2, 3)),
+        ({"event_dim": 4, "stride": 2}, (4, 1, 2, 2)),
+        ({"event_dim": 4, "stride": [1, 2], "groups": 2}, (4, 2, 3, 4)),
+    )
+    exempt: ClassVar[dict[str, str]] = {
+        "nearest": "the nearest orthogonal kernel has no formula: project() is a retraction",
+        "adam_reaches_the_optimum": "the set is in pieces, one for each choice of ranks, and that "
+        "of the start may not hold the target",
+        **dict.fromkeys(
+            ("no_dead_directions", "every_start_trains", "flat_members_are_told"),
+            "the set is in pieces of different dimensions, one for each choice of ranks; along its "
+            "own piece every member has live directions",
+        ),
+        **dict.fromkeys(
+            ("first_derivative:zero_params", "second_derivative:zero_params"),
+            "the polar factor has no limit at zero, nor at any matrix that has not full rank",
+        ),
+    }
+
+    def __init__(
+        self,
+        stride: int | Sequence[int] | None = None,
+        groups: int | None = None,
+        event_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, values in (("stride", stride), ("groups", groups)):
+            for value in values if isinstance(values, Sequence) else [values]:
+                if values is None:
+                    continue
+                if not isinstance(value, int) or isinstance(value, bool):
+                    raise TypeError(f"orthogonal_conv: {name} must be whole, got {value!r}.")
+                if value < 1:
+                    raise ValueError(f"orthogonal_conv: {name} must be 1 or more, got {value}.")
+        if event_dim is not None and event_dim not in (3, 4):
+            raise ValueError(
+                "orthogonal_conv: event_dim must be 3 or 4, or None for the whole tensor, got "
+                f"{event_dim!r}."
+            )
+        self.stride, self.groups, self.event_dim = stride, groups, event_dim
+
+    def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> OrthogonalConv:
+        """With the stride and the groups of a convolution."""
+        layer = layer_of(module, name)
+        if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
+            return self
+        mode, most = layer.padding_mode, max(layer.surplus)
+        if mode not in ("zeros", "circular") or (mode == "circular" and most > 0):
+            grows = f", by which an axis grows by {most}" if most > 0 else ""
+            raise ValueError(
+                f"{self!r} needs a layer that pads with zeros, or circularly and no more than "
+                f"keeps the size, got padding_mode={mode!r}{grows}: part of an image is there "
+                "twice, and no such convolution is orthogonal."
+            )
+        if any(s > 1 and d > 1 for s, d in zip(layer.stride, layer.dilation, strict=True)):
+            raise ValueError(
+                f"{self!r} needs a layer with the stride 1 or the dilation 1 along each axis, got "
+                f"stride={layer.stride} and dilation={layer.dilation}."
+            )
+        groups = {} if viewed else {"groups": (layer.groups, 1)}
+        return taken_from(self, stride=(layer.stride, 1), **groups)
+
+    def forward(self, H: Tensor, *M: Tensor) -> Tensor:
+        """The product of the factors, as a kernel."""
+        dims = H.ndim - 3 if self.event_dim is None else self.event_dim - 2
+        phases = tuple(H.shape[H.ndim - dims :])
+        rows, channels = H.shape[-dims - 2], H.shape[-dims - 1]
+        matrix = polar(_wide(H.reshape(*H.shape[: -dims - 1], channels * math.prod(phases))))
+        product = matrix[..., None, None, :, :]
+        for reflections in M:
+            # The second axis has one dimension more: the shapes say which factors there are.
+            axis = -3 if reflections.ndim == H.ndim - dims + 2 else -4
+            S = polar(symmetric_part(reflections))
+            S = S.squeeze(-4) if axis == -3 else S
+            P = (torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2
+            for i in range(P.shape[-3]):
+                product = _times_factor(product, P[..., i, None, None, :, :], axis)
+        taps = product.mT if rows > channels * math.prod(phases) else product
+        return _kernel(taps, phases, channels)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The factors, one by one from the last to the first."""
+        event = tuple(value.shape if self.event_dim is None else value.shape[-self.event_dim :])
+        phases, _ = self._phases(event)
+        taps, tall = self._taps(value.double() if value.dtype == torch.float32 else value)
+        reflections: list[Tensor] = []
+        for axis in (-3, -4):
+            found = []
+            for _ in range(taps.shape[axis] - 1):
+                taps, S = _peeled(taps, axis)
+                found.insert(0, S)
+            if found:
+                stacked = torch.stack(found, dim=-3)
+                reflections.insert(0, stacked.unsqueeze(-4) if axis == -3 else stacked)
+        H = polar(taps[..., 0, 0, :, :])
+        H = H.mT if tall else H
+        H = H.reshape(*H.shape[:-1], event[1], *phases)
+        return tuple(param.to(value.dtype).contiguous() for param in (H, *reflections))
+
+    def canonical(self, H: Tensor, *M: Tensor) -> tuple[Tensor, ...]:
+        """The same with an orthogonal H, and reflections."""
+        dims = H.ndim - 3 if self.event_dim is None else self.event_dim - 2
+        with torch.no_grad():
+            matrix = polar(H.flatten(-dims - 1)).reshape(H.shape)
+            return matrix, *(polar(symmetric_part(each)) for each in M)
+
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Each parameter by itself."""
+        return [[i] for i in range(count)]
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The larger of two: the defect of the Gram matrix, and what is not separable.
+
+        The first is the largest entry of half of ``K(z) K(1/z)' - I``, over all powers of z; the
+        second, where there are taps along two axes, that of the difference from the projection.
+        """
+        taps, _ = self._taps(value)
+        defect = _gram_defect(taps)
+        if min(taps.shape[-4:-2]) == 1:
+            return defect
+        rest = (value - self._retracted(value)).abs()
+        event = value.ndim if self.event_dim is None else self.event_dim
+        dims = tuple(range(value.ndim - event, value.ndim))
+        return torch.maximum(defect, rest.amax(dims) if rest.numel() else rest.sum(dims))
+
+    def project(self, value: Tensor) -> Tensor:
+        """A retraction: what the map makes of the factors that come off."""
+        return self._retracted(value)
+
+    def _retracted(self, value: Tensor) -> Tensor:
+        wide = value.double() if value.dtype == torch.float32 else value
+        factors = unguarded(self, "right_inverse")(wide)
+        return unguarded(self, "forward")(*factors).to(value.dtype)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The map at random factors: H uniform, projections of half of the rank, also uniform."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        working = working_dtype(dtype)
+        options = {"generator": generator, "dtype": working, "device": device}
+        event = tuple(shape if self.event_dim is None else shape[-self.event_dim :])
+        batch = tuple(shape[: len(shape) - len(event)])
+        phases, counts = self._phases(event)
+        rows, columns = event[0] // self._groups(), event[1] * math.prod(phases)
+        m = max(rows, columns)
+        H = torch.randn((*batch, self._groups(), rows, event[1], *phases), **options)
+        signs = torch.where(torch.arange(m, device=device) < m // 2, 1, -1).to(working)
+        reflections = []
+        for axis, count in enumerate(counts):
+            if count > 1:
+                Q = polar(torch.randn((*batch, self._groups(), count - 1, m, m), **options))
+                S = (Q * signs) @ Q.mT
+                reflections.append(S.unsqueeze(-4) if axis == 1 else S)
+        return self.forward(H, *reflections).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """Of the largest piece: an orthogonal matrix, and projections of half of the rank."""
+        event = tuple(shape)
+        phases, counts = self._phases(event)
+        rows, columns = event[0] // self._groups(), event[1] * math.prod(phases)
+        p, m = min(rows, columns), max(rows, columns)
+        factors = sum(count - 1 for count in counts)
+        free = p * m - p * (p + 1) // 2 + factors * (m // 2) * (m - m // 2)
+        return self._groups() * min(free, p * m * math.prod(counts))
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """A kernel of one or two dimensions, whose channels and sizes fit the layer."""
+        dims = len(event) - 2
+        if dims not in (1, 2) or min(event) < 1:
+            return "must have channels out, channels in, and one or two sizes, none of them 0"
+        if event[0] % self._groups():
+            return f"must have a multiple of {self.groups} channels out, one part for each group"
+        if isinstance(self.stride, Sequence) and len(self.stride) != dims:
+            return f"must have as many sizes as there are strides, {len(self.stride)}"
+        for k, s in zip(event[2:], self._strides(dims), strict=True):
+            if k > s and k % s:
+                return f"must have sizes that are multiples of the stride, {s}, or smaller"
+        return None
+
+    def _groups(self) -> int:
+        return self.groups or 1
+
+    def _strides(self, dims: int) -> tuple[int, ...]:
+        stride = self.stride
+        return tuple(stride) if isinstance(stride, Sequence) else (stride or 1,) * dims
+
+    def _phases(self, event: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many phases of the input each axis has, and how many taps these."""
+        sizes = event[2:]
+        phases = tuple(map(min, sizes, self._strides(len(sizes))))
+        return phases, tuple(k // p for k, p in zip(sizes, phases, strict=True))
+
+    def _taps(self, value: Tensor) -> tuple[Tensor, bool]:
+        """Wide matrices, shape ``(*batch, groups, taps, taps, rows, columns)``; if transposed."""
+        event = tuple(value.shape if self.event_dim is None else value.shape[-self.event_dim :])
+        batch = value.shape[: value.ndim - len(event)]
+        phases, counts = self._phases(event)
+        p1, p2 = (*phases, 1)[:2]
+        t1, t2 = (*counts, 1)[:2]
+        rows = event[0] // self._groups()
+        split = value.reshape(*batch, self._groups(), rows, event[1], t1, p1, t2, p2)
+        # (groups, rows, channels, t1, p1, t2, p2) -> (groups, t1, t2, rows, channels, p1, p2)
+        taps = split.movedim((-4, -2), (-6, -5)).flatten(-3)
+        tall = taps.shape[-2] > taps.shape[-1]
+        return (taps.mT if tall else taps), tall
+
+
+def _gram_defect(taps: Tensor) -> Tensor:
+    """Half of the largest entry of the autocorrelation of the taps, less the identity."""
+    if taps.numel() == 0:
+        return taps.sum((-5, -4, -3, -2, -1))
+    sizes = [2 * t - 1 for t in taps.shape[-4:-2]]
+    symbol = torch.fft.fft2(taps, s=sizes, dim=(-4, -3))
+    correlation = torch.fft.ifft2(symbol @ symbol.mH, dim=(-4, -3)).real
+    excess = correlation / 2
+    identity = torch.eye(taps.shape[-2], dtype=taps.dtype, device=taps.device) / 2
+    at_zero = torch.zeros(sizes, dtype=taps.dtype, device=taps.device)
+    at_zero[0, 0] = 1
+    excess = (excess - at_zero[..., None, None] * identity).abs().nan_to_num(nan=torch.inf)
+    return excess.amax((-5, -4, -3, -2, -1))
+
+
+def _wide(H: Tensor) -> Tensor:
+    return H.mT if H.shape[-2] > H.shape[-1] else H
+
+
+def _kernel(taps: Tensor, phases: tuple[int, ...], channels: int) -> Tensor:
+    """The kernel whose polyphase matrices these are."""
+    p1, p2 = (*phases, 1)[:2]
+    t1, t2, rows = taps.shape[-4:-1]
+    split = taps.reshape(*taps.shape[:-1], channels, p1, p2)
+    # (groups, t1, t2, rows, channels, p1, p2) -> (groups, rows, channels, t1, p1, t2, p2)
+    order = split.movedim((-6, -5), (-4, -2))
+    batch, groups = order.shape[:-7], order.shape[-7]
+    sizes = (t1 * p1, t2 * p2)[: len(phases)]
+    return order.reshape(*batch, groups * rows, channels, *sizes).contiguous()
+
+
+def _times_factor(product: Tensor, P: Tensor, axis: int) -> Tensor:
+    """``K(z) (P + z^-1 (I - P))``: one tap more along an axis."""
+    kept = product @ P
+    rest = product - kept
+    nothing = torch.zeros_like(kept.narrow(axis, 0, 1))
+    return torch.cat((kept, nothing), axis) + torch.cat((nothing, rest), axis)
+
+
+def _peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """``K(z) (P + z (I - P))``, one tap less along an axis, and the reflection 2 P - I.
+
+    P projects onto the directions that are in the first tap more than in the last.
+    """
+    first, last = taps.narrow(axis, 0, 1), taps.narrow(axis, taps.shape[axis] - 1, 1)
+    upper, lower = first.flatten(-4, -2), last.flatten(-4, -2)
+    # Not by squares, beside which those of a short tap are lost: [upper; lower] = U D V', and the
+    # parts of U tell for each direction, however short, in which of the two it is. Rows of zeros
+    # make V square.
+    nothing = torch.zeros_like(upper[..., :1, :]).expand(*upper.shape[:-2], upper.shape[-1], -1)
+    U, s, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
+    # A direction that is in neither tap has no sign but that of rounding errors.
+    rounding = torch.finfo(taps.dtype).eps * taps.shape[-1]
+    size = torch.linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
+    U = U * (s > rounding * size).unsqueeze(-2)
+    U1, U2, _ = U.split([upper.shape[-2], lower.shape[-2], nothing.shape[-2]], dim=-2)
+    eigenvalues, inner = torch.linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
+    Q = Vh.mT @ inner
+    # Of a member they are 1, -1, and 0 where a direction is in neither tap. Where they do not tell,
+    # P has half of the rank: of the least and the largest rank there is one P each, which no
+    # training leaves. The eigenvalues come in ascending order.
+    half = torch.arange(eigenvalues.shape[-1], device=taps.device) < eigenvalues.shape[-1] // 2
+    negative = torch.where(eigenvalues.abs() > rounding**0.5, eigenvalues < 0, half)
+    signs = torch.where(negative, -1, 1).to(taps.dtype)
+    S = symmetric_part((Q * signs.unsqueeze(-2)) @ Q.mT)
+    P = ((torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2)[..., None, None, :, :]
+    kept = taps @ P
+    rest = taps - kept
+    length = taps.shape[axis] - 1
+    return kept.narrow(axis, 0, length) + rest.narrow(axis, 1, length), S

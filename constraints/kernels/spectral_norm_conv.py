@@ -1,0 +1,373 @@
+"""Kernels of convolutions that enlarge no image by more than a factor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.layer import layer_of, taken_from
+from constraints.math import conv_symbol as symbol
+from constraints.math.autograd import goes_by_operator, has_numbers
+
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+
+
+# Derivation. Padding with images of the image is a linear map P of it, and what the layer does is a
+# part of what the convolution without a border makes of P f: no larger than ||K|| ||P||. Along one
+# axis of n points, with p more at each end, replicating makes P'P diagonal with 1 + p at both ends.
+# (For n = 1 the image is constant there, and so is what the layer gives if it adds no points: the
+# symbol at the frequency zero.) Reflecting is a part of an even image on the circle of 2 (n - 1)
+# points, where each point has at most one mirror image, and what the layer gives is there not more
+# than once, as it adds no points. Several axes are padded one after the other.
+
+#: How many times longer padding makes an image, by the width of the border along one axis.
+LONGER = {"reflect": lambda border: 2**0.5, "replicate": lambda border: (1 + border) ** 0.5}
+
+
+#: In units of the machine epsilon: how far below the bound the map ends, and how far above
+#: it a norm is rounding. Between the two no rounding error makes of one the other.
+BELOW, ABOVE = 16.0, 2.0
+
+
+#: What no machine holds: the numbers of a kernel's symbol at all frequencies.
+MOST_NUMBERS = 2**36
+
+
+@register("spectral_norm_conv")
+class SpectralNormConv(Constraint):
+    r"""Kernels of convolutions that enlarge no image by more than a factor.
+
+    **Set**: :math:`\{K : \lVert K \rVert_{\mathrm{op}} \le c\}`, where the norm is that of the
+    convolution as a linear map of images, the Lipschitz constant of the layer: closed, convex, of
+    the dimension of the space of kernels. It is not the norm of the flattened kernel, which may be
+    smaller by a factor of up to the square root of the number of taps.
+
+    - ``padding_mode="zeros"``: an upper bound of the norm on images of every size, padded with any
+      number of zeros: the largest norm of the symbol on a grid of frequencies, times what it may
+      grow between them. It is at most ``cos(pi / (2 resolution)) ** -d`` times the norm on the
+      infinite lattice in d dimensions: 2 % above it for one dimension, 4 % for two, 6 % for three.
+    - ``padding_mode="circular"``: with a ``size``, the norm on images of that size, exactly; else
+      the same upper bound.
+    - ``padding_mode="reflect"`` and ``"replicate"``: that upper bound, times how much longer the
+      padding may make an image: the square root of 2, or of 1 and the width of the border, for each
+      axis with more than one tap. There are kernels that reach it.
+
+    **Map**: K -> K min(1, c / ||K||), onto the set. A kernel in the set comes back bit for bit, and
+    its derivative is the identity, on the boundary too.
+
+    **Right inverse**: the kernel itself.
+
+    **Reference**: Sedghi, Gupta and Long, The singular values of convolutional layers (2019), for
+    the symbol; M. Riesz, Eine trigonometrische Interpolationsformel (1914), for what lies between
+    the points of a grid.
+
+    Training ends at the optimum where the bound stops the loss from falling. It would not, were the
+    kernel scaled back to the bound after each step: that makes all of it smaller when only a few
+    frequencies are too loud. The price is that the norm of a kernel which a step took outside has
+    no gradient. Its member stays on the boundary, as with the usual spectral normalization, until
+    weight decay makes the kernel smaller or `constrained.rebase` starts anew from the boundary.
+
+    `project` is the map. It gives a nearest member in the operator norm; the nearest one in the
+    Frobenius norm has no closed form.
+
+    An evaluation costs a Cholesky decomposition for each of the frequencies, 144 for 3 x 3 taps, of
+    a matrix with as many rows as there are channels out, or in if these are fewer.
+
+    What the layer does is an argument too. `constrained.constrain` takes it from a torch layer
+    where it is left out, and refuses what contradicts the layer. (It does not look again when a
+    setting of the layer is changed later.)
+
+    Args:
+        bound: the largest norm c, greater than zero.
+        stride: the stride of the layer, one for all axes or one for each; 1 without a layer. It
+            counts as 1 where the images are padded with anything but zeros and have no ``size``:
+            one that the stride does not divide wraps around out of step.
+        groups: the number of groups of the layer; 1 without a layer. With a view it is not taken
+            from there.
+        padding_mode: that of the layer; ``"circular"`` without a layer if there is a size, else
+            ``"zeros"``. But for zeros, the padding must make no image larger, up to the stride.
+        size: the size of the images, with ``"circular"`` only: one for all axes or one for each, a
+            multiple of the stride and not smaller than the kernel.
+        resolution: without a size, how many frequencies there are for each tap but the first.
+        event_dim: how many trailing dimensions make one kernel, 2 more than the convolution has;
+            by default the whole tensor is one.
+        dilation: the dilation of the layer, one for all axes or one for each; 1 without a layer.
+
+    Shape:
+        ``(*batch, out, in / groups, *kernel)`` with 1 to 3 sizes of a kernel: the weight of a
+        Conv1d, Conv2d or Conv3d, and that of their transposes, of which the norms are the same.
+
+    Raises:
+        TypeError: if an argument is no number, or no whole one.
+        ValueError: if an argument is out of its range, or does not go with the shape.
+
+    Example:
+        >>> spectral_norm_conv = SpectralNormConv(padding_mode="circular", size=8)
+        >>> spectral_norm_conv(torch.ones(1, 1, 2, 2))
+        tensor([[[[0.2500, 0.2500],
+                  [0.2500, 0.2500]]]])
+        >>> bool(SpectralNormConv().contains(torch.full((1, 1, 2, 2), 0.24)))
+        True
+    """
+
+    event_dim = None
+    examples = (
+        ({}, (3, 2, 3)),
+        ({"event_dim": 3}, (2, 3, 2)),
+        ({"event_dim": 4, "bound": 0.5, "stride": 2}, (2, 2, 3, 3)),
+        ({"event_dim": 4, "groups": 2}, (4, 1, 2, 1)),
+        ({"event_dim": 4, "padding_mode": "circular", "size": 6}, (2, 3, 3, 3)),
+        (
+            {"event_dim": 4, "padding_mode": "circular", "size": [4, 6], "stride": [1, 2]},
+            (2, 1, 3, 3),
+        ),
+        ({"event_dim": 5, "bound": 3.0, "resolution": 4}, (2, 2, 2, 1, 2)),
+        ({"event_dim": 3, "stride": 2, "dilation": 3, "padding_mode": "replicate"}, (2, 2, 3)),
+    )
+    exempt: ClassVar = {
+        **dict.fromkeys(
+            (
+                f"{order}_derivative:{point}"
+                for order in ("first", "second")
+                for point in ("ones", "eye", "repeated", "boundary")
+            ),
+            "the map has a kink on the boundary: the identity inside, a scaling outside",
+        ),
+        "nearest": "the nearest kernel in the Frobenius norm has no closed form: the projection is "
+        "the nearest one in the operator norm",
+    }
+
+    def __init__(
+        self,
+        bound: float = 1.0,
+        stride: int | Sequence[int] | None = None,
+        groups: int | None = None,
+        padding_mode: str | None = None,
+        size: int | Sequence[int] | None = None,
+        resolution: int = 8,
+        event_dim: int | None = None,
+        dilation: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(bound, Real) or isinstance(bound, bool):
+            raise TypeError(f"spectral_norm_conv: bound must be a number, got {bound!r}.")
+        if not 0 < bound < math.inf:
+            raise ValueError(
+                f"spectral_norm_conv: bound must be positive and finite, got {bound!r}."
+            )
+        if padding_mode not in (None, *PADDING_MODES):
+            raise ValueError(
+                f"spectral_norm_conv: padding_mode must be {', '.join(map(repr, PADDING_MODES))}, "
+                f"got {padding_mode!r}."
+            )
+        if size is not None and padding_mode not in (None, "circular"):
+            raise ValueError(
+                f"spectral_norm_conv: size, that of the images, goes with "
+                f"padding_mode='circular', got size={size!r} and padding_mode={padding_mode!r}."
+            )
+        _check_whole("resolution", resolution, 2)
+        for name, numbers in (
+            ("stride", stride), ("groups", groups), ("size", size), ("dilation", dilation)
+        ):  # fmt: skip
+            if numbers is not None:
+                _check_whole(name, numbers, 1)
+        if event_dim is not None and event_dim not in (3, 4, 5):
+            raise ValueError(
+                f"spectral_norm_conv: event_dim must be 3, 4 or 5, or None for the whole tensor, "
+                f"got {event_dim!r}."
+            )
+        self.bound = float(bound)
+        self.stride = stride
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self.size = size
+        self.resolution = resolution
+        self.event_dim = event_dim
+        self.dilation = dilation
+
+    def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> SpectralNormConv:
+        """With the stride, dilation, groups and padding mode of a convolution."""
+        layer = layer_of(module, name)
+        if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
+            return self
+        mode, most = layer.padding_mode, max(layer.surplus)
+        if mode != "zeros" and most > 0:
+            raise ValueError(
+                f"{self!r} covers padding_mode={mode!r} where images do not grow, but here an "
+                f"axis grows by {most}, and what is there twice is counted twice; pad with fewer."
+            )
+        if self.size is not None and mode != "circular":
+            raise ValueError(
+                f"{self!r}: size goes with a layer that pads circularly, got padding_mode={mode!r}."
+            )
+        groups = {} if viewed else {"groups": (layer.groups, 1)}
+        return taken_from(
+            self,
+            stride=(layer.stride, 1),
+            dilation=(layer.dilation, 1),
+            padding_mode=(mode, "zeros" if self.size is None else "circular"),
+            **groups,
+        )
+
+    def forward(self, K: Tensor) -> Tensor:
+        """``K min(1, c / ||K||)``."""
+        event = self._event(K.shape)
+        scaled, unit = _scaled(K, tuple(range(-len(event), 0)))
+        kernels, sizes, points, factor = self._symbols(scaled, event)
+        # In units of the largest entry, so that neither norms nor their squares overflow.
+        eps = torch.finfo(K.dtype).eps
+        limit = (1 + ABOVE * eps) * (self.bound / factor / unit)
+        loudest = None
+        if not goes_by_operator() and has_numbers(K):
+            # No norm of a scaled kernel exceeds the number of its entries.
+            known = limit.clamp(max=math.prod(event)).reshape(kernels.shape[:-4])
+            loudest = symbol.loudest_wave(kernels, sizes, points, known)
+            if loudest is None:
+                return K.clone(memory_format=torch.contiguous_format)
+        norm = symbol.operator_norm(kernels, sizes, points, loudest)
+        norm = norm[(..., *[None] * len(event))]
+        outside = norm > limit
+        shrunk = scaled * ((1 - BELOW * eps) * self.bound / factor / torch.where(outside, norm, 1))
+        return torch.where(outside, shrunk, K)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity."""
+        return value
+
+    def norm(self, value: Tensor) -> Tensor:
+        """The norm of the convolution, or its upper bound, for each kernel; differentiable.
+
+        Args:
+            value: shape ``(*batch, out, in / groups, *kernel)``, finite.
+
+        Returns:
+            Tensor of shape ``batch``.
+        """
+        event = self._event(value.shape)
+        scaled, unit = _scaled(value, tuple(range(-len(event), 0)))
+        kernels, sizes, points, factor = self._symbols(scaled, event)
+        norm = symbol.operator_norm(kernels, sizes, points)
+        return factor * unit.reshape(norm.shape) * norm
+
+    def violation(self, value: Tensor) -> Tensor:
+        """``max(0, norm - bound)``, the distance in the operator norm."""
+        return F.relu(self.norm(value) - self.bound)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The kernel scaled to the bound: a nearest member in the operator norm."""
+        return self.forward(value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A Gaussian kernel, scaled to a norm that is uniform between 0 and the bound."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        gaussian = torch.randn(tuple(shape), **options)
+        norm = self.norm(gaussian)
+        share = torch.rand(norm.shape, **options) * self.bound / norm
+        return (share[(..., *[None] * len(self._event(shape)))] * gaussian).to(dtype)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a kernel, and fits the stride, the groups and the size of the images."""
+        if not 3 <= len(event) <= 5 or min(event) < 1:
+            return "must be a kernel of 3 to 5 dimensions, (out, in / groups, *kernel), none empty"
+        axes = len(event) - 2
+        if event[0] % (self.groups or 1):
+            return f"must have a multiple of groups={self.groups} output channels"
+        for name in ("stride", "size", "dilation"):
+            number = getattr(self, name)
+            if isinstance(number, Sequence) and len(number) != axes:
+                return f"must have as many sizes of its kernel as there are in {name}={number!r}"
+        per_axis = _each(self.size, axes) if self.size else [self.resolution * k for k in event[2:]]
+        numbers = math.prod(per_axis) * event[0] * event[1]
+        if numbers > MOST_NUMBERS:
+            cause = f"resolution={self.resolution}" if self.size is None else f"size={self.size}"
+            return f"must be one whose norm takes fewer numbers than {numbers:.1e}, with {cause},"
+        if self.size is None:
+            return None
+        sizes = zip(_each(self.size, axes), _each(self.stride, axes), event[2:], strict=True)
+        if any(n % s or n < k for n, s, k in sizes):
+            return (
+                f"must have a kernel no larger than size={self.size!r}, a multiple of "
+                f"stride={self.stride!r}"
+            )
+        return None
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The number of entries of a kernel."""
+        return math.prod(shape)
+
+    def _event(self, shape: Sequence[int]) -> tuple[int, ...]:
+        self.check_shape(shape)
+        # For torch.jit.trace the sizes are tensors, and would become part of the trace.
+        return tuple(map(int, shape if self.event_dim is None else shape[-self.event_dim :]))
+
+    def _symbols(
+        self, K: Tensor, event: tuple[int, ...]
+    ) -> tuple[Tensor, tuple[int, ...], list[int], float]:
+        """The kernels as `constraints.symbol` sees them, their sizes, and where to look at them.
+
+        Returns:
+            Tensor of shape ``(*batch, groups, out, in, taps)``; the sizes; how many frequencies
+            there are along each axis; and how many times larger the norm may be than there.
+        """
+        kernel, groups = event[2:], self.groups or 1
+        stride, dilation = (_each(n, len(kernel)) for n in (self.stride, self.dilation))
+        borders = [(d * (k - 1) + 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        if self.size is not None:
+            sizes = zip(_each(self.size, len(kernel)), stride, strict=True)
+            given = [n // s for n, s in sizes]
+        elif self.padding_mode in PADDING_MODES[1:]:
+            stride = [1] * len(kernel)
+        # Steps of two, and looks at each second point, are steps of one in half of the image.
+        common = [math.gcd(*pair) for pair in zip(stride, dilation, strict=True)]
+        stride = [s // c for s, c in zip(stride, common, strict=True)]
+        dilation = [d // c for d, c in zip(dilation, common, strict=True)]
+        if self.size is None:
+            # With steps of one the norm on the lattice is the same however far a kernel looks.
+            dilation = [1 if s == 1 else d for s, d in zip(stride, dilation, strict=True)]
+        K = K.reshape(*K.shape[: K.ndim - len(event)], groups, event[0] // groups, *event[1:])
+        K, sizes = symbol.polyphase(K, kernel, stride, dilation)
+        if self.size is not None:
+            return K, sizes, given, 1.0
+        factor = symbol.between_points(sizes, self.resolution)
+        if self.padding_mode in LONGER:
+            factor *= math.prod([LONGER[self.padding_mode](border) for border in borders if border])
+        return K, sizes, symbol.lattice_points(sizes, self.resolution), factor
+
+
+def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """``(K / unit, unit)``: the unit is the largest entry of a kernel, held constant."""
+    finite = torch.isfinite(K).all(axes, keepdim=True)
+    K = torch.where(finite, K, 0)
+    unit = K.detach().abs().amax(axes, keepdim=True)
+    unit = torch.where(unit < torch.finfo(K.dtype).tiny, 1, unit)
+    return K / unit, unit
+
+
+def _each(number: int | Sequence[int] | None, axes: int) -> list[int]:
+    """One for each axis; ones for what was left out."""
+    return list(number) if isinstance(number, Sequence) else [number or 1] * axes
+
+
+def _check_whole(name: str, numbers: int | Sequence[int], least: int) -> None:
+    for number in numbers if isinstance(numbers, list | tuple) else [numbers]:
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"spectral_norm_conv: {name} must be a whole number, got {number!r}.")
+        if number < least:
+            raise ValueError(f"spectral_norm_conv: {name} must be at least {least}, got {number}.")

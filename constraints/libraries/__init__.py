@@ -1,0 +1,1 @@
+"""Objects of other libraries that mean constraints of this catalogue."""

@@ -1,0 +1,1 @@
+"""The algorithms behind the maps: no constraint in here."""

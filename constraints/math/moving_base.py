@@ -1,0 +1,83 @@
+"""Orthogonal matrices in coordinates that move along: a base, and a skew matrix kept at zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from constraints.math.autograd import needs_derivative
+from constraints.math.gram import gram
+from constraints.math.polar import ROUNDING, defect, polar, polar_factor
+from constraints.math.transpose import minus_transpose
+
+# The series I + S + S^2 / 2 of a skew S is the exponential and the Cayley transform up to third
+# order, and orthogonal up to S^4 / 4, from which its polar factor differs by half as much. So after
+# a small step there is nothing to do but B <- B (I + S + S^2 / 2): a product for S^2 = -S' S, which
+# is symmetric, and one with B. With the gradient, skew(B' G), that is less than three products.
+
+#: Columns that tell how far a large matrix is from orthogonal.
+SAMPLED = 16
+
+
+def quadratic(B: Tensor, X: Tensor) -> Tensor:
+    """``B (I + S + S^2 / 2)`` with the skew part S of X; B itself, as a copy, at S = 0.
+
+    Where S is large, a multiple of that, which has the same polar factor.
+
+    Args:
+        B: shape ``(*batch, n, n)``, orthogonal.
+        X: the same shape.
+    """
+    S = (X - X.mT) / 2
+    unit = S.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1)
+    S = S / unit
+    along = B @ S
+    return B / unit.square() + along / unit + along @ S / 2
+
+
+def rebased(X: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero, and the polar factor of ``quadratic(B, X)``: the parameters of the same matrix.
+
+    Without a derivative.
+    """
+    if needs_derivative(X.detach()):
+        return torch.zeros_like(X), polar(quadratic(B, X)).detach()
+    S = minus_transpose(X).mul_(0.5)
+    square = gram(S)
+    size = float(torch.linalg.matrix_norm(square).amax())
+    if not size < 1:
+        return torch.zeros_like(X), polar_factor(quadratic(B, X))
+    B = B + B @ S.sub_(square, alpha=0.5)
+    return torch.zeros_like(X), B if _is_orthogonal(B, size**2 / 4) else polar_factor(B)
+
+
+def rebased_gradient(value: Tensor, gradient: Tensor, X: Tensor, B: Tensor) -> Tensor:
+    """The gradient at X from that at the value, without a derivative of its own."""
+    if torch.any(X):
+        X = X.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(polar(quadratic(B, X)), X, gradient)[0]
+    product = value.mT @ gradient
+    return minus_transpose(product).mul_(0.5)
+
+
+def _is_orthogonal(W: Tensor, excess: float) -> bool:
+    """Whether W counts as its own polar factor.
+
+    Args:
+        W: shape ``(*batch, n, n)``.
+        excess: a bound of what is expected of ``||W' W - I||_F``, rounding left aside.
+    """
+    n = W.shape[-1]
+    rounding = ROUNDING * torch.finfo(W.dtype).eps * n**0.5
+    if not excess <= rounding / 4:
+        return False
+    if n <= 4 * SAMPLED:
+        E = defect(W, W)
+    else:
+        columns = torch.arange(0, n, n // SAMPLED, device=W.device)
+        E = W.mT @ W[..., columns]
+        E[..., columns, torch.arange(len(columns), device=W.device)] -= 1
+        # Half of it, since other columns may be worse.
+        rounding *= 0.5 * (len(columns) / n) ** 0.5
+    return float(torch.linalg.matrix_norm(E).amax()) <= rounding

@@ -1,0 +1,155 @@
+"""The matrix near a given one whose determinant is not zero, or of a given sign."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math.svd import svd
+
+#: The least singular value of what is regular, in units of the machine epsilon times the Frobenius
+#: norm: half of what the tolerance of the library grants, so that it moves no weight by more.
+MARGIN = 4.0
+
+
+def regular(X: Tensor, sign: int = 0) -> Tensor:
+    """X with no singular value too small to be told from zero, and a determinant of a given sign.
+
+    Where the determinant has the other sign, that of the least singular value is changed: this is
+    continuous, and what moves towards the singular matrices comes back from them. Its first three
+    derivatives are exact, but for the lift of singular values, which counts as rounding.
+
+    Args:
+        X: shape ``(*batch, n, n)``, real, single or double precision.
+        sign: 1, -1, or 0 for either one.
+
+    Returns:
+        Tensor of the same shape; X itself, bit for bit, where there is nothing to change.
+    """
+    if sign == 0:
+        return X + _lifted(X, sign)[0]
+    lift, V, weights = _lifted(X, sign)
+    if at_hand(X.detach()) and not bool(V.any()):
+        return X + lift
+    # Derivation. v is the vector of the least eigenvalue mu of M = X' X, and the others are V_i. To
+    # every order in D = M - M_0, with v_0' v = 1,
+    #
+    #     v = v_0 + sum_i V_i V_i' (D v - (v_0' D v) v) / (mu_0 - mu_i),
+    #
+    # and each iteration makes one more derivative exact. With s u = X v, the reflection is
+    # X - 2 s u v' = X (I - 2 v v' / v' v).
+    size = X.detach().abs().amax((-2, -1), keepdim=True)
+    Y = X / torch.where(size > 0, size, 1)
+    start = v_0 = V[..., -1:]
+    v = v_0
+    for _ in range(3):
+        change = Y.mT @ (Y @ v) - Y.detach().mT @ (Y.detach() @ v)
+        change = change - (start.mT @ change) * v
+        v = v_0 + V @ (weights.unsqueeze(-1) * (V.mT @ change))
+    square = (v * v).sum(-2, keepdim=True)
+    return X - (X @ v) @ (2 * v / torch.where(square > 0, square, 1)).mT + lift
+
+
+def nearest_regular(X: Tensor, sign: int = 0) -> Tensor:
+    """The nearest matrix, in the Frobenius norm, with a determinant of the given sign; see above.
+
+    Singular matrices are the boundary: what is beyond it ends on the near side of it.
+    """
+    return X + _lifted(X, sign, across=False)[0]
+
+
+def _lifted(X: Tensor, sign: int, across: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    X = X.detach()
+    return (_lift if at_hand(X) else _lift_op)(X, sign, across)
+
+
+def at_hand(X: Tensor) -> bool:
+    """Whether Python may branch on the numbers of X, and no tracer watches."""
+    return not goes_by_operator() and has_numbers(X)
+
+
+def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What is to be added, right singular vectors and weights: zero where X stays."""
+    lift, vectors = torch.zeros_like(X, memory_format=torch.contiguous_format), X.new_zeros(0)
+    weights = X.new_zeros(0)
+    if sign:
+        vectors, weights = torch.zeros_like(lift), X.new_zeros(X.shape[:-1])
+    if X.numel() == 0:
+        return lift, vectors, weights
+    size = X.abs().amax((-2, -1), keepdim=True)
+    size = torch.where(size > 0, size.clamp(min=torch.finfo(X.dtype).tiny), 1)
+    Y = X / size
+    eps = torch.finfo(X.dtype).eps
+    norm = torch.linalg.matrix_norm(Y)
+    # Sufficient, and cheaper than singular values: the Frobenius norm exceeds the spectral one.
+    inverse, info = torch.linalg.inv_ex(Y)
+    stays = (info == 0) & (norm * torch.linalg.matrix_norm(inverse) <= 1 / (2 * MARGIN * eps))
+    if sign:
+        stays = stays & (torch.linalg.slogdet(Y).sign == sign)
+    if bool(stays.all()):
+        return lift, vectors, weights
+    finite = torch.isfinite(size)
+    U, s, Vh = svd(torch.where(finite, Y, 0))
+    stays = stays[..., None, None]
+    tiny = torch.finfo(X.dtype).tiny
+    least = torch.maximum(MARGIN * eps * norm.unsqueeze(-1), tiny / size.squeeze(-1))
+    last = torch.zeros_like(s)
+    last[..., -1] = 1
+    wrong = (orientation(U, Vh) * sign < 0).unsqueeze(-1)
+    flipped = wrong & (last > 0)
+    reflection = torch.zeros_like(lift)
+    if sign and across:
+        apart = (s[..., -1:] - s) * (s[..., -1:] + s)
+        apart = torch.where(apart.abs() > eps * s[..., :1].square(), apart, torch.inf)
+        moved = wrong & ~stays.squeeze(-1)
+        vectors = torch.where(moved.unsqueeze(-1), Vh.mT, 0).contiguous()
+        weights = torch.where(moved, (1 - last) / apart, 0)
+        # It comes before the lift.
+        reflection = (Y @ Vh.mT[..., -1:]) @ Vh[..., -1:, :] * (-2 * wrong.unsqueeze(-1))
+    # A singular value of zero may be found larger than the margin, by rounding, and not be raised.
+    for k in range(8):
+        target = torch.maximum(s, least * 2**k)
+        if across:
+            change = torch.where(flipped, s - target, target - s)
+        else:
+            change = torch.where(flipped, -least * 2**k, target) - s
+        lift = (U * change.unsqueeze(-2)) @ Vh
+        W = torch.where(finite, Y + reflection + lift, torch.nan)
+        inverse, info = torch.linalg.inv_ex(W)
+        condition = norm * torch.linalg.matrix_norm(inverse.nan_to_num(), 2)
+        good = (info == 0) & (condition <= 1 / (2 * eps))
+        if sign:
+            good = good & (torch.linalg.slogdet(W).sign == sign)
+        if bool((good | stays[..., 0, 0] | ~finite[..., 0, 0]).all()):
+            break
+    lift = torch.where(stays, 0, torch.where(finite, size * lift, torch.nan))
+    return lift.contiguous(), vectors, weights
+
+
+def orientation(U: Tensor, Vh: Tensor) -> Tensor:
+    """The sign of the determinant of U Vh, for orthogonal U and Vh."""
+    return torch.linalg.slogdet(U).sign * torch.linalg.slogdet(Vh).sign
+
+
+# ------------------------------------------------------------------------------ without numbers
+
+# As in `constraints.polar`; what the operators return is constant for autograd.
+
+_lift_op = torch.library.custom_op("constraints::lift", untraced(_lift), mutates_args=())
+
+
+@_lift_op.register_fake
+def _(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
+    like = torch.empty_like(X, memory_format=torch.contiguous_format)
+    if sign == 0:
+        return like, X.new_empty(0), X.new_empty(0)
+    return like, torch.empty_like(like), X.new_empty(X.shape[:-1])
+
+
+@_lift_op.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], X: Tensor, sign: int, across: bool) -> Any:
+    outputs = _lift_op(X.movedim(in_dims[0], 0), sign, across)
+    return outputs, (0, 0 if sign else None, 0 if sign else None)

@@ -1,0 +1,357 @@
+"""The orthogonal factor of the polar decomposition, with exact derivatives of every order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from constrained.constraint.precision import autocast_disabled
+from constraints.math.autograd import (
+    DirectFunction,
+    goes_by_operator,
+    has_numbers,
+    in_front,
+    nestable,
+    untraced,
+)
+from constraints.math.gram import gram
+from constraints.math.svd import svd
+from constraints.math.symmetric_lyapunov import lyapunov, right_divide, spectrum
+from constraints.math.transpose import plus_transpose
+
+#: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
+#: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
+ROUNDING = 8.0
+
+
+#: Rows that are summed at once, if there are many of them.
+BLOCK = 1024
+
+
+def polar(X: Tensor) -> Tensor:
+    r"""The matrix with orthonormal columns nearest to X, or with orthonormal rows if X is wide.
+
+    A tall X of full rank is ``X = W H`` in a single way, with ``W' W = I`` and H symmetric
+    positive definite: the result is W, which minimizes :math:`\lVert W - X \rVert` in every
+    unitarily invariant norm. It is the gradient of the nuclear norm, it ignores a positive factor
+    of X, and an orthogonal X comes back bit for bit (as a copy), its derivative being the
+    projection onto the tangent space.
+
+    At a matrix that has not full rank W is not unique and not differentiable: the result is one
+    of the nearest matrices, a symmetric one if X is (Hermitian, if X is complex), and derivatives
+    are finite, being cut off where they do not exist.
+    NaN and infinity in an element give NaN in that element.
+
+    Args:
+        X: shape ``(*batch, n, p)``, single or double precision, real or complex (then W is unitary,
+            and ``'`` the conjugate transpose).
+
+    Returns:
+        Tensor of the same shape.
+
+    Example:
+        >>> polar(torch.tensor([[3.0, 0.0], [0.0, -2.0]]))
+        tensor([[ 1.,  0.],
+                [ 0., -1.]])
+
+    Reference:
+        Higham, Functions of Matrices (2008), chapter 8; Kenney and Laub, Polar decomposition and
+        matrix sign function condition estimates (1991), for the derivative.
+    """
+    if X.shape[-2] < X.shape[-1]:
+        return polar(X.mH).mH.contiguous()
+    if goes_by_operator():
+        return _factor_op(X)
+    return _Polar.apply(X)
+
+
+def polar_factor(X: Tensor) -> Tensor:
+    """The value of `polar`, without its derivatives."""
+    if goes_by_operator() or not has_numbers(X):
+        return polar(X)
+    return _factor(X) if X.shape[-2] >= X.shape[-1] else _factor(X.mH).mH.contiguous()
+
+
+def polar_gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    """The gradient at X from that at its polar factor W, without derivatives of its own.
+
+    Args:
+        X: shape ``(*batch, n, p)``.
+        W: the polar factor of X.
+        V: the gradient with respect to W.
+
+    Returns:
+        Tensor of the same shape.
+    """
+    if X.shape[-2] >= X.shape[-1]:
+        return _gradient(X, W, V)
+    tall = W.mH
+    return _gradient(tall if X is W else X.mH, tall, V.mH).mH.contiguous()
+
+
+def thin_polar_gradient(W: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
+    """`polar_gradient` at an orthogonal W for the gradient ``G = left' right``.
+
+    The projection ``G - W (W' G + G' W) / 2`` is made of products with ``left W`` and ``right W'``,
+    which have as few rows as the factors.
+
+    Args:
+        W: shape ``(n, p)``, with orthonormal columns or rows.
+        left: shape ``(b, n)``.
+        right: shape ``(b, p)``.
+
+    Returns:
+        Tensor of shape ``(n, p)``; None where the projection of the product is cheaper.
+    """
+    (n, p), b = W.shape, len(left)
+    # In units of n p: products with few rows, against one for G and two of the smaller side.
+    if (4 if n == p else 5) * b > b + 2 * min(n, p):
+        return None
+    back, out = left @ W, right @ W.mT
+    # One of these is its argument for a square W.
+    if n > p:
+        left = 2 * left - back @ W.mT
+    elif n < p:
+        right = 2 * right - out @ W
+    return torch.cat((left, out.neg_())).mT @ torch.cat((right, back)).mul_(0.5)
+
+
+# ------------------------------------------------------------------------------------ the value
+
+
+def _factor(X: Tensor) -> Tensor:
+    """The polar factor of a tall X, by the cheapest way that its numbers allow."""
+    if X.numel() == 0:
+        return _copy(X)
+    p = X.shape[-1]
+    rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
+    excess = _own_defect(X)
+    if X.ndim > 2:
+        distances = torch.linalg.vector_norm(excess, dim=(-2, -1))
+        distance = float(distances.amax())
+    else:
+        distances = torch.linalg.vector_norm(excess)
+        distance = float(distances)
+    if distance <= rounding:
+        return _copy(X)
+    if distance < 0.9:
+        W = _newton_schulz(X, excess, distance, rounding)
+    else:
+        W = _svd_factor(X)
+    if W.ndim > 2 and bool((distances <= rounding).any()):
+        # An orthogonal element stays as it is, whatever else is in the batch.
+        W = torch.where((distances <= rounding)[..., None, None], X, W)
+    return W.contiguous()
+
+
+def _copy(X: Tensor) -> Tensor:
+    return X.clone(memory_format=torch.contiguous_format)
+
+
+def defect(W: Tensor, X: Tensor) -> Tensor:
+    """``W' X - I``, where the rounding errors of long sums do not add up.
+
+    Args:
+        W: shape ``(*batch, n, p)``.
+        X: shape ``(*batch, n, p)``.
+    """
+    blocks, rest = divmod(X.shape[-2], BLOCK)
+    if blocks < 8:
+        product = W.mH @ X
+    else:
+        ends = [blocks * BLOCK, rest]
+        (W, W_rest), (X, X_rest) = W.split(ends, dim=-2), X.split(ends, dim=-2)
+        W, X = (x.unflatten(-2, (blocks, BLOCK)) for x in (W, X))
+        product = (W.mH @ X).sum(-3) + W_rest.mH @ X_rest
+    product.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return product
+
+
+def _own_defect(X: Tensor) -> Tensor:
+    """``defect(X, X)``."""
+    if X.shape[-2] >= 8 * BLOCK:
+        return defect(X, X)
+    E = gram(X)
+    E.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return E
+
+
+def _minus_half(V: Tensor, W: Tensor, S: Tensor) -> Tensor:
+    """``V - W S / 2``, in one pass over memory for a matrix or a batch of them."""
+    if V.ndim == 2:
+        return torch.addmm(V, W, S, alpha=-0.5)
+    if V.ndim == 3:
+        return torch.baddbmm(V, W, S, alpha=-0.5)
+    return V - W @ (S / 2)
+
+
+def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Tensor:
+    # X (I + E)^(-1/2) with E = X' X - I is the polar factor. Of the series I - E/2 + 3/8 E^2 - ...
+    # the first two terms are the Newton-Schulz iteration, which leaves 3/4 ||E||^2 at most; one
+    # more leaves 5/8 ||E||^3, for a product of p x p matrices and without another Gram matrix.
+    # With ||E|| < 1, and never rescaled, it converges. What is left may be a quarter of what counts
+    # as rounding, so that the result counts as orthogonal.
+    while True:
+        if 0.75 * distance**2 <= rounding / 4:
+            return _minus_half(X, X, E)
+        X = _minus_half(X, X, _minus_half(E, E, 1.5 * E))
+        if 0.75 * distance**3 <= rounding / 4:
+            return X
+        E = _own_defect(X)
+        before, distance = distance, float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
+        if distance <= rounding or not distance < before:
+            return X
+
+
+def _svd_factor(X: Tensor) -> Tensor:
+    # Scaled by the largest entry: LAPACK is exact at every scale, but squares and products are not.
+    largest = X.abs().amax(dim=(-2, -1), keepdim=True)
+    finite = torch.isfinite(largest)
+    X = torch.where(finite & (largest > 0), X / largest, 0)
+    if X.shape[-2] == X.shape[-1] and torch.equal(X, X.mH):
+        W = _sign(X)
+    else:
+        U, _, Vh = svd(X)
+        W = U @ Vh
+        W = W - W @ (defect(W, W) / 2)
+    return torch.where(finite, W, torch.nan)
+
+
+def _sign(X: Tensor) -> Tensor:
+    # Of a symmetric X the factor is the sign, a reflection. Where X vanishes, U and V of a singular
+    # value decomposition have nothing to do with each other, and U V' is no longer symmetric.
+    eigenvalues, Q = torch.linalg.eigh(X)
+    W = (Q * torch.where(eigenvalues < 0, -1, 1).to(X.dtype).unsqueeze(-2)) @ Q.mH
+    W = W - W @ (defect(W, W) / 2)
+    # Torch 2.6 divides complex numbers by 2 with an error of rounding.
+    return (W + W.mH) * 0.5
+
+
+# ------------------------------------------------------------------------------- its derivative
+
+# Derivation. With X = W H for a tall X, W' W = I and H = W' X, differentiate, and split dW into
+# its parts inside and outside the range of W, dW = W Y + (I - W W') dW. From W' dX = Y H + dH, with
+# Y skew and dH symmetric, minus its transpose:
+#
+#     H Y + Y H = W' dX - dX' W,          (I - W W') dX = (I - W W') dW H.
+#
+# The second term vanishes for a square X. The map dX -> dW is self-adjoint, W being the gradient
+# of the nuclear norm; so it is the backward as well. At an orthogonal X, where H = I, it is the
+# projection onto the tangent space, dX - W (W' dX + dX' W) / 2: two matrix products. There is no
+# difference of singular values in it, so it is smooth where they are equal.
+
+
+def derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    """The derivative of the polar factor W of a tall X in direction V; differentiable."""
+    WV = W.mH @ V
+    H = W.mH @ X
+    H = (H + H.mH) * 0.5
+    h, Q = spectrum(H)
+    result = W @ lyapunov(H, WV - WV.mH, h, Q)
+    if X.shape[-2] > X.shape[-1]:
+        result = result + right_divide(V - W @ WV, H, h, Q)
+    return result
+
+
+def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    """`derivative` without a derivative of its own, and cheaper where X is almost orthogonal."""
+    WV = W.mH @ V
+    if X is W or torch.equal(X, W):
+        return _minus_half(V, W, plus_transpose(WV)).contiguous()
+    E = defect(W, X)
+    distance = float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
+    if not distance < 0.1:
+        return derivative(X, W, V).contiguous()
+    # With H = I + E, iterate 2 Y = C - E Y - Y E, where Y E = -(E Y)' because Y is skew and E is
+    # symmetric, and Z = M - Z E for Z H = M: each time the error shrinks by ||E||.
+    rounds = max(0, math.ceil(math.log(torch.finfo(X.dtype).eps, max(distance, 1e-300))) - 1)
+    C = WV - WV.mH
+    Y = C / 2
+    for _ in range(rounds):
+        product = E @ Y
+        Y = (C - product + product.mH) * 0.5
+    result = W @ Y
+    if X.shape[-2] > X.shape[-1]:
+        M = Z = V - W @ WV
+        for _ in range(rounds):
+            Z = M - Z @ E
+        result = result + Z
+    return result.contiguous()
+
+
+class _Polar(DirectFunction):
+    @staticmethod
+    def forward(X: Tensor) -> Tensor:
+        return _factor(X) if has_numbers(X) else _factor_op(X)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Tensor:
+        X, W = ctx.saved_tensors
+        plain = not torch.is_grad_enabled() and has_numbers(X) and has_numbers(G)
+        with autocast_disabled(G):
+            return _gradient(X, W, G) if plain else derivative(X, W, G)
+
+    @staticmethod
+    @nestable
+    def jvp(ctx: Any, saved: Any, dX: Tensor) -> Tensor:
+        X, W = saved
+        return derivative(X, W, dX)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
+        return _Polar.apply(X.movedim(in_dims[0], 0)), 0
+
+
+# ------------------------------------------------------------------------------ without numbers
+
+# Which way is the cheapest depends on numbers, and under torch.compile or on the meta device there
+# are none. There the functions above are opaque operators, which see them when the graph runs; the
+# operator carries the backward, since torch.compile takes no Function that defines `jvp`.
+
+_factor_op = torch.library.custom_op(
+    "constraints::polar_factor", untraced(_factor), mutates_args=()
+)
+
+
+@torch.library.custom_op("constraints::polar_gradient", mutates_args=())
+@untraced
+def _gradient_op(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
+    with autocast_disabled(V):
+        return _gradient(X, W, V)
+
+
+@_factor_op.register_fake
+@_gradient_op.register_fake
+def _like(X: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(X, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _backward(ctx: Any, G: Tensor) -> Tensor:
+    X, W = ctx.saved_tensors
+    return _gradient_op(X, W, G)
+
+
+_factor_op.register_autograd(_backward, setup_context=_save)
+
+
+@_factor_op.register_vmap
+def _(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
+    return _factor_op(X.movedim(in_dims[0], 0)), 0
+
+
+@_gradient_op.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+    return _gradient_op(*in_front(info, in_dims, inputs)), 0

@@ -1,0 +1,296 @@
+"""The doubly stochastic scaling of a positive matrix, with exact derivatives of every order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from constrained.constraint.precision import autocast_disabled
+from constraints.math.autograd import (
+    DirectFunction,
+    goes_by_operator,
+    has_numbers,
+    in_front,
+    nestable,
+    untraced,
+)
+
+#: Sums that differ from 1 by so many units of the machine epsilon are taken for 1.
+ROUNDING = 2.0
+
+
+#: Rounds of division by the sums in the end.
+POLISH = 2
+
+
+#: Newton steps on one scale of the logits, at most.
+NEWTON = 100
+
+
+#: Conjugate gradient steps of the backward, before it factors a matrix.
+CONJUGATE = 24
+
+
+def sinkhorn(X: Tensor) -> Tensor:
+    r"""The doubly stochastic matrix ``diag(u) exp(X) diag(v)``, with u, v > 0.
+
+    There is one, and it is
+
+    .. math:: \arg\max_W \; \langle W, X \rangle - \sum\nolimits_{ij} W_{ij} \log W_{ij}
+
+    over the doubly stochastic matrices: the gradient, with respect to X, of a convex function. It
+    does not change when a constant is added to a row or a column of X.
+
+    Rows and columns are divided by their sums in turn until the sums are 1 up to rounding, which
+    takes a few rounds if the matrix is near the mean 1/n; where that is slow, as it is for logits
+    of large spread, Newton's method on the dual finds u and v, from small logits to large ones.
+
+    NaN and infinity in an element give NaN in that element.
+
+    Args:
+        X: shape ``(*batch, n, n)``, the logits, in single or double precision.
+
+    Returns:
+        Tensor of the same shape.
+
+    Example:
+        >>> sinkhorn(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
+
+    Reference:
+        Sinkhorn and Knopp, Concerning nonnegative matrices and doubly stochastic matrices (Pacific
+        Journal of Mathematics 21, 1967); Knight and Ruiz, A fast algorithm for matrix balancing
+        (IMA Journal of Numerical Analysis 33, 2013), for Newton's method; Eisenberger et al., A
+        unified framework for implicit Sinkhorn differentiation (CVPR 2022).
+    """
+    if goes_by_operator():
+        return _scale_op(X)
+    return _Sinkhorn.apply(X)
+
+
+# ------------------------------------------------------------------------------------ the value
+
+
+def _scale(X: Tensor) -> Tensor:
+    if X.numel() == 0:
+        return X.clone(memory_format=torch.contiguous_format)
+    # No sum is finite that has an infinite term.
+    if bool(torch.isfinite(X.sum())):
+        W, done = _alternate(_shifted(X))
+        finite = None
+    else:
+        finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+        X = torch.where(finite, X, 0)
+        W, done = _alternate(_shifted(X))
+    if not bool(done.all()):
+        hard = ~done
+        W[hard] = _newton(_shifted(X[hard]).double()).to(X.dtype)
+    return W if finite is None else torch.where(finite, W, torch.nan)
+
+
+def _shifted(X: Tensor) -> Tensor:
+    """The same logits up to constants, with 0 as the largest entry of each row and column."""
+    Y = (X - X.amax(-1, keepdim=True)).contiguous()
+    return Y.sub_(Y.amax(-2, keepdim=True))
+
+
+def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Sinkhorn's iteration, in the memory of Y, and for which elements it has converged."""
+    eps, n = torch.finfo(Y.dtype).eps, Y.shape[-1]
+    # Newton's method costs some n alternating steps, and is used where more of them are left.
+    slow, steps = 1 - 16 / (n + 32), n + 32
+    K = Y.exp_()
+    v = 1 / K.sum(-2, keepdim=True)
+    before = torch.full_like(v[..., 0, 0], torch.inf)
+    for _ in range(steps):
+        u = 1 / (K @ v.mT)
+        better = 1 / (u.mT @ K)
+        # The rows are scaled to sums of 1, so the change of v is the error of the columns.
+        error = (v / better - 1).abs().amax((-2, -1))
+        v = better
+        if bool(((error <= ROUNDING * eps) | ~(error < slow * before)).all()):
+            break
+        before = error
+    W = K.mul_(u).mul_(v)
+    # The sums of a matrix product err by more than these.
+    for _ in range(POLISH):
+        W.div_(W.sum(-2, keepdim=True))
+        rows = W.sum(-1, keepdim=True)
+        W.div_(rows)
+        if bool(((rows - 1).abs() <= ROUNDING * eps).all()):
+            break
+    return W, _error(W) <= 3 * ROUNDING * eps
+
+
+def _error(W: Tensor) -> Tensor:
+    rows, columns = W.sum(-1), W.sum(-2)
+    return torch.maximum((rows - 1).abs(), (columns - 1).abs()).amax(-1)
+
+
+# Derivation. With the rows of W = exp(X - f - g') normalized by f, what is left is to minimize
+#
+#     phi(g) = sum_i log sum_j exp(X_ij - g_j) + sum_j g_j,     grad phi = 1 - c,
+#
+# with the column sums c of W. It is convex, and its Hessian diag(c) - W'W is the Laplacian of a
+# graph with the weights (W'W)_jk: the diagonal is the sum of the other entries of a row. Written
+# so, no weight is lost beside a larger one. A step d is shortened to log(1 + |d|) / |d|, with |d|
+# its range, since the Hessian changes by a factor of exp(|d|) at most along it.
+#
+# Large logits are reached by doubling small ones: doubling Z = X - f - g' warm-starts f and g.
+
+
+def _newton(X: Tensor) -> Tensor:
+    eps = torch.finfo(X.dtype).eps
+    doublings = max(0, math.ceil(math.log2(max(float(X.abs().amax()), 1.0) / 4)))
+    Z = X * 2.0**-doublings
+    for left in range(doublings, -1, -1):
+        target = ROUNDING * eps if left == 0 else 0.1
+        before = torch.full_like(Z[..., 0, 0], torch.inf)
+        for _ in range(NEWTON):
+            Z = Z - torch.logsumexp(Z, -1, keepdim=True)
+            W = torch.exp(Z)
+            excess = W.sum(-2) - 1
+            error = excess.abs().amax(-1)
+            if bool((error <= target).all()) or (
+                bool((error <= 1e3 * eps).all()) and not bool((error < before).any())
+            ):
+                break
+            before = error
+            factor, _ = torch.linalg.cholesky_ex(_laplacian(W, eps))
+            step = torch.cholesky_solve(excess.unsqueeze(-1), factor).mT
+            reach = step.amax(-1, keepdim=True) - step.amin(-1, keepdim=True)
+            Z = Z - step * torch.where(reach > 1, reach.log1p() / reach, 1)
+        Z = 2 * Z if left else Z
+    W = torch.exp(Z)
+    W = W / W.sum(-2, keepdim=True)
+    return W / W.sum(-1, keepdim=True)
+
+
+def _laplacian(W: Tensor, eps: float) -> Tensor:
+    """``I - W'W`` for a doubly stochastic W, with its null vector 1 and rounding added."""
+    weights = W.mT @ W
+    weights = weights - torch.diag_embed(weights.diagonal(dim1=-2, dim2=-1))
+    degree = weights.sum(-1) + ROUNDING * eps
+    return torch.diag_embed(degree) - weights + 1 / W.shape[-1]
+
+
+# ------------------------------------------------------------------------------- its derivative
+
+# Derivation. dW = W * (dX - a 1' - 1 b') with a, b such that the sums of dW vanish:
+#
+#     [ I   W ] [a]   [ (W * dX)  1 ]
+#     [ W'  I ] [b] = [ (W * dX)' 1 ],      hence     (I - W'W) b = (W * dX)' 1 - W' (W * dX) 1.
+#
+# W being the gradient of a convex function, the map dX -> dW is self-adjoint: it is the backward
+# as well. The matrix is the Laplacian above, singular in the direction 1, which changes nothing.
+
+
+def derivative(W: Tensor, V: Tensor) -> Tensor:
+    """The derivative of the scaling at its value W in direction V; differentiable."""
+    eps, dtype = torch.finfo(W.dtype).eps, V.dtype
+    # Double precision, since the matrix is as singular as W is near to a permutation.
+    W, V = W.double(), V.double()
+    M = W * V
+    rows = M.sum(-1, keepdim=True)
+    right = M.sum(-2).unsqueeze(-1) - W.mT @ rows
+    factor, _ = torch.linalg.cholesky_ex(_laplacian(W, eps))
+    b = torch.cholesky_solve(right, factor)
+    return (M - W * (rows - W @ b + b.mT)).to(dtype)
+
+
+def _gradient(W: Tensor, V: Tensor) -> Tensor:
+    """`derivative` without a derivative of its own, by conjugate gradients where they are fast."""
+    M = W * V
+    rows = M.sum(-1, keepdim=True)
+    r = M.sum(-2).unsqueeze(-1) - W.mT @ rows
+    r = r - r.mean(-2, keepdim=True)
+    b, p = torch.zeros_like(r), r
+    old = (r * r).sum(-2, keepdim=True)
+    enough = torch.finfo(W.dtype).eps ** 2 * old
+    for _ in range(CONJUGATE):
+        if bool((old <= enough).all()):
+            return M.addcmul_(W, W @ b - rows).addcmul_(W, b.mT, value=-1).contiguous()
+        q = p - W.mT @ (W @ p)
+        curvature = (p * q).sum(-2, keepdim=True)
+        length = torch.where(old > enough, old / curvature, 0)
+        b, r = b + length * p, r - length * q
+        new = (r * r).sum(-2, keepdim=True)
+        p = r + torch.where(old > enough, new / old, 0) * p
+        old = new
+    return derivative(W, V).contiguous()
+
+
+class _Sinkhorn(DirectFunction):
+    @staticmethod
+    def forward(X: Tensor) -> Tensor:
+        return _scale(X) if has_numbers(X) else _scale_op(X)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Tensor:
+        (W,) = ctx.saved_tensors
+        plain = not torch.is_grad_enabled() and has_numbers(W) and has_numbers(G)
+        with autocast_disabled(G):
+            return _gradient(W, G) if plain else derivative(W, G)
+
+    @staticmethod
+    @nestable
+    def jvp(ctx: Any, saved: Any, dX: Tensor) -> Tensor:
+        (W,) = saved
+        return derivative(W, dX)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
+        return _Sinkhorn.apply(X.movedim(in_dims[0], 0)), 0
+
+
+# ------------------------------------------------------------------------------ without numbers
+
+# As for the polar factor: under torch.compile or on the meta device the functions above are opaque
+# operators, which see the numbers when the graph runs.
+
+_scale_op = torch.library.custom_op("constraints::sinkhorn", untraced(_scale), mutates_args=())
+
+
+@torch.library.custom_op("constraints::sinkhorn_gradient", mutates_args=())
+@untraced
+def _gradient_op(W: Tensor, V: Tensor) -> Tensor:
+    with autocast_disabled(V):
+        return _gradient(W, V)
+
+
+@_scale_op.register_fake
+@_gradient_op.register_fake
+def _like(X: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(X, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _backward(ctx: Any, G: Tensor) -> Tensor:
+    (W,) = ctx.saved_tensors
+    return _gradient_op(W, G)
+
+
+_scale_op.register_autograd(_backward, setup_context=_save)
+
+
+@_scale_op.register_vmap
+def _(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
+    return _scale_op(X.movedim(in_dims[0], 0)), 0
+
+
+@_gradient_op.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+    return _gradient_op(*in_front(info, in_dims, inputs)), 0

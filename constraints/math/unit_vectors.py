@@ -1,0 +1,90 @@
+"""Vectors scaled to a given length, at every magnitude."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from constraints.math.autograd import needs_derivative
+
+#: By so many units of the machine epsilon the length of a vector errs when it has been scaled.
+ROUNDING = 8.0
+
+
+def normalized(y: Tensor, radius: float) -> Tensor:
+    """``radius y / ||y||`` along the last dimension; of zero, that of the first unit vector.
+
+    A vector of that length, up to rounding, comes back bit for bit.
+    """
+    if not needs_derivative(y):
+        norm = _length(y)
+        if is_moderate(norm):
+            factor = radius / norm
+            return y * torch.where(_is_rounding(factor), 1, factor)
+    direction, _ = scaled(y)
+    return radius * direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+
+
+def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: float) -> Tensor:
+    """The gradient at y from that at ``normalized(y, radius)``: the part across y, scaled.
+
+    Without a derivative of its own.
+    """
+    norm = _length(y)
+    if not (y.is_cpu and is_moderate(norm)):
+        y = y.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(normalized(y, radius), y, gradient)[0]
+    # Each pass over the memory counts: the products make room for the result, and a parameter that
+    # was put back onto the sphere needs no factor.
+    products = gradient * value
+    along = products.sum(-1, keepdim=True)
+    across = torch.addcmul(gradient, value, along, value=-1 / radius**2, out=products)
+    factor = radius / norm
+    return across if _is_rounding(factor).all() else across.mul_(factor)
+
+
+def _is_rounding(factor: Tensor) -> Tensor:
+    """Where a length errs by no more than it does when it has been scaled."""
+    return (factor - 1).abs() <= ROUNDING * torch.finfo(factor.dtype).eps
+
+
+def _length(y: Tensor) -> Tensor:
+    """The norms along the last dimension, which is kept."""
+    if y.stride(-1) == 1:
+        return torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    # Across rows, the norm of torch is twenty times slower than a sum.
+    return y.square().sum(-1, keepdim=True).sqrt()
+
+
+def is_moderate(norm: Tensor) -> bool:
+    """Whether the squares that norms were computed from neither overflow nor lose digits."""
+    if norm.numel() == 0:
+        return True
+    finfo = torch.finfo(norm.dtype)
+    least, largest = map(float, norm.aminmax())
+    return finfo.tiny**0.5 / finfo.eps < least and largest < finfo.eps * finfo.max**0.5
+
+
+def distance_from_sphere(value: Tensor, radius: float) -> Tensor:
+    """The change of the largest entry when a vector is scaled to the radius."""
+    direction, scale = scaled(value)
+    norm = torch.linalg.vector_norm(direction, dim=-1)
+    return (scale.squeeze(-1) * norm - radius).abs() / norm.detach()
+
+
+def scaled(y: Tensor) -> tuple[Tensor, Tensor]:
+    """``(y / s, s)`` with s the largest absolute entry, held constant.
+
+    The entries of ``y / s`` are at most 1 and one of them is 1, whatever the size of y, so that
+    their squares neither overflow nor underflow. A function of the direction of y alone does not
+    depend on s, and has all its derivatives with s held constant.
+
+    A zero vector gives ``y + e_1`` with s = 0: its derivative, the tangent projection at ``e_1``,
+    takes the place of one that does not exist.
+    """
+    largest = y.detach().abs().amax(-1, keepdim=True)
+    zero = largest < torch.finfo(y.dtype).tiny
+    first = (torch.arange(y.shape[-1], device=y.device) == 0).to(y.dtype)
+    direction = torch.where(zero, y + first, y / torch.where(zero, 1.0, largest))
+    return direction, torch.where(zero, 0.0, largest)

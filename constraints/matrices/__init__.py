@@ -1,0 +1,1 @@
+"""Sets of matrices: the last two dimensions of a tensor are one element."""

@@ -1,0 +1,109 @@
+"""Lower triangular matrices with a positive diagonal: the Cholesky factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.arguments import kept, least_positive
+from constraints.bases.linear_space import not_square
+from constraints.math.regular_start import admitted, triangular_factor
+from constraints.math.softplus import inverse_softplus, least_softplus, softplus
+
+
+@register("cholesky_factor", aliases=("lower_cholesky", "cholesky_factor_cov"))
+class CholeskyFactor(Constraint):
+    """Lower triangular matrices with a positive diagonal.
+
+    **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0}. Dimension n (n + 1) / 2, open in the
+    space of the lower triangular matrices. L -> L L' maps it onto the positive definite matrices,
+    one to one.
+
+    **Map**: X -> its lower triangle, with softplus on the diagonal, onto the set. Where softplus
+    underflows the entry stays at the root of the smallest normal number, as under `Positive`.
+
+    **Right inverse**: the inverse of softplus, y -> y + log(1 - exp(-y)), on the diagonal. A zero
+    there, which lies on the boundary, becomes the machine epsilon, as under `project`.
+
+    **Reference**: Stan Reference Manual, section "Cholesky factors of covariance matrices".
+
+    Example:
+        >>> L = CholeskyFactor()(torch.tensor([[0.0, 5.0], [2.0, 100.0]]))
+        >>> L
+        tensor([[  0.6931,   0.0000],
+                [  2.0000, 100.0000]])
+    """
+
+    event_dim = 2
+    closed = False
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The lower triangle, with softplus on the diagonal."""
+        diagonal = X.diagonal(dim1=-2, dim2=-1)
+        positive = softplus(diagonal).clamp(min=least_positive(X.dtype))
+        return X.tril(-1) + torch.diag_embed(positive)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The inverse of softplus on the diagonal."""
+        inside = self.project(value)
+        diagonal = inside.diagonal(dim1=-2, dim2=-1).clamp(min=least_positive(value.dtype))
+        return inside.tril(-1) + torch.diag_embed(inverse_softplus(diagonal))
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest entry above the diagonal, or negative one on it, in absolute value."""
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        above = value.triu(1).abs()
+        return torch.maximum(above.amax((-2, -1)), (-diagonal).clamp(min=0).amax(-1))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The lower triangle, with the machine epsilon for what is not positive on the diagonal."""
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        positive = torch.where(diagonal > 0, diagonal, torch.finfo(value.dtype).eps)
+        return value.tril(-1) + torch.diag_embed(positive)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Where the diagonal is small, the number at which the derivative is ``share``."""
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        raised = diagonal.clamp(min=least_softplus(share))
+        return value + torch.diag_embed(raised - diagonal)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The factor of the same covariance matrix ``A A'``, moved inwards.
+
+        It is as well-conditioned as A, which the lower triangle is not.
+        """
+        return admitted(self, value, triangular_factor(value), share)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Standard normal numbers below the diagonal, log-normal ones on it."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        X = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return (X.tril(-1) + torch.diag_embed(X.diagonal(dim1=-2, dim2=-1).exp())).to(dtype)
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrix, with a diagonal that rounding leaves positive."""
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        return (value.tril(-1) + torch.diag_embed(kept(diagonal, least_positive(dtype)))).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (n + 1) / 2``."""
+        return shape[-1] * (shape[-1] + 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)

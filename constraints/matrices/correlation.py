@@ -1,0 +1,299 @@
+"""Correlation matrices, and their Cholesky factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import tolerance, working_dtype
+from constraints.bases.arguments import kept, least_positive
+from constraints.bases.linear_space import not_square
+from constraints.math.autograd import needs_derivative
+from constraints.math.psd_part import distance_from_psd, symmetric_part
+from constraints.math.regular_start import admitted, triangular_factor
+from constraints.math.softplus import inverse_softplus, least_softplus, softplus
+from constraints.math.transpose import plus_transpose
+from constraints.math.unit_vectors import normalized, normalized_gradient
+from constraints.matrices.positive_definite import (
+    clipped,
+    covariance,
+    reflected,
+    root,
+    rounding_of,
+    squares,
+    thin_covariance_gradient,
+)
+
+
+@register("correlation", aliases=("corr", "corr_matrix", "correlation_matrix", "elliptope"))
+class Correlation(Constraint):
+    """Correlation matrices: positive definite with ones on the diagonal.
+
+    **Set**: {W in R^(n x n) : W = W', W_ii = 1, x'Wx > 0 for all x != 0}, the interior of the
+    elliptope. Dimension n (n - 1) / 2, open in the matrices of unit diagonal, convex.
+
+    **Map**: X -> the correlation matrix of the covariance matrix X X', as under
+    `PositiveDefinite`: entries are divided by the roots of the two diagonal ones. Onto the set, up
+    to the rounding term that keeps the result positive definite.
+
+    **Right inverse**: the Cholesky factor, whose rows have length one.
+
+    **Reference**: Pinheiro and Bates, Unconstrained parametrizations for variance-covariance
+    matrices (Statistics and Computing 6, 1996), section 2.3, for factors with rows on the sphere.
+
+    `canonical` scales the rows of X to length one: the result does not depend on their length.
+    `project` is a retraction; the nearest correlation matrix has no closed form (Higham, Computing
+    the nearest correlation matrix, IMA Journal of Numerical Analysis 22, 2002).
+
+    Example:
+        >>> Correlation()(torch.tensor([[2.0, 0.0], [3.0, 4.0]]))
+        tensor([[1.0000, 0.6000],
+                [0.6000, 1.0000]])
+    """
+
+    event_dim = 2
+    closed = False
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+    exempt: ClassVar[dict[str, str]] = {
+        "nearest": "the nearest correlation matrix has no closed form: project() clips the "
+        "eigenvalues and then scales the diagonal to one",
+        **dict.fromkeys(
+            ("first_derivative:zero_params", "second_derivative:zero_params"),
+            "a row of length zero has no direction",
+        ),
+    }
+
+    def forward(self, X: Tensor) -> Tensor:
+        """``X X'``, scaled to unit diagonal."""
+        N = normalized(X, 1.0)
+        if needs_derivative(X):
+            return _scaled(covariance(N))
+        # The same, without dividing by what is one up to rounding.
+        W = squares(N).mul_(1 / (1 + rounding_of(N)))
+        W.diagonal(dim1=-2, dim2=-1).fill_(1)
+        return W
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """One product with the off-diagonal part of the gradient, made tangent row by row."""
+        both = plus_transpose(gradient)
+        both.diagonal(dim1=-2, dim2=-1).zero_()
+        N = normalized(X, 1.0)
+        return (normalized_gradient(X, N, both @ N / (1 + rounding_of(N)), 1.0),)
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
+    ) -> tuple[Tensor] | None:
+        """The same in four products of ``(b, n)`` matrices."""
+        if 2 * len(left) > X.shape[-1]:
+            return None
+        N = normalized(X, 1.0)
+        both = thin_covariance_gradient(N, left, right, -1.0)
+        return (normalized_gradient(X, N, both / (1 + rounding_of(N)), 1.0),)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The Cholesky factor."""
+        return root(value)
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """The same with rows of length one."""
+        return (normalized(X, 1.0),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest of three distances: from symmetry, unit diagonal, positive semidefinite."""
+        diagonal = (value.diagonal(dim1=-2, dim2=-1) - 1).abs().amax(-1)
+        return torch.maximum(distance_from_psd(value), diagonal)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A retraction: the nearest positive definite matrix, scaled to unit diagonal.
+
+        A correlation matrix stays as it is; a variance of zero gives a row of the identity.
+        """
+        W = symmetric_part(value)
+        diagonal = W.diagonal(dim1=-2, dim2=-1)
+        unit = (diagonal == 1).all(-1) & (torch.linalg.cholesky_ex(W).info == 0)
+        scaled = _scaled(clipped(_spread(W)))
+        return torch.where(unit[..., None, None], W, scaled)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Matrices with an eigenvalue below ``share^2`` are mixed with the identity."""
+        least = max(share**2, rounding_of(value))
+        identity = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
+        high = torch.linalg.cholesky_ex(value - least * identity).info == 0
+        mixed = (1 - 2 * least) * value + 2 * least * identity
+        return torch.where(high[..., None, None], value, mixed)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """As `project`, but negative eigenvalues become positive; then moved inwards."""
+        candidate = _scaled(clipped(reflected(_spread(symmetric_part(value)))))
+        return admitted(self, value, candidate, share)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The correlation matrices of 2 n independent standard normal vectors."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        *batch, n, _ = shape
+        normal = torch.randn(
+            (*batch, n, 2 * n), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return _scaled(symmetric_part(normal @ normal.mT)).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (n - 1) / 2``."""
+        return shape[-1] * (shape[-1] - 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+
+@register("correlation_cholesky", aliases=("corr_cholesky", "cholesky_factor_corr"))
+class CorrelationCholesky(Constraint):
+    """Cholesky factors of correlation matrices.
+
+    **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0, rows of length one}. Dimension
+    n (n - 1) / 2, open in the triangular matrices with rows of length one. L -> L L' maps it onto
+    the correlation matrices, one to one.
+
+    **Map**: X -> its lower triangle, with softplus on the diagonal, the rows scaled to length one,
+    onto the set.
+
+    **Right inverse**: the inverse of softplus on the diagonal. A zero there, which lies on the
+    boundary, becomes the machine epsilon, as under `project`.
+
+    **Reference**: Stan Reference Manual, section "Cholesky factors of correlation matrices", for
+    the set; Pinheiro and Bates, Unconstrained parametrizations for variance-covariance matrices
+    (Statistics and Computing 6, 1996), section 2.3, for rows on the sphere.
+
+    `canonical` scales each row to where the sum of squares is one before it is divided by it.
+
+    Example:
+        >>> L = CorrelationCholesky()(torch.zeros(2, 2))
+        >>> torch.allclose(L @ L.mT, torch.eye(2))
+        True
+    """
+
+    event_dim = 2
+    recomputes = True
+    closed = False
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The lower triangle, with softplus on the diagonal and rows of length one."""
+        # Softplus of a large negative number underflows, and so would its square.
+        diagonal = kept(softplus(X.diagonal(dim1=-2, dim2=-1)), least_positive(X.dtype))
+        return _with_diagonal(normalized(X.tril(-1) + torch.diag_embed(diagonal), 1.0), X.dtype)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The inverse of softplus on the diagonal."""
+        inside = self.project(value)
+        diagonal = inverse_softplus(inside.diagonal(dim1=-2, dim2=-1))
+        return inside.tril(-1) + torch.diag_embed(diagonal)
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """The parameter whose rows are not scaled."""
+        return (self.right_inverse(self.forward(X)),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest of three: entries above the diagonal, negative ones on it, row lengths."""
+        above = value.triu(1).abs().amax((-2, -1))
+        below = (-value.diagonal(dim1=-2, dim2=-1)).clamp(min=0).amax(-1)
+        length = torch.linalg.vector_norm(value, dim=-1)
+        # On the meta device torch 2.11 keeps a dimension of one entry.
+        length = (length.reshape(value.shape[:-1]) - 1).abs().amax(-1)
+        return torch.stack((above, below, length)).amax(0)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point of the closure in the Frobenius norm, moved inside by rounding.
+
+        What is not positive on the diagonal becomes zero, and rows are scaled; one without entries
+        is that of the identity. Zeros on the diagonal become the machine epsilon.
+        """
+        member = (self.violation(value) <= tolerance(value, 2))[..., None, None]
+        lower = value.tril()
+        diagonal = lower.diagonal(dim1=-2, dim2=-1)
+        lower = lower - torch.diag_embed(diagonal.clamp(max=0))
+        empty = (lower == 0).all(-1, keepdim=True)
+        identity = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
+        nearest = normalized(torch.where(empty, identity, lower), 1.0)
+        nearest = torch.where(member, lower, nearest)
+        diagonal = nearest.diagonal(dim1=-2, dim2=-1)
+        raised = torch.where(diagonal > 0, diagonal, torch.finfo(value.dtype).eps)
+        return nearest.tril(-1) + torch.diag_embed(raised)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Where the diagonal is small, the number at which softplus has the derivative ``share``.
+
+        The other entries of the row are scaled down to make room for it.
+        """
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        least = least_softplus(share)
+        # A row is no longer than 1 + least, which is below 2.
+        raised = torch.where(diagonal < least, 2 * least, diagonal)
+        moved = normalized(value + torch.diag_embed(raised - diagonal), 1.0)
+        return torch.where((diagonal < least).unsqueeze(-1), moved, value)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The factor of the correlation matrix of ``A A'``, moved inwards."""
+        return admitted(self, value, self.project(triangular_factor(value)), share)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Standard normal numbers on and below the diagonal, positive on it, rows of length one."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        X = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        positive = X.diagonal(dim1=-2, dim2=-1).abs().clamp(min=torch.finfo(X.dtype).eps)
+        return normalized(X.tril(-1) + torch.diag_embed(positive), 1.0).to(dtype)
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrix, with a diagonal that rounding leaves positive."""
+        return _with_diagonal(value, dtype).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (n - 1) / 2``."""
+        return shape[-1] * (shape[-1] - 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+
+def _with_diagonal(L: Tensor, dtype: torch.dtype) -> Tensor:
+    """A triangular matrix, with a diagonal that a dtype tells from zero."""
+    diagonal = L.diagonal(dim1=-2, dim2=-1)
+    return L.tril(-1) + torch.diag_embed(kept(diagonal, least_positive(dtype)))
+
+
+def _scaled(W: Tensor) -> Tensor:
+    """A covariance matrix divided by the roots of its diagonal, which becomes one exactly."""
+    size = W.diagonal(dim1=-2, dim2=-1).sqrt()
+    result = symmetric_part(W / size.unsqueeze(-1) / size.unsqueeze(-2))
+    rest = 1 - result.diagonal(dim1=-2, dim2=-1)
+    return result + torch.diag_embed(rest)
+
+
+def _spread(W: Tensor) -> Tensor:
+    """The matrix with rows and columns of variance zero or less taken for those of the identity."""
+    variance = W.diagonal(dim1=-2, dim2=-1)
+    none = variance <= 0
+    identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+    return torch.where(none.unsqueeze(-1) | none.unsqueeze(-2), identity, W)

@@ -1,0 +1,254 @@
+"""Matrices of stable linear systems in continuous time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import tolerance, working_dtype
+from constraints.math.eigenvalues import eigenvalues, spectral_distance
+from constraints.math.norm import norm
+from constraints.math.stable_lyapunov import (
+    change_back,
+    cheapest,
+    continuous_gramian,
+    coordinates,
+    fading,
+    margins,
+    modal,
+    square_root,
+)
+
+
+@register("hurwitz", aliases=("alpha_stable", "continuous_stable"))
+class Hurwitz(Constraint):
+    r"""Matrices with all eigenvalues left of a vertical line: x' = A x decays like exp(-alpha t).
+
+    **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : \mathrm{Re}\,\lambda \le -\alpha` for every
+    eigenvalue :math:`\lambda` of :math:`A\}`. Dimension n^2, closed, not convex.
+
+    **Map**: :math:`(X, Y, Z) \mapsto T \, P \, (S - Q / 2) \, T^{-1} - \alpha I + h R`, where
+    :math:`P = 2 X X^\top / (1 + \mathrm{tr}(X X^\top) / n)`, :math:`Q = Y Y^\top` and
+    :math:`S = (Z - Z^\top) / 2`; onto the interior, since the matrices P (S - Q / 2) are those for
+    which :math:`x^\top P^{-1} x` does not increase. T and R are constants: coordinates in which the
+    first matrix dissipates energy, and a remainder of the size of rounding;
+    :math:`h = \max(0, 1 - 16 \lVert X - I \rVert_F^2 / n)^4` lets R fade.
+
+    **Right inverse**: X = I, and T with :math:`T T^\top` the solution of the Lyapunov equation
+    :math:`(A + \alpha I) P + P (A + \alpha I)^\top = -I`, or, next to the boundary,
+    :math:`V V^*` for the eigenvectors V of A; T = I if the symmetric part of :math:`A + \alpha I`
+    is negative semidefinite already. The remainder makes it exact for every member, on the boundary
+    and with Jordan blocks too. What it costs: where T is ill-conditioned, rounding and with it R
+    reach eps cond(T), and until R has faded a value may violate the constraint by as much. In
+    single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers projected
+    Gaussian matrices. One with a Jordan block of size k on the boundary is moved inside by
+    eps^(1/k) |A|, for which R makes up; there the set is so thin that gradient steps are useless.
+
+    **Reference**: Boyd, El Ghaoui, Feron and Balakrishnan, Linear Matrix Inequalities in System and
+    Control Theory (1994), chapter 5, for quadratic Lyapunov functions; Gillis and Sharma, On
+    computing the distance to stability for matrices using linear dissipative Hamiltonian systems
+    (Automatica 85, 2017), for the factors.
+
+    Args:
+        alpha: the rate of decay.
+
+    Shape:
+        ``(*batch, n, n)``.
+
+    Raises:
+        TypeError: if alpha is not a number.
+        ValueError: if alpha is not finite.
+
+    Example:
+        >>> A = torch.tensor([[-1.0, 8.0], [0.0, -1.0]])
+        >>> hurwitz = Hurwitz(alpha=0.5)
+        >>> torch.equal(hurwitz(*hurwitz.right_inverse(A)), A)
+        True
+        >>> hurwitz.violation(torch.tensor([[0.5, 0.0], [0.0, -1.0]]))
+        tensor(1.)
+    """
+
+    event_dim = 2
+    recomputes = True
+    frozen = (3, 4)
+    examples = (
+        ({}, (1, 1)),
+        ({}, (2, 2)),
+        ({}, (5, 5)),
+        ({"alpha": 0.5}, (3, 3)),
+    )
+    exempt: ClassVar[dict[str, str]] = {
+        "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
+        "convex: project() shifts the eigenvalues",
+        **dict.fromkeys(
+            (
+                f"no_dead_directions:{point}"
+                for point in ("zeros", "ones", "eye", "repeated", "boundary")
+            ),
+            "these are on the boundary, where the derivative of a smooth map into the set has no "
+            "direction that points outwards",
+        ),
+    }
+
+    def __init__(self, alpha: float = 0.0) -> None:
+        super().__init__()
+        if not isinstance(alpha, Real) or isinstance(alpha, bool):
+            raise TypeError(f"hurwitz: alpha must be a number, got {alpha!r}.")
+        if not math.isfinite(alpha):
+            raise ValueError(f"hurwitz: alpha must be finite, got {alpha!r}.")
+        self.alpha = float(alpha)
+
+    def forward(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor, R: Tensor) -> Tensor:
+        """``T P (S - Q / 2) T^-1 - alpha I + h R``."""
+        return self._stable(X, Y, Z, T) - self.alpha * _identity(X) + fading(X) * R
+
+    def _stable(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor) -> Tensor:
+        K = (Z - Z.mT - Y @ Y.mT) / 2
+        # In units of the largest entry, so that no square overflows where the product does not.
+        unit = X.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1)
+        X = X / unit
+        mean = X.square().sum((-2, -1), keepdim=True) / X.shape[-1]
+        one = unit.square().reciprocal()
+        A = change_back((2 / (one + mean)) * (X @ (X.mT @ K)), T)
+        return A - _rounding(2 * mean / (one + mean), K) * _identity(X)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
+        """``(I, Y, Z, T, R)``, where T and R are constants."""
+        identity = _identity(value).expand_as(value).contiguous()
+        if value.is_meta:
+            return identity, *(torch.empty_like(identity) for _ in range(4))
+        wide = value.double()
+        A = wide + self.alpha * _identity(wide)
+        abscissa = eigenvalues(A).real.amax(-1)[..., None, None]
+        candidates = (
+            (identity, *self._factors(value, *_dissipative(A, abscissa, margin, value.dtype)))
+            for margin in margins(value.dtype)
+        )
+        return cheapest(candidates, value)
+
+    def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
+        size = norm(K)[..., 0]
+        # A gradient is left on the boundary, where Q vanishes.
+        least = 4 * torch.finfo(value.dtype).eps * torch.where(size > 0, size, 1)
+        Y = square_root(-(K + K.mT), least).to(value.dtype)
+        Z = ((K - K.mT) / 2).to(value.dtype)
+        A = self._stable(_identity(value).expand_as(value), Y, Z, T)
+        return Y, Z, T, value - (A - self.alpha * _identity(A))
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The spectral abscissa plus alpha, divided by the condition of the eigenvalue.
+
+        More precisely the largest of these numbers, in which the distance of the matrix is
+        measured; see `constraints.eigenvalues.spectral_distance`.
+        """
+
+        def way(x: Tensor) -> Tensor:
+            excess = F.relu(x.real + self.alpha)
+            return torch.complex(excess, torch.zeros_like(excess))
+
+        return spectral_distance(value, way)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A retraction: all eigenvalues of an outsider are shifted left, by a multiple of I.
+
+        It is no nearest point, which would be a problem that is not convex.
+        """
+        abscissa = eigenvalues(value).real.amax(-1)[..., None, None]
+        identity = _identity(value)
+        # One after the other: beside a large eigenvalue, alpha would be lost.
+        shifted = value.double() - abscissa * identity - self.alpha * identity
+        shifted = torch.where(abscissa + self.alpha > 0, shifted, value).to(value.dtype)
+        inside = self.violation(value) <= tolerance(value, 2)
+        return torch.where(inside[..., None, None], value, shifted)
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Eigenvalues next to the line are shifted, by a multiple of I.
+
+        The derivative has the size of the root of their distance from it, which becomes ``share``
+        of the size of the matrix, or of 1.
+        """
+        size = _mean_size(value)
+        excess = eigenvalues(value).real.amax(-1)[..., None, None] + self.alpha + share * size
+        shift = torch.where(excess > 0, excess + share * size, 0)
+        return value - (shift * _identity(value)).to(value.dtype)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The retraction, with the eigenvalues as far from the line as those of samples are.
+
+        Nearer to it, the coordinates T of the right inverse are ill-conditioned.
+        """
+        return self.inwards(self.project(value), max(share, 0.1))
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Gaussian matrices of entries of variance 1 / n, shifted by a multiple of I.
+
+        The distance of the eigenvalues to the line is uniform between 0.1 and 1.
+        """
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        gaussian = torch.randn(tuple(shape), **options) / shape[-1] ** 0.5
+        abscissa = eigenvalues(gaussian).real.amax(-1).to(gaussian.dtype)
+        margin = 0.1 + 0.9 * torch.rand(abscissa.shape, **options)
+        shift = (abscissa + self.alpha + margin)[..., None, None]
+        return (gaussian - shift * _identity(gaussian)).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n^2``, that of the space of all matrices."""
+        return shape[-1] ** 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"
+
+
+def _dissipative(
+    A: Tensor, abscissa: Tensor, margin: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """T of the given dtype, and ``T^-1 A T`` with a symmetric part that is negative."""
+    identity = _identity(A).expand_as(A)
+    largest = torch.linalg.eigvalsh((A + A.mT) / 2)[..., -1, None, None]
+    size = norm(A)
+    normal = largest <= 4 * torch.finfo(dtype).eps * size
+    if bool(normal.all()) or margin == math.inf:
+        return identity.to(dtype, memory_format=torch.contiguous_format), A
+    if margin == 0:
+        L = modal(A)
+    else:
+        A = torch.where(normal, A, A - F.relu(abscissa + margin * size) * identity)
+        # Elements that need no other coordinates must not be seen by the equation.
+        L = continuous_gramian(torch.where(normal, -identity, A))
+    return coordinates(torch.where(normal, identity, L), A, dtype)
+
+
+def _mean_size(A: Tensor) -> Tensor:
+    """The root mean square of the singular values, or 1 if that is more."""
+    return (norm(A) / A.shape[-1] ** 0.5).clamp(min=1)
+
+
+def _rounding(P: Tensor, K: Tensor) -> Tensor:
+    """How far left the eigenvalues of a product P K are put, given the mean eigenvalue of P.
+
+    Where P and K are large and the product is small, what the product errs by is no rounding beside
+    it, and would be a violation: the distance of a matrix to the set is judged by its own size.
+    """
+    size = P * norm(K.detach()) / K.shape[-1] ** 0.5
+    return 4 * torch.finfo(K.dtype).eps * size.detach()
+
+
+def _identity(A: Tensor) -> Tensor:
+    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

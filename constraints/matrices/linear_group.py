@@ -1,0 +1,256 @@
+"""Groups of matrices: the invertible ones, and those with determinant one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.linear_space import not_square
+from constraints.math.nearest_regular import nearest_regular, orientation, regular
+from constraints.math.svd import svd, svdvals
+from constraints.math.unimodular import distance, unimodular
+
+
+@register("invertible", aliases=("general_linear", "gl"))
+class Invertible(Constraint):
+    r"""Invertible matrices, with a determinant of either sign or of a given one.
+
+    **Set**: GL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W \ne 0\}`, open, of dimension
+    n^2, and dense: its closure holds all matrices. For ``sign=1`` it is the group GL+(n) of the
+    matrices with a positive determinant, for ``sign=-1`` its other half.
+
+    **Map**: the matrix itself, so that the identity is a start like any other. Singular values
+    below 4 eps times the Frobenius norm are raised to that: each value has an inverse in
+    floating-point arithmetic, and a condition of 1 / (2 eps) at most. Where the determinant has the
+    wrong sign, the least singular value changes its own: continuous, and smooth but where the two
+    least singular values are equal. Onto the set, but for matrices that are singular up to
+    rounding.
+
+    **Right inverse**: the matrix itself.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (2013), section 2.4, for the distance
+    from the singular matrices, which is the least singular value.
+
+    `violation` measures the distance from the closure: zero, but for a determinant of the wrong
+    sign, where it is the least singular value. For a smaller bound of the condition there is
+    `SingularValues`.
+
+    Args:
+        sign: 1 for positive determinants, -1 for negative ones, None for both.
+
+    Shape:
+        ``(*batch, n, n)``.
+
+    Raises:
+        ValueError: if the sign is none of these.
+
+    Example:
+        >>> W = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+        >>> torch.equal(Invertible()(W), W)
+        True
+        >>> torch.linalg.det(Invertible(sign=1)(W)) > 0
+        tensor(True)
+    """
+
+    event_dim = 2
+    closed = False
+    examples = (
+        ({}, (1, 1)),
+        ({}, (3, 3)),
+        ({"sign": 1}, (1, 1)),
+        ({"sign": 1}, (5, 5)),
+        ({"sign": -1}, (3, 3)),
+    )
+
+    def __init__(self, sign: int | None = None) -> None:
+        super().__init__()
+        if isinstance(sign, bool) or sign not in (None, 1, -1):
+            raise ValueError(f"invertible: sign must be 1, -1 or None, got {sign!r}.")
+        self.sign = sign
+        if sign:
+            points = ("zero_params",) if sign > 0 else ("zero_params", "eye", "repeated")
+            reason = (
+                "a singular matrix, or one singular up to rounding, as is the nearest one to a "
+                "positive matrix with a negative determinant: the least singular value is reflected"
+            )
+            orders = ("first", "second")
+            self.exempt = {f"{o}_derivative:{point}": reason for o in orders for point in points}
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The matrix itself where it is regular and the sign of its determinant is right."""
+        return regular(X, self.sign or 0)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The matrix itself."""
+        return value
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The distance from the closure in the spectral norm."""
+        if self.sign is None:
+            return value.new_zeros(value.shape[:-2])
+        wrong = torch.linalg.slogdet(value.detach()).sign * self.sign < 0
+        return torch.where(wrong, svdvals(value)[..., -1], 0)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point of the closure in the Frobenius norm, moved inside by rounding."""
+        return nearest_regular(value, self.sign or 0)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """Where the determinant has the wrong sign, the least singular value changes its own.
+
+        Singular values of a singular matrix are raised to ``share`` of the mean one, or of 1 if all
+        are zero.
+        """
+        U, s, Vh = svd(value)
+        mean = s.mean(-1, keepdim=True)
+        s = torch.maximum(s, share * torch.where(mean > 0, mean, 1))
+        if self.sign:
+            wrong = orientation(U, Vh) * self.sign < 0
+            s = torch.cat([s[..., :-1], torch.where(wrong.unsqueeze(-1), -1, 1) * s[..., -1:]], -1)
+        return (U * s.unsqueeze(-2)) @ Vh
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Entries normal with mean 0 and variance 1 / n, given the sign of the determinant."""
+        self.check_shape(shape)
+        X = _gaussian(shape, self.sign or 0, generator, dtype, device) / shape[-1] ** 0.5
+        return nearest_regular(X, self.sign or 0).to(dtype or torch.get_default_dtype())
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n^2``, that of the space of all matrices."""
+        return shape[-1] ** 2
+
+
+@register("special_linear", aliases=("sl", "sln", "unit_determinant"))
+class SpecialLinear(Constraint):
+    r"""Matrices with determinant one.
+
+    **Set**: SL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W = 1\}`, closed, of dimension
+    n^2 - 1.
+
+    **Map**: the nearest point for a determinant between 0 and 1.2: with X = U S V', where
+    det(U V') = 1 and so the last singular value may be negative, it is U a V' with
+    :math:`a_i = (s_i + \sqrt{s_i^2 + 4 \lambda}) / 2`, and :math:`\lambda` such that the product is
+    1. Onto the set. A matrix with a determinant of larger absolute value is scaled down first, to
+    one of less than 1.9: the nearest point, which jumps, may have a singular value that no dtype
+    holds. Smooth where singular values are equal; not at a matrix whose last singular value is
+    minus the one before it, or that has rank n - 2 or less.
+
+    At a member the derivative is the orthogonal projection onto the tangent space. Division by the
+    n-th root of the determinant, the usual map, is no projection, and loses as many digits as the
+    condition has: this one loses none, whatever the condition.
+
+    **Right inverse**: the matrix itself. It holds to rounding while the condition is below
+    1 / (4 eps), 2e6 in single precision: beyond, singular values are rounding errors.
+
+    **Reference**: Helmke and Moore, Optimization and Dynamical Systems (1994), for the group as a
+    manifold; Lewis, Derivatives of spectral functions (Mathematics of Operations Research 21,
+    1996), for why equal singular values do no harm.
+
+    `violation` is the Frobenius distance, of a matrix with a larger determinant too, whose nearest
+    member is another one than the map's. It sees what rounding does: the error of the determinant
+    itself is that of the entries times the condition.
+
+    Shape:
+        ``(*batch, n, n)``.
+
+    Example:
+        >>> W = SpecialLinear()(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))
+        >>> torch.allclose(W, torch.eye(2))
+        True
+    """
+
+    keeps = (
+        "positive_definite",
+        "diagonal",
+    )
+    event_dim = 2
+    recomputes = True
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
+    exempt = {  # noqa: RUF012
+        "nearest": "the nearest point to a matrix with a larger determinant jumps, and may have a "
+        "singular value that no dtype holds",
+        "violation_grows": "a matrix that is scaled down may come along the set, from which its "
+        "distance grows with the square at first",
+        **dict.fromkeys(
+            ("first_derivative:zero_params", "second_derivative:zero_params"),
+            "the nearest points to the zero matrix are all of SO(n)",
+        ),
+    }
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The member that belongs to X."""
+        return unimodular(X)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The matrix itself."""
+        return value
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """The element itself."""
+        with torch.no_grad():
+            return (self.forward(X.detach()),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The distance in the Frobenius norm."""
+        return distance(value)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The value of the map: the nearest member if the determinant is between 0 and 1.2."""
+        return unimodular(value.detach())
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A normal matrix with a positive determinant, divided by its n-th root.
+
+        The direction is uniformly distributed. Then the value of the map, against rounding.
+        """
+        self.check_shape(shape)
+        X = _gaussian(shape, 1, generator, dtype, device)
+        logarithm = torch.linalg.slogdet(X).logabsdet[..., None, None]
+        scaled = X * torch.exp(-logarithm / shape[-1])
+        return unimodular(scaled).to(dtype or torch.get_default_dtype())
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n^2 - 1``."""
+        return shape[-1] ** 2 - 1
+
+
+def _gaussian(
+    shape: Sequence[int],
+    sign: int,
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Tensor:
+    """Standard normal matrices, with the first row negated where the determinant asks for it."""
+    dtype = working_dtype(dtype or torch.get_default_dtype())
+    X = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+    if sign:
+        wrong = torch.linalg.slogdet(X).sign * sign < 0
+        X[..., 0, :] *= 1 - 2 * wrong.unsqueeze(-1).to(dtype)
+    return X

@@ -1,0 +1,255 @@
+"""Matrices of bounded rank, as a product of two thin factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.arguments import checked_rank
+from constraints.math.autograd import goes_by_operator
+from constraints.math.full_rank import raised_by
+from constraints.math.svd import svd, svdvals
+from constraints.math.thin_product import thin_product
+
+
+@register("low_rank")
+class LowRank(Constraint):
+    """Matrices of at most a given rank.
+
+    **Set**: {W in R^(m x n) : rank(W) <= r}. Dimension r (m + n - r), closed; not a manifold, but a
+    variety whose singular points are the matrices of smaller rank.
+
+    **Map**: (U, V) -> U V' with U of shape (m, r) and V of shape (n, r), onto the set.
+
+    **Right inverse**: the balanced factors of the singular value decomposition, with
+    U'U = V'V = diag(sigma). A direction whose singular value is zero would have the gradient zero
+    on both sides: there U keeps a column as long as the longest one, orthogonal to the others, and
+    V has the zero. So the zero matrix gives orthonormal columns and V = 0, from where the first
+    step is that of an unconstrained W, projected onto the columns of U.
+
+    **Reference**: Eckart and Young, The approximation of one matrix by another of lower rank
+    (Psychometrika 1, 1936), for the projection; Ge, Jin and Zheng, No spurious local minima in
+    nonconvex low rank problems (ICML 2017), for balanced factors.
+
+    Args:
+        rank: the largest rank r, from 1 to min(m, n).
+
+    Example:
+        >>> low_rank = LowRank(rank=1)
+        >>> low_rank(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0], [5.0]])).round()
+        tensor([[ 3.,  4.,  5.],
+                [ 6.,  8., 10.]])
+        >>> U, V = low_rank.right_inverse(torch.zeros(4, 3))
+        >>> U.norm(), V.norm()
+        (tensor(1.), tensor(0.))
+    """
+
+    event_dim = 2
+    examples = (
+        ({"rank": 1}, (2, 2)),
+        ({"rank": 2}, (7, 3)),
+        ({"rank": 2}, (3, 6)),
+        ({"rank": 3}, (4, 4)),
+    )
+    exempt = dict.fromkeys(
+        ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+        "matrices of rank below r are singular points of the variety, where no tangent space of "
+        "its dimension exists; some direction is live there",
+    )
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = checked_rank("low_rank", rank)
+
+    def forward(self, U: Tensor, V: Tensor) -> Tensor:
+        """``U V'``."""
+        if goes_by_operator():
+            # Exported, the product is made of what every runtime has.
+            return U @ V.mT
+        with torch.no_grad():
+            bases = torch.linalg.qr(U).Q, torch.linalg.qr(V).Q
+        return thin_product(U, V, *bases)
+
+    def factors(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        """``U`` and ``V'``."""
+        return U, V.mT
+
+    def pullback(self, value: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        """``G V`` and ``G' U``."""
+        U, V = params
+        return gradient @ V, gradient.mT @ U
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Balanced factors."""
+        return _factors(value, self.rank)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The distance in the spectral norm, which is the singular value number r + 1."""
+        return _excess(value, self.rank)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A nearest point in every unitarily invariant norm: the truncated decomposition."""
+        return _truncated(value, self.rank)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The nearest point, with small singular values raised so that both factors can move."""
+        left, right, sigma = _leading(value, self.rank)
+        larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
+        return left * larger.unsqueeze(-2) @ right.mT
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        *batch, m, n = shape
+        factors = torch.randn(
+            (*batch, m + n, self.rank),
+            generator=generator,
+            dtype=working_dtype(dtype),
+            device=device,
+        )
+        U, V = factors.split([m, n], -2)
+        return (U @ V.mT / self.rank**0.5).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``r (m + n - r)``."""
+        return self.rank * (shape[-2] + shape[-1] - self.rank)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """Both sides of the matrix are at least the rank."""
+        if min(event) >= self.rank:
+            return None
+        return f"must have at least {self.rank} rows and columns to hold a matrix of that rank"
+
+
+@register("rank_one")
+class RankOne(Constraint):
+    """Outer products of two vectors.
+
+    **Set**: {x y' : x in R^m, y in R^n}, the matrices of rank 0 or 1. Dimension m + n - 1, closed;
+    a manifold but for the zero matrix.
+
+    **Map**: (x, y) -> x y', onto the set, from two parameters of shapes (*batch, m), (*batch, n).
+
+    **Right inverse**: vectors of equal length, from the singular value decomposition. For the zero
+    matrix x is a unit vector and y zero, so that a gradient is left.
+
+    **Reference**: as for `LowRank`, whose set with rank 1 it is.
+
+    Example:
+        >>> rank_one = RankOne()
+        >>> rank_one(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0]))
+        tensor([[ 3.,  4.,  5.],
+                [ 6.,  8., 10.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (2, 2)), ({}, (5, 3)), ({}, (2, 6)))
+    exempt = dict.fromkeys(
+        ("no_dead_directions:zeros", "flat_members_are_told"),
+        "the zero matrix is the singular point of the set, where no tangent space of its dimension "
+        "exists; some direction is live there",
+    )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x y'``."""
+        return x.unsqueeze(-1) * y.unsqueeze(-2)
+
+    def factors(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` as a column and ``y`` as a row."""
+        return x.unsqueeze(-1), y.unsqueeze(-2)
+
+    def pullback(self, value: Tensor, gradient: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        """``G y`` and ``G' x``."""
+        x, y = (t.unsqueeze(-1) for t in params)
+        return (gradient @ y).squeeze(-1), (gradient.mT @ x).squeeze(-1)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Two vectors of equal length."""
+        U, V = _factors(value, 1)
+        return U.squeeze(-1), V.squeeze(-1)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The distance in the spectral norm, which is the second singular value."""
+        return _excess(value, 1)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A nearest point in every unitarily invariant norm: the truncated decomposition."""
+        return _truncated(value, 1)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The nearest point, with small singular values raised so that both factors can move."""
+        left, right, sigma = _leading(value, 1)
+        larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
+        return left * larger.unsqueeze(-2) @ right.mT
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The outer product of two standard normal vectors."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        *batch, m, n = shape
+        vectors = torch.randn(
+            (*batch, m + n), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        x, y = vectors.split([m, n], -1)
+        return self.forward(x, y).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``m + n - 1``."""
+        return shape[-2] + shape[-1] - 1
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is no empty matrix."""
+        return None if min(event) > 0 else "must have at least one row and one column"
+
+
+def _truncated(value: Tensor, rank: int) -> Tensor:
+    left, right, _ = _leading(value, rank)
+    return left @ right.mT
+
+
+def _factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    left, right, sigma = _leading(value, rank)
+    largest = sigma[..., :1]
+    rounding = torch.finfo(value.dtype).eps * max(value.shape[-2:]) * largest
+    stand_in = torch.where(largest > 0, largest, 1.0)
+    length = torch.where(sigma > rounding, sigma, stand_in).sqrt().unsqueeze(-2)
+    # LAPACK returns column-major tensors, which some optimizers cannot work on.
+    return (left * length).contiguous(), (right / length).contiguous()
+
+
+def _leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(P, Q S, s)`` for the leading singular values s: if they are all, ``W = P (Q S)'``.
+
+    Q S is computed as ``W' P``, which leaves the errors of Q and s out. P P' W still misses W by
+    the error of P, a few times that of a matrix product, until it is applied to what is left.
+    """
+    left, sigma, _ = svd(value)
+    left = left[..., :rank]
+    right = value.mT @ left
+    right = right + (value - left @ right.mT).mT @ left
+    return left, right, sigma[..., :rank]
+
+
+def _excess(value: Tensor, rank: int) -> Tensor:
+    if rank >= min(value.shape[-2:]):
+        return value.new_zeros(value.shape[:-2])
+    return svdvals(value)[..., rank]

@@ -1,0 +1,193 @@
+"""Matrices with orthonormal columns or rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.tolerance import working_dtype
+from constraints.math.moving_base import quadratic, rebased, rebased_gradient
+from constraints.math.polar import defect, polar, polar_factor, polar_gradient, thin_polar_gradient
+from constraints.math.retraction import cayley, geodesic
+from constraints.math.transpose import minus_transpose
+
+_CURVES = {"cayley": cayley, "exp": geodesic}
+
+
+#: Which canonical parameter is the element itself.
+_MAPS = {"polar": 0, "rebased": 1, "cayley": None, "exp": None}
+
+
+@register("orthogonal", aliases=("stiefel", "semi_orthogonal"))
+class Orthogonal(Constraint):
+    r"""Orthogonal matrices; orthonormal columns if tall, orthonormal rows if wide.
+
+    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}` for :math:`n \ge p`, and
+    :math:`W W^\top = I` for :math:`n < p`: the Stiefel manifold, closed, of dimension
+    :math:`np - p(p+1)/2` (p the smaller side). It is O(n) for square matrices, with both its
+    components: det W = 1 and det W = -1.
+
+    **Map**: ``"polar"``: :math:`X \mapsto` the nearest member, the polar factor of X. Onto. The
+    free parameter is the near-orthogonal matrix itself; kept orthogonal after each optimizer step,
+    it costs one matrix product forward and two, the projection of the gradient onto the tangent
+    space, backward. It ignores a positive factor, so that weight decay is harmless. Not
+    differentiable at a matrix that has not full rank, where the gradient is cut off. Training keeps
+    the sign of the determinant of a square matrix, though it is a map onto both components: W + W A
+    with a skew A, a step along a gradient, has that of W, and the steps of other optimizers change
+    it only where they are about as long as W.
+
+    ``"cayley"`` and ``"exp"``: :math:`X \mapsto f(X B^\top - B X^\top) B`, where f is the Cayley
+    transform or the exponential, B a member that stays as it is, and X is free: a curve through B
+    for each direction X. Square matrices keep the sign of their determinant; the Cayley transform
+    misses the members with :math:`B^\top W` having an eigenvalue -1. Weight decay pulls towards B.
+
+    ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of
+    :math:`B (I + S + S^2 / 2)` with the skew part S of X, where B moves to the value after each
+    optimizer step, and X to zero. A step costs three matrix products at most, one less than under
+    ``"polar"``, and momentum lives in the coordinates that move along; but two matrices are stored,
+    of which neither an average nor a shard means anything, and training keeps the determinant.
+
+    **Right inverse**: ``"polar"``: the matrix itself. Otherwise X = 0 and B = the matrix.
+
+    **Reference**: Edelman, Arias and Smith, The geometry of algorithms with orthogonality
+    constraints (1998); Higham, Functions of Matrices (2008), chapter 8, for the polar factor; Wen
+    and Yin, A feasible method for optimization with orthogonality constraints (2013), for the
+    Cayley transform.
+
+    Args:
+        map: ``"polar"``, ``"rebased"``, ``"cayley"`` or ``"exp"``.
+
+    Shape:
+        ``(*batch, n, p)``.
+
+    Raises:
+        ValueError: if there is no such map.
+
+    Example:
+        >>> Orthogonal().forward(torch.tensor([[0.0, -2.0], [2.0, 0.0]]))
+        tensor([[ 0., -1.],
+                [ 1.,  0.]])
+    """
+
+    event_dim = 2
+    examples = tuple(
+        (arguments, shape)
+        for arguments in ({}, {"map": "rebased"}, {"map": "cayley"}, {"map": "exp"})
+        for shape in ((1, 1), (3, 3), (5, 2), (2, 5), (3, 2), (4, 1), (1, 4))
+        if arguments != {"map": "rebased"} or shape[0] == shape[1]
+    )
+    exempt = dict.fromkeys(
+        ("first_derivative:zero_params", "second_derivative:zero_params"),
+        "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
+    )
+
+    def __init__(self, map: str = "polar") -> None:
+        super().__init__()
+        if map not in _MAPS:
+            known = ", ".join(repr(name) for name in _MAPS)
+            raise ValueError(f"orthogonal: map must be one of {known}, not {map!r}.")
+        self.map = map
+        self.ambient = _MAPS[map]
+        if map != "polar":
+            self.frozen = (1,)
+            self.exempt = {}
+
+    def forward(self, X: Tensor, *base: Tensor) -> Tensor:
+        """The member that belongs to X and, but for ``"polar"``, to the base point B."""
+        if self.map == "polar":
+            return polar(X)
+        (B,) = base
+        if self.map == "rebased":
+            return polar(quadratic(B, X))
+        curve = _CURVES[self.map]
+        wide = X.shape[-2] < X.shape[-1]
+        # The rounding errors of the curves grow with X, to 1e-3 in single precision at |X| = 1000.
+        return polar(curve(B.mT, X.mT).mT if wide else curve(B, X))
+
+    def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The matrix itself for ``"polar"``; else zeros, and the matrix as the base point."""
+        return value if self.map == "polar" else (torch.zeros_like(value), value)
+
+    def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
+        """X orthogonal for ``"polar"``, 0 for ``"rebased"``; else the parameters as they are."""
+        if self.map == "polar":
+            return (polar_factor(params[0]),)
+        if self.map == "rebased":
+            return rebased(*params)
+        return params
+
+    def pullback(
+        self, value: Tensor, gradient: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The projection onto the tangent space, where the parameters are canonical.
+
+        The graph of the curves would hold six weights: they are followed once more.
+        """
+        if self.map == "polar":
+            return (polar_gradient(params[0], value, gradient),)
+        if self.map == "rebased":
+            return rebased_gradient(value, gradient, params[0], params[1]), None
+        return recomputed(self, gradient, params)
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """The same projection in some products of ``(b, n)`` and ``(b, p)`` matrices."""
+        if self.map == "polar" and params[0] is value:
+            gradient = thin_polar_gradient(value, left, right)
+            return None if gradient is None else (gradient,)
+        if self.map == "rebased" and not torch.any(params[0]):
+            product = (left @ value).mT @ right
+            return minus_transpose(product).mul_(0.5), None
+        return None
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""
+        W = value if value.shape[-2] >= value.shape[-1] else value.mT
+        # The value is finite: a NaN is the difference of two overflows.
+        excess = defect(W, W).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        return excess.amax((-2, -1))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest member in the Frobenius norm, the polar factor."""
+        return polar(value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Uniformly distributed (Haar measure): QR of a Gaussian matrix with a positive diagonal.
+
+        Reference:
+            Mezzadri, How to generate random matrices from the classical compact groups (2007).
+        """
+        *batch, n, p = shape
+        if n < p:
+            tall = self.sample((*batch, p, n), generator=generator, dtype=dtype, device=device)
+            return tall.mT.contiguous()
+        dtype = dtype or torch.get_default_dtype()
+        gaussian = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        Q, R = torch.linalg.qr(gaussian)
+        signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
+        return polar(Q * signs.unsqueeze(-2)).to(dtype)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is no empty matrix, and a square one for ``"rebased"``."""
+        if self.map == "rebased" and event[0] != event[1]:
+            return "must be a square matrix for map='rebased'"
+        return None if min(event) > 0 else "must have at least one row and one column"
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n p - p (p + 1) / 2``, where p is the smaller side."""
+        n, p = max(shape[-2:]), min(shape[-2:])
+        return n * p - p * (p + 1) // 2

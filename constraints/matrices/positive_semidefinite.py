@@ -1,0 +1,230 @@
+"""Positive semidefinite matrices, of full or bounded rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.arguments import checked_rank
+from constraints.bases.boundary import lingering
+from constraints.bases.linear_space import not_square
+from constraints.math.full_rank import raised_by
+from constraints.math.psd_part import distance_from_psd, psd_part, symmetric_part
+from constraints.matrices.fixed_rank import beyond, leading, too_small, wishart
+
+_KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
+
+
+def _kinks(*points: str) -> dict[str, str]:
+    orders = ("first", "second")
+    return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], _KINK)
+
+
+@register("positive_semidefinite", aliases=("psd", "symmetric_positive_semidefinite"))
+class PositiveSemidefinite(Constraint):
+    """Symmetric matrices without negative eigenvalues.
+
+    **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x}. Dimension n (n + 1) / 2, a closed
+    convex cone.
+
+    **Map**: the nearest member: the symmetric part, with negative eigenvalues replaced by zero.
+    Onto the set. A member comes back bit for bit, with the symmetric part as its derivative, on the
+    boundary and at zero too. X X', the usual map, has no derivative at zero, and at a singular
+    matrix none that leads to a higher rank: training from there never gets away.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Higham, Computing a nearest symmetric positive semidefinite matrix (Linear
+    Algebra and its Applications 103, 1988).
+
+    `canonical` takes a parameter that a step has led outside back to the boundary, little by
+    little: see `constraints.fold.lingering`.
+
+    Example:
+        >>> psd = PositiveSemidefinite()
+        >>> psd(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+        tensor([[1.5000, 1.5000],
+                [1.5000, 1.5000]])
+        >>> psd.violation(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+        tensor(1.)
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+    exempt = _kinks("zero_params", "zeros", "ones", "boundary")
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The nearest member."""
+        return psd_part(symmetric_part(X))
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity."""
+        return value
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """A parameter of the same element that is nearer to it."""
+        with torch.no_grad():
+            return (lingering(symmetric_part(X), self.forward(X), 2),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
+        return distance_from_psd(value)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Frobenius norm."""
+        return psd_part(symmetric_part(value))
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Wishart matrices with n degrees of freedom, divided by n: of mean I."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        normal = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return symmetric_part(normal @ normal.mT / shape[-1]).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (n + 1) / 2``."""
+        return shape[-1] * (shape[-1] + 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+
+@register("psd_low_rank", aliases=("positive_semidefinite_low_rank",))
+class PSDLowRank(Constraint):
+    """Positive semidefinite matrices of at most a given rank.
+
+    **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) <= r}. Dimension
+    n r - r (r - 1) / 2, closed, not convex for r < n; the matrices of lower rank are singular
+    points.
+
+    **Map**: (Y, S) -> Y S_+ Y', with Y of shape (n, r) and S_+ the positive semidefinite part of
+    S (r, r), as under `PositiveSemidefinite`. Onto the set.
+
+    **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. Y Y' alone,
+    the usual map, would have no derivative where an eigenvalue is zero: there Y keeps a column as
+    long as the longest one, along some vector of the kernel, and S has the zero. So the zero matrix
+    gives orthonormal columns and S = 0. A perturbation of one unit in the last place, the same in
+    every run, is added: a column that is an eigenvector of the gradient as well would never turn,
+    and rounding alone would decide whether training gets away from there.
+
+    **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
+    semidefinite matrices (SIAM Journal on Optimization 20, 2010); Levin, Kileel and Boumal, The
+    effect of smooth parametrizations on nonconvex optimization landscapes (Mathematical Programming
+    209, 2025): Y Y' has no critical point of second order that the set does not have.
+
+    `canonical` moves S into Y. What a step has pushed out of the cone keeps an eigenvalue of a few
+    units in the last place, a column of Y that is short but not zero: such a column turns as fast
+    as a long one, while a zero would stay along a vector that the kernel happened to offer, though
+    another one might lower the loss.
+
+    Args:
+        rank: the largest rank r, from 1 to n.
+
+    Example:
+        >>> psd = PSDLowRank(rank=1)
+        >>> W = psd.project(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        >>> torch.allclose(W, torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
+        True
+    """
+
+    event_dim = 2
+    examples = (
+        ({"rank": 1}, (1, 1)),
+        ({"rank": 1}, (3, 3)),
+        ({"rank": 2}, (5, 5)),
+        ({"rank": 3}, (3, 3)),
+    )
+    exempt: ClassVar[dict[str, str]] = {
+        **_kinks("zeros", "ones", "boundary"),
+        **dict.fromkeys(
+            ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+            "matrices of rank below r are singular points of the set, where no tangent space of "
+            "its dimension exists; some direction is live there",
+        ),
+    }
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = checked_rank("psd_low_rank", rank)
+
+    def forward(self, Y: Tensor, S: Tensor) -> Tensor:
+        """``Y S_+ Y'``."""
+        return symmetric_part(Y @ psd_part(symmetric_part(S)) @ Y.mT)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvectors times roots of the eigenvalues and, where one of these is zero, its zero."""
+        eigenvalues, Q = leading(value, self.rank)
+        eigenvalues = eigenvalues.clamp(min=0)
+        largest = eigenvalues[..., :1]
+        rounding = torch.finfo(value.dtype).eps * value.shape[-1] * largest
+        stand_in = torch.where(largest > 0, largest, 1)
+        square = torch.where(eigenvalues > rounding, eigenvalues, stand_in)
+        Y = Q * square.sqrt().unsqueeze(-2)
+        return Y + _unsymmetric(Y), torch.diag_embed(eigenvalues / square)
+
+    def canonical(self, Y: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+        """``(Y L, I)`` with ``L L' = S_+``, where there is such a regular L."""
+        with torch.no_grad():
+            S = psd_part(symmetric_part(S))
+            L, info = torch.linalg.cholesky_ex(S)
+            regular = (info == 0)[..., None, None]
+            identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
+            return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
+        return beyond(value, self.rank)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A nearest point in the Frobenius norm, of the r largest eigenvalues if positive."""
+        eigenvalues, Q = leading(value, self.rank)
+        return symmetric_part((Q * eigenvalues.clamp(min=0).unsqueeze(-2)) @ Q.mT)
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The nearest point, with r eigenvalues that are large enough to move all directions."""
+        eigenvalues, Q = leading(value, self.rank)
+        # The derivative along A has the size of the eigenvalues, not of their roots.
+        raised = raised_by(eigenvalues, value, share**0.5).unsqueeze(-2)
+        return symmetric_part((Q * raised) @ Q.mT)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
+        self.check_shape(shape)
+        return wishart(shape, self.rank, generator, dtype, device)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n r - r (r - 1) / 2``."""
+        return shape[-1] * self.rank - self.rank * (self.rank - 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix of at least r rows."""
+        return not_square(event) or too_small(event, self.rank)
+
+
+def _unsymmetric(Y: Tensor) -> Tensor:
+    """A perturbation of Y by one unit in the last place that has no symmetry."""
+    n, r = (torch.arange(1, size + 1, dtype=Y.dtype, device=Y.device) for size in Y.shape[-2:])
+    pattern = torch.cos(n.unsqueeze(-1) * r + n.unsqueeze(-1))
+    return torch.finfo(Y.dtype).eps * Y.abs().amax((-2, -1), keepdim=True) * pattern

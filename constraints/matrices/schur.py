@@ -1,0 +1,229 @@
+"""Matrices of stable linear systems in discrete time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import tolerance, working_dtype
+from constraints.math.eigenvalues import eigenvalues, spectral_distance
+from constraints.math.stable_lyapunov import (
+    change_back,
+    cheapest,
+    coordinates,
+    discrete_gramian,
+    fading,
+    margins,
+    modal,
+    square_root,
+)
+from constraints.math.svd import svdvals
+
+
+@register("schur", aliases=("schur_stable", "discrete_stable", "spectral_radius"))
+class Schur(Constraint):
+    r"""Matrices of bounded spectral radius: the powers of A grow no faster than those of a radius.
+
+    **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : |\lambda| \le r` for every eigenvalue
+    :math:`\lambda` of :math:`A\}`. Dimension n^2, closed, not convex.
+
+    **Map**: :math:`(V, F, D) \mapsto r \, T \, 2 (F F^\top + D D^\top + V V^\top)^{-1} V F^\top \,
+    T^{-1} + h R`, onto the interior. With M half of the matrix that is inverted, the product is
+    :math:`M^{-1} V F^\top`, for which :math:`x^\top M (V V^\top)^{-1} M x` does not increase. A
+    common factor of V, F and D changes nothing, so that weight decay is harmless. T and R are
+    constants: coordinates in which the first matrix is a contraction, and a remainder of the size
+    of rounding; :math:`h = \max(0, 1 - 16 \lVert V - I \rVert_F^2 / n)^4` lets R fade. Not
+    differentiable at V = F = D = 0.
+
+    **Right inverse**: V = I, F = C', D = (I - C'C)^(1/2) with :math:`C = T^{-1} A T / r`, where
+    :math:`T T^\top = P` solves the Lyapunov equation :math:`P - A P A^\top / r^2 = I`, or, next to
+    the boundary, :math:`T T^\top = V V^*` for the eigenvectors V of A; T = I if the spectral norm
+    of A is r at most, as it is for an orthogonal matrix. The remainder makes it exact for every
+    member, on the boundary and with Jordan blocks too. What it costs: where T is ill-conditioned,
+    rounding and with it R reach eps cond(T), and until R has faded a value may violate the
+    constraint by as much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000,
+    which covers projected Gaussian matrices. One with a Jordan block of size k on the boundary is
+    moved inside by eps^(1/k) |A|, for which R makes up; there the set is so thin that gradient
+    steps are useless.
+
+    **Reference**: Revay, Wang and Manchester, Recurrent equilibrium networks: flexible dynamic
+    models with guaranteed stability and robustness (arXiv 2104.05942), for contraction by a matrix
+    inequality that is convex in the factors.
+
+    Args:
+        radius: the largest spectral radius r, positive.
+
+    Shape:
+        ``(*batch, n, n)``.
+
+    Raises:
+        TypeError: if the radius is not a number.
+        ValueError: if the radius is not positive and finite.
+
+    Example:
+        >>> A = torch.tensor([[0.5, 8.0], [0.0, 0.5]])
+        >>> schur = Schur()
+        >>> torch.equal(schur(*schur.right_inverse(A)), A)
+        True
+        >>> schur.violation(torch.tensor([[0.5, 0.0], [0.0, -3.0]]))
+        tensor(2.)
+    """
+
+    event_dim = 2
+    recomputes = True
+    frozen = (3, 4)
+    examples = (
+        ({}, (1, 1)),
+        ({}, (2, 2)),
+        ({}, (5, 5)),
+        ({"radius": 0.5}, (3, 3)),
+    )
+    exempt: ClassVar[dict[str, str]] = {
+        "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
+        "convex: project() divides by the spectral radius",
+        "second_derivative:zero_params": "a common factor of the parameters changes nothing, so "
+        "that the map has no limit at 0",
+        **dict.fromkeys(
+            (f"no_dead_directions:{point}" for point in ("ones", "eye", "repeated", "boundary")),
+            "these are on the boundary, where the derivative of a smooth map into the set has no "
+            "direction that points outwards",
+        ),
+    }
+
+    def __init__(self, radius: float = 1.0) -> None:
+        super().__init__()
+        if not isinstance(radius, Real) or isinstance(radius, bool):
+            raise TypeError(f"schur: radius must be a number, got {radius!r}.")
+        if not 0 < radius < math.inf:
+            raise ValueError(f"schur: radius must be positive and finite, got {radius!r}.")
+        self.radius = float(radius)
+
+    def forward(self, V: Tensor, F: Tensor, D: Tensor, T: Tensor, R: Tensor) -> Tensor:
+        """``r T 2 (F F' + D D' + V V')^-1 V F' T^-1 + h R``."""
+        finfo = torch.finfo(V.dtype)
+        fade = fading(V)
+        factors = torch.cat([F, D, V], dim=-1)
+        # A common factor changes nothing: in units of the largest entry no square overflows.
+        unit = factors.detach().abs().amax((-2, -1), keepdim=True)
+        unit = torch.where(unit > 1, unit, 1)
+        factors, V, F = factors / unit, V / unit, F / unit
+        G = factors @ factors.mT
+        # A larger G is more stable. The term gives it a Cholesky factor whatever the parameters.
+        rounding = 2 * V.shape[-1] * finfo.eps
+        term = (
+            rounding * G.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + finfo.tiny / finfo.eps
+        )
+        factor, _ = torch.linalg.cholesky_ex(G + torch.diag_embed(term.expand(G.shape[:-1])))
+        C = 2 * torch.cholesky_solve(V @ F.mT, factor)
+        return self.radius * change_back(C, T) + fade * R
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
+        """``(I, C', (I - C'C)^(1/2), T, R)``, where T and R are constants."""
+        identity = _identity(value).expand_as(value).contiguous()
+        if value.is_meta:
+            return identity, *(torch.empty_like(identity) for _ in range(4))
+        A = value.double() / self.radius
+        radius = eigenvalues(A).abs().amax(-1)[..., None, None]
+        candidates = (
+            (identity, *self._factors(value, *_contraction(A, radius, margin, value.dtype)))
+            for margin in margins(value.dtype)
+        )
+        return cheapest(candidates, value)
+
+    def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
+        # A gradient is left on the boundary, where D vanishes.
+        least = torch.full_like(C[..., 0], 4 * torch.finfo(value.dtype).eps)
+        D = square_root(_identity(C) - C.mT @ C, least).to(value.dtype)
+        F = C.mT.to(value.dtype).contiguous()
+        V = _identity(value).expand_as(value)
+        # Of this map, whatever a derived class makes of its value.
+        R = value - Schur.forward(self, V, F, D, T, torch.zeros_like(value))
+        return F, D, T, R
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The excess of the spectral radius, divided by the condition of the eigenvalue.
+
+        More precisely the largest of these numbers, in which the distance of the matrix is
+        measured; see `constraints.eigenvalues.spectral_distance`.
+        """
+
+        def way(x: Tensor) -> Tensor:
+            modulus = x.abs()
+            outside = modulus > self.radius
+            return torch.where(outside, x * (1 - self.radius / torch.where(outside, modulus, 1)), 0)
+
+        return spectral_distance(value, way)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A retraction: an outsider is scaled to the spectral radius r.
+
+        It is no nearest point, which would be a problem that is not convex.
+        """
+        radius = eigenvalues(value).abs().amax(-1)[..., None, None]
+        outside = radius > self.radius
+        factor = torch.where(outside, self.radius / torch.where(outside, radius, 1), 1)
+        inside = self.violation(value) <= tolerance(value, 2)
+        return torch.where(inside[..., None, None], value, value * factor.to(value.dtype))
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Matrices of nearly the spectral radius r are scaled down, by ``share``.
+
+        The derivative has the size of the root of the distance of the eigenvalues from the circle.
+        """
+        radius = eigenvalues(value).abs().amax(-1)[..., None, None] / self.radius
+        factor = torch.where(radius > 1 - share, (1 - 2 * share) / radius.clamp(min=0.5), 1)
+        return value * factor.to(value.dtype)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Gaussian matrices, scaled to a spectral radius that is uniform between 0 and 0.95 r."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        gaussian = torch.randn(tuple(shape), **options)
+        radius = eigenvalues(gaussian).abs().amax(-1).to(gaussian.dtype)
+        wanted = 0.95 * self.radius * torch.rand(radius.shape, **options)
+        return (gaussian * (wanted / radius)[..., None, None]).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n^2``, that of the space of all matrices."""
+        return shape[-1] ** 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"
+
+
+def _contraction(
+    A: Tensor, radius: Tensor, margin: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """T of the given dtype, and ``T^-1 A T`` with a norm of at most 1."""
+    identity = _identity(A).expand_as(A)
+    norm = svdvals(A)[..., :1, None]
+    normal = norm <= 1 + 4 * torch.finfo(dtype).eps
+    if bool(normal.all()) or margin == math.inf:
+        return identity.to(dtype, memory_format=torch.contiguous_format), A
+    if margin == 0:
+        L = modal(A)
+    else:
+        shrink = (1 - margin) / radius.clamp(min=torch.finfo(A.dtype).tiny)
+        A = torch.where(normal, A, A * shrink.clamp(max=1))
+        # Elements that need no other coordinates must not be seen by the equation.
+        L = discrete_gramian(torch.where(normal, 0, A))
+    return coordinates(torch.where(normal, identity, L), A, dtype)
+
+
+def _identity(A: Tensor) -> Tensor:
+    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

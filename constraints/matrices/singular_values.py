@@ -1,0 +1,207 @@
+"""Matrices whose singular values lie between two bounds."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.arguments import checked_bound, checked_positive
+from constraints.bases.boundary import lingering
+from constraints.bases.linear_space import empty
+from constraints.math.clamp_singular_values import clamp_singular_values
+from constraints.math.svd import svdvals
+from constraints.matrices.orthogonal import Orthogonal
+
+
+def _kinks(*points: str) -> dict[str, str]:
+    reason = (
+        "the map has a kink on the boundary, the identity inside and a projection outside, and no "
+        "limit at a matrix that has not full rank"
+    )
+    orders = ("first", "second")
+    return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], reason)
+
+
+class SpectrumBound(Constraint):
+    """What sets of matrices share whose singular values lie between two bounds.
+
+    The map is the projection, and the parameter the matrix itself. `canonical` takes a parameter
+    that a step has led outside back to the boundary by a tenth of the way:
+    `constraints.fold.lingering` says why not all of it.
+    """
+
+    event_dim = 2
+
+    @abstractmethod
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest singular value."""
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The nearest member."""
+        return clamp_singular_values(X, *self.bounds())
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The matrix itself."""
+        return clamp_singular_values(value, *self.bounds())
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """A parameter of the same element that is nearer to it."""
+        with torch.no_grad():
+            return (lingering(X, self.forward(X), 2),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """How far the worst singular value is from the interval, the distance in spectral norm."""
+        low, high = self.bounds()
+        # LAPACK errs up to ten times as much on a wide matrix as on its transpose.
+        s = svdvals(value if value.shape[-2] >= value.shape[-1] else value.mT)
+        return F.relu(torch.maximum(low - s[..., -1], s[..., 0] - high))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest member in every unitarily invariant norm: singular values moved to bounds."""
+        return clamp_singular_values(value, *self.bounds())
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """``U S V'`` with U and V uniform (Haar measure) and S uniform between the bounds."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        *batch, n, p = shape
+        low, high = self.bounds()
+        rank = min(n, p)
+        U, V = (Orthogonal().sample((*batch, side, rank), **options) for side in (n, p))
+        S = low + (high - low) * torch.rand((*batch, 1, rank), **options)
+        return clamp_singular_values((U * S) @ V.mT, low, high).to(dtype)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is no empty matrix."""
+        return empty(event)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n p``, that of the space of all matrices."""
+        return shape[-2] * shape[-1]
+
+
+@register("singular_values", aliases=("singular_value_range", "bounded_condition"))
+class SingularValues(SpectrumBound):
+    r"""Matrices whose singular values lie between two bounds.
+
+    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : l \le \sigma_i(W) \le h, i \le \min(n, p)\}`:
+    closed, of dimension np. Square matrices are in two pieces, of either sign of the determinant,
+    if l > 0. The condition is h / l at most.
+
+    **Map**: the nearest member, :math:`U \min(\max(S, l), h) V^\top`. Onto the set. A member comes
+    back bit for bit, its derivative being the identity, on the boundary too. Outside, the
+    derivative holds no difference of singular values in a denominator that can vanish.
+
+    **Right inverse**: the matrix itself, what is rounding being cut off.
+
+    **Reference**: Higham, Functions of Matrices (2008), chapter 8, for the nearest matrix; Sedghi,
+    Gupta and Long, The singular values of convolutional layers (2019), for the projection as a
+    constraint in training.
+
+    Where a singular value is 0, and l > 0, the nearest member is not unique, and one of them is
+    taken; the gradient is cut off there.
+
+    Args:
+        low: the least singular value, 0 or more.
+        high: the largest one, greater than ``low``.
+
+    Shape:
+        ``(*batch, n, p)``.
+
+    Raises:
+        TypeError: if a bound is not a number.
+        ValueError: if the bounds are not finite, in the wrong order, or the lower one negative.
+
+    Example:
+        >>> SingularValues(low=0.5, high=2.0)(torch.tensor([[8.0, 0.0], [0.0, 0.25]]))
+        tensor([[2.0000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+
+    examples = (
+        ({"low": 1.0, "high": 2.0}, (1, 1)),
+        ({"low": 1.0, "high": 2.0}, (3, 3)),
+        ({"low": 0.01, "high": 1.0}, (4, 2)),
+        ({"low": 0.5, "high": 0.75}, (2, 5)),
+        ({"low": 0.0, "high": 1.0}, (1, 4)),
+    )
+    exempt = _kinks("zero_params", "zeros", "ones", "eye", "repeated", "boundary")
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low = checked_bound("singular_values", low, "low")
+        self.high = checked_bound("singular_values", high, "high")
+        if not 0 <= self.low < self.high:
+            raise ValueError(
+                "singular_values: low must be 0 or more and less than high, "
+                f"got low={low!r} and high={high!r}."
+            )
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest singular value."""
+        return self.low, self.high
+
+
+@register("almost_orthogonal", aliases=("near_orthogonal",))
+class AlmostOrthogonal(SpectrumBound):
+    r"""Matrices that change no length by more than a given share.
+
+    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : |\sigma_i(W) - 1| \le r, i \le \min(n, p)\}`,
+    the matrices within the spectral distance r of an orthogonal one, of one with orthonormal
+    columns if tall, rows if wide. Closed, of dimension np. Square matrices are in two pieces, of
+    either sign of the determinant.
+
+    **Map**: the nearest member, as for `SingularValues`: onto the set, boundary included.
+
+    **Right inverse**: the matrix itself, what is rounding being cut off.
+
+    **Reference**: as for `SingularValues`; for r = 0 it is the set of `Orthogonal`.
+
+    Args:
+        radius: the largest distance r of a singular value from 1, between 0 and 1, both excluded.
+
+    Shape:
+        ``(*batch, n, p)``.
+
+    Raises:
+        TypeError: if the radius is not a number.
+        ValueError: if it is not between 0 and 1.
+
+    Example:
+        >>> AlmostOrthogonal(radius=0.25)(torch.tensor([[8.0, 0.0], [0.0, 0.25]]))
+        tensor([[1.2500, 0.0000],
+                [0.0000, 0.7500]])
+    """
+
+    examples = (
+        ({"radius": 0.5}, (1, 1)),
+        ({"radius": 0.1}, (3, 3)),
+        ({"radius": 0.25}, (4, 2)),
+        ({"radius": 0.75}, (2, 5)),
+        ({"radius": 0.5}, (1, 4)),
+    )
+    exempt = _kinks("zero_params", "zeros", "ones", "repeated", "boundary")
+
+    def __init__(self, radius: float) -> None:
+        super().__init__()
+        self.radius = checked_positive("almost_orthogonal", radius, "radius")
+        if self.radius >= 1:
+            raise ValueError(f"almost_orthogonal: radius must be less than 1, got {radius!r}.")
+
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest singular value."""
+        return 1 - self.radius, 1 + self.radius

@@ -1,0 +1,135 @@
+"""Rotations: orthogonal matrices of determinant one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.linear_space import not_square
+from constraints.math.polar import defect, polar, polar_factor, polar_gradient, thin_polar_gradient
+from constraints.math.svd import svd
+
+
+@register("special_orthogonal", aliases=("rotation", "so", "special_orthogonal_group"))
+class SpecialOrthogonal(Constraint):
+    """Rotation matrices: orthogonal ones of determinant one.
+
+    **Set**: {W in R^(n x n) : W'W = I, det W = 1}, the group SO(n): the component of O(n) that
+    holds the identity. Dimension n (n - 1) / 2, closed.
+
+    **Map**: X -> the polar factor of X, with its last column reversed if its determinant is -1.
+    Onto the set. The free parameter is the near-orthogonal matrix itself, as under `Orthogonal`
+    with ``map="polar"``: it ignores a positive factor, costs one matrix product forward and two
+    backward where it is kept orthogonal after each step, and is not differentiable at a matrix that
+    has not full rank.
+
+    **Right inverse**: the matrix itself.
+
+    **Reference**: Kabsch, A solution for the best rotation to relate two sets of vectors (Acta
+    Crystallographica A32, 1976), for the projection; Higham, Functions of Matrices (2008),
+    chapter 8, for the polar factor.
+
+    `orthogonal` has both components. Training under it stays in the one where it starts, but for
+    steps of an optimizer that are about as long as the matrix.
+
+    Example:
+        >>> W = SpecialOrthogonal()(torch.tensor([[2.0, 0.0], [0.0, -3.0]]))
+        >>> torch.equal(W, torch.eye(2))
+        True
+    """
+
+    event_dim = 2
+    ambient = 0
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
+    exempt = dict.fromkeys(
+        ("first_derivative:zero_params", "second_derivative:zero_params"),
+        "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
+    )
+
+    def forward(self, X: Tensor) -> Tensor:
+        """The polar factor, with its last column reversed if its determinant is -1."""
+        W = polar(X)
+        return _reverse_last(W, _handedness(W))
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The matrix itself."""
+        return value
+
+    def canonical(self, X: Tensor) -> tuple[Tensor]:
+        """The rotation itself."""
+        W = polar_factor(X)
+        return (_reverse_last(W, _handedness(W)),)
+
+    def pullback(self, value: Tensor, gradient: Tensor, X: Tensor) -> tuple[Tensor]:
+        """The projection onto the tangent space, where X is a rotation."""
+        if X is value or torch.equal(X, value):
+            return (polar_gradient(value, value, gradient),)
+        W = polar_factor(X)
+        return (polar_gradient(X, W, _reverse_last(gradient, _handedness(W))),)
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """The same projection in some products of ``(b, n)`` matrices."""
+        gradient = thin_polar_gradient(value, left, right) if X is value else None
+        return None if gradient is None else (gradient,)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest entry of ``|W'W - I|``, and at least 1 where the determinant is negative."""
+        # The value is finite: a NaN is the difference of two overflows.
+        excess = defect(value, value).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        mirrored = (_handedness(value) < 0).to(value.dtype).amax((-2, -1))
+        return torch.maximum(excess.amax((-2, -1)), mirrored)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest rotation in the Frobenius norm.
+
+        The polar factor; if that has determinant -1, the singular vector of the smallest singular
+        value is reversed.
+        """
+        W = polar(value)
+        U, _, Vh = svd(value)
+        reversed_ = polar(_reverse_last(U, _handedness(U) * _handedness(Vh)) @ Vh)
+        return torch.where(_handedness(W) < 0, reversed_, W)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Uniformly distributed (Haar measure): as under `Orthogonal`, the last column reversed."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        gaussian = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        Q, R = torch.linalg.qr(gaussian)
+        signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
+        return self.forward(Q * signs.unsqueeze(-2)).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (n - 1) / 2``."""
+        return shape[-1] * (shape[-1] - 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+
+def _handedness(W: Tensor) -> Tensor:
+    """1 or -1, the sign of the determinant, of shape ``(*batch, 1, 1)``."""
+    sign = torch.linalg.slogdet(W.detach()).sign
+    return torch.where(sign < 0, -1, 1).to(W.dtype)[..., None, None]
+
+
+def _reverse_last(W: Tensor, sign: Tensor) -> Tensor:
+    """W with its last column multiplied by the sign."""
+    last = torch.arange(W.shape[-1], device=W.device) == W.shape[-1] - 1
+    return W * torch.where(last, sign, 1)

@@ -1,0 +1,275 @@
+"""Matrices whose largest singular value is bounded."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.tolerance import working_dtype
+from constrained.torch_internals.tensors import has_values
+from constraints.math.clip_singular_values import clip_singular_values
+from constraints.math.inward_gradient import inward_gradient, thin_inward_gradient
+from constraints.math.krylov_norm import generic_directions
+from constraints.math.leading_vectors import OneSide, Vectors, cut, one_side, vectors_of
+from constraints.math.scale_to_norm import radial, radial_gradient, radial_step, tracked_radial
+from constraints.math.svd import svdvals
+
+#: By constraint: some entries of the value that was restored last, and its singular vectors. It is
+#: no part of any state: whatever becomes of it, a decomposition finds the vectors.
+_followed: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
+
+
+#: By constraint: some entries of the last gradient, and the two factors whose product it is.
+_thin: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
+
+
+#: How many entries tell whether a tensor is another one: an optimizer moves all of them.
+_SAMPLE = 64
+
+
+#: Of vectors that take more memory than this share of the matrix one side is kept, or nothing.
+_MEMORY = 0.7
+
+
+def _sample(X: Tensor) -> Tensor:
+    return X.detach().reshape(-1)[:: max(1, X.numel() // _SAMPLE)].clone()
+
+
+def _is_of(sample: Tensor, X: Tensor) -> bool:
+    """Whether a sample may be of X: what was kept is of the same dtype, and on the same device."""
+    same = (sample.dtype, sample.device) == (X.dtype, X.device)
+    return same and torch.equal(sample, _sample(X))
+
+
+def _entries(*tensors: Tensor) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _kinks(*laws: str) -> dict[str, str]:
+    points = ("ones", "eye", "repeated", "boundary")
+    return dict.fromkeys(
+        [f"{law}:{point}" for law in laws for point in points],
+        "the map has a kink on the boundary: the identity inside, a projection outside",
+    )
+
+
+@register("spectral_norm", aliases=("lipschitz",))
+class SpectralNorm(Constraint):
+    r"""Matrices that stretch no vector by more than a bound.
+
+    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : \lVert W \rVert_2 \le c\}`, the matrices with
+    largest singular value c at most: closed, convex, of dimension np. For a linear layer this
+    means a Lipschitz constant of at most c.
+
+    **Map**: ``"clip"`` takes the nearest member in the Frobenius norm: singular values above c are
+    replaced by c. ``"scale"`` divides by the norm what is outside, :math:`X c / \lVert X
+    \rVert_2`. Both are onto the set, and leave a matrix in the set as it is, bit for bit; the norm
+    is that of a decomposition, but for ``"scale"`` in compiled code.
+
+    **Right inverse**: the matrix itself, and for ``"scale"`` the directions that it stretches most.
+    A matrix outside is an error, and projected by `constrained.constrain` and `project` only.
+
+    **Reference**: Sedghi, Gupta and Long, The singular values of convolutional layers (2019), for
+    the projection as a constraint in training; Miyato, Kataoka, Koyama and Yoshida, Spectral
+    normalization for generative adversarial networks (2018), for the division by the norm.
+
+    ``"clip"`` is the default: it reaches an optimum on the boundary, to 1e-4 of the loss, while a
+    division by the norm shrinks all singular values, where only some are pushed outside, and came
+    to rest 0.3 to 5 % above it (the nearest matrix to a Gaussian one of norm 4, with SGD and Adam,
+    8 x 8 and 32 x 32). What a step of an optimizer has led outside, `canonical` brings back to the
+    boundary, so that the parameter is the element itself. It does so by the singular vectors near
+    the bound, which are followed from step to step by a few products of the matrix with them, and
+    are no state: where they are lost, or of no help, as after a very large step or where most
+    singular values are near the bound, the matrix is decomposed. In training, the bound was never
+    exceeded by more than 1e-4 of it (`constraints.leading_vectors`); without that hook, and in
+    compiled code, the map is computed by a decomposition. A step at the boundary is made of a
+    gradient by which Adam too comes to rest at the optimum: see `constraints.inward_gradient`. It
+    takes the place of the parameter's ``grad`` when the step begins; read gradients before it.
+
+    ``"scale"`` follows two vectors only: a step of an optimizer ends with a few products of the
+    matrix with them. It finds the norm from the directions that were stretched most before: an
+    estimate from below, of which no product can say that it is the largest. The bound was exceeded
+    by less than 1e-4 of it at each step that was tried, from random and small matrices up to
+    1024 x 1024, with SGD and Adam; by 1e-3 at most in the first steps from a matrix with many equal
+    singular values. `violation` and `constrained.violations` decompose.
+
+    Args:
+        bound: the largest norm c, greater than zero.
+        map: ``"clip"`` or ``"scale"``.
+
+    Shape:
+        ``(*batch, n, p)``.
+
+    Raises:
+        TypeError: if the bound is not a number.
+        ValueError: if the bound is not positive and finite, or the map unknown.
+
+    Example:
+        >>> SpectralNorm(bound=2.0).project(torch.tensor([[8.0, 0.0], [0.0, 1.0]]))
+        tensor([[2., 0.],
+                [0., 1.]])
+    """
+
+    keeps = (
+        "symmetric",
+        "skew",
+        "diagonal",
+        "positive_semidefinite",
+    )
+    event_dim = 2
+    ambient = 0
+    remembers = True
+    examples = (
+        ({}, (1, 1)),
+        ({}, (3, 3)),
+        ({"bound": 0.5}, (4, 2)),
+        ({"bound": 2.5}, (2, 5)),
+        ({}, (1, 4)),
+        ({"map": "scale"}, (3, 3)),
+        ({"map": "scale", "bound": 0.5}, (8, 3)),
+        ({"map": "scale", "bound": 2.5}, (2, 5)),
+    )
+    exempt = _kinks("first_derivative", "second_derivative")
+
+    def __init__(self, bound: float = 1.0, map: str = "clip") -> None:
+        super().__init__()
+        if not isinstance(bound, Real) or isinstance(bound, bool):
+            raise TypeError(f"spectral_norm: bound must be a number, got {bound!r}.")
+        if not 0 < bound < math.inf:
+            raise ValueError(f"spectral_norm: bound must be positive and finite, got {bound!r}.")
+        if map not in ("clip", "scale"):
+            raise ValueError(f"spectral_norm: map must be 'clip' or 'scale', got {map!r}.")
+        self.bound = float(bound)
+        self.map = map
+        if map == "scale":
+            self.frozen = (1,)
+            # What it is told besides the matrix, it has as the first of a chain only.
+            self.keeps = ()
+            nearest = "project() divides by the norm, as the map does"
+            self.exempt = {**self.exempt, "nearest": nearest}
+
+    def forward(self, X: Tensor, *directions: Tensor) -> Tensor:
+        """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""
+        if self.map == "scale":
+            return radial(X, directions[0], self.bound)
+        return clip_singular_values(X, self.bound)
+
+    def right_inverse(self, value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The matrix, and for ``"scale"`` the directions that it stretches most."""
+        if self.map == "clip":
+            return value
+        directions = generic_directions(value)
+        if has_values(value):
+            return value, tracked_radial(value, directions, self.bound)[1]
+        return value, directions.clone()
+
+    def canonical(self, X: Tensor, *directions: Tensor) -> tuple[Tensor, ...]:
+        """Parameters of the same element that are nearer to it, or the element itself."""
+        with torch.no_grad():
+            if self.map == "scale":
+                return tracked_radial(X, directions[0], self.bound)
+            if not has_values(X):
+                return (self.forward(X),)
+            W, vectors = cut(X, self.bound, self._vectors_of(None))
+            self._follow(W, vectors)
+            return (W,)
+
+    def pullback(
+        self, value: Tensor, gradient: Tensor, X: Tensor, *directions: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient itself of a member; for ``"scale"``, what is along the boundary."""
+        if X is not value and not torch.equal(X, value):
+            return recomputed(self, gradient, (X, *directions))
+        if self.map == "clip":
+            _thin.pop(self, None)
+            return (gradient,)
+        return radial_gradient(gradient, X, directions[0], self.bound), None
+
+    def thin_pullback(
+        self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        """The same for ``"clip"``, whose factors are remembered until a step is made of it."""
+        if self.map == "scale" or params[0] is not value:
+            return None
+        gradient = left.mT @ right
+        _thin[self] = _sample(gradient), left, right
+        return (gradient,)
+
+    def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
+        """On the boundary, what leads along it or inside: see `constraints.inward_gradient`."""
+        if not has_values(gradient):
+            return gradient
+        if self.map == "scale":
+            return radial_step(gradient, params[0], params[1], self.bound)
+        vectors = self._vectors_of(params[0])
+        sample, left, right = _thin.pop(self, (None, gradient, gradient))
+        if vectors is None or not bool(vectors.at.any()):
+            return gradient
+        if sample is not None and gradient.ndim == 2 and _is_of(sample, gradient):
+            return thin_inward_gradient(gradient, left, right, self.bound, vectors)
+        return inward_gradient(gradient, self.bound, vectors)
+
+    def _vectors_of(self, X: Tensor | None) -> Vectors | None:
+        """The singular vectors of X that are at the bound and near it, or of what was last seen."""
+        sample, vectors = _followed.get(self, (None, None))
+        if X is None:
+            return None if isinstance(vectors, OneSide) else vectors
+        if sample is None or not _is_of(sample, X):
+            vectors = vectors_of(X, self.bound)
+            self._follow(X, vectors)
+        return vectors.vectors(X) if isinstance(vectors, OneSide) else vectors
+
+    def _follow(self, value: Tensor, vectors: Vectors | None) -> None:
+        most = _MEMORY * value.numel()
+        kept: Vectors | OneSide | None = vectors
+        if vectors is not None and _entries(*vectors[:3], *vectors.probed) > most:
+            kept = one_side(vectors)
+        if value.is_inference() or (isinstance(kept, OneSide) and _entries(*kept[:2]) > most):
+            _followed.pop(self, None)
+        else:
+            _followed[self] = _sample(value), kept
+
+    def violation(self, value: Tensor) -> Tensor:
+        """``max(0, norm - bound)``, the distance in the spectral norm."""
+        return F.relu(svdvals(value)[..., 0] - self.bound)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest member in the Frobenius norm for ``"clip"``; for ``"scale"`` the multiple.
+
+        Singular values that are cut are equal, and then nothing follows the largest of them.
+        """
+        if self.map == "scale":
+            return radial(value, generic_directions(value), self.bound)
+        return clip_singular_values(value, self.bound)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A Gaussian matrix, scaled to a norm that is uniform between 0 and the bound."""
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        gaussian = torch.randn(tuple(shape), **options)
+        norm = svdvals(gaussian)[..., :1, None]
+        return (torch.rand(norm.shape, **options) * self.bound * gaussian / norm).to(dtype)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is no empty matrix."""
+        return None if min(event) > 0 else "must have at least one row and one column"
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n p``, that of the space of all matrices."""
+        return shape[-2] * shape[-1]

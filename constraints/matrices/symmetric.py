@@ -1,0 +1,203 @@
+"""Symmetric matrices and their kin: spaces that a reflection of the matrix leaves as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import register
+from constraints.bases.linear_space import LinearSpace, not_square
+from constraints.math.autograd import needs_derivative
+from constraints.math.transpose import minus_transpose, plus_transpose
+
+
+@register("symmetric")
+class Symmetric(LinearSpace):
+    """Symmetric matrices.
+
+    **Set**: {W in R^(n x n) : W = W'}. Dimension n (n + 1) / 2, a linear space.
+
+    **Map**: X -> (X + X') / 2, onto the set. The gradient with respect to X is symmetric.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Higham, Functions of Matrices (2008), section 8.1: the symmetric part is the
+    nearest symmetric matrix in every unitarily invariant norm.
+
+    Example:
+        >>> Symmetric()(torch.tensor([[1.0, 4.0], [0.0, 1.0]]))
+        tensor([[1., 2.],
+                [2., 1.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """``(X + X') / 2``."""
+        return (X + X.mT) / 2 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (n + 1) / 2``."""
+        return shape[-1] * (shape[-1] + 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+
+@register("skew", aliases=("skew_symmetric", "antisymmetric"))
+class Skew(LinearSpace):
+    """Skew-symmetric matrices.
+
+    **Set**: {W in R^(n x n) : W = -W'}. Dimension n (n - 1) / 2, a linear space.
+
+    **Map**: X -> (X - X') / 2, onto the set. The gradient with respect to X is skew-symmetric.
+
+    **Right inverse**: the identity.
+
+    **Reference**: as for `Symmetric`.
+
+    Example:
+        >>> Skew()(torch.tensor([[1.0, 4.0], [0.0, 1.0]]))
+        tensor([[ 0.,  2.],
+                [-2.,  0.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """``(X - X') / 2``."""
+        return (X - X.mT) / 2 if needs_derivative(X) else minus_transpose(X).mul_(0.5)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (n - 1) / 2``."""
+        return shape[-1] * (shape[-1] - 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+
+@register("hermitian", aliases=("self_adjoint",))
+class Hermitian(LinearSpace):
+    """Hermitian matrices: complex ones that equal their conjugate transpose.
+
+    **Set**: {W in C^(n x n) : W = W*}, of dimension n^2 over the real numbers, over which it is a
+    linear space. A real tensor is taken for a complex one without imaginary part: then the set is
+    that of the symmetric matrices.
+
+    **Map**: X -> (X + X*) / 2, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: as for `Symmetric`.
+
+    Example:
+        >>> Hermitian()(torch.tensor([[1.0 + 1.0j, 4.0j], [0.0, 1.0]]))
+        tensor([[1.+0.j, 0.+2.j],
+                [0.-2.j, 1.+0.j]])
+    """
+
+    event_dim = 2
+    complex = True
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (4, 4)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """``(X + X*) / 2``."""
+        return (X + X.mH) * 0.5 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n^2``, of complex matrices over the real numbers."""
+        return shape[-1] ** 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)
+
+
+@register("hamiltonian")
+class Hamiltonian(LinearSpace):
+    """Hamiltonian matrices: the linear vector fields that keep the symplectic form.
+
+    **Set**: {W in R^(2n x 2n) : (J W)' = J W} with J = [[0, I], [-I, 0]]. Dimension n (2 n + 1), a
+    linear space. exp(W) is symplectic, and with an eigenvalue z of W, -z is one too.
+
+    **Map**: X -> (X + J X' J) / 2, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.3.10.
+
+    Example:
+        >>> Hamiltonian()(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+        tensor([[-2.,  2.],
+                [ 3.,  2.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (2, 2)), ({}, (4, 4)), ({}, (6, 6)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """``(X + J X' J) / 2``."""
+        # With X in four blocks [[A, B], [C, D]]: J X' J = [[-D', B'], [C', -A']].
+        half = X.shape[-1] // 2
+        (A, B), (C, D) = (rows.split(half, dim=-1) for rows in X.split(half, dim=-2))
+        drift = (A - D.mT) / 2
+        top = torch.cat((drift, (B + B.mT) / 2), dim=-1)
+        bottom = torch.cat(((C + C.mT) / 2, -drift.mT), dim=-1)
+        return torch.cat((top, bottom), dim=-2)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (2 n + 1)`` for ``2 n`` rows."""
+        n = shape[-1] // 2
+        return n * (2 * n + 1)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix with an even number of rows."""
+        even = not_square(event) is None and event[-1] % 2 == 0
+        return None if even else "must be a square matrix with an even number of rows, not 0"
+
+
+@register("traceless", aliases=("trace_zero", "zero_trace"))
+class Traceless(LinearSpace):
+    """Matrices of trace zero.
+
+    **Set**: {W in R^(n x n) : tr W = 0}. Dimension n^2 - 1, a linear space: the Lie algebra of the
+    matrices of determinant 1, det exp(W) = exp(tr W).
+
+    **Map**: X -> X - (tr X / n) I, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Hall, Lie Groups, Lie Algebras, and Representations (2015), section 3.4.
+
+    Example:
+        >>> Traceless()(torch.tensor([[1.0, 4.0], [0.0, 3.0]]))
+        tensor([[-1.,  4.],
+                [ 0.,  1.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """``X - (tr X / n) I``."""
+        diagonal = X.diagonal(dim1=-2, dim2=-1)
+        mean = diagonal.mean(-1, keepdim=True)
+        # Rounding leaves a trace as large as that of the mean, next to which the rest may be small.
+        left = (diagonal - mean).mean(-1, keepdim=True)
+        for trace in (mean, left):
+            X = X - torch.diag_embed(trace.expand_as(diagonal))
+        return X
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n^2 - 1``."""
+        return shape[-1] ** 2 - 1
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix."""
+        return not_square(event)

@@ -1,0 +1,167 @@
+"""Symplectic matrices: the linear maps that keep the symplectic form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import tolerance, working_dtype
+from constraints.math.complex_polar import polar_of_parts
+from constraints.math.polar import polar
+
+
+@register("symplectic")
+class Symplectic(Constraint):
+    r"""Symplectic matrices: the canonical linear maps of Hamiltonian mechanics.
+
+    **Set**: :math:`\{W \in \mathbb{R}^{2n \times 2n} : W^\top J W = J\}` with J = [[0, I],
+    [-I, 0]], the group Sp(2n, R): closed, unbounded, connected, of dimension n (2n + 1). Its
+    members have determinant one, and with a singular value s have 1 / s.
+
+    **Map**: (X, Y) -> O P, the polar decomposition of a symplectic matrix. O is the polar factor of
+    the part of X that commutes with J, a unitary matrix of n rows in real numbers; and
+    P = K + (I + K^2)^(1/2), where K is the part of Y that is symmetric and anticommutes with J, a
+    positive definite symplectic matrix. Onto the set. P is exp(arsinh(K)), and grows like K, where
+    the exponential of a Hamiltonian matrix overflows, and is not onto.
+
+    **Right inverse**: W and J'WJ = O P^-1 have the mean O cosh and half the difference O K: O is
+    the polar factor of the part of W that commutes with J, and K is O' times the other part.
+
+    **Reference**: de Gosson, Symplectic Geometry and Quantum Mechanics (2006), section 2.2, for
+    the polar decomposition.
+
+    `canonical` restores X = O, where the polar factor is cheapest.
+
+    Shape:
+        ``(*batch, 2n, 2n)``: positions first, then momenta.
+
+    Example:
+        >>> W = Symplectic().sample((4, 4))
+        >>> J = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).kron(torch.eye(2))
+        >>> torch.allclose(W.mT @ J @ W, J, atol=1e-5)
+        True
+    """
+
+    event_dim = 2
+    recomputes = True
+    examples = (({}, (2, 2)), ({}, (4, 4)), ({}, (6, 6)))
+    exempt: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("first_derivative:zero_params", "second_derivative:zero_params"),
+            "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
+        ),
+        "nearest": "no formula is known for the nearest symplectic matrix: project() composes one "
+        "of the parts that make up a member",
+    }
+
+    def forward(self, X: Tensor, Y: Tensor) -> Tensor:
+        """``O P``."""
+        return _unitary(X) @ _positive(_anticommuting(Y))
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The orthogonal factor, and K."""
+        return _factors(value)
+
+    def canonical(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with an orthogonal X."""
+        with torch.no_grad():
+            return _unitary(X), _anticommuting(Y)
+
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Each parameter by itself."""
+        return [[i] for i in range(count)]
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest entry of ``|W'JW - J|``, over the norm of W: a distance, to first order."""
+        size = torch.linalg.matrix_norm(value).clamp(min=1)[..., None, None]
+        unit = value / size
+        J = _form(value)
+        excess = (unit.mT @ _times(value) - J / size).abs().nan_to_num(nan=torch.inf)
+        return excess.amax((-2, -1))
+
+    def project(self, value: Tensor) -> Tensor:
+        """A retraction: what `forward` makes of the factors that `right_inverse` would take.
+
+        A member stays as it is.
+        """
+        inside = (self.violation(value) <= tolerance(value, 2))[..., None, None]
+        unitary, K = _factors(value)
+        return torch.where(inside, value, unitary @ _positive(K))
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """``forward`` of standard normal parameters, those of P divided by sqrt(2n)."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        X, Y = torch.randn(
+            (2, *shape), generator=generator, dtype=working_dtype(dtype), device=device
+        ).unbind()
+        return self.forward(X, Y / shape[-1] ** 0.5).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n (2 n + 1)``, for matrices of 2n rows."""
+        n = shape[-1] // 2
+        return n * (2 * n + 1)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix with an even number of rows."""
+        if event[0] == event[1] > 0 and event[0] % 2 == 0:
+            return None
+        return "must be a square matrix with an even number of rows"
+
+
+def _factors(W: Tensor) -> tuple[Tensor, Tensor]:
+    unitary = _unitary(W)
+    return unitary, _anticommuting(unitary.mT @ (W - _conjugate(W)) / 2)
+
+
+def _positive(K: Tensor) -> Tensor:
+    """``K + (I + K^2)^(1/2)``: with the polar decomposition [K; I] = Q H, H is that root."""
+    identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device).expand_as(K)
+    stacked = torch.cat((K, identity), dim=-2)
+    root = polar(stacked).mT @ stacked
+    return K + (root + root.mT) / 2
+
+
+def _form(like: Tensor) -> Tensor:
+    """J, of the size of a matrix."""
+    return _times(torch.eye(like.shape[-1], dtype=like.dtype, device=like.device))
+
+
+def _times(W: Tensor) -> Tensor:
+    """``J W``."""
+    upper, lower = W.chunk(2, dim=-2)
+    return torch.cat((lower, -upper), dim=-2)
+
+
+def _conjugate(W: Tensor) -> Tensor:
+    """``J' W J``, which is ``-J W J``."""
+    return _times(_times(W.mT).mT)
+
+
+def _unitary(X: Tensor) -> Tensor:
+    """The polar factor of the part of X that commutes with J.
+
+    That part is [[A, B], [-B, A]], the complex matrix A + iB in real numbers, and so is its factor:
+    computed with complex numbers it commutes with J exactly.
+    """
+    (A, B), (C, D) = (rows.chunk(2, dim=-1) for rows in X.chunk(2, dim=-2))
+    real, imaginary = polar_of_parts((A + D) / 2, (B - C) / 2)
+    top = torch.cat((real, imaginary), dim=-1)
+    return torch.cat((top, torch.cat((-imaginary, real), dim=-1)), dim=-2)
+
+
+def _anticommuting(Y: Tensor) -> Tensor:
+    """The part of Y that is symmetric and anticommutes with J."""
+    S = (Y + Y.mT) / 2
+    return (S - _conjugate(S)) / 2

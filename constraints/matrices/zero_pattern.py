@@ -1,0 +1,246 @@
+"""Matrices with zeros in given places: diagonal, triangular, banded, in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import register
+from constraints.bases.linear_space import LinearSpace, empty
+
+# A mask is made of row and column numbers when it is needed: it costs less than the product that
+# follows, and a constraint that keeps none fits matrices of any size.
+
+
+@register("diagonal")
+class Diagonal(LinearSpace):
+    """Diagonal matrices, rectangular ones too.
+
+    **Set**: {W in R^(m x n) : W_ij = 0 for i != j}. Dimension min(m, n), a linear space.
+
+    **Map**: X -> its diagonal, zeros elsewhere, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.2.
+
+    Example:
+        >>> Diagonal()(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[1., 0.],
+                [0., 4.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """The diagonal of X, zeros elsewhere."""
+        return X.where(_offset(X) == 0, 0)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``min(m, n)``."""
+        return min(shape[-2:])
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has entries."""
+        return empty(event)
+
+
+@register("lower_triangular", aliases=("tril",))
+class LowerTriangular(LinearSpace):
+    """Matrices with zeros above the diagonal, rectangular ones too.
+
+    **Set**: {W in R^(m x n) : W_ij = 0 for j > i}. A linear space, whose dimension is the number of
+    entries on and below the diagonal: n (n + 1) / 2 if it is square.
+
+    **Map**: X -> its lower triangle, zeros elsewhere, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.2.
+
+    Example:
+        >>> LowerTriangular()(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[1., 0.],
+                [3., 4.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """The lower triangle of X."""
+        return X.tril()
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The number of entries on and below the diagonal."""
+        return _entries_below(*shape[-2:])
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has entries."""
+        return empty(event)
+
+
+@register("upper_triangular", aliases=("triu",))
+class UpperTriangular(LinearSpace):
+    """Matrices with zeros below the diagonal, rectangular ones too.
+
+    **Set**: {W in R^(m x n) : W_ij = 0 for i > j}. A linear space, whose dimension is the number of
+    entries on and above the diagonal: n (n + 1) / 2 if it is square.
+
+    **Map**: X -> its upper triangle, zeros elsewhere, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.2.
+
+    Example:
+        >>> UpperTriangular()(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[1., 2.],
+                [0., 4.]])
+    """
+
+    event_dim = 2
+    examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """The upper triangle of X."""
+        return X.triu()
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The number of entries on and above the diagonal."""
+        return _entries_below(*reversed(shape[-2:]))
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has entries."""
+        return empty(event)
+
+
+@register("banded", aliases=("band",))
+class Banded(LinearSpace):
+    """Matrices with zeros outside of a band along the diagonal, rectangular ones too.
+
+    **Set**: {W in R^(m x n) : W_ij = 0 for |i - j| > width}. A linear space, whose dimension is the
+    number of entries in the band.
+
+    **Map**: X -> its band, zeros elsewhere, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.2.
+
+    Args:
+        width: how far the band reaches to both sides of the diagonal: 0 for diagonal matrices, 1
+            for tridiagonal ones.
+
+    Raises:
+        ValueError: if ``width`` is negative.
+
+    Example:
+        >>> Banded(width=1)(torch.ones(3, 3))
+        tensor([[1., 1., 0.],
+                [1., 1., 1.],
+                [0., 1., 1.]])
+    """
+
+    event_dim = 2
+    examples = (
+        ({"width": 0}, (1, 1)),
+        ({"width": 1}, (4, 4)),
+        ({"width": 1}, (2, 5)),
+        ({"width": 2}, (5, 3)),
+    )
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if isinstance(width, bool) or not isinstance(width, int) or width < 0:
+            raise ValueError(f"banded: width must be a whole number, 0 or more, got {width!r}.")
+        self.width = width
+
+    def part(self, X: Tensor) -> Tensor:
+        """The band of X."""
+        return X.where(_offset(X).abs() <= self.width, 0)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The number of entries in the band."""
+        m, n = shape[-2:]
+        return sum(max(0, min(n, i + self.width + 1) - max(0, i - self.width)) for i in range(m))
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has entries."""
+        return empty(event)
+
+
+@register("block_diagonal")
+class BlockDiagonal(LinearSpace):
+    """Matrices of square blocks along the diagonal.
+
+    **Set**: {diag(W_1, ..., W_k) : W_i in R^(s_i x s_i)}, with s the sizes. Dimension
+    s_1^2 + ... + s_k^2, a linear space.
+
+    **Map**: X -> its blocks, zeros elsewhere, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.3.
+
+    Args:
+        sizes: the numbers of rows of the blocks.
+
+    Raises:
+        ValueError: if a size is no positive whole number, or there is none.
+
+    Example:
+        >>> BlockDiagonal(sizes=[1, 2])(torch.ones(3, 3))
+        tensor([[1., 0., 0.],
+                [0., 1., 1.],
+                [0., 1., 1.]])
+    """
+
+    event_dim = 2
+    examples = (
+        ({"sizes": [1]}, (1, 1)),
+        ({"sizes": [2, 1]}, (3, 3)),
+        ({"sizes": [2, 2, 2]}, (6, 6)),
+    )
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        valid = all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sizes)
+        if not sizes or not valid:
+            raise ValueError(
+                f"block_diagonal: sizes must be whole numbers, 1 or more, got {sizes!r}."
+            )
+        self.sizes = list(sizes)
+
+    def part(self, X: Tensor) -> Tensor:
+        """The blocks of X."""
+        sizes = torch.tensor(self.sizes, device=X.device)
+        block = torch.arange(len(self.sizes), device=X.device).repeat_interleave(
+            sizes, output_size=sum(self.sizes)
+        )
+        return X.where(block.unsqueeze(-1) == block, 0)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """The number of entries in the blocks."""
+        del shape
+        return sum(size**2 for size in self.sizes)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix with as many rows as the blocks have together."""
+        rows = sum(self.sizes)
+        if event[-2] == event[-1] == rows:
+            return None
+        return f"must be a square matrix of {rows} rows, the sum of the sizes"
+
+
+def _offset(X: Tensor) -> Tensor:
+    """``j - i`` for each entry of a matrix."""
+    rows, columns = (torch.arange(n, device=X.device) for n in X.shape[-2:])
+    return columns - rows.unsqueeze(-1)
+
+
+def _entries_below(m: int, n: int) -> int:
+    return sum(min(i + 1, n) for i in range(m))

@@ -1,0 +1,1 @@
+"""Sets of numbers: each entry of a tensor is one element."""

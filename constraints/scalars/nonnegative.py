@@ -1,0 +1,135 @@
+"""The closed half-lines: numbers of one sign or zero, and those up to a bound, with it."""
+
+from __future__ import annotations
+
+from constrained import register
+from constraints.bases.arguments import checked_bound
+from constraints.bases.half_line import KINK, ClosedHalfLine
+
+
+def _kinks(*points: str) -> dict[str, str]:
+    orders = ("first", "second")
+    return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], KINK)
+
+
+@register("nonnegative", aliases=("non_negative", "non_neg"))
+class Nonnegative(ClosedHalfLine):
+    """Numbers that are zero or positive.
+
+    **Set**: {x in R : x >= 0}, elementwise. Dimension 1, closed.
+
+    **Map**: y -> max(y, -y / 2^20), onto the set, with the derivative +1 at y = 0.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976). The
+    usual maps fail at the boundary: exp and softplus never reach zero, the square has the gradient
+    zero there, ReLU has it everywhere below, and the absolute value throws a parameter that
+    overshoots zero back as far as it came, so that with momentum it never settles.
+
+    `canonical` replaces a parameter by its value. An optimizer step thus ends like one of projected
+    gradients, at zero up to a millionth of the overshoot. Where nobody calls `canonical`, the small
+    slope below zero still leads back, which Adam and its like, blind to the scale, can follow.
+
+    Example:
+        >>> import torch
+        >>> nonnegative = Nonnegative()
+        >>> y = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
+        >>> nonnegative(y).tolist()
+        [1.9073486328125e-06, 0.0, 3.0]
+        >>> torch.autograd.grad(nonnegative(y).sum(), y)[0].tolist()
+        [-9.5367431640625e-07, 1.0, 1.0]
+    """
+
+    examples = (({}, ()),)
+    exempt = _kinks("zero_params", "zeros")
+    end, direction = 0.0, 1
+
+
+@register("nonpositive", aliases=("non_positive", "non_pos"))
+class Nonpositive(ClosedHalfLine):
+    """Numbers that are zero or negative.
+
+    **Set**: {x in R : x <= 0}, elementwise. Dimension 1, closed.
+
+    **Map**: y -> min(y, -y / 2^20), onto the set, with the derivative +1 at y = 0.
+
+    **Right inverse**: the identity.
+
+    **Reference**: as for `Nonnegative`.
+
+    Example:
+        >>> import torch
+        >>> Nonpositive()(torch.tensor([-2.0, 0.0]))
+        tensor([-2.,  0.])
+    """
+
+    examples = (({}, ()),)
+    exempt = _kinks("zero_params", "zeros", "ones")
+    end, direction = 0.0, -1
+
+
+@register("at_least", aliases=("greater_than_eq",))
+class AtLeast(ClosedHalfLine):
+    """Numbers from a bound upwards.
+
+    **Set**: {x in R : x >= bound}, elementwise. Dimension 1, closed.
+
+    **Map**: that of `Nonnegative`, shifted by the bound.
+
+    **Right inverse**: the identity.
+
+    **Reference**: as for `Nonnegative`.
+
+    Args:
+        bound: the bound, finite.
+
+    Raises:
+        ValueError: if ``bound`` is not finite.
+
+    Example:
+        >>> import torch
+        >>> AtLeast(bound=2)(torch.tensor([2.0, 3.0]))
+        tensor([2., 3.])
+    """
+
+    examples = (({"bound": 0.5}, ()), ({"bound": -2.0}, ()))
+    exempt = _kinks("zeros", "boundary")
+    direction = 1
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound("at_least", bound)
+
+
+@register("at_most", aliases=("less_than_eq",))
+class AtMost(ClosedHalfLine):
+    """Numbers up to a bound.
+
+    **Set**: {x in R : x <= bound}, elementwise. Dimension 1, closed.
+
+    **Map**: that of `Nonpositive`, shifted by the bound.
+
+    **Right inverse**: the identity.
+
+    **Reference**: as for `Nonnegative`.
+
+    Args:
+        bound: the bound, finite.
+
+    Raises:
+        ValueError: if ``bound`` is not finite.
+
+    Example:
+        >>> import torch
+        >>> AtMost(bound=2)(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+
+    examples = (({"bound": 0.5}, ()), ({"bound": -2.0}, ()))
+    exempt = _kinks("zeros", "ones")
+    direction = -1
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound("at_most", bound)

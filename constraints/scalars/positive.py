@@ -1,0 +1,135 @@
+"""The open half-lines: positive and negative numbers, and those beyond a bound."""
+
+from __future__ import annotations
+
+from constrained import register
+from constraints.bases.arguments import checked_bound
+from constraints.bases.half_line import OpenHalfLine
+
+
+@register("positive", aliases=("softplus_positive",))
+class Positive(OpenHalfLine):
+    """Positive numbers.
+
+    **Set**: {x in R : x > 0}, elementwise. Dimension 1, open.
+
+    **Map**: softplus, y -> log(1 + exp(y)), onto the set, down to the root of the smallest normal
+    number (1e-19 in single precision), where a logarithm, a reciprocal and their derivatives are
+    finite still. In float16 it goes down to the smallest normal number, 6e-5. What is not finite
+    there is a density that divides by higher powers, such as that of the normal distribution with
+    this standard deviation: for these take `GreaterThan` with a bound of 1e-8, say.
+
+    **Right inverse**: x -> x + log(1 - exp(-x)). The coordinate of a small x is about log(x), which
+    a floating-point number resolves to eps |log(x)|: so accurate is the round trip, relative to x.
+    A zero, which lies on the boundary, becomes the machine epsilon, as under `project`: at the
+    smallest positive number the gradient would vanish with the value. A member below the least
+    value of the map becomes that.
+
+    **Reference**: Dugas et al., Incorporating second-order functional knowledge for better option
+    pricing (NIPS 2000). It is preferred to exp, whose gradient grows with the value.
+
+    Example:
+        >>> import torch
+        >>> positive = Positive()
+        >>> positive(torch.tensor([-1e6, 0.0, 5.0])) > 0
+        tensor([True, True, True])
+        >>> positive(positive.right_inverse(torch.tensor([0.1, 2.0])))
+        tensor([0.1000, 2.0000])
+    """
+
+    examples = (({}, ()),)
+    end, direction = 0.0, 1
+
+
+@register("negative")
+class Negative(OpenHalfLine):
+    """Negative numbers.
+
+    **Set**: {x in R : x < 0}, elementwise. Dimension 1, open.
+
+    **Map**: y -> -softplus(-y), onto the set, increasing.
+
+    **Right inverse**: as for `Positive`, of -x. A zero becomes minus the machine epsilon.
+
+    **Reference**: as for `Positive`.
+
+    Example:
+        >>> import torch
+        >>> Negative()(torch.tensor([-5.0, 0.0, 5.0]))
+        tensor([-5.0067, -0.6931, -0.0067])
+    """
+
+    examples = (({}, ()),)
+    end, direction = 0.0, -1
+
+
+@register("greater_than", aliases=("lower_bounded",))
+class GreaterThan(OpenHalfLine):
+    """Numbers above a bound.
+
+    **Set**: {x in R : x > bound}, elementwise. Dimension 1, open.
+
+    **Map**: y -> bound + softplus(y), onto the set. Where rounding would end at the bound, the
+    value stays at a number next to it, and keeps the gradient.
+
+    **Right inverse**: as for `Positive`, of x - bound. The bound itself, on the boundary, is
+    replaced by what `project` makes of it.
+
+    **Reference**: Stan Reference Manual, section "Lower bounded scalar", with softplus for exp.
+
+    Args:
+        bound: the bound, finite.
+
+    Raises:
+        ValueError: if ``bound`` is not finite.
+
+    Example:
+        >>> import torch
+        >>> GreaterThan(bound=2)(torch.tensor([-1e6, 0.0, 5.0]))
+        tensor([2.0000, 2.6931, 7.0067])
+        >>> GreaterThan(bound=2)(torch.tensor(-1e6)) > 2
+        tensor(True)
+    """
+
+    examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
+    direction = 1
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound("greater_than", bound)
+
+
+@register("less_than", aliases=("upper_bounded",))
+class LessThan(OpenHalfLine):
+    """Numbers below a bound.
+
+    **Set**: {x in R : x < bound}, elementwise. Dimension 1, open.
+
+    **Map**: y -> bound - softplus(-y), onto the set, increasing. Where rounding would end at the
+    bound, the value stays at a number next to it, and keeps the gradient.
+
+    **Right inverse**: as for `Positive`, of bound - x. The bound itself, on the boundary, is
+    replaced by what `project` makes of it.
+
+    **Reference**: Stan Reference Manual, section "Upper bounded scalar", with softplus for exp.
+
+    Args:
+        bound: the bound, finite.
+
+    Raises:
+        ValueError: if ``bound`` is not finite.
+
+    Example:
+        >>> import torch
+        >>> LessThan(bound=-1)(torch.tensor([-5.0, 0.0, 1e6]))
+        tensor([-6.0067, -1.6931, -1.0000])
+        >>> LessThan(bound=-1)(torch.tensor(1e6)) < -1
+        tensor(True)
+    """
+
+    examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
+    direction = -1
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound("less_than", bound)

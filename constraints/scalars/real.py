@@ -1,0 +1,46 @@
+"""All tensors: what is left of a tensor when other parts of it are constrained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import register
+from constraints.bases.linear_space import LinearSpace
+
+
+@register("real", aliases=("unconstrained", "euclidean"))
+class Real(LinearSpace):
+    """All tensors: no constraint, as a part of a `Product` or of another library's constraint.
+
+    **Set**: {x}, all of space. A linear space, whose dimension is the number of entries.
+
+    **Map**: the identity, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: as ``torch.distributions.constraints.real``.
+
+    Example:
+        >>> import constrained
+        >>> head = constrained.get("product")(parts=["nonnegative", "real"], sizes=[1, 2], dim=-1)
+        >>> head.project(torch.tensor([-1.0, -2.0, 3.0]))
+        tensor([ 0., -2.,  3.])
+    """
+
+    event_dim = 0
+    examples = (({}, ()),)
+
+    def part(self, X: Tensor) -> Tensor:
+        """X itself."""
+        return X
+
+    def violation(self, value: Tensor) -> Tensor:
+        """Zero."""
+        return torch.zeros_like(value.real)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """One for each entry."""
+        return 1

@@ -1,0 +1,1 @@
+"""Sets of vectors: each row of a tensor, along its last dimension, is one element."""

@@ -1,0 +1,174 @@
+"""Vectors that solve linear equations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.linear_space import LinearSpace
+
+
+@register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
+class SumToZero(LinearSpace):
+    """Vectors whose entries add up to zero.
+
+    **Set**: {x in R^n : x_1 + ... + x_n = 0}. Dimension n - 1, a linear space.
+
+    **Map**: y -> y minus the mean of its entries, onto the set.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Stan Reference Manual, section "Sum-to-zero vector".
+
+    Example:
+        >>> SumToZero()(torch.tensor([1.0, 2.0, 6.0]))
+        tensor([-2., -1.,  3.])
+    """
+
+    event_dim = 1
+    examples = (({}, (1,)), ({}, (2,)), ({}, (7,)))
+
+    def part(self, X: Tensor) -> Tensor:
+        """``x - mean(x)``."""
+        centred = X - X.mean(-1, keepdim=True)
+        # Twice: the mean of large entries has lost the digits of small ones.
+        return centred - centred.mean(-1, keepdim=True)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n - 1``."""
+        return shape[-1] - 1
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has at least one entry."""
+        return None if event[0] > 0 else "must have at least one entry"
+
+
+@register("affine", aliases=("linear_equality",))
+class Affine(Constraint):
+    """Vectors that solve linear equations.
+
+    **Set**: {x in R^n : A x = b}. Dimension n - rank(A), an affine space.
+
+    **Map**: y -> the nearest solution, y - Q Q' (y - p), onto the set, where the columns of Q are
+    an orthonormal basis of the row space of A, and p is the shortest solution.
+
+    **Right inverse**: the identity.
+
+    **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 5.5.
+
+    Args:
+        A: the matrix of the equations, one in each row; shape ``(k, n)``, a tensor or nested lists.
+            Rows may depend on one another.
+        b: their right-hand sides; shape ``(k,)``.
+
+    Raises:
+        ValueError: if the shapes do not fit, an entry is not finite, or the equations have no
+            solution.
+
+    Example:
+        >>> x = Affine(A=[[1.0, 1.0]], b=[2.0])(torch.tensor([3.0, 1.0]))
+        >>> torch.allclose(x, torch.tensor([2.0, 0.0]), atol=1e-6)
+        True
+    """
+
+    event_dim = 1
+    examples = (
+        ({"A": [[1.0, 1.0, 1.0]], "b": [1.0]}, (3,)),
+        ({"A": [[1.0, 2.0, 0.0, 0.5], [0.0, 1.0, -3.0, 2.0]], "b": [1.0, -2.0]}, (4,)),
+        ({"A": [[1.0, 1.0], [2.0, 2.0]], "b": [0.0, 0.0]}, (2,)),
+        ({"A": [[2.0]], "b": [3.0]}, (1,)),
+    )
+
+    def __init__(self, A: Tensor | Sequence[Any], b: Tensor | Sequence[Any]) -> None:
+        super().__init__()
+        self.A, self.b = _numbers("A", A), _numbers("b", b)
+        if self.A.ndim != 2 or self.b.shape != self.A.shape[:1] or self.A.numel() == 0:
+            raise ValueError(
+                "affine: A must have the shape (k, n) and b the shape (k,), got "
+                f"{tuple(self.A.shape)} and {tuple(self.b.shape)}."
+            )
+        U, s, Vh = torch.linalg.svd(self.A, full_matrices=False)
+        rank = int((s > s[0] * max(self.A.shape) * torch.finfo(s.dtype).eps).sum())
+        self._basis = Vh[:rank].mT.contiguous()
+        self._shortest = self._basis @ (U[:, :rank].mT @ self.b / s[:rank])
+        missed = torch.linalg.vector_norm(self.A @ self._shortest - self.b)
+        if missed > 1e-9 * (torch.linalg.vector_norm(self.b) + torch.finfo(s.dtype).tiny):
+            raise ValueError("affine: the equations A x = b have no solution.")
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The nearest solution."""
+        near = y - self._miss(y)
+        # Twice: what misses the solution by the rounding of a large y is much beside a small one.
+        near = near - self._miss(near)
+        # Where nothing but rounding is left of y, the shortest solution is the nearest one.
+        shortest = self._shortest.to(y.device, y.dtype)
+        left, whole = near.detach() - shortest, y.detach() - shortest
+        # In units of the largest entry: squares of large and of small numbers leave the range.
+        unit = whole.abs().amax(-1, keepdim=True)
+        unit = torch.where(unit > 0, unit, 1)
+        left, whole = (
+            torch.linalg.vector_norm(x / unit, dim=-1, keepdim=True) for x in (left, whole)
+        )
+        rounding = 4 * torch.finfo(y.dtype).eps * whole
+        # Exactly that, and the derivative of the other: near may be large, the shortest small.
+        return torch.where(left <= rounding, shortest + (near - near.detach()), near)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The identity."""
+        return value
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest entry of the way to the nearest solution."""
+        return self._miss(value).abs().amax(-1)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest solution in the Euclidean norm."""
+        return self.forward(value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The nearest solution to a standard normal vector."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        y = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return self.forward(y).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n - rank(A)``."""
+        return shape[-1] - self._basis.shape[-1]
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has one entry for each column of A."""
+        n = self.A.shape[-1]
+        return None if event[0] == n else f"must have {n} entries, one for each column of A"
+
+    def _miss(self, y: Tensor) -> Tensor:
+        # Q Q' (y - p), with Q' p taken apart: both terms are small where y is almost a solution.
+        basis = self._basis.to(y.device, y.dtype)
+        shortest = self._shortest.to(y.device, y.dtype)
+        return (y - shortest) @ basis @ basis.mT
+
+
+def _numbers(name: str, given: Tensor | Sequence[Any]) -> Tensor:
+    try:
+        # Lists make a tensor with values under `torch.device("meta")` too.
+        device = given.device if isinstance(given, Tensor) else "cpu"
+        numbers = torch.as_tensor(given, device=device).detach().to(torch.float64).clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"affine: {name} must be a tensor, or nested lists of numbers.") from None
+    if not bool(torch.isfinite(numbers).all()):
+        raise ValueError(f"affine: {name} must be finite.")
+    return numbers

@@ -1,0 +1,195 @@
+"""Balls: vectors whose length is bounded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from constrained import register
+from constraints.bases.arguments import checked_bound, checked_positive
+from constraints.bases.length_bound import LengthBound, kinks, kinks_and_outside
+
+
+@register("ball", aliases=("l2_ball", "norm_ball"))
+class Ball(LengthBound):
+    """Vectors whose p-norm is at most a radius.
+
+    **Set**: {x in R^n : ||x||_p <= radius}. Dimension n, closed, convex.
+
+    **Map**: the identity inside; outside y -> radius y / ||y||_p, and for p = 1 the nearest point,
+    as under `L1Ball`. Onto the set.
+
+    **Right inverse**: the identity, up to rounding on the boundary.
+
+    **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm for p = 1 and p = 2. For other p it scales
+    the vector back along its direction.
+
+    For p = 1 the gradient outside, and what a step is made of, are those of `L1Ball`: ``grad`` is
+    not the derivative of the map there, which ``create_graph=True`` gives, and a step rewrites it.
+
+    Args:
+        radius: the largest norm, greater than zero.
+        p: the order of the norm, 1 or more, finite; ``box`` is the ball of the maximum norm.
+
+    Raises:
+        ValueError: if the radius is not positive, or p is less than 1 or not finite.
+
+    Example:
+        >>> Ball(radius=5.0)(torch.tensor([[3.0, 3.0], [3.0, 4.0]]))
+        tensor([[3., 3.],
+                [3., 4.]])
+    """
+
+    keeps = (
+        "sum_to_zero",
+        "nonnegative",
+        "nonpositive",
+        "positive",
+        "negative",
+    )
+    examples = (
+        ({}, (1,)),
+        ({}, (4,)),
+        ({"radius": 2.5}, (3,)),
+        ({"radius": 2.0, "p": 3.0}, (3,)),
+        ({"radius": 2.0, "p": 1.0}, (3,)),
+    )
+    exempt = kinks("ones", "boundary")
+
+    def __init__(self, radius: float = 1.0, p: float = 2.0) -> None:
+        super().__init__()
+        self.radius = checked_positive("ball", radius, "radius")
+        self.p = checked_bound("ball", p, "p")
+        self.is_euclidean, self.is_absolute_sum = self.p == 2, self.p == 1
+        if self.is_absolute_sum:
+            self.keeps = ("nonnegative", "nonpositive")
+            self.exempt = kinks_and_outside()
+        if self.p < 1:
+            raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
+        if self.p not in (1, 2):
+            self.exempt = {**self.exempt, "nearest": "scaling back is nearest for p = 2 only"}
+
+    def greatest(self) -> float:
+        """The radius."""
+        return self.radius
+
+    def length(self, value: Tensor) -> Tensor:
+        """The p-norm."""
+        return torch.linalg.vector_norm(value, self.p, dim=-1, keepdim=True)
+
+
+@register("l1_ball", aliases=("cross_polytope",))
+class L1Ball(LengthBound):
+    """Vectors whose absolute values add up to a radius at most.
+
+    **Set**: {x in R^n : |x_1| + ... + |x_n| <= radius}. Dimension n, closed, convex.
+
+    **Map**: the identity inside; outside the nearest point, sign(y_i) max(|y_i| - t, 0) with the t
+    for which the sum is the radius. Onto the set. Small entries are zero, as those of most optima
+    on the boundary are; scaled back as a whole, entries that should be zero would change their sign
+    at each step. `canonical` leads a parameter that a step has led outside back to the boundary.
+
+    **Right inverse**: the identity, up to rounding on the boundary.
+
+    **Reference**: Duchi et al., Efficient projections onto the l1-ball for learning in high
+    dimensions (ICML 2008), section 4; Bertsekas, On the Goldstein-Levitin-Polyak gradient
+    projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm.
+
+    Outside of the ball the map gives an entry that it sends to 0 no derivative, so that it would
+    stay 0. So `backward` gives the gradient with respect to the element there, as a
+    straight-through estimator does; with ``create_graph=True``, and under `torch.func`, it is the
+    derivative of the map. A step on the boundary is made of the gradient mapping of
+    `constraints.l1_projection`: the parameter's ``grad`` is rewritten when the step begins. Read
+    gradients before it, and call ``zero_grad`` after it.
+
+    Args:
+        radius: the largest sum, greater than zero.
+
+    Raises:
+        ValueError: if the radius is not positive and finite.
+
+    Example:
+        >>> y = torch.tensor([[0.5, -1.0, 0.0], [0.5, -3.0, 2.0]])
+        >>> L1Ball(radius=2.0).project(y)
+        tensor([[ 0.5000, -1.0000,  0.0000],
+                [ 0.0000, -1.5000,  0.5000]])
+        >>> L1Ball(radius=2.0)(y).sum(-1)
+        tensor([-0.5000, -1.0000])
+    """
+
+    is_absolute_sum = True
+    keeps = ("nonnegative", "nonpositive")
+    examples = (
+        ({}, (1,)),
+        ({}, (4,)),
+        ({"radius": 2.5}, (3,)),
+        ({"radius": 1.0}, (50,)),
+    )
+    exempt = kinks_and_outside()
+
+    def __init__(self, radius: float = 1.0) -> None:
+        super().__init__()
+        self.radius = checked_positive("l1_ball", radius, "radius")
+
+    def greatest(self) -> float:
+        """The radius."""
+        return self.radius
+
+    def length(self, value: Tensor) -> Tensor:
+        """The sum of the absolute values."""
+        return torch.linalg.vector_norm(value, 1, dim=-1, keepdim=True)
+
+
+@register("max_norm")
+class MaxNorm(LengthBound):
+    """Vectors, such as the weights into each unit, whose Euclidean length is at most a bound.
+
+    **Set**: {x in R^n : ||x|| <= bound}. Dimension n, closed, convex.
+
+    **Map**: the identity inside; outside the vector is scaled back, as under `Ball`.
+
+    **Right inverse**: the identity, up to rounding on the boundary.
+
+    **Reference**: Srivastava et al., Dropout: a simple way to prevent neural networks from
+    overfitting (JMLR 15, 2014), section 5.1.
+
+    The vectors are the last dimension of the tensor: the rows of the weight of ``nn.Linear``.
+
+    Args:
+        bound: the greatest length, greater than zero.
+
+    Raises:
+        ValueError: if the bound is not positive and finite.
+
+    Example:
+        >>> W = MaxNorm(bound=5.0).project(torch.tensor([[6.0, 8.0], [1.0, 2.0]]))
+        >>> torch.allclose(W, torch.tensor([[3.0, 4.0], [1.0, 2.0]]))
+        True
+    """
+
+    is_euclidean = True
+    keeps = (
+        "sum_to_zero",
+        "nonnegative",
+        "nonpositive",
+        "positive",
+        "negative",
+    )
+    examples = (({"bound": 1.0}, (1,)), ({"bound": 1.0}, (4,)), ({"bound": 2.5}, (3,)))
+    exempt = kinks("ones", "boundary")
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = checked_positive("max_norm", bound, "bound")
+
+    def greatest(self) -> float:
+        """The bound."""
+        return self.bound
+
+    def length(self, value: Tensor) -> Tensor:
+        """The Euclidean norm."""
+        return torch.linalg.vector_norm(value, dim=-1, keepdim=True)

@@ -1,0 +1,285 @@
+"""Hyperbolic space: the Poincare ball and the hyperboloid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.arguments import checked_positive
+from constraints.math.unit_vectors import scaled
+
+#: How far inside of the boundary a point stays at least, in units of the machine epsilon and of the
+#: radius: so far that the norm of the point, computed in whatever order, is less than the radius.
+MARGIN = 16.0
+
+
+#: How far inside `PoincareBall.project` ends: so far that 1 - ||x||, on which every hyperbolic
+#: distance depends, is known to three digits.
+PROJECTED = 1024.0
+
+
+#: The argument below which tanh is computed from its series, and its coefficients.
+SMALL = 0.1
+
+SERIES = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 6081075)
+
+
+@register("poincare_ball", aliases=("poincare",))
+class PoincareBall(Constraint):
+    """Points of hyperbolic space in the Poincare ball model.
+
+    **Set**: {x in R^n : curvature ||x||^2 < 1}, the open ball of the radius 1 / sqrt(curvature); as
+    hyperbolic space it has the sectional curvature ``-curvature``. Dimension n, open.
+
+    **Map**: the exponential map at the origin, y -> tanh(c ||y||) y / (c ||y||) with
+    c = sqrt(curvature), onto the set: straight lines from zero become geodesics, and the distance
+    from the origin is 2 ||y||. Where tanh is 1 up to 16 roundings, the point stays beside the
+    boundary and keeps the gradient.
+
+    **Right inverse**: the logarithmic map, x -> artanh(c ||x||) x / (c ||x||). A point that is
+    nearer to the boundary than 16 roundings is put there.
+
+    **Reference**: Ganea, Becigneul and Hofmann, Hyperbolic neural networks (NeurIPS 2018),
+    section 2.4.
+
+    In single precision the ball ends 2e-6 of its radius before the boundary, at a hyperbolic
+    distance of 14 / sqrt(curvature) from the origin; in double precision at 34. A Euclidean
+    gradient d radii away from the boundary arrives in y scaled by about 2 d in the radial
+    direction: a hyperbolic loss, whose gradient in x grows like 1 / d, has one of moderate size in
+    y everywhere, while a Euclidean loss moves a point off the boundary slowly.
+
+    Args:
+        curvature: minus the sectional curvature, greater than zero.
+
+    Raises:
+        ValueError: if the curvature is not positive and finite.
+
+    Example:
+        >>> ball = PoincareBall(curvature=4.0)
+        >>> ball(torch.tensor([[0.0, 0.25], [3e10, 4e10]]))
+        tensor([[0.0000, 0.2311],
+                [0.3000, 0.4000]])
+        >>> ball.right_inverse(torch.tensor([0.0, 0.3]))
+        tensor([0.0000, 0.3466])
+    """
+
+    event_dim = 1
+    recomputes = True
+    closed = False
+    examples = (
+        ({}, (1,)),
+        ({}, (3,)),
+        ({"curvature": 0.25}, (2,)),
+        ({"curvature": 9.0}, (20,)),
+    )
+
+    def __init__(self, curvature: float = 1.0) -> None:
+        super().__init__()
+        self.curvature = checked_positive("poincare_ball", curvature, "curvature")
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``tanh(c ||y||) y / (c ||y||)``."""
+        c = math.sqrt(self.curvature)
+        direction, scale = scaled(y)
+        length = c * scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        # tanh(t) / t is a smooth function of t^2, with a series where t has no derivative. In the
+        # branch that is not taken nothing may be infinite, or its gradient would be NaN.
+        small = length < SMALL
+        square = torch.where(small, c * y, 0).square().sum(-1, keepdim=True)
+        series = torch.zeros_like(square)
+        for coefficient in reversed(SERIES):
+            series = series * square + coefficient
+        # So written, the radial derivative keeps its digits where tanh is almost 1. That of the
+        # unit vector is zero, but as a difference of large numbers, which must not be added to it
+        # one by one: the unit vector has a norm of its own, and backward is through with it first.
+        decay = torch.exp(-2 * torch.where(small, 1, length))
+        tanh = (1 - decay) / (1 + decay)
+        most = 1 - MARGIN * torch.finfo(y.dtype).eps
+        tanh = tanh + (tanh.clamp(max=most) - tanh).detach()
+        unit = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        return torch.where(small, y * series, unit * (tanh / c))
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """``artanh(c ||x||) x / (c ||x||)``."""
+        value = self._inside(value)
+        length = math.sqrt(self.curvature) * self._norm(value)
+        positive = length > torch.finfo(value.dtype).tiny
+        safe = torch.where(positive, length, 0.5)
+        return torch.where(positive, value * (torch.atanh(safe) / safe), value)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """How much longer than the radius the vector is."""
+        return (self._norm(value).squeeze(-1) - self._radius()).clamp(min=0)
+
+    def project(self, value: Tensor) -> Tensor:
+        """A point outside goes along its direction to 1024 roundings inside of the boundary."""
+        inside = self._norm(value) < self._radius()
+        return torch.where(inside, value, self._inside(value, PROJECTED))
+
+    def inwards(self, value: Tensor, share: float) -> Tensor:
+        """Along its direction, to where the radial derivative is ``share`` of that at zero."""
+        # 1 - tanh^2 = 1 - t^2 at the share t of the radius.
+        longest = self._radius() * math.sqrt(1 - share)
+        length = self._norm(value)
+        outside = length > longest
+        return torch.where(outside, value * (longest / torch.where(outside, length, 1)), value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The wrapped normal distribution: a normal y with E ||y||^2 = 1 / curvature."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        y = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        return self.forward(y * (self._radius() / math.sqrt(shape[-1]))).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n``."""
+        return shape[-1]
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has at least one entry."""
+        return None if event[0] > 0 else "must have at least one entry"
+
+    def _radius(self) -> float:
+        return 1 / math.sqrt(self.curvature)
+
+    def _norm(self, value: Tensor) -> Tensor:
+        direction, scale = scaled(value)
+        return scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+
+    def _inside(self, value: Tensor, margin: float = MARGIN) -> Tensor:
+        longest = self._radius() * (1 - margin * torch.finfo(value.dtype).eps)
+        length = self._norm(value)
+        outside = length > longest
+        return torch.where(outside, value * (longest / torch.where(outside, length, 1)), value)
+
+
+@register("lorentz", aliases=("hyperboloid",))
+class Lorentz(Constraint):
+    """Points of hyperbolic space in the hyperboloid model.
+
+    **Set**: {x in R^(n+1) : -x_0^2 + x_1^2 + ... + x_n^2 = -1 / curvature, x_0 > 0}, the upper
+    sheet of a hyperboloid, of sectional curvature ``-curvature``. Dimension n, closed.
+
+    **Map**: y in R^n -> (sqrt(1 / curvature + ||y||^2), y), onto the set: it is a graph. The
+    exponential map, with its hyperbolic sine, overflows in single precision from ||y|| = 89 on.
+
+    **Right inverse**: all entries but the first one.
+
+    **Reference**: Nickel and Kiela, Learning continuous hierarchies in the Lorentz model of
+    hyperbolic geometry (ICML 2018), section 3.
+
+    `project` is the nearest point in the Euclidean norm.
+
+    Args:
+        curvature: minus the sectional curvature, greater than zero.
+
+    Shape:
+        ``(*batch, n + 1)`` with n of 1 or more; the free parameter has the shape ``(*batch, n)``.
+
+    Raises:
+        ValueError: if the curvature is not positive and finite.
+
+    Example:
+        >>> Lorentz()(torch.tensor([0.75, 1.0]))
+        tensor([1.6008, 0.7500, 1.0000])
+        >>> Lorentz(curvature=0.25).project(torch.tensor([-1.0, 0.0, 0.0]))
+        tensor([2., 0., 0.])
+    """
+
+    event_dim = 1
+    examples = (
+        ({}, (2,)),
+        ({}, (4,)),
+        ({"curvature": 0.25}, (3,)),
+        ({"curvature": 4.0}, (20,)),
+    )
+
+    def __init__(self, curvature: float = 1.0) -> None:
+        super().__init__()
+        self.curvature = checked_positive("lorentz", curvature, "curvature")
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``(sqrt(1 / curvature + ||y||^2), y)``."""
+        return torch.cat([self._height(y), y], -1)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """All entries but the first one."""
+        return value[..., 1:].contiguous()
+
+    def violation(self, value: Tensor) -> Tensor:
+        """How far the first entry is from that of the element with the same other entries."""
+        return (value[..., :1] - self._height(value[..., 1:])).abs().squeeze(-1)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm; on the axis, where many may be, one of them.
+
+        It lies on the side of x' = (x_1, ..., x_n), so with a = ||x'|| and h(s) = sqrt(R^2 + s^2)
+        its own s is where (s - a)^2 + (h(s) - x_0)^2 is least: a zero of f(s) = 2 s - a -
+        x_0 s / h(s). For x_0 > 0, f is convex, and not negative at s = (a + max(x_0, 0)) / 2. For
+        x_0 < 0 it is concave, with f(0) = -a. From there Newton's method approaches the zero from
+        one side.
+        """
+        direction, scale = scaled(value[..., 1:])
+        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        a, x0, R = scale * norm, value[..., :1], 1 / math.sqrt(self.curvature)
+        # In units in which all numbers are moderate.
+        unit = torch.maximum(torch.maximum(a, x0.abs()), torch.full_like(a, R))
+        a, x0, R = a / unit, x0 / unit, R / unit
+        s = torch.where(x0 > 0, (a + x0) / 2, 0)
+        for _ in range(NEWTON_STEPS):
+            h = torch.hypot(R, s)
+            slope = 2 - x0 * (R / h).square() / h
+            step = (2 * s - a - x0 * (s / h)) / slope.clamp(min=torch.finfo(s.dtype).eps)
+            s = (s - step).clamp(min=0)
+        return self.forward(direction * (s * unit / norm))
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """All entries but the first one normal, with the standard deviation 1 / sqrt(curvature)."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        y = torch.randn(
+            (*shape[:-1], shape[-1] - 1),
+            generator=generator,
+            dtype=working_dtype(dtype),
+            device=device,
+        )
+        return self.forward(y / math.sqrt(self.curvature)).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n``, one less than there are entries."""
+        return shape[-1] - 1
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has at least two entries."""
+        return None if event[0] > 1 else "must have at least two entries"
+
+    def _height(self, y: Tensor) -> Tensor:
+        # In units of the largest entry, so that the squares neither overflow nor underflow.
+        R = 1 / math.sqrt(self.curvature)
+        unit = y.detach().abs().amax(-1, keepdim=True).clamp(min=R)
+        return unit * torch.sqrt((R / unit).square() + (y / unit).square().sum(-1, keepdim=True))
+
+
+#: Newton's method needs a few, except where all three of a, x_0 and R differ by many magnitudes.
+NEWTON_STEPS = 64

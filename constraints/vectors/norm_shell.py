@@ -1,0 +1,132 @@
+"""Shells: vectors whose length lies between two bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.arguments import checked_positive
+from constraints.math.unit_vectors import normalized, scaled
+from constraints.scalars.box import Box
+
+
+@register("min_max_norm")
+class MinMaxNorm(Constraint):
+    """Vectors whose Euclidean length lies between two bounds.
+
+    **Set**: {x in R^n : low <= ||x|| <= high}. Dimension n, closed.
+
+    **Map**: (v, l) -> l v / ||v||, with a length l that is folded at the bounds as under `box`, and
+    the first unit vector in place of zero. Onto the set. Direction and length are apart, because
+    weight decay would hold a vector in one piece at the lower bound, where the gradient of a
+    projection knows no way out.
+
+    **Right inverse**: (x / ||x||, ||x||).
+
+    **Reference**: as ``keras.constraints.MinMaxNorm`` with ``rate=1``.
+
+    The vectors are the last dimension of the tensor: the rows of the weight of ``nn.Linear``.
+
+    Args:
+        low: the least length, greater than zero; `max_norm` is for those without one.
+        high: the greatest length, greater than ``low``.
+
+    Raises:
+        ValueError: if a bound is not positive and finite, or they are in the wrong order.
+
+    Example:
+        >>> W = MinMaxNorm(low=1.0, high=5.0).project(torch.tensor([[6.0, 8.0], [0.0, 0.5]]))
+        >>> torch.allclose(W, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        True
+    """
+
+    event_dim = 1
+    recomputes = True
+    examples = (
+        ({"low": 0.5, "high": 2.0}, (1,)),
+        ({"low": 0.5, "high": 2.0}, (3,)),
+        ({"low": 1.0, "high": 1.5}, (5,)),
+    )
+    exempt = dict.fromkeys(
+        (
+            f"{order}_derivative:{point}"
+            for order in ("first", "second")
+            for point in ("zero_params", "zeros", "ones", "boundary")
+        ),
+        "a length has a kink at a bound, where identity and fold meet; and zero has no direction",
+    )
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low = checked_positive("min_max_norm", low, "low")
+        self.high = checked_positive("min_max_norm", high, "high")
+        if not self.low < self.high:
+            raise ValueError(
+                f"min_max_norm: low must be less than high, got low={low!r} and high={high!r}."
+            )
+        self._lengths = Box(self.low, self.high)
+
+    def forward(self, v: Tensor, length: Tensor) -> Tensor:
+        """``l v / ||v||`` with l between the bounds."""
+        return normalized(v, 1.0) * self._lengths(length)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """``(x / ||x||, ||x||)``."""
+        direction, scale = scaled(value)
+        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        return direction / norm, (scale * norm).clamp(self.low, self.high)
+
+    def canonical(self, v: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction with length one, and the length between the bounds."""
+        return normalized(v, 1.0), self._lengths(length)
+
+    def restored_together(self, count: int) -> Sequence[Sequence[int]]:
+        """Each parameter by itself."""
+        return [[i] for i in range(count)]
+
+    def violation(self, value: Tensor) -> Tensor:
+        """How much too short or too long the vector is."""
+        direction, scale = scaled(value)
+        length = (scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)).squeeze(-1)
+        return (self.low - length).clamp(min=0) + (length - self.high).clamp(min=0)
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm; for zero, which has none, along ``e_1``."""
+        direction, scale = scaled(value)
+        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        length, rounding = scale * norm, 2 * torch.finfo(value.dtype).eps
+        # The identity starts at the boundary: a rounding beyond it, the derivative is another one.
+        low, high = self.low * (1 + rounding), self.high * (1 - rounding)
+        outside = (length < low) | (length > high)
+        return torch.where(outside, direction * (length.clamp(low, high) / norm), value)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The direction of a normal vector, with a length that is uniform between the bounds."""
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
+        direction, _ = scaled(torch.randn(tuple(shape), **options))
+        length = self.low + (self.high - self.low) * torch.rand(
+            (*direction.shape[:-1], 1), **options
+        )
+        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        return (direction * (length / norm)).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n``."""
+        return shape[-1]
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has at least one entry."""
+        return None if event[0] > 0 else "must have at least one entry"

@@ -1,0 +1,210 @@
+"""Vectors whose entries do not decrease."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from constrained import Constraint, register
+from constrained.constraint.tolerance import working_dtype
+from constraints.bases.arguments import checked_bound
+from constraints.bases.boundary import STEEPNESS
+from constraints.math.isotonic import isotonic
+
+_EXEMPT = {
+    f"{order}_derivative:{point}": "a kink where two entries are equal, as every map from all of "
+    "space onto the cone that leaves its boundary with a nonzero slope"
+    for order in ("first", "second")
+    for point in ("zero_params", "zeros", "ones", "boundary")
+}
+
+
+class Increments(Constraint):
+    """What the cones of ordered vectors share: the parameters are the increments.
+
+    An increment of zero or more is taken as it is. A negative one is folded back, with the slope
+    -1 / 2^20, and `canonical` replaces it by its value: see `constraints.half_line`. In terms of
+    the increments the set is a product of half-lines, so that each of them can stop at its bound,
+    and leave it, whatever the others do.
+
+    Args:
+        gap: what an entry exceeds the one before it by, at least: zero or more. The set is the cone
+            moved by the multiples of it, and so are the map and the projection.
+    """
+
+    event_dim = 1
+
+    def __init__(self, gap: float = 0.0) -> None:
+        super().__init__()
+        kind = type(self).name or type(self).__name__
+        if checked_bound(kind, gap, "gap") < 0:
+            raise ValueError(f"{kind}: gap must be zero or more, got {gap!r}.")
+        self.gap = float(gap)
+
+    @abstractmethod
+    def free(self) -> int:
+        """How many increments, the first ones, may have either sign."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The running sum of the increments."""
+        return self._spread(self.canonical(y)[0].cumsum(-1))
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The increments."""
+        value = self._spread(value, -1)
+        # What rounding has left out of order would be folded, and add up.
+        least = value if self.free() else value.clamp(min=0)
+        ascending = least.cummax(-1).values
+        return torch.cat([ascending[..., :1], ascending.diff(dim=-1)], -1)
+
+    def canonical(self, y: Tensor) -> tuple[Tensor]:
+        """The increments of the element."""
+        bounded = torch.arange(y.shape[-1], device=y.device) >= self.free()
+        return (torch.where(bounded & (y < 0), y / -STEEPNESS, y),)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Standard normal numbers, or their absolute values if none may be negative, sorted.
+
+        With a gap they are moved apart by it.
+        """
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        normal = torch.randn(
+            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
+        )
+        in_order = (normal if self.free() else normal.abs()).sort(-1).values
+        return self._spread(in_order).to(dtype)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n``."""
+        return shape[-1]
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element has at least one entry."""
+        return None if event[0] > 0 else "must have at least one entry"
+
+    def _spread(self, value: Tensor, sign: int = 1) -> Tensor:
+        """A vector of the cone moved to where neighbours are ``gap`` apart, or back."""
+        if self.gap == 0:
+            return value
+        steps = torch.arange(value.shape[-1], dtype=value.dtype, device=value.device)
+        return value + sign * self.gap * steps
+
+
+@register("ordered", aliases=("ordered_vector", "isotonic"))
+class Ordered(Increments):
+    """Vectors whose entries do not decrease.
+
+    **Set**: {x in R^n : x_i >= x_(i-1) + g}, for g = 0 a cone. Dimension n, closed.
+
+    **Map**: x_1 = y_1 and x_i = x_(i-1) + g + max(y_i, -y_i / 2^20), onto the set, with the
+    derivative +1 at y_i = 0. The usual maps, exp or softplus for max, never reach equal entries,
+    and their gradient vanishes on the way there.
+
+    **Right inverse**: the first entry and the increments.
+
+    **Reference**: Stan Reference Manual, section "Ordered vector", for the interior of the set;
+    Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm.
+
+    Equal entries are members, and a vector that is out of order starts with some. Where a
+    likelihood divides by their differences or takes logarithms of these, as that of the cutpoints
+    of an ordinal regression, it is not finite there: a gap keeps entries apart, from the start on,
+    as long as it is more than the rounding of the entries.
+
+    Args:
+        gap: the least difference g of neighbours, zero or more.
+
+    Raises:
+        TypeError: if gap is not a number.
+        ValueError: if it is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> Ordered(gap=0.5).project(torch.zeros(3))
+        tensor([-0.5000,  0.0000,  0.5000])
+        >>> Ordered()(torch.tensor([-1.0, 2.0, 0.0, 0.5]))
+        tensor([-1.0000,  1.0000,  1.0000,  1.5000])
+        >>> Ordered().project(torch.tensor([3.0, 1.0, 2.0, 4.0]))
+        tensor([2., 2., 2., 4.])
+    """
+
+    examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
+    exempt = _EXEMPT
+
+    def free(self) -> int:
+        """The first entry is."""
+        return 1
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The least change of entries that makes an element, by the entry that changes most."""
+        value = self._spread(value, -1)
+        # If each entry moves by no more than t, x_i <= x_j + 2 t for i < j; and halfway between the
+        # largest one before it and itself is a place for each entry where that is enough.
+        return (value.cummax(-1).values - value).amax(-1) / 2
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm."""
+        return self._spread(isotonic(self._spread(value, -1)))
+
+
+@register("positive_ordered", aliases=("positive_ordered_vector",))
+class PositiveOrdered(Increments):
+    """Vectors of numbers that are zero or more and do not decrease.
+
+    **Set**: {x in R^n : x_1 >= 0, x_i >= x_(i-1) + g}, for g = 0 a cone. Dimension n, closed.
+
+    **Map**: x_1 = max(y_1, -y_1 / 2^20) and x_i = x_(i-1) + g + max(y_i, -y_i / 2^20), onto the
+    set, with the derivative +1 at y_i = 0.
+
+    **Right inverse**: the increments, from zero.
+
+    **Reference**: Stan Reference Manual, section "Positive ordered vector", for the interior of the
+    set; Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
+
+    `project` is the nearest point in the Euclidean norm.
+
+    Args:
+        gap: the least difference g of neighbours, zero or more.
+
+    Raises:
+        TypeError: if gap is not a number.
+        ValueError: if it is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> PositiveOrdered()(torch.tensor([1.0, 2.0, 0.0, 0.5]))
+        tensor([1.0000, 3.0000, 3.0000, 3.5000])
+        >>> PositiveOrdered().project(torch.tensor([-1.0, 2.0, 1.0]))
+        tensor([0.0000, 1.5000, 1.5000])
+    """
+
+    examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
+    exempt = _EXEMPT
+
+    def free(self) -> int:
+        """None is."""
+        return 0
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The least change of entries that makes an element, by the entry that changes most."""
+        value = self._spread(value, -1)
+        order = (value.cummax(-1).values - value).amax(-1) / 2
+        return torch.maximum(order, F.relu(-value).amax(-1))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm."""
+        # Of the bounded vectors the nearest one is the nearest of all, cut off at the bound.
+        return self._spread(isotonic(self._spread(value, -1)).clamp(min=0))
