@@ -48,7 +48,7 @@ def _section(cls: type[Constraint]) -> str:
     lines = [f"\n### `{cls.name}` {{ #{_anchor(cls)} }}", ""]
     lines += [f"`{cls.name}{arguments}`", "", _text(cls)]
     reasons: dict[str, list[str]] = {}
-    for law, reason in cls.exempt.items():
+    for law, reason in cls.expected_failures.items():
         reasons.setdefault(reason, []).append(f"`{law}`")
     for reason, laws in reasons.items():
         lines += ["", f"*Laws that cannot hold*, since {reason}: {', '.join(laws)}."]

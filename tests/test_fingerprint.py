@@ -20,7 +20,7 @@ class Bent(Constraint):
     """
 
     event_dim = 2
-    ambient = None
+    value_index = None
 
     def __init__(self, offset: float = 0.5) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Bent(Constraint):
 class Kept(Bent):
     """The same, whose gradient is had from the arguments."""
 
-    recomputes = True
+    recompute_in_backward = True
 
 
 def constraint(m):

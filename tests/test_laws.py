@@ -83,7 +83,7 @@ def test_law(trials):
 @pytest.mark.parametrize(
     "cls",
     [
-        pytest.param(cls, marks=[pytest.mark.slow] if TRAINING & set(cls.exempt) else [])
+        pytest.param(cls, marks=[pytest.mark.slow] if TRAINING & set(cls.expected_failures) else [])
         for cls in CLASSES
     ],
     ids=lambda cls: cls.name or cls.__name__,

@@ -60,7 +60,7 @@ class Orthogonal(Constraint):
     """Orthogonal matrices, by a decomposition that raises on NaN."""
 
     event_dim = 2
-    ambient = 0
+    value_index = 0
 
     def forward(self, X):
         U, _, Vh = torch.linalg.svd(X)

@@ -248,8 +248,8 @@ def test_names_and_arguments():
     constraint = SpectralNorm(0.5, map="scale")
     assert repr(constraint) == "spectral_norm(bound=0.5, map='scale')"
     assert constraint.spec() == {"name": "spectral_norm", "bound": 0.5, "map": "scale"}
-    assert constraint.ambient == 0
-    assert SpectralNorm().ambient == 0
+    assert constraint.value_index == 0
+    assert SpectralNorm().value_index == 0
     with pytest.raises(ValueError, match="map must be 'clip' or 'scale', got 'divide'"):
         SpectralNorm(map="divide")
     with pytest.raises(constrained.InfeasibleError, match="by 1 "):

@@ -131,7 +131,7 @@ class ReadsTheFirstElement(Sphere):
 
 
 class SaysWhatItDoesNotKeep(NonNegative):
-    keeps = ("negative",)
+    preserves = ("negative",)
 
 
 class SquareOnTheHalfLine(NonNegative):
@@ -369,7 +369,10 @@ class Undocumented(Sphere):
 
 
 class UnknownExemption(Sphere):
-    exempt: ClassVar = {**Sphere.exempt, "no_such_law": "a reason of several words"}
+    expected_failures: ClassVar = {
+        **Sphere.expected_failures,
+        "no_such_law": "a reason of several words",
+    }
 
 
 class ReadsMetaTensors(Sphere):
@@ -390,7 +393,7 @@ class CanonicalMovesTheElement(Symmetric):
 
 
 class SaysThatItIsAmbient(Symmetric):
-    ambient = 0
+    value_index = 0
 
 
 class PullbackOfAnother(Symmetric):
@@ -587,7 +590,11 @@ def test_messages_name_the_case_the_expectation_and_what_was_found():
 
 def test_an_exemption_that_nothing_needs_is_found():
     class Boastful(Sphere):
-        exempt: ClassVar = {**Sphere.exempt, "projects": "not needed at all", "typo": "no such law"}
+        expected_failures: ClassVar = {
+            **Sphere.expected_failures,
+            "projects": "not needed at all",
+            "typo": "no such law",
+        }
 
     assert testing.stale_exemptions(Boastful) == ["projects", "typo"]
 

@@ -169,7 +169,7 @@ class Ray(Constraint):
     """Numbers up to a bound, which is a buffer, a parameter, a tensor or a module of its own."""
 
     event_dim = 0
-    ambient = 0
+    value_index = 0
 
     def __init__(self):
         super().__init__()

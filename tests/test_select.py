@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from constrained.model.targets import places, select
+from constrained.model.targets import select
+from constrained.parametrized.lookup import locations
 from constrained.registration.register import register_parametrization
 
 
@@ -83,17 +84,17 @@ def test_a_target_that_matches_nothing(target, message):
 
 
 def test_no_parameters_and_none_parameters():
-    assert places(nn.ReLU()) == {}
+    assert locations(nn.ReLU()) == {}
     with pytest.raises(ValueError, match="no tensors"):
         select(nn.ReLU(), {"weight": None})
-    assert "encoder.2.bias" not in places(Model())
+    assert "encoder.2.bias" not in locations(Model())
 
 
 def test_parametrized_tensors_are_found_under_their_plain_names():
     model = Model()
     register_parametrization(model.norm, "weight", torch.exp)
-    assert "norm.weight" in places(model)
-    assert not any("parametrizations" in path for path in places(model))
+    assert "norm.weight" in locations(model)
+    assert not any("parametrizations" in path for path in locations(model))
     assert "norm.weight" in select(model, {"*.weight": None})
 
 

@@ -16,10 +16,9 @@ from constrained.atomic.shards import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.checkpoint.load_hook import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
-from constrained.model.targets import is_constrained, places
 from constrained.parametrized.container import Parametrizations
+from constrained.parametrized.lookup import check_model, is_constrained, is_parametrized, locations
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.places import check_model, is_parametrized
 from constrained.parametrized.signature import unsigned
 from constrained.parametrized.wrapped import check_not_offloaded, is_sharded
 from constrained.torch_internals.modules import put_versions, versions_in
@@ -113,7 +112,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
     """
     parametrized = {
         path: place
-        for path, place in places(model).items()
+        for path, place in locations(model).items()
         if is_constrained(place) or (everything and is_parametrized(place.module, place.name))
     }
     state = model.state_dict()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.interrupts import Undisturbed
+from constrained.constraint.deprecated import RENAMED, present_name
 
 #: What `nn.Module` itself keeps of a module, its mode and hooks, but for tensors and submodules.
 _LIFE = frozenset(vars(nn.Module())) - {
@@ -89,6 +90,8 @@ class WithArguments(nn.Module):
     # compares a counter before it reuses a value.
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in RENAMED:
+            name = present_name(name)
         if name in self._argument_names and "_is_being_built" not in vars(self):
             self._set_argument(name, value)
         else:
@@ -115,7 +118,8 @@ class WithArguments(nn.Module):
         self._count_change()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        # As written by an older version.
+        super().__setstate__({RENAMED.get(key, key): value for key, value in state.items()})
         self._count_change()
 
     def _count_change(self, *, maps: bool = True) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint.arguments import WithArguments
+from constrained.constraint.deprecated import Renamed, rename_members
 from constrained.constraint.elements import Params, beside
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.fast_paths import FastPaths
@@ -71,16 +72,16 @@ class Constraint(FastPaths, WithArguments):
             the module's buffers alone. Only then may the engine keep its value.
         frozen: which of the free parameters are constants (a base point, say): the engine keeps
             these as buffers, not as parameters.
-        ambient: which of the canonical parameters, if any, is the element itself, all others that
-            are trained being zero: ``forward(*canonical(*p)) == canonical(*p)[ambient]``, bit for
+        value_index: which of the canonical parameters, if any, is the element itself, all others that
+            are trained being zero: ``forward(*canonical(*p)) == canonical(*p)[value_index]``, bit for
             bit. Then there is nothing to evaluate after an optimizer step.
         remembers: whether `canonical` begins where it ended before: then it is called for each
             tensor on its own, where small ones of a kind are otherwise restored as one batch.
-        recomputes: whether the gradient is had by evaluating once more in each backward pass, where
+        recompute_in_backward: whether the gradient is had by evaluating once more in each backward pass, where
             the graph of an evaluation would hold several times the memory of the weight.
-        exempt: law name -> reason, for each law of `constrained.testing` that cannot hold. An
+        expected_failures: law name -> reason, for each law of `constrained.testing` that cannot hold. An
             instance may declare its own.
-        keeps: names of the constraints whose sets `forward` maps into themselves, for a map from
+        preserves: names of the constraints whose sets `forward` maps into themselves, for a map from
             a tensor to one of the same shape: it can follow these in a `chain`. An instance may
             have its own.
         name, aliases: set by `constrained.register`.
@@ -91,8 +92,9 @@ class Constraint(FastPaths, WithArguments):
     closed: ClassVar[bool] = True
     complex: ClassVar[bool] = False
     deterministic: bool = True
-    exempt: Mapping[str, str] = {}
-    keeps: tuple[str, ...] = ()
+    expected_failures: Mapping[str, str] = {}
+    preserves: tuple[str, ...] = ()
+    ambient, exempt, keeps, recomputes = Renamed(), Renamed(), Renamed(), Renamed()
     _undefined: ClassVar[Sequence[str]] = ("its methods",)
     _named_params: ClassVar[int] = 0
 
@@ -116,6 +118,7 @@ class Constraint(FastPaths, WithArguments):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        rename_members(cls)
         for method, guard in GUARDS.items():
             if method in vars(cls):
                 setattr(cls, method, guard(vars(cls)[method]))

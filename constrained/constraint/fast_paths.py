@@ -13,13 +13,13 @@ class FastPaths(nn.Module):
     """Defaults of the methods by which a constraint is trained faster, or better.
 
     Class attributes:
-        frozen, ambient, remembers, recomputes: see `Constraint`.
+        frozen, value_index, remembers, recompute_in_backward: see `Constraint`.
     """
 
     frozen: tuple[int, ...] = ()
-    ambient: int | None = None
+    value_index: int | None = None
     remembers: bool = False
-    recomputes: bool = False
+    recompute_in_backward: bool = False
     #: The map that the methods here were written for.
     _map_as_defined: ClassVar[Callable[..., Tensor]]
 
@@ -63,7 +63,7 @@ class FastPaths(nn.Module):
 
         Returns:
             One tensor for each of ``params``, of its shape; None for a constant. By default, the
-            gradient of one more evaluation: see `recomputes`.
+            gradient of one more evaluation: see `recompute_in_backward`.
         """
         del value
         return recomputed(self, gradient, params)
@@ -143,7 +143,7 @@ class FastPaths(nn.Module):
 
     def has_pullback(self) -> bool:
         """Whether the gradient can be had without the graph of an evaluation."""
-        return self.recomputes or type(self).pullback is not FastPaths.pullback
+        return self.recompute_in_backward or type(self).pullback is not FastPaths.pullback
 
 
 def recomputed(

@@ -39,7 +39,12 @@ _FIXED = (
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 
 #: What `nn.Module` keeps for itself, and what says nothing about a value.
-_PRIVATE = frozenset(vars(nn.Module())) | {"_revision", "_map_revision", "exempt", "keeps"}
+_PRIVATE = frozenset(vars(nn.Module())) | {
+    "_revision",
+    "_map_revision",
+    "expected_failures",
+    "preserves",
+}
 
 
 #: Packages in whose classes nothing but `forward` is set from outside.

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from constrained.constraint.base import Constraint
 from constrained.model.constrain import constrain, release
 from constrained.model.report import spec
-from constrained.model.targets import Place, constrained_tensors, places
 from constrained.model.writable import writable
+from constrained.parametrized.lookup import Location, constrained_tensors, locations
 from constrained.parametrized.module_class import patch_when_imported
 from constrained.parametrized.parametrization_list import ParametrizationList, read
 from constrained.registration.install import check_can_hold, share
@@ -90,7 +90,9 @@ def _tying(tie_weights: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
-def _to_be_shared(model: Any, given: Mapping[str, Any]) -> list[tuple[Place, ParametrizationList]]:
+def _to_be_shared(
+    model: Any, given: Mapping[str, Any]
+) -> list[tuple[Location, ParametrizationList]]:
     """The constrained tensors that are to be tied, and the lists that they are to be tied to.
 
     Raises:
@@ -99,7 +101,7 @@ def _to_be_shared(model: Any, given: Mapping[str, Any]) -> list[tuple[Place, Par
     """
     is_known = given.get("recompute_mapping") is False
     pairs = model.all_tied_weights_keys if is_known else model.get_expanded_tied_weights_keys(True)
-    available = places(model) if pairs else {}
+    available = locations(model) if pairs else {}
     result = []
     for target, source in pairs.items():
         if target not in available or source not in available:
@@ -166,7 +168,7 @@ def _constrain_sources(model: Any) -> None:
     tied to the constrained embeddings when these are there.
     """
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
-        constraints, available = spec(model), places(model)
+        constraints, available = spec(model), locations(model)
         if target not in constraints or source not in available:
             continue
         mine, found = available[target].tensor, available[source].tensor
@@ -184,7 +186,7 @@ def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
         constraints = _awaiting.pop(model, {})
         # What was tied to a tensor that stayed constrained is constrained with it.
         done = {
-            path for path, place in places(model).items() if isinstance(place.tensor, nn.Module)
+            path for path, place in locations(model).items() if isinstance(place.tensor, nn.Module)
         }
         with torch.no_grad():
             constrain(model, {k: v for k, v in constraints.items() if k not in done})
@@ -256,7 +258,7 @@ def _of_tokens(model: Any) -> dict[str, tuple[dict[str, Any], Tensor]]:
     constraints = spec(model)
     modules = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     found = {}
-    for path, place in places(model).items():
+    for path, place in locations(model).items():
         if path in constraints and id(place.module) in modules:
             found[path] = constraints[path], getattr(place.module, place.name)
     return found

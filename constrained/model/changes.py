@@ -17,10 +17,10 @@ from constrained.constraint.spec import Request
 from constrained.constraint.view import View
 from constrained.model.errors import is_ours, named, raise_failed
 from constrained.model.start import count_flat, relative_distance, start_of
-from constrained.model.targets import Place
+from constrained.parametrized.lookup import Location
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.install import install
-from constrained.registration.param_groups import Succession, check_holds
+from constrained.registration.param_groups import ParameterHandover, check_holds
 
 
 class Change(ABC):
@@ -32,7 +32,7 @@ class Change(ABC):
         flat: how many elements start where the derivative of the map vanishes, and of how many.
     """
 
-    places: list[Place]
+    places: list[Location]
     is_new: bool
     flat: tuple[int, int]
 
@@ -45,7 +45,7 @@ class Change(ABC):
         """All tensors that change."""
 
     @abstractmethod
-    def succession(self) -> Succession | None:
+    def handover(self) -> ParameterHandover | None:
         """What an optimizer has to know of it, if anything."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class TensorChange(Change):
         flat: how many elements start where the derivative of the map vanishes, and of how many.
     """
 
-    places: list[Place]
+    places: list[Location]
     original: Tensor
     parametrizations: ParametrizationList
     is_new: bool = True
@@ -79,10 +79,10 @@ class TensorChange(Change):
         """The tensor itself."""
         return [self.original]
 
-    def succession(self) -> Succession | None:
+    def handover(self) -> ParameterHandover | None:
         """The parameters that the tensor consists of now, and those that take their place."""
         place = self.places[0]
-        return Succession(place.module, place.name, place.path)
+        return ParameterHandover(place.module, place.name, place.path)
 
     def do(self) -> None:
         """Put the list of parametrizations in the place of the tensor."""
@@ -104,7 +104,7 @@ def advise(function: Advice) -> Advice:
     return function
 
 
-def change_of(here: list[Place], original: Tensor, request: Request, init: str) -> TensorChange:
+def change_of(here: list[Location], original: Tensor, request: Request, init: str) -> TensorChange:
     """The change that constrains a tensor; nothing of the model is written.
 
     Args:
@@ -141,13 +141,13 @@ def carry_out(changes: Sequence[Change], optimizer: Optimizer | None) -> None:
     # What a tied tensor's other owner has changed is with the optimizer already.
     first = [change.places[0] for change in changes if change.is_new]
     check_holds(optimizer, ((place.module, place.name, place.path) for place in first))
-    successions = [change.succession() for change in changes]
+    handovers = [change.handover() for change in changes]
     with all_or_nothing(changed, tensors, optimizer):
         for change in changes:
             change.do()
-        for succession in successions:
-            if succession is not None:
-                succession.settle(optimizer)
+        for handover in handovers:
+            if handover is not None:
+                handover.apply(optimizer)
     _warn_of_flat([c for c in changes if isinstance(c, TensorChange) and c.flat[0]])
 
 
@@ -167,7 +167,7 @@ def _warn_of_flat(changes: Sequence[TensorChange]) -> None:
     )
 
 
-def check_not_written(place: Place) -> None:
+def check_not_written(place: Location) -> None:
     """Raise if torch writes into the tensor whenever its module is called: nobody can keep that."""
     module = place.module
     bound = module.max_norm if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else None
@@ -179,7 +179,7 @@ def check_not_written(place: Place) -> None:
         )
 
 
-def fitted(here: list[Place], request: Request) -> Request:
+def fitted(here: list[Location], request: Request) -> Request:
     """The request with the constraint as the owners of the tensor need it."""
     constraint, viewed = request.constraint, request.view is not None
     if not isinstance(constraint, Constraint):

@@ -22,16 +22,15 @@ from constrained.model.changes import Change, carry_out, change_of, check_not_wr
 from constrained.model.errors import named
 from constrained.model.lazy import LazyChange, check_can_wait, stop
 from constrained.model.start import INITS, check_request
-from constrained.model.targets import (
-    Place,
+from constrained.model.targets import is_glob, select
+from constrained.parametrized.lookup import (
+    Location,
     constrained_tensors,
     is_constrained,
-    is_glob,
-    places,
-    select,
+    is_parametrized,
+    locations,
 )
 from constrained.parametrized.parametrization_list import read
-from constrained.parametrized.places import is_parametrized
 from constrained.parametrized.waiting import waiting
 from constrained.parametrized.wrapped import check_not_wrapped
 from constrained.registration.install import check_can_hold
@@ -151,8 +150,8 @@ def release(
     check_optimizer(optimizer)
     if not isinstance(target, str):
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
-    constrained = {path for path, place in places(module).items() if _is_released(place)}
-    chosen: list[list[Place]] = []
+    constrained = {path for path, place in locations(module).items() if _is_released(place)}
+    chosen: list[list[Location]] = []
     if target != "**" or constrained:
         matched = [here for here, _ in select(module, {target: None}).values()]
         chosen = [here for here in matched if _is_released(here[0], named=not is_glob(target))]
@@ -238,18 +237,18 @@ def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) 
         raise named(short(target, 200)[1:-1], error) from error.__cause__
 
 
-def _is_released(place: Place, *, named: bool = False) -> bool:
+def _is_released(place: Location, *, named: bool = False) -> bool:
     """Whether a tensor is to be plain again; one that others parametrized is if it is named."""
     waits = place.name in waiting(place.module)
     return waits or is_constrained(place) or (named and is_parametrized(*_owner(place)))
 
 
-def _owner(place: Place) -> tuple[nn.Module, str]:
+def _owner(place: Location) -> tuple[nn.Module, str]:
     return place.module, place.name
 
 
 def prepare(
-    here: list[Place], request: Request, init: str, optimizer: Optimizer | None = None
+    here: list[Location], request: Request, init: str, optimizer: Optimizer | None = None
 ) -> Change:
     """Find the free parameters of a tensor; nothing of the model is written.
 

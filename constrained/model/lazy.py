@@ -24,7 +24,7 @@ from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
-from constrained.model.targets import Place
+from constrained.parametrized.lookup import Location
 from constrained.parametrized.module_class import (
     base_class,
     contribute,
@@ -34,7 +34,7 @@ from constrained.parametrized.module_class import (
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.signature import Writer, signature
 from constrained.parametrized.waiting import stop_waiting, wait, waiting
-from constrained.registration.param_groups import Succession
+from constrained.registration.param_groups import ParameterHandover
 
 
 def check_can_wait(module: nn.Module) -> None:
@@ -117,7 +117,7 @@ class LazyChange(Change):
         done: what took the tensor's place in the first of its owners to materialize.
     """
 
-    places: list[Place]
+    places: list[Location]
     path: str
     request: Request
     init: str
@@ -130,7 +130,7 @@ class LazyChange(Change):
         """No tensor changes."""
         return []
 
-    def succession(self) -> Succession | None:
+    def handover(self) -> ParameterHandover | None:
         """Nothing changes yet for an optimizer."""
         return None
 
@@ -143,7 +143,7 @@ class LazyChange(Change):
 
     def change(self, module: nn.Module, name: str) -> TensorChange:
         """What is to be done now that the tensor of a module has its shape."""
-        place = Place(self.path, module, name, is_parameter=name in module._parameters)
+        place = Location(self.path, module, name, is_parameter=name in module._parameters)
         original: Any = place.tensor
         if self.done is not None:
             return TensorChange([place], original, self.done, is_new=False)
@@ -212,7 +212,7 @@ def constrain_materialized(module: nn.Module) -> None:
             item.done = change.parametrizations
 
 
-def stop(here: list[Place]) -> None:
+def stop(here: list[Location]) -> None:
     """Let nothing wait for a tensor any more, at any of its places."""
     for place in here:
         stop_waiting(place.module, place.name)

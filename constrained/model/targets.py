@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from constrained.constraint.base import Constraint
 from constrained.constraint.plain_data import short
-from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.places import check_model, is_parametrized
+from constrained.parametrized.lookup import Location, locations
 from constrained.parametrized.weight_tools import hint
 
 T = TypeVar("T")
@@ -23,55 +20,7 @@ T = TypeVar("T")
 _MOST_TOKENS = 64
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor is registered.
-
-    Attributes:
-        path: the dotted path from the model.
-        module: the submodule that owns it.
-        name: its name there.
-        is_parameter: a parameter or parametrized tensor, which globs match; else a buffer.
-    """
-
-    path: str
-    module: nn.Module
-    name: str
-    is_parameter: bool
-
-    @property
-    def tensor(self) -> Tensor | nn.Module:
-        """The registered tensor, or the list that parametrizes it: what ties are made of."""
-        if is_parametrized(self.module, self.name):
-            return self.module.parametrizations[self.name]  # type: ignore[index]
-        tensors = self.module._parameters if self.is_parameter else self.module._buffers
-        return tensors[self.name]  # type: ignore[return-value]
-
-
-def places(model: nn.Module) -> dict[str, Place]:
-    """Every tensor of a model by its path, in the order of its parameters; ties appear often."""
-    check_model(model)
-    found: dict[str, Place] = {}
-    for prefix, module in _modules(model, ""):
-        kinds = [(n, True) for n, t in module._parameters.items() if t is not None]
-        if is_parametrized(module):
-            kinds += [(name, True) for name in module.parametrizations]  # type: ignore[union-attr]
-        kinds += [(n, False) for n, t in module._buffers.items() if t is not None]
-        for name, is_parameter in kinds:
-            path = f"{prefix}.{name}" if prefix else name
-            found[path] = Place(path, module, name, is_parameter)
-    return found
-
-
-def _modules(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    yield prefix, module
-    for name, child in module._modules.items():
-        if child is None or (name == "parametrizations" and is_parametrized(module)):
-            continue
-        yield from _modules(child, f"{prefix}.{name}" if prefix else name)
-
-
-def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[Place], T]]:
+def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[Location], T]]:
     """Find the tensors that targets mean.
 
     A target is a path, which may name a buffer, or a glob over the paths of parameters: ``*``
@@ -86,14 +35,14 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[P
     Raises:
         ValueError: if a target matches nothing, or two targets contradict each other.
     """
-    available = places(model)
-    tied: dict[int, dict[tuple[nn.Module, str], Place]] = {}
+    available = locations(model)
+    tied: dict[int, dict[tuple[nn.Module, str], Location]] = {}
     for place in available.values():
         # A module that is registered under several names has a tensor once, by its first path.
         same = tied.setdefault(id(place.tensor), {})
         same.setdefault((place.module, place.name), place)
     chosen: dict[int, str] = {}
-    result: dict[str, tuple[list[Place], T]] = {}
+    result: dict[str, tuple[list[Location], T]] = {}
     # Paths first: globs leave to them what they name.
     for target in sorted(targets, key=is_glob):
         matched = _match(target, available)
@@ -125,7 +74,7 @@ def is_glob(target: str) -> bool:
     return "*" in target
 
 
-def _match(target: str, available: Mapping[str, Place]) -> list[Place]:
+def _match(target: str, available: Mapping[str, Location]) -> list[Location]:
     if not is_glob(target):
         return [available[target]] if target in available else []
     tokens = re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*]+?(?=\.?\*|$)", target, re.DOTALL)
@@ -187,7 +136,7 @@ def _computed(model: nn.Module, target: str) -> str:
     return reason and f" {reason}"
 
 
-def _suggest(target: str, available: Mapping[str, Place]) -> str:
+def _suggest(target: str, available: Mapping[str, Location]) -> str:
     if not available:
         return " It has no tensors."
     last = target.rsplit(".", 1)[-1]
@@ -200,34 +149,3 @@ def _suggest(target: str, available: Mapping[str, Place]) -> str:
         return f" Did you mean {close[0]!r}?"
     paths = list(available)
     return f" Its tensors are {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}."
-
-
-def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList, Constraint]]:
-    """Each tensor of a model that has a constraint: its first path, its list, the constraint."""
-    for path, found in parametrized_tensors(model):
-        if isinstance(found, ParametrizationList):
-            constraint = found.constraint()
-            if constraint is not None:
-                yield path, found, constraint
-
-
-def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each parametrized tensor of a model: its first path, its list, which may be torch's own."""
-    seen: set[int] = set()
-    for path, place in places(model).items():
-        found = place.tensor
-        if isinstance(found, nn.Module) and id(found) not in seen:
-            seen.add(id(found))
-            yield path, found
-    # A graph of torch.fx calls the lists of its root, which it holds in a plain module.
-    for path, module in _modules(model, ""):
-        is_list = isinstance(module, ParametrizationList) and module is not model
-        if is_list and id(module) not in seen:
-            seen.add(id(module))
-            yield path.replace("parametrizations.", ""), module
-
-
-def is_constrained(place: Place) -> bool:
-    """Whether `constrain` has parametrized a tensor, not somebody's `register_parametrization`."""
-    found = place.tensor
-    return isinstance(found, ParametrizationList) and found.is_constrained()

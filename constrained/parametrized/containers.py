@@ -47,7 +47,7 @@ def _part(self: Any, idx: Any) -> Any:
     new = self.__class__()
     for i in here:
         _append(new, self, i)
-    return _settled(new)
+    return _with_its_class(new)
 
 
 def _extend(self: Any, values: Iterable[Any]) -> Any:
@@ -55,7 +55,7 @@ def _extend(self: Any, values: Iterable[Any]) -> Any:
         return super(self._parametrized, self).extend(values)
     for i in range(len(values)):
         _append(self, values, i)
-    return _settled(self)
+    return _with_its_class(self)
 
 
 def _append(new: nn.ParameterList, old: nn.ParameterList, i: int) -> None:
@@ -88,7 +88,7 @@ def _union(first: Any, second: Any) -> nn.ParameterDict:
     both = [x if isinstance(x, nn.ParameterDict) else nn.ParameterDict(x) for x in (first, second)]
     for key in {**dict.fromkeys(both[0]), **dict.fromkeys(both[1])}:
         _add(new, key, both[1] if key in both[1] else both[0])
-    return _settled(new)
+    return _with_its_class(new)
 
 
 def _update(self: Any, parameters: Any) -> None:
@@ -101,7 +101,7 @@ def _update(self: Any, parameters: Any) -> None:
             self[key] = parameters[key]
         else:
             _add(self, key, parameters)
-    _settled(self)
+    _with_its_class(self)
 
 
 def _add(new: nn.ParameterDict, key: str, old: nn.ParameterDict) -> None:
@@ -141,7 +141,7 @@ def _put(new: Any, name: str, parametrizations: nn.Module) -> None:
     new.parametrizations[name] = parametrizations
 
 
-def _settled(new: Any) -> Any:
+def _with_its_class(new: Any) -> Any:
     """The container with the class that its entries call for, which stand in their order."""
     from constrained.parametrized.module_class import set_class
 

@@ -105,7 +105,7 @@ class Target(Override):
         return [_version(t) for t in self.parametrizations.originals()] != self._versions
 
 
-def settle(module: nn.Module, name: str) -> None:
+def flush_writes(module: nn.Module, name: str) -> None:
     """Store what was written into a tensor, before its parametrizations change."""
     target = overriding(module, name)
     if isinstance(target, Target):

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import nn
 
-from constrained.model.targets import Place
 from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.lookup import Location
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.stale_parameters import listed
@@ -34,7 +34,7 @@ _CONTAINERS = (list, tuple, set, frozenset, dict)
 _OWNED = ("_parameters", "_buffers", "_modules")
 
 
-def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Place], int]]) -> None:
+def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Location], int]]) -> None:
     """Raise, before anything has changed, if a module outside of a model owns one of its tensors.
 
     Whoever merely holds the tensor, such as an optimizer or a list, is no owner. What `gc.freeze`
@@ -61,7 +61,7 @@ def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Place], int]
     _warn_of_attributes(model, {id(here[0].tensor): here[0].path for here in held})
 
 
-def check_other_owners(tensors: Iterable[Sequence[Place]]) -> None:
+def check_other_owners(tensors: Iterable[Sequence[Location]]) -> None:
     """Raise if a module outside of a model has one of its constrained tensors as well, by a tie.
 
     That would stay constrained where this becomes plain, and the two would come untied.
@@ -84,7 +84,7 @@ def check_other_owners(tensors: Iterable[Sequence[Place]]) -> None:
                 raise ValueError(_described(here[0], owner, name, "stay constrained", "release"))
 
 
-def _owned_elsewhere(here: Sequence[Place]) -> set[Any]:
+def _owned_elsewhere(here: Sequence[Location]) -> set[Any]:
     """What holds the parametrizations of a tensor outside of these places."""
     own = {place.module._modules.get("parametrizations") for place in here}
     return set(getattr(here[0].tensor, "_owners", ())) - own
@@ -131,7 +131,7 @@ def _references(box: list[Any]) -> int:
 _ALONE = _references([object()])
 
 
-def _is_held_elsewhere(here: Sequence[Place], more: int) -> bool:
+def _is_held_elsewhere(here: Sequence[Location], more: int) -> bool:
     known = {(id(container), place.name) for place in here for container in _containers(place)}
     values = (v for place in here for v in vars(place.module).values() if _renews(place.module, v))
     lists = {id(v): v for v in values}
@@ -139,7 +139,7 @@ def _is_held_elsewhere(here: Sequence[Place], more: int) -> bool:
     return _references([here[0].tensor]) > _ALONE + len(known) + listed + more
 
 
-def _containers(place: Place) -> list[dict[str, Any]]:
+def _containers(place: Location) -> list[dict[str, Any]]:
     tensors = (place.module._parameters, place.module._buffers)
     return [container for container in tensors if container.get(place.name) is place.tensor]
 
@@ -158,7 +158,7 @@ def _owners(tensors: Iterable[Any], known: Collection[int]) -> list[nn.Module]:
     return [o for o in (*holders, *gc.get_referrers(*states)) if issubclass(type(o), nn.Module)]
 
 
-def _outside(held: Iterable[Sequence[Place]]) -> tuple[Place, nn.Module, str] | None:
+def _outside(held: Iterable[Sequence[Location]]) -> tuple[Location, nn.Module, str] | None:
     """The place of a tensor in the model, another owner, and the tensor's name there."""
     wanted = {id(here[0].tensor): here for here in held}
     known = {id(c) for here in wanted.values() for place in here for c in _containers(place)}
@@ -179,7 +179,7 @@ def _modules() -> list[nn.Module]:
     return [m for m in modules if isinstance(m.__dict__.get("_modules"), dict)]
 
 
-def _described(place: Place, owner: nn.Module, name: str, fate: str, cure: str) -> str:
+def _described(place: Location, owner: nn.Module, name: str, fate: str, cure: str) -> str:
     if isinstance(owner, ParametrizationList):
         return (
             f"'{place.path}' is the same tensor as an original of one that is parametrized by "

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Adagrad, Optimizer
 
-from constrained.parametrized.places import parameters_at
+from constrained.parametrized.lookup import parameters_at
 from constrained.registration.stale_parameters import listed, note_departure
 from constrained.torch_internals.modules import forget_size
 
 
-class Succession:
+class ParameterHandover:
     """The parameters at a place of a model before a change, and what becomes of them.
 
     Args:
@@ -32,7 +32,7 @@ class Succession:
         # A parameter may get another shape and stay the same object.
         self._shapes = {id(p): p.shape for p in self._before.values() if not is_lazy(p)}
 
-    def settle(self, optimizer: Optimizer | None) -> None:
+    def apply(self, optimizer: Optimizer | None) -> None:
         """After the change: tell ``optimizer``; if it is None, see to it that others ask for it."""
         after = parameters_at(*self._place)
         for parameter in self._before.values():

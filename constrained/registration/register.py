@@ -12,15 +12,15 @@ from constrained.atomic.interrupts import Undisturbed
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.base import Constraint
 from constrained.parametrized.append import check_appended, prepare
+from constrained.parametrized.lookup import is_parametrized, list_of, resolve, tied_locations
 from constrained.parametrized.originals import check_is_there
 from constrained.parametrized.parametrization_list import ParametrizationList, list_with_original
-from constrained.parametrized.places import is_parametrized, list_of, resolve, tied_places
 from constrained.parametrized.weight_tools import hint
 from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.parametrized.writing import settle
+from constrained.parametrized.writing import flush_writes
 from constrained.registration.from_torch import adopt
 from constrained.registration.install import check_can_hold, install
-from constrained.registration.param_groups import Succession, check_holds, check_optimizer
+from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
 
 
 class Function(nn.Module):
@@ -95,14 +95,14 @@ def register_parametrization(
         parametrization = Function(parametrization)
     owner, name = resolve(module, tensor_name)
     check_holds(optimizer, [(owner, name, tensor_name)])
-    succession = Succession(owner, name, tensor_name)
+    handover = ParameterHandover(owner, name, tensor_name)
     with Undisturbed(), all_or_nothing(parametrization.modules()):
         parametrization.train(owner.training)
         if is_parametrized(owner, name):
             changed = [*around([owner]), *parametrization.modules()]
             with all_or_nothing(changed, tensors_of(changed), optimizer):
                 _append(owner, name, parametrization, unsafe)
-                succession.settle(optimizer)
+                handover.apply(optimizer)
             return module
         if name not in owner._parameters and name not in owner._buffers:
             reason = hint(owner, name)
@@ -112,7 +112,7 @@ def register_parametrization(
             )
         tensor = getattr(owner, name)
         check_is_there(tensor, tensor_name, owner)
-        places = tied_places(module, tensor) if tensor_name.count(".") else [(owner, name)]
+        places = tied_locations(module, tensor) if tensor_name.count(".") else [(owner, name)]
         for place_owner, place_name in places:
             check_can_hold(place_owner, place_name)
         with recording(tensor):
@@ -128,13 +128,13 @@ def register_parametrization(
                     found.take(tensor)
                 for place_owner, place_name in places:
                     install(place_owner, place_name, found)
-                succession.settle(optimizer)
+                handover.apply(optimizer)
     return module
 
 
 def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
     check_not_wrapped(module, name)
-    settle(module, name)
+    flush_writes(module, name)
     adopt(module)
     parametrizations = list_of(module, name)
     prepare(parametrizations, parametrization)

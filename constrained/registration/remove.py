@@ -17,15 +17,15 @@ from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
 from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.lookup import is_parametrized, list_of, locations_of, resolve
 from constrained.parametrized.originals import check_elements, check_value, check_writable_now
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.places import is_parametrized, list_of, places_of, resolve
 from constrained.parametrized.right_inverse import check_finite
 from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.parametrized.writing import settle
+from constrained.parametrized.writing import flush_writes
 from constrained.registration.from_torch import adopt
 from constrained.registration.install import check_can_change_class, uninstall
-from constrained.registration.param_groups import Succession, check_holds, check_optimizer
+from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
 
 
 def remove_parametrizations(
@@ -78,21 +78,21 @@ def remove_parametrizations(
     check_holds(optimizer, [(owner, name, tensor_name)])
     check_not_wrapped(owner, name)
     check_can_change_class(owner)
-    settle(owner, name)
-    tied = (place_owner for place_owner, _ in places_of(module, list_of(owner, name)))
+    flush_writes(owner, name)
+    tied = (place_owner for place_owner, _ in locations_of(module, list_of(owner, name)))
     changed = around([owner, *tied])
     with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
         adopt(owner)
         parametrizations = list_of(owner, name)
         parametrizations.check_written(tensor_name)
-        succession = Succession(owner, name, tensor_name)
+        handover = ParameterHandover(owner, name, tensor_name)
         if index is not None:
             index = _position(tensor_name, index, len(parametrizations.chain()))
         if index is None or len(parametrizations.chain()) == 1:
             _remove_all(module, tensor_name, parametrizations, leave_parametrized)
         else:
             _remove_one(tensor_name, parametrizations, index, leave_parametrized)
-        succession.settle(optimizer)
+        handover.apply(optimizer)
     return module
 
 
@@ -107,7 +107,7 @@ def _remove_all(
             "Cannot leave unparametrized (`leave_parametrized=False`) a tensor "
             "that is parametrized in terms of a sequence of tensors."
         )
-    places = places_of(module, parametrizations)
+    places = locations_of(module, parametrizations)
     elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in places}
     for place_owner, place_name in places:
         check_not_wrapped(place_owner, place_name)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from constrained.atomic.contents import store
 from constrained.atomic.interrupts import Undisturbed
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
+from constrained.parametrized.lookup import is_parametrized, list_of
 from constrained.parametrized.module_class import base_class, is_parametrized_class, set_class
 from constrained.parametrized.originals import register_tensor
 from constrained.parametrized.override import lists, override
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.places import is_parametrized, list_of
 from constrained.parametrized.wrapped import check_not_wrapped
 from constrained.registration.from_torch import adopted_list
 from constrained.registration.install import check_can_hold, install
-from constrained.registration.param_groups import Succession
+from constrained.registration.param_groups import ParameterHandover
 from constrained.torch_internals.rewriters import Convert, wrap_synchronization
 
 
@@ -57,9 +57,9 @@ def transfer_parametrizations_and_params(
     with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
         changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
         for name, parametrizations in changes:
-            succession = Succession(to_module, name, name)
-            _settle(to_module, name, parametrizations)
-            succession.settle(None)
+            handover = ParameterHandover(to_module, name, name)
+            _install(to_module, name, parametrizations)
+            handover.apply(None)
     return to_module
 
 
@@ -89,7 +89,7 @@ def _copied(
     return copied
 
 
-def _settle(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
+def _install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
     parametrizations.train(module.training)
     tensor = getattr(module, name, None)
     if tensor is None:

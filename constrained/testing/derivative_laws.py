@@ -121,8 +121,8 @@ def thin_pullback_is_the_gradient(case: Case) -> None:
     value = constraint(*free)
     generator = case.generator("factors")
     left, right = (torch.randn(1, k, dtype=value.dtype, generator=generator) for k in value.shape)
-    if constraint.ambient is not None:
-        free = tuple(value if i == constraint.ambient else p for i, p in enumerate(free))
+    if constraint.value_index is not None:
+        free = tuple(value if i == constraint.value_index else p for i, p in enumerate(free))
     given = [t.clone() for t in (value, left, right, *free)]
     with torch.no_grad():
         found = constraint.thin_pullback(value, left, right, *free)

@@ -184,7 +184,7 @@ def documented(case: Case) -> None:
         )
         example.check_shape(event)
     known = {law.__name__ for law in laws()}
-    for key, reason in {**case.cls.exempt, **case.build().exempt}.items():
+    for key, reason in {**case.cls.expected_failures, **case.build().expected_failures}.items():
         name, _, point = key.partition(":")
         expect(
             name in known and point in ("", *POINTS),

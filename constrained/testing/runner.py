@@ -82,7 +82,7 @@ class Trial:
     def exemption(self) -> str | None:
         """The reason for which the class declares that the law cannot hold here, if it does."""
         # Of the instance: the class may declare less for some of its arguments.
-        exempt, name = self.case.build().exempt, self.law.__name__
+        exempt, name = self.case.build().expected_failures, self.law.__name__
         return exempt.get(f"{name}:{self.case.point}") or exempt.get(name)
 
     def run(self) -> None:
@@ -219,14 +219,14 @@ def check(
 
 
 def stale_exemptions(cls: type[Constraint]) -> list[str]:
-    """The keys of ``cls.exempt`` that nothing needs: no law of the name, or one that holds."""
+    """The keys of ``cls.expected_failures`` that nothing needs: no law of the name, or one that holds."""
     needed = set()
     for trial in trials(cls):
         name = trial.law.__name__
-        keys = {name, f"{name}:{trial.case.point}"} & set(cls.exempt) - needed
+        keys = {name, f"{name}:{trial.case.point}"} & set(cls.expected_failures) - needed
         if keys:
             try:
                 trial.run()
             except AssertionError:
                 needed |= keys
-    return sorted(set(cls.exempt) - needed)
+    return sorted(set(cls.expected_failures) - needed)

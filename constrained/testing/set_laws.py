@@ -242,7 +242,7 @@ def canonical_keeps_the_element(case: Case) -> None:
             some = [better[i] if i in group else p for i, p in enumerate(free)]
             what = f"forward of {name} with canonical parameters at {list(group)}"
             expect_close(constraint(*some), constraint(*free), case, what)
-        place = constraint.ambient
+        place = constraint.value_index
         if place is not None and working_dtype(case.dtype) is case.dtype:
             rest = {place, *constraint.frozen}
             others = [p for i, p in enumerate(better) if i not in rest]
@@ -267,9 +267,9 @@ def factors_give_the_element(case: Case) -> None:
 
 @law(Scope(batches=((2,),)))
 def keeps_what_it_says(case: Case) -> None:
-    """``forward`` maps members of the sets that are named in ``keeps`` to such members."""
+    """``forward`` maps members of the sets that are named in ``preserves`` to such members."""
     constraint = case.build()
-    for name in constraint.keeps:
+    for name in constraint.preserves:
         other = registry.get(name)()
         try:
             other.check_shape(case.shape)

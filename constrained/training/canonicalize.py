@@ -87,8 +87,8 @@ def restore(tensor: ParametrizationList, trained: Collection[int] | None = None)
         for i, (here, old, new) in enumerate(zip(mine, originals, canonical, strict=True)):
             if i in places and new is not old:
                 store(here, new)
-        if first.ambient is not None and len(places) == len(mine):
-            _remember_value(tensor, first, canonical[first.ambient])
+        if first.value_index is not None and len(places) == len(mine):
+            _remember_value(tensor, first, canonical[first.value_index])
 
 
 def restart(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
@@ -123,7 +123,7 @@ def _may_write(
 def batch_key(tensor: ParametrizationList) -> Hashable | None:
     """What tensors have in common that may be restored as one batch; None for a large one."""
     first = tensor.chain()[0]
-    if not (isinstance(first, Constraint) and first.ambient is not None and tensor.is_tensor):
+    if not (isinstance(first, Constraint) and first.value_index is not None and tensor.is_tensor):
         return None
     if not _has_canonical(first):
         return None
@@ -159,14 +159,14 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
 def _remember_value(tensor: ParametrizationList, first: Any, canonical: Tensor) -> None:
     """Remember the value, which an ambient constraint has as its parameter."""
     here = tensor.originals()
-    value = here[first.ambient]
+    value = here[first.value_index]
     # A half-precision value is rounded from an evaluation in single precision, and a shard is
     # not the value.
     exact = value.shape == canonical.shape and value.dtype not in _HALF
     if exact and len(tensor.chain()) == 1 and not torch.compiler.is_compiling():
         # A value must not share its memory with others, nor its version.
         apart = canonical.clone() if canonical is value else canonical
-        tensor._store.precompute(tensor, apart, first.ambient)
+        tensor._store.precompute(tensor, apart, first.value_index)
 
 
 def _has_canonical(module: nn.Module) -> TypeGuard[Constraint]:

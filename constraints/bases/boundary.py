@@ -9,7 +9,7 @@ from torch import Tensor
 STEEPNESS = 2.0**20
 
 
-#: What is left after a step of how far outside a parameter is: see `lingering`.
+#: What is left after a step of how far outside a parameter is: see `relax_to_boundary`.
 _LINGERING = 0.9
 
 
@@ -27,7 +27,7 @@ def inwards(excess: Tensor, room: float) -> Tensor:
     return room * (s / (1 + s))
 
 
-def lingering(y: Tensor, member: Tensor, event_dim: int) -> Tensor:
+def relax_to_boundary(y: Tensor, member: Tensor, event_dim: int) -> Tensor:
     """A parameter that a step has led outside, on its way back to the boundary.
 
     To put it there at once is a projection in the Euclidean metric, while a step of Adam is one in

@@ -111,7 +111,7 @@ class ClosedHalfLine(HalfLine):
     Adam and its like, blind to the scale, can follow.
     """
 
-    ambient = 0
+    value_index = 0
 
     def forward(self, y: Tensor) -> Tensor:
         """The number itself inside, and next to the bound else."""

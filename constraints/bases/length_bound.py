@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import Constraint
 from constrained.constraint.fast_paths import recomputed
 from constrained.constraint.tolerance import working_dtype
-from constraints.bases.boundary import lingering
+from constraints.bases.boundary import relax_to_boundary
 from constraints.math.autograd import goes_by_operator, needs_derivative
 from constraints.math.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
 from constraints.math.unit_vectors import is_moderate
@@ -40,7 +40,7 @@ class LengthBound(Constraint):
 
     The map is the identity inside. Outside, a vector is scaled back to the boundary, or for the sum
     of absolute values goes to the nearest point, where small entries are zero. `canonical` takes a
-    parameter that a step has led outside back there, little by little: see `lingering`.
+    parameter that a step has led outside back there, little by little: see `relax_to_boundary`.
     """
 
     event_dim = 1
@@ -119,13 +119,13 @@ class LengthBound(Constraint):
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
         if self.is_absolute_sum:
-            return (lingering(y, self._inside(onto_l1_ball(y, self.greatest())), 1),)
+            return (relax_to_boundary(y, self._inside(onto_l1_ball(y, self.greatest())), 1),)
         if self.is_euclidean and not needs_derivative(y):
             length, most = self.length(y), self.greatest()
             most = most * (1 - 2 * torch.finfo(y.dtype).eps)
             if is_moderate(length[length > most]):
-                return (lingering(y, y * torch.where(length > most, most / length, 1), 1),)
-        return (lingering(y, self._inside(y), 1),)
+                return (relax_to_boundary(y, y * torch.where(length > most, most / length, 1), 1),)
+        return (relax_to_boundary(y, self._inside(y), 1),)
 
     def violation(self, value: Tensor) -> Tensor:
         """How much longer than the bound the vector is.

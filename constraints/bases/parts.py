@@ -12,7 +12,7 @@ from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params
 from constrained.constraint.errors import SpecError
 from constrained.constraint.spec import parse
-from constraints.bases.boundary import lingering
+from constraints.bases.boundary import relax_to_boundary
 
 
 def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
@@ -74,7 +74,11 @@ def largest(violation: Tensor, batch: int) -> Tensor:
 
 def inherited(parts: list[Constraint]) -> dict[str, str]:
     """What the laws exempt a part from, they exempt the whole from."""
-    return {law: f"{part!r}: {reason}" for part in parts for law, reason in part.exempt.items()}
+    return {
+        law: f"{part!r}: {reason}"
+        for part in parts
+        for law, reason in part.expected_failures.items()
+    }
 
 
 def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
@@ -93,4 +97,4 @@ def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
         # NaN is no reason to stop.
         member = unguarded(part, "project")(X)
     dim = X.ndim if part.event_dim is None else part.event_dim
-    return lingering(X, member, dim), *constants
+    return relax_to_boundary(X, member, dim), *constants

@@ -33,7 +33,7 @@ class Chain(Constraint):
 
     **Map**: that of the first part, then those of the others, each from a tensor to the one of its
     set that belongs to it, such as a nearest one. A map follows others only if its class declares
-    that it keeps their sets (`Constraint.keeps`): ``positive_definite | special_linear`` scales a
+    that it keeps their sets (`Constraint.preserves`): ``positive_definite | special_linear`` scales a
     positive definite matrix to determinant one, ``symmetric | spectral_norm`` cuts the eigenvalues
     of a symmetric matrix. In the order that is not declared, or where none is, there is an error.
     Rounding errors that a map adds across a linear space are taken away; across other sets they
@@ -72,8 +72,10 @@ class Chain(Constraint):
             # An element has a known number of dimensions.
             events(part)
             for former in built[:i]:
-                if former.name not in part.keeps:
-                    kept = f"those of {', '.join(part.keeps)}" if part.keeps else "no others"
+                if former.name not in part.preserves:
+                    kept = (
+                        f"those of {', '.join(part.preserves)}" if part.preserves else "no others"
+                    )
                     raise ValueError(
                         f"chain: the map of {part!r} does not keep the set of {former!r}, which "
                         f"comes before it; of the named sets it keeps {kept}."
@@ -81,7 +83,7 @@ class Chain(Constraint):
         self._given = spelled(parts, built)
         self._parts = nn.ModuleList(built)
         kinks = inherited(built)
-        self.exempt = {
+        self.expected_failures = {
             **kinks,
             # A random member of the first set lies outside of the others, and ends on a boundary.
             **{k.replace(":boundary", ":random"): kinks[k] for k in kinks if ":boundary" in k},

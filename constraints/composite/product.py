@@ -79,7 +79,7 @@ class Product(Constraint):
             raise ValueError(f"product: sizes must be whole numbers from 1 on, got {self.sizes}.")
         self._given = spelled(parts, built)
         self._parts = nn.ModuleList(built)
-        self.exempt = inherited(built)
+        self.expected_failures = inherited(built)
 
     # What follows from the parts follows them when an argument of one is set.
 

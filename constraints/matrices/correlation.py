@@ -58,7 +58,7 @@ class Correlation(Constraint):
     event_dim = 2
     closed = False
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
-    exempt: ClassVar[dict[str, str]] = {
+    expected_failures: ClassVar[dict[str, str]] = {
         "nearest": "the nearest correlation matrix has no closed form: project() clips the "
         "eigenvalues and then scales the diagonal to one",
         **dict.fromkeys(
@@ -184,7 +184,7 @@ class CorrelationCholesky(Constraint):
     """
 
     event_dim = 2
-    recomputes = True
+    recompute_in_backward = True
     closed = False
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 

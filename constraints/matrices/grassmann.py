@@ -47,7 +47,7 @@ class Grassmann(Constraint):
     event_dim = 2
     frozen = (1,)
     examples = (({}, (1, 1)), ({}, (3, 1)), ({}, (5, 2)), ({}, (2, 5)), ({}, (3, 3)))
-    exempt: ClassVar[dict[str, str]] = {
+    expected_failures: ClassVar[dict[str, str]] = {
         "adam_reaches_the_optimum": "its loss depends on the basis, which stays as near as it can "
         "to where it starts: only the subspace is free",
     }

@@ -76,7 +76,7 @@ class Hurwitz(Constraint):
     """
 
     event_dim = 2
-    recomputes = True
+    recompute_in_backward = True
     frozen = (3, 4)
     examples = (
         ({}, (1, 1)),
@@ -84,7 +84,7 @@ class Hurwitz(Constraint):
         ({}, (5, 5)),
         ({"alpha": 0.5}, (3, 3)),
     )
-    exempt: ClassVar[dict[str, str]] = {
+    expected_failures: ClassVar[dict[str, str]] = {
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() shifts the eigenvalues",
         **dict.fromkeys(

@@ -78,7 +78,9 @@ class Invertible(Constraint):
                 "positive matrix with a negative determinant: the least singular value is reflected"
             )
             orders = ("first", "second")
-            self.exempt = {f"{o}_derivative:{point}": reason for o in orders for point in points}
+            self.expected_failures = {
+                f"{o}_derivative:{point}": reason for o in orders for point in points
+            }
 
     def forward(self, X: Tensor) -> Tensor:
         """The matrix itself where it is regular and the sign of its determinant is right."""
@@ -174,14 +176,14 @@ class SpecialLinear(Constraint):
         True
     """
 
-    keeps = (
+    preserves = (
         "positive_definite",
         "diagonal",
     )
     event_dim = 2
-    recomputes = True
+    recompute_in_backward = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
-    exempt = {  # noqa: RUF012
+    expected_failures = {  # noqa: RUF012
         "nearest": "the nearest point to a matrix with a larger determinant jumps, and may have a "
         "singular value that no dtype holds",
         "violation_grows": "a matrix that is scaled down may come along the set, from which its "

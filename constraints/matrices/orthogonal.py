@@ -80,7 +80,7 @@ class Orthogonal(Constraint):
         for shape in ((1, 1), (3, 3), (5, 2), (2, 5), (3, 2), (4, 1), (1, 4))
         if arguments != {"map": "rebased"} or shape[0] == shape[1]
     )
-    exempt = dict.fromkeys(
+    expected_failures = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
         "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
     )
@@ -91,10 +91,10 @@ class Orthogonal(Constraint):
             known = ", ".join(repr(name) for name in _MAPS)
             raise ValueError(f"orthogonal: map must be one of {known}, not {map!r}.")
         self.map = map
-        self.ambient = _MAPS[map]
+        self.value_index = _MAPS[map]
         if map != "polar":
             self.frozen = (1,)
-            self.exempt = {}
+            self.expected_failures = {}
 
     def forward(self, X: Tensor, *base: Tensor) -> Tensor:
         """The member that belongs to X and, but for ``"polar"``, to the base point B."""

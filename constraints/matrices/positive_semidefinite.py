@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.tolerance import working_dtype
 from constraints.bases.arguments import checked_rank
-from constraints.bases.boundary import lingering
+from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.linear_space import not_square
 from constraints.math.full_rank import raised_by
 from constraints.math.psd_part import distance_from_psd, psd_part, symmetric_part
@@ -43,7 +43,7 @@ class PositiveSemidefinite(Constraint):
     Algebra and its Applications 103, 1988).
 
     `canonical` takes a parameter that a step has led outside back to the boundary, little by
-    little: see `constraints.fold.lingering`.
+    little: see `constraints.fold.relax_to_boundary`.
 
     Example:
         >>> psd = PositiveSemidefinite()
@@ -56,7 +56,7 @@ class PositiveSemidefinite(Constraint):
 
     event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
-    exempt = _kinks("zero_params", "zeros", "ones", "boundary")
+    expected_failures = _kinks("zero_params", "zeros", "ones", "boundary")
 
     def forward(self, X: Tensor) -> Tensor:
         """The nearest member."""
@@ -69,7 +69,7 @@ class PositiveSemidefinite(Constraint):
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
         with torch.no_grad():
-            return (lingering(symmetric_part(X), self.forward(X), 2),)
+            return (relax_to_boundary(symmetric_part(X), self.forward(X), 2),)
 
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
@@ -149,7 +149,7 @@ class PSDLowRank(Constraint):
         ({"rank": 2}, (5, 5)),
         ({"rank": 3}, (3, 3)),
     )
-    exempt: ClassVar[dict[str, str]] = {
+    expected_failures: ClassVar[dict[str, str]] = {
         **_kinks("zeros", "ones", "boundary"),
         **dict.fromkeys(
             ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),

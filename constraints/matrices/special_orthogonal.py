@@ -43,9 +43,9 @@ class SpecialOrthogonal(Constraint):
     """
 
     event_dim = 2
-    ambient = 0
+    value_index = 0
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
-    exempt = dict.fromkeys(
+    expected_failures = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
         "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
     )

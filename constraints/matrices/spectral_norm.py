@@ -119,14 +119,14 @@ class SpectralNorm(Constraint):
                 [0., 1.]])
     """
 
-    keeps = (
+    preserves = (
         "symmetric",
         "skew",
         "diagonal",
         "positive_semidefinite",
     )
     event_dim = 2
-    ambient = 0
+    value_index = 0
     remembers = True
     examples = (
         ({}, (1, 1)),
@@ -138,7 +138,7 @@ class SpectralNorm(Constraint):
         ({"map": "scale", "bound": 0.5}, (8, 3)),
         ({"map": "scale", "bound": 2.5}, (2, 5)),
     )
-    exempt = _kinks("first_derivative", "second_derivative")
+    expected_failures = _kinks("first_derivative", "second_derivative")
 
     def __init__(self, bound: float = 1.0, map: str = "clip") -> None:
         super().__init__()
@@ -153,9 +153,9 @@ class SpectralNorm(Constraint):
         if map == "scale":
             self.frozen = (1,)
             # What it is told besides the matrix, it has as the first of a chain only.
-            self.keeps = ()
+            self.preserves = ()
             nearest = "project() divides by the norm, as the map does"
-            self.exempt = {**self.exempt, "nearest": nearest}
+            self.expected_failures = {**self.expected_failures, "nearest": nearest}
 
     def forward(self, X: Tensor, *directions: Tensor) -> Tensor:
         """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""

@@ -47,9 +47,9 @@ class Symplectic(Constraint):
     """
 
     event_dim = 2
-    recomputes = True
+    recompute_in_backward = True
     examples = (({}, (2, 2)), ({}, (4, 4)), ({}, (6, 6)))
-    exempt: ClassVar[dict[str, str]] = {
+    expected_failures: ClassVar[dict[str, str]] = {
         **dict.fromkeys(
             ("first_derivative:zero_params", "second_derivative:zero_params"),
             "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",

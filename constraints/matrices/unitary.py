@@ -40,10 +40,10 @@ class Unitary(Constraint):
     """
 
     event_dim = 2
-    ambient = 0
+    value_index = 0
     complex = True
     examples = (({}, (2, 2)), ({}, (3, 3)), ({}, (4, 2)), ({}, (2, 3)))
-    exempt = dict.fromkeys(
+    expected_failures = dict.fromkeys(
         ("first_derivative:zero_params", "second_derivative:zero_params"),
         "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
     )

@@ -35,7 +35,7 @@ class Angle(Constraint):
 
     event_dim = 0
     examples = (({}, ()),)
-    exempt = dict.fromkeys(
+    expected_failures = dict.fromkeys(
         ("nearest", "violation_grows"),
         "project keeps the angle: it goes around the circle to it, and not to the nearest number",
     )

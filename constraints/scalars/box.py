@@ -47,13 +47,13 @@ class Box(Constraint):
     """
 
     event_dim = 0
-    ambient = 0
+    value_index = 0
     examples = (
         ({"low": 0.0, "high": 1.0}, ()),
         ({"low": -3.0, "high": -1.0}, ()),
         ({"low": -0.5, "high": 20.0}, ()),
     )
-    exempt = dict.fromkeys(
+    expected_failures = dict.fromkeys(
         (
             f"{order}_derivative:{point}"
             for order in ("first", "second")

@@ -42,7 +42,7 @@ class Ball(LengthBound):
                 [3., 4.]])
     """
 
-    keeps = (
+    preserves = (
         "sum_to_zero",
         "nonnegative",
         "nonpositive",
@@ -56,7 +56,7 @@ class Ball(LengthBound):
         ({"radius": 2.0, "p": 3.0}, (3,)),
         ({"radius": 2.0, "p": 1.0}, (3,)),
     )
-    exempt = kinks("ones", "boundary")
+    expected_failures = kinks("ones", "boundary")
 
     def __init__(self, radius: float = 1.0, p: float = 2.0) -> None:
         super().__init__()
@@ -64,12 +64,15 @@ class Ball(LengthBound):
         self.p = checked_bound("ball", p, "p")
         self.is_euclidean, self.is_absolute_sum = self.p == 2, self.p == 1
         if self.is_absolute_sum:
-            self.keeps = ("nonnegative", "nonpositive")
-            self.exempt = kinks_and_outside()
+            self.preserves = ("nonnegative", "nonpositive")
+            self.expected_failures = kinks_and_outside()
         if self.p < 1:
             raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
         if self.p not in (1, 2):
-            self.exempt = {**self.exempt, "nearest": "scaling back is nearest for p = 2 only"}
+            self.expected_failures = {
+                **self.expected_failures,
+                "nearest": "scaling back is nearest for p = 2 only",
+            }
 
     def greatest(self) -> float:
         """The radius."""
@@ -122,14 +125,14 @@ class L1Ball(LengthBound):
     """
 
     is_absolute_sum = True
-    keeps = ("nonnegative", "nonpositive")
+    preserves = ("nonnegative", "nonpositive")
     examples = (
         ({}, (1,)),
         ({}, (4,)),
         ({"radius": 2.5}, (3,)),
         ({"radius": 1.0}, (50,)),
     )
-    exempt = kinks_and_outside()
+    expected_failures = kinks_and_outside()
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
@@ -172,7 +175,7 @@ class MaxNorm(LengthBound):
     """
 
     is_euclidean = True
-    keeps = (
+    preserves = (
         "sum_to_zero",
         "nonnegative",
         "nonpositive",
@@ -180,7 +183,7 @@ class MaxNorm(LengthBound):
         "negative",
     )
     examples = (({"bound": 1.0}, (1,)), ({"bound": 1.0}, (4,)), ({"bound": 2.5}, (3,)))
-    exempt = kinks("ones", "boundary")
+    expected_failures = kinks("ones", "boundary")
 
     def __init__(self, bound: float) -> None:
         super().__init__()

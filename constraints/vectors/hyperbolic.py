@@ -69,7 +69,7 @@ class PoincareBall(Constraint):
     """
 
     event_dim = 1
-    recomputes = True
+    recompute_in_backward = True
     closed = False
     examples = (
         ({}, (1,)),

@@ -45,13 +45,13 @@ class MinMaxNorm(Constraint):
     """
 
     event_dim = 1
-    recomputes = True
+    recompute_in_backward = True
     examples = (
         ({"low": 0.5, "high": 2.0}, (1,)),
         ({"low": 0.5, "high": 2.0}, (3,)),
         ({"low": 1.0, "high": 1.5}, (5,)),
     )
-    exempt = dict.fromkeys(
+    expected_failures = dict.fromkeys(
         (
             f"{order}_derivative:{point}"
             for order in ("first", "second")

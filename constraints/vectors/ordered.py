@@ -142,7 +142,7 @@ class Ordered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    exempt = _EXEMPT
+    expected_failures = _EXEMPT
 
     def free(self) -> int:
         """The first entry is."""
@@ -192,7 +192,7 @@ class PositiveOrdered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    exempt = _EXEMPT
+    expected_failures = _EXEMPT
 
     def free(self) -> int:
         """None is."""

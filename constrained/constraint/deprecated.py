@@ -1,0 +1,42 @@
+"""Members of `Constraint` that had another name: the old one works on, with a warning."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+#: The present name of each member by its old one.
+RENAMED = {
+    "ambient": "value_index",
+    "exempt": "expected_failures",
+    "keeps": "preserves",
+    "recomputes": "recompute_in_backward",
+}
+
+
+def present_name(old: str) -> str:
+    """What a member is called now; warns of the old name. The caller's caller is told."""
+    new = RENAMED[old]
+    warnings.warn(
+        f"Constraint.{old} is called {new} now; the old name will go in version 0.3.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return new
+
+
+class Renamed:
+    """A class attribute that is read under its present name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._old = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return getattr(owner if instance is None else instance, present_name(self._old))
+
+
+def rename_members(cls: type) -> None:
+    """Give the members that a class has under old names their present ones."""
+    for old in RENAMED.keys() & vars(cls).keys():
+        setattr(cls, present_name(old), vars(cls)[old])
+        delattr(cls, old)
