@@ -188,16 +188,8 @@ class Chain(Constraint):
             value = part.start(value)
         return first.project(value) if isinstance(first, LinearSpace) else value
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A sample of the first part, projected by the others."""
-        self.check_shape(shape)
         first, *others = self._each()
         value = first.sample(shape, generator=generator, dtype=dtype, device=device)
         for part in others:

@@ -197,19 +197,11 @@ class Product(Constraint):
         found = [part.flat(piece, share) for part, piece in self._slices(value)]
         return torch.cat([each.flatten() for each in found])
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Each slice sampled by its part, independently."""
-        self.check_shape(shape)
         pieces = [
             part.sample(piece, generator=generator, dtype=dtype, device=device)
-            for part, piece in zip(self._each(), self._shapes(tuple(shape)), strict=True)
+            for part, piece in zip(self._each(), self._shapes(shape), strict=True)
         ]
         return torch.cat(pieces, self.dim)
 

@@ -229,17 +229,8 @@ class OrthogonalConv(Constraint):
         factors = unguarded(self, "right_inverse")(wide)
         return unguarded(self, "forward")(*factors).to(value.dtype)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The map at random factors: H uniform, projections of half of the rank, also uniform."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
         working = working_dtype(dtype)
         options = {"generator": generator, "dtype": working, "device": device}
         event = tuple(shape if self.event_dim is None else shape[-self.event_dim :])
@@ -255,7 +246,7 @@ class OrthogonalConv(Constraint):
                 Q = polar(torch.randn((*batch, self._groups(), count - 1, m, m), **options))
                 S = (Q * signs) @ Q.mT
                 reflections.append(S.unsqueeze(-4) if axis == 1 else S)
-        return self.forward(H, *reflections).to(dtype)
+        return self.forward(H, *reflections)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """Of the largest piece: an orthogonal matrix, and projections of half of the rank."""

@@ -265,22 +265,12 @@ class SpectralNormConv(Constraint):
         """The kernel scaled to the bound: a nearest member in the operator norm."""
         return self.forward(value)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A Gaussian kernel, scaled to a norm that is uniform between 0 and the bound."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options)
+        gaussian = random.normal(shape)
         norm = self.norm(gaussian)
-        share = torch.rand(norm.shape, **options) * self.bound / norm
-        return (share[(..., *[None] * len(self._event(shape)))] * gaussian).to(dtype)
+        share = random.uniform(norm.shape) * self.bound / norm
+        return (share[(..., *[None] * len(self._event(shape)))] * gaussian)
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a kernel, and fits the stride, the groups and the size of the images."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from constrained.constraint.precision import autocast_disabled
-from constraints.bases.arguments import least_positive
+from constraints.math.rounding import least_positive
 from constraints.math import clip_singular_values as clip
 from constraints.math import polar
 from constraints.math.autograd import (

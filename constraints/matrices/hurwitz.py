@@ -28,7 +28,7 @@ from constraints.math.stable_lyapunov import (
 
 
 @register("hurwitz", aliases=("alpha_stable", "continuous_stable"))
-class Hurwitz(Constraint):
+class Hurwitz(SquareMatrices):
     r"""Matrices with all eigenvalues left of a vertical line: x' = A x decays like exp(-alpha t).
 
     **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : \mathrm{Re}\,\lambda \le -\alpha` for every
@@ -75,7 +75,6 @@ class Hurwitz(Constraint):
         tensor(1.)
     """
 
-    event_dim = 2
     recompute_in_backward = True
     frozen = (3, 4)
     examples = (
@@ -186,34 +185,20 @@ class Hurwitz(Constraint):
         """
         return self.inwards(self.project(value), max(share, 0.1))
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Gaussian matrices of entries of variance 1 / n, shifted by a multiple of I.
 
         The distance of the eigenvalues to the line is uniform between 0.1 and 1.
         """
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options) / shape[-1] ** 0.5
+        gaussian = random.normal(shape) / shape[-1] ** 0.5
         abscissa = eigenvalues(gaussian).real.amax(-1).to(gaussian.dtype)
-        margin = 0.1 + 0.9 * torch.rand(abscissa.shape, **options)
+        margin = 0.1 + 0.9 * random.uniform(abscissa.shape)
         shift = (abscissa + self.alpha + margin)[..., None, None]
-        return (gaussian - shift * _identity(gaussian)).to(dtype)
+        return (gaussian - shift * _identity(gaussian))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2``, that of the space of all matrices."""
         return shape[-1] ** 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"
 
 
 def _dissipative(
@@ -252,3 +237,5 @@ def _rounding(P: Tensor, K: Tensor) -> Tensor:
 
 def _identity(A: Tensor) -> Tensor:
     return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+
+

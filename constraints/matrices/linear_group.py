@@ -16,7 +16,7 @@ from constraints.math.unimodular import distance, unimodular
 
 
 @register("invertible", aliases=("general_linear", "gl"))
-class Invertible(Constraint):
+class Invertible(SquareMatrices):
     r"""Invertible matrices, with a determinant of either sign or of a given one.
 
     **Set**: GL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W \ne 0\}`, open, of dimension
@@ -56,7 +56,6 @@ class Invertible(Constraint):
         tensor(True)
     """
 
-    event_dim = 2
     closed = False
     examples = (
         ({}, (1, 1)),
@@ -115,22 +114,10 @@ class Invertible(Constraint):
             s = torch.cat([s[..., :-1], torch.where(wrong.unsqueeze(-1), -1, 1) * s[..., -1:]], -1)
         return (U * s.unsqueeze(-2)) @ Vh
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Entries normal with mean 0 and variance 1 / n, given the sign of the determinant."""
-        self.check_shape(shape)
         X = _gaussian(shape, self.sign or 0, generator, dtype, device) / shape[-1] ** 0.5
         return nearest_regular(X, self.sign or 0).to(dtype or torch.get_default_dtype())
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2``, that of the space of all matrices."""
@@ -138,7 +125,7 @@ class Invertible(Constraint):
 
 
 @register("special_linear", aliases=("sl", "sln", "unit_determinant"))
-class SpecialLinear(Constraint):
+class SpecialLinear(SquareMatrices):
     r"""Matrices with determinant one.
 
     **Set**: SL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W = 1\}`, closed, of dimension
@@ -180,7 +167,6 @@ class SpecialLinear(Constraint):
         "positive_definite",
         "diagonal",
     )
-    event_dim = 2
     recompute_in_backward = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
     expected_failures = {  # noqa: RUF012
@@ -215,27 +201,15 @@ class SpecialLinear(Constraint):
         """The value of the map: the nearest member if the determinant is between 0 and 1.2."""
         return unimodular(value.detach())
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A normal matrix with a positive determinant, divided by its n-th root.
 
         The direction is uniformly distributed. Then the value of the map, against rounding.
         """
-        self.check_shape(shape)
         X = _gaussian(shape, 1, generator, dtype, device)
         logarithm = torch.linalg.slogdet(X).logabsdet[..., None, None]
         scaled = X * torch.exp(-logarithm / shape[-1])
         return unimodular(scaled).to(dtype or torch.get_default_dtype())
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2 - 1``."""
@@ -256,3 +230,5 @@ def _gaussian(
         wrong = torch.linalg.slogdet(X).sign * sign < 0
         X[..., 0, :] *= 1 - 2 * wrong.unsqueeze(-1).to(dtype)
     return X
+
+

@@ -27,7 +27,7 @@ from constraints.math.svd import svdvals
 
 
 @register("schur", aliases=("schur_stable", "discrete_stable", "spectral_radius"))
-class Schur(Constraint):
+class Schur(SquareMatrices):
     r"""Matrices of bounded spectral radius: the powers of A grow no faster than those of a radius.
 
     **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : |\lambda| \le r` for every eigenvalue
@@ -75,7 +75,6 @@ class Schur(Constraint):
         tensor(2.)
     """
 
-    event_dim = 2
     recompute_in_backward = True
     frozen = (3, 4)
     examples = (
@@ -180,30 +179,16 @@ class Schur(Constraint):
         factor = torch.where(radius > 1 - share, (1 - 2 * share) / radius.clamp(min=0.5), 1)
         return value * factor.to(value.dtype)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Gaussian matrices, scaled to a spectral radius that is uniform between 0 and 0.95 r."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options)
+        gaussian = random.normal(shape)
         radius = eigenvalues(gaussian).abs().amax(-1).to(gaussian.dtype)
-        wanted = 0.95 * self.radius * torch.rand(radius.shape, **options)
-        return (gaussian * (wanted / radius)[..., None, None]).to(dtype)
+        wanted = 0.95 * self.radius * random.uniform(radius.shape)
+        return (gaussian * (wanted / radius)[..., None, None])
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2``, that of the space of all matrices."""
         return shape[-1] ** 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"
 
 
 def _contraction(
@@ -227,3 +212,5 @@ def _contraction(
 
 def _identity(A: Tensor) -> Tensor:
     return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+
+

@@ -28,7 +28,7 @@ def _kinks(*points: str) -> dict[str, str]:
     return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], reason)
 
 
-class SpectrumBound(Constraint):
+class SpectrumBound(Matrices):
     """What sets of matrices share whose singular values lie between two bounds.
 
     The map is the projection, and the parameter the matrix itself. `canonical` takes a parameter
@@ -36,7 +36,6 @@ class SpectrumBound(Constraint):
     `constraints.fold.relax_to_boundary` says why not all of it.
     """
 
-    event_dim = 2
 
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
@@ -66,28 +65,14 @@ class SpectrumBound(Constraint):
         """The nearest member in every unitarily invariant norm: singular values moved to bounds."""
         return clamp_singular_values(value, *self.bounds())
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """``U S V'`` with U and V uniform (Haar measure) and S uniform between the bounds."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
         *batch, n, p = shape
         low, high = self.bounds()
         rank = min(n, p)
         U, V = (Orthogonal().sample((*batch, side, rank), **options) for side in (n, p))
-        S = low + (high - low) * torch.rand((*batch, 1, rank), **options)
-        return clamp_singular_values((U * S) @ V.mT, low, high).to(dtype)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix."""
-        return empty(event)
+        S = low + (high - low) * random.uniform((*batch, 1, rank))
+        return clamp_singular_values((U * S) @ V.mT, low, high)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n p``, that of the space of all matrices."""

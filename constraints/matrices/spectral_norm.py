@@ -63,7 +63,7 @@ def _kinks(*laws: str) -> dict[str, str]:
 
 
 @register("spectral_norm", aliases=("lipschitz",))
-class SpectralNorm(Constraint):
+class SpectralNorm(Matrices):
     r"""Matrices that stretch no vector by more than a bound.
 
     **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : \lVert W \rVert_2 \le c\}`, the matrices with
@@ -125,7 +125,6 @@ class SpectralNorm(Constraint):
         "diagonal",
         "positive_semidefinite",
     )
-    event_dim = 2
     value_index = 0
     remembers = True
     examples = (
@@ -251,25 +250,14 @@ class SpectralNorm(Constraint):
             return radial(value, generic_directions(value), self.bound)
         return clip_singular_values(value, self.bound)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A Gaussian matrix, scaled to a norm that is uniform between 0 and the bound."""
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options)
+        gaussian = random.normal(shape)
         norm = svdvals(gaussian)[..., :1, None]
-        return (torch.rand(norm.shape, **options) * self.bound * gaussian / norm).to(dtype)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix."""
-        return None if min(event) > 0 else "must have at least one row and one column"
+        return (random.uniform(norm.shape) * self.bound * gaussian / norm)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n p``, that of the space of all matrices."""
         return shape[-2] * shape[-1]
+
+

@@ -14,7 +14,7 @@ from constraints.math.transpose import minus_transpose, plus_transpose
 
 
 @register("symmetric")
-class Symmetric(LinearSpace):
+class Symmetric(SquareMatrices, LinearSpace):
     """Symmetric matrices.
 
     **Set**: {W in R^(n x n) : W = W'}. Dimension n (n + 1) / 2, a linear space.
@@ -32,7 +32,6 @@ class Symmetric(LinearSpace):
                 [2., 1.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -43,13 +42,9 @@ class Symmetric(LinearSpace):
         """``n (n + 1) / 2``."""
         return shape[-1] * (shape[-1] + 1) // 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 @register("skew", aliases=("skew_symmetric", "antisymmetric"))
-class Skew(LinearSpace):
+class Skew(SquareMatrices, LinearSpace):
     """Skew-symmetric matrices.
 
     **Set**: {W in R^(n x n) : W = -W'}. Dimension n (n - 1) / 2, a linear space.
@@ -66,7 +61,6 @@ class Skew(LinearSpace):
                 [-2.,  0.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -77,13 +71,9 @@ class Skew(LinearSpace):
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 @register("hermitian", aliases=("self_adjoint",))
-class Hermitian(LinearSpace):
+class Hermitian(SquareMatrices, LinearSpace):
     """Hermitian matrices: complex ones that equal their conjugate transpose.
 
     **Set**: {W in C^(n x n) : W = W*}, of dimension n^2 over the real numbers, over which it is a
@@ -102,7 +92,6 @@ class Hermitian(LinearSpace):
                 [0.-2.j, 1.+0.j]])
     """
 
-    event_dim = 2
     complex = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (4, 4)))
 
@@ -113,10 +102,6 @@ class Hermitian(LinearSpace):
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2``, of complex matrices over the real numbers."""
         return shape[-1] ** 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
 
 
 @register("hamiltonian")
@@ -163,7 +148,7 @@ class Hamiltonian(LinearSpace):
 
 
 @register("traceless", aliases=("trace_zero", "zero_trace"))
-class Traceless(LinearSpace):
+class Traceless(SquareMatrices, LinearSpace):
     """Matrices of trace zero.
 
     **Set**: {W in R^(n x n) : tr W = 0}. Dimension n^2 - 1, a linear space: the Lie algebra of the
@@ -181,7 +166,6 @@ class Traceless(LinearSpace):
                 [ 0.,  1.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -198,6 +182,4 @@ class Traceless(LinearSpace):
         """``n^2 - 1``."""
         return shape[-1] ** 2 - 1
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
+

@@ -92,21 +92,10 @@ class Symplectic(Constraint):
         unitary, K = _factors(value)
         return torch.where(inside, value, unitary @ _positive(K))
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """``forward`` of standard normal parameters, those of P divided by sqrt(2n)."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        X, Y = torch.randn(
-            (2, *shape), generator=generator, dtype=working_dtype(dtype), device=device
-        ).unbind()
-        return self.forward(X, Y / shape[-1] ** 0.5).to(dtype)
+        X, Y = random.normal((2, *shape)).unbind()
+        return self.forward(X, Y / shape[-1] ** 0.5)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (2 n + 1)``, for matrices of 2n rows."""

@@ -12,7 +12,7 @@ from constraints.bases.linear_space import LinearSpace, empty, not_square
 
 
 @register("toeplitz")
-class Toeplitz(LinearSpace):
+class Toeplitz(Matrices, LinearSpace):
     """Matrices that are constant along every diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = c_(j - i)}. Dimension m + n - 1, a linear space: the matrices
@@ -30,7 +30,6 @@ class Toeplitz(LinearSpace):
                 [3., 3.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 1)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -43,13 +42,9 @@ class Toeplitz(LinearSpace):
         """``m + n - 1``."""
         return shape[-2] + shape[-1] - 1
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("hankel")
-class Hankel(LinearSpace):
+class Hankel(Matrices, LinearSpace):
     """Matrices that are constant along every antidiagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = c_(i + j)}. Dimension m + n - 1, a linear space.
@@ -66,7 +61,6 @@ class Hankel(LinearSpace):
                 [3., 5.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 1)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -79,13 +73,9 @@ class Hankel(LinearSpace):
         """``m + n - 1``."""
         return shape[-2] + shape[-1] - 1
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("circulant")
-class Circulant(LinearSpace):
+class Circulant(SquareMatrices, LinearSpace):
     """Square matrices each of whose rows is the one above it, shifted by one place, around the end.
 
     **Set**: {W in R^(n x n) : W_ij = c_((j - i) mod n)}. Dimension n, a linear space: the matrices
@@ -103,7 +93,6 @@ class Circulant(LinearSpace):
                 [3., 3.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -115,10 +104,6 @@ class Circulant(LinearSpace):
     def dimension(self, shape: Sequence[int]) -> int:
         """``n``."""
         return shape[-1]
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
 
 
 def _places(X: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,3 +129,5 @@ def _means(X: Tensor, line: Tensor, lines: int) -> Tensor:
     rest = flat - mean.index_select(-1, line)
     mean = mean + sums.index_add(-1, line, rest) / count
     return mean.index_select(-1, line).reshape(X.shape)
+
+

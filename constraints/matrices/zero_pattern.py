@@ -15,7 +15,7 @@ from constraints.bases.linear_space import LinearSpace, empty
 
 
 @register("diagonal")
-class Diagonal(LinearSpace):
+class Diagonal(Matrices, LinearSpace):
     """Diagonal matrices, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for i != j}. Dimension min(m, n), a linear space.
@@ -32,7 +32,6 @@ class Diagonal(LinearSpace):
                 [0., 4.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -43,13 +42,9 @@ class Diagonal(LinearSpace):
         """``min(m, n)``."""
         return min(shape[-2:])
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("lower_triangular", aliases=("tril",))
-class LowerTriangular(LinearSpace):
+class LowerTriangular(Matrices, LinearSpace):
     """Matrices with zeros above the diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for j > i}. A linear space, whose dimension is the number of
@@ -67,7 +62,6 @@ class LowerTriangular(LinearSpace):
                 [3., 4.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -78,13 +72,9 @@ class LowerTriangular(LinearSpace):
         """The number of entries on and below the diagonal."""
         return _entries_below(*shape[-2:])
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("upper_triangular", aliases=("triu",))
-class UpperTriangular(LinearSpace):
+class UpperTriangular(Matrices, LinearSpace):
     """Matrices with zeros below the diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for i > j}. A linear space, whose dimension is the number of
@@ -102,7 +92,6 @@ class UpperTriangular(LinearSpace):
                 [0., 4.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -113,13 +102,9 @@ class UpperTriangular(LinearSpace):
         """The number of entries on and above the diagonal."""
         return _entries_below(*reversed(shape[-2:]))
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("banded", aliases=("band",))
-class Banded(LinearSpace):
+class Banded(Matrices, LinearSpace):
     """Matrices with zeros outside of a band along the diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for |i - j| > width}. A linear space, whose dimension is the
@@ -145,7 +130,6 @@ class Banded(LinearSpace):
                 [0., 1., 1.]])
     """
 
-    event_dim = 2
     examples = (
         ({"width": 0}, (1, 1)),
         ({"width": 1}, (4, 4)),
@@ -167,10 +151,6 @@ class Banded(LinearSpace):
         """The number of entries in the band."""
         m, n = shape[-2:]
         return sum(max(0, min(n, i + self.width + 1) - max(0, i - self.width)) for i in range(m))
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
 
 
 @register("block_diagonal")

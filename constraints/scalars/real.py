@@ -1,4 +1,4 @@
-"""All tensors: what is left of a tensor when other parts of it are constrained."""
+"""All tensors: the unconstrained part of a tensor of which other parts are constrained."""
 
 from __future__ import annotations
 
@@ -41,6 +41,3 @@ class Real(LinearSpace):
         """Zero."""
         return torch.zeros_like(value.real)
 
-    def dimension(self, shape: Sequence[int]) -> int:
-        """One for each entry."""
-        return 1
