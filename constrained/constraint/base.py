@@ -311,7 +311,8 @@ class Constraint(FastPaths, Membership):
             return value
         found = torch.where(beside(outside, value), self.admit(value, START), value)
         share = 2 * START
-        # Rounding to the dtype of storage may undo a small step from the boundary: take larger ones.
+        # Rounding to the dtype of storage may undo a small step from the boundary: take larger
+        # ones.
         while share < 1 / 2 and bool((flat := outside & self.flat(found, share / 4)).any()):
             found = torch.where(beside(flat, value), self.admit(value, share), found)
             share *= 2

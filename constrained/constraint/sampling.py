@@ -30,7 +30,7 @@ class RandomNumbers:
     device: torch.device | str | None
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers; of a complex dtype, with the variance 1 of both parts together."""
+        """Standard normal numbers; complex ones have the variance 1, half of it in each part."""
         return torch.randn(
             tuple(shape), generator=self.generator, dtype=self.dtype, device=self.device
         )

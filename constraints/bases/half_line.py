@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint
-from constraints.math.rounding import kept, least_positive
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.boundary import STEEPNESS
 from constraints.math.autograd import needs_derivative
+from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 
 

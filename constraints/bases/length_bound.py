@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from constrained.constraint.fast_paths import recomputed
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.shapes import Vectors
@@ -31,23 +29,23 @@ def kinks_and_outside() -> dict[str, str]:
 
 
 class LengthBound(Vectors):
-    """What sets of vectors share whose length may be anything up to a bound, in some norm.
+    """What sets of vectors share whose p-norm is at most a bound.
 
-    The map is the identity inside. Outside, a vector is scaled back to the boundary, or for the sum
-    of absolute values goes to the nearest point, where small entries are zero. `canonical` takes a
-    parameter that a step has led outside back there, little by little: see `relax_to_boundary`.
+    The map is the identity inside. Outside, a vector is scaled back to the boundary, or for p = 1
+    goes to the nearest point, where small entries are zero. `canonical` moves a parameter that a
+    step has led outside back to the boundary little by little: see `relax_to_boundary`.
+
+    Attributes:
+        greatest: the bound.
+        order: p, from 1 on.
     """
 
-    is_euclidean = False
-    is_absolute_sum = False
+    greatest: float
+    order: float = 2.0
 
-    @abstractmethod
-    def greatest(self) -> float:
-        """The bound."""
-
-    @abstractmethod
     def length(self, value: Tensor) -> Tensor:
-        """The norm of each vector, of shape ``(*batch, 1)``; no entry is above 1."""
+        """The norm of each vector, of shape ``(*batch, 1)``."""
+        return torch.linalg.vector_norm(value, self.order, dim=-1, keepdim=True)
 
     def forward(self, y: Tensor) -> Tensor:
         """The vector itself inside; a vector on the boundary for one outside."""
@@ -150,5 +148,3 @@ class LengthBound(Vectors):
         length = scale * self.length(scaled)
         least = bound * (1 - 2 * eps) / length.clamp(min=torch.finfo(value.dtype).tiny)
         return torch.where(length > bound * (1 - 2 * eps), value * least, value)
-
-

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.retraction import Retraction
-from constrained.constraint.tolerance import working_dtype
 
 
 class LinearSpace(Retraction):

@@ -34,6 +34,15 @@ class SquareMatrices(Matrices):
         return None if square else "must be a square matrix with a row or more"
 
 
+class EvenMatrices(SquareMatrices):
+    """What sets of square matrices of four equal blocks share."""
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix with an even number of rows."""
+        even = super().shape_problem(event) is None and event[-1] % 2 == 0
+        return None if even else "must be a square matrix with an even number of rows, not 0"
+
+
 def thinner_than(event: tuple[int, ...], rank: int) -> str | None:
     """The problem of a matrix with fewer rows or columns than a rank that it may have."""
     if min(event) >= rank:

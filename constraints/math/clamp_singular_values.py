@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from constrained.constraint.precision import autocast_disabled
-from constraints.math.rounding import least_positive
 from constraints.math import clip_singular_values as clip
 from constraints.math import polar
 from constraints.math.autograd import (
@@ -19,6 +18,7 @@ from constraints.math.autograd import (
     nestable,
     untraced,
 )
+from constraints.math.rounding import least_positive
 from constraints.math.svd import svd, svdvals
 
 #: How far beyond a bound a singular value may be and count as equal to it, in units of the machine

@@ -1,4 +1,4 @@
-"""Covariance matrices X X', kept positive definite in floating-point arithmetic, and their roots."""
+"""Covariance matrices X X', positive definite in floating-point arithmetic too, and roots."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def root(value: Tensor) -> Tensor:
 
 
 def clipped(value: Tensor) -> Tensor:
-    """The nearest matrix with a Cholesky factor, up to rounding; the symmetric part if it has one."""
+    """The symmetric part if it has a Cholesky factor, else the nearest matrix that has one."""
     W = symmetric_part(value)
     eigenvalues, Q = torch.linalg.eigh(W)
     eigenvalues = _clipped(eigenvalues, rounding_of(W))
@@ -99,5 +99,3 @@ def _clipped(eigenvalues: Tensor, relative: float) -> Tensor:
     largest = eigenvalues.abs().amax(-1, keepdim=True)
     least = torch.where(largest > finfo.tiny / finfo.eps, relative * largest, finfo.eps)
     return torch.maximum(eigenvalues, least)
-
-

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.shapes import SquareMatrices
-from constrained.constraint.tolerance import working_dtype
 from constraints.math.regular_start import admitted, triangular_factor
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
@@ -91,5 +91,3 @@ class CholeskyFactor(SquareMatrices):
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
         return shape[-1] * (shape[-1] + 1) // 2
-
-

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.shapes import SquareMatrices
-from constrained.constraint.tolerance import tolerance, working_dtype
 from constraints.math.autograd import needs_derivative
 from constraints.math.covariance import (
     clipped,
@@ -60,8 +60,8 @@ class Correlation(SquareMatrices):
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
     expected_failures = {  # noqa: RUF012 - never changed
         **failing(
-            "the nearest correlation matrix has no closed form: project() clips the eigenvalues and "
-            "then scales the diagonal to one",
+            "the nearest correlation matrix has no closed form: project() clips the eigenvalues "
+            "and then scales the diagonal to one",
             "nearest",
         ),
         **no_derivative("a row of length zero has no direction", "zero_params"),
@@ -267,5 +267,3 @@ def _spread(W: Tensor) -> Tensor:
     none = variance <= 0
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
     return torch.where(none.unsqueeze(-1) | none.unsqueeze(-2), identity, W)
-
-

@@ -146,7 +146,8 @@ class SoftPermutation(BirkhoffPolytope):
         self.temperature = checked_positive("soft_permutation", temperature, "temperature")
         if self.temperature < 1:
             flat = failing(
-                "at a low temperature the map is flat around each permutation, as it is meant to be",
+                "at a low temperature the map is flat around each permutation, as it is meant "
+                "to be",
                 "adam_reaches_the_optimum",
                 "flat_members_are_told",
             )

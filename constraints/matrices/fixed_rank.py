@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
 from constraints.bases.arguments import checked_rank
 from constraints.bases.shapes import SquareMatrices, thinner_than, too_small
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices
 from constraints.math.orthonormal import orthonormality_error
@@ -88,5 +87,3 @@ class Grassmann(Matrices):
         """``p (n - p)``, where p is the smaller side: that of the manifold of subspaces."""
         n, p = max(shape[-2:]), min(shape[-2:])
         return p * (n - p)
-
-

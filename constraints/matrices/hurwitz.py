@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Real
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
+from constraints.bases.arguments import checked_bound
+from constraints.bases.expected_failures import failing
+from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
 from constraints.math.norm import norm
 from constraints.math.stable_lyapunov import (
@@ -83,26 +84,20 @@ class Hurwitz(SquareMatrices):
         ({}, (5, 5)),
         ({"alpha": 0.5}, (3, 3)),
     )
-    expected_failures: ClassVar[dict[str, str]] = {
+    expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() shifts the eigenvalues",
-        **dict.fromkeys(
-            (
-                f"no_dead_directions:{point}"
-                for point in ("zeros", "ones", "eye", "repeated", "boundary")
-            ),
+        **failing(
             "these are on the boundary, where the derivative of a smooth map into the set has no "
             "direction that points outwards",
+            "no_dead_directions",
+            at=("zeros", "ones", "eye", "repeated", "boundary"),
         ),
     }
 
     def __init__(self, alpha: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(alpha, Real) or isinstance(alpha, bool):
-            raise TypeError(f"hurwitz: alpha must be a number, got {alpha!r}.")
-        if not math.isfinite(alpha):
-            raise ValueError(f"hurwitz: alpha must be finite, got {alpha!r}.")
-        self.alpha = float(alpha)
+        self.alpha = checked_bound("hurwitz", alpha, "alpha")
 
     def forward(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor, R: Tensor) -> Tensor:
         """``T P (S - Q / 2) T^-1 - alpha I + h R``."""
@@ -134,7 +129,7 @@ class Hurwitz(SquareMatrices):
 
     def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
         size = norm(K)[..., 0]
-        # A gradient is left on the boundary, where Q vanishes.
+        # On the boundary, where Q vanishes, this leaves a gradient.
         least = 4 * torch.finfo(value.dtype).eps * torch.where(size > 0, size, 1)
         Y = square_root(-(K + K.mT), least).to(value.dtype)
         Z = ((K - K.mT) / 2).to(value.dtype)
@@ -145,7 +140,7 @@ class Hurwitz(SquareMatrices):
         """The spectral abscissa plus alpha, divided by the condition of the eigenvalue.
 
         More precisely the largest of these numbers, in which the distance of the matrix is
-        measured; see `constraints.eigenvalues.spectral_distance`.
+        measured; see `constraints.math.eigenvalues.spectral_distance`.
         """
 
         def way(x: Tensor) -> Tensor:
@@ -157,11 +152,11 @@ class Hurwitz(SquareMatrices):
     def project(self, value: Tensor) -> Tensor:
         """A retraction: all eigenvalues of an outsider are shifted left, by a multiple of I.
 
-        It is no nearest point, which would be a problem that is not convex.
+        It is not a nearest point: finding one is a problem that is not convex.
         """
         abscissa = eigenvalues(value).real.amax(-1)[..., None, None]
         identity = _identity(value)
-        # One after the other: beside a large eigenvalue, alpha would be lost.
+        # Two subtractions: added to a large eigenvalue, alpha would be lost in rounding.
         shifted = value.double() - abscissa * identity - self.alpha * identity
         shifted = torch.where(abscissa + self.alpha > 0, shifted, value).to(value.dtype)
         inside = self.violation(value) <= tolerance(value, 2)
@@ -194,11 +189,7 @@ class Hurwitz(SquareMatrices):
         abscissa = eigenvalues(gaussian).real.amax(-1).to(gaussian.dtype)
         margin = 0.1 + 0.9 * random.uniform(abscissa.shape)
         shift = (abscissa + self.alpha + margin)[..., None, None]
-        return (gaussian - shift * _identity(gaussian))
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n^2``, that of the space of all matrices."""
-        return shape[-1] ** 2
+        return gaussian - shift * _identity(gaussian)
 
 
 def _dissipative(
@@ -215,7 +206,7 @@ def _dissipative(
         L = modal(A)
     else:
         A = torch.where(normal, A, A - F.relu(abscissa + margin * size) * identity)
-        # Elements that need no other coordinates must not be seen by the equation.
+        # Elements that need no other coordinates are replaced, so that the equation is solvable.
         L = continuous_gramian(torch.where(normal, -identity, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
 
@@ -226,10 +217,15 @@ def _mean_size(A: Tensor) -> Tensor:
 
 
 def _rounding(P: Tensor, K: Tensor) -> Tensor:
-    """How far left the eigenvalues of a product P K are put, given the mean eigenvalue of P.
+    """The distance by which the eigenvalues of a product P K are shifted left.
 
-    Where P and K are large and the product is small, what the product errs by is no rounding beside
-    it, and would be a violation: the distance of a matrix to the set is judged by its own size.
+    Where P and K are large and the product is small, the error of the product is large beside it,
+    and would count as a violation, since the distance of a matrix from the set is compared with
+    its own size.
+
+    Args:
+        P: the mean eigenvalue of P.
+        K: the other factor.
     """
     size = P * norm(K.detach()) / K.shape[-1] ** 0.5
     return 4 * torch.finfo(K.dtype).eps * size.detach()
@@ -237,5 +233,3 @@ def _rounding(P: Tensor, K: Tensor) -> Tensor:
 
 def _identity(A: Tensor) -> Tensor:
     return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-
-

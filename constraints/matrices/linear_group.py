@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
-from constraints.bases.linear_space import not_square
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.expected_failures import no_derivative
+from constraints.bases.retraction import Retraction
+from constraints.bases.shapes import SquareMatrices
 from constraints.math.nearest_regular import nearest_regular, orientation, regular
 from constraints.math.svd import svd, svdvals
 from constraints.math.unimodular import distance, unimodular
 
 
 @register("invertible", aliases=("general_linear", "gl"))
-class Invertible(SquareMatrices):
+class Invertible(SquareMatrices, Retraction):
     r"""Invertible matrices, with a determinant of either sign or of a given one.
 
     **Set**: GL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W \ne 0\}`, open, of dimension
@@ -76,18 +78,11 @@ class Invertible(SquareMatrices):
                 "a singular matrix, or one singular up to rounding, as is the nearest one to a "
                 "positive matrix with a negative determinant: the least singular value is reflected"
             )
-            orders = ("first", "second")
-            self.expected_failures = {
-                f"{o}_derivative:{point}": reason for o in orders for point in points
-            }
+            self.expected_failures = no_derivative(reason, *points)
 
     def forward(self, X: Tensor) -> Tensor:
         """The matrix itself where it is regular and the sign of its determinant is right."""
         return regular(X, self.sign or 0)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The matrix itself."""
-        return value
 
     def violation(self, value: Tensor) -> Tensor:
         """The distance from the closure in the spectral norm."""
@@ -116,16 +111,12 @@ class Invertible(SquareMatrices):
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Entries normal with mean 0 and variance 1 / n, given the sign of the determinant."""
-        X = _gaussian(shape, self.sign or 0, generator, dtype, device) / shape[-1] ** 0.5
-        return nearest_regular(X, self.sign or 0).to(dtype or torch.get_default_dtype())
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n^2``, that of the space of all matrices."""
-        return shape[-1] ** 2
+        X = _oriented(random.normal(shape), self.sign or 0) / shape[-1] ** 0.5
+        return nearest_regular(X, self.sign or 0)
 
 
 @register("special_linear", aliases=("sl", "sln", "unit_determinant"))
-class SpecialLinear(SquareMatrices):
+class SpecialLinear(SquareMatrices, Retraction):
     r"""Matrices with determinant one.
 
     **Set**: SL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W = 1\}`, closed, of dimension
@@ -163,10 +154,7 @@ class SpecialLinear(SquareMatrices):
         True
     """
 
-    preserves = (
-        "positive_definite",
-        "diagonal",
-    )
+    preserves = ("positive_definite", "diagonal")
     recompute_in_backward = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
     expected_failures = {  # noqa: RUF012
@@ -174,19 +162,12 @@ class SpecialLinear(SquareMatrices):
         "singular value that no dtype holds",
         "violation_grows": "a matrix that is scaled down may come along the set, from which its "
         "distance grows with the square at first",
-        **dict.fromkeys(
-            ("first_derivative:zero_params", "second_derivative:zero_params"),
-            "the nearest points to the zero matrix are all of SO(n)",
-        ),
+        **no_derivative("the nearest points to the zero matrix are all of SO(n)", "zero_params"),
     }
 
     def forward(self, X: Tensor) -> Tensor:
         """The member that belongs to X."""
         return unimodular(X)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The matrix itself."""
-        return value
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The element itself."""
@@ -206,29 +187,18 @@ class SpecialLinear(SquareMatrices):
 
         The direction is uniformly distributed. Then the value of the map, against rounding.
         """
-        X = _gaussian(shape, 1, generator, dtype, device)
+        X = _oriented(random.normal(shape), 1)
         logarithm = torch.linalg.slogdet(X).logabsdet[..., None, None]
-        scaled = X * torch.exp(-logarithm / shape[-1])
-        return unimodular(scaled).to(dtype or torch.get_default_dtype())
+        return unimodular(X * torch.exp(-logarithm / shape[-1]))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2 - 1``."""
         return shape[-1] ** 2 - 1
 
 
-def _gaussian(
-    shape: Sequence[int],
-    sign: int,
-    generator: torch.Generator | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> Tensor:
-    """Standard normal matrices, with the first row negated where the determinant asks for it."""
-    dtype = working_dtype(dtype or torch.get_default_dtype())
-    X = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+def _oriented(X: Tensor, sign: int) -> Tensor:
+    """The matrices, with the first row negated where the determinant has the other sign."""
     if sign:
         wrong = torch.linalg.slogdet(X).sign * sign < 0
-        X[..., 0, :] *= 1 - 2 * wrong.unsqueeze(-1).to(dtype)
+        X[..., 0, :] *= 1 - 2 * wrong.unsqueeze(-1).to(X.dtype)
     return X
-
-

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.fast_paths import recomputed
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.shapes import Matrices
 from constraints.math.moving_base import quadratic, rebased, rebased_gradient
@@ -49,11 +49,11 @@ class Orthogonal(Matrices):
     for each direction X. Square matrices keep the sign of their determinant; the Cayley transform
     misses the members with :math:`B^\top W` having an eigenvalue -1. Weight decay pulls towards B.
 
-    ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of
-    :math:`B (I + S + S^2 / 2)` with the skew part S of X, where B moves to the value after each
-    optimizer step, and X to zero. A step costs three matrix products at most, one less than under
-    ``"polar"``, and momentum needs no transport, since the coordinates move with B. But two matrices
-    are stored, an average or a shard of which has no meaning, and training keeps the determinant.
+    ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of :math:`B (I + S + S^2
+    / 2)` with the skew part S of X, where B moves to the value after each optimizer step, and X to
+    zero. A step costs three matrix products at most, one less than under ``"polar"``, and momentum
+    needs no transport, since the coordinates move with B. But two matrices are stored, an average
+    or a shard of which has no meaning, and training keeps the determinant.
 
     **Right inverse**: ``"polar"``: the matrix itself. Otherwise X = 0 and B = the matrix.
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.shapes import SquareMatrices
-from constrained.constraint.tolerance import working_dtype
 from constraints.math.covariance import (
     clipped,
     covariance,
@@ -35,8 +35,8 @@ class PositiveDefinite(SquareMatrices):
     their digits, and what it bounds is the condition number of the correlation matrix.
 
     A gradient step in X is one in the Bures-Wasserstein geometry of W, and leaves the neighbourhood
-    of the boundary at an exponential rate. With the usual choice, a Cholesky factor with softplus on
-    its diagonal, it does not: near a singular matrix the derivative of softplus vanishes, and
+    of the boundary at an exponential rate. With the usual choice, a Cholesky factor with softplus
+    on its diagonal, it does not: near a singular matrix the derivative of softplus vanishes, and
     training stalls.
 
     **Right inverse**: the Cholesky factor, after division of the diagonal by 1 + 2 n eps. A matrix

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from constrained import register
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Real
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
+from constraints.bases.arguments import checked_positive
+from constraints.bases.expected_failures import failing
+from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
 from constraints.math.stable_lyapunov import (
     change_back,
@@ -83,25 +84,22 @@ class Schur(SquareMatrices):
         ({}, (5, 5)),
         ({"radius": 0.5}, (3, 3)),
     )
-    expected_failures: ClassVar[dict[str, str]] = {
+    expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() divides by the spectral radius",
         "second_derivative:zero_params": "a common factor of the parameters changes nothing, so "
         "that the map has no limit at 0",
-        **dict.fromkeys(
-            (f"no_dead_directions:{point}" for point in ("ones", "eye", "repeated", "boundary")),
+        **failing(
             "these are on the boundary, where the derivative of a smooth map into the set has no "
             "direction that points outwards",
+            "no_dead_directions",
+            at=("ones", "eye", "repeated", "boundary"),
         ),
     }
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        if not isinstance(radius, Real) or isinstance(radius, bool):
-            raise TypeError(f"schur: radius must be a number, got {radius!r}.")
-        if not 0 < radius < math.inf:
-            raise ValueError(f"schur: radius must be positive and finite, got {radius!r}.")
-        self.radius = float(radius)
+        self.radius = checked_positive("schur", radius, "radius")
 
     def forward(self, V: Tensor, F: Tensor, D: Tensor, T: Tensor, R: Tensor) -> Tensor:
         """``r T 2 (F F' + D D' + V V')^-1 V F' T^-1 + h R``."""
@@ -113,7 +111,7 @@ class Schur(SquareMatrices):
         unit = torch.where(unit > 1, unit, 1)
         factors, V, F = factors / unit, V / unit, F / unit
         G = factors @ factors.mT
-        # A larger G is more stable. The term gives it a Cholesky factor whatever the parameters.
+        # Enlarging G keeps A stable. With the term it has a Cholesky factor for all parameters.
         rounding = 2 * V.shape[-1] * finfo.eps
         term = (
             rounding * G.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + finfo.tiny / finfo.eps
@@ -136,12 +134,12 @@ class Schur(SquareMatrices):
         return cheapest(candidates, value)
 
     def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
-        # A gradient is left on the boundary, where D vanishes.
+        # On the boundary, where D vanishes, this leaves a gradient.
         least = torch.full_like(C[..., 0], 4 * torch.finfo(value.dtype).eps)
         D = square_root(_identity(C) - C.mT @ C, least).to(value.dtype)
         F = C.mT.to(value.dtype).contiguous()
         V = _identity(value).expand_as(value)
-        # Of this map, whatever a derived class makes of its value.
+        # This class's map, even if a derived class overrides it.
         R = value - Schur.forward(self, V, F, D, T, torch.zeros_like(value))
         return F, D, T, R
 
@@ -149,7 +147,7 @@ class Schur(SquareMatrices):
         """The excess of the spectral radius, divided by the condition of the eigenvalue.
 
         More precisely the largest of these numbers, in which the distance of the matrix is
-        measured; see `constraints.eigenvalues.spectral_distance`.
+        measured; see `constraints.math.eigenvalues.spectral_distance`.
         """
 
         def way(x: Tensor) -> Tensor:
@@ -162,7 +160,7 @@ class Schur(SquareMatrices):
     def project(self, value: Tensor) -> Tensor:
         """A retraction: an outsider is scaled to the spectral radius r.
 
-        It is no nearest point, which would be a problem that is not convex.
+        It is not a nearest point: finding one is a problem that is not convex.
         """
         radius = eigenvalues(value).abs().amax(-1)[..., None, None]
         outside = radius > self.radius
@@ -171,7 +169,7 @@ class Schur(SquareMatrices):
         return torch.where(inside[..., None, None], value, value * factor.to(value.dtype))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Matrices of nearly the spectral radius r are scaled down, by ``share``.
+        """Matrices with nearly the spectral radius r are scaled down, by ``share``.
 
         The derivative has the size of the root of the distance of the eigenvalues from the circle.
         """
@@ -184,11 +182,7 @@ class Schur(SquareMatrices):
         gaussian = random.normal(shape)
         radius = eigenvalues(gaussian).abs().amax(-1).to(gaussian.dtype)
         wanted = 0.95 * self.radius * random.uniform(radius.shape)
-        return (gaussian * (wanted / radius)[..., None, None])
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n^2``, that of the space of all matrices."""
-        return shape[-1] ** 2
+        return gaussian * (wanted / radius)[..., None, None]
 
 
 def _contraction(
@@ -205,12 +199,10 @@ def _contraction(
     else:
         shrink = (1 - margin) / radius.clamp(min=torch.finfo(A.dtype).tiny)
         A = torch.where(normal, A, A * shrink.clamp(max=1))
-        # Elements that need no other coordinates must not be seen by the equation.
+        # Elements that need no other coordinates are replaced, so that the equation is solvable.
         L = discrete_gramian(torch.where(normal, 0, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
 
 
 def _identity(A: Tensor) -> Tensor:
     return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-
-

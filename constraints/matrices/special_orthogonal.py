@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.orthonormal import orthonormality_error
 from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
-from constraints.math.uniform_orthogonal import uniform_orthogonal
 from constraints.math.svd import svd
+from constraints.math.uniform_orthogonal import uniform_orthogonal
 
 
 @register("special_orthogonal", aliases=("rotation", "so", "special_orthogonal_group"))
@@ -109,5 +109,3 @@ def _reverse_last(W: Tensor, sign: Tensor) -> Tensor:
     """W with its last column multiplied by the sign."""
     last = torch.arange(W.shape[-1], device=W.device) == W.shape[-1] - 1
     return W * torch.where(last, sign, 1)
-
-

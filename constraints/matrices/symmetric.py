@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.linear_space import LinearSpace, not_square
+from constraints.bases.linear_space import LinearSpace
+from constraints.bases.shapes import EvenMatrices, SquareMatrices
 from constraints.math.autograd import needs_derivative
 from constraints.math.transpose import minus_transpose, plus_transpose
 
@@ -105,7 +106,7 @@ class Hermitian(SquareMatrices, LinearSpace):
 
 
 @register("hamiltonian")
-class Hamiltonian(LinearSpace):
+class Hamiltonian(EvenMatrices, LinearSpace):
     """Hamiltonian matrices: the linear vector fields that keep the symplectic form.
 
     **Set**: {W in R^(2n x 2n) : (J W)' = J W} with J = [[0, I], [-I, 0]]. Dimension n (2 n + 1), a
@@ -123,7 +124,6 @@ class Hamiltonian(LinearSpace):
                 [ 3.,  2.]])
     """
 
-    event_dim = 2
     examples = (({}, (2, 2)), ({}, (4, 4)), ({}, (6, 6)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -140,11 +140,6 @@ class Hamiltonian(LinearSpace):
         """``n (2 n + 1)`` for ``2 n`` rows."""
         n = shape[-1] // 2
         return n * (2 * n + 1)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix with an even number of rows."""
-        even = not_square(event) is None and event[-1] % 2 == 0
-        return None if even else "must be a square matrix with an even number of rows, not 0"
 
 
 @register("traceless", aliases=("trace_zero", "zero_trace"))
@@ -181,5 +176,3 @@ class Traceless(SquareMatrices, LinearSpace):
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2 - 1``."""
         return shape[-1] ** 2 - 1
-
-

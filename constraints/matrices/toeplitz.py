@@ -1,4 +1,4 @@
-"""Matrices that are constant along lines: Toeplitz, circulant, Hankel."""
+"""Matrices that are constant along diagonals: Toeplitz, circulant, Hankel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.linear_space import LinearSpace, empty, not_square
+from constraints.bases.linear_space import LinearSpace
+from constraints.bases.shapes import Matrices, SquareMatrices
 
 
 @register("toeplitz")
@@ -112,7 +113,7 @@ def _places(X: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _means(X: Tensor, line: Tensor, lines: int) -> Tensor:
-    """The mean of X over the entries of each line, in all of its places.
+    """Each entry of X replaced by the mean of its line.
 
     Args:
         X: shape ``(*batch, m, n)``.
@@ -125,9 +126,7 @@ def _means(X: Tensor, line: Tensor, lines: int) -> Tensor:
     count = count.index_add(0, line, torch.ones_like(line, dtype=X.dtype))
     sums = torch.zeros((*flat.shape[:-1], lines), dtype=X.dtype, device=X.device)
     mean = sums.index_add(-1, line, flat) / count
-    # Once more over what is left of a line: the mean of equal numbers is then that number.
+    # Corrected by the mean of the differences, so that the mean of equal numbers is that number.
     rest = flat - mean.index_select(-1, line)
     mean = mean + sums.index_add(-1, line, rest) / count
     return mean.index_select(-1, line).reshape(X.shape)
-
-

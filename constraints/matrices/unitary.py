@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from constrained import register
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices
@@ -74,5 +73,3 @@ class Unitary(Matrices, Retraction):
         """``2 n p - p^2``, where p is the smaller side, of complex matrices."""
         n, p = max(shape[-2:]), min(shape[-2:])
         return 2 * n * p - p * p
-
-

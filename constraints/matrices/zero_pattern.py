@@ -1,4 +1,4 @@
-"""Matrices with zeros in given places: diagonal, triangular, banded, in blocks."""
+"""Matrices with zeros at given positions: diagonal, triangular, banded, block diagonal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.linear_space import LinearSpace, empty
+from constraints.bases.arguments import is_whole
+from constraints.bases.linear_space import LinearSpace
+from constraints.bases.shapes import Matrices
 
-# A mask is made of row and column numbers when it is needed: it costs less than the product that
-# follows, and a constraint that keeps none fits matrices of any size.
+# A mask is computed from row and column numbers when it is needed. It costs less than the product
+# that follows, and a constraint that stores no mask fits matrices of any size.
 
 
 @register("diagonal")
@@ -139,7 +141,7 @@ class Banded(Matrices, LinearSpace):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, int) or width < 0:
+        if not is_whole(width) or width < 0:
             raise ValueError(f"banded: width must be a whole number, 0 or more, got {width!r}.")
         self.width = width
 
@@ -188,8 +190,7 @@ class BlockDiagonal(LinearSpace):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        valid = all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sizes)
-        if not sizes or not valid:
+        if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(
                 f"block_diagonal: sizes must be whole numbers, 1 or more, got {sizes!r}."
             )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import failing
 from constraints.bases.retraction import Retraction
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import check_order, checked_bound
 from constraints.bases.boundary import STEEPNESS, inwards
 from constraints.bases.expected_failures import no_derivative
@@ -102,4 +101,3 @@ class Box(Retraction):
         """Numbers uniform on the interval."""
         value = self.low + (self.high - self.low) * random.uniform(shape)
         return value.clamp(self.low, self.high)
-

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_number
 from constraints.math.autograd import needs_derivative
 from constraints.math.rounding import kept, least_positive

@@ -15,9 +15,9 @@ class Positive(OpenHalfLine):
 
     **Map**: softplus, y -> log(1 + exp(y)), onto the set, down to the root of the smallest normal
     number (1e-19 in single precision), where a logarithm, a reciprocal and their derivatives are
-    still finite. In float16 it goes down to the smallest normal number, 6e-5. A density that divides
-    by higher powers is not finite there, such as that of the normal distribution with this standard
-    deviation: for these take `GreaterThan` with a bound of 1e-8, say.
+    still finite. In float16 it goes down to the smallest normal number, 6e-5. A density that
+    divides by higher powers is not finite there, such as that of the normal distribution with this
+    standard deviation: for these take `GreaterThan` with a bound of 1e-8, say.
 
     **Right inverse**: x -> x + log(1 - exp(-x)). The coordinate of a small x is about log(x), which
     a floating-point number resolves to eps |log(x)|; this is the relative error of the round trip.

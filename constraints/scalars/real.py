@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -40,4 +38,3 @@ class Real(LinearSpace):
     def violation(self, value: Tensor) -> Tensor:
         """Zero."""
         return torch.zeros_like(value.real)
-

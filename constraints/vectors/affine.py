@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import as_tensor
+from constraints.bases.linear_space import LinearSpace
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Vectors
-from constrained.constraint.tolerance import working_dtype
-from constraints.bases.linear_space import LinearSpace
 
 
 @register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
@@ -101,7 +101,8 @@ class Affine(Retraction):
     def forward(self, y: Tensor) -> Tensor:
         """The nearest solution."""
         near = y - self._miss(y)
-        # Twice: after one step the rounding errors of a large y may be large beside a small solution.
+        # Twice: after one step the rounding errors of a large y may be large beside a small
+        # solution.
         near = near - self._miss(near)
         # Where the difference from the shortest solution is rounding of y, take that one itself.
         shortest = self._shortest.to(y.device, y.dtype)

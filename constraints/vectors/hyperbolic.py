@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_positive
+from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import scaled
 
 #: The least distance of a point from the boundary, in units of the machine epsilon times the
@@ -18,8 +19,8 @@ from constraints.math.unit_vectors import scaled
 MARGIN = 16.0
 
 
-#: The distance from the boundary at which `PoincareBall.project` ends, in the same units: 1 - ||x||,
-#: on which every hyperbolic distance depends, is then known to three digits.
+#: The distance from the boundary at which `PoincareBall.project` ends, in the same units: 1 -
+#: ||x||, on which every hyperbolic distance depends, is then known to three digits.
 PROJECTED = 1024.0
 
 
@@ -93,10 +94,10 @@ class PoincareBall(Vectors):
         series = torch.zeros_like(square)
         for coefficient in reversed(SERIES):
             series = series * square + coefficient
-        # Written with exp, the radial derivative keeps its digits where tanh is almost 1. The radial
-        # derivative of the unit vector is zero, as a difference of large numbers that must cancel
-        # before anything is added to them: so the unit vector has a norm of its own, which is not
-        # shared with the length in tanh.
+        # Written with exp, the radial derivative keeps its digits where tanh is almost 1. The
+        # radial derivative of the unit vector is zero, as a difference of large numbers that must
+        # cancel before anything is added to them: so the unit vector has a norm of its own, which
+        # is not shared with the length in tanh.
         decay = torch.exp(-2 * torch.where(small, 1, length))
         tanh = (1 - decay) / (1 + decay)
         most = 1 - MARGIN * torch.finfo(y.dtype).eps
@@ -210,10 +211,10 @@ class Lorentz(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Euclidean norm; on the axis, where many may be, one of them.
 
-        It is (h(s), s x' / a) with x' = (x_1, ..., x_n), a = ||x'|| and h(s) = sqrt(R^2 + s^2), where
-        s >= 0 minimizes (s - a)^2 + (h(s) - x_0)^2: a zero of f(s) = 2 s - a - x_0 s / h(s). For
-        x_0 > 0, f is convex, and not negative at s = (a + x_0) / 2. For x_0 <= 0 it is concave, with
-        f(0) = -a. From these points Newton's method approaches the zero from one side.
+        It is (h(s), s x' / a) with x' = (x_1, ..., x_n), a = ||x'|| and h(s) = sqrt(R^2 + s^2),
+        where s >= 0 minimizes (s - a)^2 + (h(s) - x_0)^2: a zero of f(s) = 2 s - a - x_0 s / h(s).
+        For x_0 > 0, f is convex, and not negative at s = (a + x_0) / 2. For x_0 <= 0 it is concave,
+        with f(0) = -a. From these points Newton's method approaches the zero from one side.
         """
         direction, scale = scaled(value[..., 1:])
         norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import check_order, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
@@ -103,5 +103,3 @@ class MinMaxNorm(Vectors):
         direction, _ = scaled(random.normal(shape))
         length = self.low + (self.high - self.low) * random.uniform((*shape[:-1], 1))
         return direction * (length / torch.linalg.vector_norm(direction, dim=-1, keepdim=True))
-
-

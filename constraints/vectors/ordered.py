@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_bound
 from constraints.bases.boundary import STEEPNESS
 from constraints.bases.expected_failures import no_derivative
@@ -36,7 +35,6 @@ class Increments(Vectors):
         gap: the least difference of neighbours, zero or more. The entry number i of a vector of the
             cone is moved by i times the gap, and so are the map and the projection.
     """
-
 
     def __init__(self, gap: float = 0.0) -> None:
         super().__init__()
@@ -132,9 +130,9 @@ class Ordered(Increments):
     def violation(self, value: Tensor) -> Tensor:
         """The least change of entries that makes an element, by the entry that changes most."""
         value = self._spread(value, -1)
-        # If moving each entry by t at most puts them in order, then x_i <= x_j + 2 t for i < j. Half
-        # of the largest such difference suffices: put each entry halfway between itself and the
-        # largest one before it.
+        # If moving each entry by t at most puts them in order, then x_i <= x_j + 2 t for i < j.
+        # Half of the largest such difference suffices: put each entry halfway between itself and
+        # the largest one before it.
         return (value.cummax(-1).values - value).amax(-1) / 2
 
     def project(self, value: Tensor) -> Tensor:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Vectors
-from constrained.constraint.tolerance import working_dtype
 from constraints.math.logits import inner, logits, probabilities
 
 
@@ -95,5 +94,3 @@ class Simplex(Vectors):
     def dimension(self, shape: Sequence[int]) -> int:
         """``n - 1``."""
         return shape[-1] - 1
-
-

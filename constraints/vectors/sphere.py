@@ -150,8 +150,8 @@ class FrobeniusNorm(Matrices, Spheres):
 
     **Set**: {W in R^(m x n) : ||W||_F = radius}, a sphere. Dimension m n - 1, closed.
 
-    **Map**: X -> radius X / ||X||_F, onto the set. The zero matrix is mapped to one whose only entry
-    that is not zero is the first.
+    **Map**: X -> radius X / ||X||_F, onto the set. The zero matrix is mapped to one whose only
+    entry that is not zero is the first.
 
     **Right inverse**: the identity.
 

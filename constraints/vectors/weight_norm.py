@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import is_whole
 from constraints.bases.expected_failures import no_derivative
 from constraints.math.autograd import needs_derivative
@@ -100,8 +99,8 @@ class WeightNorm(Constraint):
             norm = _norm(v, axes)
             if is_moderate(norm):
                 return v * (self._along(g, event) / norm)
-        # In units of the largest entry no square overflows or underflows. The unit is held constant,
-        # which does not change the derivatives of v / ||v||.
+        # In units of the largest entry no square overflows or underflows. The unit is held
+        # constant, which does not change the derivatives of v / ||v||.
         largest = _largest(v.detach(), axes)
         zero = largest < torch.finfo(v.dtype).tiny
         scaled = torch.where(zero, 1, v) / torch.where(zero, 1, largest)
