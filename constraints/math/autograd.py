@@ -160,9 +160,14 @@ def differentiable(
     value_operator = operator(name, function)
     gradient_operator = operator(gradient_name, gradient)
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        X, *ctx.numbers = inputs
-        ctx.save_for_backward(*((X, output) if saves_input else (output,)))
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        saved = (inputs[0], output) if saves_input else (output,)
+        ctx.save_for_backward(*saved)
+        ctx.numbers = inputs[1:]
+        return saved
+
+    def operator_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        save(ctx, inputs, output)
 
     class Differentiable(DirectFunction):
         @staticmethod
@@ -171,8 +176,7 @@ def differentiable(
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            save(ctx, inputs, output)
-            ctx.save_for_forward(*((inputs[0], output) if saves_input else (output,)))
+            ctx.save_for_forward(*save(ctx, inputs, output))
 
         @staticmethod
         def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
@@ -180,7 +184,7 @@ def differentiable(
             once = not torch.is_grad_enabled() and has_numbers(saved[0]) and has_numbers(G)
             with autocast_disabled(G):
                 result = (gradient if once else derivative)(*saved, G, *ctx.numbers)
-            return result, *(None for _ in ctx.numbers)
+            return result, *(None,) * len(ctx.numbers)
 
         @staticmethod
         @nestable
@@ -193,10 +197,10 @@ def differentiable(
 
     def operator_backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
         result = gradient_operator(*ctx.saved_tensors, G, *ctx.numbers)
-        return result, *(None for _ in ctx.numbers)
+        return result, *(None,) * len(ctx.numbers)
 
     # The operator has the backward too, since torch.compile takes no Function that defines `jvp`.
-    value_operator.register_autograd(operator_backward, setup_context=save)
+    value_operator.register_autograd(operator_backward, setup_context=operator_save)
 
     def apply(X: Tensor, *numbers: float) -> Tensor:
         if goes_by_operator():
