@@ -1,4 +1,4 @@
-"""The rooms stand as docs/architecture.md shows them: imports run downwards, and no file is long."""
+"""The rooms stand as docs/architecture.md shows: imports run downwards, and no file is long."""
 
 from __future__ import annotations
 
