@@ -88,7 +88,7 @@ HOSTILE = {
     "a rank of many digits": {"name": "low_rank", "rank": 10**5000},
     "hexadecimal digits": "sphere(radius=0x" + "f" * 9000 + ")",
     "an abstract class": "constrained:Constraint",
-    "a class with an object for argument": "constrained.view:View('a', 'b', (1,))",
+    "a class with an object for argument": "constrained.constraint.view:View('a', 'b', (1,))",
     "bytes": b"sphere",
     "bytes among the keys": {"name": "sphere", b"radius": 1.0},
     "a key of a megabyte": {"name": "sphere", "x" * 10**6: 1.0},

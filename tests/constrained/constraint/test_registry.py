@@ -192,8 +192,8 @@ TAKERS = [
     "constrained.register('stiefel')(Mine)",
     "constrained.register('mine', aliases=('orthogonal',))(Mine)",
     "constrained.register('mine', aliases=('stiefel',))(Mine)",
-    "constrained.registry.register_spelling('geotorch:Sphere', 'mine', {})",
-    "constrained.registry.register_adapter(lambda thing: Mine())",
+    "constrained.constraint.registry.register_spelling('geotorch:Sphere', 'mine', {})",
+    "constrained.constraint.registry.register_adapter(lambda thing: Mine())",
 ]
 
 
@@ -218,10 +218,10 @@ def test_nobody_takes_a_name_of_the_catalogue(tmp_path):
             names = constrained.names()
         assert all(constrained.get(n).__module__.startswith("constraints.") for n in names)
         assert len(names) >= 70
-        assert constrained.get("stiefel").__module__ == "constraints.orthogonal"
+        assert constrained.get("stiefel").__module__ == "constraints.matrices.orthogonal"
         positive = torch.distributions.constraints.positive
-        assert repr(constrained.registry.adapted(positive)) == "positive()"
-        assert constrained.registry.respelled("geotorch:Sphere")[0] == "sphere"
+        assert repr(constrained.constraint.registry.adapted(positive)) == "positive()"
+        assert constrained.constraint.registry.respelled("geotorch:Sphere")[0] == "sphere"
         print(*(w.message for w in caught), sep="\\n")
     """
     result = subprocess.run(
@@ -230,7 +230,7 @@ def test_nobody_takes_a_name_of_the_catalogue(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     first, *told = result.stdout.splitlines()
     assert first == (
-        "The name 'orthogonal' belongs to constraints.orthogonal.Orthogonal already; register "
+        "The name 'orthogonal' belongs to constraints.matrices.orthogonal.Orthogonal already; register "
         "taker0.Mine under another one."
     )
     # The adapter is asked after those of the catalogue.
@@ -245,7 +245,7 @@ def test_the_engine_finds_the_catalogue_only_when_it_is_asked():
         import sys
         import constrained
         assert "constraints" not in sys.modules
-        assert constrained.get("orthogonal").__module__ == "constraints.orthogonal"
+        assert constrained.get("orthogonal").__module__ == "constraints.matrices.orthogonal"
         assert "constraints" in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained import Constraint, constrain, get, names, spec, violations
-from constrained.evaluation import fingerprint
+from constrained.evaluation import tensor_state
 from constrained.evaluation.events import expect_writes
 from constrained.evaluation.tensor_state import TensorState
 
@@ -347,7 +347,7 @@ def test_samples_are_spread_in_each_dimension():
     for shape in ((64, 65), (3, 5000), (50257, 768), (64, 3, 7, 7), (512, 512, 3, 3), (4097,)):
         periods = [math.prod(shape[i:]) for i in range(1, len(shape))]
         size = math.prod(shape)
-        distance = fingerprint._distance(size, tuple(sorted(periods)), 16)
+        distance = tensor_state._distance(size, tuple(sorted(periods)), 16)
         assert size // 35 < distance <= size // 32
         for period in periods:
             places = {i % period for i in range(0, size, distance)}
@@ -395,7 +395,7 @@ def test_writes_that_follow_a_backward_pass_or_a_step(spec, write):
 @pytest.mark.parametrize("spec", ["sphere", "positive", "orthogonal"])
 def test_memory_that_cannot_be_looked_at_for_free(spec, event, n, monkeypatch):
     """As on a GPU: it is summed when an event happens, and once more at the next read."""
-    monkeypatch.setattr(fingerprint, "_memory", lambda tensor: None)
+    monkeypatch.setattr(tensor_state, "_memory", lambda tensor: None)
     m = large(spec, n=n)
     for entry in (4, -1):
         event(m)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-import constrained.model.constrain
 from constrained import (
     Constraint,
     InfeasibleError,
@@ -24,6 +23,7 @@ from constrained import (
     spec,
     violations,
 )
+from constrained.model import changes
 from constrained.parametrize import is_parametrized
 from constrained.registration.register import register_parametrization
 from constraints import Nonnegative, Orthogonal, Positive
@@ -58,7 +58,7 @@ def assert_unchanged(module, before):
         "orthogonal",
         "orthogonal(map='polar')",
         {"name": "orthogonal"},
-        "constraints.orthogonal:Orthogonal",
+        "constraints.matrices.orthogonal:Orthogonal",
         Orthogonal(),
         Orthogonal,
         "stiefel",
@@ -282,7 +282,7 @@ def test_infinite_values():
 def test_a_failure_while_the_model_is_written_is_undone(monkeypatch):
     module = model()
     before = snapshot(module)
-    install, calls = constrained.change.install, []
+    install, calls = changes.install, []
 
     def failing(*args):
         calls.append(args)
@@ -290,7 +290,7 @@ def test_a_failure_while_the_model_is_written_is_undone(monkeypatch):
             raise MemoryError
         install(*args)
 
-    monkeypatch.setattr(constrained.change, "install", failing)
+    monkeypatch.setattr(changes, "install", failing)
     with pytest.raises(MemoryError):
         constrain(module, "*.weight", "orthogonal(map='cayley')")
     assert_unchanged(module, before)

@@ -5,7 +5,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from constrained import constrain, get
-from constrained.parametrized import parametrization_list
+from constrained.training import linear_fast_path
 from constraints import LowRank
 
 
@@ -422,7 +422,7 @@ def test_a_forward_that_somebody_gives_all_layers_of_a_class_is_called(
 def test_a_layer_that_gains_nothing_by_it_leaves_no_weight_unread(monkeypatch, spec):
     m = after_a_step(constrain(nn.Linear(16, 16), "weight", spec))
     unread = []
-    monkeypatch.setattr(parametrization_list, "Unread", lambda *args: unread.append(args))
+    monkeypatch.setattr(linear_fast_path, "Unread", lambda *args: unread.append(args))
     m(torch.ones(2, 16)).sum().backward()
     assert not unread
 

@@ -193,7 +193,7 @@ def test_many_symbols_are_looked_at_in_parts(monkeypatch):
     constraint = SpectralNormConv(event_dim=4, groups=2)
     K = 0.3 * torch.randn(3, 4, 2, 3, 3, dtype=DOUBLE)
     expected = constraint.norm(K), constraint(K)
-    monkeypatch.setattr("constraints.symbol.ENTRIES", 500)
+    monkeypatch.setattr("constraints.math.conv_symbol.ENTRIES", 500)
     torch.testing.assert_close(constraint.norm(K), expected[0])
     torch.testing.assert_close(constraint(K), expected[1])
     W = constraint.project(K)
@@ -203,7 +203,7 @@ def test_many_symbols_are_looked_at_in_parts(monkeypatch):
 @pytest.mark.parametrize("candidates", [1, 3, 8])
 @pytest.mark.parametrize("shape", [(3, 4, 2, 3, 3), (2, 2, 6, 2, 3), (1, 6, 6, 3, 3)])
 def test_the_loudest_frequency_is_found_whatever_is_looked_at_first(monkeypatch, candidates, shape):
-    monkeypatch.setattr("constraints.symbol._CANDIDATES", candidates)
+    monkeypatch.setattr("constraints.math.conv_symbol._CANDIDATES", candidates)
     sizes, points = shape[-2:], [8, 6]
     K = torch.randn(shape, dtype=DOUBLE)
     # Kernels whose frequencies are nearly, or exactly, as loud as one another.
