@@ -51,7 +51,7 @@ test-slow: $(READY) ## the others: several processes, compilers, thousands of st
 	$(PYTEST) -m slow
 
 test-processors: $(READY) ## the tests under other processors' instructions
-	$(BIN)/python tests/processors.py --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
+	$(BIN)/python -m tests.library.processors --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
 		--seed $(SEED) $(if $(TABLE),--table $(TABLE))
 
 # Libraries that people use constrained models with, in an environment of their own beside .venv.

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-DOCS = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists()) / "docs"
+DOCS = (
+    next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+    / "docs"
+)
 
 architecture = SimpleNamespace(**runpy.run_path(str(DOCS / "architecture.py")))
 PACKAGES = list(architecture.ROOMS)
