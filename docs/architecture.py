@@ -155,18 +155,17 @@ def draw(path: Path = PICTURE) -> None:
             for i, room in enumerate(row):
                 here[room] = (i - (len(row) - 1) / 2, float(level))
         width, tall = 0.94, 0.66
+        widest = max(abs(x) for x, _ in here.values()) + 0.6
         for room, (x, y) in here.items():
             box = FancyBboxPatch(
                 (x - width / 2, y - tall / 2), width, tall, boxstyle="round,pad=0,rounding_size=.06"
             )
             box.set(facecolor="#eef2fb", edgecolor="#3f51b5", linewidth=1.2, zorder=2)
             axis.add_patch(box)
-            title = f"{package}/{room}" if room else f"{package}"
-            axis.text(
-                x, y + 0.19, title, ha="center", va="center", weight="bold", size=10, zorder=3
-            )
-            text = "\n".join(textwrap.wrap(purpose(package, room), 44)[:3])
-            axis.text(x, y - 0.08, text, ha="center", va="center", size=7.5, zorder=3)
+            title = f"{package}/{room}" if room else package
+            axis.text(x, y + 0.2, title, ha="center", va="center", weight="bold", size=10, zorder=3)
+            text = textwrap.fill(purpose(package, room), int(50 / widest), max_lines=4)
+            axis.text(x, y + 0.09, text, ha="center", va="top", size=7.5, zorder=3)
         for room, others in needed(graph).items():
             for other in others:
                 (x, y), (u, v) = here[room], here[other]
@@ -183,7 +182,6 @@ def draw(path: Path = PICTURE) -> None:
                     },
                     zorder=1,
                 )
-        widest = max(abs(x) for x, _ in here.values()) + 0.6
         axis.set(xlim=(-widest, widest), ylim=(-0.6, max(levels) + 0.6))
         axis.axis("off")
         count = len(modules(package))
