@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.atomic.contents import attributes, own, store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.constraint.arguments import check_when_set
 from constrained.constraint.base import Constraint
@@ -144,7 +144,7 @@ class ParametrizationList(EvaluatedTensor):
                 there is back then.
         """
         before = self[idx]
-        with Undisturbed():
+        with defer_interrupts():
             super().__setitem__(idx, module)
             self._notes.clear()
             try:
@@ -184,7 +184,7 @@ class ParametrizationList(EvaluatedTensor):
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
-        with Undisturbed():
+        with defer_interrupts():
             modules = [] if self.is_pure() else list(self.modules())
             # The right inverse of a foreign module may write into it, and fail then.
             with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
@@ -275,7 +275,7 @@ class ParametrizationList(EvaluatedTensor):
     ) -> None:
         # Where loading swaps tensors, no graph may hold them.
         self.forget()
-        with Undisturbed():
+        with defer_interrupts():
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         note(self)
         if all(prefix + name in state_dict for name in self.names()):
