@@ -23,7 +23,7 @@ from constrained.model.errors import named
 from constrained.model.lazy import LazyChange, check_can_wait, stop
 from constrained.model.start import INITS, check_request
 from constrained.model.targets import is_glob, select
-from constrained.parametrized.lookup import (
+from constrained.parametrized.locations import (
     Location,
     constrained_tensors,
     is_constrained,
@@ -31,10 +31,10 @@ from constrained.parametrized.lookup import (
     locations,
 )
 from constrained.parametrized.parametrization_list import read
-from constrained.parametrized.waiting import waiting
-from constrained.parametrized.wrapped import check_not_wrapped
+from constrained.parametrized.deferred import waiting
+from constrained.registration.wrappers import check_not_wrapped
 from constrained.registration.install import check_can_hold
-from constrained.registration.owners import check_other_owners, check_owners
+from constrained.registration.outside_owners import check_other_owners, check_owners
 from constrained.registration.param_groups import check_holds, check_optimizer
 from constrained.registration.remove import remove_parametrizations
 
