@@ -30,7 +30,7 @@ MOVED: dict[str, Names] = {
         "constrained.parametrized.parametrization_list": "ParametrizationList",
     },
     "constrained.parametrized_class": {
-        "constrained.parametrized.container": "Parametrizations",
+        "constrained.parametrized.parametrizations": "Parametrizations",
         "constrained.parametrized.pickling": "_rebuild _rebuild_as_made",
     },
     "constrained.report": {

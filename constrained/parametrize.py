@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from constrained.evaluation.cached import cached
-from constrained.parametrized.lookup import is_parametrized
+from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.register import Function as Function  # models pickled before 0.2

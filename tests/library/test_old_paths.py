@@ -67,15 +67,18 @@ def test_a_model_that_version_0_1_pickled_loads():
     )
     parametrize.register_parametrization(model[1], "bias", torch.tanh)
     text = pickle.dumps(model, protocol=0)
-    for now, old in {
-        "constrained.parametrized.parametrization_list": "constrained.parametrization_list",
-        "constrained.parametrized.container": "constrained.parametrized_class",
-        "constrained.parametrized.pickling": "constrained.parametrized_class",
-        "constrained.constraint.view": "constrained.view",
-        "constrained.registration.register": "constrained.parametrize",
-        "constraints.matrices.orthogonal": "constraints.orthogonal",
-        "constraints.vectors.ball": "constraints.ball",
-    }.items():
+    parametrizations = model[1].parametrizations
+    tanh, view = parametrizations.bias[0], parametrizations.weight[0]
+    for found, old in (
+        (type(parametrizations.weight), "constrained.parametrization_list"),
+        (type(parametrizations), "constrained.parametrized_class"),
+        (model[1].__reduce_ex__(2)[0], "constrained.parametrized_class"),
+        (type(view), "constrained.view"),
+        (type(view.constraint), "constraints.ball"),
+        (type(tanh), "constrained.parametrize"),
+        (Orthogonal, "constraints.orthogonal"),
+    ):
+        now = found.__module__
         assert text.count(f"c{now}\n".encode()) > 0, now
         text = text.replace(f"c{now}\n".encode(), f"c{old}\n".encode())
     with pytest.warns(DeprecationWarning, match="save anew what was pickled"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.contents import attributes, own
-from constrained.atomic.interrupts import defer_interrupts, allow_interrupt
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.parametrized.override import Override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList, read
