@@ -19,12 +19,14 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
-from constrained.parametrized.lookup import Location
+from constrained.parametrized.checkpoint_metadata import Writer, signature
+from constrained.parametrized.deferred import stop_waiting, wait, waiting
+from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import (
     base_class,
     contribute,
@@ -32,8 +34,6 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import Writer, signature
-from constrained.parametrized.waiting import stop_waiting, wait, waiting
 from constrained.registration.param_groups import ParameterHandover
 
 
@@ -203,7 +203,7 @@ def constrain_materialized(module: nn.Module) -> None:
         if tensors.get(name) is not None and not is_lazy(tensors[name])
     ]
     changed = [changed for _, _, change in ready for changed in change.modules()]
-    with Undisturbed():
+    with defer_interrupts():
         with all_or_nothing(changed, [change.original for _, _, change in ready]):
             for name, item, change in ready:
                 stop_waiting(module, name)

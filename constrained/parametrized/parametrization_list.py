@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.atomic.contents import attributes, own, store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.constraint.arguments import check_when_set
 from constrained.constraint.base import Constraint
@@ -21,10 +21,11 @@ from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
 from constrained.evaluation.value_store import ValueStore, ValueWrittenError
 from constrained.parametrized import right_inverse as inversion
 from constrained.parametrized.append import prepare
-from constrained.parametrized.caller import path_for_the_caller
-from constrained.parametrized.fit import check_constants, check_fit
-from constrained.parametrized.holders import all_holders, holders, note
-from constrained.parametrized.originals import (
+from constrained.parametrized.assignment import check_not_sparsifying
+from constrained.parametrized.call_stack import path_for_the_caller
+from constrained.parametrized.changed_arguments import check_constants, check_fit
+from constrained.parametrized.checkpoint_metadata import sign
+from constrained.parametrized.consistency_checks import (
     check_elements,
     check_records,
     check_single,
@@ -33,8 +34,7 @@ from constrained.parametrized.originals import (
     initial_right_inverse,
     register_tensor,
 )
-from constrained.parametrized.signature import sign
-from constrained.parametrized.weight_tools import check_not_sparsifying
+from constrained.parametrized.originals_index import all_holders, holders, note
 from constrained.torch_internals.graphs import traced_value
 
 _is_watched = torch.compiler.is_dynamo_compiling
@@ -144,7 +144,7 @@ class ParametrizationList(EvaluatedTensor):
                 there is back then.
         """
         before = self[idx]
-        with Undisturbed():
+        with defer_interrupts():
             super().__setitem__(idx, module)
             self._notes.clear()
             try:
@@ -184,7 +184,7 @@ class ParametrizationList(EvaluatedTensor):
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
-        with Undisturbed():
+        with defer_interrupts():
             modules = [] if self.is_pure() else list(self.modules())
             # The right inverse of a foreign module may write into it, and fail then.
             with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
@@ -275,7 +275,7 @@ class ParametrizationList(EvaluatedTensor):
     ) -> None:
         # Where loading swaps tensors, no graph may hold them.
         self.forget()
-        with Undisturbed():
+        with defer_interrupts():
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         note(self)
         if all(prefix + name in state_dict for name in self.names()):

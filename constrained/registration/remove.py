@@ -12,20 +12,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.atomic.contents import attributes, recording, store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
-from constrained.parametrized.caller import frames_to_the_caller
-from constrained.parametrized.lookup import is_parametrized, list_of, locations_of, resolve
-from constrained.parametrized.originals import check_elements, check_value, check_writable_now
+from constrained.parametrized.call_stack import frames_to_the_caller
+from constrained.parametrized.consistency_checks import (
+    check_elements,
+    check_value,
+    check_writable_now,
+)
+from constrained.parametrized.locations import is_parametrized, list_of, locations_of, resolve
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import check_finite
-from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.parametrized.writing import flush_writes
+from constrained.parametrized.writable_tensor import flush_writes
 from constrained.registration.from_torch import adopt
 from constrained.registration.install import check_can_change_class, uninstall
 from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
+from constrained.registration.wrappers import check_not_wrapped
 
 
 def remove_parametrizations(
@@ -81,7 +85,7 @@ def remove_parametrizations(
     flush_writes(owner, name)
     tied = (place_owner for place_owner, _ in locations_of(module, list_of(owner, name)))
     changed = around([owner, *tied])
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
         adopt(owner)
         parametrizations = list_of(owner, name)
         parametrizations.check_written(tensor_name)

@@ -9,7 +9,7 @@ from torch import nn
 
 import constrained.parametrize as ours
 from constrained import constrain, release, violations
-from constrained.registration import owners
+from constrained.registration import outside_owners as owners
 
 
 class Tied(nn.Module):

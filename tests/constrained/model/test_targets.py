@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from constrained.model.targets import select
-from constrained.parametrized.lookup import locations
+from constrained.parametrized.locations import locations
 from constrained.registration.register import register_parametrization
 
 

@@ -11,7 +11,7 @@ import constrained
 from constrained import testing
 from constrained.constraint import registry
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from constrained import testing
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+LAWS = "tests/constraints/test_laws.py"
 
 MODULE = '''
 import torch
@@ -81,7 +82,7 @@ def test_it_is_found_by_name(package):
 
 @pytest.mark.slow
 def test_its_laws_are_tried(package):
-    shown = run(package, "-m", "pytest", "-q", "-n0", "tests/test_laws.py", "-k", "toy_palindrome")
+    shown = run(package, "-m", "pytest", "-q", "-n0", LAWS, "-k", "toy_palindrome")
     passed = re.search(r"(\d+) passed", shown)
     assert passed and int(passed[1]) >= len(testing.laws())
     assert "failed" not in shown

@@ -1,6 +1,6 @@
 """No file but those of one package reaches for private parts of torch, and none of these is needed.
 
-What `tests/without.py` tries without a part are values and gradients, in every mode of torch.
+What `without.py` tries without a part are values and gradients, in every mode of torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import without
+from tests.constrained.torch_internals import without
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 
 #: What is torch's, and yet no part that could be anywhere else or go without notice.
 ALLOWED = {
@@ -38,9 +38,7 @@ PYTHON = {"_getframe", "_slotnames", "_replace"}
 
 def files() -> list[Path]:
     found = [p for folder in ("constrained", "constraints") for p in (ROOT / folder).rglob("*.py")]
-    # The promises are tests, of torch as well.
-    outside = (without.ROOM, ROOT / "constrained" / "testing" / "promises")
-    return [p for p in found if not any(p.is_relative_to(folder) for folder in outside)]
+    return [p for p in found if not p.is_relative_to(without.ROOM)]
 
 
 def is_private(name: str) -> bool:
@@ -153,7 +151,7 @@ def test_nothing_is_loaded_that_torch_does_not_load():
 
 @pytest.fixture(scope="module")
 def results():
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "without.py")]
+    command = [sys.executable, "-W", "ignore", without.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

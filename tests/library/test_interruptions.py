@@ -18,7 +18,7 @@ import constrained
 from constrained import constrain, rebase, release, writable
 from constrained.atomic import interrupts as undisturbed
 from constrained.parametrize import remove_parametrizations
-from constrained.parametrized import holders
+from constrained.parametrized import originals_index
 from constrained.registration.register import register_parametrization
 
 
@@ -192,7 +192,7 @@ class Interruption:
             return None
         # What is called when an object goes cannot raise: Python prints the error, and goes on.
         around = frame
-        while around is not None and around.f_code is not holders._forget.__code__:
+        while around is not None and around.f_code is not originals_index._forget.__code__:
             around = around.f_back
         return self.trace if around is None else None
 
@@ -322,16 +322,16 @@ def test_blocks_pass_on_to_what_was_there():
 
     before = signal.signal(signal.SIGINT, mine)
     try:
-        with undisturbed.Undisturbed():
-            with undisturbed.Undisturbed():
+        with undisturbed.defer_interrupts():
+            with undisturbed.defer_interrupts():
                 signal.raise_signal(signal.SIGINT)
             assert not calls
         assert calls == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is mine
-        with undisturbed.Undisturbed():
+        with undisturbed.defer_interrupts():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        with undisturbed.Undisturbed():
+        with undisturbed.defer_interrupts():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -341,7 +341,7 @@ def test_another_thread_leaves_signals_alone():
     found = []
 
     def run():
-        with undisturbed.Undisturbed():
+        with undisturbed.defer_interrupts():
             found.append(signal.getsignal(signal.SIGINT))
 
     before = signal.getsignal(signal.SIGINT)

@@ -12,7 +12,7 @@ from benchmarks import copying, gallery, pictures, problems, quality, sweep, tar
 from benchmarks.quality import Curve
 from constrained import names
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 def test_all_five_are_there():

@@ -11,7 +11,7 @@ from tests.promises import table
 from tests.promises.__main__ import END, START, write
 
 FOLDER = Path(table.__file__).parent
-PAGE = Path(__file__).parents[1] / "docs" / "engine.md"
+PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 
 
 @functools.cache

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import nn
 
-from constrained.parametrized.caller import frames_to_the_caller
-from constrained.parametrized.lookup import Location
+from constrained.parametrized.call_stack import frames_to_the_caller
+from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.stale_parameters import listed

@@ -9,7 +9,7 @@ import pytest
 
 from constrained import testing
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_catalogue_is_up_to_date():

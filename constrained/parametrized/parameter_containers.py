@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained.parametrized.container import Parametrizations
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.override import lists, overriding
+from constrained.parametrized.parametrizations import Parametrizations
 from constrained.parametrized.unsupported import refuse_deletion
 
 #: Keeps the place of an entry until its parametrizations are put there.

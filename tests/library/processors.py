@@ -1,4 +1,4 @@
-"""Run the tests as other processors would: ``python tests/processors.py --law-share 0.1``.
+"""Run the tests as other processors would: ``python -m tests.library.processors``.
 
 Which instructions a sum is made of, and so in which order it is rounded, depends on the processor
 and on the number of threads. The libraries behind torch can be told to use fewer instructions than
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 #: Vector instructions of x86, from the fewest to the most, as torch names them.
 LEVELS = ("DEFAULT", "AVX2", "AVX512")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.contents import attributes, own
-from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.parametrized.override import Override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList, read
@@ -118,10 +118,10 @@ def store_all(targets: Any) -> None:
     read = [target for target in targets if target._tensor is not None]
     # A foreign right inverse may write into its own module.
     changed = [module for target in read for module in target.parametrizations.modules()]
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
         found = []
         for target in read:
-            let_through()
+            allow_interrupt()
             try:
                 new = target.found()
             except (ValueError, TypeError) as error:

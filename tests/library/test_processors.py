@@ -1,12 +1,12 @@
 """The runs under other processors' settings: their shares, their environment, their table."""
 
-from tests import processors
 from tests.conftest import is_chosen
-from tests.processors import SETTINGS, Outcome, Setting, can_run, run, table
+from tests.library import processors
+from tests.library.processors import SETTINGS, Outcome, Setting, can_run, run, table
 
 
 def test_a_share_is_the_same_for_a_seed_and_grows_with_the_share():
-    names = [f"tests/test_laws.py::test_law[{i}]" for i in range(4000)]
+    names = [f"tests/constraints/test_laws.py::test_law[{i}]" for i in range(4000)]
     tenth = {name for name in names if is_chosen(name, 0.1, 0)}
     assert 320 <= len(tenth) <= 480
     assert tenth <= {name for name in names if is_chosen(name, 0.2, 0)}

@@ -1,4 +1,4 @@
-"""The engine without some private part of torch: ``python tests/without.py`` tries each of them.
+"""The engine without some private part of torch: run as a script, this file tries each of them.
 
 Not a test by itself: what is looked for is looked for when the package is imported, so each part is
 tried in a process of its own, forked from one that has imported torch and nothing of this project.
@@ -21,7 +21,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 ROOM = ROOT / "constrained" / "torch_internals"
 LOOK_UP = "constrained.torch_internals.look_up"
 ALL, NOTHING = "all of them", "nothing"
