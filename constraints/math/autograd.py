@@ -48,6 +48,11 @@ def has_numbers(X: Tensor) -> bool:
     return type(X) in (Tensor, Parameter) and not X.is_meta and not is_transformed(X)
 
 
+def may_branch(X: Tensor) -> bool:
+    """Whether Python may branch on the numbers of X, and no tracer would miss it."""
+    return not goes_by_operator() and has_numbers(X)
+
+
 def needs_derivative(X: Tensor) -> bool:
     """Whether a computation with X must be one that autograd or a tracer can follow.
 
@@ -55,8 +60,7 @@ def needs_derivative(X: Tensor) -> bool:
     because reading a number there means to wait for the device.
     """
     return (
-        goes_by_operator()
-        or not (X.is_cpu and has_numbers(X))
+        not (X.is_cpu and may_branch(X))
         or (torch.is_grad_enabled() and X.requires_grad)
         or in_forward_mode()
     )
@@ -126,6 +130,24 @@ def operator(
         return outputs, 0 if isinstance(outputs, Tensor) else (0,) * len(outputs)
 
     return made
+
+
+def without_derivative(
+    name: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any] = _like_first,
+    schema: str | None = None,
+) -> Callable[..., Any]:
+    """A function that branches on numbers, called as itself or, in traced code, as an operator.
+
+    The arguments are those of `operator`. The first argument must not require a gradient.
+    """
+    made = operator(name, function, fake, schema)
+
+    def apply(X: Tensor, *args: Any) -> Any:
+        return (function if may_branch(X) else made)(X, *args)
+
+    return apply
 
 
 def differentiable(
