@@ -8,6 +8,7 @@ from torch import Tensor
 from constraints.bases.arguments import least_positive
 from constraints.math import polar
 from constraints.math.autograd import differentiable
+from constraints.math.matrix import all_finite, eye_like
 from constraints.math.svd import svd, svdvals
 
 #: A singular value beyond a bound by no more than this counts as equal to it. The unit is the
@@ -101,7 +102,7 @@ def clipped_and_vectors(
     # In units of the bound, the eigenvalues of E are the squares of the singular values, less 1.
     Y = X / bound
     E = polar.defect(Y, Y)
-    finite = torch.isfinite(E).all(-1, keepdim=True).all(-2, keepdim=True)
+    finite = all_finite(E)
     excess, V = torch.linalg.eigh(torch.where(finite, E, 0))
     rounding = ROUNDING * torch.finfo(X.dtype).eps
     inside = finite & (excess[..., -1:, None] <= 2 * rounding)
@@ -285,7 +286,7 @@ def _clip_derivative(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
     Y = torch.where(same, 0, X / bound)
     n = X.shape[-2]
     A, dA = _dilation(Y), _dilation(V)
-    A = A - torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    A = A - eye_like(A)
     S = polar.polar(A)
     dS = polar.derivative(A, S, dA)
     result = dS[..., :n, n:] - V @ S[..., n:, n:] - Y @ dS[..., n:, n:]

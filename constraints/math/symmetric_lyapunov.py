@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from constraints.math.autograd import in_front, nestable
+from constraints.math.matrix import all_finite
 
 
 def spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +21,7 @@ def spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
     """
     H = H.detach()
     # LAPACK refuses NaN. Where H is NaN, so is the right-hand side, and thus the solution.
-    finite = torch.isfinite(H).all(-1, keepdim=True).all(-2, keepdim=True)
+    finite = all_finite(H)
     h, Q = torch.linalg.eigh(torch.where(finite, H, 0))
     return h.clamp(min=0), Q
 
