@@ -255,7 +255,7 @@ def test_what_has_no_hooks_gets_none():
     for _ in range(2):
         step(m)
         assert m.weight._backward_hooks is None
-    assert not m.parametrizations.weight._store._hooks
+    assert not m.parametrizations.weight._store.hooks._known
 
 
 def test_dictionaries_do_not_pile_up():
@@ -268,7 +268,7 @@ def test_dictionaries_do_not_pile_up():
         for _ in range(3):
             step(m)
     m.weight  # noqa: B018
-    assert len(m.parametrizations.weight._store._hooks) <= 2
+    assert len(m.parametrizations.weight._store.hooks._known) <= 2
 
 
 def test_hooks_of_each_thread():

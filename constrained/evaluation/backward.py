@@ -169,7 +169,7 @@ class KeptArguments(Kept):
 
     def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Ask the constraint."""
-        if self.state is not None and not self.state.is_untouched():
+        if self.state is not None and not self.state.is_unchanged():
             # Somebody has written into the value, and autograd may have recorded it.
             return self.differentiable(needed, gradient)
         self._check()
@@ -230,7 +230,7 @@ class _Replay(torch.autograd.Function):
         expect_writes()
         if kept.fingerprint is not None:
             for state in kept.fingerprint.states:
-                state.mark()
+                state.sum_on_device()
         # For many gradients at once, as of vmap, no constraint has a rule but that of autograd.
         by_graph = torch.is_grad_enabled() or is_batch(gradients[0])
         ask = kept.differentiable if by_graph else kept.gradients

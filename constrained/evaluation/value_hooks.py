@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from constrained.evaluation.stored_value import StoredValue
+from constrained.evaluation.inplace_writes import ReturnedValue
 from constrained.torch_internals.hooks import Hook, call_first, hooks_of, lasts
 from constrained.torch_internals.tensors import is_transformed
 
@@ -32,12 +32,12 @@ class ValueHooks:
 
     __slots__ = ("__weakref__", "_known", "_values")
 
-    def __init__(self, values: Mapping[int, StoredValue]) -> None:
+    def __init__(self, values: Mapping[int, ReturnedValue]) -> None:
         self._values = values
         # Dictionaries of hooks by their ids, with the value that each was begun for.
         self._known: dict[int, tuple[weakref.ref[Tensor], Hooks]] = {}
 
-    def note(self, stored: StoredValue) -> None:
+    def note(self, stored: ReturnedValue) -> None:
         """Remember the hooks of a stored value, which may be replaced by another one."""
         # Without its node the tensor is somebody's own, and what a foreign module gives has the
         # hooks that it has under torch.

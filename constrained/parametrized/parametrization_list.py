@@ -18,7 +18,8 @@ from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.constraint.arguments import check_when_set
 from constrained.constraint.base import Constraint
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
-from constrained.evaluation.value_store import ValueStore, ValueWrittenError
+from constrained.evaluation.inplace_writes import ValueWrittenError
+from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized import right_inverse as inversion
 from constrained.parametrized.append import prepare
 from constrained.parametrized.caller import path_for_the_caller
