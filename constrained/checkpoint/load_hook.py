@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.contents import is_finite
-from constrained.atomic.interrupts import defer_interrupts, allow_interrupt
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.shards import is_shard, whole, write
 from constrained.checkpoint.foreign_formats import OLD_ENDINGS, agree, read
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.model.lazy import materialize_from
-from constrained.parametrized.lookup import is_parametrized
+from constrained.parametrized.checkpoint_metadata import Writer, signature
+from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import invert
-from constrained.parametrized.signature import Writer, signature
 from constrained.torch_internals.tensors import has_values
 
 #: "error" or "project": what becomes of a plain value outside of its constraint set.

@@ -16,11 +16,16 @@ from constrained.atomic.shards import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.checkpoint.load_hook import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
-from constrained.parametrized.container import Parametrizations
-from constrained.parametrized.lookup import check_model, is_constrained, is_parametrized, locations
+from constrained.parametrized.checkpoint_metadata import unsigned
+from constrained.parametrized.locations import (
+    check_model,
+    is_constrained,
+    is_parametrized,
+    locations,
+)
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import unsigned
-from constrained.parametrized.wrapped import check_not_offloaded, is_sharded
+from constrained.parametrized.parametrizations import Parametrizations
+from constrained.registration.wrappers import check_not_offloaded, is_sharded
 from constrained.torch_internals.modules import put_versions, versions_in
 
 _CHOICES = ("error", "project")

@@ -23,7 +23,7 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.spec import Request
 from constrained.model.changes import TensorChange, advise
-from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.call_stack import frames_to_the_caller
 from constrained.parametrized.module_class import contribute
 
 _MODULE, _CLASS = "gpytorch.module", "Module"

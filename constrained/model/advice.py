@@ -10,7 +10,7 @@ from torch import nn
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import TensorChange, advise
-from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.call_stack import frames_to_the_caller
 
 _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import defer_interrupts, allow_interrupt
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import short
@@ -23,7 +23,8 @@ from constrained.model.errors import named
 from constrained.model.lazy import LazyChange, check_can_wait, stop
 from constrained.model.start import INITS, check_request
 from constrained.model.targets import is_glob, select
-from constrained.parametrized.lookup import (
+from constrained.parametrized.deferred import waiting
+from constrained.parametrized.locations import (
     Location,
     constrained_tensors,
     is_constrained,
@@ -31,12 +32,11 @@ from constrained.parametrized.lookup import (
     locations,
 )
 from constrained.parametrized.parametrization_list import read
-from constrained.parametrized.waiting import waiting
-from constrained.parametrized.wrapped import check_not_wrapped
 from constrained.registration.install import check_can_hold
-from constrained.registration.owners import check_other_owners, check_owners
+from constrained.registration.outside_owners import check_other_owners, check_owners
 from constrained.registration.param_groups import check_holds, check_optimizer
 from constrained.registration.remove import remove_parametrizations
+from constrained.registration.wrappers import check_not_wrapped
 
 
 def constrain(

@@ -24,7 +24,9 @@ from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
-from constrained.parametrized.lookup import Location
+from constrained.parametrized.checkpoint_metadata import Writer, signature
+from constrained.parametrized.deferred import stop_waiting, wait, waiting
+from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import (
     base_class,
     contribute,
@@ -32,8 +34,6 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import Writer, signature
-from constrained.parametrized.waiting import stop_waiting, wait, waiting
 from constrained.registration.param_groups import ParameterHandover
 
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 from torch import nn
 
 from constrained.constraint.plain_data import short
-from constrained.parametrized.lookup import Location, locations
-from constrained.parametrized.weight_tools import hint
+from constrained.parametrized.assignment import hint
+from constrained.parametrized.locations import Location, locations
 
 T = TypeVar("T")
 

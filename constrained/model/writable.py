@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from constrained.atomic.interrupts import defer_interrupts, allow_interrupt
-from constrained.parametrized.lookup import check_model
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
+from constrained.parametrized.locations import check_model
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.override import lists, override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.writing import Target, store_all
+from constrained.parametrized.writable_tensor import Target, store_all
 from constrained.registration.ties import tie, ties
 from constrained.torch_internals.modules import INITIALISING, is_normalization
 

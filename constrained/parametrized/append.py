@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained.parametrized.consistency_checks import check_records
 from constrained.parametrized.evaluation_mode import without_side_effects
-from constrained.parametrized.originals import check_records
 
 
 def prepare(parametrizations: Any, module: nn.Module) -> None:

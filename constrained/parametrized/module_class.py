@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.parametrized.assignment import assign_parameter, class_title, tool_methods
+from constrained.parametrized.deferred import waiting
 from constrained.parametrized.override import override, overriding
 from constrained.parametrized.parameter_order import named_modules
 from constrained.parametrized.parametrization_list import ParametrizationList, read
 from constrained.parametrized.right_inverse import raise_named
 from constrained.parametrized.unsupported import refuse_deletion, refuse_none, refusing_methods
-from constrained.parametrized.waiting import waiting
-from constrained.parametrized.weight_tools import assign_parameter, class_title, tool_methods
 from constrained.torch_internals import classes
 
 # As they are while nobody records what is read and called.

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.parametrized.container import Parametrizations
-from constrained.parametrized.override import Override, lists, overriding
-from constrained.parametrized.weight_tools import (
+from constrained.parametrized.assignment import (
     check_not_distributing,
 )
+from constrained.parametrized.override import Override, lists, overriding
+from constrained.parametrized.parametrizations import Parametrizations
 from constrained.torch_internals.modules import lists_tensors
 
 

@@ -22,10 +22,11 @@ from constrained.evaluation.inplace_writes import ValueWrittenError
 from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized import right_inverse as inversion
 from constrained.parametrized.append import prepare
-from constrained.parametrized.caller import path_for_the_caller
-from constrained.parametrized.fit import check_constants, check_fit
-from constrained.parametrized.holders import all_holders, holders, note
-from constrained.parametrized.originals import (
+from constrained.parametrized.assignment import check_not_sparsifying
+from constrained.parametrized.call_stack import path_for_the_caller
+from constrained.parametrized.changed_arguments import check_constants, check_fit
+from constrained.parametrized.checkpoint_metadata import sign
+from constrained.parametrized.consistency_checks import (
     check_elements,
     check_records,
     check_single,
@@ -34,8 +35,7 @@ from constrained.parametrized.originals import (
     initial_right_inverse,
     register_tensor,
 )
-from constrained.parametrized.signature import sign
-from constrained.parametrized.weight_tools import check_not_sparsifying
+from constrained.parametrized.originals_index import all_holders, holders, note
 from constrained.torch_internals.graphs import traced_value
 
 _is_watched = torch.compiler.is_dynamo_compiling

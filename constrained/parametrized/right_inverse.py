@@ -14,8 +14,8 @@ from constrained.atomic import shards as sharded
 from constrained.atomic.contents import is_finite
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
-from constrained.parametrized.caller import frames_to_the_caller, path_for_the_caller
-from constrained.parametrized.wrapped import is_sharded
+from constrained.parametrized.call_stack import frames_to_the_caller, path_for_the_caller
+from constrained.registration.wrappers import is_sharded
 
 
 def check_assigned(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from constrained.parametrized.assignment import CURE, check_not_pruning
 from constrained.parametrized.override import lists, overriding
-from constrained.parametrized.weight_tools import CURE, check_not_pruning
 from constrained.torch_internals.rewriters import ask_before_norms
 
 

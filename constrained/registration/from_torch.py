@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained.parametrized.container import Parametrizations
 from constrained.parametrized.evaluation_mode import without_side_effects
 from constrained.parametrized.module_class import base_class, set_class
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.parametrizations import Parametrizations
 
 
 def adopt(module: nn.Module) -> None:

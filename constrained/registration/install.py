@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from constrained.parametrized.container import Parametrizations
+from constrained.parametrized.assignment import check_not_pyros
 from constrained.parametrized.module_class import (
     base_class,
     class_names,
@@ -15,9 +15,9 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.weight_tools import check_not_pyros
-from constrained.parametrized.wrapped import check_not_wrapped
+from constrained.parametrized.parametrizations import Parametrizations
 from constrained.registration.from_torch import adopt
+from constrained.registration.wrappers import check_not_wrapped
 
 
 def check_can_change_class(module: nn.Module) -> None:

@@ -12,15 +12,15 @@ from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.base import Constraint
 from constrained.parametrized.append import check_appended, prepare
-from constrained.parametrized.lookup import is_parametrized, list_of, resolve, tied_locations
-from constrained.parametrized.originals import check_is_there
+from constrained.parametrized.assignment import hint
+from constrained.parametrized.consistency_checks import check_is_there
+from constrained.parametrized.locations import is_parametrized, list_of, resolve, tied_locations
 from constrained.parametrized.parametrization_list import ParametrizationList, list_with_original
-from constrained.parametrized.weight_tools import hint
-from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.parametrized.writing import flush_writes
+from constrained.parametrized.writable_tensor import flush_writes
 from constrained.registration.from_torch import adopt
 from constrained.registration.install import check_can_hold, install
 from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
+from constrained.registration.wrappers import check_not_wrapped
 
 
 class Function(nn.Module):

@@ -16,16 +16,20 @@ from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
-from constrained.parametrized.caller import frames_to_the_caller
-from constrained.parametrized.lookup import is_parametrized, list_of, locations_of, resolve
-from constrained.parametrized.originals import check_elements, check_value, check_writable_now
+from constrained.parametrized.call_stack import frames_to_the_caller
+from constrained.parametrized.consistency_checks import (
+    check_elements,
+    check_value,
+    check_writable_now,
+)
+from constrained.parametrized.locations import is_parametrized, list_of, locations_of, resolve
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import check_finite
-from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.parametrized.writing import flush_writes
+from constrained.parametrized.writable_tensor import flush_writes
 from constrained.registration.from_torch import adopt
 from constrained.registration.install import check_can_change_class, uninstall
 from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
+from constrained.registration.wrappers import check_not_wrapped
 
 
 def remove_parametrizations(

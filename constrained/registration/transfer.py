@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from constrained.atomic.contents import store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
-from constrained.parametrized.lookup import is_parametrized, list_of
+from constrained.parametrized.consistency_checks import register_tensor
+from constrained.parametrized.locations import is_parametrized, list_of
 from constrained.parametrized.module_class import base_class, is_parametrized_class, set_class
-from constrained.parametrized.originals import register_tensor
 from constrained.parametrized.override import lists, override
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.wrapped import check_not_wrapped
 from constrained.registration.from_torch import adopted_list
 from constrained.registration.install import check_can_hold, install
 from constrained.registration.param_groups import ParameterHandover
+from constrained.registration.wrappers import check_not_wrapped
 from constrained.torch_internals.rewriters import Convert, wrap_synchronization
 
 

@@ -30,7 +30,7 @@ from torch.optim.optimizer import (
 )
 
 from constrained.evaluation.events import expect_writes
-from constrained.parametrized.holders import holders, note_all, when_first_noted
+from constrained.parametrized.originals_index import holders, note_all, when_first_noted
 from constrained.training.canonicalize import (
     batch_key,
     has_step_gradient,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
 from torch.profiler import ProfilerActivity, profile
 
-import constrained.parametrized.holders as holders
+import constrained.parametrized.originals_index as holders
 from constrained import constrain, get, release
 from constrained.parametrized.module_class import _classes
 from tests.promises.catalogue import every_constraint, linear
