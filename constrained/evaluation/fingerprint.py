@@ -133,7 +133,7 @@ class Fingerprint:
             if len(container) != length:
                 return False
         for state in self.states:
-            if not state.is_in_place() or not (state.has_same_numbers() or not numbers):
+            if not state.is_in_place() or (numbers and not state.has_same_numbers()):
                 return False
         for value, copy in contents:
             if value != copy:

@@ -57,12 +57,14 @@ class ReturnedValue:
         """Whether the value holds other numbers now, in its own memory or in memory given to it."""
         if not self.state.is_unchanged():
             return True
-        # The same numbers in other memory are no write: such is a change of the memory format.
-        value, address = self.state.tensor, self.state.address
-        returned = [t for t in (self.tracked, self.plain) if t is not None]
-        moved = [t for t in returned if t.data_ptr() != address]
+        # The same numbers in other memory are no write: such is a change of the memory format. Nor
+        # is another shape with as many entries.
+        state, returned = self.state, [t for t in (self.tracked, self.plain) if t is not None]
+        moved = [
+            t for t in returned if t.data_ptr() != state.address or t.nbytes != state.nbytes
+        ]
         compare = partial(unseen, _are_equal) if is_transformed() else _are_equal
-        return not all(compare(t, value) for t in moved)
+        return not all(compare(t, state.tensor) for t in moved)
 
     def is_recorded(self) -> bool:
         """Whether autograd has recorded what was done to the value."""
