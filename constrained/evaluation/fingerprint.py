@@ -83,7 +83,8 @@ class Fingerprint:
     __slots__ = ("_facts", "_modules", "states")
 
     def __init__(self, modules: Modules, facts: Facts, states: Sequence[TensorState]) -> None:
-        self._modules, self._facts, self.states = modules, facts, states
+        # Python takes a plain tuple apart faster than a named one.
+        self._modules, self._facts, self.states = modules, tuple(facts), states
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module], *, lenient: bool = False) -> Fingerprint:
@@ -113,7 +114,7 @@ class Fingerprint:
         """
         before = {id(state.tensor): state for state in known}
         states = [before.get(id(state.tensor)) or state.renewed() for state in self.states]
-        return Fingerprint(self._modules, self._facts, states)
+        return Fingerprint(self._modules, self._modules.everything, states)
 
     def holds(self, first: Mapping[str, Any], numbers: bool = True) -> bool:
         """Whether an evaluation would give the same value now. Each read of a value asks this.
