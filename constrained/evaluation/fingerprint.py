@@ -1,4 +1,4 @@
-"""When a cached value may be reused: what it was computed from, and whether that is as it was.
+"""Whether all that a stored value was computed from is as it was.
 
 A stored value may be reused as long as an evaluation would give the same. Each read compares, so
 that no notification can be missed:

@@ -60,9 +60,7 @@ class ReturnedValue:
         # The same numbers in other memory are no write: such is a change of the memory format. Nor
         # is another shape with as many entries.
         state, returned = self.state, [t for t in (self.tracked, self.plain) if t is not None]
-        moved = [
-            t for t in returned if t.data_ptr() != state.address or t.nbytes != state.nbytes
-        ]
+        moved = [t for t in returned if t.data_ptr() != state.address or t.nbytes != state.nbytes]
         compare = partial(unseen, _are_equal) if is_transformed() else _are_equal
         return not all(compare(t, state.tensor) for t in moved)
 

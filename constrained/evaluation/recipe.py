@@ -69,7 +69,7 @@ class Recipe:
         self.precomputed: Precomputed | None = None
 
     def of_originals(self, fingerprint: Fingerprint) -> list[TensorState]:
-        """The states of the originals; one that is parametrized itself is computed, and has none."""
+        """The states of the originals; one that is parametrized itself has none."""
         return [s for s in fingerprint.states if any(s.tensor is t for t in self.originals)]
 
     def evaluated(

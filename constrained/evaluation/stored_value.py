@@ -1,8 +1,13 @@
-"""A stored value, and when it may be returned to one more reader.
+"""When a cached value may be reused: what `StoredValue.read` asks before it returns one.
 
-The fingerprint says whether the value was computed from what is there now. Beside that, what
-surrounds the read must be what surrounded the evaluation, nobody may have written into the value,
-and a read that records gradients needs a value that was recorded.
+* The tensors and modules that it was computed from are as they were: that is the largest part, and
+  `constrained.evaluation.fingerprint` compares them.
+* What surrounds the read is what surrounded the evaluation: inference mode, the stream of a GPU,
+  for a foreign module autocast and the `cached` block; and no transform or tracer is at work.
+* Nobody has written into the value: see `constrained.evaluation.inplace_writes`.
+* If the read records gradients, the value was recorded.
+
+``docs/evaluation.md`` says the same to users.
 """
 
 from __future__ import annotations
