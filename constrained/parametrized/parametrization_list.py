@@ -144,18 +144,13 @@ class ParametrizationList(EvaluatedTensor):
             ValueError: if it is a constraint that does not go with the originals. The one that was
                 there is back then.
         """
-        before = self[idx]
-        with defer_interrupts():
+        with defer_interrupts(), all_or_nothing([self]):
             super().__setitem__(idx, module)
             self._notes.clear()
-            try:
-                index = range(len(self))[idx]
-                check_fit(self, index, "put this one there")
-                if index == 0:
-                    check_constants(self, "put this one there")
-            except Exception:
-                super().__setitem__(idx, before)
-                raise
+            index = range(len(self))[idx]
+            check_fit(self, index, "put this one there")
+            if index == 0:
+                check_constants(self, "put this one there")
 
     # ------------------------------------------------------------------------------ reading
 
