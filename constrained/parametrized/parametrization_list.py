@@ -18,7 +18,8 @@ from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.constraint.arguments import check_when_set
 from constrained.constraint.base import Constraint
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
-from constrained.evaluation.value_store import ValueStore, ValueWrittenError
+from constrained.evaluation.inplace_writes import ValueWrittenError
+from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized import right_inverse as inversion
 from constrained.parametrized.append import prepare
 from constrained.parametrized.assignment import check_not_sparsifying
@@ -143,18 +144,13 @@ class ParametrizationList(EvaluatedTensor):
             ValueError: if it is a constraint that does not go with the originals. The one that was
                 there is back then.
         """
-        before = self[idx]
-        with defer_interrupts():
+        with defer_interrupts(), all_or_nothing([self]):
             super().__setitem__(idx, module)
             self._notes.clear()
-            try:
-                index = range(len(self))[idx]
-                check_fit(self, index, "put this one there")
-                if index == 0:
-                    check_constants(self, "put this one there")
-            except Exception:
-                super().__setitem__(idx, before)
-                raise
+            index = range(len(self))[idx]
+            check_fit(self, index, "put this one there")
+            if index == 0:
+                check_constants(self, "put this one there")
 
     # ------------------------------------------------------------------------------ reading
 
