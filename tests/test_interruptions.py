@@ -18,7 +18,7 @@ import constrained
 from constrained import constrain, rebase, release, writable
 from constrained.atomic import interrupts as undisturbed
 from constrained.parametrize import remove_parametrizations
-from constrained.parametrized import holders
+from constrained.parametrized import originals_index
 from constrained.registration.register import register_parametrization
 
 
@@ -192,7 +192,7 @@ class Interruption:
             return None
         # What is called when an object goes cannot raise: Python prints the error, and goes on.
         around = frame
-        while around is not None and around.f_code is not holders._forget.__code__:
+        while around is not None and around.f_code is not originals_index._forget.__code__:
             around = around.f_back
         return self.trace if around is None else None
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from constrained import Constraint, constrain, get, names
-from constrained.parametrized import holders
+from constrained.parametrized import originals_index
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.training import post_step as restore
 from constraints import Orthogonal
@@ -87,7 +87,7 @@ def test_the_hook_holds_on_to_nothing():
     layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
     trained(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
     watched = weakref.ref(layer.parametrizations.weight)
-    assert watched() in list(holders.holders(layer.parametrizations.weight.original))
+    assert watched() in list(originals_index.lists_with_original(layer.parametrizations.weight.original))
     del layer
     gc.collect()
     assert watched() is None
@@ -516,7 +516,7 @@ def test_a_step_looks_at_its_own_parameters_only(monkeypatch):
     trained(layer, optimizer, 1)
     looked = []
     monkeypatch.setattr(
-        holders,
+        originals_index,
         "_originals",
         lambda holder: looked.append(holder) or [*holder._parameters.values()],
     )
@@ -551,23 +551,23 @@ def test_two_tensors_of_one_parameter_are_both_found():
     original = first.parametrizations.weight.original
     other = ParametrizationList([get("orthogonal")()], original.detach().clone())
     other.original = original
-    found = list(holders.holders(original))
+    found = list(originals_index.lists_with_original(original))
     assert found == [first.parametrizations.weight, other]
     del other, found
     gc.collect()
-    assert list(holders.holders(original)) == [first.parametrizations.weight]
+    assert list(originals_index.lists_with_original(original)) == [first.parametrizations.weight]
 
 
 def test_notes_of_what_is_gone_are_dropped():
     gc.collect()
-    before = len(holders._notes), len(holders._by_parameter)
+    before = len(originals_index._entries), len(originals_index._by_parameter)
     layer = constrain(nn.Linear(4, 4), "weight", "low_rank(rank=2)")
     for _ in range(3):
         layer.double().float()
         layer.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()}, assign=True)
     del layer
     gc.collect()
-    assert (len(holders._notes), len(holders._by_parameter)) == before
+    assert (len(originals_index._entries), len(originals_index._by_parameter)) == before
 
 
 def test_steps_and_copies_in_several_threads():

@@ -28,7 +28,7 @@ _KEY = "constraints"
 _INSIDE = re.compile(r"(?:(?P<owner>.*)\.)?parametrizations\.(?P<name>[^.]+)\.", re.DOTALL)
 
 
-def sign(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> None:
+def record_chain(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> None:
     """Let a state dict say what a tensor is parametrized by, if a constraint is among it.
 
     Of other modules there would be nothing to say but their classes.
@@ -48,14 +48,16 @@ def sign(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> None:
         owner.setdefault(_KEY, {})[found["name"]] = described(chain)
 
 
-def signature(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
+def recorded_chain(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
     """What the metadata of a module says that one of its tensors was written for, if it does."""
     said = metadata.get(_KEY)
     found = said.get(name) if isinstance(said, Mapping) else None
     return found if isinstance(found, list) and found else None
 
 
-def unsigned(metadata: Mapping[str, Any], owner: str, plain: Container[str]) -> dict[str, Any]:
+def without_tensors(
+    metadata: Mapping[str, Any], owner: str, plain: Container[str]
+) -> dict[str, Any]:
     """The metadata of a module some of whose tensors have become plain ones.
 
     Args:
@@ -65,39 +67,41 @@ def unsigned(metadata: Mapping[str, Any], owner: str, plain: Container[str]) -> 
     """
     left = dict(metadata)
     said = {
-        name: signature
-        for name, signature in left.pop(_KEY, {}).items()
+        name: recorded_chain
+        for name, recorded_chain in left.pop(_KEY, {}).items()
         if (f"{owner}.{name}" if owner else name) not in plain
     }
     return {**left, _KEY: said} if said else left
 
 
-class Writer:
+class SavedChain:
     """The parametrizations that the entries of a tensor were written for.
 
     Args:
-        signature: what the checkpoint says.
+        recorded_chain: what the checkpoint says.
         shape: the shape of the tensor here, which a view needs; None if it is not known yet.
 
     Attributes:
-        signature: what the checkpoint says.
+        recorded_chain: what the checkpoint says.
     """
 
-    def __init__(self, signature: list[Any], shape: Sequence[int] | None) -> None:
-        self.signature = signature
+    def __init__(self, recorded_chain: list[Any], shape: Sequence[int] | None) -> None:
+        self.recorded_chain = recorded_chain
         self._shape = shape
 
     @classmethod
     def other(
-        cls, signature: list[Any], chain: Sequence[nn.Module], shape: Sequence[int] | None
-    ) -> Writer | None:
+        cls, recorded_chain: list[Any], chain: Sequence[nn.Module], shape: Sequence[int] | None
+    ) -> SavedChain | None:
         """The writer, unless it is these very parametrizations.
 
         Of modules that are no constraints nothing is known but their classes, which may have been
         renamed: any are taken for the same.
         """
-        mine, writer = described(chain), cls(signature, shape)
-        if same(signature, mine) or not any(isinstance(e, Mapping) for e in (*signature, *mine)):
+        mine, writer = described(chain), cls(recorded_chain, shape)
+        if same(recorded_chain, mine) or not any(
+            isinstance(e, Mapping) for e in (*recorded_chain, *mine)
+        ):
             return None
         try:
             return None if same(described(writer._build()), mine) else writer
@@ -106,7 +110,7 @@ class Writer:
 
     def has_only_constraints(self) -> bool:
         """Whether all of them are constraints; of other modules nothing but the class is known."""
-        return all(isinstance(entry, Mapping) for entry in self.signature)
+        return all(isinstance(entry, Mapping) for entry in self.recorded_chain)
 
     def value(self, entries: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
         """The value that the entries of the tensor stand for, and which of them it is made of.
@@ -141,7 +145,7 @@ class Writer:
         return value, (*names, *own)
 
     def _build(self) -> list[Constraint]:
-        return [built(entry, self._shape) for entry in self.signature]
+        return [built(entry, self._shape) for entry in self.recorded_chain]
 
     def __repr__(self) -> str:
-        return " then ".join(words(entry, self._shape) for entry in self.signature)
+        return " then ".join(words(entry, self._shape) for entry in self.recorded_chain)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained.parametrized.parametrizations import lists_of
 from constrained.torch_internals import calls
 
 _lock = threading.Lock()
@@ -83,17 +84,11 @@ def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | N
     return overrides.get(key)
 
 
-def lists(module: nn.Module) -> dict[str, nn.Module]:
-    """The lists that parametrize the tensors of one module, by the names of the tensors."""
-    found = module._modules.get("parametrizations")
-    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}  # type: ignore[arg-type]
-
-
 class _Answers:
     """What torch is told when it puts tensors in the place of others for the time of a call."""
 
     def is_ours(self, module: nn.Module, name: str) -> bool:
-        return hasattr(type(module), "_overridable") and name in lists(module)
+        return hasattr(type(module), "_overridable") and name in lists_of(module)
 
     def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
         before = override(module, name, tensor)
@@ -105,7 +100,7 @@ class _Answers:
         places: dict[int, list[str]] = {}
         for prefix, owner in module.named_modules(remove_duplicate=False):
             if hasattr(type(owner), "_overridable"):
-                for name, parametrizations in lists(owner).items():
+                for name, parametrizations in lists_of(owner).items():
                     path = f"{prefix}.{name}" if prefix else name
                     places.setdefault(id(parametrizations), []).append(path)
         for paths in places.values():

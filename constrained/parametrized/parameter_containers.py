@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained.parametrized.parametrizations import Parametrizations
 from constrained.parametrized.module_class import contribute
-from constrained.parametrized.override import lists, overriding
-from constrained.parametrized.unsupported import refuse_deletion
+from constrained.parametrized.override import overriding
+from constrained.parametrized.parametrizations import Parametrizations, lists_of
+from constrained.parametrized.unsupported import deletion_error
 
 #: Keeps the place of an entry until its parametrizations are put there.
 _NOTHING = ()
@@ -34,7 +34,7 @@ def container_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[
     return {}
 
 
-# ------------------------------------------------------------------------------------ lists
+# ------------------------------------------------------------------------------------ lists_of
 
 
 def _part(self: Any, idx: Any) -> Any:
@@ -112,14 +112,14 @@ def _add(new: nn.ParameterDict, key: str, old: nn.ParameterDict) -> None:
 
 
 def _delete(self: Any, key: str) -> None:
-    if key in lists(self):
-        raise refuse_deletion(self, key)
+    if key in lists_of(self):
+        raise deletion_error(self, key)
     super(self._parametrized, self).__delitem__(key)
 
 
 def _clear(self: Any) -> None:
-    for key in lists(self):
-        raise refuse_deletion(self, key)
+    for key in lists_of(self):
+        raise deletion_error(self, key)
     super(self._parametrized, self).clear()
 
 
@@ -130,7 +130,7 @@ def _parametrized(container: Any, name: str) -> nn.Module | None:
     """What computes an entry, if it is parametrized and nothing stands in its place."""
     if not hasattr(type(container), "_overridable") or overriding(container, name) is not None:
         return None
-    return lists(container).get(name)
+    return lists_of(container).get(name)
 
 
 def _put(new: Any, name: str, parametrizations: nn.Module) -> None:
@@ -145,11 +145,11 @@ def _with_its_class(new: Any) -> Any:
     """The container with the class that its entries call for, which stand in their order."""
     from constrained.parametrized.module_class import set_class
 
-    found = lists(new)
+    found = lists_of(new)
     if found:
         names = map(str, range(len(new))) if isinstance(new, nn.ParameterList) else new.keys()
         kept: Any = new._modules["parametrizations"]
-        kept._places = tuple(dict.fromkeys((*kept.places(), *names)))
+        kept._tensor_order = tuple(dict.fromkeys((*kept.tensor_order(), *names)))
     # That of the whole serves a part, and is there already.
     if not found or not found.keys() <= set(getattr(type(new), "_names", ())):
         set_class(new, getattr(type(new), "_base_class", type(new)))

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.parametrized.parametrizations import Parametrizations
-from constrained.parametrized.override import Override, lists, overriding
-from constrained.parametrized.assignment import (
-    check_not_distributing,
-)
+from constrained.parametrized.override import Override, overriding
+from constrained.parametrized.parametrizations import Parametrizations, lists_of
+from constrained.parametrized.unsupported import check_not_distributing
 from constrained.torch_internals.modules import lists_tensors
 
 
@@ -39,7 +37,7 @@ def named_modules(
     if not remove_duplicate:
         return _with_duplicates(self, prefix)
     memo = set() if memo is None else memo
-    return _in_places(self, memo, prefix) if self not in memo else iter(())
+    return _in_original_order(self, memo, prefix) if self not in memo else iter(())
 
 
 def _members_are_listed(frame: FrameType | None) -> bool:
@@ -57,7 +55,7 @@ def _members_are_listed(frame: FrameType | None) -> bool:
 class _Before(nn.Module):
     """Those tensors of a module that come before one of its parametrized tensors.
 
-    ``parameters()`` lists the parameters of a module before those of its submodules, where the
+    ``parameters()`` lists_of the parameters of a module before those of its submodules, where the
     originals live; but an optimizer's state is saved by position, which must stay as it was.
     """
 
@@ -73,7 +71,7 @@ def _with_duplicates(module: Any, prefix: str) -> Iterator[tuple[str, nn.Module]
     parameters: dict[str, Any] = {}
     buffers: dict[str, Any] = {}
     hidden: tuple[str, ...] = ()
-    for name in lists(module):
+    for name in lists_of(module):
         target = overriding(module, name)
         if isinstance(target, Override) and target.is_listed:
             among = parameters if target.parametrizations.is_parameter else buffers
@@ -85,7 +83,7 @@ def _with_duplicates(module: Any, prefix: str) -> Iterator[tuple[str, nn.Module]
             yield path, child
 
 
-def _in_places(
+def _in_original_order(
     module: nn.Module, memo: set[nn.Module], prefix: str
 ) -> Iterator[tuple[str, nn.Module]]:
     """A module and its submodules, such that its parameters come in their places."""
@@ -95,7 +93,7 @@ def _in_places(
     if isinstance(parametrizations, Parametrizations):
         passed: dict[str, nn.Parameter | None] = {}
         written: dict[str, Tensor] = {}
-        for place in parametrizations.places():
+        for place in parametrizations.tensor_order():
             if place in module._parameters:
                 passed[place] = module._parameters[place]
             elif place in parametrizations:
@@ -118,5 +116,5 @@ def _in_places(
 
 _ENUMERATION = {
     nn.Module.named_modules.__code__,
-    *(function.__code__ for function in (named_modules, _in_places, _with_duplicates)),
+    *(function.__code__ for function in (named_modules, _in_original_order, _with_duplicates)),
 }

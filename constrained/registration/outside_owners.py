@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from constrained.parametrized.call_stack import frames_to_the_caller
+from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
@@ -103,7 +103,7 @@ def _warn_of_attributes(model: nn.Module, paths: dict[int, str]) -> None:
                     f"'{f'{prefix}.' if prefix else ''}{name}' of the {type(model).__name__} holds "
                     f"the plain tensor of {names}, which is not the constrained value from now on: "
                     f"read {names} wherever it is used.",
-                    stacklevel=frames_to_the_caller(),
+                    stacklevel=user_stacklevel(),
                 )
 
 

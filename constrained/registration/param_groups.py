@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Adagrad, Optimizer
 
 from constrained.parametrized.locations import parameters_at
-from constrained.registration.stale_parameters import listed, note_departure
+from constrained.registration.stale_parameters import listed, mark_stale
 from constrained.torch_internals.modules import forget_size
 
 
@@ -37,7 +37,7 @@ class ParameterHandover:
         after = parameters_at(*self._place)
         for parameter in self._before.values():
             if not any(parameter is p for p in after.values()):
-                note_departure(parameter, *self._place, self._path)
+                mark_stale(parameter, *self._place, self._path)
         if optimizer is not None:
             hand_over(optimizer, self._before, after, self._shapes)
 

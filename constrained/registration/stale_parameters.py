@@ -58,7 +58,7 @@ _looked: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKey
 _count = 0
 
 
-def note_departure(parameter: Tensor, module: nn.Module, name: str, path: str) -> None:
+def mark_stale(parameter: Tensor, module: nn.Module, name: str, path: str) -> None:
     """Let optimizers that hold a parameter, which has just left its place, warn when they step.
 
     Args:
