@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow test-processors test-clients test-geotorch promises compat catalogue accuracy lint format types docs bench notebooks clean
+.PHONY: help install demo demo-short test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture accuracy lint format types docs bench notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,7 +51,7 @@ test-slow: $(READY) ## the others: several processes, compilers, thousands of st
 	$(PYTEST) -m slow
 
 test-processors: $(READY) ## the tests under other processors' instructions
-	$(BIN)/python tests/processors.py --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
+	$(BIN)/python -m tests.library.processors --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
 		--seed $(SEED) $(if $(TABLE),--table $(TABLE))
 
 # Libraries that people use constrained models with, in an environment of their own beside .venv.
@@ -88,6 +88,9 @@ compat: ## laws, promises and tests under another torch: TORCH=2.11.0 [PYTHON=py
 
 catalogue: $(READY) ## write docs/catalogue.md from the docstrings
 	$(BIN)/python docs/catalogue.py
+
+architecture: $(READY) ## draw docs/architecture.svg from the imports
+	$(BIN)/python docs/architecture.py
 
 accuracy: $(READY) ## measure optima and right inverses, and write docs/accuracy.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/accuracy.py

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 
-class Undisturbed:
+class defer_interrupts:
     """A ``with`` block in which Ctrl-C waits: what it calls for happens at the end of the block.
 
     Signals interrupt the main thread alone, and only where a handler written in Python takes them;
@@ -74,7 +74,7 @@ class Undisturbed:
         return False
 
 
-def let_through() -> None:
+def allow_interrupt() -> None:
     """Let Ctrl-C interrupt here, if it has been pressed: all is whole, or will be put back."""
     if torch.compiler.is_compiling():
         return
@@ -82,7 +82,7 @@ def let_through() -> None:
         return
     handler: Any = signal.getsignal(signal.SIGINT)
     is_due = False
-    while isinstance(block := getattr(handler, "__self__", None), Undisturbed):
+    while isinstance(block := getattr(handler, "__self__", None), defer_interrupts):
         # Not unasked: it may be pressed between two lines.
         if block._is_due:
             block._is_due, is_due = False, True

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.contents import is_finite
-from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.shards import is_shard, whole, write
 from constrained.checkpoint.foreign_formats import OLD_ENDINGS, agree, read
 from constrained.constraint.base import Constraint
@@ -58,7 +58,7 @@ def _load_from_state_dict(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    with Undisturbed():
+    with defer_interrupts():
         materialize_from(self, state_dict, prefix, local_metadata)
         known = len(unexpected_keys)
         super(self._parametrized, self)._load_from_state_dict(
@@ -93,7 +93,7 @@ def translate(
     for name, parametrizations in module.parametrizations.items():  # type: ignore[operator]
         if not isinstance(parametrizations, ParametrizationList):
             continue
-        let_through()
+        allow_interrupt()
         said = recorded_chain(local_metadata, name)
         tensor = _Saved(module, name, parametrizations, state_dict, prefix, said)
         try:

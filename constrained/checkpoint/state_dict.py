@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.shards import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.checkpoint.load_hook import on_infeasible as _on_infeasible
@@ -74,7 +74,7 @@ def load_state_dict(
             f"{did_you_mean(str(on_infeasible), _CHOICES)}"
         )
     check_model(model)
-    with Undisturbed():
+    with defer_interrupts():
         modules = list(model.modules())
         extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
         token = _on_infeasible.set(on_infeasible)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.constraint.deprecated import RENAMED, present_name
 
 #: What `nn.Module` itself keeps of a module, its mode and hooks, but for tensors and submodules.
@@ -143,7 +143,7 @@ class WithArguments(nn.Module):
         _continue(fresh, self, like)
         state: dict[str, Any] = vars(self)
         before = dict(state)
-        with Undisturbed():
+        with defer_interrupts():
             try:
                 state.update(vars(fresh))
                 # What follows from the old arguments only.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import short
@@ -104,10 +104,10 @@ def constrain(
     """
     check_optimizer(optimizer)
     requests = _requests(target, constraint, view, arguments)
-    with Undisturbed():
+    with defer_interrupts():
         changes = []
         for places_of_one, request in select(module, requests).values():
-            let_through()
+            allow_interrupt()
             start = init if request.init is None else request.init
             changes.append(prepare(places_of_one, request, start, optimizer))
         held = ((change.places, len(change.tensors())) for change in changes)
@@ -172,9 +172,9 @@ def release(
                 "could take its place; use bake=True."
             )
     changed = around(place.module for here in chosen for place in here)
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
         for here in chosen:
-            let_through()
+            allow_interrupt()
             place = here[0]
             if place.name in deferred(place.module):
                 stop(here)
@@ -196,9 +196,9 @@ def rebase(model: nn.Module) -> nn.Module:
     """
     found = list(constrained_tensors(model))
     changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
         for path, parametrizations, _ in found:
-            let_through()
+            allow_interrupt()
             value = read(parametrizations, path)
             try:
                 parametrizations.right_inverse(value)

@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
@@ -203,7 +203,7 @@ def constrain_materialized(module: nn.Module) -> None:
         if tensors.get(name) is not None and not is_lazy(tensors[name])
     ]
     changed = [changed for _, _, change in ready for changed in change.modules()]
-    with Undisturbed():
+    with defer_interrupts():
         with all_or_nothing(changed, [change.original for _, _, change in ready]):
             for name, item, change in ready:
                 drop_deferred(module, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.parametrized.locations import check_model
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.override import override, overriding
@@ -76,13 +76,13 @@ class writing(AbstractContextManager[None]):
         self._listed: list[tuple[WritableTensor, bool]] = []
         # In the last of these gradients are off for a while, and would stay so.
         always_in = (writing.__enter__, writing.__exit__, WritableTensor.read)
-        self._undisturbed = Undisturbed(always_in)
+        self._undisturbed = defer_interrupts(always_in)
 
     def __enter__(self) -> None:
         self._undisturbed.__enter__()
         try:
             self._begin()
-            let_through()
+            allow_interrupt()
         except BaseException:
             self._end()
             self._undisturbed.__exit__()

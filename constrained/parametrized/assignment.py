@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad as fwAD
 
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.constraint.tolerance import working_dtype
@@ -133,7 +133,7 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
             f"'{name}' is computed by parametrizations, of tensors with plain numbers, and was "
             f"assigned a {type(value).__name__}.{advice}"
         )
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
         try:
             super(module._parametrized, module).__setattr__(name, value)
         except InfeasibleError as error:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
 from constrained.atomic.contents import store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
 from constrained.evaluation.value_store import ValueStore, ValueWrittenError
@@ -114,7 +114,7 @@ class ParametrizationList(EvaluatedTensor):
             ValueError: if it is a constraint that does not match the originals. Nothing has changed
                 then.
         """
-        with Undisturbed(), all_or_nothing([self]):
+        with defer_interrupts(), all_or_nothing([self]):
             super().__setitem__(idx, module)
             self._notes.clear()
             index = range(len(self))[idx]
@@ -150,7 +150,7 @@ class ParametrizationList(EvaluatedTensor):
             ValueError: if the value, or what it is mapped to, has the wrong shape, dtype or
                 device, or lies outside the constraint set. Nothing is written then.
         """
-        with Undisturbed():
+        with defer_interrupts():
             modules = [] if self.is_pure() else list(self.modules())
             # The right inverse of a foreign module may write into it, and fail then.
             with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
@@ -211,7 +211,7 @@ class ParametrizationList(EvaluatedTensor):
     ) -> None:
         # Loading may swap tensors, which fails for those that a graph holds.
         self.forget()
-        with Undisturbed():
+        with defer_interrupts():
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         index_list(self)
         if all(prefix + name in state_dict for name in self.names()):

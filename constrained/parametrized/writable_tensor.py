@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.contents import own
-from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.parametrized.assignment import check_assigned, expanded, raise_named
 from constrained.parametrized.originals import copy_like
@@ -118,10 +118,10 @@ def store_written(targets: Any) -> None:
     read = [target for target in targets if target._tensor is not None]
     # The right inverse of a module that is no Constraint may write into the module.
     changed = [module for target in read for module in target.parametrizations.modules()]
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
         found = []
         for target in read:
-            let_through()
+            allow_interrupt()
             try:
                 new = target.new_originals()
             except (ValueError, TypeError) as error:

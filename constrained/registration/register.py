@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.atomic.contents import recording
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.base import Constraint
 from constrained.parametrized.consistency_checks import check_appended
@@ -102,7 +102,7 @@ def register_parametrization(
     owner, name = resolve(module, tensor_name)
     check_holds(optimizer, [(owner, name, tensor_name)])
     handover = ParameterHandover(owner, name, tensor_name)
-    with Undisturbed(), all_or_nothing(parametrization.modules()):
+    with defer_interrupts(), all_or_nothing(parametrization.modules()):
         parametrization.train(owner.training)
         if is_parametrized(owner, name):
             changed = [*around([owner]), *parametrization.modules()]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.atomic.contents import recording, store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
@@ -81,7 +81,7 @@ def remove_parametrizations(
     flush_writes(owner, name)
     tied = (tied_owner for tied_owner, _ in locations_of(module, list_of(owner, name)))
     changed = around([owner, *tied])
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
         convert_from_torch(owner)
         parametrizations = list_of(owner, name)
         parametrizations.check_written(tensor_name)

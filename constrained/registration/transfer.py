@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.contents import store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.parametrized.locations import is_parametrized, list_of
 from constrained.parametrized.module_class import base_class, is_parametrized_class, set_class
@@ -55,7 +55,7 @@ def transfer_parametrizations_and_params(
         check_not_wrapped(to_module, name)
     copies: dict[int, Any] = {}
     changed = around([to_module])
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
         changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
         for name, parametrizations in changes:
             handover = ParameterHandover(to_module, name, name)

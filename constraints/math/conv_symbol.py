@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math.autograd import goes_by_operator, has_numbers, operator
 from constraints.math.top_singular_value import largest_singular_value
 
 # A convolution with stride 1 takes f to g[t] = sum_x K[x] f[t + x]. To the wave e^{i w.t} a it does
@@ -96,7 +96,7 @@ def operator_norm(
     """
     direct = not goes_by_operator() and has_numbers(K)
     if loudest is None:
-        search: Any = _loudest if direct else _loudest_op
+        search: Any = _loudest if direct else _loudest_operator
         loudest = search(K.detach(), list(sizes), list(points))
     assert loudest is not None
     taps = list(itertools.product(*map(range, sizes)))
@@ -263,7 +263,7 @@ def _angles(points: Sequence[int], places: Sequence[tuple[int, ...]], like: Tens
     return (turns % whole).to(like.dtype) * (2 * math.pi / whole)
 
 
-# The index alone is an operator: a tracer sees real numbers only, and no eigenvalues.
+# Only the index comes from an operator: a tracer sees real numbers only, and no eigenvalues.
 
 
 def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
@@ -272,27 +272,13 @@ def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
     return found
 
 
-# Not every version can tell from an annotation that `list[int]` is a list of integers.
-_loudest_op = torch.library.custom_op(
+_loudest_operator = operator(
     "constraints::loudest_wave",
-    untraced(_loudest),
-    mutates_args=(),
+    _loudest,
+    fake=lambda K, sizes, points: K.new_empty(K.shape[:-4], dtype=torch.int64),
+    # Not every version can tell from an annotation that `list[int]` is a list of integers.
     schema="(Tensor K, int[] sizes, int[] points) -> Tensor",
 )
-
-
-@_loudest_op.register_fake
-def _(K: Tensor, sizes: Sequence[int], points: Sequence[int]) -> Tensor:
-    del sizes, points
-    return K.new_empty(K.shape[:-4], dtype=torch.int64)
-
-
-@_loudest_op.register_vmap
-def _(
-    info: Any, in_dims: tuple[int, None, None], K: Tensor, sizes: list[int], points: list[int]
-) -> tuple[Tensor, int]:
-    del info
-    return _loudest_op(K.movedim(in_dims[0], 0), sizes, points), 0
 
 
 # The lattice has infinitely many frequencies. By a theorem of M. Riesz (1914), a real trigonometric

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from constraints.math.clipped_spectrum import certainly_inside, clipped_and_vectors
+from constraints.math.clip_singular_values import certainly_inside, clipped_and_vectors
 from constraints.math.krylov_norm import generic
 from constraints.math.subspace import filtered, orthonormal, polynomial, product
 

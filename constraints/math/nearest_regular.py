@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math.autograd import goes_by_operator, has_numbers, operator
 from constraints.math.svd import svd
 
 #: The least singular value of what is regular, in units of the machine epsilon times the Frobenius
@@ -63,7 +61,7 @@ def nearest_regular(X: Tensor, sign: int = 0) -> Tensor:
 
 def _lifted(X: Tensor, sign: int, across: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     X = X.detach()
-    return (_lift if at_hand(X) else _lift_op)(X, sign, across)
+    return (_lift if at_hand(X) else _lift_operator)(X, sign, across)
 
 
 def at_hand(X: Tensor) -> bool:
@@ -73,8 +71,8 @@ def at_hand(X: Tensor) -> bool:
 
 def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What is to be added, right singular vectors and weights: zero where X stays."""
-    lift, vectors = torch.zeros_like(X, memory_format=torch.contiguous_format), X.new_zeros(0)
-    weights = X.new_zeros(0)
+    lift = torch.zeros_like(X, memory_format=torch.contiguous_format)
+    vectors, weights = (X.new_zeros((*X.shape[:-2], 0)) for _ in range(2))
     if sign:
         vectors, weights = torch.zeros_like(lift), X.new_zeros(X.shape[:-1])
     if X.numel() == 0:
@@ -134,22 +132,13 @@ def orientation(U: Tensor, Vh: Tensor) -> Tensor:
     return torch.linalg.slogdet(U).sign * torch.linalg.slogdet(Vh).sign
 
 
-# ------------------------------------------------------------------------------ without numbers
-
-# As in `constraints.polar`; what the operators return is constant for autograd.
-
-_lift_op = torch.library.custom_op("constraints::lift", untraced(_lift), mutates_args=())
-
-
-@_lift_op.register_fake
-def _(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
-    like = torch.empty_like(X, memory_format=torch.contiguous_format)
+def _lift_shapes(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
+    del across
+    lift = torch.empty_like(X, memory_format=torch.contiguous_format)
     if sign == 0:
-        return like, X.new_empty(0), X.new_empty(0)
-    return like, torch.empty_like(like), X.new_empty(X.shape[:-1])
+        return lift, X.new_empty((*X.shape[:-2], 0)), X.new_empty((*X.shape[:-2], 0))
+    return lift, torch.empty_like(lift), X.new_empty(X.shape[:-1])
 
 
-@_lift_op.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], X: Tensor, sign: int, across: bool) -> Any:
-    outputs = _lift_op(X.movedim(in_dims[0], 0), sign, across)
-    return outputs, (0, 0 if sign else None, 0 if sign else None)
+# What it returns is constant for autograd.
+_lift_operator = operator("constraints::lift", _lift, fake=_lift_shapes)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import untraced
+from constraints.math.autograd import operator
 from constraints.math.nearest_regular import MARGIN, at_hand, orientation
 from constraints.math.svd import svd, svdvals
 
@@ -53,7 +51,7 @@ def unimodular(X: Tensor) -> Tensor:
         Tensor of the same shape.
     """
     X_0 = X.detach()
-    Z, U, Vh, s, a, multiplier = (_solve if at_hand(X_0) else _solve_op)(X_0)
+    Z, U, Vh, s, a, multiplier = (_solve if at_hand(X_0) else _solve_operator)(X_0)
     if not (torch.is_grad_enabled() or X.requires_grad):
         return Z
     n = X.shape[-1]
@@ -98,7 +96,7 @@ def _shrinkage(logarithm: Tensor, n: int) -> Tensor:
     return torch.exp(((FAR - NEAR) * torch.tanh(excess / (FAR - NEAR)) - excess) / n)
 
 
-def _solve(X: Tensor) -> tuple[Tensor, ...]:
+def _solve(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Z, U, V', the signed singular values s of X, lifted, the a of Z, and the multiplier."""
     size = X.abs().amax((-2, -1), keepdim=True) if X.numel() else X.new_ones(*X.shape[:-2], 1, 1)
     finite = torch.isfinite(size)
@@ -212,28 +210,11 @@ def _nearest_smaller(s: Tensor, every: Tensor) -> Tensor:
     return torch.where(missed | (~missed_one & (far_one < far)), one, every)
 
 
-# ------------------------------------------------------------------------------ without numbers
-
-# As in `constraints.polar`; what the operators return is constant for autograd.
-
-
-@torch.library.custom_op("constraints::unimodular", mutates_args=())
-@untraced
-def _solve_op(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _solve(X)  # type: ignore[return-value]
-
-
-@_solve_op.register_fake
-def _(X: Tensor) -> tuple[Tensor, ...]:
+def _solution_shapes(X: Tensor) -> tuple[Tensor, ...]:
     square = [torch.empty_like(X, memory_format=torch.contiguous_format) for _ in range(3)]
-    return (
-        *square,
-        X.new_empty(X.shape[:-1]),
-        X.new_empty(X.shape[:-1]),
-        X.new_empty((*X.shape[:-2], 1)),
-    )
+    vectors = [X.new_empty(X.shape[:-1]) for _ in range(2)]
+    return *square, *vectors, X.new_empty((*X.shape[:-2], 1))
 
 
-@_solve_op.register_vmap
-def _(info: Any, in_dims: tuple[int], X: Tensor) -> Any:
-    return _solve_op(X.movedim(in_dims[0], 0)), (0,) * 6
+# What it returns is constant for autograd.
+_solve_operator = operator("constraints::unimodular", _solve, fake=_solution_shapes)

@@ -159,7 +159,12 @@ def test_e37_ten_thousand_registrations_leave_nothing(name, measured):
         gc.collect()
         objects = sum(1 for o in gc.get_objects())
         hooks = len(layer._forward_hooks) + len(layer._load_state_dict_pre_hooks)
-        sizes = [len(originals_index._entries), len(originals_index._by_parameter), len(_classes), hooks]
+        sizes = [
+            len(originals_index._entries),
+            len(originals_index._by_parameter),
+            len(_classes),
+            hooks,
+        ]
         return objects, sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     cycle(1000)
