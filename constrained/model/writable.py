@@ -15,7 +15,7 @@ from constrained.parametrized.override import override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import lists_of
 from constrained.parametrized.writable_tensor import WritableTensor, store_written
-from constrained.registration.ties import tie, ties
+from constrained.registration.ties import find_ties, install_ties
 from constrained.torch_internals.modules import INITIALISING, is_normalization
 
 
@@ -100,13 +100,13 @@ class writing(AbstractContextManager[None]):
     def _store(self, is_whole: bool) -> None:
         targets = self._targets.values()
         tensor_and_list = [t.tensor_and_list() for t in targets if t.is_listed and t.is_read()]
-        tied = ties(self._module, tensor_and_list) if tensor_and_list else []
+        tied = find_ties(self._module, tensor_and_list) if tensor_and_list else []
         try:
             if is_whole:
                 store_written(targets)
         finally:
             # A plain parameter would stay tied, too, whatever else goes wrong.
-            tie(tied)
+            install_ties(tied)
 
     def _begin(self) -> None:
         for path, owner, name, parametrizations in list(_places(self._module)):

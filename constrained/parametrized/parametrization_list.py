@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from constrained.parametrized.memory_format import convert_original
 from constrained.parametrized.originals import as_tuple, register_originals
 from constrained.parametrized.originals_index import index_list
 from constrained.parametrized.right_inverse import invert, new_originals
-from constrained.parametrized.unsupported import lost_write_error
+from constrained.parametrized.unsupported import lost_write_error, warn_of_hooks
 from constrained.torch_internals.graphs import traced_value
 
 _is_watched = torch.compiler.is_dynamo_compiling
@@ -100,7 +99,7 @@ class ParametrizationList(EvaluatedTensor):
         """Add a parametrization at the end, which gets the value as it is now.
 
         Raises:
-            ValueError: if it cannot attach what the others give.
+            ValueError: if it cannot take the value of the others.
             TypeError: if it is one of ``torch.ao.pruning``.
         """
         check_can_follow(self, module)
@@ -232,12 +231,7 @@ class ParametrizationList(EvaluatedTensor):
         """`check_written`, and warn of hooks on the value: a tracer sees neither."""
         self.check_written(name)
         if self._store.hooks.wait():
-            warnings.warn(
-                f"'{name}' is computed by {chain_repr(self)}, and code that is compiled does not "
-                "call the hooks on its value: register them on its free parameters, under "
-                f"`module.parametrizations.{name}`, or leave the module out of what is compiled.",
-                stacklevel=2,
-            )
+            warn_of_hooks(self, name)
 
     def forget(self) -> None:
         """Drop stored values, whose graphs hold the originals, and notes about these.

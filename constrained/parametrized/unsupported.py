@@ -9,6 +9,7 @@ the moment at which it touches a module, as far as it touches one.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -46,6 +47,16 @@ def lost_write_error(parametrizations: nn.Module, name: str) -> RuntimeError:
         "from its originals, and is as it was. Assign instead: "
         f"`module.{name.rpartition('.')[2]} = new_value`, or write inside of "
         "`with constrained.writable(module):`."
+    )
+
+
+def warn_of_hooks(parametrizations: nn.Module, name: str) -> None:
+    """Warn that compiled code does not call the hooks on the value of a tensor."""
+    warnings.warn(
+        f"'{name}' is computed by {chain_repr(parametrizations)}, and code that is compiled does "
+        "not call the hooks on its value: register them on its free parameters, under "
+        f"`module.parametrizations.{name}`, or leave the module out of what is compiled.",
+        stacklevel=3,
     )
 
 

@@ -124,7 +124,7 @@ def test_a_step_while_a_parameter_leaves_elsewhere(monkeypatch):
         kept.append((layer, layer.weight))
         departures.mark_stale(layer.weight, layer, "weight", "weight")
 
-    monkeypatch.setattr(departures, "_departures", Interleaved())
+    monkeypatch.setattr(departures, "_stale_parameters", Interleaved())
     depart()
     depart()
     parameter = nn.Parameter(torch.ones(1))
