@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad as fwAD
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.atomic.contents import is_finite
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor

@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from constrained.atomic.shards import is_shard
+from constrained.atomic.sharded import is_shard
 from constrained.torch_internals import shards
 
 #: Every live DistributedDataParallel, once somebody has asked.
