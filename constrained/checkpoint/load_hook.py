@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from constrained.atomic.contents import is_finite
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
-from constrained.atomic.shards import is_shard, whole, write
+from constrained.atomic.sharded import is_shard, whole, write
 from constrained.checkpoint.foreign_formats import OLD_ENDINGS, agree, read
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError

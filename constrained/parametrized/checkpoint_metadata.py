@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.shards import whole
+from constrained.atomic.sharded import whole
 from constrained.constraint.base import Constraint
 from constrained.constraint.description import built, described, same, words
 from constrained.torch_internals.modules import versions_in
