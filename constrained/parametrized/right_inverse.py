@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -110,7 +110,7 @@ def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[T
     """
     check_assigned(on, value, anew=anew)
     known = on.originals()
-    new = _run_backwards(on, value.detach())
+    new: Any = _run_backwards(on, value.detach())
     if on.is_tensor:
         if not isinstance(new, Tensor):
             raise ValueError(f"`right_inverse` should return a tensor. Got {type(new).__name__}")
@@ -125,12 +125,13 @@ def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[T
         raise ValueError(
             f"'right_inverse' must return a sequence of tensors. Got {type(new).__name__}."
         )
-    if len(new) != on.ntensors:
+    elements = cast("Sequence[Any]", new)
+    if len(elements) != on.ntensors:
         raise ValueError(
             "'right_inverse' must return a sequence of tensors of length "
-            f"{on.ntensors}. Got a sequence of length {len(new)}."
+            f"{on.ntensors}. Got a sequence of length {len(elements)}."
         )
-    for i, (old, tensor) in enumerate(zip(known, new, strict=True)):
+    for i, (old, tensor) in enumerate(zip(known, elements, strict=True)):
         if not isinstance(tensor, Tensor):
             raise ValueError(
                 "'right_inverse' must return a sequence of tensors. "
@@ -142,10 +143,10 @@ def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[T
                 f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
                 f"while `original{i}` has dtype {old.dtype}"
             )
-    check_finite(on, value, new)
+    check_finite(on, value, elements)
     if is_managed(on):
-        sharded.check_writable(known, new)
-    return tuple(new)
+        sharded.check_writable(known, elements)
+    return tuple(elements)
 
 
 def check_finite(on: EvaluatedTensor, value: Tensor, new: Sequence[Tensor]) -> None:
