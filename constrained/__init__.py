@@ -16,6 +16,8 @@ from constrained.model.report import assert_feasible, report, spec, violations
 from constrained.model.writable import writable
 from constrained.old_paths import MOVED as _MOVED
 
+__version__ = "0.2.0"
+
 __all__ = [
     "Constraint",
     "InfeasibleError",

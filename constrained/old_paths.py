@@ -1,4 +1,4 @@
-"""The paths of modules before version 0.2, which go on working until 0.3.
+"""The paths of modules before version 0.2, which go on working until 0.4.
 
 Only what others could have imported, or what is in a pickled model, is listed.
 """

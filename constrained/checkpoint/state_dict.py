@@ -76,21 +76,12 @@ def load_state_dict(
     check_model(model)
     with defer_interrupts():
         modules = list(model.modules())
-        extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
         token = _on_infeasible.set(on_infeasible)
         try:
-            with all_or_nothing(modules, tensors_of(modules)):
+            with all_or_nothing(modules, tensors_of(modules), extra_state=True):
                 return model.load_state_dict(state_dict, strict=strict, assign=assign)
-        except BaseException:
-            for module, state in extra:
-                module.set_extra_state(state)
-            raise
         finally:
             _on_infeasible.reset(token)
-
-
-def _has_extra_state(module: nn.Module) -> bool:
-    return type(module).set_extra_state is not nn.Module.set_extra_state
 
 
 @torch.no_grad()

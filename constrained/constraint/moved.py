@@ -12,8 +12,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-#: The version in which the old paths go.
-UNTIL = "0.3"
+#: The version in which all that is deprecated since 0.2 goes: it works for two minor versions.
+UNTIL = "0.4"
 
 #: Names, separated by blanks, by the module that they are defined in now.
 Names = Mapping[str, str]

@@ -15,7 +15,8 @@ from constrained.atomic.contents import store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
-from constrained.evaluation.value_store import ValueStore, ValueWrittenError
+from constrained.evaluation.inplace_writes import ValueWrittenError
+from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized.assignment import expanded, warn_of_graph
 from constrained.parametrized.changed_arguments import check_frozen_originals, check_original_shapes
 from constrained.parametrized.checkpoint_metadata import record_chain

@@ -1,4 +1,4 @@
-"""What was imported, or pickled, by the paths and names of version 0.1 goes on working until 0.3."""
+"""The paths and names of version 0.1, imported or in a pickle, go on working until 0.4."""
 
 from __future__ import annotations
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.promises import table
-from tests.promises.__main__ import END, START, write
+from tests.promises.__main__ import END, INDEX, START, write
 
-FOLDER = Path(table.__file__).parent
 PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 
 
@@ -18,13 +17,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 def named() -> dict[str, list[tuple[str, bool]]]:
     """For each promise: its test functions, and whether each is one of torch."""
     found: dict[str, list[tuple[str, bool]]] = {key: [] for key in table.PROMISES}
-    for path in FOLDER.glob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                key = table.promise_of(f"{path.name}::{node.name}")
+    for path in table.FOLDER.glob("test_*.py"):
+        for key, nodes in table.ids_in(path).items():
+            for node in nodes:
                 of_torch = any("torch_today" in ast.unparse(d) for d in node.decorator_list)
                 found[key].append((node.name, of_torch))
     return found
+
+
+def test_the_index_by_subject_is_up_to_date():
+    assert table.index() in INDEX.read_text("utf-8"), "run `python -m tests.promises --index`"
 
 
 @pytest.mark.parametrize("key", table.PROMISES)

@@ -1,4 +1,4 @@
-"""E17: a Parameter can be assigned; what cannot be done is a clear error."""
+"""E17: a Parameter can be assigned to a constrained tensor; None and `del` are clear errors."""
 
 import pytest
 import torch
