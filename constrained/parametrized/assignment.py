@@ -22,13 +22,13 @@ from constrained.parametrized.unsupported import CURE
 from constrained.torch_internals.tensors import has_values, is_wrapper
 
 
-def check_assigned(on: EvaluatedTensor, value: Any, *, anew: bool = False) -> None:
+def check_assigned(on: EvaluatedTensor, value: Any, *, replace: bool = False) -> None:
     """Raise unless a value is a tensor of a shape and device that can be assigned.
 
     Args:
         on: the parametrized tensor.
         value: what is assigned.
-        anew: the originals are replaced, so that the device may be another one.
+        replace: the originals are replaced, so that the device may be another one.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -40,7 +40,7 @@ def check_assigned(on: EvaluatedTensor, value: Any, *, anew: bool = False) -> No
             f"shape {tuple(on.shape)}: to give it another shape, release it first."
         )
     device = on.originals()[0].device
-    if value.device != device and not anew:
+    if value.device != device and not replace:
         raise ValueError(
             f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
         )

@@ -96,25 +96,25 @@ def new_originals(
     return new
 
 
-def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[Tensor, ...]:
+def invert(on: EvaluatedTensor, value: Tensor, *, replace: bool = False) -> tuple[Tensor, ...]:
     """The originals whose value is ``value``, to be written into those that are there.
 
     Args:
         on: the parametrized tensor.
         value: of the shape of the parametrized tensor.
-        anew: the originals replace those that are there, and may have another dtype or device.
+        replace: the originals replace those that are there, and may have another dtype or device.
 
     Raises:
         RuntimeError: if a parametrization has no right inverse.
         ValueError: if the value cannot be assigned, or what it is mapped to cannot be stored.
     """
-    check_assigned(on, value, anew=anew)
+    check_assigned(on, value, replace=replace)
     known = on.originals()
     new: Any = _run_backwards(on, value.detach())
     if on.is_tensor:
         if not isinstance(new, Tensor):
             raise ValueError(f"`right_inverse` should return a tensor. Got {type(new).__name__}")
-        if not anew and new.dtype != known[0].dtype:
+        if not replace and new.dtype != known[0].dtype:
             check_dtype(on, value)
             raise ValueError(
                 f"The tensor returned by `right_inverse` has dtype {new.dtype} "
@@ -137,7 +137,7 @@ def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[T
                 "'right_inverse' must return a sequence of tensors. "
                 f"Got element {i} of type {type(tensor).__name__}."
             )
-        if not anew and old.dtype != tensor.dtype:
+        if not replace and old.dtype != tensor.dtype:
             check_dtype(on, value)
             raise ValueError(
                 f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
