@@ -363,7 +363,7 @@ def _entries(parametrizations: ParametrizationList, value: Tensor, anew: bool) -
         # The right inverse of a foreign module may write into it.
         parametrizations = copy.deepcopy(parametrizations)
         nested = parametrizations._modules.get("parametrizations", {})
-    originals = invert(parametrizations, value, anew=anew)
+    originals = invert(parametrizations, value, replace=anew)
     first = chain[0]
     if isinstance(first, Constraint) and first.has_own_map() and has_values(value):
         originals = first.canonical(*originals)

@@ -5,7 +5,7 @@ None of these names has a public counterpart. What replaces each of them is said
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import CodeType, FrameType
 from typing import Any
 
@@ -25,6 +25,13 @@ def is_normalization(cls: type) -> bool:
     # They have no public base class.
     files = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
     return any(base.__module__ in files for base in cls.__mro__)
+
+
+def submodules(
+    module: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    """``module.named_modules()``, whose annotation in torch leaves types unknown."""
+    return module.named_modules(remove_duplicate=remove_duplicate)
 
 
 # ----------------------------------------------------------------------- replicas of a module
