@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from constrained.atomic.interrupts import Undisturbed
 from constrained.atomic.shards import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
-from constrained.checkpoint.load_hook import on_infeasible as _on_infeasible
+from constrained.checkpoint.entries import OnInfeasible
+from constrained.checkpoint.entries import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
 from constrained.parametrized.container import Parametrizations
 from constrained.parametrized.lookup import check_model, is_constrained, is_parametrized, locations
