@@ -9,5 +9,5 @@ those that are there.
 from constrained.checkpoint import load_hook
 from constrained.libraries import botorch, gpytorch_bounds, gpytorch_kernels, transformers
 from constrained.model import advice, lazy, writable
-from constrained.parametrized import containers, pickling
+from constrained.parametrized import parameter_containers, pickling
 from constrained.training import linear_fast_path, post_step

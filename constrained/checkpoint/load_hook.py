@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.checkpoint.saved_tensor import SavedTensor, reason_of
 from constrained.model.lazy import materialize_from
-from constrained.parametrized.lookup import is_parametrized
+from constrained.parametrized.checkpoint_metadata import recorded_chain
+from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import signature
 
 
 @contribute
@@ -40,7 +40,7 @@ def _load_from_state_dict(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    with Undisturbed():
+    with defer_interrupts():
         materialize_from(self, state_dict, prefix, local_metadata)
         known = len(unexpected_keys)
         super(self._parametrized, self)._load_from_state_dict(
@@ -76,8 +76,8 @@ def translate(
     for name, parametrizations in lists.items():
         if not isinstance(parametrizations, ParametrizationList):
             continue
-        let_through()
-        written_for = signature(local_metadata, name)
+        allow_interrupt()
+        written_for = recorded_chain(local_metadata, name)
         tensor = SavedTensor(module, name, parametrizations, state_dict, prefix, written_for)
         try:
             tensor.translate(assign)

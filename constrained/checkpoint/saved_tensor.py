@@ -20,8 +20,8 @@ from constrained.atomic.shards import is_shard
 from constrained.checkpoint.entries import entries_for, own_entries
 from constrained.checkpoint.foreign_formats import OLD_ENDINGS, agree, read
 from constrained.constraint.base import Constraint
+from constrained.parametrized.checkpoint_metadata import SavedChain
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import Writer
 
 _CURE = (
     "build the model that wrote the checkpoint, load it there, and load "
@@ -90,7 +90,7 @@ class SavedTensor:
         self._writer = None
         if written_for and self._saved:
             chain, shape = parametrizations.chain(), parametrizations.shape
-            self._writer = Writer.other(written_for, chain, shape)
+            self._writer = SavedChain.other(written_for, chain, shape)
         #: Whether the metadata says that the entries were written for these parametrizations.
         self._is_signed = bool(written_for) and self._writer is None
 

@@ -134,7 +134,7 @@ class Constraint(FastPaths, WithArguments):
                 setattr(cls, method, getattr(FastPaths, method))
         # Not left to ABC: its metaclass would keep others from deriving a class in the place of
         # this one, as Pyro and higher do with every module of a model.
-        cls._undefined = [name for name in dir(cls) if _is_abstract(getattr(cls, name, None))]
+        cls._undefined = [n for n in dir(cls) if _is_abstract(inspect.getattr_static(cls, n, None))]
         cls._argument_names = tuple(inspect.signature(cls.__init__).parameters)[1:]
         taken = inspect.signature(cls.forward).parameters.values()
         cls._named_params = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken) - 1

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import Undisturbed, let_through
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import short
@@ -23,7 +23,8 @@ from constrained.model.errors import named
 from constrained.model.lazy import LazyChange, check_can_wait, stop
 from constrained.model.start import INITS, check_request
 from constrained.model.targets import is_glob, select
-from constrained.parametrized.lookup import (
+from constrained.parametrized.deferred import deferred
+from constrained.parametrized.locations import (
     Location,
     constrained_tensors,
     is_constrained,
@@ -31,12 +32,11 @@ from constrained.parametrized.lookup import (
     locations,
 )
 from constrained.parametrized.parametrization_list import read
-from constrained.parametrized.waiting import waiting
-from constrained.parametrized.wrapped import check_not_wrapped
 from constrained.registration.install import check_can_hold
-from constrained.registration.owners import check_other_owners, check_owners
+from constrained.registration.outside_owners import check_other_owners, check_owners
 from constrained.registration.param_groups import check_holds, check_optimizer
 from constrained.registration.remove import remove_parametrizations
+from constrained.registration.wrappers import check_not_wrapped
 
 
 def constrain(
@@ -104,10 +104,10 @@ def constrain(
     """
     check_optimizer(optimizer)
     requests = _requests(target, constraint, view, arguments)
-    with Undisturbed():
+    with defer_interrupts():
         changes = []
         for places_of_one, request in select(module, requests).values():
-            let_through()
+            allow_interrupt()
             start = init if request.init is None else request.init
             changes.append(prepare(places_of_one, request, start, optimizer))
         held = ((change.places, len(change.tensors())) for change in changes)
@@ -172,11 +172,11 @@ def release(
                 "could take its place; use bake=True."
             )
     changed = around(place.module for here in chosen for place in here)
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
         for here in chosen:
-            let_through()
+            allow_interrupt()
             place = here[0]
-            if place.name in waiting(place.module):
+            if place.name in deferred(place.module):
                 stop(here)
             else:
                 remove_parametrizations(
@@ -196,9 +196,9 @@ def rebase(model: nn.Module) -> nn.Module:
     """
     found = list(constrained_tensors(model))
     changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
         for path, parametrizations, _ in found:
-            let_through()
+            allow_interrupt()
             value = read(parametrizations, path)
             try:
                 parametrizations.right_inverse(value)
@@ -239,7 +239,7 @@ def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) 
 
 def _is_released(place: Location, *, named: bool = False) -> bool:
     """Whether a tensor is to be plain again; one that others parametrized is if it is named."""
-    waits = place.name in waiting(place.module)
+    waits = place.name in deferred(place.module)
     return waits or is_constrained(place) or (named and is_parametrized(*_owner(place)))
 
 
@@ -269,7 +269,7 @@ def prepare(
             f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"
         )
     original = place.tensor
-    existing: Any = waiting(place.module).get(place.name)
+    existing: Any = deferred(place.module).get(place.name)
     if isinstance(original, nn.Module):
         existing = " then ".join(repr(p) for p in original.children())
     if existing is not None or isinstance(original, nn.Module):

@@ -19,13 +19,19 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
 from constrained.model.errors import named
-from constrained.parametrized.lookup import Location
+from constrained.parametrized.checkpoint_metadata import (
+    SavedChain,
+    recorded_chain,
+    value_from_entries,
+)
+from constrained.parametrized.deferred import defer, deferred, drop_deferred
+from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import (
     base_class,
     contribute,
@@ -33,8 +39,6 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import Writer, signature, value_from_entries
-from constrained.parametrized.waiting import stop_waiting, wait, waiting
 from constrained.registration.param_groups import ParameterHandover
 
 
@@ -92,7 +96,7 @@ def materialize_from(
     Raises:
         ValueError: if the checkpoint does not tell the value of a tensor. It names the tensor.
     """
-    for name, item in waiting(module).items():
+    for name, item in deferred(module).items():
         tensor: Any = module._parameters.get(name, module._buffers.get(name))
         value = state_dict.get(prefix + name)
         if value is None:
@@ -103,7 +107,7 @@ def materialize_from(
                 if key.startswith(inside)
             }
             if any(key.startswith("original") for key in entries):
-                value = item.value_from(entries, signature(metadata, name))
+                value = item.value_from(entries, recorded_chain(metadata, name))
         if is_lazy(tensor) and isinstance(value, Tensor) and not is_lazy(value):
             tensor.materialize(value.shape)
             tensor.data.copy_(value)
@@ -111,7 +115,7 @@ def materialize_from(
 
 
 def _materialized(module: nn.Module) -> None:
-    if waiting(module):
+    if deferred(module):
         constrain_materialized(module)
 
 
@@ -153,7 +157,7 @@ class LazyChange(Change):
         """Store this in the owners."""
         places, self.places = self.places, []
         for place in places:
-            wait(place.module, place.name, self)
+            defer(place.module, place.name, self)
             set_class(place.module, base_class(place.module))
 
     def change(self, module: nn.Module, name: str) -> TensorChange:
@@ -190,7 +194,7 @@ class LazyChange(Change):
                 "checkpoint: call the model once on an example before loading."
             )
         module = self.request.build()
-        writer = Writer.other(written_for, [module], None) if written_for else None
+        writer = SavedChain.other(written_for, [module], None) if written_for else None
         try:
             if writer is not None and writer.has_only_constraints():
                 return writer.value(entries)[0]
@@ -210,17 +214,17 @@ class LazyChange(Change):
 def constrain_materialized(module: nn.Module) -> None:
     """Constrain those tensors of a lazy module for which a change is stored and that have shapes."""
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
-    items: dict[str, Any] = waiting(module)
+    items: dict[str, Any] = deferred(module)
     ready = [
         (name, item, item.change(module, name))
         for name, item in items.items()
         if tensors.get(name) is not None and not is_lazy(tensors[name])
     ]
     changed = [changed for _, _, change in ready for changed in change.modules()]
-    with Undisturbed():
+    with defer_interrupts():
         with all_or_nothing(changed, [change.original for _, _, change in ready]):
             for name, item, change in ready:
-                stop_waiting(module, name)
+                drop_deferred(module, name)
                 carry_out([change], item.optimizer and item.optimizer())
         for _, item, change in ready:
             item.done = change.parametrizations
@@ -229,5 +233,5 @@ def constrain_materialized(module: nn.Module) -> None:
 def stop(here: list[Location]) -> None:
     """Remove what is stored for a tensor without a shape from all of its owners."""
     for place in here:
-        stop_waiting(place.module, place.name)
+        drop_deferred(place.module, place.name)
         set_class(place.module, base_class(place.module))

@@ -6,14 +6,13 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.top_singular_value import largest_singular_value
 
 # A convolution with stride 1 takes f to g[t] = sum_x K[x] f[t + x]. To the wave e^{i w.t} a it does
@@ -94,18 +93,15 @@ def operator_norm(
     Returns:
         Tensor of shape ``batch``.
     """
-    direct = not goes_by_operator() and has_numbers(K)
     if loudest is None:
-        search: Any = _loudest if direct else _loudest_op
-        loudest = search(K.detach(), list(sizes), list(points))
-    assert loudest is not None
+        loudest = _found_loudest(K.detach(), list(sizes), list(points))
     taps = list(itertools.product(*map(range, sizes)))
     angles = _angles(points, taps, K)
     group, wave = loudest // len(angles), loudest % len(angles)
     kernel = torch.take_along_dim(K, group[..., None, None, None, None], -4).squeeze(-4)
     angle = angles.index_select(0, wave.reshape(-1)).reshape(*wave.shape, 1, len(taps))
     real, imaginary = (kernel @ torch.stack((angle.cos(), angle.sin()), -1)).unbind(-1)
-    if direct:
+    if may_branch(K):
         return largest_singular_value(torch.complex(real, imaginary))
     # The same matrix in real numbers: every singular value occurs twice.
     top, bottom = torch.cat((real, -imaginary), -1), torch.cat((imaginary, real), -1)
@@ -263,7 +259,7 @@ def _angles(points: Sequence[int], places: Sequence[tuple[int, ...]], like: Tens
     return (turns % whole).to(like.dtype) * (2 * math.pi / whole)
 
 
-# The index alone is an operator: a tracer sees real numbers only, and no eigenvalues.
+# Only the index comes from an operator: a tracer sees real numbers only, and no eigenvalues.
 
 
 def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
@@ -272,27 +268,13 @@ def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
     return found
 
 
-# Not every version can tell from an annotation that `list[int]` is a list of integers.
-_loudest_op = torch.library.custom_op(
+_found_loudest = without_derivative(
     "constraints::loudest_wave",
-    untraced(_loudest),
-    mutates_args=(),
+    _loudest,
+    fake=lambda K, sizes, points: K.new_empty(K.shape[:-4], dtype=torch.int64),
+    # Not every version can tell from an annotation that `list[int]` is a list of integers.
     schema="(Tensor K, int[] sizes, int[] points) -> Tensor",
 )
-
-
-@_loudest_op.register_fake
-def _(K: Tensor, sizes: Sequence[int], points: Sequence[int]) -> Tensor:
-    del sizes, points
-    return K.new_empty(K.shape[:-4], dtype=torch.int64)
-
-
-@_loudest_op.register_vmap
-def _(
-    info: Any, in_dims: tuple[int, None, None], K: Tensor, sizes: list[int], points: list[int]
-) -> tuple[Tensor, int]:
-    del info
-    return _loudest_op(K.movedim(in_dims[0], 0), sizes, points), 0
 
 
 # The lattice has infinitely many frequencies. By a theorem of M. Riesz (1914), a real trigonometric

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math.autograd import without_derivative
 
 
 def isotonic(y: Tensor) -> Tensor:
@@ -25,7 +23,7 @@ def isotonic(y: Tensor) -> Tensor:
         Best and Chakravarti, Active set algorithms for isotonic regression (Mathematical
         Programming 47, 1990), for the pooling of adjacent violators.
     """
-    return _isotonic_op(y) if goes_by_operator() or not has_numbers(y) else _isotonic(y)
+    return _pooled(y)
 
 
 def _isotonic(y: Tensor) -> Tensor:
@@ -45,18 +43,4 @@ def _isotonic(y: Tensor) -> Tensor:
         value = (first + total / count)[block].reshape(y.shape)
 
 
-# How many rounds it takes depends on numbers: where there are none, as under torch.compile, this is
-# an opaque operator.
-_isotonic_op = torch.library.custom_op(
-    "constraints::isotonic", untraced(_isotonic), mutates_args=()
-)
-
-
-@_isotonic_op.register_fake
-def _like(y: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=torch.contiguous_format)
-
-
-@_isotonic_op.register_vmap
-def _(info: Any, in_dims: tuple[int], y: Tensor) -> tuple[Tensor, int]:
-    return _isotonic_op(y.movedim(in_dims[0], 0)), 0
+_pooled = without_derivative("constraints::isotonic", _isotonic)

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from constrained.constraint.precision import autocast_disabled
-from constraints.math.autograd import (
-    DirectFunction,
-    goes_by_operator,
-    has_numbers,
-    in_front,
-    nestable,
-    untraced,
-)
+from constraints.math.autograd import differentiable, may_branch
 from constraints.math.gram import gram
 from constraints.math.svd import svd
 from constraints.math.symmetric_lyapunov import lyapunov, right_divide, spectrum
@@ -64,14 +54,12 @@ def polar(X: Tensor) -> Tensor:
     """
     if X.shape[-2] < X.shape[-1]:
         return polar(X.mH).mH.contiguous()
-    if goes_by_operator():
-        return _factor_op(X)
-    return _Polar.apply(X)
+    return _polar(X)
 
 
 def polar_factor(X: Tensor) -> Tensor:
     """The value of `polar`, without its derivatives."""
-    if goes_by_operator() or not has_numbers(X):
+    if not may_branch(X):
         return polar(X)
     return _factor(X) if X.shape[-2] >= X.shape[-1] else _factor(X.mH).mH.contiguous()
 
@@ -283,75 +271,6 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     return result.contiguous()
 
 
-class _Polar(DirectFunction):
-    @staticmethod
-    def forward(X: Tensor) -> Tensor:
-        return _factor(X) if has_numbers(X) else _factor_op(X)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> Tensor:
-        X, W = ctx.saved_tensors
-        plain = not torch.is_grad_enabled() and has_numbers(X) and has_numbers(G)
-        with autocast_disabled(G):
-            return _gradient(X, W, G) if plain else derivative(X, W, G)
-
-    @staticmethod
-    @nestable
-    def jvp(ctx: Any, saved: Any, dX: Tensor) -> Tensor:
-        X, W = saved
-        return derivative(X, W, dX)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-        return _Polar.apply(X.movedim(in_dims[0], 0)), 0
-
-
-# ------------------------------------------------------------------------------ without numbers
-
-# Which way is the cheapest depends on numbers, and under torch.compile or on the meta device there
-# are none. There the functions above are opaque operators, which see them when the graph runs; the
-# operator carries the backward, since torch.compile takes no Function that defines `jvp`.
-
-_factor_op = torch.library.custom_op(
-    "constraints::polar_factor", untraced(_factor), mutates_args=()
+_polar = differentiable(
+    "constraints::polar_factor", _factor, "constraints::polar_gradient", _gradient, derivative
 )
-
-
-@torch.library.custom_op("constraints::polar_gradient", mutates_args=())
-@untraced
-def _gradient_op(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
-    with autocast_disabled(V):
-        return _gradient(X, W, V)
-
-
-@_factor_op.register_fake
-@_gradient_op.register_fake
-def _like(X: Tensor, *_: Tensor) -> Tensor:
-    return torch.empty_like(X, memory_format=torch.contiguous_format)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
-def _backward(ctx: Any, G: Tensor) -> Tensor:
-    X, W = ctx.saved_tensors
-    return _gradient_op(X, W, G)
-
-
-_factor_op.register_autograd(_backward, setup_context=_save)
-
-
-@_factor_op.register_vmap
-def _(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-    return _factor_op(X.movedim(in_dims[0], 0)), 0
-
-
-@_gradient_op.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-    return _gradient_op(*in_front(info, in_dims, inputs)), 0

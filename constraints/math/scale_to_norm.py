@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained.constraint.precision import autocast_disabled
-from constraints.math.autograd import goes_by_operator, in_front, needs_derivative, untraced
+from constraints.math.autograd import goes_by_operator, needs_derivative, operator
 from constraints.math.krylov_norm import leading
+from constraints.math.matrix import all_finite
 from constraints.math.svd import svdvals
 from constraints.math.top_singular_value import largest_singular_value
 
@@ -32,11 +32,11 @@ def radial(X: Tensor, directions: Tensor, bound: float) -> Tensor:
         directions: shape ``(*batch, r, p)``, those that a similar matrix stretches most.
         bound: greater than zero.
     """
-    return _radial_op(X, directions, bound)[0] if goes_by_operator() else _radial(X, bound)
+    return _tracked_operator(X, directions, bound)[0] if goes_by_operator() else _radial(X, bound)
 
 
 def _radial(X: Tensor, bound: float) -> Tensor:
-    finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+    finite = all_finite(X)
     # In units of the largest entry no square overflows.
     unit = torch.where(finite, X, 0).detach().abs().amax((-2, -1), keepdim=True)
     unit = torch.where(unit < torch.finfo(X.dtype).tiny, 1, unit)
@@ -117,39 +117,16 @@ def _without(
     return torch.addcmul(gradient, along * u, v.mT, value=-1)
 
 
-# ------------------------------------------------------------------------------ without numbers
-
-# As in `constraints.polar`.
+# -------------------------------------------------------------------------------- in traced code
 
 
-@torch.library.custom_op("constraints::radial", mutates_args=())
-@untraced
-def _radial_op(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    with autocast_disabled(X):
-        value, found = tracked_radial(X, directions, bound)
-        return value, found.clone(memory_format=torch.contiguous_format)
+def _tracked(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    value, found = tracked_radial(X, directions, bound)
+    return value, found.clone(memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("constraints::radial_gradient", mutates_args=())
-@untraced
-def _gradient_op(G: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    with autocast_disabled(G):
-        return radial_gradient(G, X, directions, bound).contiguous()
-
-
-@_radial_op.register_fake
-def _(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    del bound
-    contiguous = torch.contiguous_format
-    return (
-        torch.empty_like(X, memory_format=contiguous),
-        torch.empty_like(directions, memory_format=contiguous),
-    )
-
-
-@_gradient_op.register_fake
-def _(G: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(G, memory_format=torch.contiguous_format)
+def _gradient(G: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
+    return radial_gradient(G, X, directions, bound).contiguous()
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
@@ -158,19 +135,15 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, 
 
 
 def _backward(ctx: Any, G: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-    return _gradient_op(G, *ctx.saved_tensors, ctx.bound), None, None
+    return _gradient_operator(G, *ctx.saved_tensors, ctx.bound), None, None
 
 
-_radial_op.register_autograd(_backward, setup_context=_save)
-
-
-@_radial_op.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, tuple[int, int]]:
-    *tensors, bound = inputs
-    return _radial_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), (0, 0)
-
-
-@_gradient_op.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-    *tensors, bound = inputs
-    return _gradient_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), 0
+_tracked_operator = operator(
+    "constraints::radial",
+    _tracked,
+    fake=lambda *inputs: tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:2]
+    ),
+)
+_gradient_operator = operator("constraints::radial_gradient", _gradient)
+_tracked_operator.register_autograd(_backward, setup_context=_save)

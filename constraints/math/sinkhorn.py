@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from constrained.constraint.precision import autocast_disabled
-from constraints.math.autograd import (
-    DirectFunction,
-    goes_by_operator,
-    has_numbers,
-    in_front,
-    nestable,
-    untraced,
-)
+from constraints.math.autograd import differentiable
+from constraints.math.matrix import all_finite
 
 #: Sums that differ from 1 by so many units of the machine epsilon are taken for 1.
 ROUNDING = 2.0
@@ -68,9 +59,7 @@ def sinkhorn(X: Tensor) -> Tensor:
         (IMA Journal of Numerical Analysis 33, 2013), for Newton's method; Eisenberger et al., A
         unified framework for implicit Sinkhorn differentiation (CVPR 2022).
     """
-    if goes_by_operator():
-        return _scale_op(X)
-    return _Sinkhorn.apply(X)
+    return _sinkhorn(X)
 
 
 # ------------------------------------------------------------------------------------ the value
@@ -84,7 +73,7 @@ def _scale(X: Tensor) -> Tensor:
         W, done = _alternate(_shifted(X))
         finite = None
     else:
-        finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+        finite = all_finite(X)
         X = torch.where(finite, X, 0)
         W, done = _alternate(_shifted(X))
     if not bool(done.all()):
@@ -225,72 +214,11 @@ def _gradient(W: Tensor, V: Tensor) -> Tensor:
     return derivative(W, V).contiguous()
 
 
-class _Sinkhorn(DirectFunction):
-    @staticmethod
-    def forward(X: Tensor) -> Tensor:
-        return _scale(X) if has_numbers(X) else _scale_op(X)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> Tensor:
-        (W,) = ctx.saved_tensors
-        plain = not torch.is_grad_enabled() and has_numbers(W) and has_numbers(G)
-        with autocast_disabled(G):
-            return _gradient(W, G) if plain else derivative(W, G)
-
-    @staticmethod
-    @nestable
-    def jvp(ctx: Any, saved: Any, dX: Tensor) -> Tensor:
-        (W,) = saved
-        return derivative(W, dX)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-        return _Sinkhorn.apply(X.movedim(in_dims[0], 0)), 0
-
-
-# ------------------------------------------------------------------------------ without numbers
-
-# As for the polar factor: under torch.compile or on the meta device the functions above are opaque
-# operators, which see the numbers when the graph runs.
-
-_scale_op = torch.library.custom_op("constraints::sinkhorn", untraced(_scale), mutates_args=())
-
-
-@torch.library.custom_op("constraints::sinkhorn_gradient", mutates_args=())
-@untraced
-def _gradient_op(W: Tensor, V: Tensor) -> Tensor:
-    with autocast_disabled(V):
-        return _gradient(W, V)
-
-
-@_scale_op.register_fake
-@_gradient_op.register_fake
-def _like(X: Tensor, *_: Tensor) -> Tensor:
-    return torch.empty_like(X, memory_format=torch.contiguous_format)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(output)
-
-
-def _backward(ctx: Any, G: Tensor) -> Tensor:
-    (W,) = ctx.saved_tensors
-    return _gradient_op(W, G)
-
-
-_scale_op.register_autograd(_backward, setup_context=_save)
-
-
-@_scale_op.register_vmap
-def _(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-    return _scale_op(X.movedim(in_dims[0], 0)), 0
-
-
-@_gradient_op.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-    return _gradient_op(*in_front(info, in_dims, inputs)), 0
+_sinkhorn = differentiable(
+    "constraints::sinkhorn",
+    _scale,
+    "constraints::sinkhorn_gradient",
+    _gradient,
+    derivative,
+    saves_input=False,
+)

@@ -14,7 +14,7 @@ from constrained.constraint.tolerance import working_dtype
 from constraints.bases.arguments import checked_bound, checked_positive
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.linear_space import empty
-from constraints.math.clamp_singular_values import clamp_singular_values
+from constraints.math.clip_singular_values import clamp_singular_values
 from constraints.math.svd import svdvals
 from constraints.matrices.orthogonal import Orthogonal
 

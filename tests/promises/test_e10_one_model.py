@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import constrain
-from constrained.evaluation import value_store as cache
+from constrained.evaluation import stored_value
 from constrained.evaluation.value_store import _ATTEMPTS
 from tests.promises.counting import (
     Foreign,
@@ -114,8 +114,8 @@ def test_e10_a_step_when_a_value_is_about_to_be_stored(times, monkeypatch):
             run_all(lambda: original(m).detach().add_(left.pop()))
         return replay_of(graph, *inputs)
 
-    replay_of = cache.replay
-    monkeypatch.setattr(cache, "replay", replay)
+    replay_of = stored_value.replay
+    monkeypatch.setattr(stored_value, "replay", replay)
     w = m.weight
     assert evaluations(m) == min(times + 1, _ATTEMPTS)
     if times < _ATTEMPTS:
