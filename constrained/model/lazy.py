@@ -212,7 +212,7 @@ class LazyChange(Change):
 
 
 def constrain_materialized(module: nn.Module) -> None:
-    """Constrain those tensors of a lazy module for which a change is stored and that have shapes."""
+    """Constrain the tensors of a lazy module for which a change is stored and that have shapes."""
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
     items: dict[str, Any] = deferred(module)
     ready = [
