@@ -11,7 +11,9 @@ from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
-from constrained.model.constrain import constrain, rebase, release
+from constrained.model.constrain import constrain
+from constrained.model.rebase import rebase
+from constrained.model.release import release
 from constrained.model.report import assert_feasible, report, spec, violations
 from constrained.model.writable import writable
 from constrained.old_paths import MOVED as _MOVED
