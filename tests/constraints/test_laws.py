@@ -175,12 +175,12 @@ def test_a_failure_is_a_line_for_each_fault_and_the_cases_below_it():
         broken.append((trial, caught.value))
     lines = re.sub(r"0\.0\d+", "0.02", summary(broken, 4)).splitlines()
     assert lines[0].startswith("violation_separates is broken in 4 of 4 cases: ")
+    said = "  member + 1e-2 * randn is 0.02 away from its projection: expected a violation, found"
     assert lines[1:] == [
-        "  member + 1e-2 * randn is 0.02 away from its projection: expected a violation, found 0.0.",
+        f"{said} 0.0.",
         "    Broken()-3x3-float32",
         "    Broken()-3x3-float64",
-        "  member + 1e-2 * randn is 0.02 away from its projection: expected a violation, found "
-        "[0.0, 0.0].",
+        f"{said} [0.0, 0.0].",
         "    Broken()-batch2-3x3-float32",
         "    Broken()-batch2-3x3-float64",
     ]
