@@ -23,7 +23,7 @@ from constrained.checkpoint.foreign_formats import OLD_ENDINGS, agree, read
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.model.lazy import materialize_from
-from constrained.parametrized.checkpoint_metadata import Writer, signature
+from constrained.parametrized.checkpoint_metadata import SavedChain, recorded_chain
 from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
@@ -94,7 +94,7 @@ def translate(
         if not isinstance(parametrizations, ParametrizationList):
             continue
         allow_interrupt()
-        said = signature(local_metadata, name)
+        said = recorded_chain(local_metadata, name)
         tensor = _Saved(module, name, parametrizations, state_dict, prefix, said)
         try:
             tensor.translate(assign)
@@ -147,7 +147,7 @@ class _Saved:
         self.writer = None
         if said and self.saved:
             chain, shape = parametrizations.chain(), parametrizations.shape
-            self.writer = Writer.other(said, chain, shape)
+            self.writer = SavedChain.other(said, chain, shape)
         self.is_signed = bool(said) and self.writer is None
 
     def translate(self, assign: bool) -> None:

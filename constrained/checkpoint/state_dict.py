@@ -16,7 +16,7 @@ from constrained.atomic.shards import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.checkpoint.load_hook import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
-from constrained.parametrized.checkpoint_metadata import unsigned
+from constrained.parametrized.checkpoint_metadata import without_tensors
 from constrained.parametrized.locations import (
     check_model,
     is_constrained,
@@ -76,21 +76,12 @@ def load_state_dict(
     check_model(model)
     with defer_interrupts():
         modules = list(model.modules())
-        extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
         token = _on_infeasible.set(on_infeasible)
         try:
-            with all_or_nothing(modules, tensors_of(modules)):
+            with all_or_nothing(modules, tensors_of(modules), extra_state=True):
                 return model.load_state_dict(state_dict, strict=strict, assign=assign)
-        except BaseException:
-            for module, state in extra:
-                module.set_extra_state(state)
-            raise
         finally:
             _on_infeasible.reset(token)
-
-
-def _has_extra_state(module: nn.Module) -> bool:
-    return type(module).set_extra_state is not nn.Module.set_extra_state
 
 
 @torch.no_grad()
@@ -143,7 +134,9 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
         left = {_parent(_inside(path)) for path in parametrized}
         left -= {_parent(key) for key in metadata if not f"{key}.".startswith(gone)}
         kept = (k for k in metadata if k not in left and not f"{k}.".startswith(gone))
-        put_versions(baked, OrderedDict((k, unsigned(metadata[k], k, parametrized)) for k in kept))
+        put_versions(
+            baked, OrderedDict((k, without_tensors(metadata[k], k, parametrized)) for k in kept)
+        )
     return baked
 
 
@@ -177,7 +170,7 @@ def _plain_keys(module: nn.Module, prefix: str, baked: Container[str]) -> Iterat
     container: Any = module._modules.get("parametrizations") if is_parametrized(module) else None
     every: dict[str, Any] = {} if container is None else container._modules
     lists = {name: found for name, found in every.items() if prefix + name in baked}
-    places = container.places() if isinstance(container, Parametrizations) else tuple(lists)
+    places = container.tensor_order() if isinstance(container, Parametrizations) else tuple(lists)
     order = {name: i for i, name in enumerate(places)}
     kept = {name: getattr(found, "is_parameter", True) for name, found in lists.items()}
     parameters = [*module._parameters, *(name for name in lists if kept[name])]

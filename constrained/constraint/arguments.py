@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.interrupts import defer_interrupts
+from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.deprecated import RENAMED, present_name
 
 #: What `nn.Module` itself keeps of a module, its mode and hooks, but for tensors and submodules.
@@ -142,20 +143,13 @@ class WithArguments(nn.Module):
         made = vars(like)
         _continue(fresh, self, like)
         state: dict[str, Any] = vars(self)
-        before = dict(state)
-        with defer_interrupts():
-            try:
-                state.update(vars(fresh))
-                # What follows from the old arguments only.
-                for key in made.keys() - vars(fresh).keys():
-                    state.pop(key, None)
-                for check in _checks:
-                    check(self)
-            except BaseException:
-                for key in state.keys() - before.keys():
-                    del state[key]
-                state.update(before)
-                raise
+        with defer_interrupts(), all_or_nothing([self]):
+            state.update(vars(fresh))
+            # What follows from the old arguments only.
+            for key in made.keys() - vars(fresh).keys():
+                state.pop(key, None)
+            for check in _checks:
+                check(self)
 
 
 def _continue(fresh: nn.Module, old: nn.Module, like: nn.Module | None) -> None:

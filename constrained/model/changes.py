@@ -88,7 +88,7 @@ class TensorChange(Change):
         """Put the list of parametrizations in the place of the tensor."""
         with recording(self.original):
             if self.is_new:
-                self.parametrizations.take(self.original)
+                self.parametrizations.attach(self.original)
             for place in self.places:
                 install(place.module, place.name, self.parametrizations)
 

@@ -23,7 +23,7 @@ from constrained.model.errors import named
 from constrained.model.lazy import LazyChange, check_can_wait, stop
 from constrained.model.start import INITS, check_request
 from constrained.model.targets import is_glob, select
-from constrained.parametrized.deferred import waiting
+from constrained.parametrized.deferred import deferred
 from constrained.parametrized.locations import (
     Location,
     constrained_tensors,
@@ -176,7 +176,7 @@ def release(
         for here in chosen:
             allow_interrupt()
             place = here[0]
-            if place.name in waiting(place.module):
+            if place.name in deferred(place.module):
                 stop(here)
             else:
                 remove_parametrizations(
@@ -239,7 +239,7 @@ def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) 
 
 def _is_released(place: Location, *, named: bool = False) -> bool:
     """Whether a tensor is to be plain again; one that others parametrized is if it is named."""
-    waits = place.name in waiting(place.module)
+    waits = place.name in deferred(place.module)
     return waits or is_constrained(place) or (named and is_parametrized(*_owner(place)))
 
 
@@ -269,7 +269,7 @@ def prepare(
             f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"
         )
     original = place.tensor
-    existing: Any = waiting(place.module).get(place.name)
+    existing: Any = deferred(place.module).get(place.name)
     if isinstance(original, nn.Module):
         existing = " then ".join(repr(p) for p in original.children())
     if existing is not None or isinstance(original, nn.Module):

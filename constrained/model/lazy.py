@@ -24,8 +24,8 @@ from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
-from constrained.parametrized.checkpoint_metadata import Writer, signature
-from constrained.parametrized.deferred import stop_waiting, wait, waiting
+from constrained.parametrized.checkpoint_metadata import SavedChain, recorded_chain
+from constrained.parametrized.deferred import defer, deferred, drop_deferred
 from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import (
     base_class,
@@ -82,7 +82,7 @@ def materialize_from(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
 ) -> None:
     """Give waiting tensors the values that they have in a checkpoint, plain or constrained."""
-    for name, item in waiting(module).items():
+    for name, item in deferred(module).items():
         tensor: Any = module._parameters.get(name, module._buffers.get(name))
         value = state_dict.get(prefix + name)
         if value is None:
@@ -90,7 +90,7 @@ def materialize_from(
             keys = [key for key in state_dict if key.startswith(inside)]
             state = {key.removeprefix(inside): state_dict[key] for key in keys}
             if any(key.startswith("original") for key in state):
-                value = item.value_from(state, signature(metadata, name))
+                value = item.value_from(state, recorded_chain(metadata, name))
         if is_lazy(tensor) and isinstance(value, Tensor) and not is_lazy(value):
             tensor.materialize(value.shape)
             tensor.data.copy_(value)
@@ -98,7 +98,7 @@ def materialize_from(
 
 
 def _materialized(module: nn.Module) -> None:
-    if waiting(module):
+    if deferred(module):
         constrain_materialized(module)
 
 
@@ -138,7 +138,7 @@ class LazyChange(Change):
         """Begin to wait."""
         places, self.places = self.places, []
         for place in places:
-            wait(place.module, place.name, self)
+            defer(place.module, place.name, self)
             set_class(place.module, base_class(place.module))
 
     def change(self, module: nn.Module, name: str) -> TensorChange:
@@ -175,7 +175,7 @@ class LazyChange(Change):
                 "checkpoint: call the model once on an example before loading."
             )
         module = self.request.build()
-        writer = Writer.other(said, [module], None) if said else None
+        writer = SavedChain.other(said, [module], None) if said else None
         if writer is not None and writer.has_only_constraints():
             return writer.value(state)[0]
         own = {k.removeprefix("0."): v for k, v in state.items() if k.startswith("0.")}
@@ -196,7 +196,7 @@ class LazyChange(Change):
 def constrain_materialized(module: nn.Module) -> None:
     """Constrain those tensors of a lazy module that have waited for a shape, and have it now."""
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
-    items: dict[str, Any] = waiting(module)
+    items: dict[str, Any] = deferred(module)
     ready = [
         (name, item, item.change(module, name))
         for name, item in items.items()
@@ -206,7 +206,7 @@ def constrain_materialized(module: nn.Module) -> None:
     with defer_interrupts():
         with all_or_nothing(changed, [change.original for _, _, change in ready]):
             for name, item, change in ready:
-                stop_waiting(module, name)
+                drop_deferred(module, name)
                 carry_out([change], item.optimizer and item.optimizer())
         for _, item, change in ready:
             item.done = change.parametrizations
@@ -215,5 +215,5 @@ def constrain_materialized(module: nn.Module) -> None:
 def stop(here: list[Location]) -> None:
     """Let nothing wait for a tensor any more, at any of its places."""
     for place in here:
-        stop_waiting(place.module, place.name)
+        drop_deferred(place.module, place.name)
         set_class(place.module, base_class(place.module))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
-from constrained.parametrized.deferred import waiting_tensors
+from constrained.parametrized.deferred import deferred_tensors
 from constrained.parametrized.evaluation_mode import without_side_effects
 from constrained.parametrized.locations import constrained_tensors, parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList, read
@@ -28,7 +28,7 @@ def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
     constrained when they have a shape, come last.
     """
     found = {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
-    later = {path: item.spec() for path, item in waiting_tensors(model)}
+    later = {path: item.spec() for path, item in deferred_tensors(model)}
     return found | {path: plain for path, plain in later.items() if plain is not None}
 
 
@@ -163,7 +163,7 @@ def _rows(model: nn.Module) -> Iterator[Row]:
             # Of numbers with which nobody can compute. All other tensors have their rows.
             violation = math.inf
         yield Row(path, repr(constraint), tuple(shape), violation, allowed, moved, flat)
-    for path, item in waiting_tensors(model):
+    for path, item in deferred_tensors(model):
         yield Row(path, f"{item!r}, once it has a shape", (), None, 0.0, None)
 
 

@@ -1,109 +1,120 @@
-"""What tools that rewrite weights are told: scripting, fusion, quantization, pruning.
-
-They expect a plain parameter, or a class that they know, and work on a copy without constraints.
-Each is told so at the moment at which it touches a module, as far as it gives an occasion.
-"""
+"""What can be assigned to a parametrized tensor, and the errors and warnings of an assignment."""
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
-from typing import Any
+import warnings
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad as fwAD
 
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
-from constrained.constraint.errors import InfeasibleError
+from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.constraint.tolerance import working_dtype
+from constrained.evaluation.evaluated_tensor import EvaluatedTensor
+from constrained.parametrized.call_stack import path_in_running_model, user_stacklevel
 from constrained.parametrized.evaluation_mode import without_side_effects
-from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes, hooks_of
+from constrained.parametrized.unsupported import CURE
 from constrained.torch_internals.tensors import has_values, is_wrapper
 
-CURE = "constrained.release(copy.deepcopy(model))"
 
+def check_assigned(on: EvaluatedTensor, value: Any, *, anew: bool = False) -> None:
+    """Raise unless a value is a tensor of a shape and device that can be assigned.
 
-def tool_methods() -> dict[str, Any]:
-    """Members of a class with parametrized tensors that tools ask for."""
-    return {
-        "__prepare_scriptable__": _prepare_scriptable,
-        IS_DISTRIBUTED: property(_is_distributed),
-    }
-
-
-def _prepare_scriptable(self: Any) -> Any:
-    names = ", ".join(repr(name) for name in self.parametrizations)
-    raise RuntimeError(
-        f"torch.jit.script cannot compile {self._base_class.__name__}, whose {names} is computed "
-        f"by parametrizations: script {CURE}, a copy without them, or use torch.jit.trace or "
-        "torch.export."
-    )
-
-
-def _is_distributed(self: Any) -> bool:
-    check_not_distributing(self, sys._getframe(1))
-    raise AttributeError(IS_DISTRIBUTED)
-
-
-def check_not_distributing(module: Any, caller: FrameType) -> None:
-    """Raise if the caller is about to cut the tensors of a module into shards."""
-    if not distributes(caller):
-        return
-    names = ", ".join(repr(name) for name in module.parametrizations)
-    raise RuntimeError(
-        f"Tensor parallelism cannot cut {module._base_class.__name__} into shards, whose {names} "
-        "is computed by parametrizations of whole tensors: leave the module out of the plan of "
-        "parallelize_module, so that each process has all of it."
-    )
-
-
-def check_not_pruning(module: nn.Module, name: str, param: Any) -> None:
-    """Raise if a parametrized tensor is registered as what ``torch.nn.utils.prune`` makes of it."""
-    pruned = name.removesuffix("_orig")
-    lists: Any = module._modules.get("parametrizations") or ()
-    if pruned != name and pruned in lists and param is not None:
-        raise TypeError(
-            f"'{pruned}' is computed by parametrizations, and pruning needs a plain parameter: "
-            f"prune {CURE}, a copy without them."
-        )
-
-
-def check_not_sparsifying(parametrizations: Any, module: nn.Module) -> None:
-    """Raise if a parametrization to come after others is one of ``torch.ao.pruning``.
-
-    That looks for its mask in the first parametrization of a tensor, and nowhere else.
+    Args:
+        on: the parametrized tensor.
+        value: what is assigned.
+        anew: the originals are replaced, so that the device may be another one.
     """
-    if type(module).__module__.startswith("torch.ao.pruning."):
-        names = (
-            name for o in parametrizations._owners for name in o if o[name] is parametrizations
-        )
+    if not isinstance(value, Tensor):
         raise TypeError(
-            f"'{next(names, 'tensor')}' is computed by parametrizations, and torch.ao.pruning "
-            f"needs a plain parameter: prune {CURE}, a copy without them."
+            f"A parametrized tensor can be assigned a tensor only, got {type(value).__name__}."
         )
-
-
-def check_not_pyros(module: nn.Module, name: str) -> None:
-    """Raise if a tensor is the free parameter of a ``PyroParam``, which Pyro trains and assigns."""
-    value = name.removesuffix("_unconstrained")
-    if value != name and value in getattr(module, "_pyro_params", ()):
+    if not on.unsafe and value.shape != on.shape:
         raise ValueError(
-            f"'{name}' is what Pyro computes '{value}' from, a PyroParam with a constraint of its "
-            f"own: make '{value}' an nn.Parameter instead, and constrain that."
+            f"A tensor of shape {tuple(value.shape)} was assigned to a parametrized tensor of "
+            f"shape {tuple(on.shape)}: to give it another shape, release it first."
+        )
+    device = on.originals()[0].device
+    if value.device != device and not anew:
+        raise ValueError(
+            f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
         )
 
 
-def class_title(base: type) -> str:
-    """How a class with parametrized tensors shows in the errors of tools that do not know it."""
-    # Torch writes it into exported programs, where commas and semicolons separate.
-    return (
-        f"{base.__qualname__} of {base.__module__} with parametrized tensors: {CURE} has plain ones"
+def check_dtype(on: EvaluatedTensor, value: Tensor) -> None:
+    """Raise if an assigned tensor has a dtype that would be rounded."""
+    dtype = on.originals()[0].dtype
+    if value.dtype != dtype:
+        raise ValueError(
+            f"A tensor of dtype {value.dtype} was assigned to a parametrized tensor of dtype "
+            f"{dtype}, which would round it: assign value.to({dtype})."
+        )
+
+
+def expanded(on: EvaluatedTensor, value: Any) -> Any:
+    """What is assigned, expanded as ``parameter.data.copy_(value)`` and ``fill_`` would do it.
+
+    These take a number, or a tensor that broadcasts, and so does GPyTorch's ``initialize``, as for
+    ``kernel.lengthscale = 0.9``. They take tensors of other dtypes, too, which are taken here where
+    nothing is rounded. What does not broadcast is returned as it is.
+    """
+    original = on.originals()[0]
+    if isinstance(value, (int, float)):
+        value = torch.as_tensor(value, dtype=original.dtype, device=original.device)
+    if not isinstance(value, Tensor) or on.unsafe:
+        return value
+    if all(torch.promote_types(value.dtype, t.dtype) == t.dtype for t in on.originals()):
+        exact = value.to(original.dtype)
+        # A whole number is promoted to a floating-point one that may have fewer digits.
+        if value.is_floating_point() or torch.equal(exact.to(value.dtype), value):
+            value = exact
+    if value.shape == on.shape:
+        return value
+    if value.numel() == 1:
+        value = value.reshape(())
+    try:
+        return value.expand(on.shape).contiguous()
+    except RuntimeError:
+        return value
+
+
+def raise_named(on: nn.Module, name: str, error: ValueError | TypeError) -> NoReturn:
+    """Raise the error of an assignment with the path of the tensor in front of its message."""
+    if type(error) not in (ValueError, TypeError, InfeasibleError, OutOfRangeError):
+        # The constructor of another class is not known.
+        raise error
+    path = name if "." in name else path_in_running_model(on, name)
+    raise type(error)(f"'{path}': {error}") from error
+
+
+def warn_of_graph(on: EvaluatedTensor, value: Any) -> None:
+    """Warn if somebody may want to train through an assigned tensor: only its numbers are taken."""
+    if not isinstance(value, Tensor) or not _has_derivative(value):
+        return
+    name = on.place()
+    warnings.warn(
+        f"'{name}' is computed by {on.described()}, and was assigned a tensor with a graph, of "
+        "which it takes the numbers only: no gradient will flow to what that was computed from. To "
+        "train through it, call torch.func.functional_call(module, "
+        f"{{'{name}': value}}, inputs), or release '{name}'; if the numbers are meant, assign "
+        "value.detach().",
+        UserWarning,
+        # A compiler has no frames.
+        stacklevel=1 if torch.compiler.is_compiling() else user_stacklevel(),
     )
+
+
+def _has_derivative(value: Tensor) -> bool:
+    if fwAD.unpack_dual(value).tangent is not None:
+        return True
+    return torch.is_grad_enabled() and value.requires_grad and not value.is_leaf
 
 
 def assign_parameter(module: Any, name: str, value: Tensor) -> None:
-    """Assign a parametrized tensor what somebody takes for a plain parameter.
+    """Assign an ``nn.Parameter``, as tools do that take the tensor for a plain one.
 
     Fusion assigns so, and would not notice that a right inverse has stored another value.
 
@@ -111,7 +122,7 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
         ValueError: if the tensor cannot have the value. It is then as it was.
     """
     if module._overrides is not None:
-        # As in functional_call: the value is somebody else's for the time being.
+        # As inside of functional_call: the assignment goes to what overrides the tensor.
         super(module._parametrized, module).__setattr__(name, value)
         return
     parametrizations = module.parametrizations[name]
@@ -148,20 +159,3 @@ def _is_close(value: Tensor, expected: Tensor) -> bool:
     distance = torch.linalg.vector_norm(value.to(precise) - expected.to(precise))
     size = torch.linalg.vector_norm(expected.to(precise))
     return bool(distance <= 4 * torch.finfo(expected.dtype).eps ** 0.5 * size)
-
-
-def hint(module: nn.Module, name: str) -> str:
-    """Why a module has a tensor of that name and yet nothing that can be parametrized."""
-    if not isinstance(module.__dict__.get(name), Tensor):
-        return ""
-    kind = type(module).__name__
-    if not any(hooks_of(module)):
-        return (
-            f"'{name}' is a tensor that {kind} has as a plain attribute: make it a parameter or a "
-            "buffer first, by nn.Parameter or register_buffer."
-        )
-    return (
-        f"'{name}' is an attribute of {kind} that is computed anew before each forward: make it a "
-        "parameter first, as by torch.nn.utils.prune.remove, remove_weight_norm or "
-        "remove_spectral_norm."
-    )

@@ -1,4 +1,9 @@
-"""Whose line a warning is about, and what the tensor of an error is called there."""
+"""What warnings and errors learn from the frames of the call stack.
+
+A warning should point at the user's line, not at one of this package. And an error should call a
+tensor by its path from the model, which its module does not know; the model is mostly at work, and
+found as the ``self`` of a frame.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,8 @@ import torch
 from torch import nn
 
 
-def frames_to_the_caller() -> int:
-    """The ``stacklevel`` of the function that called this package, for who calls this."""
+def user_stacklevel() -> int:
+    """The ``stacklevel`` with which the caller's warning points outside of this package."""
     level, frame = 1, sys._getframe(1)
     package = __name__.partition(".")[0]
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
@@ -20,15 +25,12 @@ def frames_to_the_caller() -> int:
     return level
 
 
-def path_for_the_caller(parametrizations: nn.Module, name: str) -> str:
+def path_in_running_model(parametrizations: nn.Module, name: str) -> str:
     """The path of a parametrized tensor from the outermost module that is at work.
-
-    A module knows the names of its own tensors, and not where it is in a model; but the model is
-    among those that are being called.
 
     Args:
         parametrizations: what the tensor is computed by.
-        name: its name in its own module, which it keeps if no other module is at work.
+        name: its name in its own module, which is the result if no other module is at work.
     """
     # A compiler has no frames.
     if torch.compiler.is_compiling():

@@ -1,9 +1,9 @@
-"""What the originals in a checkpoint were written for: said on saving, read on loading.
+"""The parametrizations of each tensor, recorded in the metadata of a state dict.
 
-Many constraints have originals of the same names and shapes, of which their maps make different
-values. So a state dict says what each tensor was parametrized by: in the metadata that torch keeps
-beside the entries, where it keeps the versions of modules. It is plain data. Nothing that stands in
-a checkpoint is executed, and the names in it are looked up in the registry only.
+Originals of many constraints have the same names and shapes, and their maps make different values
+of them. So a state dict records what each tensor was parametrized by, in the metadata where torch
+keeps the versions of modules. The record is plain data: nothing in a checkpoint is executed, and
+the names in it are looked up in the registry only.
 """
 
 from __future__ import annotations
@@ -21,42 +21,44 @@ from constrained.constraint.description import built, described, same, words
 from constrained.torch_internals.modules import versions_in
 from constrained.torch_internals.tensors import has_values
 
-#: Under which the metadata of a module says it, by the names of the module's tensors.
+#: The key of the records in the metadata of a module; they are found by the names of its tensors.
 _KEY = "constraints"
 
+#: The prefix of the entries of a parametrized tensor.
+_PREFIX = re.compile(r"(?:(?P<owner>.*)\.)?parametrizations\.(?P<name>[^.]+)\.", re.DOTALL)
 
-_INSIDE = re.compile(r"(?:(?P<owner>.*)\.)?parametrizations\.(?P<name>[^.]+)\.", re.DOTALL)
 
+def record_chain(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> None:
+    """Record what a tensor is parametrized by, if a constraint is among it.
 
-def sign(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> None:
-    """Let a state dict say what a tensor is parametrized by, if a constraint is among it.
-
-    Of other modules there would be nothing to say but their classes.
+    Of other modules only the classes are known, which are not worth a record.
 
     Args:
-        state_dict: what is being written; nothing is said in a mapping without metadata.
+        state_dict: what is being written; a mapping without metadata gets no record.
         prefix: of the keys of the tensor's entries, such as ``"0.parametrizations.weight."``.
         chain: the parametrizations, in the order of application.
     """
     if not any(isinstance(module, Constraint) for module in chain):
         return
-    found = _INSIDE.fullmatch(prefix)
+    found = _PREFIX.fullmatch(prefix)
     metadata: Any = versions_in(state_dict)
-    # Of a module that is saved on its own there is no owner that could say it.
+    # A `ParametrizationList` that is saved on its own has no owner with metadata.
     owner = metadata.get(found["owner"] or "") if found and metadata else None
     if found and owner is not None:
         owner.setdefault(_KEY, {})[found["name"]] = described(chain)
 
 
-def signature(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
-    """What the metadata of a module says that one of its tensors was written for, if it does."""
-    said = metadata.get(_KEY)
-    found = said.get(name) if isinstance(said, Mapping) else None
+def recorded_chain(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
+    """The record of a tensor in the metadata of its module; None if there is none."""
+    records = metadata.get(_KEY)
+    found = records.get(name) if isinstance(records, Mapping) else None
     return found if isinstance(found, list) and found else None
 
 
-def unsigned(metadata: Mapping[str, Any], owner: str, plain: Container[str]) -> dict[str, Any]:
-    """The metadata of a module some of whose tensors have become plain ones.
+def without_tensors(
+    metadata: Mapping[str, Any], owner: str, plain: Container[str]
+) -> dict[str, Any]:
+    """The metadata of a module without the records of tensors that have become plain.
 
     Args:
         metadata: that of the module.
@@ -64,58 +66,58 @@ def unsigned(metadata: Mapping[str, Any], owner: str, plain: Container[str]) -> 
         plain: the paths of these tensors.
     """
     left = dict(metadata)
-    said = {
-        name: signature
-        for name, signature in left.pop(_KEY, {}).items()
+    records = {
+        name: record
+        for name, record in left.pop(_KEY, {}).items()
         if (f"{owner}.{name}" if owner else name) not in plain
     }
-    return {**left, _KEY: said} if said else left
+    return {**left, _KEY: records} if records else left
 
 
-class Writer:
-    """The parametrizations that the entries of a tensor were written for.
+class SavedChain:
+    """Parametrizations that a checkpoint records, and the value of a tensor under them.
 
     Args:
-        signature: what the checkpoint says.
+        record: see `recorded_chain`.
         shape: the shape of the tensor here, which a view needs; None if it is not known yet.
 
     Attributes:
-        signature: what the checkpoint says.
+        record: see `recorded_chain`.
     """
 
-    def __init__(self, signature: list[Any], shape: Sequence[int] | None) -> None:
-        self.signature = signature
+    def __init__(self, record: list[Any], shape: Sequence[int] | None) -> None:
+        self.record = record
         self._shape = shape
 
     @classmethod
     def other(
-        cls, signature: list[Any], chain: Sequence[nn.Module], shape: Sequence[int] | None
-    ) -> Writer | None:
-        """The writer, unless it is these very parametrizations.
+        cls, record: list[Any], chain: Sequence[nn.Module], shape: Sequence[int] | None
+    ) -> SavedChain | None:
+        """The recorded parametrizations, or None if they are the same as ``chain``.
 
-        Of modules that are no constraints nothing is known but their classes, which may have been
-        renamed: any are taken for the same.
+        Of modules that are no constraints only the classes are known, which may have been renamed:
+        any two of these are taken for the same.
         """
-        mine, writer = described(chain), cls(signature, shape)
-        if same(signature, mine) or not any(isinstance(e, Mapping) for e in (*signature, *mine)):
+        mine, saved = described(chain), cls(record, shape)
+        if same(record, mine) or not any(isinstance(e, Mapping) for e in (*record, *mine)):
             return None
         try:
-            return None if same(described(writer._build()), mine) else writer
+            return None if same(described(saved._build()), mine) else saved
         except (ValueError, TypeError):
-            return writer
+            return saved
 
     def has_only_constraints(self) -> bool:
-        """Whether all of them are constraints; of other modules nothing but the class is known."""
-        return all(isinstance(entry, Mapping) for entry in self.signature)
+        """Whether all of them are constraints; of other modules only the class is known."""
+        return all(isinstance(entry, Mapping) for entry in self.record)
 
     def value(self, entries: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
-        """The value that the entries of the tensor stand for, and which of them it is made of.
+        """The value of the tensor, and the names of the entries that it was computed from.
 
         Args:
-            entries: what stands under ``parametrizations.<tensor>.`` in the checkpoint.
+            entries: those of the checkpoint under ``parametrizations.<tensor>.``.
 
         Raises:
-            ValueError: if the value cannot be told.
+            ValueError: if the value cannot be computed.
         """
         chain = self._build()
         modules = nn.ModuleList(chain).eval()
@@ -135,13 +137,13 @@ class Writer:
             for module in chain[1:]:
                 value = module(value)
         except Exception as error:
-            # Whatever is wrong with the entries, torch says it in many lines.
+            # Torch's message has many lines.
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"its entries do not give a value ({reason[:200]}).") from error
         return value, (*names, *own)
 
     def _build(self) -> list[Constraint]:
-        return [built(entry, self._shape) for entry in self.signature]
+        return [built(entry, self._shape) for entry in self.record]
 
     def __repr__(self) -> str:
-        return " then ".join(words(entry, self._shape) for entry in self.signature)
+        return " then ".join(words(entry, self._shape) for entry in self.record)

@@ -1,4 +1,4 @@
-"""What waits in a lazy module for the shapes of its tensors."""
+"""Requests for tensors of a lazy module, which wait until the tensors have shapes."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from typing import Any
 
 from torch import nn
 
-
-def waiting(module: nn.Module) -> dict[str, Any]:
-    """What waits in a module, by the names of its tensors. Not a copy."""
-    return module.__dict__.get("_waiting", {})
+# Pickles of lazy modules contain this name.
+_ATTRIBUTE = "_waiting"
 
 
-def wait(module: nn.Module, name: str, item: Any) -> None:
-    """Let something wait for a tensor. Give the module its new class afterwards."""
-    module.__dict__.setdefault("_waiting", {})[name] = item
+def deferred(module: nn.Module) -> dict[str, Any]:
+    """The requests that wait in a module, by the names of its tensors. Not a copy."""
+    return module.__dict__.get(_ATTRIBUTE, {})
 
 
-def stop_waiting(module: nn.Module, name: str) -> None:
-    """Undo `wait`. Give the module its new class afterwards."""
-    items = module.__dict__["_waiting"]
-    del items[name]
-    if not items:
-        del module.__dict__["_waiting"]
+def defer(module: nn.Module, name: str, request: Any) -> None:
+    """Let a request wait for a tensor. The caller gives the module its new class afterwards."""
+    module.__dict__.setdefault(_ATTRIBUTE, {})[name] = request
 
 
-def waiting_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Everything that waits in a model, each once, with the path that it was asked for by."""
+def drop_deferred(module: nn.Module, name: str) -> None:
+    """Undo `defer`. The caller gives the module its new class afterwards."""
+    requests = module.__dict__[_ATTRIBUTE]
+    del requests[name]
+    if not requests:
+        del module.__dict__[_ATTRIBUTE]
+
+
+def deferred_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every request that waits in a model, once, with the first path of its tensor."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        for name, item in waiting(module).items():
-            if id(item) not in seen:
-                seen.add(id(item))
-                yield f"{prefix}.{name}" if prefix else name, item
+        for name, request in deferred(module).items():
+            if id(request) not in seen:
+                seen.add(id(request))
+                yield f"{prefix}.{name}" if prefix else name, request

@@ -1,4 +1,7 @@
-"""Where the tensors of a model are registered, and which of them are parametrized."""
+"""Where the tensors of a model are registered, and which of them are parametrized.
+
+A location is a module and the name of a tensor in it. A tied tensor has several.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from torch.nn.utils import parametrize as torch_parametrize
 from constrained.constraint.base import Constraint
 from constrained.constraint.plain_data import short
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.torch_internals.modules import hooks_of
 
 is_parametrized = torch_parametrize.is_parametrized
 
 
 def check_model(model: object) -> None:
-    """Raise a `TypeError` unless it is a module, which has tensors in places."""
+    """Raise a `TypeError` unless a model is a module."""
     if not isinstance(model, nn.Module):
         kind = "" if isinstance(model, Tensor) else f" ({type(model).__name__})"
         raise TypeError(f"A model is a torch.nn.Module, got {short(model)}{kind}.")
@@ -41,8 +45,25 @@ def resolve(module: nn.Module, path: str) -> tuple[nn.Module, str]:
     return owner, name
 
 
+def why_not_registered(module: nn.Module, name: str) -> str:
+    """Why a module has a tensor of that name, and no parameter or buffer; "" if it has none."""
+    if not isinstance(module.__dict__.get(name), Tensor):
+        return ""
+    kind = type(module).__name__
+    if not any(hooks_of(module)):
+        return (
+            f"'{name}' is a tensor that {kind} has as a plain attribute: make it a parameter or a "
+            "buffer first, by nn.Parameter or register_buffer."
+        )
+    return (
+        f"'{name}' is an attribute of {kind} that is computed anew before each forward: make it a "
+        "parameter first, as by torch.nn.utils.prune.remove, remove_weight_norm or "
+        "remove_spectral_norm."
+    )
+
+
 def tied_locations(root: nn.Module, tensor: Tensor) -> list[tuple[nn.Module, str]]:
-    """Every place under ``root`` where this very tensor is registered."""
+    """Every location under ``root`` where this very tensor is registered."""
     return [
         (module, name)
         for module in root.modules()
@@ -53,7 +74,7 @@ def tied_locations(root: nn.Module, tensor: Tensor) -> list[tuple[nn.Module, str
 
 
 def locations_of(root: nn.Module, parametrizations: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every place under ``root`` that is parametrized by this very list."""
+    """Every location under ``root`` that is parametrized by this very list."""
     return [
         (module, name)
         for module in root.modules()
@@ -70,7 +91,7 @@ def list_of(module: nn.Module, name: str) -> Any:
 
 
 def parameters_at(module: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The parameters that make up the tensor of that name, by their names in the module."""
+    """The parameters that a tensor is computed from, or is itself, by their names in the module."""
     if is_parametrized(module, name):
         path = f"parametrizations.{name}."
         return {path + n: p for n, p in list_of(module, name).named_parameters()}
@@ -96,7 +117,7 @@ class Location:
 
     @property
     def tensor(self) -> Tensor | nn.Module:
-        """The registered tensor, or the list that parametrizes it: what ties are made of."""
+        """The registered tensor, or the list that parametrizes it. It is the same for tied ones."""
         if is_parametrized(self.module, self.name):
             return self.module.parametrizations[self.name]  # type: ignore[index]
         tensors = self.module._parameters if self.is_parameter else self.module._buffers
@@ -104,7 +125,7 @@ class Location:
 
 
 def locations(model: nn.Module) -> dict[str, Location]:
-    """Every tensor of a model by its path, in the order of its parameters; ties appear often."""
+    """Every tensor of a model by its path, in the order of parameters; tied ones by every path."""
     check_model(model)
     found: dict[str, Location] = {}
     for prefix, module in _modules(model, ""):
@@ -138,12 +159,12 @@ def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, Parametrization
 def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Each parametrized tensor of a model: its first path, its list, which may be torch's own."""
     seen: set[int] = set()
-    for path, place in locations(model).items():
-        found = place.tensor
+    for path, location in locations(model).items():
+        found = location.tensor
         if isinstance(found, nn.Module) and id(found) not in seen:
             seen.add(id(found))
             yield path, found
-    # A graph of torch.fx calls the lists of its root, which it holds in a plain module.
+    # A GraphModule of torch.fx holds lists in plain modules, beside no tensor of their name.
     for path, module in _modules(model, ""):
         is_list = isinstance(module, ParametrizationList) and module is not model
         if is_list and id(module) not in seen:
@@ -151,7 +172,7 @@ def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path.replace("parametrizations.", ""), module
 
 
-def is_constrained(place: Location) -> bool:
-    """Whether `constrain` has parametrized a tensor, not somebody's `register_parametrization`."""
-    found = place.tensor
+def is_constrained(location: Location) -> bool:
+    """Whether `constrain` has parametrized a tensor, not the user's `register_parametrization`."""
+    found = location.tensor
     return isinstance(found, ParametrizationList) and found.is_constrained()

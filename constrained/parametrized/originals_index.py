@@ -1,9 +1,9 @@
-"""Which parametrized tensors a parameter is an original of.
+"""Which parametrized tensors each parameter is an original of: an index of the whole process.
 
-An optimizer knows parameters, and what follows its step is due for the tensors that are computed
-from them. They are noted here under the parameter's id, weakly, and found without a look at the
-other tensors of the process. A note may be out of date, as where somebody writes into
-``module._parameters``: so what is found is compared with what the tensor holds now.
+An optimizer knows parameters. What follows its step concerns the tensors that are computed from
+them. The index finds these by the id of a parameter, without going through all parametrized tensors
+of the process. It holds no list alive. An entry may be out of date, as after a write into
+``module._parameters``, so what is found is compared with what the list holds now.
 """
 
 from __future__ import annotations
@@ -17,93 +17,98 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class _Note:
-    """A holder, and the ids that it is noted under."""
+class _Entry:
+    """A parametrization list, and the ids of the parameters that it is indexed under."""
 
-    __slots__ = ("_holder", "ids", "key")
+    __slots__ = ("_list", "ids", "key")
 
-    def __init__(self, holder: nn.Module) -> None:
-        self.key, self.ids = id(holder), frozenset[int]()
-        self._holder = weakref.ref(holder, partial(_forget, self))
+    def __init__(self, parametrizations: nn.Module) -> None:
+        self.key, self.ids = id(parametrizations), frozenset[int]()
+        self._list = weakref.ref(parametrizations, partial(_forget, self))
 
     def __call__(self) -> Any:
-        """The holder, if it is still there."""
-        return self._holder()
+        """The list, if it is still alive."""
+        return self._list()
 
 
-_notes: dict[int, _Note] = {}
+_entries: dict[int, _Entry] = {}
 
-_by_parameter: dict[int, tuple[_Note, ...]] = {}
+_by_parameter: dict[int, tuple[_Entry, ...]] = {}
 
-# Several threads build models, and the garbage collector, which may run in any line of one of
-# them, forgets those that are gone. What only reads takes no lock: it sees whole tuples.
+# Several threads build models. And the garbage collector, which may run at any line of one of
+# them, removes the entries of lists that have died. Code that only reads takes no lock: it sees
+# whole tuples.
 _lock = threading.RLock()
 
-#: What is to be called when the first tensor is noted.
-_waiting: list[Callable[[], None]] = []
+_callbacks: list[Callable[[], None]] = []
 
 
-def when_first_noted(function: Callable[[], None]) -> None:
+def call_when_first_indexed(function: Callable[[], None]) -> None:
     """Call a function once, as soon as there is a parametrized tensor."""
-    _waiting.append(function)
+    _callbacks.append(function)
 
 
-def note(holder: nn.Module) -> None:
-    """Note which parameters a tensor is computed from, in place of what was noted before."""
-    while _waiting:
-        _waiting.pop()()
-    found = _notes.get(id(holder))
-    ids = frozenset(id(p) for p in _originals(holder) if p is not None)
-    if found is not None and found() is holder and found.ids == ids:
+def index_list(parametrizations: nn.Module) -> None:
+    """Index a list under its present originals, and no longer under those that it had before."""
+    while _callbacks:
+        _callbacks.pop()()
+    entry = _entries.get(id(parametrizations))
+    ids = frozenset(id(p) for p in _originals(parametrizations) if p is not None)
+    if entry is not None and entry() is parametrizations and entry.ids == ids:
         return
     with _lock:
-        if found is None or found() is not holder:
-            found = _Note(holder)
-            _notes[found.key] = found
-        _move(found, ids)
+        if entry is None or entry() is not parametrizations:
+            entry = _Entry(parametrizations)
+            _entries[entry.key] = entry
+        _move(entry, ids)
 
 
-def note_all() -> None:
-    """Note anew what every tensor is computed from."""
-    for holder in all_holders():
-        note(holder)
+def reindex_all() -> None:
+    """Index every list under its present originals."""
+    for found in indexed_lists():
+        index_list(found)
 
 
-def all_holders() -> list[Any]:
-    """Every tensor of the process that is computed from originals."""
+def indexed_lists() -> list[Any]:
+    """The lists of all parametrized tensors of the process."""
     with _lock:
-        everything = list(_notes.values())
-    return [holder for found in everything if (holder := found()) is not None]
+        everything = list(_entries.values())
+    return [found for entry in everything if (found := entry()) is not None]
 
 
-def holders(parameter: Tensor) -> Iterator[Any]:
-    """The tensors that this very parameter is an original of, the one noted last at the end."""
-    for found in _by_parameter.get(id(parameter), ()):
-        holder = found()
-        if holder is not None and any(p is parameter for p in _originals(holder)):
-            yield holder
+def lists_with_original(parameter: Tensor) -> Iterator[Any]:
+    """The lists that this very parameter is an original of, the one indexed last at the end."""
+    for entry in _by_parameter.get(id(parameter), ()):
+        found = entry()
+        if found is not None and any(p is parameter for p in _originals(found)):
+            yield found
 
 
-def _originals(holder: nn.Module) -> list[nn.Parameter | None]:
-    # In one go: another thread may be about to register one.
-    return list(holder._parameters.values())
+def list_with_original(parameter: Tensor) -> Any:
+    """The list that this very parameter is an original of: the one indexed last, or None."""
+    return next(reversed([*lists_with_original(parameter)]), None)
 
 
-def _forget(dead: _Note, _: object) -> None:
+def _originals(parametrizations: nn.Module) -> list[nn.Parameter | None]:
+    # Copied by one call: another thread may be about to register one.
+    return list(parametrizations._parameters.values())
+
+
+def _forget(dead: _Entry, _: object) -> None:
     with _lock:
         _move(dead, frozenset())
-        if _notes.get(dead.key) is dead:
-            del _notes[dead.key]
+        if _entries.get(dead.key) is dead:
+            del _entries[dead.key]
 
 
-def _move(found: _Note, ids: frozenset[int]) -> None:
-    for changed in found.ids ^ ids:
+def _move(entry: _Entry, ids: frozenset[int]) -> None:
+    for changed in entry.ids ^ ids:
         others = _by_parameter.get(changed, ())
-        # One that has died while this runs may have missed its own entry.
-        others = tuple(n for n in others if n is not found and n() is not None)
-        now = (*others, found) if changed in ids else others
+        # A list that dies while this runs may have missed its own entry.
+        others = tuple(e for e in others if e is not entry and e() is not None)
+        now = (*others, entry) if changed in ids else others
         if now:
             _by_parameter[changed] = now
         else:
             _by_parameter.pop(changed, None)
-    found.ids = ids
+    entry.ids = ids

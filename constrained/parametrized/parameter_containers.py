@@ -1,9 +1,9 @@
-"""Parts, copies and unions of a ``ParameterList`` or ``ParameterDict`` with parametrized tensors.
+"""Slices, copies and unions of a ``ParameterList`` or ``ParameterDict`` with parametrized tensors.
 
-Torch's containers make a new ``Parameter`` of each value that they are given, and that one would
-get the gradient instead of the originals. Here the new container shares the parametrizations of
-the old one, as it would share its parameters. What torch's own class does with values that it is
-given cannot be changed from here: ``nn.ParameterList(values)``, ``extend`` of a plain list.
+Torch's containers make a new ``Parameter`` of each value that they are given. That would get the
+gradient instead of the originals. Here the new container shares the parametrizations of the old
+one, as it would share its parameters. What torch's own class does with values that it is given
+cannot be changed from here: ``nn.ParameterList(values)``, ``extend`` of a plain list.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import torch
 from torch import nn
 
 from constrained.parametrized.module_class import contribute
-from constrained.parametrized.override import lists, overriding
-from constrained.parametrized.parametrizations import Parametrizations
-from constrained.parametrized.unsupported import refuse_deletion
+from constrained.parametrized.override import overriding
+from constrained.parametrized.parametrizations import Parametrizations, lists_of
+from constrained.parametrized.unsupported import deletion_error
 
-#: Keeps the place of an entry until its parametrizations are put there.
-_NOTHING = ()
+#: Stands for an entry until its parametrizations are installed.
+_PLACEHOLDER = ()
 
 
 @contribute
 def container_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
-    """Methods of a class derived from ``base``, in the place of those of torch's containers."""
+    """Methods of a class derived from ``base``, which replace those of torch's containers."""
     del names
     for kind, methods in _METHODS.items():
         if issubclass(base, kind):
-            # One of somebody else's does what it says.
+            # A method that a derived class has overridden is left alone.
             return {n: m for n, m in methods.items() if getattr(base, n) is getattr(kind, n)}
     return {}
 
 
-# ------------------------------------------------------------------------------------ lists
+# ------------------------------------------------------------------------------------ lists_of
 
 
 def _part(self: Any, idx: Any) -> Any:
@@ -60,9 +60,9 @@ def _extend(self: Any, values: Iterable[Any]) -> Any:
 
 def _append(new: nn.ParameterList, old: nn.ParameterList, i: int) -> None:
     found = _parametrized(old, str(i))
-    new.append(old[i] if found is None else _NOTHING)
+    new.append(old[i] if found is None else _PLACEHOLDER)
     if found is not None:
-        _put(new, str(len(new) - 1), found)
+        _share(new, str(len(new) - 1), found)
 
 
 # ----------------------------------------------------------------------------- dictionaries
@@ -83,7 +83,7 @@ def _ror(self: Any, other: Any) -> Any:
 
 
 def _union(first: Any, second: Any) -> nn.ParameterDict:
-    """A new dictionary with the entries of both; those of the second one win."""
+    """A new dictionary with the entries of both; those of the second take precedence."""
     new = nn.ParameterDict()
     both = [x if isinstance(x, nn.ParameterDict) else nn.ParameterDict(x) for x in (first, second)]
     for key in {**dict.fromkeys(both[0]), **dict.fromkeys(both[1])}:
@@ -97,7 +97,7 @@ def _update(self: Any, parameters: Any) -> None:
         return
     for key in parameters:
         if key in self:
-            # It is assigned, and stays in its own set.
+            # The value is assigned; the entry keeps its own parametrizations.
             self[key] = parameters[key]
         else:
             _add(self, key, parameters)
@@ -106,20 +106,20 @@ def _update(self: Any, parameters: Any) -> None:
 
 def _add(new: nn.ParameterDict, key: str, old: nn.ParameterDict) -> None:
     found = _parametrized(old, key)
-    new[key] = old[key] if found is None else _NOTHING
+    new[key] = old[key] if found is None else _PLACEHOLDER
     if found is not None:
-        _put(new, key, found)
+        _share(new, key, found)
 
 
 def _delete(self: Any, key: str) -> None:
-    if key in lists(self):
-        raise refuse_deletion(self, key)
+    if key in lists_of(self):
+        raise deletion_error(self, key)
     super(self._parametrized, self).__delitem__(key)
 
 
 def _clear(self: Any) -> None:
-    for key in lists(self):
-        raise refuse_deletion(self, key)
+    for key in lists_of(self):
+        raise deletion_error(self, key)
     super(self._parametrized, self).clear()
 
 
@@ -127,14 +127,14 @@ def _clear(self: Any) -> None:
 
 
 def _parametrized(container: Any, name: str) -> nn.Module | None:
-    """What computes an entry, if it is parametrized and nothing stands in its place."""
+    """What computes an entry, if it is parametrized and nothing overrides it."""
     if not hasattr(type(container), "_overridable") or overriding(container, name) is not None:
         return None
-    return lists(container).get(name)
+    return lists_of(container).get(name)
 
 
-def _put(new: Any, name: str, parametrizations: nn.Module) -> None:
-    """Let an entry be computed by the parametrizations of another one."""
+def _share(new: Any, name: str, parametrizations: nn.Module) -> None:
+    """Give an entry the parametrizations of another one."""
     delattr(new, name)
     if "parametrizations" not in new._modules:
         new.parametrizations = Parametrizations(new)
@@ -142,15 +142,15 @@ def _put(new: Any, name: str, parametrizations: nn.Module) -> None:
 
 
 def _with_its_class(new: Any) -> Any:
-    """The container with the class that its entries call for, which stand in their order."""
+    """Give a container the class for its parametrized entries, and record the order of entries."""
     from constrained.parametrized.module_class import set_class
 
-    found = lists(new)
+    found = lists_of(new)
     if found:
         names = map(str, range(len(new))) if isinstance(new, nn.ParameterList) else new.keys()
         kept: Any = new._modules["parametrizations"]
-        kept._places = tuple(dict.fromkeys((*kept.places(), *names)))
-    # That of the whole serves a part, and is there already.
+        kept._tensor_order = tuple(dict.fromkeys((*kept.tensor_order(), *names)))
+    # The class of a whole list serves a slice of it, too.
     if not found or not found.keys() <= set(getattr(type(new), "_names", ())):
         set_class(new, getattr(type(new), "_base_class", type(new)))
     return new

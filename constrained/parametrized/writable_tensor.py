@@ -1,4 +1,8 @@
-"""What is written into a parametrized tensor as into a plain one, and stored afterwards."""
+"""Parametrized tensors that can be written in place for a while, like plain ones.
+
+A plain tensor replaces the parametrized one meanwhile. Afterwards the originals of what was written
+are stored.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.contents import attributes, own
+from constrained.atomic.contents import own
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
+from constrained.parametrized.assignment import check_assigned, expanded, raise_named
+from constrained.parametrized.originals import copy_like
 from constrained.parametrized.override import Override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList, read
-from constrained.parametrized.right_inverse import check_assigned, expanded, invert, raise_named
+from constrained.parametrized.right_inverse import invert
 from constrained.torch_internals.tensors import has_values, version
 
 
-class Target(Override):
-    """A parametrized tensor that is being written: a plain one in its place, made when it is read.
+class WritableTensor(Override):
+    """A parametrized tensor that is being written: a plain tensor, made when it is first read.
 
     Args:
         name: the tensor's, or its path.
@@ -33,18 +39,12 @@ class Target(Override):
         """The tensor that may be written; the same one each time."""
         if self._tensor is None or (not self.is_written() and self._originals_moved()):
             parametrizations = self.parametrizations
+            originals = parametrizations.originals()
             with torch.no_grad():
                 self._before = read(parametrizations, self.name).detach().clone()
-                tensor = own(self._before)
-            originals = parametrizations.originals()
+                tensor = copy_like(self._before, originals, parametrizations.is_parameter)
             self._versions = [_version(t) for t in originals]
-            self._requires_grad = any(t.requires_grad for t in originals)
-            tensor.requires_grad_(self._requires_grad)
-            if parametrizations.is_parameter:
-                tensor = nn.Parameter(tensor.detach(), self._requires_grad)
-            # A compiler has no dictionary of a tensor.
-            if not torch.compiler.is_compiling():
-                vars(tensor).update(attributes(originals))
+            self._requires_grad = tensor.requires_grad
             self._tensor = tensor
         return self._tensor
 
@@ -52,8 +52,8 @@ class Target(Override):
         """Whether there is a plain tensor."""
         return self._tensor is not None
 
-    def stood_in(self) -> tuple[Tensor, ParametrizationList]:
-        """The plain tensor, and the parametrizations that it stood in for."""
+    def tensor_and_list(self) -> tuple[Tensor, ParametrizationList]:
+        """The plain tensor, and the parametrizations of the tensor that it replaces."""
         return self.read(), self.parametrizations
 
     def assign(self, value: Tensor) -> None:
@@ -69,13 +69,13 @@ class Target(Override):
         if tensor.shape != before.shape or tensor.dtype != before.dtype:  # type: ignore[union-attr]
             return True
         if not has_values(tensor):  # type: ignore[arg-type]
-            # What is compiled now will be written when it runs.
+            # The code that is being compiled will write it when it runs.
             return torch.compiler.is_compiling()
         same = torch.isclose(tensor.detach(), before, rtol=0, atol=0, equal_nan=True)  # type: ignore[union-attr]
         return not bool(same.all())
 
-    def found(self) -> tuple[Tensor, ...] | None:
-        """The originals of what was written, not yet stored; None if nothing was."""
+    def new_originals(self) -> tuple[Tensor, ...] | None:
+        """The originals of what was written, not yet stored; None if nothing was written."""
         if self._tensor is None or not self.is_written():
             return None
         if self._originals_moved():
@@ -91,14 +91,14 @@ class Target(Override):
             value = constraint.start(value)
         return invert(self.parametrizations, value)
 
-    def freeze(self) -> None:
-        """Pass on to the originals whether the tensor was made to require a gradient, or not to."""
+    def copy_requires_grad(self) -> None:
+        """Set ``requires_grad`` of the originals, if it was changed on the plain tensor."""
         if self._tensor is not None and self._tensor.requires_grad is not self._requires_grad:
             for original in self.parametrizations.parameters(recurse=False):
                 original.requires_grad_(self._tensor.requires_grad)
 
     def forget(self) -> None:
-        """Start anew at the next reading."""
+        """Drop the plain tensor; the next read makes a new one."""
         self._tensor = None
 
     def _originals_moved(self) -> bool:
@@ -108,30 +108,30 @@ class Target(Override):
 def flush_writes(module: nn.Module, name: str) -> None:
     """Store what was written into a tensor, before its parametrizations change."""
     target = overriding(module, name)
-    if isinstance(target, Target):
-        store_all([target])
+    if isinstance(target, WritableTensor):
+        store_written([target])
 
 
 @torch.no_grad()
-def store_all(targets: Any) -> None:
-    """Store what was written into each of these; if one fails, into none."""
+def store_written(targets: Any) -> None:
+    """Store what was written into each of these tensors; if one fails, store none."""
     read = [target for target in targets if target._tensor is not None]
-    # A foreign right inverse may write into its own module.
+    # The right inverse of a module that is no Constraint may write into the module.
     changed = [module for target in read for module in target.parametrizations.modules()]
     with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
         found = []
         for target in read:
             allow_interrupt()
             try:
-                new = target.found()
+                new = target.new_originals()
             except (ValueError, TypeError) as error:
                 raise_named(target.parametrizations, target.name, error)
             if new is not None:
                 found.append((target, new))
         for target, new in found:
-            target.parametrizations.put(new)
+            target.parametrizations.store_originals(new)
         for target in read:
-            target.freeze()
+            target.copy_requires_grad()
             target.forget()
 
 

@@ -1,12 +1,12 @@
 """Modules outside of a model that own a tensor of it.
 
-A tensor that is tied to one outside of the model that was given would come untied: there the free
-parameter would go on to stand in its place. Nobody keeps a list of the owners of a tensor, and to
-look for them among all objects takes tens of milliseconds. So the references to a tensor are
-counted first: mostly there are none but those that are known.
+If only one of two tied tensors were constrained, they would come untied: the other module would be
+left with the free parameter. No list of the owners of a tensor exists, and a search among all
+objects takes tens of milliseconds. So the references to a tensor are counted first. Mostly there
+are none but those that are known.
 
-A module of the model may hold a tensor by itself as well, in an attribute or in a list that is one.
-Nothing can renew such a reference, and what is computed with it is not constrained: that is said.
+A module of the model may also hold the tensor in a plain attribute, or in a list there. Such a
+reference cannot be renewed, and what is computed with it is not constrained. There is a warning.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 from torch import nn
 
-from constrained.parametrized.call_stack import frames_to_the_caller
+from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.stale_parameters import listed
 
-#: How deep in lists and dictionaries a tensor is looked for, as in those of an optimizer's groups.
+#: How many levels of lists and dictionaries are searched, as those of an optimizer's groups.
 _DEPTH = 3
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
@@ -37,12 +37,13 @@ _OWNED = ("_parameters", "_buffers", "_modules")
 def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Location], int]]) -> None:
     """Raise, before anything has changed, if a module outside of a model owns one of its tensors.
 
-    Whoever merely holds the tensor, such as an optimizer or a list, is no owner. What `gc.freeze`
-    has hidden is not found. Where a module of the model does, there is a warning.
+    An owner has the tensor as a parameter or buffer; an optimizer or a list is no owner. Objects
+    that `gc.freeze` has hidden are not found. There is a warning if a module of the model holds the
+    tensor in a plain attribute.
 
     Args:
         model: the model.
-        tensors: all places of each tensor in the model, and how many more references to it the
+        tensors: all locations of each tensor in the model, and how many more references to it the
             caller has.
 
     Raises:
@@ -52,7 +53,7 @@ def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Location], i
     if not held:
         return
     if _outside(held) is not None:
-        # A module that was dropped may linger in a reference cycle.
+        # A module that nobody uses any more may still be alive in a reference cycle.
         gc.collect()
         found = _outside(held)
         if found is not None:
@@ -62,19 +63,19 @@ def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Location], i
 
 
 def check_other_owners(tensors: Iterable[Sequence[Location]]) -> None:
-    """Raise if a module outside of a model has one of its constrained tensors as well, by a tie.
+    """Raise if a constrained tensor of a model is tied to one of a module outside of it.
 
-    That would stay constrained where this becomes plain, and the two would come untied.
+    That one would stay constrained when the model is released, and the two would come untied.
 
     Args:
-        tensors: all places of each tensor in the model.
+        tensors: all locations of each tensor in the model.
 
     Raises:
         ValueError: with the other owner and the cure.
     """
     shared = [here for here in tensors if _owned_elsewhere(here)]
     if shared:
-        # A module that was dropped may linger in a reference cycle.
+        # A module that nobody uses any more may still be alive in a reference cycle.
         gc.collect()
     for here in shared:
         for owner in _modules():
@@ -85,7 +86,7 @@ def check_other_owners(tensors: Iterable[Sequence[Location]]) -> None:
 
 
 def _owned_elsewhere(here: Sequence[Location]) -> set[Any]:
-    """What holds the parametrizations of a tensor outside of these places."""
+    """The `Parametrizations` that hold the list of a tensor, except for those of its locations."""
     own = {place.module._modules.get("parametrizations") for place in here}
     return set(getattr(here[0].tensor, "_owners", ())) - own
 
@@ -103,7 +104,7 @@ def _warn_of_attributes(model: nn.Module, paths: dict[int, str]) -> None:
                     f"'{f'{prefix}.' if prefix else ''}{name}' of the {type(model).__name__} holds "
                     f"the plain tensor of {names}, which is not the constrained value from now on: "
                     f"read {names} wherever it is used.",
-                    stacklevel=frames_to_the_caller(),
+                    stacklevel=user_stacklevel(),
                 )
 
 
@@ -127,7 +128,7 @@ def _references(box: list[Any]) -> int:
     return sys.getrefcount(box[0])
 
 
-#: What is counted for an object that nobody holds but its box.
+#: The count for an object that only its box refers to.
 _ALONE = _references([object()])
 
 
@@ -145,21 +146,21 @@ def _containers(place: Location) -> list[dict[str, Any]]:
 
 
 def _owners(tensors: Iterable[Any], known: Collection[int]) -> list[nn.Module]:
-    """The modules that may own some of these tensors, beside those of containers that are known."""
-    # From the tensors upwards, since a list of all objects would hold those that another thread is
-    # about to build, such as a tuple, which it could not finish then.
+    """The modules that may own some of these tensors, except for owners that are known."""
+    # The search starts at the tensors. A list of all objects would contain objects that another
+    # thread is still building, such as a tuple, which cannot be finished while it is referred to.
     containers = [o for o in gc.get_referrers(*tensors) if type(o) is dict and id(o) not in known]
     if not containers:
-        # Each search goes through all objects. Mostly a list or a variable holds the tensor.
+        # This saves two more searches. Mostly it is a list or a variable that holds the tensor.
         return []
     holders = gc.get_referrers(*containers)
     states = [o for o in holders if type(o) is dict and "_parameters" in o]
-    # By type: `isinstance` would ask proxies for the class of what they stand for.
+    # By type: `isinstance` would make proxies load the objects that they stand for.
     return [o for o in (*holders, *gc.get_referrers(*states)) if issubclass(type(o), nn.Module)]
 
 
 def _outside(held: Iterable[Sequence[Location]]) -> tuple[Location, nn.Module, str] | None:
-    """The place of a tensor in the model, another owner, and the tensor's name there."""
+    """The location of a tensor in the model, another owner, and the tensor's name there."""
     wanted = {id(here[0].tensor): here for here in held}
     known = {id(c) for here in wanted.values() for place in here for c in _containers(place)}
     for module in _owners((here[0].tensor for here in wanted.values()), known):
@@ -173,8 +174,8 @@ def _outside(held: Iterable[Sequence[Location]]) -> tuple[Location, nn.Module, s
 
 
 def _modules() -> list[nn.Module]:
-    # A module whose __init__ has not run yet has no submodules, and one that is scripted has them
-    # in a container of its own.
+    # A module whose __init__ has not run yet has no submodules. A scripted one has them in another
+    # container.
     modules = [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]
     return [m for m in modules if isinstance(m.__dict__.get("_modules"), dict)]
 

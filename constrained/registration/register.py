@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.atomic.contents import recording
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.base import Constraint
-from constrained.parametrized.append import check_appended, prepare
-from constrained.parametrized.assignment import hint
-from constrained.parametrized.consistency_checks import check_is_there
-from constrained.parametrized.locations import is_parametrized, list_of, resolve, tied_locations
-from constrained.parametrized.parametrization_list import ParametrizationList, list_with_original
+from constrained.parametrized.consistency_checks import check_appended
+from constrained.parametrized.locations import (
+    is_parametrized,
+    list_of,
+    resolve,
+    tied_locations,
+    why_not_registered,
+)
+from constrained.parametrized.originals_index import list_with_original
+from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.writable_tensor import flush_writes
-from constrained.registration.from_torch import adopt
+from constrained.registration.from_torch import convert_from_torch
 from constrained.registration.install import check_can_hold, install
 from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
 from constrained.registration.wrappers import check_not_wrapped
@@ -105,42 +111,55 @@ def register_parametrization(
                 handover.apply(optimizer)
             return module
         if name not in owner._parameters and name not in owner._buffers:
-            reason = hint(owner, name)
+            reason = why_not_registered(owner, name)
             raise ValueError(
                 f"Module '{module}' does not have a parameter, a buffer, or a "
                 f"parametrized element with name '{tensor_name}'{reason and ': ' + reason}"
             )
         tensor = getattr(owner, name)
-        check_is_there(tensor, tensor_name, owner)
-        places = tied_locations(module, tensor) if tensor_name.count(".") else [(owner, name)]
-        for place_owner, place_name in places:
-            check_can_hold(place_owner, place_name)
+        _check_has_shape(tensor, tensor_name, owner)
+        locations = tied_locations(module, tensor) if "." in tensor_name else [(owner, name)]
+        for location in locations:
+            check_can_hold(*location)
         with recording(tensor):
-            found, is_new = list_with_original(tensor), False
-            if found is None or found is owner:
+            found = list_with_original(tensor)
+            is_new = found is None or found is owner
+            if is_new:
                 found = ParametrizationList([parametrization], tensor, unsafe, deferred=True)
-                is_new = True
             else:
                 _check_same(tensor_name, found, parametrization)
-            changed = [*around(place_owner for place_owner, _ in places), *found.modules()]
+            changed = [*around(tied_owner for tied_owner, _ in locations), *found.modules()]
             with all_or_nothing(changed, [tensor], optimizer):
                 if is_new:
-                    found.take(tensor)
-                for place_owner, place_name in places:
-                    install(place_owner, place_name, found)
+                    found.attach(tensor)
+                for location in locations:
+                    install(*location, found)
                 handover.apply(optimizer)
     return module
+
+
+def _check_has_shape(tensor: Tensor | None, path: str, owner: nn.Module) -> None:
+    """Raise if there is no tensor yet that could be parametrized."""
+    if tensor is None:
+        raise ValueError(
+            f"'{path}' of {type(owner).__name__} is None: there is no tensor to parametrize."
+        )
+    if is_lazy(tensor):
+        raise ValueError(
+            f"'{path}' of {type(owner).__name__} has no shape yet: call the model once on an "
+            "example first, or use constrained.constrain(), which waits for it."
+        )
 
 
 def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
     check_not_wrapped(module, name)
     flush_writes(module, name)
-    adopt(module)
+    convert_from_torch(module)
     parametrizations = list_of(module, name)
-    prepare(parametrizations, parametrization)
-    if not unsafe:
-        check_appended(name, getattr(module, name), parametrization)
+    value = getattr(module, name)
     parametrizations.append(parametrization)
+    if not unsafe:
+        check_appended(name, value, parametrization)
     parametrizations.unsafe |= unsafe
 
 

@@ -1,10 +1,9 @@
-"""Which modules stand inside a wrapper that knows their parameters already.
+"""Modules inside of a wrapper that has collected their parameters: DDP, FSDP, accelerate.
 
-``DistributedDataParallel`` hooks the parameters that it finds when it is made, and FSDP moves them
-into shards, as tensor parallelism does. A parameter that comes or goes later is one that they know
-nothing of: its gradients are not averaged, silently, or sharded and whole tensors meet. So the
-tensors of a wrapped module are neither parametrized nor released. No more are those of an offloaded
-one.
+``DistributedDataParallel`` hooks the parameters that it finds when it is made. FSDP and tensor
+parallelism cut them into shards. They know nothing of parameters that come or go later: gradients
+are not averaged, silently, or sharded tensors meet whole ones. So the tensors of a wrapped module
+are neither parametrized nor released, and neither are those of an offloaded module.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from torch import nn
 from constrained.atomic.shards import is_shard
 from constrained.torch_internals import shards
 
-#: Every live DistributedDataParallel, once somebody has asked.
+#: Every live DistributedDataParallel; None before the first search.
 _replicated: weakref.WeakSet[Any] | None = None
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP, the first or the second, looks after the parameters of a module.
+    """Whether FSDP, the first or the second, manages the parameters of a module.
 
-    It puts gathered parameters in their place around each forward and backward pass, and writes
-    into them without moving their version counters.
+    It replaces them by gathered ones around each forward and backward pass, and writes into these
+    without a change of their version counters.
     """
     return shards.is_managed(module)
 
 
 def check_not_wrapped(module: nn.Module, path: str) -> None:
-    """Raise, before anything has changed, if a wrapper knows the parameters of a module already.
+    """Raise, before anything has changed, if a wrapper has collected the parameters of a module.
 
     Args:
         module: the owner of a tensor.
@@ -60,9 +59,9 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
 
 
 def check_not_offloaded(module: nn.Module, path: str) -> None:
-    """Raise if accelerate keeps the numbers of a module elsewhere, and brings them for each call.
+    """Raise if accelerate has offloaded a module, and loads its numbers for each call.
 
-    Here they are on the meta device then, and what takes their place would be without any.
+    Its parameters are on the meta device between calls, and a new parameter would be too.
     """
     hooked = (m for m in module.modules() if hasattr(m, "_hf_hook"))
     if any(t.is_meta for m in hooked for t in m.parameters()):
@@ -80,7 +79,7 @@ def _wrapper(module: nn.Module) -> str | None:
         return None
     if not _is_replicated(module):
         return None
-    # A wrapper that was dropped may linger in a reference cycle.
+    # A wrapper that nobody uses any more may still be alive in a reference cycle.
     gc.collect()
     return "DistributedDataParallel" if _is_replicated(module) else None
 
@@ -90,17 +89,17 @@ def _is_replicated(module: nn.Module) -> bool:
 
 
 def _all_replicated() -> list[nn.Module]:
-    """A wrapped module does not know its wrapper, so the wrappers are looked for: once.
+    """Every live DistributedDataParallel, since a module does not know what wraps it.
 
-    Those that are there are found among all objects; those to come, when they register what they
-    wrap.
+    At the first call they are searched for among all objects. Later ones are noticed when they
+    register the module that they wrap.
     """
     from torch.nn.modules.module import register_module_module_registration_hook
     from torch.nn.parallel import DistributedDataParallel
 
     global _replicated
     if _replicated is None:
-        # By type: `isinstance` would ask proxies for the class of what they stand for.
+        # By type: `isinstance` would make proxies load the objects that they stand for.
         found = [o for o in gc.get_objects() if DistributedDataParallel in type(o).__mro__]
         _replicated = weakref.WeakSet(found)
         known = _replicated

@@ -48,6 +48,11 @@ def has_numbers(X: Tensor) -> bool:
     return type(X) in (Tensor, Parameter) and not X.is_meta and not is_transformed(X)
 
 
+def may_branch(X: Tensor) -> bool:
+    """Whether Python may branch on the numbers of X, and no tracer would miss it."""
+    return not goes_by_operator() and has_numbers(X)
+
+
 def needs_derivative(X: Tensor) -> bool:
     """Whether a computation with X must be one that autograd or a tracer can follow.
 
@@ -55,8 +60,7 @@ def needs_derivative(X: Tensor) -> bool:
     because reading a number there means to wait for the device.
     """
     return (
-        goes_by_operator()
-        or not (X.is_cpu and has_numbers(X))
+        not (X.is_cpu and may_branch(X))
         or (torch.is_grad_enabled() and X.requires_grad)
         or in_forward_mode()
     )
@@ -128,6 +132,24 @@ def operator(
     return made
 
 
+def without_derivative(
+    name: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any] = _like_first,
+    schema: str | None = None,
+) -> Callable[..., Any]:
+    """A function that branches on numbers, called as itself or, in traced code, as an operator.
+
+    The arguments are those of `operator`. The first argument must not require a gradient.
+    """
+    made = operator(name, function, fake, schema)
+
+    def apply(X: Tensor, *args: Any) -> Any:
+        return (function if may_branch(X) else made)(X, *args)
+
+    return apply
+
+
 def differentiable(
     name: str,
     function: Callable[..., Tensor],
@@ -160,9 +182,14 @@ def differentiable(
     value_operator = operator(name, function)
     gradient_operator = operator(gradient_name, gradient)
 
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        X, *ctx.numbers = inputs
-        ctx.save_for_backward(*((X, output) if saves_input else (output,)))
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        saved = (inputs[0], output) if saves_input else (output,)
+        ctx.save_for_backward(*saved)
+        ctx.numbers = inputs[1:]
+        return saved
+
+    def operator_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        save(ctx, inputs, output)
 
     class Differentiable(DirectFunction):
         @staticmethod
@@ -171,8 +198,7 @@ def differentiable(
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            save(ctx, inputs, output)
-            ctx.save_for_forward(*((inputs[0], output) if saves_input else (output,)))
+            ctx.save_for_forward(*save(ctx, inputs, output))
 
         @staticmethod
         def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
@@ -180,7 +206,7 @@ def differentiable(
             once = not torch.is_grad_enabled() and has_numbers(saved[0]) and has_numbers(G)
             with autocast_disabled(G):
                 result = (gradient if once else derivative)(*saved, G, *ctx.numbers)
-            return result, *(None for _ in ctx.numbers)
+            return result, *(None,) * len(ctx.numbers)
 
         @staticmethod
         @nestable
@@ -193,10 +219,10 @@ def differentiable(
 
     def operator_backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
         result = gradient_operator(*ctx.saved_tensors, G, *ctx.numbers)
-        return result, *(None for _ in ctx.numbers)
+        return result, *(None,) * len(ctx.numbers)
 
     # The operator has the backward too, since torch.compile takes no Function that defines `jvp`.
-    value_operator.register_autograd(operator_backward, setup_context=save)
+    value_operator.register_autograd(operator_backward, setup_context=operator_save)
 
     def apply(X: Tensor, *numbers: float) -> Tensor:
         if goes_by_operator():

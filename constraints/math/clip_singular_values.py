@@ -8,6 +8,7 @@ from torch import Tensor
 from constraints.bases.arguments import least_positive
 from constraints.math import polar
 from constraints.math.autograd import differentiable
+from constraints.math.matrix import all_finite, eye_like
 from constraints.math.svd import svd, svdvals
 
 #: A singular value beyond a bound by no more than this counts as equal to it. The unit is the
@@ -101,7 +102,7 @@ def clipped_and_vectors(
     # In units of the bound, the eigenvalues of E are the squares of the singular values, less 1.
     Y = X / bound
     E = polar.defect(Y, Y)
-    finite = torch.isfinite(E).all(-1, keepdim=True).all(-2, keepdim=True)
+    finite = all_finite(E)
     excess, V = torch.linalg.eigh(torch.where(finite, E, 0))
     rounding = ROUNDING * torch.finfo(X.dtype).eps
     inside = finite & (excess[..., -1:, None] <= 2 * rounding)
@@ -232,23 +233,20 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor, low: float, high: float) -> Tenso
         return V.clone(memory_format=torch.contiguous_format)
     largest, Y, finite = _scaled(X, high)
     U, s, Vh = svd(Y)
-    below, above = low / largest.squeeze(-1), high / largest.squeeze(-1)
-    a = torch.where(s < below, below, torch.where(s > above, above, s))
+    a = s.clamp(low / largest.squeeze(-1), high / largest.squeeze(-1))
     # What is beyond a bound by rounding counts as being at it, where the inner derivative is taken.
-    rounding = ROUNDING * torch.finfo(X.dtype).eps
-    side = (s > above * (1 + rounding)).to(s.dtype) - (s < below * (1 - rounding)).to(s.dtype)
-    rows, columns = side.unsqueeze(-1), side.unsqueeze(-2)
-    within = (rows == 0) & (columns == 0)
-    slopes = (a.unsqueeze(-1) - a.unsqueeze(-2)) / _or_one(s.unsqueeze(-1) - s.unsqueeze(-2))
-    gamma = torch.where(rows == columns, within.to(s.dtype), slopes)
-    delta = _ratio(a.unsqueeze(-1) + a.unsqueeze(-2), s.unsqueeze(-1) + s.unsqueeze(-2), s)
-    delta = torch.where(within, 1, delta)
+    kept = (s - a).abs() <= ROUNDING * torch.finfo(X.dtype).eps * a
+    a = torch.where(kept, s, a)
+    difference = s.unsqueeze(-1) - s.unsqueeze(-2)
+    slopes = (a.unsqueeze(-1) - a.unsqueeze(-2)) / difference
+    gamma = torch.where(difference == 0, kept.unsqueeze(-1), slopes)
+    sums = s.unsqueeze(-1) + s.unsqueeze(-2)
+    delta = _ratio(a.unsqueeze(-1) + a.unsqueeze(-2), sums, s[..., :1, None], low)
     VV = V @ Vh.mT
     M = U.mT @ VV
     change = U @ (gamma * (M + M.mT) + delta * (M - M.mT)) / 2
     if X.shape[-2] > X.shape[-1]:
-        outer = torch.where(side == 0, 1, _ratio(a, s, s))
-        change = change + (VV - U @ M) * outer.unsqueeze(-2)
+        change = change + (VV - U @ M) * _ratio(a, s, s[..., :1], low).unsqueeze(-2)
     result = torch.where(finite, change @ Vh, torch.nan)
     return torch.where(same, V, result).contiguous()
 
@@ -257,16 +255,13 @@ def _same(X: Tensor, W: Tensor) -> Tensor:
     return (X == W).all(-1, keepdim=True).all(-2, keepdim=True)
 
 
-def _ratio(a: Tensor, sums: Tensor, s: Tensor) -> Tensor:
-    """``a / sums``, and 0 where singular values vanish and there is no derivative."""
+def _ratio(a: Tensor, s: Tensor, largest: Tensor, low: float) -> Tensor:
+    """``a / s``. Where s vanishes it is 1, or 0 if there is a lower bound and no derivative."""
+    ratio = a / s
+    if low == 0:
+        return torch.where(s > 0, ratio, 1)
     finfo = torch.finfo(s.dtype)
-    largest = s.amax(-1).reshape(*s.shape[:-1], *[1] * (sums.ndim - s.ndim + 1))
-    ratio = a / _or_one(sums)
-    return torch.where((sums > finfo.eps * largest) & (ratio < finfo.tiny**-0.5), ratio, 0)
-
-
-def _or_one(x: Tensor) -> Tensor:
-    return torch.where(x == 0, 1, x)
+    return torch.where((s > finfo.eps * largest) & (ratio < finfo.tiny**-0.5), ratio, 0)
 
 
 def _clip_gradient(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
@@ -291,7 +286,7 @@ def _clip_derivative(X: Tensor, W: Tensor, V: Tensor, bound: float) -> Tensor:
     Y = torch.where(same, 0, X / bound)
     n = X.shape[-2]
     A, dA = _dilation(Y), _dilation(V)
-    A = A - torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    A = A - eye_like(A)
     S = polar.polar(A)
     dS = polar.derivative(A, S, dA)
     result = dS[..., :n, n:] - V @ S[..., n:, n:] - Y @ dS[..., n:, n:]

@@ -6,14 +6,13 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, operator
+from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.top_singular_value import largest_singular_value
 
 # A convolution with stride 1 takes f to g[t] = sum_x K[x] f[t + x]. To the wave e^{i w.t} a it does
@@ -94,18 +93,15 @@ def operator_norm(
     Returns:
         Tensor of shape ``batch``.
     """
-    direct = not goes_by_operator() and has_numbers(K)
     if loudest is None:
-        search: Any = _loudest if direct else _loudest_operator
-        loudest = search(K.detach(), list(sizes), list(points))
-    assert loudest is not None
+        loudest = _found_loudest(K.detach(), list(sizes), list(points))
     taps = list(itertools.product(*map(range, sizes)))
     angles = _angles(points, taps, K)
     group, wave = loudest // len(angles), loudest % len(angles)
     kernel = torch.take_along_dim(K, group[..., None, None, None, None], -4).squeeze(-4)
     angle = angles.index_select(0, wave.reshape(-1)).reshape(*wave.shape, 1, len(taps))
     real, imaginary = (kernel @ torch.stack((angle.cos(), angle.sin()), -1)).unbind(-1)
-    if direct:
+    if may_branch(K):
         return largest_singular_value(torch.complex(real, imaginary))
     # The same matrix in real numbers: every singular value occurs twice.
     top, bottom = torch.cat((real, -imaginary), -1), torch.cat((imaginary, real), -1)
@@ -272,7 +268,7 @@ def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
     return found
 
 
-_loudest_operator = operator(
+_found_loudest = without_derivative(
     "constraints::loudest_wave",
     _loudest,
     fake=lambda K, sizes, points: K.new_empty(K.shape[:-4], dtype=torch.int64),

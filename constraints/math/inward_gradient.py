@@ -27,7 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math.leading_vectors import Vectors
+from constraints.math.singular_vectors import Vectors
 
 #: By so many units of the machine epsilon a square exceeds 1 by rounding.
 _ROUNDING = 32.0

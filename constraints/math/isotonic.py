@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, operator
+from constraints.math.autograd import without_derivative
 
 
 def isotonic(y: Tensor) -> Tensor:
@@ -23,8 +23,7 @@ def isotonic(y: Tensor) -> Tensor:
         Best and Chakravarti, Active set algorithms for isotonic regression (Mathematical
         Programming 47, 1990), for the pooling of adjacent violators.
     """
-    by_operator = goes_by_operator() or not has_numbers(y)
-    return (_isotonic_operator if by_operator else _isotonic)(y)
+    return _pooled(y)
 
 
 def _isotonic(y: Tensor) -> Tensor:
@@ -44,4 +43,4 @@ def _isotonic(y: Tensor) -> Tensor:
         value = (first + total / count)[block].reshape(y.shape)
 
 
-_isotonic_operator = operator("constraints::isotonic", _isotonic)
+_pooled = without_derivative("constraints::isotonic", _isotonic)

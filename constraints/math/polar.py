@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import differentiable, goes_by_operator, has_numbers
+from constraints.math.autograd import differentiable, may_branch
 from constraints.math.gram import gram
 from constraints.math.svd import svd
 from constraints.math.symmetric_lyapunov import lyapunov, right_divide, spectrum
@@ -59,7 +59,7 @@ def polar(X: Tensor) -> Tensor:
 
 def polar_factor(X: Tensor) -> Tensor:
     """The value of `polar`, without its derivatives."""
-    if goes_by_operator() or not has_numbers(X):
+    if not may_branch(X):
         return polar(X)
     return _factor(X) if X.shape[-2] >= X.shape[-1] else _factor(X.mH).mH.contiguous()
 

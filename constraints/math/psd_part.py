@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from constraints.math.clip_singular_values import clip_singular_values
+from constraints.math.matrix import distance_from_symmetric, eye_like, symmetric_part
 
 
 def psd_part(S: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def psd_part(S: Tensor) -> Tensor:
     # The largest sum of a row, which bounds the norm without a square that leaves the range.
     size = S.detach().abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
     c = torch.where(size > 0, size, 1)
-    identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    identity = eye_like(S)
     Y = identity - S / c
     clipped = clip_singular_values(Y, 1.0)
     cut = (Y != clipped).any(-1, keepdim=True).any(-2, keepdim=True)
@@ -38,13 +39,7 @@ def psd_part(S: Tensor) -> Tensor:
     return symmetric_part(S + c * (Y - clipped)) + enlarged * identity
 
 
-def symmetric_part(W: Tensor) -> Tensor:
-    """``(W + W') / 2``."""
-    return (W + W.mT) / 2
-
-
 def distance_from_psd(value: Tensor) -> Tensor:
     """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
-    skew = ((value - value.mT) / 2).abs().amax((-2, -1))
     least = torch.linalg.eigvalsh(symmetric_part(value))[..., 0]
-    return torch.maximum(skew, (-least).clamp(min=0))
+    return torch.maximum(distance_from_symmetric(value), (-least).clamp(min=0))

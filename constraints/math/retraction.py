@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math.matrix import eye_like
+
 # Both functions are f(A) B with the skew n x n matrix A = X B' - B X', where f(z) is e^z or
 # (1 + z/2) / (1 - z/2), so that B' f(A)' f(A) B = I. A has the rank 2 p at most, and is not formed
 # if n is large: with
@@ -30,7 +32,7 @@ def cayley(B: Tensor, X: Tensor) -> Tensor:
     Reference:
         Wen and Yin, A feasible method for optimization with orthogonality constraints (2013).
     """
-    identity = _identity(B)
+    identity = eye_like(B)
     X = _resolved(X)
     BX = B.mT @ X
     Omega = BX - BX.mT
@@ -85,9 +87,5 @@ def _resolved(X: Tensor) -> Tensor:
 def _bounded_basis(K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Z, R and R^-1 with ``K = Z R`` and ``R' R = K' K + I``."""
     n, p = K.shape[-2:]
-    Q, R = torch.linalg.qr(torch.cat((K, _identity(K).expand(*K.shape[:-2], p, p)), dim=-2))
+    Q, R = torch.linalg.qr(torch.cat((K, eye_like(K).expand(*K.shape[:-2], p, p)), dim=-2))
     return Q[..., :n, :], R, Q[..., n:, :]
-
-
-def _identity(B: Tensor) -> Tensor:
-    return torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from constraints.math.autograd import goes_by_operator, needs_derivative, operator
 from constraints.math.krylov_norm import leading
+from constraints.math.matrix import all_finite
 from constraints.math.svd import svdvals
 from constraints.math.top_singular_value import largest_singular_value
 
@@ -35,7 +36,7 @@ def radial(X: Tensor, directions: Tensor, bound: float) -> Tensor:
 
 
 def _radial(X: Tensor, bound: float) -> Tensor:
-    finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+    finite = all_finite(X)
     # In units of the largest entry no square overflows.
     unit = torch.where(finite, X, 0).detach().abs().amax((-2, -1), keepdim=True)
     unit = torch.where(unit < torch.finfo(X.dtype).tiny, 1, unit)

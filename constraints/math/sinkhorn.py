@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from constraints.math.autograd import differentiable
+from constraints.math.matrix import all_finite
 
 #: Sums that differ from 1 by so many units of the machine epsilon are taken for 1.
 ROUNDING = 2.0
@@ -72,7 +73,7 @@ def _scale(X: Tensor) -> Tensor:
         W, done = _alternate(_shifted(X))
         finite = None
     else:
-        finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+        finite = all_finite(X)
         X = torch.where(finite, X, 0)
         W, done = _alternate(_shifted(X))
     if not bool(done.all()):

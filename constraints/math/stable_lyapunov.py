@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constraints.math.eigenvalues import eigenvectors
+from constraints.math.matrix import all_finite, eye_like, symmetric_part
 from constraints.math.norm import norm
 
 #: Doublings, at most: more than the binary digits of a double.
@@ -36,7 +37,7 @@ def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
         doubling; Hammarling, Numerical solution of the stable, non-negative definite Lyapunov
         equation (IMA Journal of Numerical Analysis 2, 1982), for the factor.
     """
-    L = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A) if B is None else B
+    L = eye_like(A).expand_as(A) if B is None else B
     power = A
     for _ in range(DOUBLINGS):
         more = power @ L
@@ -65,7 +66,7 @@ def continuous_gramian(A: Tensor) -> Tensor:
     Returns:
         Tensor of shape ``(*batch, n, n)``.
     """
-    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    identity = eye_like(A)
     # Between the largest and the smallest modulus of an eigenvalue: both are as far from p.
     reciprocal = norm(torch.linalg.inv_ex(A)[0])
     p = (norm(A) / reciprocal).sqrt()
@@ -84,12 +85,11 @@ def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """
     T = (L / L.abs().amax((-2, -1), keepdim=True)).to(dtype)
     changed = change(A, T.to(A.dtype))
-    fits = torch.isfinite(T).all(-1, keepdim=True).all(-2, keepdim=True)
+    fits = all_finite(T)
     # In the right coordinates A is nearer to a normal matrix, hence no larger.
     norms = (norm(x) for x in (changed, 10 * A))
     fits = fits & torch.less_equal(*norms)
-    identity = torch.eye(A.shape[-1], dtype=dtype, device=A.device)
-    return torch.where(fits, T, identity).contiguous(), torch.where(fits, changed, A)
+    return torch.where(fits, T, eye_like(T)).contiguous(), torch.where(fits, changed, A)
 
 
 def change_back(K: Tensor, T: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def change(A: Tensor, T: Tensor) -> Tensor:
 
 def square_root(Q: Tensor, least: Tensor) -> Tensor:
     """The symmetric square root of a symmetric matrix, with eigenvalues raised to ``least``."""
-    values, vectors = torch.linalg.eigh((Q + Q.mT) / 2)
+    values, vectors = torch.linalg.eigh(symmetric_part(Q))
     root = torch.maximum(values, least).sqrt().unsqueeze(-2)
     return vectors * root @ vectors.mT
 
@@ -136,8 +136,7 @@ def fading(X: Tensor) -> Tensor:
 
     It multiplies the remainder of a right inverse, which belongs to the first matrix alone.
     """
-    identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    moved = (X - identity).square().sum((-2, -1), keepdim=True) / X.shape[-1]
+    moved = (X - eye_like(X)).square().sum((-2, -1), keepdim=True) / X.shape[-1]
     return F.relu(1 - 16 * moved) ** 4
 
 
@@ -147,8 +146,7 @@ def cost(params: tuple[Tensor, ...], value: Tensor) -> Tensor:
     By the remainder R, and by what rounding is in the coordinates T.
     """
     *_, T, R = params
-    identity = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
-    inverse = torch.linalg.solve_triangular(T, identity.expand_as(T), upper=False)
+    inverse = torch.linalg.solve_triangular(T, eye_like(T).expand_as(T), upper=False)
     condition = torch.linalg.matrix_norm(T) * torch.linalg.matrix_norm(inverse) / T.shape[-1]
     size, missed = norm(value)[..., 0, 0], norm(R)[..., 0, 0]
     missed = missed / torch.where(size > 0, size, 1)

@@ -31,7 +31,7 @@ def largest_singular_value(A: Tensor) -> Tensor:
     Returns:
         Tensor of shape ``batch``.
     """
-    M = gram(A)
+    M = _gram(A)
     M_0 = M.detach()
     mu, V = torch.linalg.eigh(M_0)
     v = V[..., -1:]
@@ -45,6 +45,6 @@ def largest_singular_value(A: Tensor) -> Tensor:
     return torch.where(zero, 0, torch.where(zero, 1, quotient).sqrt())
 
 
-def gram(A: Tensor) -> Tensor:
+def _gram(A: Tensor) -> Tensor:
     """``A A'`` or ``A' A``, whichever is smaller: its eigenvalues are the squares of A's values."""
     return A @ A.mH if A.shape[-2] <= A.shape[-1] else A.mH @ A

@@ -10,9 +10,14 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.tolerance import working_dtype
 from constraints.bases.linear_space import not_square
-from constraints.math.nearest_regular import nearest_regular, orientation, regular
+from constraints.math.determinant import (
+    distance_from_unimodular,
+    nearest_regular,
+    orientation,
+    regular,
+    unimodular,
+)
 from constraints.math.svd import svd, svdvals
-from constraints.math.unimodular import distance, unimodular
 
 
 @register("invertible", aliases=("general_linear", "gl"))
@@ -209,7 +214,7 @@ class SpecialLinear(Constraint):
 
     def violation(self, value: Tensor) -> Tensor:
         """The distance in the Frobenius norm."""
-        return distance(value)
+        return distance_from_unimodular(value)
 
     def project(self, value: Tensor) -> Tensor:
         """The value of the map: the nearest member if the determinant is between 0 and 1.2."""

@@ -122,9 +122,9 @@ def test_a_step_while_a_parameter_leaves_elsewhere(monkeypatch):
     def depart():
         layer = nn.Linear(2, 2)
         kept.append((layer, layer.weight))
-        departures.note_departure(layer.weight, layer, "weight", "weight")
+        departures.mark_stale(layer.weight, layer, "weight", "weight")
 
-    monkeypatch.setattr(departures, "_departures", Interleaved())
+    monkeypatch.setattr(departures, "_stale_parameters", Interleaved())
     depart()
     depart()
     parameter = nn.Parameter(torch.ones(1))

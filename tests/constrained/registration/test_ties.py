@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from constrained import constrain, spec, writable
-from constrained.parametrized.override import lists
+from constrained.parametrized.parametrizations import lists_of
 
 SPECS = ["sphere", "orthogonal", "low_rank(rank=2)", "positive"]
 
@@ -42,11 +42,11 @@ def test_tied_again_nothing_changes():
     m = model()
     m["b"].weight = m["a"].weight
     constrain(m, "a.weight", "sphere")
-    found, original = lists(m["a"])["weight"], m["a"].parametrizations.weight.original
+    found, original = lists_of(m["a"])["weight"], m["a"].parametrizations.weight.original
     version = original._version
     with writable(m):
         m["b"].weight = m["a"].weight
-    assert lists(m["a"])["weight"] is lists(m["b"])["weight"] is found
+    assert lists_of(m["a"])["weight"] is lists_of(m["b"])["weight"] is found
     assert m["a"].parametrizations.weight.original is original
     assert original._version == version
 

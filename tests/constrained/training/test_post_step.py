@@ -87,7 +87,9 @@ def test_the_hook_holds_on_to_nothing():
     layer = constrain(nn.Linear(4, 4), "weight", "orthogonal")
     trained(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
     watched = weakref.ref(layer.parametrizations.weight)
-    assert watched() in list(originals_index.holders(layer.parametrizations.weight.original))
+    original = layer.parametrizations.weight.original
+    assert watched() in list(originals_index.lists_with_original(original))
+    del original
     del layer
     gc.collect()
     assert watched() is None
@@ -550,23 +552,23 @@ def test_two_tensors_of_one_parameter_are_both_found():
     original = first.parametrizations.weight.original
     other = ParametrizationList([get("orthogonal")()], original.detach().clone())
     other.original = original
-    found = list(originals_index.holders(original))
+    found = list(originals_index.lists_with_original(original))
     assert found == [first.parametrizations.weight, other]
     del other, found
     gc.collect()
-    assert list(originals_index.holders(original)) == [first.parametrizations.weight]
+    assert list(originals_index.lists_with_original(original)) == [first.parametrizations.weight]
 
 
 def test_notes_of_what_is_gone_are_dropped():
     gc.collect()
-    before = len(originals_index._notes), len(originals_index._by_parameter)
+    before = len(originals_index._entries), len(originals_index._by_parameter)
     layer = constrain(nn.Linear(4, 4), "weight", "low_rank(rank=2)")
     for _ in range(3):
         layer.double().float()
         layer.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()}, assign=True)
     del layer
     gc.collect()
-    assert (len(originals_index._notes), len(originals_index._by_parameter)) == before
+    assert (len(originals_index._entries), len(originals_index._by_parameter)) == before
 
 
 def test_steps_and_copies_in_several_threads():

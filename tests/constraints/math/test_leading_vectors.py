@@ -11,7 +11,8 @@ import constraints.math.leading_vectors as leading_vectors
 from constrained import constrain
 from constraints import SpectralNorm
 from constraints.math.inward_gradient import inward_gradient, thin_inward_gradient
-from constraints.math.leading_vectors import cut, one_side, vectors_of
+from constraints.math.leading_vectors import cut, vectors_of
+from constraints.math.singular_vectors import one_side
 
 DOUBLE = torch.float64
 

@@ -1,13 +1,17 @@
-"""The matrix near a given one whose determinant is one."""
+"""The matrix near a given one whose determinant is not zero, has a given sign, or is one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import operator
-from constraints.math.nearest_regular import MARGIN, at_hand, orientation
+from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.svd import svd, svdvals
+
+#: The least singular value of what is regular, in units of the machine epsilon times the Frobenius
+#: norm: half of what the tolerance of the library grants, so that it moves no weight by more.
+MARGIN = 4.0
+
 
 #: Up to this logarithm a determinant is brought to 1 by the nearest point, beyond it by a factor
 #: first, which leaves no more than the second one. Below log(2) there is a nearest point without a
@@ -18,6 +22,131 @@ NEAR, FAR = 0.2, 0.6
 #: Steps that determine the multiplier, at most.
 ROUNDS = 80
 
+
+# -------------------------------------------------------------------- a determinant of a given sign
+
+
+def regular(X: Tensor, sign: int = 0) -> Tensor:
+    """X with no singular value too small to be told from zero, and a determinant of a given sign.
+
+    Where the determinant has the other sign, that of the least singular value is changed: this is
+    continuous, and what moves towards the singular matrices comes back from them. Its first three
+    derivatives are exact, but for the lift of singular values, which counts as rounding.
+
+    Args:
+        X: shape ``(*batch, n, n)``, real, single or double precision.
+        sign: 1, -1, or 0 for either one.
+
+    Returns:
+        Tensor of the same shape; X itself, bit for bit, where there is nothing to change.
+    """
+    if sign == 0:
+        return X + _lift(X.detach(), sign, True)[0]
+    lift, V, weights = _lift(X.detach(), sign, True)
+    if may_branch(X.detach()) and not bool(V.any()):
+        return X + lift
+    # Derivation. v is the vector of the least eigenvalue mu of M = X' X, and the others are V_i. To
+    # every order in D = M - M_0, with v_0' v = 1,
+    #
+    #     v = v_0 + sum_i V_i V_i' (D v - (v_0' D v) v) / (mu_0 - mu_i),
+    #
+    # and each iteration makes one more derivative exact. With s u = X v, the reflection is
+    # X - 2 s u v' = X (I - 2 v v' / v' v).
+    size = X.detach().abs().amax((-2, -1), keepdim=True)
+    Y = X / torch.where(size > 0, size, 1)
+    start = v_0 = V[..., -1:]
+    v = v_0
+    for _ in range(3):
+        change = Y.mT @ (Y @ v) - Y.detach().mT @ (Y.detach() @ v)
+        change = change - (start.mT @ change) * v
+        v = v_0 + V @ (weights.unsqueeze(-1) * (V.mT @ change))
+    square = (v * v).sum(-2, keepdim=True)
+    return X - (X @ v) @ (2 * v / torch.where(square > 0, square, 1)).mT + lift
+
+
+def nearest_regular(X: Tensor, sign: int = 0) -> Tensor:
+    """The nearest matrix, in the Frobenius norm, with a determinant of the given sign; see above.
+
+    Singular matrices are the boundary: what is beyond it ends on the near side of it.
+    """
+    return X + _lift(X.detach(), sign, False)[0]
+
+
+def _find_lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What is to be added, right singular vectors and weights: zero where X stays."""
+    lift = torch.zeros_like(X, memory_format=torch.contiguous_format)
+    vectors, weights = (X.new_zeros((*X.shape[:-2], 0)) for _ in range(2))
+    if sign:
+        vectors, weights = torch.zeros_like(lift), X.new_zeros(X.shape[:-1])
+    if X.numel() == 0:
+        return lift, vectors, weights
+    size = X.abs().amax((-2, -1), keepdim=True)
+    size = torch.where(size > 0, size.clamp(min=torch.finfo(X.dtype).tiny), 1)
+    Y = X / size
+    eps = torch.finfo(X.dtype).eps
+    norm = torch.linalg.matrix_norm(Y)
+    # Sufficient, and cheaper than singular values: the Frobenius norm exceeds the spectral one.
+    inverse, info = torch.linalg.inv_ex(Y)
+    stays = (info == 0) & (norm * torch.linalg.matrix_norm(inverse) <= 1 / (2 * MARGIN * eps))
+    if sign:
+        stays = stays & (torch.linalg.slogdet(Y).sign == sign)
+    if bool(stays.all()):
+        return lift, vectors, weights
+    finite = torch.isfinite(size)
+    U, s, Vh = svd(torch.where(finite, Y, 0))
+    stays = stays[..., None, None]
+    tiny = torch.finfo(X.dtype).tiny
+    least = torch.maximum(MARGIN * eps * norm.unsqueeze(-1), tiny / size.squeeze(-1))
+    last = torch.zeros_like(s)
+    last[..., -1] = 1
+    wrong = (orientation(U, Vh) * sign < 0).unsqueeze(-1)
+    flipped = wrong & (last > 0)
+    reflection = torch.zeros_like(lift)
+    if sign and across:
+        apart = (s[..., -1:] - s) * (s[..., -1:] + s)
+        apart = torch.where(apart.abs() > eps * s[..., :1].square(), apart, torch.inf)
+        moved = wrong & ~stays.squeeze(-1)
+        vectors = torch.where(moved.unsqueeze(-1), Vh.mT, 0).contiguous()
+        weights = torch.where(moved, (1 - last) / apart, 0)
+        # It comes before the lift.
+        reflection = (Y @ Vh.mT[..., -1:]) @ Vh[..., -1:, :] * (-2 * wrong.unsqueeze(-1))
+    # A singular value of zero may be found larger than the margin, by rounding, and not be raised.
+    for k in range(8):
+        target = torch.maximum(s, least * 2**k)
+        if across:
+            change = torch.where(flipped, s - target, target - s)
+        else:
+            change = torch.where(flipped, -least * 2**k, target) - s
+        lift = (U * change.unsqueeze(-2)) @ Vh
+        W = torch.where(finite, Y + reflection + lift, torch.nan)
+        inverse, info = torch.linalg.inv_ex(W)
+        condition = norm * torch.linalg.matrix_norm(inverse.nan_to_num(), 2)
+        good = (info == 0) & (condition <= 1 / (2 * eps))
+        if sign:
+            good = good & (torch.linalg.slogdet(W).sign == sign)
+        if bool((good | stays[..., 0, 0] | ~finite[..., 0, 0]).all()):
+            break
+    lift = torch.where(stays, 0, torch.where(finite, size * lift, torch.nan))
+    return lift.contiguous(), vectors, weights
+
+
+def orientation(U: Tensor, Vh: Tensor) -> Tensor:
+    """The sign of the determinant of U Vh, for orthogonal U and Vh."""
+    return torch.linalg.slogdet(U).sign * torch.linalg.slogdet(Vh).sign
+
+
+def _lift_shapes(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
+    del across
+    lift = torch.empty_like(X, memory_format=torch.contiguous_format)
+    if sign == 0:
+        return lift, X.new_empty((*X.shape[:-2], 0)), X.new_empty((*X.shape[:-2], 0))
+    return lift, torch.empty_like(lift), X.new_empty(X.shape[:-1])
+
+
+_lift = without_derivative("constraints::lift", _find_lift, fake=_lift_shapes)
+
+
+# ---------------------------------------------------------------------------------- determinant one
 
 # Derivation. The nearest Z with determinant 1 is a stationary point of |Z - X|^2 / 2 - l log det Z:
 #
@@ -51,7 +180,7 @@ def unimodular(X: Tensor) -> Tensor:
         Tensor of the same shape.
     """
     X_0 = X.detach()
-    Z, U, Vh, s, a, multiplier = (_solve if at_hand(X_0) else _solve_operator)(X_0)
+    Z, U, Vh, s, a, multiplier = _solve(X_0)
     if not (torch.is_grad_enabled() or X.requires_grad):
         return Z
     n = X.shape[-1]
@@ -96,7 +225,7 @@ def _shrinkage(logarithm: Tensor, n: int) -> Tensor:
     return torch.exp(((FAR - NEAR) * torch.tanh(excess / (FAR - NEAR)) - excess) / n)
 
 
-def _solve(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _find_solution(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Z, U, V', the signed singular values s of X, lifted, the a of Z, and the multiplier."""
     size = X.abs().amax((-2, -1), keepdim=True) if X.numel() else X.new_ones(*X.shape[:-2], 1, 1)
     finite = torch.isfinite(size)
@@ -166,7 +295,7 @@ def _roots(s: Tensor) -> tuple[Tensor, Tensor]:
     return logarithm(x)[0], x
 
 
-def distance(X: Tensor) -> Tensor:
+def distance_from_unimodular(X: Tensor) -> Tensor:
     """How far X is from the matrices with determinant 1, of shape ``batch``.
 
     In the Frobenius norm.
@@ -216,5 +345,4 @@ def _solution_shapes(X: Tensor) -> tuple[Tensor, ...]:
     return *square, *vectors, X.new_empty((*X.shape[:-2], 1))
 
 
-# What it returns is constant for autograd.
-_solve_operator = operator("constraints::unimodular", _solve, fake=_solution_shapes)
+_solve = without_derivative("constraints::unimodular", _find_solution, fake=_solution_shapes)
