@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.atomic.contents import is_finite
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
