@@ -25,41 +25,23 @@ HEALTHY = [
 CLASSES = [*map(registry.get, registry.names()), *HEALTHY]
 TRIALS = [trial for cls in CLASSES for trial in testing.trials(cls)]
 
-
 #: They take up to a thousand steps for each example.
 TRAINING = {"adam_reaches_the_optimum", "training_stays_in_the_set"}
-
-#: Those that take longest: of each class the first arguments are tried with the tests that take
-#: seconds, all others with the slow ones.
-LONG = TRAINING | {
-    "every_start_trains",
-    "first_derivative",
-    "forward_mode",
-    "gradient_is_finite",
-    "projects",
-    "second_derivative",
-}
-
-#: A compiler takes long for the smallest matrix: these are tried with the slow tests alone.
-SLOW = {"compiles"}
 
 
 def together() -> Iterator[Any]:
     """The trials of each law on each class: of all arguments, shapes, dtypes, batches and points.
 
-    Those of `LONG`, but for the first arguments of each class, and those of `SLOW` are slow: a test
-    for all shapes, dtypes, batches and points of some arguments.
+    Laws that are not short make a test for each choice of arguments: for all its shapes, dtypes,
+    batches and points.
     """
     found: dict[tuple[str, str, bool], list[testing.Trial]] = {}
-    first: dict[tuple[type, str], str] = {}
     for trial in TRIALS:
         alike = {"event": (), "batch": (), "dtype": torch.float32, "point": None}
         arguments = str(dataclasses.replace(trial.case, **alike)).removesuffix("-scalar-float32")
-        cls, law = trial.case.cls, trial.law.__name__
-        is_first = first.setdefault((cls, law), arguments) == arguments
-        is_slow = law in SLOW or (law in LONG and not is_first)
-        name = arguments if is_slow or law in LONG else cls.name or cls.__name__
-        found.setdefault((name, law, is_slow), []).append(trial)
+        cls = trial.case.cls
+        name = arguments if trial.effort != "short" else cls.name or cls.__name__
+        found.setdefault((name, trial.law.__name__, trial.is_slow), []).append(trial)
     for (name, law, is_slow), trials in found.items():
         marks = [pytest.mark.slow] if is_slow else []
         yield pytest.param(trials, id=f"{name}-{law}", marks=marks)
