@@ -6,7 +6,7 @@ from constrained import features as _features  # noqa: F401 - they take part by 
 from constrained import parametrize
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import InfeasibleError
+from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
@@ -23,6 +23,8 @@ __version__ = "0.2.0"
 __all__ = [
     "Constraint",
     "InfeasibleError",
+    "SpecError",
+    "UnknownNameError",
     "assert_feasible",
     "baked_state_dict",
     "cached",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.shards import is_shard, whole, write
+from constrained.atomic.sharded import is_shard, whole, write
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.parametrized.parametrization_list import ParametrizationList

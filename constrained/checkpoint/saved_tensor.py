@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from constrained.atomic.contents import is_finite
-from constrained.atomic.shards import is_shard
+from constrained.atomic.sharded import is_shard
 from constrained.checkpoint.entries import entries_for, own_entries
 from constrained.checkpoint.foreign_formats import OLD_ENDINGS, agree, read
 from constrained.constraint.base import Constraint

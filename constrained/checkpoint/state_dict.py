@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.interrupts import defer_interrupts
-from constrained.atomic.shards import whole
+from constrained.atomic.sharded import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.checkpoint.entries import OnInfeasible
 from constrained.checkpoint.entries import on_infeasible as _on_infeasible

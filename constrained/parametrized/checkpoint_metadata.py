@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.shards import whole
+from constrained.atomic.sharded import whole
 from constrained.constraint.base import Constraint
 from constrained.constraint.description import built, described, same, words
 from constrained.torch_internals.modules import versions_in
@@ -50,9 +50,11 @@ def record_chain(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> No
 
 def recorded_chain(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
     """The record of a tensor in the metadata of its module; None if there is none."""
-    records = metadata.get(_KEY)
-    found = records.get(name) if isinstance(records, Mapping) else None
-    return found if isinstance(found, list) and found else None
+    records: Any = metadata.get(_KEY)
+    if not isinstance(records, Mapping):
+        return None
+    record: Any = cast("Mapping[str, Any]", records).get(name)
+    return cast("list[Any]", record) if isinstance(record, list) and record else None
 
 
 def without_tensors(

@@ -81,7 +81,11 @@ def test_slow_cases_are_left_out_unless_asked_for():
     trials = testing.trials(get("sphere"))
     slow = [t for t in trials if t.is_slow]
     assert {t.law.__name__ for t in slow} >= {"compiles", "adam_reaches_the_optimum"}
-    assert not any(t.is_slow for t in trials if t.effort == "short")
+    short = [t for t in trials if t.effort == "short"]
+    # Each example in each dtype and with each batch.
+    for level in ("kwargs", "event", "dtype", "batch"):
+        fast = {(t.law, str(getattr(t.case, level))) for t in short if not t.is_slow}
+        assert fast == {(t.law, str(getattr(t.case, level))) for t in short}
     assert any(t.law.__name__ == "adam_reaches_the_optimum" for t in trials if not t.is_slow)
 
 
