@@ -1,4 +1,4 @@
-"""Every law on every entry of the registry, and on the healthy constraints of these tests."""
+"""Every law on every registered constraint, and on the five of `tests/healthy.py`."""
 
 from __future__ import annotations
 
