@@ -6,12 +6,14 @@ from constrained import features as _features  # noqa: F401 - they take part by 
 from constrained import parametrize
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import InfeasibleError
+from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
-from constrained.model.constrain import constrain, rebase, release
+from constrained.model.constrain import constrain
+from constrained.model.rebase import rebase
+from constrained.model.release import release
 from constrained.model.report import assert_feasible, report, spec, violations
 from constrained.model.writable import writable
 from constrained.old_paths import MOVED as _MOVED
@@ -21,6 +23,8 @@ __version__ = "0.2.0"
 __all__ = [
     "Constraint",
     "InfeasibleError",
+    "SpecError",
+    "UnknownNameError",
     "assert_feasible",
     "baked_state_dict",
     "cached",

@@ -1,8 +1,8 @@
-"""The features that take part by themselves, in whatever a user calls.
+"""The features that are active as soon as the package is imported.
 
-Each of these files adds members to the classes of modules with parametrized tensors, or is called
-after steps of optimizers, or knows another library. The engine below imports none of them, and asks
-those that are there.
+Each of these files registers itself: it adds members to the classes of modules with parametrized
+tensors, or is called after optimizer steps, or adapts another library. The rooms below import none
+of them; they call whatever has been registered.
 """
 
 # ruff: noqa: F401

@@ -37,7 +37,9 @@ MOVED: dict[str, Names] = {
         "constrained.model.report": "Report Row report spec violations assert_feasible",
     },
     "constrained.apply": {
-        "constrained.model.constrain": "constrain release rebase",
+        "constrained.model.constrain": "constrain",
+        "constrained.model.rebase": "rebase",
+        "constrained.model.release": "release",
     },
     "constrained.cache": {
         "constrained.evaluation.cached": "cached",

@@ -1,4 +1,4 @@
-"""How a tensor becomes parametrized: ``torch.nn.utils.parametrize`` under the same names.
+"""``torch.nn.utils.parametrize`` under the same names: registering and removing parametrizations.
 
 Semantics, ``state_dict`` keys, error types and messages are torch's; the docstrings here state
 what is different. Modules of either engine work with the functions of the other.

@@ -6,15 +6,16 @@ import copy
 import re
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from constrained.atomic.interrupts import defer_interrupts
-from constrained.atomic.shards import whole
+from constrained.atomic.sharded import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
-from constrained.checkpoint.load_hook import on_infeasible as _on_infeasible
+from constrained.checkpoint.entries import OnInfeasible
+from constrained.checkpoint.entries import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
 from constrained.parametrized.checkpoint_metadata import without_tensors
 from constrained.parametrized.locations import (
@@ -28,7 +29,7 @@ from constrained.parametrized.parametrizations import Parametrizations
 from constrained.registration.wrappers import check_not_offloaded, is_sharded
 from constrained.torch_internals.modules import put_versions, versions_in
 
-_CHOICES = ("error", "project")
+_CHOICES: tuple[str, ...] = get_args(OnInfeasible)
 
 
 def load_state_dict(
@@ -37,7 +38,7 @@ def load_state_dict(
     *,
     strict: bool = True,
     assign: bool = False,
-    on_infeasible: str = "error",
+    on_infeasible: OnInfeasible = "error",
 ) -> Any:
     """Load a checkpoint, plain or constrained, into a constrained model: all or nothing.
 

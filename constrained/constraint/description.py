@@ -21,8 +21,8 @@ from constrained.torch_internals.tensors import has_values
 def described(chain: Sequence[nn.Module]) -> list[Any]:
     """Parametrizations as plain data: all arguments of a constraint, the class of another module.
 
-    Arguments are complete, so that a default may change (but for those of the parts of a `chain` or
-    a `product`), and without those that are no plain data.
+    All arguments are written, so that a default may change later (except in the parts of a `chain`
+    or a `product`), apart from those that are not plain data.
     """
     return [_described(module) for module in chain]
 
@@ -34,23 +34,23 @@ def _described(module: nn.Module) -> Any:
         return {**_described(module.constraint), **view}
     if not isinstance(module, Constraint):
         return f"{cls.__module__}:{cls.__qualname__}"
-    # Not the name that a class inherits, which is another's.
+    # A class inherits a name, but that is the name of another class.
     name = vars(cls).get("name") or f"{cls.__module__}:{cls.__qualname__}"
     found = ((key, _plain(value)) for key, value in _arguments(module).items())
     return {"name": name, "arguments": {key: v for key, v in found if v is not NotImplemented}}
 
 
 def _arguments(constraint: Constraint) -> dict[str, Any]:
-    # A class that does not store an argument must be saved all the same.
+    # A class need not store each of its arguments.
     names = inspect.signature(type(constraint).__init__).parameters
     return {n: getattr(constraint, n) for n in names if n != "self" and hasattr(constraint, n)}
 
 
 def _plain(value: Any) -> Any:
-    """A value of types that torch loads from any file; NotImplemented for one that has none."""
+    """A value in types that ``torch.load`` takes from any file; NotImplemented if it has none."""
     if value is None or isinstance(value, bool):
         return value
-    # Of the very types: those of numpy, say, or of an Enum, are subclasses of these.
+    # Converted: numbers of numpy, say, or members of an Enum, are of subclasses of these types.
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
@@ -68,20 +68,24 @@ def _plain(value: Any) -> Any:
 
 
 def built(entry: Any, shape: Sequence[int] | None) -> Constraint:
-    """A constraint from what a checkpoint says of it.
+    """The constraint that a checkpoint describes.
+
+    Args:
+        entry: one element of what `described` gave.
+        shape: that of the tensor, which a view needs.
 
     Raises:
-        ValueError: if it is none of the registry, or what is said of it does not fit.
+        ValueError: if it is not registered, or its arguments are not valid.
     """
     if not isinstance(entry, Mapping):
-        raise SpecError(f"{_name(entry)} is no constraint.")
+        raise SpecError(f"{_name(entry)} is not a constraint.")
     check_extent(entry)
     name, arguments = entry.get("name"), entry.get("arguments")
     if not isinstance(name, str) or not isinstance(arguments, Mapping):
-        raise SpecError(f"{short(name)} is no constraint.")
+        raise SpecError(f"{short(name)} is not a constraint.")
     if ":" in name or _holds(arguments, lambda value: isinstance(value, str) and ":" in value):
         # The path of a class, which is not in the registry.
-        raise SpecError(f"{short(name)} is registered under no name.")
+        raise SpecError(f"{short(name)} is not registered.")
     constraint = instantiate(registry.get(name), **{str(k): v for k, v in arguments.items()})
     view, sizes = entry.get("view"), entry.get("sizes")
     if view is None:
@@ -92,6 +96,7 @@ def built(entry: Any, shape: Sequence[int] | None) -> Constraint:
 
 
 def words(entry: Any, shape: Sequence[int] | None) -> str:
+    """A description as a message shows it: the repr of the constraint, or else its name."""
     try:
         return repr(built(entry, shape))
     except (ValueError, TypeError):
@@ -105,7 +110,7 @@ def _name(entry: Any) -> str:
 
 
 def _holds(data: Any, what: Callable[[Any], bool]) -> bool:
-    """Whether something of this kind is anywhere in data whose extent was checked."""
+    """Whether data contains such a value, at any depth. `check_extent` has limited that."""
     if isinstance(data, Mapping):
         return any(_holds(key, what) or _holds(value, what) for key, value in data.items())
     if isinstance(data, (list, tuple)):
@@ -114,7 +119,7 @@ def _holds(data: Any, what: Callable[[Any], bool]) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two descriptions are the same; of modules that are no constraints, always."""
+    """Whether two descriptions are the same. Two modules that are not constraints always are."""
     try:
         check_extent(one)
     except SpecError:
@@ -122,15 +127,16 @@ def same(one: Any, other: Any) -> bool:
     if len(one) != len(other):
         return False
     return all(
-        (isinstance(a, str) and isinstance(b, str)) or _equal(_placeless(a), _placeless(b))
+        (isinstance(a, str) and isinstance(b, str))
+        or _equal(_without_module(a), _without_module(b))
         for a, b in zip(one, other, strict=True)
     )
 
 
-def _placeless(entry: Any) -> Any:
-    """What is said of a class that is not registered, without its module, which has two names.
+def _without_module(entry: Any) -> Any:
+    """A description in which a class that is not registered goes without the name of its module.
 
-    A class of the script that trains is imported from there by the one that evaluates.
+    A class of the script that trains is in ``__main__`` there, and imported by another script.
     """
     name = entry.get("name") if isinstance(entry, Mapping) else None
     if not isinstance(name, str) or ":" not in name:

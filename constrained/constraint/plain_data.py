@@ -1,6 +1,7 @@
-"""How far the data of a config or a checkpoint may go, and how it is quoted in messages.
+"""How large the data of a config or a checkpoint may be, and how it is quoted in messages.
 
-Data may refer to itself, as by YAML's aliases: few lines then stand for more than a machine holds.
+Data may refer to its own parts, as by the aliases of YAML: a few lines can then stand for more than
+the memory of a machine.
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ from constrained.constraint.errors import SpecError
 DEEPEST = 32
 
 
-#: What most of the data is made of.
+#: Types without parts, of which most data is.
 _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 
-
-#: So many values are few, however often they are repeated.
+#: Data of fewer values, written out in full, may repeat itself as it likes.
 _FEW = 2**16
 
 
 def check_extent(data: Any) -> None:
-    """Raise a `SpecError` if data holds itself, is nested too deeply, or repeats itself too often.
+    """Raise a `SpecError` if data contains itself, is nested too deep, or repeats itself too often.
 
-    Data that is large because somebody wrote it out in full may have any size.
+    Data that is written out in full may be of any size.
     """
     known: dict[int, tuple[int, int]] = {}
     total, _ = _extent(data, known, 0)
@@ -38,7 +38,7 @@ def check_extent(data: Any) -> None:
 
 
 def _extent(data: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """How many values there are in data that is written out in full, and how deep they are."""
+    """How many values data has if it is written out in full, and how deep they are."""
     if not isinstance(data, (Mapping, list, tuple)):
         return 1, 0
     found = known.get(id(data))
@@ -55,7 +55,7 @@ def _extent(data: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[i
 
 
 def _containers(data: Any) -> list[Any]:
-    """Every list and mapping in data, once."""
+    """Every list and mapping in data, each once."""
     found, left = {}, [data]
     while left:
         part = left.pop()
@@ -71,7 +71,7 @@ class _Short(reprlib.Repr):
         if hasattr(x, "shape"):
             return f"a {type(x).__name__}"
         if isinstance(x, int) and abs(x) >= 2**64:
-            # Python writes no number of many digits.
+            # Python refuses to write a number of very many digits.
             return f"a whole number of {x.bit_length()} bits"
         return super().repr1(x, level)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Units in the last place granted to the storage of an element and to the arithmetic behind it.
+#: Units in the last place that the storage of an element may err by, and its arithmetic.
 STORAGE_ULPS = 4.0
-
 ARITHMETIC_ULPS = 8.0
 
 

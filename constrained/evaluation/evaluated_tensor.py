@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.constraint.base import Constraint
 from constrained.evaluation.backward import Pullback, with_dense_gradient
-from constrained.torch_internals.moments import is_transformed
+from constrained.torch_internals.modes import is_transformed
 from constrained.torch_internals.shards import is_managed
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.evaluation.tensor_state import TensorState
-from constrained.torch_internals.moments import is_transformed, unseen
+from constrained.torch_internals.modes import is_transformed, unseen
 
 _latest = threading.local()
 

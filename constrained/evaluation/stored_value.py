@@ -23,7 +23,7 @@ from constrained.evaluation.backward import Kept, KeptArguments, replay
 from constrained.evaluation.cached import active_context
 from constrained.evaluation.fingerprint import Fingerprint
 from constrained.evaluation.inplace_writes import ReturnedValue, ValueWrittenError, shares_memory
-from constrained.torch_internals.moments import is_transformed, stream_of
+from constrained.torch_internals.modes import is_transformed, stream_of
 
 # Each read of a value asks these.
 _is_inference, _is_recording = torch.is_inference_mode_enabled, torch.is_grad_enabled

@@ -31,8 +31,8 @@ from constrained.evaluation.inplace_writes import (
 from constrained.evaluation.recipe import Precomputed, Recipe, alias, recipe_of
 from constrained.evaluation.stored_value import StoredValue
 from constrained.evaluation.value_hooks import ValueHooks
+from constrained.torch_internals.modes import has_saving_hooks, is_traced, is_transformed
 from constrained.torch_internals.modules import is_replica
-from constrained.torch_internals.moments import has_saving_hooks, is_traced, is_transformed
 
 _is_recording = torch.is_grad_enabled
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
-from constrained.model.constrain import constrain, release
+from constrained.model.constrain import constrain
+from constrained.model.release import release
 from constrained.model.report import spec
 from constrained.model.writable import writable
 from constrained.parametrized.locations import Location, constrained_tensors, locations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,18 @@ from constrained.constraint.tolerance import working_dtype
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
 from constrained.parametrized.call_stack import path_in_running_model, user_stacklevel
 from constrained.parametrized.evaluation_mode import without_side_effects
+from constrained.parametrized.parametrizations import inherited
 from constrained.parametrized.unsupported import CURE
 from constrained.torch_internals.tensors import has_values, is_wrapper
 
 
-def check_assigned(on: EvaluatedTensor, value: Any, *, anew: bool = False) -> None:
+def check_assigned(on: EvaluatedTensor, value: Any, *, replace: bool = False) -> None:
     """Raise unless a value is a tensor of a shape and device that can be assigned.
 
     Args:
         on: the parametrized tensor.
         value: what is assigned.
-        anew: the originals are replaced, so that the device may be another one.
+        replace: the originals are replaced, so that the device may be another one.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -38,7 +40,7 @@ def check_assigned(on: EvaluatedTensor, value: Any, *, anew: bool = False) -> No
             f"shape {tuple(on.shape)}: to give it another shape, release it first."
         )
     device = on.originals()[0].device
-    if value.device != device and not anew:
+    if value.device != device and not replace:
         raise ValueError(
             f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
         )
@@ -123,7 +125,7 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
     """
     if module._overrides is not None:
         # As inside of functional_call: the assignment goes to what overrides the tensor.
-        super(module._parametrized, module).__setattr__(name, value)
+        inherited(module).__setattr__(name, value)
         return
     parametrizations = module.parametrizations[name]
     changed = list(parametrizations.modules())
@@ -135,7 +137,7 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
         )
     with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
         try:
-            super(module._parametrized, module).__setattr__(name, value)
+            inherited(module).__setattr__(name, value)
         except InfeasibleError as error:
             raise InfeasibleError(f"{error}{advice}") from error
         if not has_values(value):
@@ -156,6 +158,6 @@ def _is_close(value: Tensor, expected: Tensor) -> bool:
     if value.shape != expected.shape:
         return False
     precise = working_dtype(expected.dtype)
-    distance = torch.linalg.vector_norm(value.to(precise) - expected.to(precise))
-    size = torch.linalg.vector_norm(expected.to(precise))
+    norm = cast("Callable[[Tensor], Tensor]", torch.linalg.vector_norm)
+    distance, size = norm(value.to(precise) - expected.to(precise)), norm(expected.to(precise))
     return bool(distance <= 4 * torch.finfo(expected.dtype).eps ** 0.5 * size)

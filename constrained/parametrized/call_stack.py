@@ -13,6 +13,8 @@ from types import FrameType
 import torch
 from torch import nn
 
+from constrained.torch_internals.modules import submodules
+
 
 def user_stacklevel() -> int:
     """The ``stacklevel`` with which the caller's warning points outside of this package."""
@@ -43,7 +45,7 @@ def path_in_running_model(parametrizations: nn.Module, name: str) -> str:
             models.append(caller)
         frame = frame.f_back
     for model in reversed(models):
-        for path, module in model.named_modules():
+        for path, module in submodules(model):
             if module is parametrizations and path:
                 return path.replace("parametrizations.", "")
     return name

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.shards import whole
+from constrained.atomic.sharded import whole
 from constrained.constraint.base import Constraint
 from constrained.constraint.description import built, described, same, words
 from constrained.torch_internals.modules import versions_in
@@ -50,9 +50,11 @@ def record_chain(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> No
 
 def recorded_chain(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
     """The record of a tensor in the metadata of its module; None if there is none."""
-    records = metadata.get(_KEY)
-    found = records.get(name) if isinstance(records, Mapping) else None
-    return found if isinstance(found, list) and found else None
+    records: Any = metadata.get(_KEY)
+    if not isinstance(records, Mapping):
+        return None
+    record: Any = cast("Mapping[str, Any]", records).get(name)
+    return cast("list[Any]", record) if isinstance(record, list) and record else None
 
 
 def without_tensors(
@@ -119,31 +121,51 @@ class SavedChain:
         Raises:
             ValueError: if the value cannot be computed.
         """
-        chain = self._build()
-        modules = nn.ModuleList(chain).eval()
-        own = {key: entries[key] for key in modules.state_dict() if key in entries}
-        count = sum(re.fullmatch(r"original\d+", key) is not None for key in entries)
-        names = [f"original{i}" for i in range(count)] if count else ["original"]
-        originals = [entries.get(name) for name in names]
-        for name, tensor in zip(names, originals, strict=True):
-            if not isinstance(tensor, Tensor):
-                raise ValueError(f"{self!r} has no tensor '{name}' in the checkpoint.")
-            if has_values(tensor) and not bool(torch.isfinite(whole(tensor)).all()):
-                raise ValueError(f"'{name}' of the checkpoint holds NaN or infinite values.")
-        try:
-            modules.load_state_dict(own, assign=True)
-            value, *others = [whole(tensor.detach()) for tensor in originals]  # type: ignore[union-attr]
-            value = chain[0](value, *others)
-            for module in chain[1:]:
-                value = module(value)
-        except Exception as error:
-            # Torch's message has many lines.
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"its entries do not give a value ({reason[:200]}).") from error
-        return value, (*names, *own)
+        return value_from_entries(self._build(), entries)
 
     def _build(self) -> list[Constraint]:
         return [built(entry, self._shape) for entry in self.record]
 
     def __repr__(self) -> str:
         return " then ".join(words(entry, self._shape) for entry in self.record)
+
+
+def value_from_entries(
+    chain: Sequence[nn.Module], entries: Mapping[str, Any]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The value that a tensor's entries in a checkpoint stand for under some parametrizations.
+
+    Args:
+        chain: new modules in the order of application; they load their parameters and buffers.
+        entries: what stands under ``parametrizations.<tensor>.`` in the checkpoint.
+
+    Returns:
+        The value, and the keys of the entries that it was computed from.
+
+    Raises:
+        ValueError: if entries are missing, hold NaN or infinity, or do not fit the modules.
+    """
+    modules = nn.ModuleList(chain).eval()
+    own = {key: entries[key] for key in modules.state_dict() if key in entries}
+    count = sum(re.fullmatch(r"original\d+", key) is not None for key in entries)
+    names = [f"original{i}" for i in range(count)] if count else ["original"]
+    originals: list[Tensor] = []
+    for name in names:
+        tensor = entries.get(name)
+        if not isinstance(tensor, Tensor):
+            written_for = " then ".join(map(repr, chain))
+            raise ValueError(f"{written_for} has no tensor '{name}' in the checkpoint.")
+        tensor = whole(tensor.detach())
+        if has_values(tensor) and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"'{name}' of the checkpoint holds NaN or infinite values.")
+        originals.append(tensor)
+    try:
+        modules.load_state_dict(own, assign=True)
+        value = chain[0](*originals)
+        for module in chain[1:]:
+            value = module(value)
+    except Exception as error:
+        # Whatever is wrong with the entries, torch says it in many lines.
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"its entries do not give a value ({reason[:200]}).") from error
+    return value, (*names, *own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ def check_returned(new: Any) -> None:
     must = "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "
     if not isinstance(new, (Tensor, Sequence)):
         raise ValueError(f"{must}Got {type(new).__name__}")
-    for i, element in enumerate(() if isinstance(new, Tensor) else new):
+    elements = () if isinstance(new, Tensor) else cast("Sequence[Any]", new)
+    for i, element in enumerate(elements):
         if not isinstance(element, Tensor):
             raise ValueError(
                 f"{must}Got element {i} of the sequence with type {type(element).__name__}."
@@ -135,9 +136,10 @@ def check_can_follow(parametrizations: EvaluatedTensor, module: nn.Module) -> No
             module(value)
         except TypeError as error:
             new = _right_inverse(module, value, default=None)
-            if isinstance(new, Sequence) and len(new) != 1:
+            count = len(cast("Sequence[Any]", new)) if isinstance(new, Sequence) else 1
+            if count != 1:
                 reason = (
-                    f"it makes the value of {len(new)} tensors, and those before it give one; "
+                    f"it makes the value of {count} tensors, and those before it give one; "
                     "register it first, on the plain tensor, and the others after it."
                 )
                 raise _cannot_follow(parametrizations, module, reason) from error

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from constrained.torch_internals.modules import submodules
+
 # Pickles of lazy modules contain this name.
 _ATTRIBUTE = "_waiting"
 
@@ -32,7 +34,7 @@ def drop_deferred(module: nn.Module, name: str) -> None:
 def deferred_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Every request that waits in a model, once, with the first path of its tensor."""
     seen: set[int] = set()
-    for prefix, module in model.named_modules():
+    for prefix, module in submodules(model):
         for name, request in deferred(module).items():
             if id(request) not in seen:
                 seen.add(id(request))

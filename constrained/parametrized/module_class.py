@@ -144,7 +144,7 @@ def _property(name: str) -> property:
         parametrizations = self.__dict__["_modules"].get("parametrizations")
         return parametrizations is not None and name in parametrizations._modules
 
-    def value(self: nn.Module) -> Tensor:
+    def value(self: Any) -> Tensor:
         # The class has None; see `overriding`.
         if self._overrides is not None:
             instead = overriding(self, name)
@@ -172,14 +172,14 @@ def _property(name: str) -> property:
                 return tensors[name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
-    def assign(self: nn.Module, new: Tensor) -> None:
+    def assign(self: Any, new: Any) -> None:
         if new is None:
             raise none_error(self, name)
         instead = overriding(self, name)
         if isinstance(instead, Tensor):
             override(self, name, new)
         elif is_parametrized(self):
-            found: Any = self.parametrizations[name]  # type: ignore[index]
+            found: Any = self.parametrizations[name]
             try:
                 if instead is None:
                     found.right_inverse(new)

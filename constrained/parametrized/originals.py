@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,10 @@ from constrained.atomic.contents import attributes, own, store
 from constrained.constraint.base import Constraint
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
 
-_T = TypeVar("_T")
 
-
-def as_tuple(tensors: _T | Sequence[_T]) -> tuple[_T, ...]:
+def as_tuple(tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     """What a right inverse returned, one tensor or a sequence of several, as a tuple."""
-    return tuple(tensors) if isinstance(tensors, Sequence) else (tensors,)
+    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
 
 
 def register_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from constrained.parametrized.parametrizations import lists_of
 from constrained.torch_internals import calls
+from constrained.torch_internals.modules import submodules
 
 _lock = threading.Lock()
 
@@ -69,7 +70,7 @@ def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
 
 
 def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | None) -> Any:
-    overrides = getattr(module, "_overrides", None) or {}
+    overrides: dict[tuple[str, int], Any] = getattr(module, "_overrides", None) or {}
     rest = {other: override for other, override in overrides.items() if other != key}
     if by is not None:
         rest[key] = by
@@ -98,7 +99,7 @@ class _Answers:
         self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         paths_of: dict[int, list[str]] = {}
-        for prefix, owner in module.named_modules(remove_duplicate=False):
+        for prefix, owner in submodules(module, remove_duplicate=False):
             if hasattr(type(owner), "_overridable"):
                 for name, parametrizations in lists_of(owner).items():
                     path = f"{prefix}.{name}" if prefix else name

@@ -9,14 +9,14 @@ cannot be changed from here: ``nn.ParameterList(values)``, ``extend`` of a plain
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.override import overriding
-from constrained.parametrized.parametrizations import Parametrizations, lists_of
+from constrained.parametrized.parametrizations import Parametrizations, inherited, lists_of
 from constrained.parametrized.unsupported import deletion_error
 
 #: Stands for an entry until its parametrizations are installed.
@@ -34,12 +34,12 @@ def container_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[
     return {}
 
 
-# ------------------------------------------------------------------------------------ lists_of
+# ------------------------------------------------------------------------------------ lists
 
 
 def _part(self: Any, idx: Any) -> Any:
     if not isinstance(idx, slice):
-        return super(self._parametrized, self).__getitem__(idx)
+        return inherited(self).__getitem__(idx)
     here = range(len(self))[idx]
     if torch.compiler.is_compiling():
         # Not every version of torch can compile the construction of a module.
@@ -52,7 +52,7 @@ def _part(self: Any, idx: Any) -> Any:
 
 def _extend(self: Any, values: Iterable[Any]) -> Any:
     if not isinstance(values, nn.ParameterList):
-        return super(self._parametrized, self).extend(values)
+        return inherited(self).extend(values)
     for i in range(len(values)):
         _append(self, values, i)
     return _with_its_class(self)
@@ -78,7 +78,7 @@ def _or(self: Any, other: Any) -> nn.ParameterDict:
 
 def _ror(self: Any, other: Any) -> Any:
     if not isinstance(other, nn.ParameterDict):
-        return super(self._parametrized, self).__ror__(other)
+        return inherited(self).__ror__(other)
     return _union(other, self)
 
 
@@ -93,7 +93,7 @@ def _union(first: Any, second: Any) -> nn.ParameterDict:
 
 def _update(self: Any, parameters: Any) -> None:
     if not isinstance(parameters, nn.ParameterDict):
-        super(self._parametrized, self).update(parameters)
+        inherited(self).update(parameters)
         return
     for key in parameters:
         if key in self:
@@ -114,13 +114,13 @@ def _add(new: nn.ParameterDict, key: str, old: nn.ParameterDict) -> None:
 def _delete(self: Any, key: str) -> None:
     if key in lists_of(self):
         raise deletion_error(self, key)
-    super(self._parametrized, self).__delitem__(key)
+    inherited(self).__delitem__(key)
 
 
 def _clear(self: Any) -> None:
     for key in lists_of(self):
         raise deletion_error(self, key)
-    super(self._parametrized, self).clear()
+    inherited(self).clear()
 
 
 # ------------------------------------------------------------------------------------------
@@ -128,9 +128,9 @@ def _clear(self: Any) -> None:
 
 def _parametrized(container: Any, name: str) -> nn.Module | None:
     """What computes an entry, if it is parametrized and nothing overrides it."""
-    if not hasattr(type(container), "_overridable") or overriding(container, name) is not None:
+    if not hasattr(cast("Any", type(container)), "_overridable"):
         return None
-    return lists_of(container).get(name)
+    return lists_of(container).get(name) if overriding(container, name) is None else None
 
 
 def _share(new: Any, name: str, parametrizations: nn.Module) -> None:
@@ -150,9 +150,10 @@ def _with_its_class(new: Any) -> Any:
         names = map(str, range(len(new))) if isinstance(new, nn.ParameterList) else new.keys()
         kept: Any = new._modules["parametrizations"]
         kept._tensor_order = tuple(dict.fromkeys((*kept.tensor_order(), *names)))
+    cls = cast("Any", type(new))
     # The class of a whole list serves a slice of it, too.
-    if not found or not found.keys() <= set(getattr(type(new), "_names", ())):
-        set_class(new, getattr(type(new), "_base_class", type(new)))
+    if not found or not found.keys() <= set(getattr(cls, "_names", ())):
+        set_class(new, getattr(cls, "_base_class", cls))
     return new
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.parametrized.override import Override, overriding
-from constrained.parametrized.parametrizations import Parametrizations, lists_of
+from constrained.parametrized.parametrizations import Parametrizations, inherited, lists_of
 from constrained.parametrized.unsupported import check_not_distributing
 from constrained.torch_internals.modules import lists_tensors
 
@@ -33,12 +33,12 @@ def named_modules(
     """``nn.Module.named_modules``, for a module with parametrized tensors."""
     # A compiler has no frames.
     if torch.compiler.is_compiling():
-        return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
+        return inherited(self).named_modules(memo, prefix, remove_duplicate)
     caller = sys._getframe(1)
     # This is the first method that the parallelize_module of older versions of torch calls.
     check_not_distributing(self, caller)
     if not _members_are_listed(caller):
-        return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
+        return inherited(self).named_modules(memo, prefix, remove_duplicate)
     if not remove_duplicate:
         return _with_duplicates(self, prefix)
     memo = set() if memo is None else memo

@@ -63,6 +63,11 @@ class Parametrizations(nn.ModuleDict):
             module._owners.add(self)
 
 
+def inherited(module: Any) -> Any:
+    """``super()`` for a method of a class with parametrized tensors: the methods of its base."""
+    return super(module._parametrized, module)  # pyright: ignore[reportUnknownVariableType] - of Any
+
+
 def lists_of(module: nn.Module) -> dict[str, nn.Module]:
     """The lists that parametrize the tensors of one module, by the names of the tensors."""
     found = module._modules.get("parametrizations")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from constrained.parametrized.module_class import class_names, contribute, parametrized_class
+from constrained.parametrized.parametrizations import inherited
 
 
 @contribute
@@ -25,18 +26,19 @@ def pickling_members(base: type, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
-    cls: Any = type(self)
+    cls = cast("Any", type(self))
     state: Any = self.__getstate__()
     slots: dict[str, Any] = {}
     if cls.__getstate__ is nn.Module.__getstate__:
         # nn.Module neither saves slots nor restores them.
-        names = copyreg._slotnames(cls)  # type: ignore[attr-defined]
+        names = cast("list[str]", copyreg._slotnames(cls))  # type: ignore[attr-defined]
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
     if type(state) is dict:
-        state = {k: _without_graph(v) for k, v in state.items() if k != "_overrides"}
+        attributes = cast("dict[str, Any]", state)
+        state = {k: _without_graph(v) for k, v in attributes.items() if k != "_overrides"}
     if cls is not cls._parametrized:
         # A class that was derived from ours: its own way of being found applies.
-        return *super(cls._parametrized, self).__reduce_ex__(protocol)[:2], state
+        return *inherited(self).__reduce_ex__(protocol)[:2], state
     base = cls._base_class
     if base.__reduce__ is not object.__reduce__:
         # A class that says how it is rebuilt, because pickle does not find it by its name.
@@ -70,9 +72,10 @@ def _without_graph(value: Any) -> Any:
     A recurrent layer keeps a list of its weights, which are values with a graph. Such tensors
     cannot be copied. The layer renews the list when it finds other weights in it.
     """
-    if type(value) is list:
-        return [
-            item.detach() if isinstance(item, Tensor) and item.grad_fn is not None else item
-            for item in value
-        ]
-    return value
+    if type(value) is not list:
+        return value
+    items = cast("list[Any]", value)
+    return [
+        item.detach() if isinstance(item, Tensor) and item.grad_fn is not None else item
+        for item in items
+    ]

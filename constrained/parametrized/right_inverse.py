@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.atomic.contents import is_finite
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
@@ -96,25 +96,25 @@ def new_originals(
     return new
 
 
-def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[Tensor, ...]:
+def invert(on: EvaluatedTensor, value: Tensor, *, replace: bool = False) -> tuple[Tensor, ...]:
     """The originals whose value is ``value``, to be written into those that are there.
 
     Args:
         on: the parametrized tensor.
         value: of the shape of the parametrized tensor.
-        anew: the originals replace those that are there, and may have another dtype or device.
+        replace: the originals replace those that are there, and may have another dtype or device.
 
     Raises:
         RuntimeError: if a parametrization has no right inverse.
         ValueError: if the value cannot be assigned, or what it is mapped to cannot be stored.
     """
-    check_assigned(on, value, anew=anew)
+    check_assigned(on, value, replace=replace)
     known = on.originals()
-    new = _run_backwards(on, value.detach())
+    new: Any = _run_backwards(on, value.detach())
     if on.is_tensor:
         if not isinstance(new, Tensor):
             raise ValueError(f"`right_inverse` should return a tensor. Got {type(new).__name__}")
-        if not anew and new.dtype != known[0].dtype:
+        if not replace and new.dtype != known[0].dtype:
             check_dtype(on, value)
             raise ValueError(
                 f"The tensor returned by `right_inverse` has dtype {new.dtype} "
@@ -125,27 +125,28 @@ def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[T
         raise ValueError(
             f"'right_inverse' must return a sequence of tensors. Got {type(new).__name__}."
         )
-    if len(new) != on.ntensors:
+    elements = cast("Sequence[Any]", new)
+    if len(elements) != on.ntensors:
         raise ValueError(
             "'right_inverse' must return a sequence of tensors of length "
-            f"{on.ntensors}. Got a sequence of length {len(new)}."
+            f"{on.ntensors}. Got a sequence of length {len(elements)}."
         )
-    for i, (old, tensor) in enumerate(zip(known, new, strict=True)):
+    for i, (old, tensor) in enumerate(zip(known, elements, strict=True)):
         if not isinstance(tensor, Tensor):
             raise ValueError(
                 "'right_inverse' must return a sequence of tensors. "
                 f"Got element {i} of type {type(tensor).__name__}."
             )
-        if not anew and old.dtype != tensor.dtype:
+        if not replace and old.dtype != tensor.dtype:
             check_dtype(on, value)
             raise ValueError(
                 f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
                 f"while `original{i}` has dtype {old.dtype}"
             )
-    check_finite(on, value, new)
+    check_finite(on, value, elements)
     if is_managed(on):
-        sharded.check_writable(known, new)
-    return tuple(new)
+        sharded.check_writable(known, elements)
+    return tuple(elements)
 
 
 def check_finite(on: EvaluatedTensor, value: Tensor, new: Sequence[Tensor]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
 from constrained.parametrized.call_stack import path_in_running_model
 from constrained.parametrized.override import overriding
-from constrained.parametrized.parametrizations import lists_of
+from constrained.parametrized.parametrizations import inherited, lists_of
 from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
 from constrained.torch_internals.rewriters import ask_before_norms
 
@@ -101,25 +101,25 @@ def refusing_members() -> dict[str, Any]:
 
 def _get_parameter(self: Any, target: str) -> nn.Parameter:
     _check_plain(self, target, "parameter")
-    return super(self._parametrized, self).get_parameter(target)
+    return inherited(self).get_parameter(target)
 
 
 def _get_buffer(self: Any, target: str) -> Any:
     _check_plain(self, target, "buffer")
-    return super(self._parametrized, self).get_buffer(target)
+    return inherited(self).get_buffer(target)
 
 
 def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> None:
     _check_free(self, name)
     _check_not_pruning(self, name, param)
-    super(self._parametrized, self).register_parameter(name, param)
+    inherited(self).register_parameter(name, param)
 
 
 def _register_buffer(self: Any, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
     _check_free(self, name)
     # Torch looks for the argument in the signature, and a class may have one of its own without it.
     more = () if persistent else (False,)
-    super(self._parametrized, self).register_buffer(name, tensor, *more)
+    inherited(self).register_buffer(name, tensor, *more)
 
 
 def _prepare_scriptable(self: Any) -> Any:

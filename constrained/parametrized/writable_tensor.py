@@ -6,7 +6,7 @@ are stored.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -113,13 +113,13 @@ def flush_writes(module: nn.Module, name: str) -> None:
 
 
 @torch.no_grad()
-def store_written(targets: Any) -> None:
+def store_written(targets: Iterable[WritableTensor]) -> None:
     """Store what was written into each of these tensors; if one fails, store none."""
     read = [target for target in targets if target._tensor is not None]
     # The right inverse of a module that is no Constraint may write into the module.
     changed = [module for target in read for module in target.parametrizations.modules()]
     with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
-        found = []
+        found: list[tuple[WritableTensor, tuple[Tensor, ...]]] = []
         for target in read:
             allow_interrupt()
             try:

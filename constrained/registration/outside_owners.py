@@ -15,7 +15,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -23,7 +23,9 @@ from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.parametrizations import lists_of
 from constrained.registration.stale_parameters import listed
+from constrained.torch_internals.modules import submodules
 
 #: How many levels of lists and dictionaries are searched, as those of an optimizer's groups.
 _DEPTH = 3
@@ -81,7 +83,7 @@ def check_other_owners(tensors: Iterable[Sequence[Location]]) -> None:
         for owner in _modules():
             lists = owner._modules.get("parametrizations")
             if lists in _owned_elsewhere(here):
-                name = next(k for k, v in lists.items() if v is here[0].tensor)  # type: ignore[union-attr]
+                name = next(k for k, v in lists_of(owner).items() if v is here[0].tensor)
                 raise ValueError(_described(here[0], owner, name, "stay constrained", "release"))
 
 
@@ -93,7 +95,7 @@ def _owned_elsewhere(here: Sequence[Location]) -> set[Any]:
 
 def _warn_of_attributes(model: nn.Module, paths: dict[int, str]) -> None:
     """Warn of tensors, by their ids, that the modules of a model hold in attributes as well."""
-    for prefix, module in model.named_modules():
+    for prefix, module in submodules(model):
         for name, value in vars(module).items():
             if name in _OWNED or _renews(module, value):
                 continue
@@ -115,13 +117,18 @@ def _renews(module: nn.Module, value: Any) -> bool:
 
 def _items(value: Any, depth: int) -> list[Any]:
     """A value, and what is in it where it is a list, a tuple, a set or a dictionary."""
-    found = level = [value]
+    found: list[Any] = [value]
+    level = found
     for _ in range(depth):
         # By type, as below.
-        nested = [item for item in level if issubclass(type(item), _CONTAINERS)]
-        level = [item for x in nested for item in (x.values() if isinstance(x, dict) else x)]
+        nested: list[Any] = [item for item in level if issubclass(type(item), _CONTAINERS)]
+        level = [item for x in nested for item in _contents(x)]
         found = found + level
     return found
+
+
+def _contents(container: Any) -> Any:
+    return container.values() if issubclass(type(container), dict) else container
 
 
 def _references(box: list[Any]) -> int:
@@ -149,12 +156,14 @@ def _owners(tensors: Iterable[Any], known: Collection[int]) -> list[nn.Module]:
     """The modules that may own some of these tensors, except for owners that are known."""
     # The search starts at the tensors. A list of all objects would contain objects that another
     # thread is still building, such as a tuple, which cannot be finished while it is referred to.
-    containers = [o for o in gc.get_referrers(*tensors) if type(o) is dict and id(o) not in known]
+    containers: list[Any] = [
+        o for o in gc.get_referrers(*tensors) if id(o) not in known and type(o) is dict
+    ]
     if not containers:
         # This saves two more searches. Mostly it is a list or a variable that holds the tensor.
         return []
     holders = gc.get_referrers(*containers)
-    states = [o for o in holders if type(o) is dict and "_parameters" in o]
+    states: list[Any] = [o for o in holders if type(o) is dict and "_parameters" in o]
     # By type: `isinstance` would make proxies load the objects that they stand for.
     return [o for o in (*holders, *gc.get_referrers(*states)) if issubclass(type(o), nn.Module)]
 
@@ -166,8 +175,8 @@ def _outside(held: Iterable[Sequence[Location]]) -> tuple[Location, nn.Module, s
     for module in _owners((here[0].tensor for here in wanted.values()), known):
         for kind in ("_parameters", "_buffers"):
             container: Any = module.__dict__.get(kind)
-            if type(container) is dict and id(container) not in known:
-                for name, tensor in container.items():
+            if id(container) not in known and type(container) is dict:
+                for name, tensor in cast("dict[str, Any]", container).items():
                     if id(tensor) in wanted:
                         return wanted[id(tensor)][0], module, name
     return None
@@ -195,7 +204,7 @@ def _described(place: Location, owner: nn.Module, name: str, fate: str, cure: st
             f"an nn.ModuleList, and {cure} that."
         )
     root = min(both, key=lambda m: len(set(m.modules())))
-    path = next(path for path, module in root.named_modules() if module is owner)
+    path = next(path for path, module in submodules(root) if module is owner)
     return (
         f"'{place.path}' is the same tensor as '{f'{path}.' if path else ''}{name}' of the "
         f"{base_class(root).__name__} around it, which would {fate}: {cure} that one, which holds "

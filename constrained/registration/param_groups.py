@@ -63,7 +63,7 @@ def check_holds(optimizer: Optimizer | None, tensors: Iterable[tuple[nn.Module, 
     if optimizer is None:
         return
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    unknown = []
+    unknown: list[str] = []
     for module, name, path in tensors:
         parameters = parameters_at(module, name).values()
         if any(p.requires_grad for p in parameters) and held.isdisjoint(map(id, parameters)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -122,11 +123,12 @@ def register_parametrization(
         for location in locations:
             check_can_hold(*location)
         with recording(tensor):
-            found = list_with_original(tensor)
-            is_new = found is None or found is owner
+            tied: Any = list_with_original(tensor)
+            is_new = tied is None or tied is owner
             if is_new:
                 found = ParametrizationList([parametrization], tensor, unsafe, deferred=True)
             else:
+                found = cast("ParametrizationList", tied)
                 _check_same(tensor_name, found, parametrization)
             changed = [*around(tied_owner for tied_owner, _ in locations), *found.modules()]
             with all_or_nothing(changed, [tensor], optimizer):

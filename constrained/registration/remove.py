@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ def _known_to_optimizers(originals: tuple[Tensor, ...]) -> Tensor | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _position(path: str, index: int, count: int) -> int:
+def _position(path: str, index: Any, count: int) -> int:
     if isinstance(index, bool) or not isinstance(index, int):
         raise TypeError(
             f"The index of a parametrization of '{path}' must be an integer, got "

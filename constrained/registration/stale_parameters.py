@@ -33,7 +33,7 @@ class _Stale:
     module: weakref.ref[nn.Module]
     name: str
     path: str
-    warned: weakref.WeakSet[Optimizer] = field(default_factory=weakref.WeakSet)
+    warned: weakref.WeakSet[Optimizer] = field(default_factory=weakref.WeakSet[Optimizer])
 
     def missed_by(self, held: set[int]) -> list[str]:
         """Names of the trained parameters that the tensor has now, except for those in ``held``."""

@@ -50,7 +50,7 @@ def transfer_parametrizations_and_params(
     """
     if not is_parametrized(from_module):
         return to_module
-    names = [tensor_name] if tensor_name is not None else list(from_module.parametrizations)  # type: ignore[arg-type]
+    names = [tensor_name] if tensor_name is not None else list(lists_of(from_module))
     for name in names:
         check_not_wrapped(to_module, name)
     copies: dict[int, Any] = {}
@@ -126,7 +126,8 @@ def _synchronized(convert: Convert, module: nn.Module) -> nn.Module:
     """Convert a batch normalization to ``nn.SyncBatchNorm``; it keeps its parametrizations."""
     if not is_parametrized_class(type(module)):
         return convert(module)
-    parametrized, before = lists_of(module), {}
+    parametrized = lists_of(module)
+    before: dict[str, Any] = {}
     try:
         for name, parametrizations in parametrized.items():
             # Torch registers the tensors that it reads in the new module.

@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from constrained.atomic.shards import is_shard
+from constrained.atomic.sharded import is_shard
 from constrained.torch_internals import shards
 
 #: Every live DistributedDataParallel; None before the first search.

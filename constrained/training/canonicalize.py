@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.atomic.contents import store
 from constrained.constraint.base import Constraint
 from constrained.parametrized.parametrization_list import ParametrizationList

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 from constrained.constraint.precision import autocast_disabled
 from constrained.torch_internals.functions import direct, outside
-from constrained.torch_internals.moments import in_forward_mode, in_transform, is_traced, untraced
+from constrained.torch_internals.modes import in_forward_mode, in_transform, is_traced, untraced
 from constrained.torch_internals.tensors import is_transformed
 
 

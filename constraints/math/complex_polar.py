@@ -12,7 +12,7 @@ from constraints.math.polar import derivative, polar
 def polar_of_parts(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
     """The real and the imaginary part of the polar factor of ``real + i imaginary``.
 
-    A compiler that knows no complex numbers sees one operator with real ones.
+    Compilers that do not support complex numbers see one operator on real numbers.
 
     Args:
         real: shape ``(*batch, n, n)``.

@@ -12,9 +12,9 @@ def isotonic(y: Tensor) -> Tensor:
     """The nearest vector, in the Euclidean norm, whose entries do not decrease.
 
     It is constant on blocks, with the mean of the block's entries as its value. Two neighbouring
-    blocks of which the first one has the larger mean lie in one block of the solution, in whatever
-    order they are merged; so all that there are, in all vectors, are merged at once, until there
-    are none. A vector whose entries do not decrease comes back bit for bit.
+    blocks of which the first has the larger mean lie in one block of the solution, in whatever
+    order blocks are merged. So in each round all such pairs, in all vectors, are merged at once,
+    until none is left. A vector whose entries do not decrease is returned bit for bit.
 
     Args:
         y: shape ``(*batch, n)``.
@@ -29,13 +29,13 @@ def isotonic(y: Tensor) -> Tensor:
 def _isotonic(y: Tensor) -> Tensor:
     value, starts = y.clone(), torch.ones(y.shape, dtype=torch.bool, device=y.device)
     while True:
-        # Within a block there is no descent, so these are the first entries of blocks.
+        # Within a block the value is constant, so falls occur at first entries of blocks only.
         falls = value[..., 1:] < value[..., :-1]
         if not bool(falls.any()):
             return value
         starts[..., 1:] &= ~falls
         block = starts.flatten().cumsum(0) - 1
-        # Means of differences: those of equal numbers are exact.
+        # Means of differences to the first entry, which are exact for equal numbers.
         first = y.flatten()[starts.flatten()]
         rest = y.flatten() - first[block]
         total = torch.zeros_like(first).index_add(0, block, rest)

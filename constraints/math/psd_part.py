@@ -12,13 +12,13 @@ from constraints.math.matrix import distance_from_symmetric, eye_like, symmetric
 def psd_part(S: Tensor) -> Tensor:
     """The nearest positive semidefinite matrix: negative eigenvalues are replaced by zero.
 
-    A matrix without negative eigenvalues comes back bit for bit, its derivative being the identity,
-    where an eigenvalue is zero too.
+    A matrix without negative eigenvalues is returned bit for bit, and there the derivative is the
+    identity, even where an eigenvalue is zero.
 
-    With c no less than the norm of S, the matrix Y = I - S / c has the singular values 1 - s / c
-    for the eigenvalues s of S: those above 1 belong to the negative ones, and what cutting them at
-    1 takes away from Y is the negative part of S, in units of c. Both err by some eps c, which next
-    to a small result is no rounding: where something was cut, the diagonal is enlarged by 8 eps c.
+    With c at least the norm of S, the matrix Y = I - S / c has the singular values 1 - s / c for
+    the eigenvalues s of S. Those above 1 belong to negative eigenvalues, and cutting them at 1
+    changes Y by the negative part of S, in units of c. The error is of the size eps c, which may be
+    large relative to a small result: where anything was cut, 8 eps c is added to the diagonal.
 
     Args:
         S: shape ``(*batch, n, n)``, symmetric, single or double precision.
@@ -28,7 +28,7 @@ def psd_part(S: Tensor) -> Tensor:
         >>> torch.allclose(W, torch.tensor([[2.0, 0.0], [0.0, 0.0]]), atol=1e-5)
         True
     """
-    # The largest sum of a row, which bounds the norm without a square that leaves the range.
+    # The largest absolute row sum, a bound of the norm that needs no squares, which may overflow.
     size = S.detach().abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
     c = torch.where(size > 0, size, 1)
     identity = eye_like(S)

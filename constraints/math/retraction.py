@@ -13,10 +13,10 @@ from constraints.math.matrix import eye_like
 #
 #     Omega = B' X - X' B  (skew),          K = X - B B' X  (orthogonal to B),
 #
-# it maps the span of B and K into itself, A B = B Omega + K and A K = -B K' K. The columns of K may
-# be dependent, at X = 0 all of them vanish; so K = Z R is taken from the QR decomposition
-# [K; I] = [Z; R^-1] R. There R' R = K' K + I, and neither Z nor R^-1 has an entry above 1: rounding
-# errors are not enlarged, however long X is.
+# it maps the span of B and K into itself: A B = B Omega + K and A K = -B K' K. The columns of K may
+# be dependent; at X = 0 all of them vanish. So K = Z R is taken from the QR decomposition
+# [K; I] = [Z; R^-1] R. There R' R = K' K + I, and neither Z nor R^-1 has an entry above 1, so that
+# rounding errors are not amplified, however long X is.
 
 
 def cayley(B: Tensor, X: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def geodesic(B: Tensor, X: Tensor) -> Tensor:
 
 
 def _resolved(X: Tensor) -> Tensor:
-    """X, cut to the length 1 / (4 eps): of the angles beyond, no digit is left."""
+    """X, shortened to the length 1 / (4 eps) if it is longer: longer angles have no exact digit."""
     length = torch.linalg.matrix_norm(X.detach(), keepdim=True)
     return X * (1 / (4 * torch.finfo(X.dtype).eps * length)).clamp(max=1)
 

@@ -1,4 +1,4 @@
-"""Matrices scaled back to a bound of their norm, as steps find them that know where they were."""
+"""Matrices scaled back to a bound of the spectral norm, which is followed from step to step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from constraints.math.matrix import all_finite
 from constraints.math.svd import svdvals
 from constraints.math.top_singular_value import largest_singular_value
 
-#: In units of ``eps ||X||_F``: how far above the bound a norm is rounding; half of the tolerance.
+#: A norm above the bound by no more than this, in units of ``eps ||X||_F``, counts as equal to it:
+#: half of the library's tolerance.
 _ROUNDING = 4.0
 
 
@@ -22,10 +23,10 @@ _MODERATE = 1e-10, 1e10
 
 
 def radial(X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    """``X min(1, bound / ||X||)``, in the spectral norm; a member comes back bit for bit.
+    """``X min(1, bound / ||X||)`` with the spectral norm; a member is returned bit for bit.
 
-    NaN and infinity in an element give NaN in that element. In traced code the norm is followed
-    from the given directions, elsewhere it is that of a decomposition.
+    NaN or infinity in an element gives NaN in that element. In traced code the norm is found by
+    iteration from the given directions, elsewhere by a decomposition.
 
     Args:
         X: shape ``(*batch, n, p)``.
@@ -50,14 +51,14 @@ def _radial(X: Tensor, bound: float) -> Tensor:
 
 
 def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """``radial(X, directions, bound)`` and the directions that X stretches most, as mere numbers.
+    """``radial(X, directions, bound)`` and the directions that X stretches most; no derivatives.
 
     Args:
         X: shape ``(*batch, n, p)``.
         directions: shape ``(*batch, r, p)``, those of a similar matrix.
         bound: greater than zero.
     """
-    # LAPACK refuses NaN; of an element that is not finite, nothing is known about the others' size.
+    # LAPACK refuses NaN, and the iteration assumes that no square overflows.
     size = torch.linalg.matrix_norm(X)
     low, high = _MODERATE
     if not bool(((size > low) & (size < high)).all()):
@@ -69,7 +70,7 @@ def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor,
 def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
     """The gradient at X from that at ``radial(X, directions, bound)``.
 
-    Of a multiple it has no part along X. On the boundary it is that of the inner side.
+    Where X was scaled it has no part along X. On the boundary it is the gradient itself.
 
     Args:
         gradient: with respect to the value, of shape ``(*batch, n, p)``.
@@ -84,7 +85,7 @@ def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: floa
 
 
 def radial_step(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    """What a step from X is made of: on the boundary nothing that would lead outside.
+    """The gradient without the part by which a step from the boundary would lead outside.
 
     Args:
         gradient: with respect to X, of shape ``(*batch, n, p)``.
@@ -99,19 +100,20 @@ def radial_step(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -
 
 
 def _largest(X: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """The image of the first direction, the direction, the norm, and a share that is rounding."""
+    """The image of the first direction, the direction, the norm, and its relative rounding."""
     v = directions[..., :1, :].mT
-    # Of length 1 up to the rounding of the dtype in which it was found.
+    # It was of length 1 in the dtype in which it was found, which may be a lower precision.
     v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True)
     u = X @ v
     norm = torch.linalg.vector_norm(u, dim=-2, keepdim=True)
-    # The Frobenius norm is at most so many times the other one.
+    # The Frobenius norm is at most sqrt(min(n, p)) times the spectral norm.
     return u, v, norm, _ROUNDING * torch.finfo(X.dtype).eps * min(X.shape[-2:]) ** 0.5
 
 
 def _without(
     gradient: Tensor, X: Tensor, u: Tensor, v: Tensor, norm: Tensor, where: Tensor
 ) -> Tensor:
+    """The gradient, less its part that changes the norm of X, where the last argument is true."""
     along = torch.linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
     along = torch.where(where, along / norm.square(), 0)
     return torch.addcmul(gradient, along * u, v.mT, value=-1)

@@ -10,26 +10,26 @@ from torch import Tensor
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite
 
-#: Sums that differ from 1 by so many units of the machine epsilon are taken for 1.
+#: Sums that differ from 1 by at most this many units of the machine epsilon count as 1.
 ROUNDING = 2.0
 
 
-#: Rounds of division by the sums in the end.
+#: The largest number of rounds of division by the sums at the end.
 POLISH = 2
 
 
-#: Newton steps on one scale of the logits, at most.
+#: The largest number of Newton steps at one scale of the logits.
 NEWTON = 100
 
 
-#: Conjugate gradient steps of the backward, before it factors a matrix.
+#: The number of conjugate gradient steps after which the backward factors a matrix instead.
 CONJUGATE = 24
 
 
 def sinkhorn(X: Tensor) -> Tensor:
     r"""The doubly stochastic matrix ``diag(u) exp(X) diag(v)``, with u, v > 0.
 
-    There is one, and it is
+    There is exactly one, and it is
 
     .. math:: \arg\max_W \; \langle W, X \rangle - \sum\nolimits_{ij} W_{ij} \log W_{ij}
 
@@ -40,7 +40,7 @@ def sinkhorn(X: Tensor) -> Tensor:
     takes a few rounds if the matrix is near the mean 1/n; where that is slow, as it is for logits
     of large spread, Newton's method on the dual finds u and v, from small logits to large ones.
 
-    NaN and infinity in an element give NaN in that element.
+    NaN or infinity in an element gives NaN in that element.
 
     Args:
         X: shape ``(*batch, n, n)``, the logits, in single or double precision.
@@ -68,7 +68,7 @@ def sinkhorn(X: Tensor) -> Tensor:
 def _scale(X: Tensor) -> Tensor:
     if X.numel() == 0:
         return X.clone(memory_format=torch.contiguous_format)
-    # No sum is finite that has an infinite term.
+    # A sum with an infinite or NaN term is not finite.
     if bool(torch.isfinite(X.sum())):
         W, done = _alternate(_shifted(X))
         finite = None
@@ -89,9 +89,9 @@ def _shifted(X: Tensor) -> Tensor:
 
 
 def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sinkhorn's iteration, in the memory of Y, and for which elements it has converged."""
+    """Sinkhorn's iteration, in place in Y, and which elements of the batch have converged."""
     eps, n = torch.finfo(Y.dtype).eps, Y.shape[-1]
-    # Newton's method costs some n alternating steps, and is used where more of them are left.
+    # Newton's method costs about n alternating steps: it is used where more would be needed.
     slow, steps = 1 - 16 / (n + 32), n + 32
     K = Y.exp_()
     v = 1 / K.sum(-2, keepdim=True)
@@ -106,7 +106,7 @@ def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
             break
         before = error
     W = K.mul_(u).mul_(v)
-    # The sums of a matrix product err by more than these.
+    # Sums computed by matrix products have larger rounding errors than these.
     for _ in range(POLISH):
         W.div_(W.sum(-2, keepdim=True))
         rows = W.sum(-1, keepdim=True)
@@ -126,11 +126,11 @@ def _error(W: Tensor) -> Tensor:
 #     phi(g) = sum_i log sum_j exp(X_ij - g_j) + sum_j g_j,     grad phi = 1 - c,
 #
 # with the column sums c of W. It is convex, and its Hessian diag(c) - W'W is the Laplacian of a
-# graph with the weights (W'W)_jk: the diagonal is the sum of the other entries of a row. Written
-# so, no weight is lost beside a larger one. A step d is shortened to log(1 + |d|) / |d|, with |d|
-# its range, since the Hessian changes by a factor of exp(|d|) at most along it.
+# graph with the weights (W'W)_jk: the diagonal is the sum of the other entries of a row. Computed
+# that way, no small weight is lost beside a larger one. Along a step d of range |d| the Hessian
+# changes by a factor of exp(|d|) at most: so the step is shortened to log(1 + |d|) / |d| of itself.
 #
-# Large logits are reached by doubling small ones: doubling Z = X - f - g' warm-starts f and g.
+# Large logits are reached by doubling small ones. Doubling Z = X - f - g' warm-starts f and g.
 
 
 def _newton(X: Tensor) -> Tensor:
@@ -175,14 +175,15 @@ def _laplacian(W: Tensor, eps: float) -> Tensor:
 #     [ I   W ] [a]   [ (W * dX)  1 ]
 #     [ W'  I ] [b] = [ (W * dX)' 1 ],      hence     (I - W'W) b = (W * dX)' 1 - W' (W * dX) 1.
 #
-# W being the gradient of a convex function, the map dX -> dW is self-adjoint: it is the backward
-# as well. The matrix is the Laplacian above, singular in the direction 1, which changes nothing.
+# W is the gradient of a convex function, so the map dX -> dW is self-adjoint and serves as the
+# backward too. The matrix is the Laplacian above. It is singular in the direction 1, along which b
+# may change without any effect on dW.
 
 
 def derivative(W: Tensor, V: Tensor) -> Tensor:
     """The derivative of the scaling at its value W in direction V; differentiable."""
     eps, dtype = torch.finfo(W.dtype).eps, V.dtype
-    # Double precision, since the matrix is as singular as W is near to a permutation.
+    # In double precision: the nearer W is to a permutation, the nearer the matrix is to singular.
     W, V = W.double(), V.double()
     M = W * V
     rows = M.sum(-1, keepdim=True)
@@ -193,7 +194,7 @@ def derivative(W: Tensor, V: Tensor) -> Tensor:
 
 
 def _gradient(W: Tensor, V: Tensor) -> Tensor:
-    """`derivative` without a derivative of its own, by conjugate gradients where they are fast."""
+    """`derivative`, not differentiable, by conjugate gradients where they converge soon."""
     M = W * V
     rows = M.sum(-1, keepdim=True)
     r = M.sum(-2).unsqueeze(-1) - W.mT @ rows

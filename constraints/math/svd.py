@@ -1,4 +1,4 @@
-"""Singular value decompositions that do not stop a training run."""
+"""Singular value decompositions that try again where LAPACK does not converge."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 def svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The thin decomposition ``X = U diag(s) Vh``.
 
-    LAPACK's divide and conquer does not converge on some matrices with clustered singular values,
-    such as a constraint makes: seen in single precision on a 256 x 256 matrix of norm 7. It does on
-    the transpose in double precision.
+    LAPACK's divide and conquer algorithm does not converge on some matrices with clustered singular
+    values, which constraints produce; it was observed in single precision on a 256 x 256 matrix of
+    norm 7. Then the transpose is decomposed in double precision, where it converged.
 
     Raises:
-        torch.linalg.LinAlgError: if it does not there either.
+        torch.linalg.LinAlgError: if that does not converge either.
     """
     try:
         return torch.linalg.svd(X, full_matrices=False)

@@ -10,13 +10,8 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.tolerance import working_dtype
 from constraints.bases.linear_space import not_square
-from constraints.math.determinant import (
-    distance_from_unimodular,
-    nearest_regular,
-    orientation,
-    regular,
-    unimodular,
-)
+from constraints.math.determinant import distance_from_unimodular, unimodular
+from constraints.math.nearest_regular import nearest_regular, orientation, regular
 from constraints.math.svd import svd, svdvals
 
 

@@ -154,7 +154,7 @@ def test_a_class_path_runs_no_module_getattr(monkeypatch):
     lazy = type(os)("lazy_module")
     lazy.__getattr__ = lambda name: pytest.fail("module code ran")
     monkeypatch.setitem(sys.modules, "lazy_module", lazy)
-    with pytest.raises(SpecError, match="no subclass"):
+    with pytest.raises(SpecError, match="not a subclass"):
         parse("lazy_module:Anything")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import suppress
+from typing import TypeVar, get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from constrained import (
     baked_state_dict,
     constrain,
     get,
+    load_state_dict,
     names,
     rebase,
     release,
@@ -698,3 +700,17 @@ def test_an_error_of_a_kind_that_nobody_knows_has_a_note():
         constrain(model(), "0.weight", Failing(KindOfItsOwn, ("mine", 3), "forward"))
     assert caught.value.__notes__ == ["'0.weight': Failing raised this."]
     assert (str(caught.value), caught.value.number) == ("mine", 3)
+
+
+def test_the_type_of_the_model_is_that_of_the_argument():
+    for function in (constrain, release, rebase):
+        types = get_type_hints(function)
+        first = next(iter(types))
+        assert isinstance(types[first], TypeVar) and types[first] is types["return"]
+        assert types["return"].__bound__ is nn.Module
+
+
+def test_the_choices_are_types():
+    assert get_args(get_type_hints(constrain)["init"]) == ("keep", "inside", "sample", "strict")
+    choices = get_args(get_type_hints(load_state_dict)["on_infeasible"])
+    assert choices == ("error", "project")

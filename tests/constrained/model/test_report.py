@@ -1,10 +1,20 @@
 """`report`, `spec`, `violations` and `assert_feasible` on whole models."""
 
+import json
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from constrained import InfeasibleError, assert_feasible, constrain, report, violations
+from constrained import (
+    InfeasibleError,
+    assert_feasible,
+    constrain,
+    parametrize,
+    report,
+    violations,
+)
 
 
 def model():
@@ -85,3 +95,43 @@ def test_reading_a_report_leaves_no_graph_behind():
     module = model()
     report(module)
     assert module[0].weight.requires_grad
+
+
+def test_plain_data():
+    module = broken(model())
+    with torch.no_grad():
+        module[1].parametrizations.bias.original[0] = float("nan")
+    found = report(module).to_dict()
+    assert list(found) == ["0.weight", "1.bias"]
+    assert found["0.weight"] == {
+        "constraint": "orthogonal()",
+        "shape": [3, 3],
+        "violation": violations(module)["0.weight"],
+        "tolerance": report(module).rows[0].tolerance,
+        "moved": report(module).rows[0].moved,
+        "flat": 0.0,
+        "holds": False,
+    }
+    assert found["1.bias"]["violation"] == float("inf") and found["1.bias"]["holds"] is False
+    json.dumps(found)
+    with torch.device("meta"):
+        nothing = report(model()).to_dict()["1.bias"]
+    assert math.isnan(nothing["violation"]) and nothing["holds"] is None
+    assert report(nn.Linear(2, 2)).to_dict() == {}
+
+
+def test_a_table_in_a_notebook():
+    layer = nn.Linear(3, 3)
+    parametrize.register_parametrization(layer, "weight", Tag())
+    found = report(layer)._repr_html_()
+    assert found.count("<tr>") == 2 and found.count("<td>") == found.count("<th>") == 7
+    assert "<td>weight</td><td>&lt;Tag&gt;</td><td>3 x 3</td>" in found
+    assert report(nn.Linear(2, 2))._repr_html_() == "<p>No tensor is constrained.</p>"
+
+
+class Tag(nn.Module):
+    def forward(self, x):
+        return x
+
+
+Tag.__name__ = "<Tag>"

@@ -144,8 +144,8 @@ class TestGeotorch:
             ("geotorch:Sphere(radios=1)", "Did you mean 'radius'"),
             ("geotorch:LowRank((4, 4), 2)", "by name"),
             ("geotorch:LowRank(size=(4, 4))", "rank"),
-            ("geotorch:Nothing()", "no name of geotorch"),
-            ("geotorch:sphere()", "no name of geotorch"),
+            ("geotorch:Nothing()", "not a class of geotorch"),
+            ("geotorch:sphere()", "not a class of geotorch"),
         ],
     )
     def test_errors(self, text, message):

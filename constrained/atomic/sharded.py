@@ -1,9 +1,9 @@
 """Originals that FSDP keeps in shards: how they are read and written as whole tensors.
 
 Inside of a forward or backward pass FSDP has gathered them, and there is nothing to do. Outside,
-the second FSDP has a ``DTensor`` in the place of each, from which every process can make the whole
-tensor together with the others, and of which each can write its own shard. The first has a flat
-piece in its place, of which nothing can be made.
+FSDP2 (``fully_shard``) has a ``DTensor`` in the place of each: all processes together can make the
+whole tensor of it, and each can write its own shard. FSDP1 (``FullyShardedDataParallel``) has a
+flat piece in its place, from which nothing can be computed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def evaluate(
 
     Args:
         function: from whole originals to the value.
-        originals: as they are at the moment.
+        originals: as they are now, whole or not.
         others: further tensors that ``function`` uses.
         shape: of the value, if it is known.
 
@@ -78,7 +78,7 @@ def evaluate(
 
 
 def check_writable(originals: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-    """Raise if what is written into originals that FSDP manages would be lost.
+    """Raise if FSDP would lose what is written into these originals.
 
     Raises:
         RuntimeError: with the cure.

@@ -1,7 +1,9 @@
-"""What surrounds a computation, so that tensors may not be what they seem.
+"""Transforms, tracers, modes and saved-tensor hooks that are at work where a tensor is read.
 
-Each read of a stored value asks all of this: what is called here is torch's own where it can be.
-Where nobody can tell, the answer is the one at which a value is evaluated anew.
+Under a transform or tracer a tensor stands for something else: a batch, a dual number, a node of a
+graph. Only private functions tell. Each read of a stored value calls them, so that they are called
+directly. Where one is missing, the answer is the one after which a value is evaluated again, or a
+slower question takes its place.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ def _unknown() -> bool:
     return True
 
 
-# Of torch.func: the transform that is running. Nothing in public tells.
+# The transform of torch.func that is running. There is no public way to ask.
 _transform: Callable[[], Any] = (
     find("torch._C._functorch.peek_interpreter_stack", answers()) or _unknown
 )
 knows_transforms = _transform is not _unknown
 
-# Of __torch_dispatch__: how many modes are on. Nothing in public tells.
+# How many modes of __torch_dispatch__ are on. There is no public way to ask.
 _modes: Callable[[], int] = (
     find("torch._C._len_torch_dispatch_stack", lambda f: f() >= 0) or _unknown
 )
-# Of torch.jit.trace: what records, of which only whether it does is public.
+# The state of torch.jit.trace. Only whether it is tracing is public.
 _trace: Callable[[], Any] = find("torch._C._get_tracing_state", answers()) or (
     lambda: torch.jit.is_tracing() or None  # type: ignore[attr-defined]
 )
@@ -42,8 +44,8 @@ _set_trace: Any = find("torch._C._set_tracing_state", callable)
 
 
 def _counted_hooks() -> Callable[[bool], object | None]:
-    """Whether saved-tensor hooks are on, known from who has entered and left them."""
-    # Torch has no public word for it, and to save a tensor and see would call the hooks.
+    """Whether saved-tensor hooks are on, counted as their blocks are entered and left."""
+    # There is no public way to ask, and to save a tensor as a trial would call the hooks.
     here = threading.local()
     enter, leave = saved_tensors_hooks.__enter__, saved_tensors_hooks.__exit__
 
@@ -62,8 +64,8 @@ def _counted_hooks() -> Callable[[bool], object | None]:
     return lambda ignore_is_tracing: getattr(here, "depth", 0) or None
 
 
-# Of activation checkpointing, for one: the hooks that see what autograd saves. True asks for those
-# that are on while a graph is traced, too.
+# The hooks that autograd calls with what it saves, as those of activation checkpointing. True asks
+# for those that are on while a graph is traced, too.
 _hooks: Callable[[bool], object | None] = (
     find("torch._C._autograd._top_saved_tensors_default_hooks", answers(True)) or _counted_hooks()
 )
@@ -86,8 +88,8 @@ if find("torch.autograd.forward_ad._current_level", lambda level: level >= -1) i
         return forward_ad._current_level >= 0
 
     def is_transformed() -> bool:
-        """Whether this is a moment at which tensors need not be what they seem."""
-        # Each read of a value comes here: what else there are functions for is spelled out.
+        """Whether tensors may stand for something else here."""
+        # Each read of a value asks this: one function, and not four.
         return (
             _transform() is not None
             or forward_ad._current_level >= 0
@@ -102,28 +104,32 @@ else:
         try:
             forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
         except RuntimeError:
-            # Torch makes dual tensors while they are, and at no other time.
+            # Torch makes dual tensors only while they are.
             return False
         return True
 
     def is_transformed() -> bool:
-        """Whether this is a moment at which tensors need not be what they seem."""
+        """Whether tensors may stand for something else here."""
         return in_transform() or is_traced() or _modes() > 0 or in_forward_mode()
 
 
 def has_saving_hooks() -> bool:
-    """Whether somebody is called with each tensor that autograd saves."""
+    """Whether hooks are called with each tensor that autograd saves."""
     return _hooks(True) is not None
 
 
 def unseen(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns where no mode, transform or tracer of this thread takes part."""
+    """What a function returns outside of all modes, transforms and tracers.
+
+    They belong to one thread, so that another thread has none. Torch can turn off some of them only
+    in private, and a dispatch mode that exports a graph would record whatever is called here.
+    """
     with ThreadPoolExecutor(1) as elsewhere:
         return elsewhere.submit(function, *args).result()
 
 
 def untraced(body: Callable[..., Any]) -> Callable[..., Any]:
-    """The body of an operator, run unseen by ``torch.jit.trace``, which records the operator."""
+    """The body of an operator, with ``torch.jit.trace`` off: it is to record the operator alone."""
     if _set_trace is None:
         return _in_another_thread(body)
 
@@ -142,37 +148,21 @@ def untraced(body: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _in_another_thread(body: Callable[..., Any]) -> Callable[..., Any]:
-    # A tracer records one thread.
     @functools.wraps(body)
     def run(*args: Any) -> Any:
-        if not is_traced():
-            return body(*args)
-        found: list[Any] = []
-
-        def elsewhere() -> None:
-            with torch.no_grad():
-                try:
-                    found.append(body(*args))
-                except BaseException as error:
-                    found.append(error)
-
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        thread.join()
-        if isinstance(found[0], BaseException):
-            raise found[0]
-        return found[0]
+        return unseen(torch.no_grad()(body), *args) if is_traced() else body(*args)
 
     return _signed_like(body, run)
 
 
 def _signed_like(body: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
-    # An operator has its schema from the signature, and looks for its names in this file.
+    # Torch reads the schema of an operator from the signature, and would look for the names of
+    # its types in this file.
     run.__signature__ = inspect.signature(body, eval_str=True)  # type: ignore[attr-defined]
     return run
 
 
-# The same number as the public one, without an object that is made for it at each read.
+# The same number as the public function gives, which makes an object for it at each read.
 _stream: Any = torch.backends.cuda.is_built() and find(
     "torch._C._cuda_getCurrentRawStream", callable
 )
