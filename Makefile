@@ -73,7 +73,8 @@ test-geotorch: $(CLIENTS)/.ready ## geotorch's own tests on both engines: GEOTOR
 	$(CLIENTS)/bin/python clients/geotorch_suite.py "$(GEOTORCH)"
 
 coverage: $(READY) ## which branches the tests reach that take seconds, into docs/coverage.md
-	OMP_NUM_THREADS=1 $(BIN)/python docs/coverage.py --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/coverage.py --jobs $(JOBS) --share $(SHARE) \
+		--law-share $(or $(LAW_SHARE),0.25)
 
 promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.promises --slow --jobs $(JOBS) --table docs/engine.md

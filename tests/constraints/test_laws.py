@@ -1,22 +1,18 @@
-"""Every law on every entry of the registry, and on the healthy constraints of these tests."""
+"""Every law on every registered constraint, and on the five of `tests/healthy.py`."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
 from constrained import testing
 from constrained.constraint import registry
-from constrained.testing.faults import grouped
 from tests import healthy
-from tests.conftest import is_chosen
+from tests.constraints.law_cases import TRAINING, arguments, diagonal, summary, together
 
 HEALTHY = [
     healthy.Sphere,
@@ -29,54 +25,7 @@ CLASSES = [*map(registry.get, registry.names()), *HEALTHY]
 TRIALS = [trial for cls in CLASSES for trial in testing.trials(cls)]
 
 
-#: Laws that train, for up to a thousand steps on each case: half of the time that all laws take. No
-#: planted fault is found by them alone.
-TRAINING = {"adam_reaches_the_optimum", "training_stays_in_the_set"}
-
-#: The share of the classes on which these are tried with the tests that take seconds.
-TRAINED = 1 / 3
-
-
-def arguments(case: testing.Case) -> str:
-    """A class with its arguments, as it begins the name of a test."""
-    alike = {"event": (), "batch": (), "dtype": torch.float32, "point": None}
-    return str(dataclasses.replace(case, **alike)).removesuffix("-scalar-float32")
-
-
-def together() -> Iterator[Any]:
-    """The trials as tests: one for each law and class, or class with arguments if the law is long.
-
-    Laws that are not short have a test for each choice of arguments. What is slow, by
-    `testing.Trial.is_slow`, is in tests of its own; so are laws in `TRAINING`, but for a share of
-    the classes.
-    """
-    found: dict[tuple[str, bool], list[testing.Trial]] = {}
-    for trial in TRIALS:
-        law, cls = trial.law.__name__, trial.case.cls
-        name = cls.name or cls.__name__
-        never = law in TRAINING and not is_chosen(name, TRAINED, seed=0)
-        if trial.effort != "short":
-            name = arguments(trial.case)
-        found.setdefault((f"{name}-{law}", never or trial.is_slow), []).append(trial)
-    for (key, is_slow), trials in found.items():
-        name = f"{key}-others" if is_slow and (key, False) in found else key
-        yield pytest.param(trials, id=name, marks=[pytest.mark.slow] if is_slow else [])
-
-
-def summary(broken: list[tuple[testing.Trial, AssertionError]], tried: int) -> str:
-    """What is wrong, in a line for each fault, and below it the cases that have it."""
-    law = broken[0][0].law
-    lines = [f"{law.__name__} is broken in {len(broken)} of {tried} cases: {first_line(law)}"]
-    for fault in grouped(broken):
-        lines += [f"  {fault.sentence}", *(f"    {case}" for case in fault.cases)]
-    return "\n".join(lines)
-
-
-def first_line(law: Any) -> str:
-    return (law.__doc__ or "").strip().splitlines()[0]
-
-
-@pytest.mark.parametrize("trials", [*together()])
+@pytest.mark.parametrize("trials", [*together(TRIALS)])
 def test_law(trials):
     tried = [trial for trial in trials if not trial.exemption]
     if not tried:
@@ -93,7 +42,7 @@ def test_law(trials):
 
 
 def test_every_trial_is_in_a_test():
-    in_tests = [str(trial) for parameter in together() for trial in parameter.values[0]]
+    in_tests = [str(trial) for parameter in together(TRIALS) for trial in parameter.values[0]]
     assert sorted(in_tests) == sorted(map(str, TRIALS))
 
 
