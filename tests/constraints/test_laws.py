@@ -12,7 +12,7 @@ import torch
 from constrained import testing
 from constrained.constraint import registry
 from tests import healthy
-from tests.constraints.law_cases import TRAINING, arguments, diagonal, summary, together
+from tests.constraints.law_cases import TRAINING, arguments, summary, together
 
 HEALTHY = [
     healthy.Sphere,
