@@ -6,10 +6,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # its own settings (PIP_INDEX_URL, pip.conf).
 TORCH ?= torch==2.13.0
 JOBS ?= 2
-# Of `make test-processors`: the shares of the tests and of the laws, which ones, and where to write
-# the page of the docs.
+# Of `make test-processors` and `make compat`: the shares of the tests and of the laws (a tenth of them
+# for processors, all for versions of torch), which ones, and where to write the page of the docs.
 SHARE ?= 1
-LAW_SHARE ?= 0.1
+LAW_SHARE ?=
 SEED ?= 0
 TABLE ?=
 
@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow test-processors test-clients test-geotorch promises compat catalogue accuracy lint format types docs bench notebooks clean
+.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture accuracy lint format types docs bench bench-gate coverage notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +50,11 @@ test: $(READY) ## the tests that take seconds
 test-slow: $(READY) ## the others: several processes, compilers, thousands of steps
 	$(PYTEST) -m slow
 
+laws: $(READY) ## the laws on one constraint: NAME=sphere, or package.module:Class [SLOW=1]
+	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing "$(NAME)" $(if $(SLOW),--slow)
+
 test-processors: $(READY) ## the tests under other processors' instructions
-	$(BIN)/python tests/processors.py --jobs $(JOBS) --share $(SHARE) --law-share $(LAW_SHARE) \
+	$(BIN)/python -m tests.library.processors --jobs $(JOBS) --share $(SHARE) --law-share $(or $(LAW_SHARE),0.1) \
 		--seed $(SEED) $(if $(TABLE),--table $(TABLE))
 
 # Libraries that people use constrained models with, in an environment of their own beside .venv.
@@ -69,6 +72,10 @@ test-clients: $(CLIENTS)/.ready ## the libraries that train, save and serve cons
 test-geotorch: $(CLIENTS)/.ready ## geotorch's own tests on both engines: GEOTORCH=its checkout
 	$(CLIENTS)/bin/python clients/geotorch_suite.py "$(GEOTORCH)"
 
+coverage: $(READY) ## which branches the tests reach that take seconds, into docs/coverage.md
+	OMP_NUM_THREADS=1 $(BIN)/python docs/coverage.py --jobs $(JOBS) --share $(SHARE) \
+		--law-share $(or $(LAW_SHARE),0.25)
+
 promises: $(READY) ## run the engine's promises, slow ones too, and write docs/engine.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.promises --slow --jobs $(JOBS) --table docs/engine.md
 
@@ -76,18 +83,19 @@ promises: $(READY) ## run the engine's promises, slow ones too, and write docs/e
 COMPAT_TORCH = $(patsubst torch==%,%,$(TORCH))
 COMPAT_PYTHON = $(shell $(PYTHON) -c 'import sys; print("py%d.%d" % sys.version_info[:2])')
 COMPAT = .compat/$(COMPAT_TORCH)-$(COMPAT_PYTHON)
-SHARE ?= 1
-LAW_SHARE ?= 1
-SEED ?= 0
 
 compat: ## laws, promises and tests under another torch: TORCH=2.11.0 [PYTHON=python3.12] [SHARE=0.1]
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
 	PIP_CONSTRAINT=/dev/null $(COMPAT)/bin/python -m pip install --quiet \
 		"torch==$(COMPAT_TORCH)" --editable ".[dev]"
-	OMP_NUM_THREADS=1 $(COMPAT)/bin/python docs/compatibility.py --share $(SHARE) --law-share $(LAW_SHARE) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python docs/compatibility.py --share $(SHARE) \
+		--law-share $(or $(LAW_SHARE),1) --seed $(SEED)
 
 catalogue: $(READY) ## write docs/catalogue.md from the docstrings
 	$(BIN)/python docs/catalogue.py
+
+architecture: $(READY) ## draw docs/architecture.svg from the imports
+	$(BIN)/python docs/architecture.py
 
 accuracy: $(READY) ## measure optima and right inverses, and write docs/accuracy.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/accuracy.py
@@ -109,6 +117,13 @@ docs: $(READY) ## the documentation, into site/
 bench: $(READY) ## the benchmarks, and their tables and pictures in the documents
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.report
+
+# GROUPS are those of benchmarks/gate.py by default; SLOWER is the share by which a row may be.
+GROUPS ?=
+SLOWER ?= 0.1
+
+bench-gate: $(READY) ## measure again: is a row slower than the committed ones? GROUPS="reading training" SLOWER=0.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gate $(GROUPS) --slower $(SLOWER)
 
 notebooks: $(READY) ## execute the notebooks; in full with FULL=1
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py $(NOTEBOOKS_INTO)

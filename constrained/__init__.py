@@ -1,20 +1,30 @@
 """Keep the weights of PyTorch models inside constraint sets."""
 
+from typing import TYPE_CHECKING
+
 from constrained import features as _features  # noqa: F401 - they take part by themselves
 from constrained import parametrize
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import InfeasibleError
+from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
+from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
-from constrained.model.constrain import constrain, rebase, release
+from constrained.model.constrain import constrain
+from constrained.model.rebase import rebase
+from constrained.model.release import release
 from constrained.model.report import assert_feasible, report, spec, violations
 from constrained.model.writable import writable
+from constrained.old_paths import MOVED as _MOVED
+
+__version__ = "0.2.0"
 
 __all__ = [
     "Constraint",
     "InfeasibleError",
+    "SpecError",
+    "UnknownNameError",
     "assert_feasible",
     "baked_state_dict",
     "cached",
@@ -33,3 +43,7 @@ __all__ = [
     "violations",
     "writable",
 ]
+
+# Not for type checkers, to which every name would then be one of this package.
+if not TYPE_CHECKING:
+    __getattr__ = _keep_old_paths(_MOVED)

@@ -1,4 +1,4 @@
-"""How a tensor becomes parametrized: ``torch.nn.utils.parametrize`` under the same names.
+"""``torch.nn.utils.parametrize`` under the same names: registering and removing parametrizations.
 
 Semantics, ``state_dict`` keys, error types and messages are torch's; the docstrings here state
 what is different. Modules of either engine work with the functions of the other.
@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import nn
 
 from constrained.evaluation.cached import cached
-from constrained.parametrized.lookup import is_parametrized
+from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.registration.register import Function as Function  # models pickled before 0.2
 from constrained.registration.register import register_parametrization
 from constrained.registration.remove import remove_parametrizations
 from constrained.registration.transfer import transfer_parametrizations_and_params

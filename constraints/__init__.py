@@ -5,6 +5,9 @@ when it looks up a name it does not know yet. One file holds one constraint, or 
 its mathematics.
 """
 
+from typing import TYPE_CHECKING
+
+from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constraints.composite.chain import Chain
 from constraints.composite.masked import Masked
 from constraints.composite.product import Product
@@ -39,6 +42,7 @@ from constraints.matrices.zero_pattern import (
     LowerTriangular,
     UpperTriangular,
 )
+from constraints.old_paths import MOVED as _MOVED
 from constraints.scalars.angle import Angle
 from constraints.scalars.box import Box
 from constraints.scalars.interval import Interval
@@ -127,3 +131,7 @@ __all__ = [
     "UpperTriangular",
     "WeightNorm",
 ]
+
+# Not for type checkers, to which every name would then be one of this package.
+if not TYPE_CHECKING:
+    __getattr__ = _keep_old_paths(_MOVED)

@@ -1,4 +1,4 @@
-"""The contents of a tensor: given to another one that keeps its identity, copied, checked."""
+"""The contents of a tensor: written into another one that keeps its identity, copied, checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.__future__ import get_swap_module_params_on_conversion
 
-from constrained.atomic.shards import is_shard, write
+from constrained.atomic.sharded import is_shard, write
 from constrained.torch_internals.tensors import has_values, is_wrapper
 
 
@@ -22,18 +22,18 @@ def store(destination: Tensor, source: Tensor) -> None:
     if is_shard(destination):
         write(destination, source)
     elif destination.shape == source.shape and _alike(destination, source):
-        # Even where swapping is the mode: graphs that hold the destination forbid it.
+        # Not swapped, though torch may be set to swap: that fails if a graph holds the tensor.
         destination.copy_(source)
     else:
         if destination.shape != source.shape:
-            # It is the gradient of a tensor that is no more, and no other can be added to it.
+            # No gradient of another shape can be added to it.
             destination.grad = None
         if get_swap_module_params_on_conversion() or is_wrapper(destination):
             source = source.clone()
             if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
                 source = nn.Parameter(source, requires_grad=destination.requires_grad)
             if not is_wrapper(destination):
-                # What users have noted on it goes along, and comes back so.
+                # `swap_tensors` swaps the attributes too, and users have set some.
                 vars(source).update(vars(destination))
             torch.utils.swap_tensors(destination, source)
         else:
@@ -41,13 +41,14 @@ def store(destination: Tensor, source: Tensor) -> None:
 
 
 def attributes(originals: Sequence[Tensor]) -> dict[str, Any]:
-    """What users have noted on a tensor, such as ``_no_weight_decay``: on each trained original.
+    """The attributes that users have set on a tensor, such as ``_no_weight_decay``.
 
-    A tensor among these, say a sum of gradients, is made for the very one that it is noted on.
+    Those that all of its trained originals have are returned. Tensors among them, say a sum of
+    gradients, are left out: they belong to one original.
     """
     first, *others = [t for t in originals if isinstance(t, nn.Parameter)] or originals
     if is_wrapper(first):
-        # There they are the tensor itself.
+        # Its attributes are the tensors that it is made of.
         return {}
     return {
         key: value
@@ -57,7 +58,7 @@ def attributes(originals: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def has_overlap(tensor: Tensor) -> bool:
-    """Whether entries of a tensor share memory for sure, as those of an expanded one do."""
+    """Whether entries of a tensor share memory, as those of an expanded one do."""
     if tensor.layout is not torch.strided:
         return False
     return any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
@@ -67,31 +68,31 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     plain = (Tensor, nn.Parameter)
     if type(first) is type(second) and type(first) not in plain:
         return True
-    # The entries of an expanded tensor share memory, and cannot be written.
+    # An expanded tensor, whose entries share memory, cannot be written.
     return {type(first), type(second)} <= {*plain} and not has_overlap(first)
 
 
 def recording(original: Tensor) -> AbstractContextManager[Any]:
-    """The mode in which tensors are made, and written, that go with ``original``.
+    """The inference mode in which tensors are made, and written, that go with ``original``.
 
-    In inference mode that is inference mode for a tensor that was made there, and none for any
-    other: what is made in it can never be trained.
+    It stays on for a tensor that was made in it, and is turned off for any other: what is made in
+    it can never be trained.
     """
     inside = torch.is_inference_mode_enabled()
     return torch.inference_mode(False) if inside and not original.is_inference() else nullcontext()
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; one without values holds nothing."""
+    """Whether a tensor holds neither NaN nor infinity; true for one without values."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or not has_values(tensor):
         return True
     return bool(torch.isfinite(tensor).all())
 
 
 def own(tensor: Tensor) -> Tensor:
-    """A contiguous copy, of which gradients may be asked wherever it was made."""
+    """A contiguous copy that can be trained, in whatever mode it is made."""
     # LAPACK returns column-major tensors; a gradient takes the strides of its parameter, and
-    # torch's L-BFGS and parameters_to_vector fail on those.
-    # A tensor that is made in inference mode can never be trained.
+    # torch's L-BFGS and parameters_to_vector fail on those. A tensor that is made in inference
+    # mode can never be trained.
     with torch.inference_mode(False), torch.no_grad():
         return tensor.detach().clone(memory_format=torch.contiguous_format)

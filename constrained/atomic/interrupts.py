@@ -1,8 +1,9 @@
 """Ctrl-C waits while a model is being changed.
 
-Python raises KeyboardInterrupt between any two instructions, also where something is being undone,
-or between the start of a ``with`` block and its first line. So what changes a model asks it to wait
-until all is done, and where that may take long, lets it through at points where all is whole.
+Python raises KeyboardInterrupt between any two instructions: also while something is being undone,
+or between the start of a ``with`` block and its first line. So code that changes a model defers it
+until the change is done, and allows it at points in between where the model is whole, or where the
+change will be undone.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import Any
 import torch
 
 
-class Undisturbed:
-    """A ``with`` block in which Ctrl-C waits: what it calls for happens at the end of the block.
+class defer_interrupts:
+    """A ``with`` block in which Ctrl-C waits: its handler is called at the end of the block.
 
-    Signals interrupt the main thread alone, and only where a handler written in Python takes them;
-    elsewhere there is nothing to do. A block inside another one passes on to that.
+    Signals interrupt the main thread alone, and only if their handler is written in Python;
+    elsewhere there is nothing to do. A block inside another one hands Ctrl-C to the outer one.
 
     Args:
         always_in: functions during which Ctrl-C waits even while `waits` is false.
 
     Attributes:
-        waits: whether it does. A block in which somebody else's code runs lets it through there.
+        waits: whether Ctrl-C waits. Set to False while somebody else's code runs in the block.
     """
 
     def __init__(self, always_in: Sequence[Callable[..., Any]] = ()) -> None:
@@ -52,8 +53,9 @@ class Undisturbed:
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGINT) == self._take:
             signal.signal(signal.SIGINT, self._before)
-        # One that was entered later may hand over to this one yet, or somebody may put it back:
-        # then it does nothing but pass on. So it is where another thread has ended the block.
+        # The handler may be called once more, if a block that was entered later is left after this
+        # one, if somebody installs it again, or if another thread left this block. From now on it
+        # only calls the one before.
         self._is_over = True
         if self._is_due and is_main:
             self._is_due = False
@@ -74,16 +76,16 @@ class Undisturbed:
         return False
 
 
-def let_through() -> None:
-    """Let Ctrl-C interrupt here, if it has been pressed: all is whole, or will be put back."""
+def allow_interrupt() -> None:
+    """Let Ctrl-C interrupt here, if it was pressed: the model is whole, or will be put back."""
     if torch.compiler.is_compiling():
         return
     if threading.current_thread() is not threading.main_thread():
         return
     handler: Any = signal.getsignal(signal.SIGINT)
     is_due = False
-    while isinstance(block := getattr(handler, "__self__", None), Undisturbed):
-        # Not unasked: it may be pressed between two lines.
+    while isinstance(block := getattr(handler, "__self__", None), defer_interrupts):
+        # Cleared only if set: Ctrl-C may come between two lines, and must not be lost.
         if block._is_due:
             block._is_due, is_due = False, True
         handler = block._before

@@ -1,7 +1,11 @@
-"""Changes of a model that happen completely or not at all."""
+"""Changes of a model that happen completely or not at all: the one undo of the package.
+
+`all_or_nothing` notes what a change may touch, and puts it back if anything is raised.
+"""
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -26,21 +30,29 @@ class all_or_nothing:
             by identity and in order; not what is inside of their submodules.
         tensors: their contents, memory and layout are put back.
         optimizer: its groups and its state are put back.
+        extra_state: whether modules with ``set_extra_state`` get back what ``get_extra_state``
+            gave, too, as loading a checkpoint changes it.
     """
 
-    # A generator in its place would be closed some time after an interruption that it has not seen,
-    # and put back what has changed in the meantime.
+    # A generator that is interrupted at its `yield` is closed some time later, and would then put
+    # back what has changed in the meantime.
 
     def __init__(
         self,
         modules: Iterable[nn.Module],
         tensors: Iterable[Tensor] = (),
         optimizer: Optimizer | None = None,
+        *,
+        extra_state: bool = False,
     ) -> None:
-        self._before: list[Any] = [_Module(module) for module in dict.fromkeys(modules)]
+        found = list(dict.fromkeys(modules))
+        self._before: list[Any] = [_Module(module) for module in found]
         self._before += [_Contents(tensor) for tensor in {id(t): t for t in tensors}.values()]
         if optimizer is not None:
             self._before.append(_Optimizer(optimizer))
+        if extra_state:
+            base = nn.Module.set_extra_state
+            self._before += [_ExtraState(m) for m in found if type(m).set_extra_state is not base]
 
     def __enter__(self) -> None:
         pass
@@ -59,8 +71,8 @@ def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 
 
 def around(owners: Iterable[nn.Module]) -> list[nn.Module]:
-    """Modules that have tensors, with all that parametrizes these."""
-    found = []
+    """Modules, together with all that parametrizes their tensors."""
+    found: list[nn.Module] = []
     for owner in owners:
         found.append(owner)
         parametrizations = owner._modules.get("parametrizations")
@@ -85,7 +97,7 @@ class _Module:
         attributes = self._module.__dict__
         attributes.clear()
         attributes.update(self._attributes)
-        # In place: the handle of a hook, for one, knows the dictionary that it is in.
+        # In place: the handle of a hook, for one, refers to the dictionary that it is in.
         for container, content in self._containers:
             container.clear()
             container.update(content)
@@ -101,7 +113,7 @@ class _Contents:
     def __init__(self, tensor: Tensor) -> None:
         self._tensor: Any = tensor
         self._class = type(tensor)
-        # A lazy tensor has contents that only it itself can touch, and none that count.
+        # Only ``data`` gives an alias of a lazy tensor, whose contents do not matter yet.
         self._alias = tensor.data if is_lazy(tensor) else tensor.detach()
         self._copy = self._alias.clone()
         self._grad = tensor.grad if tensor.is_leaf else None
@@ -119,13 +131,24 @@ class _Contents:
             if self._grad is not None:
                 tensor.grad = self._grad
             if is_lazy(tensor) or not has_values(tensor) or torch.equal(tensor, self._copy):
-                # What has not been written is not written now: a graph may hold it.
+                # A write, though of the same numbers, would spoil a graph that holds the tensor.
                 return
             store(tensor, self._copy)
 
 
+class _ExtraState:
+    """The extra state of a module as it was."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._state = copy.deepcopy(module.get_extra_state())
+
+    def put_back(self) -> None:
+        self._module.set_extra_state(self._state)
+
+
 class _Optimizer:
-    """What an optimizer knew of its parameters."""
+    """The groups and the state of an optimizer as they were."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._state = optimizer.state

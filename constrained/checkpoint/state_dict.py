@@ -6,24 +6,30 @@ import copy
 import re
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic.interrupts import Undisturbed
-from constrained.atomic.shards import whole
+from constrained.atomic.interrupts import defer_interrupts
+from constrained.atomic.sharded import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
-from constrained.checkpoint.load_hook import on_infeasible as _on_infeasible
+from constrained.checkpoint.entries import OnInfeasible
+from constrained.checkpoint.entries import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
-from constrained.parametrized.container import Parametrizations
-from constrained.parametrized.lookup import check_model, is_constrained, is_parametrized, locations
+from constrained.parametrized.checkpoint_metadata import without_tensors
+from constrained.parametrized.locations import (
+    check_model,
+    is_constrained,
+    is_parametrized,
+    locations,
+)
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import unsigned
-from constrained.parametrized.wrapped import check_not_offloaded, is_sharded
+from constrained.parametrized.parametrizations import Parametrizations
+from constrained.registration.wrappers import check_not_offloaded, is_sharded
 from constrained.torch_internals.modules import put_versions, versions_in
 
-_CHOICES = ("error", "project")
+_CHOICES: tuple[str, ...] = get_args(OnInfeasible)
 
 
 def load_state_dict(
@@ -32,7 +38,7 @@ def load_state_dict(
     *,
     strict: bool = True,
     assign: bool = False,
-    on_infeasible: str = "error",
+    on_infeasible: OnInfeasible = "error",
 ) -> Any:
     """Load a checkpoint, plain or constrained, into a constrained model: all or nothing.
 
@@ -69,23 +75,14 @@ def load_state_dict(
             f"{did_you_mean(str(on_infeasible), _CHOICES)}"
         )
     check_model(model)
-    with Undisturbed():
+    with defer_interrupts():
         modules = list(model.modules())
-        extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules if _has_extra_state(m)]
         token = _on_infeasible.set(on_infeasible)
         try:
-            with all_or_nothing(modules, tensors_of(modules)):
+            with all_or_nothing(modules, tensors_of(modules), extra_state=True):
                 return model.load_state_dict(state_dict, strict=strict, assign=assign)
-        except BaseException:
-            for module, state in extra:
-                module.set_extra_state(state)
-            raise
         finally:
             _on_infeasible.reset(token)
-
-
-def _has_extra_state(module: nn.Module) -> bool:
-    return type(module).set_extra_state is not nn.Module.set_extra_state
 
 
 @torch.no_grad()
@@ -138,7 +135,9 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
         left = {_parent(_inside(path)) for path in parametrized}
         left -= {_parent(key) for key in metadata if not f"{key}.".startswith(gone)}
         kept = (k for k in metadata if k not in left and not f"{k}.".startswith(gone))
-        put_versions(baked, OrderedDict((k, unsigned(metadata[k], k, parametrized)) for k in kept))
+        put_versions(
+            baked, OrderedDict((k, without_tensors(metadata[k], k, parametrized)) for k in kept)
+        )
     return baked
 
 
@@ -172,7 +171,7 @@ def _plain_keys(module: nn.Module, prefix: str, baked: Container[str]) -> Iterat
     container: Any = module._modules.get("parametrizations") if is_parametrized(module) else None
     every: dict[str, Any] = {} if container is None else container._modules
     lists = {name: found for name, found in every.items() if prefix + name in baked}
-    places = container.places() if isinstance(container, Parametrizations) else tuple(lists)
+    places = container.tensor_order() if isinstance(container, Parametrizations) else tuple(lists)
     order = {name: i for i, name in enumerate(places)}
     kept = {name: getattr(found, "is_parameter", True) for name, found in lists.items()}
     parameters = [*module._parameters, *(name for name in lists if kept[name])]

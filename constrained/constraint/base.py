@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from constrained.constraint.deprecated import RENAMED, Renamed, rename_members
+from constrained.constraint.deprecated import Renamed, rename_members
 from constrained.constraint.elements import Params, beside
 from constrained.constraint.fast_paths import FastPaths
 from constrained.constraint.guards import GUARDS, OF_THE_MAP
@@ -131,8 +131,7 @@ class Constraint(FastPaths, Membership):
                 setattr(cls, method, getattr(FastPaths, method))
         # Not left to ABC: Pyro, higher and others derive a class from that of each module of a
         # model, with a metaclass of their own, which would conflict with ABC's.
-        members = set(dir(cls)) - RENAMED.keys()
-        undefined = {name for name in members if _is_abstract(getattr(cls, name, None))}
+        undefined = {n for n in dir(cls) if _is_abstract(inspect.getattr_static(cls, n, None))}
         if cls.sample is not Constraint.sample:
             # It makes members without `draw`.
             undefined.discard("draw")

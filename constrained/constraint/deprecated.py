@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from constrained.constraint.moved import UNTIL
+
 #: The present name of each member by its old one.
 RENAMED = {
     "ambient": "value_index",
@@ -18,7 +20,7 @@ def present_name(old: str) -> str:
     """What a member is called now; warns of the old name. The caller's caller is told."""
     new = RENAMED[old]
     warnings.warn(
-        f"Constraint.{old} is called {new} now; the old name will go in version 0.3.",
+        f"Constraint.{old} is called {new} now; the old name will go in version {UNTIL}.",
         DeprecationWarning,
         stacklevel=3,
     )

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 
 class InfeasibleError(ValueError):
-    """A value that does not lie in the set it was offered to."""
+    """A value does not lie in the set of a constraint."""
 
 
 class OutOfRangeError(ValueError):
-    """Finite numbers, at the ends of the range of their dtype, that no algorithm works on."""
+    """Finite numbers are so large or small for their dtype that an algorithm fails on them."""
 
 
 class SpecError(TypeError, ValueError):
-    """A spec that is no description of a constraint."""
+    """A spec is not valid: its syntax, its arguments or their types are wrong.
+
+    Example:
+        >>> from constrained import SpecError, constrain
+        >>> from torch import nn
+        >>> try:
+        ...     constrain(nn.Linear(2, 2), "weight", "low_rank(rnak=1)")
+        ... except SpecError as error:
+        ...     print(str(error).partition(" low_rank takes")[0])
+        low_rank has no argument 'rnak'. Did you mean 'rank'?
+    """
 
 
 class UnknownNameError(KeyError, ValueError):
-    """A name that nothing is registered under."""
+    """No constraint is registered under a name.
+
+    Example:
+        >>> from constrained import UnknownNameError, get
+        >>> try:
+        ...     get("orthogonl")
+        ... except UnknownNameError as error:
+        ...     print(str(error).partition(" constrained.names()")[0])
+        Unknown constraint 'orthogonl'. Did you mean 'orthogonal'?
+    """
 
     def __str__(self) -> str:
         # KeyError shows the repr of its argument, which would put the sentence in quotes.

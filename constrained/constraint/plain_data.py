@@ -1,13 +1,14 @@
-"""How far the data of a config or a checkpoint may go, and how it is quoted in messages.
+"""How large the data of a config or a checkpoint may be, and how it is quoted in messages.
 
-Data may refer to itself, as by YAML's aliases: few lines then stand for more than a machine holds.
+Data may refer to its own parts, as by the aliases of YAML: a few lines can then stand for more than
+the memory of a machine.
 """
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
 
 from constrained.constraint.errors import SpecError
 
@@ -15,18 +16,27 @@ from constrained.constraint.errors import SpecError
 DEEPEST = 32
 
 
-#: What most of the data is made of.
+#: Types without parts, of which most data is.
 _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 
-
-#: So many values are few, however often they are repeated.
+#: Data of fewer values, written out in full, may repeat itself as it likes.
 _FEW = 2**16
 
 
-def check_extent(data: Any) -> None:
-    """Raise a `SpecError` if data holds itself, is nested too deeply, or repeats itself too often.
+def is_mapping(data: Any) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether data is a mapping, of any keys and values."""
+    return isinstance(data, Mapping)
 
-    Data that is large because somebody wrote it out in full may have any size.
+
+def is_list(data: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """Whether data is a list or a tuple, of anything."""
+    return isinstance(data, (list, tuple))
+
+
+def check_extent(data: Any) -> None:
+    """Raise a `SpecError` if data contains itself, is nested too deep, or repeats itself too often.
+
+    Data that is written out in full may be of any size.
     """
     known: dict[int, tuple[int, int]] = {}
     total, _ = _extent(data, known, 0)
@@ -38,15 +48,15 @@ def check_extent(data: Any) -> None:
 
 
 def _extent(data: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """How many values there are in data that is written out in full, and how deep they are."""
-    if not isinstance(data, (Mapping, list, tuple)):
+    """How many values data has if it is written out in full, and how deep they are."""
+    if not (is_mapping(data) or is_list(data)):
         return 1, 0
     found = known.get(id(data))
     if depth + (found[1] if found else 0) > DEEPEST:
         raise SpecError(f"The data is nested more than {DEEPEST} deep, or holds itself.")
     if found is None:
         count, height = len(data), 0
-        for item in data.values() if isinstance(data, Mapping) else data:
+        for item in _parts(data):
             if type(item) not in _SINGLE:
                 more, below = _extent(item, known, depth + 1)
                 count, height = count + more - 1, max(height, below + 1)
@@ -54,15 +64,22 @@ def _extent(data: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[i
     return found
 
 
+def _parts(data: Any) -> Iterable[Any]:
+    """The values of a mapping, the elements of a list, and nothing of anything else."""
+    if is_mapping(data):
+        return data.values()
+    return data if is_list(data) else ()
+
+
 def _containers(data: Any) -> list[Any]:
-    """Every list and mapping in data, once."""
-    found, left = {}, [data]
+    """Every list and mapping in data, each once."""
+    found: dict[int, Any] = {}
+    left = [data]
     while left:
         part = left.pop()
-        if isinstance(part, (Mapping, list, tuple)) and id(part) not in found:
+        if (is_mapping(part) or is_list(part)) and id(part) not in found:
             found[id(part)] = part
-            items = part.values() if isinstance(part, Mapping) else part
-            left += (item for item in items if type(item) not in _SINGLE)
+            left += (item for item in _parts(part) if type(item) not in _SINGLE)
     return list(found.values())
 
 
@@ -71,7 +88,7 @@ class _Short(reprlib.Repr):
         if hasattr(x, "shape"):
             return f"a {type(x).__name__}"
         if isinstance(x, int) and abs(x) >= 2**64:
-            # Python writes no number of many digits.
+            # Python refuses to write a number of very many digits.
             return f"a whole number of {x.bit_length()} bits"
         return super().repr1(x, level)
 

@@ -12,13 +12,13 @@ from constrained.constraint.tolerance import working_dtype
 
 
 def is_autocast(value: Tensor) -> bool:
-    """Whether autocast is on for the device of ``value``; for the meta device there is none."""
+    """Whether autocast is on for the device of ``value``. The meta device has none."""
     device = value.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def autocast_disabled(value: Tensor) -> AbstractContextManager[Any]:
-    """Autocast off for the device of ``value``, at no cost where it is off already."""
+    """A context with autocast off for the device of ``value``; it costs nothing if that is off."""
     if is_autocast(value):
         return torch.autocast(value.device.type, enabled=False)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""Which constraints there are: names, aliases, entry points, and a guess at what was meant."""
+"""The registered constraints: names, aliases, entry points, and guesses at misspelled names."""
 
 from __future__ import annotations
 
@@ -18,32 +18,26 @@ from constrained.constraint.plain_data import short
 ENTRY_POINT_GROUP = "constrained.constraints"
 
 
-#: The entry point of the catalogue, which comes before all others: its names are its own.
+#: The entry point of the catalogue. It is loaded before all others, so that nobody takes its names.
 _CATALOGUE = "catalogue = constraints"
 
-
-#: A word that is longer is compared with nothing: that would take long.
+#: No guess is made at a longer word: that would take long.
 _LONGEST = 200
-
 
 C = TypeVar("C", bound=type[Constraint])
 
 
 _constraints: dict[str, type[Constraint]] = {}
-
 _aliases: dict[str, str] = {}
-
 _loaded: set[str] = set()
-
 _adapters: list[Callable[[Any], Constraint | None]] = []
-
 _spellings: dict[str, tuple[str, dict[str, str | None]]] = {}
 
 
 def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callable[[C], C]:
     """Class decorator that puts a `Constraint` into the registry.
 
-    The catalogue is there before any other package: nobody else can take a name of it.
+    The catalogue is registered before any other package: nobody else can take one of its names.
 
     Args:
         name: the name in configs, in snake case; that of the class by default.
@@ -61,7 +55,8 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
         raise TypeError("register is called: @register() or @register('name').")
 
     def decorate(cls: C) -> C:
-        if not (isinstance(cls, type) and issubclass(cls, Constraint)):
+        given: Any = cls
+        if not (isinstance(given, type) and issubclass(given, Constraint)):
             raise TypeError(f"Only a subclass of Constraint can be registered, got {cls!r}.")
         _load_catalogue()
         chosen = name or snake_case(cls.__name__)
@@ -69,7 +64,8 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
         for spelling in spellings:
             if not re.fullmatch("[a-z][a-z0-9_]*", spelling):
                 raise ValueError(
-                    f"{spelling!r} is no name for a constraint: write it in snake case, as in "
+                    f"{spelling!r} is not a name for a constraint: write it in snake case, as "
+                    "in "
                     f"{snake_case(cls.__name__)!r}."
                 )
             holder = _constraints.get(_aliases.get(spelling, spelling))
@@ -92,8 +88,8 @@ def register_adapter(
 ) -> Callable[[Any], Constraint | None]:
     """Decorator of a function that makes constraints of another library's objects.
 
-    It gets any object that is no spec and no `Constraint`, and returns a `Constraint`, or None for
-    what it does not know.
+    It is called with any object that is neither a spec nor a `Constraint`, and returns a
+    `Constraint`, or None for an object that it does not know.
     """
     _load_catalogue()
     _adapters.append(function)
@@ -117,7 +113,7 @@ def register_spelling(theirs: str, name: str, arguments: dict[str, str | None]) 
 
 
 def respelled(theirs: str) -> tuple[str, dict[str, str | None]] | None:
-    """The name and the arguments of a foreign class path, if it was registered."""
+    """The name and the arguments that were registered for a foreign class path; else None."""
     _load_entry_points()
     return _spellings.get(theirs)
 
@@ -130,7 +126,7 @@ def classes_of(library: str) -> list[str]:
 
 
 def without_prefix(name: str) -> str:
-    """What was meant by ``"geotorch:orthogonal"``, one part of which is a name here; or nothing."""
+    """A guess at ``"geotorch:orthogonal"``, where a name has a prefix; empty if there is none."""
     if len(name) > _LONGEST:
         return ""
     _load_entry_points()
@@ -171,7 +167,8 @@ def get(name: str) -> type[Constraint]:
     Raises:
         KeyError: if there is none, with a guess at what was meant.
     """
-    if not isinstance(name, str):
+    given: Any = name
+    if not isinstance(given, str):
         raise TypeError(f"A constraint's name must be a string, got {type(name).__name__}.")
     if name not in _constraints and name not in _aliases:
         _load_entry_points()
@@ -201,7 +198,7 @@ def describe(name: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'orthogonal'?"``, or nothing when no known word comes close."""
+    """``" Did you mean 'orthogonal'?"``; empty if no known word is similar."""
     if len(word) > _LONGEST:
         return ""
     normal = {k.lower().replace("-", "_"): k for k in known}
@@ -215,12 +212,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _same_class(a: type, b: type) -> bool:
-    # The same class again, as after importlib.reload, may take its own name back.
+    # A class that is defined again, as by importlib.reload, keeps its name.
     return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
 def _load_catalogue() -> None:
-    # Asked for by each class that is registered, those of the catalogue among them.
+    # Each class that is registered calls this, those of the catalogue too: it runs once.
     if _CATALOGUE not in _loaded:
         _load(point for point in _entry_points() if _key(point) == _CATALOGUE)
         _loaded.add(_CATALOGUE)
@@ -248,7 +245,7 @@ def _load(points: Iterable[EntryPoint]) -> None:
         try:
             point.load()
         except Exception as error:
-            # One broken third-party package must not take all other constraints with it.
+            # Without one broken third-party package all other constraints must still work.
             warnings.warn(
                 f"The constraints of the entry point {key!r} could not be loaded: {error!r}.",
                 RuntimeWarning,

@@ -1,7 +1,7 @@
-"""How a constraint is written down: strings, mappings, class paths. Data only: nothing is executed.
+"""How a constraint is written down: strings, mappings, class paths. No code in them is executed.
 
-A spec string is parsed by ``ast`` and may hold literals only; a class path names a class of a
-module that is imported already, looked up without running any of the module's code.
+A spec string is parsed by ``ast`` and may contain literals only. A class path names a class of a
+module that is imported already, and none of the module's code runs to find it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from torch import nn
 from constrained.constraint import registry
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
-from constrained.constraint.plain_data import check_extent, short
+from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
 from constrained.constraint.view import axes
 
+#: A string of more characters is not parsed.
 _LONGEST = 10_000
 
-
-#: A spec may be made of so many, those within its parts included.
+#: A spec may contain so many specs, those in its parts included.
 _MOST_SPECS = 128
-
 
 #: How many specs there are in the one that is being parsed, so far.
 _count: ContextVar[list[int] | None] = ContextVar("count", default=None)
@@ -43,15 +42,22 @@ _SPELLING = re.compile(r"\s*(?P<name>[\w.-]+(:[\w.]+)?)\s*(?P<call>\(.*\))?\s*",
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is asked for one target: a constraint, how the tensor is seen, where it starts."""
+    """A spec that was parsed: a constraint, the view of the tensor, and where the value starts.
+
+    Attributes:
+        constraint: the constraint; `build` copies it for each tensor.
+        view: an einops pattern.
+        sizes: lengths of axes of the view.
+        init: see `constrained.constrain`.
+    """
 
     constraint: Constraint | nn.Module
     view: str | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     init: str | None = None
 
     def __eq__(self, other: object) -> bool:
-        """Whether the same is asked for, by whatever spelling."""
+        """Whether two specs mean the same, however they are written."""
         if not isinstance(other, Request):
             return NotImplemented
         mine, theirs = self.constraint, other.constraint
@@ -62,29 +68,29 @@ class Request:
         return same and (self.view, self.sizes, self.init) == (other.view, other.sizes, other.init)
 
     def build(self) -> Constraint | nn.Module:
-        """A constraint of one's own for each tensor."""
+        """A copy of the constraint for one tensor."""
         return copy.deepcopy(self.constraint)
 
 
-def parse(spec: Any, /, view: str | None = None, **arguments: Any) -> Request:
-    """Understand a spec.
+def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
+    """Parse a spec.
 
     Args:
-        spec: a name, a string ``"name(argument=literal)"``, several of these with ``|`` between
-            them, one map after another, a mapping with the key ``name``, the
-            arguments and perhaps ``view`` and ``init``, a class path ``"package.module:Class"``,
-            a `Constraint`, a subclass of it, or any ``nn.Module`` with a ``forward``.
+        spec: a name; a string ``"name(argument=literal)"``; several of these with ``|`` between
+            them, whose maps are applied one after another; a mapping with the key ``name``, the
+            arguments, and perhaps ``view`` and ``init``; a class path ``"package.module:Class"``;
+            a `Constraint`; a subclass of it; or any ``nn.Module`` with a ``forward``.
         view: an einops pattern; the lengths of its axes may stand among the arguments.
         arguments: further constructor arguments.
 
     Raises:
-        SpecError: one sentence that says what is wrong (a `ValueError` and a `TypeError`).
+        SpecError: if the spec is not valid (a `ValueError` and a `TypeError`).
         UnknownNameError: for a name that is not registered (a `ValueError` and a `KeyError`).
     """
     count = _count.get()
     if count is None:
         check_extent((spec, arguments))
-        # In a context of its own: wherever Ctrl-C comes, no count is left behind.
+        # In a context of its own: it ends with the call, even if Ctrl-C interrupts that.
         return copy_context().run(_parse_first, spec, view, arguments)
     count[0] += 1
     if count[0] > _MOST_SPECS:
@@ -92,15 +98,15 @@ def parse(spec: Any, /, view: str | None = None, **arguments: Any) -> Request:
     return _parse(spec, view, arguments)
 
 
-def _parse_first(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+def _parse_first(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     _count.set([0])
     return _parse(spec, view, arguments)
 
 
-def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     init = None
     positional: tuple[Any, ...] = ()
-    if isinstance(spec, Mapping):
+    if is_mapping(spec):
         given = dict(spec)
         if not all(isinstance(key, str) for key in given):
             raise SpecError(f"The keys of a spec must be strings, got {short(list(given))}.")
@@ -134,24 +140,28 @@ def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
             f"The arguments {short(sorted(arguments))} go with a name or a class; "
             f"{short(spec)} is an object that has its own."
         )
-    if not isinstance(spec, Constraint):
-        spec = registry.adapted(spec) or spec
-    if not isinstance(spec, nn.Module):
+    made = _adapted(spec)
+    if not isinstance(made, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
             "'name', a Constraint, or another nn.Module (an instance, not a class), got "
-            f"{short(spec)} ({type(spec).__name__})."
+            f"{short(made)} ({type(made).__name__})."
         )
-    if type(spec).forward is nn.Module.forward and "forward" not in vars(spec):
+    if type(made).forward is nn.Module.forward and "forward" not in vars(made):
         raise SpecError(
             f"A parametrization needs a 'forward' from free parameters to the value, and "
-            f"{type(spec).__name__} has none."
+            f"{type(made).__name__} has none."
         )
-    return Request(spec, view, sizes, init)
+    return Request(made, view, sizes, init)
+
+
+def _adapted(thing: Any) -> Any:
+    """The constraint that an adapter makes of an object of another library; else the object."""
+    return thing if isinstance(thing, Constraint) else registry.adapted(thing) or thing
 
 
 def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:
-    """Make a constraint, with its arguments checked against the constructor's signature.
+    """Make a constraint after checking its arguments against the constructor's signature.
 
     Raises:
         SpecError: for an argument that is unknown, missing, or of the wrong type.
@@ -196,7 +206,7 @@ def _merge(name: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> di
 
 
 def _links(text: str) -> list[str]:
-    """The specs of a chain, ``"symmetric | ball(radius=2)"``: cut where no parenthesis is open."""
+    """The specs of a chain, ``"symmetric | ball(radius=2)"``: split outside of parentheses."""
     links, depth = [""], 0
     for character in text:
         depth += (character == "(") - (character == ")")
@@ -211,8 +221,8 @@ def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     match = _SPELLING.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         raise SpecError(
-            f"{short(text)} is no spec: write a name, or a name with literal arguments such as "
-            "'low_rank(rank=8)'."
+            f"{short(text)} is not a valid spec: write a name, or a name with literal arguments "
+            "such as 'low_rank(rank=8)'."
         )
     if match["call"] is None:
         return match["name"], (), {}
@@ -233,11 +243,11 @@ def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         if unquoted:
             raise SpecError(
-                f"{short(text)} is no spec: text stands in quotes, as in {unquoted[:60]}."
+                f"{short(text)} is not a valid spec: text stands in quotes, as in {unquoted[:60]}."
             ) from None
         raise SpecError(
-            f"{short(text)} is no spec: arguments must be literals such as 8, 0.5, 'cayley', "
-            "True or (0, 1), each given once."
+            f"{short(text)} is not a valid spec: arguments must be literals such as 8, 0.5, "
+            "'cayley', True or (0, 1), each given once."
         ) from None
     return match["name"], positional, arguments
 
@@ -245,7 +255,7 @@ def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
 def _respelled(
     name: str, positional: tuple[Any, ...], arguments: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Our name and arguments for those of another library."""
+    """The registered name and its arguments for those of another library."""
     ours = registry.respelled(name) if ":" in name else None
     if ours is None:
         return name, arguments
@@ -274,7 +284,7 @@ def _find_class(name: str) -> type[Constraint]:
             or registry.did_you_mean(path, classes)
             or f" Known are {', '.join(classes)}."
         )
-        raise SpecError(f"{short(name)} is no name of {module_name} that is known here.{guess}")
+        raise SpecError(f"{short(name)} is not a class of {module_name} that is known here.{guess}")
     hint = registry.without_prefix(name)
     if module is None:
         raise SpecError(
@@ -283,12 +293,12 @@ def _find_class(name: str) -> type[Constraint]:
         )
     found: Any = module
     for part in path.split("."):
-        # Not getattr: a module may run code when an attribute is asked for.
+        # Not getattr: a module may run code when an attribute is read.
         found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
     if not (isinstance(found, type) and issubclass(found, Constraint)):
-        raise SpecError(f"{short(name)} is no subclass of constrained.Constraint.{hint}")
+        raise SpecError(f"{short(name)} is not a subclass of constrained.Constraint.{hint}")
     if inspect.isabstract(found):
-        raise SpecError(f"{short(name)} is no constraint, but a class of these without a set.")
+        raise SpecError(f"{short(name)} is an abstract class of constraints, which has no set.")
     return found
 
 
@@ -309,7 +319,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value, as JSON or YAML gives it, is what a constructor's annotation asks for."""
+    """Whether a value, as JSON or YAML gives it, has the type of a constructor's annotation."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return True
@@ -320,17 +330,17 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if isinstance(value, (str, bytes)):
-        # No sequence of characters where one of numbers is asked for.
+        # A string is a sequence too, but never meant as one.
         return hint is type(value)
     if isinstance(value, bool):
         return hint is bool
     if isinstance(value, int) and abs(value) >= 2**63 and hint in (int, float):
-        # No tensor holds it, nor is it a length; a larger one may be no floating number at all.
+        # No tensor can hold it, and a still larger one is beyond the range of float.
         return False
     if hint is float:
         return isinstance(value, (int, float))
     kind = origin or hint
-    if isinstance(value, (list, tuple)) and isinstance(kind, type):
+    if is_list(value) and isinstance(kind, type):
         if not (issubclass(kind, (list, tuple)) or issubclass(list, kind)):
             return False
         element = inner[0] if inner else Any
@@ -341,9 +351,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _meant(value: Any, hint: Any) -> str:
-    """Why a whole number is none here, or what a text should have been.
+    """A hint for a number that does not fit: it is too large, or YAML has read it as a string.
 
-    YAML 1.1 makes no number of such as 1e-3.
+    YAML 1.1 reads 1e-3 as a string.
     """
     if isinstance(value, int) and not isinstance(value, bool) and _fits(1, hint):
         return ", which is too large"

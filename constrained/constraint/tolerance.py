@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-#: Units in the last place granted to the storage of an element and to the arithmetic behind it.
+#: Units in the last place that the storage of an element may err by, and its arithmetic.
 STORAGE_ULPS = 4.0
-
 ARITHMETIC_ULPS = 8.0
 
 
@@ -51,7 +52,8 @@ def tolerance(value: Tensor, event_dim: int | None) -> Tensor:
         largest = magnitude.amax(-1)
         # In units of the largest entry, so that nothing overflows, and no square underflows.
         unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-        norm = torch.linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
+        linalg: Any = torch.linalg
+        norm: Tensor = linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
     else:
         largest, norm = magnitude, torch.ones_like(magnitude)
     # Among subnormal numbers rounding is absolute.

@@ -1,20 +1,21 @@
-"""How a tensor is seen as elements of a set: einops patterns."""
+"""A constraint on a rearrangement of a tensor, given by an einops pattern."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from einops import EinopsError, parse_shape, rearrange
+from einops import EinopsError, rearrange
+from einops import parse_shape as _parse_shape  # pyright: ignore[reportUnknownVariableType] - bare
 from torch import Tensor
 
 from constrained.constraint.base import FLAT, Constraint, unguarded
 from constrained.constraint.elements import Params
 from constrained.constraint.plain_data import short
 
-#: einops takes its time for a long pattern.
+#: einops is slow with a longer pattern.
 _LONGEST = 1_000
 
 
@@ -67,7 +68,7 @@ class View(Constraint):
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether that is."""
+        """Whether the constraint on what is seen is deterministic."""
         return self.constraint.deterministic
 
     def _see(self, value: Tensor) -> Tensor:
@@ -78,13 +79,13 @@ class View(Constraint):
         return rearrange(self.constraint(*params), self._back, **self._lengths)
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """As the constraint on what is seen rounds."""
+        """Round as the constraint on what is seen."""
         seen = self.constraint.rounded(self._see(value), dtype)
         return rearrange(seen, self._back, **self._lengths)
 
     def right_inverse(self, value: Tensor) -> Params:
         """Free parameters of the rearranged tensor."""
-        # Whether the value is a member is known, by the precision that it was stored in.
+        # The value was checked in the precision that it is stored in.
         return unguarded(self.constraint, "right_inverse")(self._see(value))
 
     def violation(self, value: Tensor) -> Tensor:
@@ -151,11 +152,11 @@ class View(Constraint):
         return self.constraint.has_step_gradient()
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """Only the shape that was given fits."""
+        """Only the shape that was given to the constructor fits."""
         return None if event == self.shape else f"must have the shape {self.shape}"
 
     def check_member(self, value: Tensor) -> None:
-        """Let the constraint that is viewed tell what is wrong, element by element."""
+        """Raise the error of the constraint on what is seen, element by element."""
         self.check_tensor(value)
         self.constraint.check_member(self._see(value))
 
@@ -192,6 +193,7 @@ def _parse(
         for side in (left, right)
     )
     given = {**sizes, **{name: int(n) for n, name in numbers.items()}}
+    size: Any
     for name, size in given.items():
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**63:
             raise ValueError(
@@ -201,7 +203,9 @@ def _parse(
     whole = torch.empty(shape, device="meta")
     flat = " ".join(re.sub(r"[()]", " ", left).split())
     try:
-        lengths = parse_shape(rearrange(whole, f"{left} -> {flat}", **given), flat)
+        lengths: dict[str, int] = cast(Any, _parse_shape)(
+            rearrange(whole, f"{left} -> {flat}", **given), flat
+        )
         rearrange(whole, f"{left} -> {right}", **lengths)
     except EinopsError as error:
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")

@@ -1,8 +1,9 @@
-"""The gradient of an evaluation that is kept aside, and asked for any number of times.
+"""The gradient of an evaluation whose value is read several times.
 
 A value that is read in two losses is differentiated twice, and autograd frees the buffers of a
-graph after its first backward pass. So what the gradient needs is kept aside, hidden from
-autograd: the graph of the evaluation, or, where the constraint can do without one, its arguments.
+graph after its first backward pass. So what the gradient needs is kept where autograd does not
+find it: the graph of the evaluation, or, if the constraint has a `pullback`, its arguments. What
+autograd sees is one node (`replay`), which asks for the gradient in each backward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from constrained.evaluation.events import expect_writes
 from constrained.evaluation.fingerprint import Fingerprint
 from constrained.evaluation.tensor_state import TensorState
 from constrained.torch_internals.functions import direct
-from constrained.torch_internals.tensors import is_batch, version
+from constrained.torch_internals.tensors import is_batch
 
 Evaluate = Callable[..., Tensor]
 
@@ -29,32 +30,31 @@ Pullback = Callable[..., tuple[Tensor | None, ...]]
 
 
 def replay(kept: Kept, *inputs: Tensor) -> Tensor:
-    """The value of an evaluation, whose gradient with respect to ``inputs`` is what it says."""
+    """The value of an evaluation, whose gradient with respect to ``inputs`` that computes."""
     # Inside of a transform of torch.func no value is kept.
     return direct(_Replay)(kept, *inputs)
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """A gradient that a constraint can be asked about: those of embeddings may be sparse.
+    """A gradient as a dense tensor: that of an embedding may be sparse.
 
-    Few constraints leave the rows alone that nobody has read, and fewer have derivatives for
-    sparse tensors.
+    Few constraints compute each row by itself, and fewer have derivatives for sparse tensors.
     """
     return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 
 def with_dense_gradient(value: Tensor) -> Tensor:
-    """A value whose gradient arrives where it was evaluated as a dense one."""
+    """A value whose gradient is made dense before its evaluation is differentiated."""
     return direct(_Dense)(value)
 
 
 class Kept(ABC):
-    """An evaluation, kept aside from the graph that its value is used in.
+    """An evaluation, kept apart from the graph that its value is used in.
 
     Attributes:
         value: what was evaluated.
-        is_repeatable: whether evaluating again gives the same; what a foreign module does may not.
-        is_spent: whether no gradient may be had any more.
+        is_repeatable: whether evaluating again gives the same. A foreign module may be random.
+        is_spent: whether the graph was given to autograd, and may be freed by it.
         fingerprint: what the evaluation depended on.
         state: what the value was.
     """
@@ -67,7 +67,7 @@ class Kept(ABC):
         self.state: TensorState | None = None
 
     def note(self, inputs: Sequence[Tensor]) -> None:
-        """Note what the inputs are at the time of the evaluation."""
+        """Remember the inputs, as they are at the time of the evaluation."""
         self.inputs = inputs
 
     @abstractmethod
@@ -105,10 +105,10 @@ class KeptGraph(Kept):
     _edges: list[Any]
 
     def note(self, inputs: Sequence[Tensor]) -> None:
-        """Note the inputs, and where the graph begins."""
+        """Remember the inputs, and where the graph begins."""
         super().note(inputs)
-        # Noted now: an alias of a tensor that is written in place gets a new node, of which the
-        # graph knows nothing.
+        # Now: an alias of a tensor that is written in place gets a new node, which the graph does
+        # not lead to.
         self._edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
 
     def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -118,9 +118,9 @@ class KeptGraph(Kept):
     def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Replay a graph that can be differentiated once more.
 
-        A replay that is recorded leads through the graph that it replays, and who differentiates
-        it frees that graph. So an evaluation that depends on nothing else is repeated. What a
-        foreign module did cannot be repeated: its graph is given away.
+        A replay that is recorded leads through the graph that it replays, and differentiating it
+        frees that graph. So a repeatable evaluation is repeated. What a foreign module did cannot
+        be repeated: its graph is given to autograd, and the value is not reused.
         """
         if self._evaluate is None:
             self.is_spent = True
@@ -146,13 +146,13 @@ class KeptGraph(Kept):
 
 
 class KeptArguments(Kept):
-    """An evaluation whose gradient the constraint has from the value and the arguments.
+    """An evaluation whose gradient the constraint computes from the value and the arguments.
 
     Args:
         value: what was evaluated, without a graph.
         evaluate: what gave it.
         pullback: ``Constraint.pullback``.
-        copied: which of the arguments the value is a copy of; it stands for this argument.
+        copied: which of the arguments the value is a copy of, and is used in the place of.
     """
 
     def __init__(
@@ -162,26 +162,23 @@ class KeptArguments(Kept):
         self._evaluate, self._pullback, self._copied = evaluate, pullback, copied
 
     def note(self, inputs: Sequence[Tensor]) -> None:
-        """Note the inputs, and their versions, as autograd does with what it saves."""
+        """Remember the inputs, without their graphs too."""
         super().note(inputs)
         self._arguments = [x.detach() for x in inputs]
-        self._versions = [version(x) for x in inputs]
 
     def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Ask the constraint."""
-        if self.state is not None and not self.state.is_untouched():
+        if self.state is not None and not self.state.is_unchanged():
             # Somebody has written into the value, and autograd may have recorded it.
             return self.differentiable(needed, gradient)
         self._check()
-        if self._versions != [version(x) for x in self._arguments]:
-            raise written_since()
         arguments = list(self._arguments)
         if self._copied is not None:
             arguments[self._copied] = self.value
         return self._pullback(self.value, gradient, *arguments)
 
     def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Record the evaluation after all."""
+        """Evaluate once more, with a graph."""
         end = self._evaluate_again(self._evaluate, len(self.inputs))
         wanted = [x for x, need in zip(self.inputs, needed, strict=True) if need]
         is_recorded = torch.is_grad_enabled()
@@ -216,7 +213,7 @@ def written_since() -> RuntimeError:
 
 
 class _Replay(torch.autograd.Function):
-    """A node that owns no buffers, and asks the evaluation that is kept for its gradient."""
+    """A node that saves no tensors, and gets its gradient from an evaluation that is kept."""
 
     @staticmethod
     def forward(ctx: Any, kept: Kept, *inputs: Tensor) -> Tensor:
@@ -230,11 +227,11 @@ class _Replay(torch.autograd.Function):
         expect_writes()
         if kept.fingerprint is not None:
             for state in kept.fingerprint.states:
-                state.mark()
-        # For many gradients at once, as of vmap, no constraint has a rule but that of autograd.
+                state.sum_on_device()
+        # For many gradients at once, as under vmap, only autograd has a rule.
         by_graph = torch.is_grad_enabled() or is_batch(gradients[0])
         ask = kept.differentiable if by_graph else kept.gradients
-        # Called inside of an autocast region, backward would compute in low precision.
+        # Inside of an autocast region a backward pass would compute in low precision.
         (gradient,) = gradients
         if kept.is_repeatable:
             gradient = dense(gradient)

@@ -35,14 +35,15 @@ def cached() -> Generator[None]:
     try:
         yield
     finally:
-        # Closed, and not reset by a token: a task inherits the blocks that it was started in, and
-        # a generator may be left in another order than it was entered, or in another context.
+        # Marked as closed, and not reset by a token: a task inherits the blocks that it was started
+        # in, and a generator may be left in another order than it was entered, or in another
+        # context.
         block.is_open = False
         _blocks.set(tuple(b for b in _blocks.get() if b.is_open))
 
 
 def active_context() -> object | None:
-    """The outermost `cached` block that the caller is in, or torch's; None outside."""
+    """What stands for the outermost `cached` block, of either engine; None outside of one."""
     theirs = torch_cache()
     if theirs is not None:
         return theirs

@@ -1,4 +1,4 @@
-"""How the originals of a parametrized tensor become its value."""
+"""How the originals of a parametrized tensor, its free parameters, become its value."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.constraint.base import Constraint
 from constrained.evaluation.backward import Pullback, with_dense_gradient
-from constrained.torch_internals.moments import is_transformed
+from constrained.torch_internals.modes import is_transformed
 from constrained.torch_internals.shards import is_managed
 
 
@@ -27,6 +27,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
         is_tensor: whether there is one original, called ``original``.
         ntensors: how many originals there are.
         is_parameter: whether the tensor was a parameter; else a buffer.
+        moved: how far the tensor moved when it was constrained, or None if nobody measured it.
     """
 
     unsafe: bool
@@ -34,6 +35,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
     is_tensor: bool
     ntensors: int
     is_parameter: bool
+    moved: float | None
     _owners: weakref.WeakSet[Any]
     _watched: tuple[nn.Module, ...]
 
@@ -46,7 +48,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
             shape = None if self.unsafe else self.shape
             return sharded.evaluate(self.evaluator(), self.originals(), others, shape)
         value = self.evaluator()(*self.originals())
-        # Where a value is stored, `replay` sees to it.
+        # `replay` makes the gradient of a stored value dense.
         if not value.requires_grad or torch.compiler.is_compiling() or is_transformed():
             return value
         is_ours = any(isinstance(module, Constraint) for module in self.chain())
@@ -79,8 +81,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
 
     def chain(self) -> list[nn.Module]:
         """The parametrizations, in the order of application."""
-        # Keys that are no numbers belong to whoever put them there: a nested parametrization of
-        # an original, for one.
+        # Other keys are not numbers: a nested parametrization of an original has one, say.
         return [module for key, module in self._modules.items() if key.isdigit() and module]
 
     def watched(self) -> tuple[nn.Module, ...]:
@@ -88,11 +89,11 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
         return (self, *self._watched)
 
     def look(self) -> None:
-        """Look anew at which modules the value depends on."""
+        """Find out which modules the value depends on now."""
         self.__dict__["_watched"] = tuple(self.modules())[1:]
 
     def is_managed(self) -> bool:
-        """Whether somebody swaps and writes the originals without a trace."""
+        """Whether FSDP swaps and writes the originals, of which no counter tells."""
         return any(map(is_managed, self.watched()))
 
     def is_pure(self) -> bool:
@@ -102,7 +103,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
         )
 
     def pullback(self) -> Pullback | None:
-        """How the one constraint here has its gradient without a graph, if it can."""
+        """How the only constraint here computes its gradient without a graph, if it can."""
         first, *rest = self.chain()
         if rest or not isinstance(first, Constraint) or not first.has_pullback():
             return None
@@ -111,7 +112,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
         return first.pullback
 
     def evaluator(self) -> Callable[..., Tensor]:
-        """A function from originals to the value, which does not hold on to this list."""
+        """A function from originals to the value, which holds no reference to this list."""
         return functools.partial(_evaluate, self.chain())
 
     def place(self) -> str:

@@ -1,14 +1,15 @@
-"""What a value was computed from, and whether all of that is as it was.
+"""Whether all that a stored value was computed from is as it was.
 
-A stored value may be used again as long as an evaluation would give the same. That is asked of the
-world at each read, and never told by a notification that could be missed:
+A stored value may be reused as long as an evaluation would give the same. Each read compares, so
+that no notification can be missed:
 
-* the tensors are the same objects, at the same version, with the same memory, contents and
-  ``requires_grad``;
+* the tensors are the same objects, with the same memory, contents, version and ``requires_grad``
+  (see `constrained.evaluation.tensor_state`);
 * the modules hold the same tensors and submodules, and their attributes are what they were;
-* nobody listens: a hook, or a ``forward`` of one instance, may compute anything.
+* there are no hooks, and no ``forward`` of a single instance, either of which may compute anything.
 
-What can't be watched has no fingerprint, and its value is evaluated at each read.
+What can't be compared has no fingerprint, and its value is evaluated at each read. What surrounds a
+read, such as inference mode, is compared by `constrained.evaluation.stored_value`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,14 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from constrained.evaluation.tensor_state import TensorState, can_be_seen
+from constrained.evaluation.tensor_state import TensorState, can_be_watched
 from constrained.torch_internals.modules import global_hooks, hooks_of
-from constrained.torch_internals.tensors import version
-
-# ------------------------------------------------------------------------------------- modules
 
 #: What a module may hold without anybody being able to change it in place.
 _FIXED = (
@@ -38,234 +36,222 @@ _FIXED = (
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 
-#: What `nn.Module` keeps for itself, and what says nothing about a value.
+#: What `nn.Module` keeps for itself, and what does not decide the value.
 _PRIVATE = frozenset(vars(nn.Module())) | {
-    "_revision",
-    "_map_revision",
-    "expected_failures",
-    "preserves",
+    *("_revision", "_map_revision", "expected_failures", "preserves"),
 }
 
-
 #: Packages in whose classes nothing but `forward` is set from outside.
-_SETTLED = frozenset({"constrained", "constraints", "torch"})
+_CLOSED_PACKAGES = frozenset({"constrained", "constraints", "torch"})
 
 
 class UnwatchableError(Exception):
     """A module holds something of which nobody can tell whether it is what it was."""
 
 
-class Structure:
-    """Modules as they are, but for the numbers in their tensors.
-
-    Args:
-        modules: the list of a tensor's parametrizations, and all modules in it. The first of them
-            holds on to the value, which must not hold on to it: its dictionary is given whenever
-            it is looked at again.
-        lenient: whether an attribute that may be changed in place is taken for what it was as long
-            as it is the same object, and modules other than the first may have hooks.
+class Facts(NamedTuple):
+    """What is compared of modules.
 
     Attributes:
-        tensors: all tensors of the modules.
-
-    Raises:
-        UnwatchableError: if what happens to them can't be seen, or if somebody listens.
+        own: the parameters of the first module, which are to be the same dictionary.
+        empty: what is to be empty: dictionaries of hooks, and containers.
+        slots: getters, names, and the objects that they are to give.
+        lengths: containers, and how many entries they are to have.
+        contents: containers of plain data, and a copy of each.
     """
 
-    __slots__ = (
-        *("_classes", "_counters", "_inner", "_is_alike", "_lengths", "_lists", "_own", "_silent"),
-        *("_maps", "_modes", "_places", "_slots", "tensors"),
-    )
+    own: object
+    empty: Sequence[Any]
+    slots: Sequence[tuple[Callable[[str], Any], str, Any]]
+    lengths: Sequence[tuple[Any, int]]
+    contents: Sequence[tuple[Any, Any]]
 
-    def __init__(self, modules: Sequence[nn.Module], *, lenient: bool = False) -> None:
-        self._silent: list[Any] = [] if lenient else global_hooks()
-        self._lengths: list[tuple[Any, int]] = []
-        self._slots: list[tuple[Callable[[str], Any], str, Any]] = []
-        self._counters: list[tuple[dict[str, Any], int]] = []
-        self._lists: list[tuple[Any, Any]] = []
-        self._maps: list[tuple[dict[str, Any], int]] = []
-        self._modes: list[tuple[Callable[[str], Any], str, Any]] = []
-        # A replica of DataParallel shares all but these.
-        self._own = modules[0]._parameters
-        tensors: dict[int, Tensor] = {}
-        classes: dict[type, None] = {}
-        for i, module in enumerate(modules):
-            here = vars(module)
-            if i > 0:
-                classes.update(dict.fromkeys(_deciding(type(module))))
-            if i == 0 or not lenient:
-                self._silent += hooks_of(module)
-                if "forward" in here:
-                    raise UnwatchableError
-            for name in _CONTAINERS:
-                self._watch_container(here[name], tensors)
-            if i == 0:
-                self._inner = len(self._slots)
-            else:
-                self._watch_attributes(here, tensors, lenient)
-        self._classes: list[tuple[Mapping[str, Any], int]] = []
-        for cls in classes:
-            self._watch_class(cls)
-        if any(self._silent):
-            raise UnwatchableError
-        self.tensors = list(tensors.values())
-        if not all(map(can_be_seen, self.tensors)):
-            raise UnwatchableError
-        # Memory of another kind, shared or only partly filled, is in another place.
-        self._places = [
-            (t, t.requires_grad, t.data_ptr(), t.stride(), t.numel()) for t in self.tensors
-        ]
-        self._is_alike = _compiled(self, ())
 
-    def _watch_container(self, found: dict[str, Any], tensors: dict[int, Tensor]) -> None:
-        if not found:
-            self._silent.append(found)
-            return
-        self._lengths.append((found, len(found)))
-        # In one go, here and below: another thread may be about to set one.
-        for name, value in list(found.items()):
-            self._slots.append((found.get, name, value))
-            if isinstance(value, Tensor):
-                tensors[id(value)] = value
-
-    def _watch_class(self, cls: type) -> None:
-        """See what is set on a class after its objects have been made, as notebooks do."""
-        here = vars(cls)
-        if _is_settled(cls):
-            self._slots.append((here.get, "forward", here.get("forward")))
-            return
-        self._lengths.append((here, len(here)))
-        names = _set_on(here)
-        self._classes.append((here, len(names)))
-        self._slots += [(here.get, name, here[name]) for name in names]
-
-    def _watch_attributes(
-        self, here: dict[str, Any], tensors: dict[int, Tensor], lenient: bool
-    ) -> None:
-        is_counted = "_revision" in here
-        if is_counted:
-            # A Constraint counts every attribute that is set, `training` among them.
-            self._counters.append((here, here["_revision"]))
-            self._maps.append((here, here["_map_revision"]))
-        else:
-            self._lengths.append((here, len(here)))
-            self._modes.append((here.get, "training", here["training"]))
-        for name, value in list(here.items()):
-            if name in _PRIVATE or (
-                is_counted and name[0] == "_" and not isinstance(value, Tensor)
-            ):
-                continue
-            if not is_counted or isinstance(value, Tensor):
-                self._slots.append((here.get, name, value))
-            if isinstance(value, Tensor):
-                tensors[id(value)] = value
-            elif not lenient and not _is_fixed(value):
-                self._lists.append((value, _copied(value)))
-
-    def holds(self, first: Mapping[str, Any]) -> bool:
-        """Whether nothing but the numbers in the tensors has changed.
-
-        Args:
-            first: the dictionary of the first module.
-        """
-        return self._is_alike(first) and all(
-            tensor.requires_grad is trained
-            and tensor.data_ptr() == address
-            and tensor.stride() == strides
-            and tensor.numel() == numel
-            for tensor, trained, address, strides, numel in self._places
-        )
-
-    def maps_alike(self) -> bool:
-        """Whether the map is what it was: all but the originals, and who listens."""
-        return (
-            all(here["_map_revision"] == revision for here, revision in self._maps)
-            and all(len(_set_on(here)) == count for here, count in self._classes)
-            and all(get(name) is found for get, name, found in self._slots[self._inner :])
-            and all(value == contents for value, contents in self._lists)
-        )
+#: In place of the first module's dictionary, where that is not compared.
+_NO_MODULE: Mapping[str, Any] = {"_parameters": None}
 
 
 class Fingerprint:
     """All that a value was computed from.
 
     Args:
-        structure: of the modules.
-        states: what some of the tensors were, by the time that counts.
-
-    Attributes:
-        states: what all of them were.
-        holds: whether an evaluation would give the same value now, given the dictionary of the
-            first module.
+        modules: the modules.
+        facts: what is compared of them.
+        states: what is compared of their tensors.
     """
 
-    __slots__ = ("holds", "states", "structure")
+    __slots__ = ("_facts", "_modules", "states")
 
-    def __init__(self, structure: Structure, states: Iterable[TensorState] = ()) -> None:
-        known = {id(state.tensor): state for state in states}
-        self.structure = structure
-        self.states = [known.get(id(t)) or TensorState(t, summed=True) for t in structure.tensors]
-        self.holds = _compiled(structure, self.states)
+    def __init__(self, modules: Modules, facts: Facts, states: Sequence[TensorState]) -> None:
+        self._modules, self.states = modules, states
+        # Python takes a plain tuple apart faster than a named one.
+        self._facts = (facts.own, facts.empty, facts.slots, facts.lengths, facts.contents)
 
-    def can_be_differentiated(self) -> bool:
-        """Whether a gradient that is computed now is one of the value that was computed then."""
-        return self.structure.maps_alike() and all(
-            state.version is None or state.version == version(state.tensor) for state in self.states
-        )
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module], *, lenient: bool = False) -> Fingerprint:
+        """What modules are now, but for the numbers in their tensors: see `renewed`.
 
-    def renewed(self) -> Fingerprint:
-        """The same with the numbers that are in the tensors now."""
-        return Fingerprint(self.structure, [state.renewed() for state in self.states])
+        Args:
+            modules: the list of a tensor's parametrizations, and all modules in it. The first of
+                them holds the value, so that the fingerprint of the value must not hold it: its
+                dictionary is given at each comparison.
+            lenient: whether an attribute that may be changed in place is taken to be what it was
+                as long as it is the same object, and modules other than the first may have hooks.
 
+        Raises:
+            UnwatchableError: if a change of them cannot be noticed, or if there are hooks.
+        """
+        found = Modules(modules, lenient)
+        if any(found.everything.empty) or not all(map(can_be_watched, found.tensors)):
+            raise UnwatchableError
+        states = [TensorState(tensor, numbers=False) for tensor in found.tensors]
+        return cls(found, found.everything, states)
 
-def _compiled(
-    structure: Structure, states: Sequence[TensorState]
-) -> Callable[[Mapping[str, Any]], bool]:
-    """A function that compares everything: each read of a value asks it."""
-    own, silent, counters = structure._own, tuple(structure._silent), tuple(structure._counters)
-    slots = (*structure._slots, *structure._modes)
-    lengths, lists = tuple(structure._lengths), structure._lists
-    tensors = tuple(
-        (
-            *(s.tensor, s.address, s.strides, s.numel, s.requires_grad, s.version, s.matches),
-            None if s._memory is not None and s.look is None else s,
-        )
-        for s in states
-    )
+    def renewed(self, known: Iterable[TensorState] = ()) -> Fingerprint:
+        """The same modules, with the numbers that are in their tensors now.
 
-    def holds(first: Mapping[str, Any]) -> bool:
-        if first["_parameters"] is not own or any(silent) or "forward" in first:
+        Args:
+            known: what some of the tensors were when it counted.
+        """
+        before = {id(state.tensor): state for state in known}
+        states = [before.get(id(state.tensor)) or state.renewed() for state in self.states]
+        return Fingerprint(self._modules, self._modules.everything, states)
+
+    def holds(self, first: Mapping[str, Any], numbers: bool = True) -> bool:
+        """Whether an evaluation would give the same value now. Each read of a value asks this.
+
+        Args:
+            first: the dictionary of the first module. A replica of DataParallel shares all of its
+                contents but ``_parameters``.
+            numbers: whether what the tensors hold counts.
+        """
+        own, empty, slots, lengths, contents = self._facts
+        if first["_parameters"] is not own or "forward" in first or any(empty):
             return False
-        for here, revision in counters:
-            if here["_revision"] != revision:
-                return False
         for get, name, found in slots:
             if get(name) is not found:
                 return False
         for container, length in lengths:
             if len(container) != length:
                 return False
-        for tensor, address, strides, numel, trained, written, matches, summed in tensors:
-            if (
-                tensor.data_ptr() != address
-                or tensor.stride() != strides
-                or tensor.numel() != numel
-                or tensor.requires_grad is not trained
-                or version(tensor) != written
-                or not matches()
-                or not (summed is None or summed.is_summed_alike())
-            ):
+        for state in self.states:
+            if not state.is_in_place() or (numbers and not state.has_same_numbers()):
                 return False
-        for value, contents in lists:
-            if value != contents:
+        for value, copy in contents:
+            if value != copy:
                 return False
         return True
 
-    return holds
+    def can_be_differentiated(self) -> bool:
+        """Whether a gradient that is computed now is one of the value that was computed then.
+
+        Hooks and other originals do not change it, nor does a write that autograd does not count.
+        """
+        modules = self._modules
+        return (
+            Fingerprint(modules, modules.map, ()).holds(_NO_MODULE)
+            and all(len(_set_on(here)) == count for here, count in modules.classes)
+            and not any(state.is_counted_as_written() for state in self.states)
+        )
 
 
-def _is_settled(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in _SETTLED
+class Modules:
+    """What modules are, but for the numbers in their tensors.
+
+    Args:
+        modules, lenient: see `Fingerprint.of`.
+
+    Attributes:
+        everything: what is compared before a value is reused.
+        map: the part of it that decides the map from the originals to the value.
+        classes: the classes of users, with the number of names that are set on each.
+        tensors: all tensors of the modules.
+    """
+
+    __slots__ = (
+        *("_contents", "_empty", "_lengths", "_slots", "_tensors"),
+        *("classes", "everything", "map", "tensors"),
+    )
+
+    def __init__(self, modules: Sequence[nn.Module], lenient: bool) -> None:
+        self._empty: list[Any] = [] if lenient else global_hooks()
+        self._slots: list[tuple[Callable[[str], Any], str, Any]] = []
+        self._lengths: list[tuple[Any, int]] = []
+        self._contents: list[tuple[Any, Any]] = []
+        self._tensors: dict[int, Tensor] = {}
+        self.classes: list[tuple[Mapping[str, Any], int]] = []
+        first, *others = map(vars, modules)
+        # Noted first: what is set after that, by another thread, changes a count. A Constraint
+        # counts every attribute that is set, `training` among them.
+        counted = [here for here in others if _counts(here)]
+        modes = [(here.get, "training", here["training"]) for here in others if not _counts(here)]
+        modes += [(here.get, "_revision", here["_revision"]) for here in counted]
+        maps = [(here.get, "_map_revision", here["_map_revision"]) for here in counted]
+        for name in _CONTAINERS:
+            self._watch_container(first[name])
+        of_list = len(self._slots)
+        for module in modules if not lenient else modules[:1]:
+            self._empty += hooks_of(module)
+            if "forward" in vars(module):
+                raise UnwatchableError
+        for here in others:
+            for name in _CONTAINERS:
+                self._watch_container(here[name])
+            self._watch_attributes(here, lenient)
+        for cls in dict.fromkeys(c for module in modules[1:] for c in _deciding(type(module))):
+            self._watch_class(cls)
+        self.tensors = list(self._tensors.values())
+        self.everything = Facts(
+            *(first["_parameters"], self._empty, [*modes, *self._slots]),
+            *(self._lengths, self._contents),
+        )
+        self.map = Facts(None, (), [*maps, *self._slots[of_list:]], (), self._contents)
+
+    def _watch_container(self, found: dict[str, Any]) -> None:
+        if not found:
+            self._empty.append(found)
+            return
+        self._lengths.append((found, len(found)))
+        # Copied first, here and below: another thread may be about to set one.
+        for name, value in list(found.items()):
+            self._slots.append((found.get, name, value))
+            if isinstance(value, Tensor):
+                self._tensors[id(value)] = value
+
+    def _watch_attributes(self, here: dict[str, Any], lenient: bool) -> None:
+        is_counted = _counts(here)
+        if not is_counted:
+            self._lengths.append((here, len(here)))
+        for name, value in list(here.items()):
+            is_tensor = isinstance(value, Tensor)
+            if name in _PRIVATE or (is_counted and name[0] == "_" and not is_tensor):
+                continue
+            if is_tensor:
+                self._tensors[id(value)] = value
+            elif not lenient and not _is_fixed(value):
+                self._contents.append((value, _copied(value)))
+            if is_tensor or not is_counted:
+                self._slots.append((here.get, name, value))
+
+    def _watch_class(self, cls: type) -> None:
+        """Notice what is set on a class after its objects have been made, as in notebooks."""
+        here = vars(cls)
+        if _is_closed(cls):
+            self._slots.append((here.get, "forward", here.get("forward")))
+            return
+        self._lengths.append((here, len(here)))
+        names = _set_on(here)
+        self.classes.append((here, len(names)))
+        self._slots += [(here.get, name, here[name]) for name in names]
+
+
+def _counts(attributes: Mapping[str, Any]) -> bool:
+    """Whether these are the attributes of a Constraint, which counts how often they are set."""
+    return "_revision" in attributes
+
+
+def _is_closed(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in _CLOSED_PACKAGES
 
 
 def _set_on(members: Mapping[str, Any]) -> list[str]:
@@ -280,10 +266,10 @@ def _deciding(cls: type) -> Iterator[type]:
     """
     is_defined = False
     for kind in cls.__mro__:
-        is_settled = _is_settled(kind)
-        if kind is not object and not (is_defined and is_settled):
+        is_closed = _is_closed(kind)
+        if kind is not object and not (is_defined and is_closed):
             yield kind
-        is_defined = is_defined or (is_settled and "forward" in vars(kind))
+        is_defined = is_defined or (is_closed and "forward" in vars(kind))
 
 
 def _copied(value: Any) -> Any:
@@ -295,15 +281,20 @@ def _copied(value: Any) -> Any:
     """
     if type(value) in (tuple, list, set, frozenset):
         return type(value)(map(_copied, value))
-    if type(value) is dict:
+    if _is_dict(value):
         return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, _FIXED):
+    if _is_fixed(value):
         return value
     raise UnwatchableError
 
 
+def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
+    return type(value) is dict
+
+
 def _is_fixed(value: Any) -> bool:
     """Whether nobody can change a value in place."""
+    items: Any = value
     return isinstance(value, _FIXED) or (
-        isinstance(value, tuple) and all(isinstance(item, _FIXED) for item in value)
+        isinstance(items, tuple) and all(isinstance(item, _FIXED) for item in value)
     )

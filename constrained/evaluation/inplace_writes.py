@@ -1,70 +1,111 @@
-"""Values that were handed out without being stored, and whether somebody wrote into them."""
+"""Values that were returned to a reader, and whether somebody wrote into them since."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from constrained.evaluation.tensor_state import TensorState
+from constrained.torch_internals.modes import is_transformed, unseen
 
 _latest = threading.local()
 
 
-class HandedOut:
-    """A value that is evaluated anew for its next reader, who would not see what was written.
+class ValueWrittenError(RuntimeError):
+    """A value that a reader has was written in place; its owner says how to cure that."""
 
-    What autograd recorded is a computation with the value. Any other write was meant to last.
 
-    The value itself is held only until the next one, of any tensor, is handed out in the same
-    thread, so that at most one graph is kept alive by this; after that its memory is watched.
+class ReturnedValue:
+    """A value that somebody has read.
+
+    A write that autograd recorded is a computation with the value. Any other write was meant to
+    last, and will be lost with the value: that is an error, which the next read raises.
 
     Args:
-        value: what is handed out.
+        value: what was evaluated.
+        tracked: what a read returns where gradients are recorded.
+
+    Attributes:
+        state: what the value was, held by a tensor that nobody else has.
+        tracked: as above.
+        plain: what a read returns where no gradients are recorded, once somebody has read it so.
+        node: the end of the graph of ``tracked``, which ``detach_()`` cuts off.
+        is_pure: whether hooks on it belong to all values of the tensor.
     """
 
-    __slots__ = ("__weakref__", "_lost", "_node", "_seen", "_value")
+    __slots__ = ("is_pure", "node", "plain", "state", "tracked")
 
     def __init__(self, value: Tensor) -> None:
-        latest = getattr(_latest, "record", None)
+        self.state = TensorState(value.detach())
+        self.tracked = value
+        self.plain: Tensor | None = None
+        self.node: Any = value.grad_fn
+        self.is_pure = False
+
+    def read(self, on: nn.Module) -> Tensor | None:
+        """The value for one more reader, if it may be reused; else None."""
+        del on
+        return None
+
+    def is_written(self) -> bool:
+        """Whether the value holds other numbers now, in its own memory or in memory given to it."""
+        if not self.state.is_unchanged():
+            return True
+        # The same numbers in other memory are no write: such is a change of the memory format. Nor
+        # is another shape with as many entries.
+        state, returned = self.state, [t for t in (self.tracked, self.plain) if t is not None]
+        moved = [t for t in returned if t.data_ptr() != state.address or t.nbytes != state.nbytes]
+        compare = partial(unseen, _are_equal) if is_transformed() else _are_equal
+        return not all(compare(t, state.tensor) for t in moved)
+
+    def is_recorded(self) -> bool:
+        """Whether autograd has recorded what was done to the value."""
+        return self.tracked.grad_fn is not self.node or (
+            self.plain is not None and self.plain.requires_grad
+        )
+
+    def is_lost(self) -> bool:
+        """Whether somebody wrote into the value to no lasting effect."""
+        return not self.state.is_moved() and self.is_written() and not self.is_recorded()
+
+
+class UnstoredValue(ReturnedValue):
+    """A value that is evaluated again for its next reader.
+
+    The value itself is held only until the next one, of any tensor, is returned in the same thread,
+    so that at most one graph is kept alive by this; after that its memory is watched.
+    """
+
+    __slots__ = ("__weakref__", "_is_lost", "_is_watched")
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__(value)
+        self._is_lost, self._is_watched = False, True
+        latest = getattr(_latest, "value", None)
         previous = latest and latest()
         if previous is not None:
             previous.let_go()
-        _latest.record = weakref.ref(self)
-        self._lost = False
-        self._value: Any = value
-        self._node = value.grad_fn
-        self._seen: TensorState | None = TensorState(value.detach())
+        _latest.value = weakref.ref(self)
 
     def let_go(self) -> None:
-        """Hold on to the value, and its graph, no longer."""
-        if self._value is None:
-            return
-        self._lost = self.is_lost()
-        if self._lost or self._is_recorded():
-            self._seen = None
-        self._value = self._node = None
+        """Hold the value, and its graph, no longer."""
+        self._is_lost = self.is_lost()
+        self._is_watched = not (self._is_lost or self.is_recorded())
+        self.tracked, self.node = self.state.tensor, None
 
     def is_lost(self) -> bool:
-        """Whether somebody wrote into the value, to no lasting effect."""
-        value, seen = self._value, self._seen
-        if self._lost or seen is None or seen.is_moved():
-            return self._lost
-        if value is None:
-            return not seen.is_untouched()
-        written = value.data_ptr() != seen.address or not seen.is_untouched()
-        return written and not self._is_recorded()
-
-    def _is_recorded(self) -> bool:
-        return self._value.grad_fn is not self._node
+        """Whether somebody wrote into the value to no lasting effect."""
+        return self._is_lost or (self._is_watched and super().is_lost())
 
 
 def can_be_watched(value: Tensor, sources: Iterable[Tensor]) -> bool:
-    """Whether a write into a value can be seen, and is not a write of what it is computed from."""
+    """Whether a write into a value is noticed, and is not a write of what it is computed from."""
     return (
         type(value) is Tensor
         and value.layout is torch.strided
@@ -77,8 +118,12 @@ def shares_memory(value: Tensor, sources: Iterable[Tensor]) -> bool:
     """Whether a tensor lies in the memory of one of these."""
     place = value.untyped_storage().data_ptr()
     return any(
-        type(t) in (Tensor, torch.nn.Parameter)
+        type(t) in (Tensor, nn.Parameter)
         and t.layout is torch.strided
         and t.untyped_storage().data_ptr() == place
         for t in sources
     )
+
+
+def _are_equal(tensor: Tensor, value: Tensor) -> bool:
+    return tensor.shape == value.shape and torch.equal(tensor.detach(), value)

@@ -1,67 +1,116 @@
-"""How a value is evaluated, looked up once, and valid while nothing but numbers changes."""
+"""How a value is evaluated: found out once, and valid while nothing but numbers changes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from constrained.evaluation.backward import (
-    recomputing,
-)
+from constrained.evaluation.backward import Kept, KeptArguments, KeptGraph, Pullback, recomputing
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
-from constrained.evaluation.fingerprint import Fingerprint, Structure, UnwatchableError
+from constrained.evaluation.fingerprint import Fingerprint, UnwatchableError
 from constrained.evaluation.tensor_state import TensorState
+
+
+class Precomputed(NamedTuple):
+    """A value that nobody has read yet.
+
+    Attributes:
+        value: without a graph.
+        copied: which of the originals it is a copy of, if it is one.
+        fingerprint: what it was computed from.
+    """
+
+    value: Tensor
+    copied: int | None
+    fingerprint: Fingerprint
 
 
 class Recipe:
     """How a value is evaluated, as long as nothing but the numbers in its tensors changes.
 
+    Args:
+        on: the parametrized tensor.
+
     Attributes:
-        structure: of the modules that the value depends on.
+        fingerprint: what the value is computed from, but for these numbers.
         originals: the arguments of ``evaluate``.
         evaluate: gives the value.
-        is_pure: whether the value depends on nothing but the structure and its tensors.
+        is_pure: whether the value depends on nothing but the fingerprint.
         trains: whether some of it requires a gradient.
-        pullback: how the gradient is had without a graph, if all of that is among the originals.
+        pullback: how the gradient is computed without a graph, if all that requires one is among
+            the originals.
         recomputation: the same by one more evaluation.
+        precomputed: a value for the next reader, if there is one.
+
+    Raises:
+        UnwatchableError: if a change of what the value depends on cannot be noticed.
     """
 
     __slots__ = (
-        *("_latest", "evaluate", "is_pure", "originals", "pullback", "recomputation"),
-        *("structure", "trains"),
+        *("evaluate", "fingerprint", "is_pure", "originals", "precomputed", "pullback"),
+        *("recomputation", "trains"),
     )
 
-    def __init__(self, on: EvaluatedTensor, structure: Structure) -> None:
-        self.structure = structure
+    def __init__(self, on: EvaluatedTensor) -> None:
         self.is_pure = on.is_pure()
+        self.fingerprint = Fingerprint.of(on.watched(), lenient=not self.is_pure)
         self.originals = on.originals()
         self.evaluate = on.evaluator()
-        trained = [t for t in structure.tensors if t.requires_grad]
+        trained = [s.tensor for s in self.fingerprint.states if s.requires_grad]
         self.trains = bool(trained)
-        self.pullback = self.recomputation = None
-        if self.is_pure and trained and are_among(trained, self.originals):
+        self.pullback: Pullback | None = None
+        self.recomputation: Pullback | None = None
+        if self.is_pure and trained and _are_among(trained, self.originals):
             self.pullback = on.pullback()
             self.recomputation = recomputing(self.evaluate, self.originals)
-        self._latest: Fingerprint | None = None
-
-    def look(self) -> Fingerprint:
-        """What the value would be computed from now."""
-        latest = self._latest
-        self._latest = latest.renewed() if latest else Fingerprint(self.structure)
-        return self._latest
+        self.precomputed: Precomputed | None = None
 
     def of_originals(self, fingerprint: Fingerprint) -> list[TensorState]:
-        """What the originals were; one that is parametrized itself is computed, and none."""
+        """The states of the originals; one that is parametrized itself has none."""
         return [s for s in fingerprint.states if any(s.tensor is t for t in self.originals)]
+
+    def evaluated(
+        self, known: Precomputed | None, trains: bool, pullback: Pullback | None
+    ) -> tuple[Kept, Sequence[Tensor]]:
+        """Evaluate, unless the value is known, and keep what the gradient needs.
+
+        Args:
+            known: the value, if it is known.
+            trains: whether there will be a gradient.
+            pullback: computes it, if a graph is not needed.
+
+        Returns:
+            The evaluation, and its inputs.
+        """
+        value, copied = (known.value, known.copied) if known else (None, None)
+        if trains and pullback:
+            if value is None:
+                with torch.no_grad():
+                    value = self.evaluate(*self.originals)
+            return KeptArguments(value, self.evaluate, pullback, copied), self.originals
+        # The graph starts at aliases of the originals: started at the originals, a hook on one of
+        # them would run in the replay, and once more where the gradient arrives.
+        inputs = [alias(t) if trains and t.requires_grad else t for t in self.originals]
+        value = self.evaluate(*inputs) if value is None or trains else value
+        return KeptGraph(value, self.evaluate if self.is_pure else None, len(inputs)), inputs
 
 
 def recipe_of(on: EvaluatedTensor) -> Recipe | None:
+    """How a value is evaluated; None if a change of what it depends on cannot be noticed."""
     try:
-        return Recipe(on, Structure(on.watched(), lenient=not on.is_pure()))
+        return Recipe(on)
     except UnwatchableError:
         return None
 
 
-def are_among(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def alias(tensor: Tensor) -> Tensor:
+    """The same tensor with another node in the graph, whose backward is the identity."""
+    # For sparse gradients too.
+    return torch.ops.aten.alias.default(tensor)
+
+
+def _are_among(tensors: Iterable[Tensor], others: Sequence[Tensor]) -> bool:
     return all(any(t is other for other in others) for t in tensors)

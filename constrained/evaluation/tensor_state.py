@@ -1,4 +1,11 @@
-"""Whether a tensor still holds the numbers that it held when a value was computed from it."""
+"""Whether a tensor still holds the numbers that it held when a value was computed from it.
+
+A version counter misses what is written through ``tensor.data``, or by numpy. So the memory is
+compared too. On the CPU a small tensor is compared whole at each read. Of a large one some entries
+are compared at each read, and column sums of all of them at the first read after an event that
+writes follow (see `constrained.evaluation.events`). On other devices, where a comparison waits for
+the device, the sums are compared once after each backward pass, with those at its time.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from constrained.evaluation.events import Events, moment
+from constrained.evaluation.events import moment
 from constrained.torch_internals.tensors import version
-
-_is_recording = torch.is_grad_enabled
 
 #: Tensors of so many entries are compared entry by entry at each read.
 _WHOLE = 4096
@@ -25,133 +30,127 @@ _SAMPLES, _COLUMNS = 32, 509
 #: The bytes that a processor fetches at once.
 _LINE = 64
 
-
-#: By the size of an entry in bytes, as what numpy reads it.
+#: The dtype in which entries of so many bytes are summed.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-# ---------------------------------------------------------------------------------- one tensor
-
-
 class TensorState:
-    """What a tensor was when a value was computed from it, or handed out.
-
-    A version counter misses what is written through ``tensor.data``, or by numpy. So the memory is
-    looked at too. On the CPU a small tensor is compared whole at each read. Of a large one some
-    entries are compared at each read, and column sums of all of them at the first read after an
-    event that writes follow (see `expect_writes`). On other devices, where to look is to wait, the
-    sums are compared once after each backward pass, against those at its time.
+    """What a tensor was when a value was computed from it, or when it was returned to a reader.
 
     Args:
         tensor: any.
         summed: whether to sum a large tensor, so that all of it can be compared later on.
-
-    Attributes:
-        matches: whether those entries that are compared at each read are what they were.
+        numbers: whether to note what the tensor holds, and not only where its memory is.
     """
 
     __slots__ = (
+        "_is_foreign",
+        "_matches",
         "_memory",
         "_moment",
+        "_samples",
         "_sums",
         "address",
-        "is_foreign",
-        "look",
-        "matches",
-        "numel",
+        "nbytes",
         "requires_grad",
         "strides",
         "tensor",
         "version",
     )
 
-    def __init__(self, tensor: Tensor, *, summed: bool = False) -> None:
+    def __init__(self, tensor: Tensor, *, summed: bool = False, numbers: bool = True) -> None:
         self.tensor = tensor
-        self.address = tensor.data_ptr()
-        # With the strides, the number of entries tells the shape.
-        self.strides, self.numel = tensor.stride(), tensor.numel()
         self.requires_grad = tensor.requires_grad
+        self.address = tensor.data_ptr()
+        # Not `numel()`: torch.jit.trace would record, and warn of, that question.
+        self.strides, self.nbytes = tensor.stride(), tensor.nbytes
         self._memory = _memory(tensor)
-        self.look = _look_at(self._memory, tensor)
-        # Whoever has lent torch its memory writes whenever it likes.
-        self.is_foreign = not tensor.untyped_storage().resizable()
-        self._note(summed)
+        self._samples = _samples(self._memory, tensor)
+        self._is_foreign = not tensor.untyped_storage().resizable()
+        if numbers:
+            self._note(summed)
 
     def _note(self, summed: bool) -> None:
         # Inference tensors keep no count, and serve inference mode only.
         self.version = None if self.tensor.is_inference() else version(self.tensor)
-        self._moment = moment()
+        # Whoever has lent torch its memory writes whenever it likes.
+        self._moment = None if self._is_foreign else moment()
         self._sums: Any = None
         if self._memory is None:
-            self.matches = _always
-        elif self.look is None:
-            self.matches = partial(bytes(self._memory).startswith, self._memory)
+            self._matches: Callable[[], bool] = _always
+        elif self._samples is None:
+            self._matches = partial(bytes(self._memory).startswith, self._memory)
         else:
             # Two memoryviews: numpy's own comparison takes ten times as long for so few.
-            entries: Any = memoryview(self.look.tobytes())
-            entries = entries.cast(self.look.format)
-            self.matches = partial(operator.eq, self.look, entries)
+            entries: Any = memoryview(self._samples.tobytes())
+            self._matches = partial(operator.eq, self._samples, entries.cast(self._samples.format))
             if summed:
                 self._sums = _column_sums(self._memory)
         if self.tensor.is_complex():
-            # The same memory has other numbers in it, once it is seen as conjugate.
-            self.matches = partial(_is_seen_alike, self.tensor, self.tensor.is_conj(), self.matches)
+            # The same memory has other numbers in it, once it is read as conjugate.
+            matches = self._matches
+            self._matches = partial(_matches_as_conj, self.tensor, self.tensor.is_conj(), matches)
 
     def renewed(self) -> TensorState:
-        """The same tensor as it is now."""
-        place = self.tensor.data_ptr(), self.tensor.stride(), self.tensor.numel()
-        if self._memory is None or place != (self.address, self.strides, self.numel):
+        """The state of the same tensor now, with its sums."""
+        if not self.is_in_place():
             return TensorState(self.tensor, summed=True)
         state = TensorState.__new__(TensorState)
-        state.tensor, state.address, state._memory = self.tensor, self.address, self._memory
-        state.requires_grad, state.look = self.tensor.requires_grad, self.look
-        state.is_foreign, state.strides, state.numel = self.is_foreign, self.strides, self.numel
+        state.tensor, state.requires_grad = self.tensor, self.requires_grad
+        state.address, state.strides, state.nbytes = self.address, self.strides, self.nbytes
+        state._memory, state._samples = self._memory, self._samples
+        state._is_foreign = self._is_foreign
         state._note(summed=True)
         return state
 
     def is_unchanged(self) -> bool:
         """Whether the tensor is as it was."""
+        # Memory that is gone may not be looked at.
+        return self.is_in_place() and self.has_same_numbers()
+
+    def is_in_place(self) -> bool:
+        """Whether the tensor has the memory that it had, laid out alike, and is trained or not."""
+        tensor = self.tensor
         return (
-            self.requires_grad is self.tensor.requires_grad
-            and self.is_untouched()
-            and self.is_summed_alike()
+            tensor.data_ptr() == self.address
+            and tensor.stride() == self.strides
+            and tensor.nbytes == self.nbytes
+            and tensor.requires_grad is self.requires_grad
         )
 
-    def is_untouched(self) -> bool:
-        """Whether nobody wrote into the tensor, as far as its version and some entries tell."""
+    def has_same_numbers(self) -> bool:
+        """Whether nobody wrote into the tensor's memory, which must be where it was."""
+        # Python calls what is in a slot faster by a local name.
+        written, matches = self.version, self._matches
         return (
-            # Memory that is gone may not be looked at.
-            self.address == self.tensor.data_ptr()
-            and self.strides == self.tensor.stride()
-            # Not by `numel()`: torch.jit.trace would record, and warn of, that question.
-            and self.numel * self.tensor.element_size() == self.tensor.nbytes
-            and (self.version is None or self.version == version(self.tensor))
-            and self.matches()
+            (written is None or written == version(self.tensor))
+            and matches()
+            and (self._sums is None or self._moment == moment() or self._sums_match())
         )
+
+    def is_counted_as_written(self) -> bool:
+        """Whether autograd has counted a write, as it asks of the tensors that it saves."""
+        return self.version is not None and self.version != version(self.tensor)
 
     def is_moved(self) -> bool:
         """Whether the tensor's memory has gone elsewhere as a whole, into shared memory, say."""
         return self.tensor.data_ptr() != self.address
 
-    def is_summed_alike(self) -> bool:
-        """Whether the sums are what they were, where an event says that this may not be so."""
-        if self._sums is None:
-            return True
-        now = 2 * Events.count + _is_recording()
-        if now == self._moment and not self.is_foreign:
-            return True
+    def _sums_match(self) -> bool:
+        """Whether the sums are what they were. Asked again after the next event only."""
         if self._memory is None:
-            is_alike = torch.equal(self._sums, _device_sums(self.tensor))
+            if not torch.equal(self._sums, _device_sums(self.tensor)):
+                return False
             # Once is enough, as long as nothing else happens.
-            self._sums = None if is_alike else self._sums
-            return is_alike
-        if not np.array_equal(self._sums, _column_sums(self._memory)):
+            self._sums = None
+        elif not np.array_equal(self._sums, _column_sums(self._memory)):
             return False
-        self._moment = now
+        if not self._is_foreign:
+            self._moment = moment()
         return True
 
-    def mark(self) -> None:
-        """Sum the tensor, where that is not done for free at other times."""
+    def sum_on_device(self) -> None:
+        """Sum a tensor on another device, which is done after events only: it takes time there."""
         if self._memory is None and self.tensor.numel() > 0:
             self._sums = _device_sums(self.tensor)
 
@@ -177,12 +176,12 @@ def _always() -> bool:
     return True
 
 
-def _is_seen_alike(tensor: Tensor, is_conj: bool, matches: Callable[[], bool]) -> bool:
+def _matches_as_conj(tensor: Tensor, is_conj: bool, matches: Callable[[], bool]) -> bool:
     return tensor.is_conj() is is_conj and matches()
 
 
-def _look_at(memory: Any, tensor: Tensor) -> memoryview | None:
-    """Some entries of a large tensor, evenly spread."""
+def _samples(memory: Any, tensor: Tensor) -> memoryview | None:
+    """Some entries of a large tensor, evenly spread; None for a small one."""
     if memory is None or tensor.numel() <= _WHOLE:
         return None
     # An entry of two numbers may be two words.
@@ -197,8 +196,8 @@ def _look_at(memory: Any, tensor: Tensor) -> memoryview | None:
 def _distance(size: int, periods: tuple[int, ...], line: int) -> int:
     """How far apart the samples of a tensor lie, so that they are spread in each dimension.
 
-    Where rows are as long as a part of the distance, all samples would lie in a few columns, and
-    nobody would see the others written.
+    Where rows are as long as a part of the distance, all samples would lie in a few columns, and a
+    write of the others would not be noticed.
 
     Args:
         size: how many words the tensor has.
@@ -207,11 +206,11 @@ def _distance(size: int, periods: tuple[int, ...], line: int) -> int:
     """
     longest = size // _SAMPLES
     shortest = longest - longest // 16
-    # Odd ones, for every other column is written by itself, too.
+    # Odd distances only: sometimes every other column is written.
     between = 2 * max((longest - shortest) // 128, 1)
     distances = range(longest - 1 + longest % 2, shortest - 1, -between)
-    # At a distance of an even number of cache lines, they would share a few places in the cache,
-    # and each look would go to the memory.
+    # At a distance of an even number of cache lines, the samples would share a few places in the
+    # cache, and each comparison would go to the memory.
     spread = [d for d in distances if d // line % 2 == 1] or [*distances]
     return min(spread, key=lambda d: sum(_widest_gap(d, size, period) for period in periods))
 
@@ -224,7 +223,10 @@ def _widest_gap(distance: int, size: int, period: int) -> float:
 
 
 def _column_sums(memory: Any) -> Any:
-    """Sums of whole numbers, which no change of one entry leaves, nor one of two unless it must."""
+    """Sums of the memory, read as whole numbers: a change of any one entry changes them.
+
+    So does one of two entries, unless they lie in one column and move by opposite amounts.
+    """
     words = memory[: len(memory) // 8 * 8].view(np.int64)
     rows = len(words) // _COLUMNS
     table = words[: rows * _COLUMNS].reshape(rows, _COLUMNS).sum(axis=0)
@@ -246,8 +248,8 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
 
 
-def can_be_seen(tensor: Tensor) -> bool:
-    """Whether what happens to a tensor can be seen."""
+def can_be_watched(tensor: Tensor) -> bool:
+    """Whether every change of a tensor can be noticed."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.layout is torch.strided

@@ -1,9 +1,9 @@
 """Hooks on the value of a parametrized tensor, which outlive each single value.
 
 A hook on the value (``module.weight.register_hook``) belongs to the parametrized tensor, as one on
-a parameter does: each value calls those that were registered on the values before it. Their
-dictionaries are kept here alone: what a node of autograd holds, the garbage collector does not see,
-and a hook may well refer to its module.
+a parameter does: each value calls those that were registered on the values before it. Only this
+file holds their dictionaries, and no node of autograd does: a hook may well refer to its module,
+and the garbage collector does not find a cycle that leads through such a node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from constrained.evaluation.stored_value import StoredValue
+from constrained.evaluation.inplace_writes import ReturnedValue
 from constrained.torch_internals.hooks import Hook, call_first, hooks_of, lasts
 from constrained.torch_internals.tensors import is_transformed
 
@@ -27,28 +27,28 @@ class ValueHooks:
     """The hooks on all values of one parametrized tensor.
 
     Args:
-        values: the stored values, by threads. Not copied.
+        values: what was last returned to each thread, by their ids. Not copied.
     """
 
     __slots__ = ("__weakref__", "_known", "_values")
 
-    def __init__(self, values: Mapping[int, StoredValue]) -> None:
+    def __init__(self, values: Mapping[int, ReturnedValue]) -> None:
         self._values = values
-        # Dictionaries of hooks by their ids, with the value that each was begun for.
+        # Dictionaries of hooks by their ids, with the value that each was made for.
         self._known: dict[int, tuple[weakref.ref[Tensor], Hooks]] = {}
 
-    def note(self, stored: StoredValue) -> None:
-        """Remember the hooks of a stored value, which may be replaced by another one."""
-        # Without its node the tensor is somebody's own, and what a foreign module gives has the
-        # hooks that it has under torch.
-        value = stored.tracked
-        if stored.is_pure and value.grad_fn is stored.node:
+    def note(self, returned: ReturnedValue) -> None:
+        """Remember the hooks of a value that may be replaced by another one."""
+        # A tensor that was cut off from its graph is its reader's own, and the value of a foreign
+        # module has the hooks that it has under torch.
+        value = returned.tracked
+        if returned.is_pure and value.grad_fn is returned.node:
             hooks = hooks_of(value)
             if hooks is not None:
                 self._known[id(hooks)] = weakref.ref(value), hooks
 
     def wait(self) -> bool:
-        """Whether hooks wait for the gradient of the value, in any thread."""
+        """Whether there are hooks on a value, in any thread, that the next one will call."""
         return any(map(_any_lasts, self._all()))
 
     def pass_on(self, value: Tensor, *, is_kept: bool) -> None:
@@ -56,24 +56,24 @@ class ValueHooks:
 
         Args:
             value: the new one.
-            is_kept: whether it is looked at again, when it is replaced.
+            is_kept: whether `note` will be called with it when it is replaced.
         """
         if value.grad_fn is None or is_transformed(value) or torch.compiler.is_compiling():
             return
         self._drop_dead()
         if is_kept and not self._all():
             return
-        # The node of a value holds its own hooks only.
+        # The node of a value holds the hooks that are registered on it, and none of the others.
         own: Hooks = OrderedDict()
         self._known[id(own)] = weakref.ref(value), own
         call_first(value, partial(_call, weakref.ref(self), own), own)
 
     def call(self, gradient: Tensor, own: Hooks | None = None) -> Tensor:
-        """What the hooks that last make of a gradient, in the order of their registration.
+        """The gradient of a value after all hooks that last, in the order of registration.
 
         Args:
             gradient: that of a value.
-            own: the hooks that this value calls itself.
+            own: the hooks of this value, which autograd calls.
         """
         # The keys are numbers that torch gives in the order of registration.
         hooks = {k: f for found in self._all() if found is not own for k, f in found.items()}
@@ -83,9 +83,9 @@ class ValueHooks:
         return gradient
 
     def _all(self) -> list[Hooks]:
-        """All dictionaries of hooks, those of the stored values of all threads included."""
-        for stored in list(self._values.values()):
-            self.note(stored)
+        """All dictionaries of hooks, those of the present values of all threads included."""
+        for value in list(self._values.values()):
+            self.note(value)
         return [hooks for _, hooks in list(self._known.values())]
 
     def _drop_dead(self) -> None:

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from constrained.model.constrain import constrain, release
+from constrained.model.constrain import constrain
+from constrained.model.release import release
 from constrained.model.report import spec
 from constrained.parametrized.module_class import patch_when_imported
 

@@ -23,7 +23,7 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.spec import Request
 from constrained.model.changes import TensorChange, advise
-from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.module_class import contribute
 
 _MODULE, _CLASS = "gpytorch.module", "Module"
@@ -73,7 +73,7 @@ def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
                 f"'{place.path}' had {bound} of GPyTorch, which has no transform: BoTorch keeps it "
                 "by the name of the parameter, and that is another one now. So nothing but "
                 f"{constraint!r} holds, which reaches beyond it: choose one inside of these bounds.",
-                stacklevel=frames_to_the_caller(),
+                stacklevel=user_stacklevel(),
             )
 
 

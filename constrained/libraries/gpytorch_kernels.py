@@ -22,7 +22,7 @@ from torch import nn
 
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.registration.from_torch import adopted_list
+from constrained.registration.from_torch import converted_list
 from constrained.registration.install import install
 
 _MODULE, _CLASS = "gpytorch.kernels", "Kernel"
@@ -88,7 +88,7 @@ def _plain(kernel: Any) -> Any:
             plain._parameters[name] = nn.Parameter(value, is_trained)
         else:
             plain._buffers[name] = value
-    order = {name: i for i, name in enumerate(kernel.parametrizations.places())}
+    order = {name: i for i, name in enumerate(kernel.parametrizations.tensor_order())}
     for tensors in (plain._parameters, plain._buffers):
         for name in sorted(tensors, key=lambda n: order.get(n, len(order))):
             tensors[name] = tensors.pop(name)
@@ -97,7 +97,7 @@ def _plain(kernel: Any) -> Any:
 
 def _lists(kernel: Any) -> list[tuple[str, ParametrizationList]]:
     """The lists of a kernel by the names of its tensors, those that torch has put there too."""
-    return [(name, adopted_list(found)) for name, found in kernel.parametrizations.items()]
+    return [(name, converted_list(found)) for name, found in kernel.parametrizations.items()]
 
 
 def _again(parametrizations: ParametrizationList, tensor: Any) -> ParametrizationList:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
-from constrained.model.constrain import constrain, release
+from constrained.model.constrain import constrain
+from constrained.model.release import release
 from constrained.model.report import spec
 from constrained.model.writable import writable
-from constrained.parametrized.lookup import Location, constrained_tensors, locations
+from constrained.parametrized.locations import Location, constrained_tensors, locations
 from constrained.parametrized.module_class import patch_when_imported
 from constrained.parametrized.parametrization_list import ParametrizationList, read
 from constrained.registration.install import check_can_hold, share

@@ -10,7 +10,7 @@ from torch import nn
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import TensorChange, advise
-from constrained.parametrized.caller import frames_to_the_caller
+from constrained.parametrized.call_stack import user_stacklevel
 
 _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 
@@ -50,7 +50,7 @@ def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
         f"{shape[0] // gates} x {shape[1]}, one for each gate, give view='(g h) k -> g h k', "
         f"g={gates}; view='h k -> h k' says that the one is meant.",
         UserWarning,
-        stacklevel=frames_to_the_caller(),
+        stacklevel=user_stacklevel(),
     )
 
 
@@ -103,5 +103,5 @@ def warn_of_small_elements(change: TensorChange, request: Request) -> None:
         f"For {meant} give view='{first} {second} {axes} -> {filters} (i {axes})'; "
         f"view='{same} -> {same}' says that the small ones are meant.",
         UserWarning,
-        stacklevel=frames_to_the_caller(),
+        stacklevel=user_stacklevel(),
     )

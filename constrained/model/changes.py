@@ -17,7 +17,7 @@ from constrained.constraint.spec import Request
 from constrained.constraint.view import View
 from constrained.model.errors import is_ours, named, raise_failed
 from constrained.model.start import count_flat, relative_distance, start_of
-from constrained.parametrized.lookup import Location
+from constrained.parametrized.locations import Location
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.install import install
 from constrained.registration.param_groups import ParameterHandover, check_holds
@@ -88,7 +88,7 @@ class TensorChange(Change):
         """Put the list of parametrizations in the place of the tensor."""
         with recording(self.original):
             if self.is_new:
-                self.parametrizations.take(self.original)
+                self.parametrizations.attach(self.original)
             for place in self.places:
                 install(place.module, place.name, self.parametrizations)
 

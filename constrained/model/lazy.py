@@ -1,9 +1,9 @@
-"""Tensors of lazy modules, which get their constraints when they get their shapes.
+"""Tensors of lazy modules, which are constrained when they get their shapes.
 
 A lazy module (``nn.LazyLinear``) learns the shapes of its tensors from its first input, or from a
-checkpoint. What is asked of such a tensor waits in the module until then. The class of a module in
-which something waits is one that `constrained.parametrized_class` makes, with the methods below:
-so whoever lets the tensors materialize, and however the module was copied, the constraint comes.
+checkpoint. Until then the request to constrain such a tensor is stored in the module. A module with
+stored requests has a class that `constrained.parametrized.module_class` makes, with the methods
+below. So the request is carried out whoever materializes the tensors, also in copies of the module.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
-from constrained.parametrized.lookup import Location
+from constrained.model.errors import named
+from constrained.parametrized.checkpoint_metadata import (
+    SavedChain,
+    recorded_chain,
+    value_from_entries,
+)
+from constrained.parametrized.deferred import defer, deferred, drop_deferred
+from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import (
     base_class,
     contribute,
@@ -32,13 +39,11 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.signature import Writer, signature
-from constrained.parametrized.waiting import stop_waiting, wait, waiting
 from constrained.registration.param_groups import ParameterHandover
 
 
 def check_can_wait(module: nn.Module) -> None:
-    """Raise unless a module tells when its tensors have got their shapes."""
+    """Raise a ValueError unless a module announces that its tensors have got their shapes."""
     if not isinstance(module, LazyModuleMixin):
         raise ValueError(
             f"the tensor has no shape yet, and its module, of class {type(module).__name__}, is no "
@@ -49,7 +54,7 @@ def check_can_wait(module: nn.Module) -> None:
 
 @contribute
 def lazy_members(base: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """By which a lazy module becomes one of its plain class, and its tensors are constrained then.
+    """Members of a lazy module's class, which constrain its tensors once they have shapes.
 
     Args:
         base: the class without parametrized tensors.
@@ -57,18 +62,21 @@ def lazy_members(base: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """
     if not issubclass(base, LazyModuleMixin):
         return {}
-    then = base.cls_to_become
+    materialized = base.cls_to_become
+    if materialized is not None and names:
+        materialized = parametrized_class(materialized, names)
     forward = {} if names else {"forward": _forward}
     return {
         **forward,
-        # What torch lets the module become, which would forget that it has parametrized tensors.
-        "cls_to_become": parametrized_class(then, names) if then is not None and names else then,
+        # The class that torch gives the module on its first call. That of the base class would
+        # not have the properties of the parametrized tensors.
+        "cls_to_become": materialized,
         "initialize_parameters": _initialize_parameters,
     }
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    # Called when the hooks have run, of which one has given the module another class by now.
+    # One of the hooks that ran before this has given the module another class.
     forward: Any = type(self).forward
     return (self._base_class.forward if forward is _forward else forward)(self, *args, **kwargs)
 
@@ -81,16 +89,25 @@ def _initialize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:
 def materialize_from(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: Mapping[str, Any]
 ) -> None:
-    """Give waiting tensors the values that they have in a checkpoint, plain or constrained."""
-    for name, item in waiting(module).items():
+    """Give tensors without shapes the values that they have in a checkpoint, plain or constrained.
+
+    The arguments are those of ``nn.Module._load_from_state_dict``.
+
+    Raises:
+        ValueError: if the checkpoint does not tell the value of a tensor. It names the tensor.
+    """
+    for name, item in deferred(module).items():
         tensor: Any = module._parameters.get(name, module._buffers.get(name))
         value = state_dict.get(prefix + name)
         if value is None:
             inside = f"{prefix}parametrizations.{name}."
-            keys = [key for key in state_dict if key.startswith(inside)]
-            state = {key.removeprefix(inside): state_dict[key] for key in keys}
-            if any(key.startswith("original") for key in state):
-                value = item.value_from(state, signature(metadata, name))
+            entries = {
+                key.removeprefix(inside): entry
+                for key, entry in state_dict.items()
+                if key.startswith(inside)
+            }
+            if any(key.startswith("original") for key in entries):
+                value = item.value_from(entries, recorded_chain(metadata, name))
         if is_lazy(tensor) and isinstance(value, Tensor) and not is_lazy(value):
             tensor.materialize(value.shape)
             tensor.data.copy_(value)
@@ -98,7 +115,7 @@ def materialize_from(
 
 
 def _materialized(module: nn.Module) -> None:
-    if waiting(module):
+    if deferred(module):
         constrain_materialized(module)
 
 
@@ -106,15 +123,17 @@ def _materialized(module: nn.Module) -> None:
 class LazyChange(Change):
     """A tensor of a lazy module, which will be constrained when it has a shape.
 
-    It is what waits in the modules that have the tensor; see `constrained.lazy`.
+    Until then this object is stored in each of the modules that own the tensor.
 
     Attributes:
-        places: where it is; forgotten once it waits.
+        places: the tensor's owners; empty once this is stored in them.
         path: what messages call the tensor.
-        request: what is asked for.
-        init: how it starts.
-        optimizer: who is to be told, if it is still alive then; copies have forgotten it.
-        done: what took the tensor's place in the first of its owners to materialize.
+        request: the constraint and its view.
+        init: where it starts; one of `INITS`.
+        optimizer: the optimizer to give the new parameters to, if it is still alive then. Copies
+            have none.
+        done: for tied tensors: the list that parametrizes the tensor in the first owner that
+            materialized.
     """
 
     places: list[Location]
@@ -135,14 +154,14 @@ class LazyChange(Change):
         return None
 
     def do(self) -> None:
-        """Begin to wait."""
+        """Store this in the owners."""
         places, self.places = self.places, []
         for place in places:
-            wait(place.module, place.name, self)
+            defer(place.module, place.name, self)
             set_class(place.module, base_class(place.module))
 
     def change(self, module: nn.Module, name: str) -> TensorChange:
-        """What is to be done now that the tensor of a module has its shape."""
+        """The change to make now that the tensor of a module has its shape."""
         place = Location(self.path, module, name, is_parameter=name in module._parameters)
         original: Any = place.tensor
         if self.done is not None:
@@ -159,15 +178,15 @@ class LazyChange(Change):
             more["init"] = self.init
         return {**constraint.spec(), **more}
 
-    def value_from(self, state: Mapping[str, Any], said: list[Any] | None) -> Tensor:
-        """The value that belongs to the originals in a state dict, by their names there.
+    def value_from(self, entries: Mapping[str, Any], written_for: list[Any] | None) -> Tensor:
+        """The value that the tensor's entries in a state dict stand for.
 
         Args:
-            state: the entries of the tensor.
-            said: what the state dict says that they were written for, if it does.
+            entries: what stands under ``parametrizations.<tensor>.`` in the state dict.
+            written_for: the parametrizations that its metadata names for them, if it names some.
 
         Raises:
-            ValueError: if only the shape of the tensor would tell.
+            ValueError: if they do not tell the value without the shape of the tensor.
         """
         if self.request.view is not None:
             raise ValueError(
@@ -175,15 +194,14 @@ class LazyChange(Change):
                 "checkpoint: call the model once on an example before loading."
             )
         module = self.request.build()
-        writer = Writer.other(said, [module], None) if said else None
-        if writer is not None and writer.has_only_constraints():
-            return writer.value(state)[0]
-        own = {k.removeprefix("0."): v for k, v in state.items() if k.startswith("0.")}
-        module.load_state_dict(own, strict=False)
-        count = sum(key.startswith("original") for key in state)
-        names = ["original"] if "original" in state else [f"original{i}" for i in range(count)]
-        with torch.no_grad():
-            return module(*(state[name] for name in names))
+        writer = SavedChain.other(written_for, [module], None) if written_for else None
+        try:
+            if writer is not None and writer.has_only_constraints():
+                return writer.value(entries)[0]
+            with torch.no_grad():
+                return value_from_entries([module], entries)[0]
+        except ValueError as error:
+            raise named(self.path, error) from error.__cause__
 
     def __repr__(self) -> str:
         view = "" if self.request.view is None else f" viewed as {self.request.view!r}"
@@ -194,26 +212,26 @@ class LazyChange(Change):
 
 
 def constrain_materialized(module: nn.Module) -> None:
-    """Constrain those tensors of a lazy module that have waited for a shape, and have it now."""
+    """Constrain the tensors of a lazy module for which a change is stored and that have shapes."""
     tensors: dict[str, Any] = {**module._parameters, **module._buffers}
-    items: dict[str, Any] = waiting(module)
+    items: dict[str, Any] = deferred(module)
     ready = [
         (name, item, item.change(module, name))
         for name, item in items.items()
         if tensors.get(name) is not None and not is_lazy(tensors[name])
     ]
     changed = [changed for _, _, change in ready for changed in change.modules()]
-    with Undisturbed():
+    with defer_interrupts():
         with all_or_nothing(changed, [change.original for _, _, change in ready]):
             for name, item, change in ready:
-                stop_waiting(module, name)
+                drop_deferred(module, name)
                 carry_out([change], item.optimizer and item.optimizer())
         for _, item, change in ready:
             item.done = change.parametrizations
 
 
 def stop(here: list[Location]) -> None:
-    """Let nothing wait for a tensor any more, at any of its places."""
+    """Remove what is stored for a tensor without a shape from all of its owners."""
     for place in here:
-        stop_waiting(place.module, place.name)
+        drop_deferred(place.module, place.name)
         set_class(place.module, base_class(place.module))

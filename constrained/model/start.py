@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,10 +15,14 @@ from constrained.constraint.tolerance import working_dtype
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.torch_internals.tensors import has_values
 
-INITS = ("keep", "inside", "sample", "strict")
+#: Where a tensor starts when it is constrained; see `constrain`.
+Init = Literal["keep", "inside", "sample", "strict"]
+
+INITS: tuple[Init, ...] = get_args(Init)
 
 
 def check_request(request: Request, init: str) -> None:
+    """Raise a `SpecError` if a view or a start is asked for that only a `Constraint` can give."""
     if isinstance(request.constraint, Constraint):
         return
     if request.view is not None:
@@ -27,6 +32,18 @@ def check_request(request: Request, init: str) -> None:
 
 
 def start_of(constraint: Constraint, value: Tensor, init: str) -> Tensor:
+    """The member of a set at which a tensor starts.
+
+    Args:
+        constraint: of the set.
+        value: the tensor as it is.
+        init: one of `INITS`.
+
+    Raises:
+        ValueError: for NaN or infinity, for a shape that does not fit, for arguments beyond the
+            range of the dtype, and under ``"strict"`` for an outsider.
+        TypeError: for a dtype that the constraint does not take.
+    """
     constraint.check_tensor(value)
     _check_numbers(constraint, value.dtype)
     if init == "sample":
@@ -39,7 +56,7 @@ def start_of(constraint: Constraint, value: Tensor, init: str) -> Tensor:
 
 
 def _check_numbers(constraint: Constraint, dtype: torch.dtype) -> None:
-    """Raise if a number among the arguments of a constraint is none in the dtype it computes in."""
+    """Raise if an argument of a constraint overflows or underflows in the dtype it computes in."""
     finfo = torch.finfo(working_dtype(dtype))
     for part in constraint.modules():
         if not isinstance(part, Constraint):
@@ -55,7 +72,7 @@ def _check_numbers(constraint: Constraint, dtype: torch.dtype) -> None:
 
 
 def count_flat(parametrizations: ParametrizationList) -> tuple[int, int]:
-    """How many elements of a new value cannot be trained, and of how many."""
+    """The number of elements of a new value that cannot be trained, and of all its elements."""
     constraint, value = parametrizations.constraint(), parametrizations.preview()
     if constraint is None or not has_values(value):
         return 0, 0
@@ -64,7 +81,7 @@ def count_flat(parametrizations: ParametrizationList) -> tuple[int, int]:
 
 
 def relative_distance(value: Tensor, before: Tensor) -> float:
-    """How far a tensor moves, relative to its norm."""
+    """How far a tensor moves, relative to its norm; absolute if that is zero."""
     if not has_values(value):
         return 0.0
     precise = torch.complex128 if value.is_complex() else torch.float64

@@ -10,8 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from constrained.constraint.plain_data import short
-from constrained.parametrized.lookup import Location, locations
-from constrained.parametrized.weight_tools import hint
+from constrained.parametrized.locations import Location, locations, why_not_registered
 
 T = TypeVar("T")
 
@@ -132,7 +131,7 @@ def _computed(model: nn.Module, target: str) -> str:
     """A sentence about a target that is a tensor, but one that nobody registered."""
     prefix, _, name = target.rpartition(".")
     owner = dict(model.named_modules(remove_duplicate=False)).get(prefix)
-    reason = "" if owner is None or len(name) > 200 else hint(owner, name)
+    reason = "" if owner is None or len(name) > 200 else why_not_registered(owner, name)
     return reason and f" {reason}"
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from constrained.atomic.interrupts import Undisturbed, let_through
-from constrained.parametrized.lookup import check_model
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
+from constrained.parametrized.locations import check_model
 from constrained.parametrized.module_class import contribute
-from constrained.parametrized.override import lists, override, overriding
+from constrained.parametrized.override import override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.writing import Target, store_all
-from constrained.registration.ties import tie, ties
+from constrained.parametrized.parametrizations import lists_of
+from constrained.parametrized.writable_tensor import WritableTensor, store_written
+from constrained.registration.ties import find_ties, install_ties
 from constrained.torch_internals.modules import INITIALISING, is_normalization
 
 
@@ -70,18 +71,18 @@ class writing(AbstractContextManager[None]):
         only: Callable[[ParametrizationList], bool] | None = None,
     ) -> None:
         self._module, self._is_listed, self._only = module, is_listed, only
-        self._targets: dict[int, Target] = {}
+        self._targets: dict[int, WritableTensor] = {}
         self._places: list[tuple[nn.Module, str]] = []
-        self._listed: list[tuple[Target, bool]] = []
+        self._listed: list[tuple[WritableTensor, bool]] = []
         # In the last of these gradients are off for a while, and would stay so.
-        always_in = (writing.__enter__, writing.__exit__, Target.read)
-        self._undisturbed = Undisturbed(always_in)
+        always_in = (writing.__enter__, writing.__exit__, WritableTensor.read)
+        self._undisturbed = defer_interrupts(always_in)
 
     def __enter__(self) -> None:
         self._undisturbed.__enter__()
         try:
             self._begin()
-            let_through()
+            allow_interrupt()
         except BaseException:
             self._end()
             self._undisturbed.__exit__()
@@ -98,25 +99,25 @@ class writing(AbstractContextManager[None]):
 
     def _store(self, is_whole: bool) -> None:
         targets = self._targets.values()
-        stood_in = [t.stood_in() for t in targets if t.is_listed and t.is_read()]
-        tied = ties(self._module, stood_in) if stood_in else []
+        tensor_and_list = [t.tensor_and_list() for t in targets if t.is_listed and t.is_read()]
+        tied = find_ties(self._module, tensor_and_list) if tensor_and_list else []
         try:
             if is_whole:
-                store_all(targets)
+                store_written(targets)
         finally:
             # A plain parameter would stay tied, too, whatever else goes wrong.
-            tie(tied)
+            install_ties(tied)
 
     def _begin(self) -> None:
         for path, owner, name, parametrizations in list(_places(self._module)):
             existing = overriding(owner, name)
-            if isinstance(existing, Target):
+            if isinstance(existing, WritableTensor):
                 # Of a block around this one, which stores it.
                 self._listed.append((existing, existing.is_listed))
                 existing.is_listed |= self._is_listed
             elif existing is None and (self._only is None or self._only(parametrizations)):
                 target = self._targets.setdefault(
-                    id(parametrizations), Target(path, parametrizations, self._is_listed)
+                    id(parametrizations), WritableTensor(path, parametrizations, self._is_listed)
                 )
                 self._places.append((owner, name))
                 override(owner, name, target)
@@ -131,7 +132,7 @@ class writing(AbstractContextManager[None]):
 def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, ParametrizationList]]:
     for prefix, owner in module.named_modules():
         if hasattr(type(owner), "_overridable"):
-            for name, parametrizations in lists(owner).items():
+            for name, parametrizations in lists_of(owner).items():
                 if isinstance(parametrizations, ParametrizationList):
                     path = f"{prefix}.{name}" if prefix else name
                     yield path, owner, name, parametrizations

@@ -1,1 +1,6 @@
-"""What a module with parametrized tensors is: its class, its originals, its values."""
+"""What a module with parametrized tensors is: its class, its lists of parametrizations, its values.
+
+`ParametrizationList` stores the originals of one tensor. `module_class` makes the class in which
+the tensor is a property. The other files say how such a module is read, assigned, listed, pickled
+and converted, and what it refuses. How a module becomes one is in ``constrained.registration``.
+"""

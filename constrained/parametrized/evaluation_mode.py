@@ -1,4 +1,4 @@
-"""Evaluating parametrizations without moving their state or drawing random numbers."""
+"""Evaluating parametrizations without changing their state and without drawing random numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def without_side_effects(*roots: nn.Module) -> Generator[None]:
-    """As in evaluation, where no power iteration moves on and no random numbers are drawn."""
+    """Modules are in evaluation mode inside, where power iterations and dropout do not run."""
     training = [m for root in roots for m in root.modules() if m.training]
     for module in training:
         module.training = False

@@ -1,13 +1,13 @@
-"""The class of a module that has parametrized tensors: one for each base class and set of names.
+"""The classes of modules with parametrized tensors: one for each base class and set of names.
 
-Torch makes a new class for every module, which neither pickles nor lets two equal layers share a
-compiled graph, and whose properties hold on to the module that they were made for. Here the class
-is looked up by what it is made of, its properties know only the name of their tensor, and a module
-pickles as "base class, names, state".
+Torch makes a new class for every module. Such a class does not pickle, two equal layers cannot
+share a compiled graph, and its properties keep the module alive that they were made for. Here a
+class is looked up by its base class and the names of the tensors, its properties know only the name
+of their tensor, and a module pickles as "base class, names, state".
 
-It is a plain subclass, from which others may be derived: Pyro and higher do, in place of a module's
-class. So its methods call those above them by `super`, and its properties read
-``self.parametrizations`` as torch's do, where a class has a ``__getattr__`` of its own.
+The class is a plain subclass. Others may be derived from it, as Pyro and higher do, which then
+replace the class of a module. So its methods call those of the base class by `super`, and its
+properties read ``self.parametrizations`` as torch's do if a class has its own ``__getattr__``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.parametrized.assignment import assign_parameter, raise_named
+from constrained.parametrized.deferred import deferred
 from constrained.parametrized.override import override, overriding
 from constrained.parametrized.parameter_order import named_modules
 from constrained.parametrized.parametrization_list import ParametrizationList, read
-from constrained.parametrized.right_inverse import raise_named
-from constrained.parametrized.unsupported import refuse_deletion, refuse_none, refusing_methods
-from constrained.parametrized.waiting import waiting
-from constrained.parametrized.weight_tools import assign_parameter, class_title, tool_methods
+from constrained.parametrized.unsupported import (
+    class_title,
+    deletion_error,
+    none_error,
+    refusing_members,
+)
 from constrained.torch_internals import classes
 
-# As they are while nobody records what is read and called.
+# Tools that record reads or calls, such as torch.fx, replace these.
 _read_attribute, _call = nn.Module.__getattr__, nn.Module.__call__
 
 
@@ -58,7 +62,7 @@ def base_class(module: nn.Module) -> type:
 def set_class(module: nn.Module, base: type) -> None:
     """Give a module, once of class ``base``, the class that its ``parametrizations`` call for."""
     names = class_names(module)
-    module.__class__ = parametrized_class(base, names) if names or waiting(module) else base
+    module.__class__ = parametrized_class(base, names) if names or deferred(module) else base
 
 
 def class_names(module: nn.Module, *more: str) -> tuple[str, ...]:
@@ -100,13 +104,12 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             "_names": names,
             "_overridable": True,
             "_overrides": None,
-            # Tools that know the layers of torch by this, as torch.fx does, take these for such.
+            # torch.fx, for one, recognizes the layers of torch by this, and takes these for leaves.
             "__module__": torch_parametrize.__name__,
             "__qualname__": class_title(base),
             "__setattr__": _setattr,
             "named_modules": named_modules,
-            **refusing_methods(),
-            **tool_methods(),
+            **refusing_members(),
             **{name: _property(name) for name in names},
         }
         for contributed in _contributions:
@@ -119,7 +122,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
 
 
 class _Answers:
-    """What torch is told before it writes into a class, as its own engine does."""
+    """What torch's own engine asks before it writes a property into the class of a module."""
 
     def is_shared(self, cls: type) -> bool:
         return is_parametrized_class(cls)
@@ -131,7 +134,7 @@ class _Answers:
 _can_be_shared = classes.ask(_Answers())
 
 
-def _places_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
+def _dictionaries_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
     state = module.__dict__
     return state["_parameters"], state["_buffers"], state["_modules"], state
 
@@ -141,8 +144,8 @@ def _property(name: str) -> property:
         parametrizations = self.__dict__["_modules"].get("parametrizations")
         return parametrizations is not None and name in parametrizations._modules
 
-    def value(self: nn.Module) -> Tensor:
-        # None by the class; see `overriding`.
+    def value(self: Any) -> Tensor:
+        # The class has None; see `overriding`.
         if self._overrides is not None:
             instead = overriding(self, name)
             if instead is not None:
@@ -152,31 +155,31 @@ def _property(name: str) -> property:
         if found is not None:
             if type(self).__getattr__ is _read_attribute:
                 return read(found, name)
-            # Somebody sees, or changes, what is read: it is read as torch reads it.
+            # A class of the user, or a tool, watches attributes: read them as torch's engine does.
             seen: Any = self.parametrizations
             found = seen[name]
             if nn.Module.__call__ is _call:
                 return read(found, name)
-            # And who records the calls of modules, as torch.fx and torch.export do, is to record
-            # this one; what was written into a value would not be in the record.
+            # A tool that records calls of modules, as torch.fx and torch.export do, is to record
+            # this one. A write into a value would be missing from its record.
             if isinstance(found, ParametrizationList):
                 found.check_written(name)
             return found()
-        # The class may have more properties than the module has parametrized tensors, once
-        # torch's own functions have been at work on one of its modules.
-        for tensors in _places_of(self):
+        # The class may have more properties than this module has parametrized tensors, after
+        # torch's own functions were applied to another module of the class.
+        for tensors in _dictionaries_of(self):
             if name in tensors:
                 return tensors[name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
-    def assign(self: nn.Module, new: Tensor) -> None:
+    def assign(self: Any, new: Any) -> None:
         if new is None:
-            raise refuse_none(self, name)
+            raise none_error(self, name)
         instead = overriding(self, name)
         if isinstance(instead, Tensor):
             override(self, name, new)
         elif is_parametrized(self):
-            found: Any = self.parametrizations[name]  # type: ignore[index]
+            found: Any = self.parametrizations[name]
             try:
                 if instead is None:
                     found.right_inverse(new)
@@ -185,12 +188,12 @@ def _property(name: str) -> property:
             except (ValueError, TypeError) as error:
                 raise_named(found, instead.name if instead else name, error)
         else:
-            # As pruning and FSDP keep tensors that they compute.
+            # Pruning and FSDP keep tensors that they compute as plain attributes.
             self.__dict__[name] = new
 
     def delete(self: nn.Module) -> None:
         if is_parametrized(self):
-            raise refuse_deletion(self, name)
+            raise deletion_error(self, name)
         if name not in self.__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         del self.__dict__[name]
@@ -202,14 +205,14 @@ def _property(name: str) -> property:
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:
-    # nn.Module would register a Parameter beside the property, which it then cannot see.
+    # nn.Module would register a Parameter, which the property of its name would hide.
     if isinstance(value, nn.Parameter) and name in self.__dict__.get("_modules", {}).get(
         "parametrizations", ()
     ):
         assign_parameter(self, name, value.detach())
     elif torch.compiler.is_compiling():
-        # Of a recurrent layer, which torch does not compile, the compiler of torch 2.15 fails at
-        # `super`.
+        # The compiler of torch 2.15 fails at `super` for a recurrent layer, which it does not
+        # compile as a whole.
         self._base_class.__setattr__(self, name, value)
     else:
         super(self._parametrized, self).__setattr__(name, value)

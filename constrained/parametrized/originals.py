@@ -1,129 +1,76 @@
-"""What becomes of a tensor when it is parametrized: its original, checked and written in place."""
+"""How the tensors that a parametrized tensor is computed from are made and registered."""
 
 from __future__ import annotations
 
-import dis
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from constrained.atomic.contents import attributes, own, store
 from constrained.constraint.base import Constraint
+from constrained.evaluation.evaluated_tensor import EvaluatedTensor
 
 
-def initial_right_inverse(module: nn.Module, value: Any) -> Any:
-    """What a parametrization makes of the tensor that it is registered on."""
-    if not hasattr(module, "right_inverse"):
-        # As in torch: a module without one starts with the tensor as it is.
-        return value
-    inverse: Any = module.right_inverse
-    try:
-        return inverse(value)
-    except NotImplementedError as error:
-        if isinstance(module, Constraint) or not _was_raised_on_purpose(error):
-            raise
-        return value
-
-
-def _was_raised_on_purpose(error: BaseException) -> bool:
-    """Whether a ``raise`` statement made the error, not a kernel that lacks a dtype."""
-    traceback = error.__traceback__
-    if traceback is None:
-        return True
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    opcode = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
-    return dis.opname[opcode] == "RAISE_VARARGS"
-
-
-def check_is_there(tensor: Tensor | None, path: str, owner: nn.Module) -> None:
-    """Raise if there is no tensor yet that could be parametrized."""
-    if tensor is None:
-        raise ValueError(
-            f"'{path}' of {type(owner).__name__} is None: there is no tensor to parametrize."
-        )
-    if is_lazy(tensor):
-        raise ValueError(
-            f"'{path}' of {type(owner).__name__} has no shape yet: call the model once on an "
-            "example first, or use constrained.constrain(), which waits for it."
-        )
-
-
-def check_writable_now(original: Tensor) -> None:
-    """Raise if a tensor was made in inference mode, and this is not that mode."""
-    if original.is_inference() and not torch.is_inference_mode_enabled():
-        raise ValueError(
-            "the tensor was made in inference mode, so that it can be neither written nor trained; "
-            "build the module outside of torch.inference_mode(), or constrain it inside."
-        )
-
-
-def check_records(original: Tensor, modules: Iterable[nn.Module]) -> None:
-    """Raise if the parametrizations of a tensor hold tensors that nothing can be trained with."""
-    if original.is_inference():
-        return
-    for module in modules:
-        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
-            if tensor.is_inference():
-                raise ValueError(
-                    f"'{name}' of {type(module).__name__} was made in inference mode, and nothing "
-                    "that is computed from it can be trained; build the parametrization outside "
-                    "of torch.inference_mode()."
-                )
-
-
-def check_single(original: Tensor, new: Tensor) -> None:
-    """Raise unless ``original`` can become ``new`` in place."""
-    if original.dtype != new.dtype:
-        raise ValueError(
-            "When `right_inverse` outputs one tensor, it may not change the dtype.\n"
-            f"original.dtype: {original.dtype}\n"
-            f"right_inverse(original).dtype: {new.dtype}"
-        )
-    if original.device != new.device:
-        raise ValueError(
-            "When `right_inverse` outputs one tensor, it may not change the device.\n"
-            f"original.device: {original.device}\n"
-            f"right_inverse(original).device: {new.device}"
-        )
-
-
-def check_elements(new: Sequence[Any]) -> None:
-    """Raise unless a right inverse gave tensors."""
-    for i, element in enumerate(new):
-        if not isinstance(element, Tensor):
-            raise ValueError(
-                "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "
-                f"Got element {i} of the sequence with type {type(element).__name__}."
-            )
-
-
-def check_value(value: Any, original: Tensor) -> None:
-    """Raise unless a value can stand where ``original`` stood."""
-    if not isinstance(value, Tensor):
-        raise ValueError(f"A parametrization must return a tensor. Got {type(value).__name__}.")
-    if value.dtype != original.dtype:
-        raise ValueError(
-            "Registering a parametrization may not change the dtype of the tensor, unless "
-            "`unsafe` flag is enabled.\n"
-            f"unparametrized dtype: {original.dtype}\n"
-            f"parametrized dtype: {value.dtype}"
-        )
-    if value.shape != original.shape:
-        raise ValueError(
-            "Registering a parametrization may not change the shape of the tensor, unless "
-            "`unsafe` flag is enabled.\n"
-            f"unparametrized shape: {original.shape}\n"
-            f"parametrized shape: {value.shape}"
-        )
+def as_tuple(tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a right inverse returned, one tensor or a sequence of several, as a tuple."""
+    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
 
 
 def register_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Register a parameter as such, any other tensor as a buffer."""
+    """Register a parameter as a parameter, and any other tensor as a buffer."""
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
     else:
         module.register_buffer(name, tensor)
+
+
+def register_originals(
+    parametrizations: EvaluatedTensor, original: Tensor, new: Tensor | Sequence[Tensor]
+) -> None:
+    """Register the originals ``new``; ``original`` turns into one of them where it can.
+
+    An optimizer knows the tensor by ``original``. So this keeps its identity if there is one
+    original, or only one that is trained: it is then written in place.
+
+    Args:
+        parametrizations: the list that is to hold the originals.
+        original: the tensor that is parametrized.
+        new: what the right inverse gave.
+    """
+    if isinstance(new, Tensor):
+        store(original, new)
+        register_tensor(parametrizations, "original", original)
+        return
+    first = parametrizations.chain()[0]
+    frozen = first.frozen if isinstance(first, Constraint) else ()
+    trained = [i for i in range(len(new)) if i not in frozen]
+    for i, tensor in enumerate(new):
+        name = f"original{i}"
+        if i in frozen:
+            parametrizations.register_buffer(name, own(tensor))
+        elif trained == [i] and frozen and tensor.dtype == original.dtype:
+            store(original, tensor)
+            register_tensor(parametrizations, name, original)
+        else:
+            mine = copy_like(tensor, [original], parametrizations.is_parameter)
+            register_tensor(parametrizations, name, mine)
+
+
+def copy_like(value: Tensor, originals: Sequence[Tensor], is_parameter: bool) -> Tensor:
+    """A copy of a value that takes over what is known of other tensors.
+
+    Args:
+        value: the numbers, shape and dtype of the copy.
+        originals: the copy requires a gradient if one of them does, and has the attributes that
+            users have set on them.
+        is_parameter: make an ``nn.Parameter``, not a plain tensor.
+    """
+    requires_grad = any(t.requires_grad for t in originals)
+    copied = own(value)
+    if is_parameter:
+        copied = nn.Parameter(copied, requires_grad)
+    # A compiler cannot trace the dictionary of a tensor.
+    if not torch.compiler.is_compiling():
+        vars(copied).update(attributes(originals))
+    return copied.requires_grad_(requires_grad)

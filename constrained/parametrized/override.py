@@ -1,9 +1,9 @@
-"""What is read in the place of a parametrized tensor: for one call, or while it is written.
+"""Overriding a parametrized tensor for a while, by another tensor that is read instead.
 
-``torch.func.functional_call(module, {"weight": tensor}, x)`` overrides the value, as torch's
-documentation of it says: nothing is projected, stored or evaluated.
+``torch.func.functional_call(module, {"weight": tensor}, x)`` does it for one call: nothing is
+projected, stored or evaluated. `constrained.writable` does it while the tensor may be written.
 
-An override belongs to one thread: what others read at the same time stays as it is.
+An override belongs to one thread. Others read the parametrized tensor meanwhile.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained.parametrized.parametrizations import lists_of
 from constrained.torch_internals import calls
+from constrained.torch_internals.modules import submodules
 
 _lock = threading.Lock()
 
 
 class Override(ABC):
-    """Something that is read, and written, in the place of a parametrized tensor.
+    """A tensor that is read, and written, instead of a parametrized one.
 
     Args:
         name: the tensor's, or its path, for messages.
@@ -46,21 +48,21 @@ class Override(ABC):
 
 
 def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
-    """What stands in the place of a tensor of the module in this thread, if anything does."""
-    # Read as an attribute, None on the class, here and below: torch.compile guards an attribute,
-    # and not a key that is missing from `__dict__`.
+    """What overrides a tensor of the module in this thread; None if nothing does."""
+    # An attribute that is None on the class, here and below. torch.compile guards an attribute; it
+    # does not guard a key that is missing from `__dict__`.
     overrides = getattr(module, "_overrides", None)
     if overrides is None:
         return None
     if torch.compiler.is_compiling():
-        # A graph is traced for whoever runs it, and has no thread.
+        # A graph runs in any thread.
         found = [override for (other, _), override in overrides.items() if other == name]
         return found[-1] if found else None
     return overrides.get((name, get_ident()))
 
 
 def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
-    """Put something in the place of a tensor, or with None take it away again; what stood there."""
+    """Override a tensor, or with None end that; returns what has overridden it before."""
     if torch.compiler.is_compiling():
         return _override(module, (name, 0), by)
     with _lock:
@@ -68,32 +70,26 @@ def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
 
 
 def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | None) -> Any:
-    overrides = getattr(module, "_overrides", None) or {}
+    overrides: dict[tuple[str, int], Any] = getattr(module, "_overrides", None) or {}
     rest = {other: override for other, override in overrides.items() if other != key}
     if by is not None:
         rest[key] = by
-    # Replaced as a whole, since another thread may be reading it.
+    # The dictionary is replaced, not written, since another thread may be reading it.
     if rest:
         module._overrides = rest  # type: ignore[assignment]
     elif torch.compiler.is_compiling():
-        # A graph that set an attribute would delete it when it ends, though it was never there.
+        # A graph that set the attribute while it was traced would delete it when it runs.
         module._overrides = None  # type: ignore[assignment]
     elif overrides:
         del module._overrides
     return overrides.get(key)
 
 
-def lists(module: nn.Module) -> dict[str, nn.Module]:
-    """The lists that parametrize the tensors of one module, by the names of the tensors."""
-    found = module._modules.get("parametrizations")
-    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}  # type: ignore[arg-type]
-
-
 class _Answers:
-    """What torch is told when it puts tensors in the place of others for the time of a call."""
+    """What ``functional_call`` asks before it replaces tensors for the time of a call."""
 
     def is_ours(self, module: nn.Module, name: str) -> bool:
-        return hasattr(type(module), "_overridable") and name in lists(module)
+        return hasattr(type(module), "_overridable") and name in lists_of(module)
 
     def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
         before = override(module, name, tensor)
@@ -102,13 +98,13 @@ class _Answers:
     def untie(
         self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        places: dict[int, list[str]] = {}
-        for prefix, owner in module.named_modules(remove_duplicate=False):
+        paths_of: dict[int, list[str]] = {}
+        for prefix, owner in submodules(module, remove_duplicate=False):
             if hasattr(type(owner), "_overridable"):
-                for name, parametrizations in lists(owner).items():
+                for name, parametrizations in lists_of(owner).items():
                     path = f"{prefix}.{name}" if prefix else name
-                    places.setdefault(id(parametrizations), []).append(path)
-        for paths in places.values():
+                    paths_of.setdefault(id(parametrizations), []).append(path)
+        for paths in paths_of.values():
             tied = [given[path] for path in paths if path in given]
             if any(tensor is not tied[0] for tensor in tied):
                 raise ValueError(

@@ -1,7 +1,11 @@
-"""The order of parameters: originals are listed where their tensor stood.
+"""The order of ``parameters()`` and ``buffers()``: originals are listed where their tensor was.
 
 An optimizer saves its state by the positions of parameters, so these must not change when a tensor
 is parametrized.
+
+``nn.Module`` lists parameters by going through ``named_modules()``. So a module with parametrized
+tensors has a ``named_modules`` that, when parameters are being listed, first gives modules that
+stand for parts of itself.
 """
 
 from __future__ import annotations
@@ -14,11 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.parametrized.container import Parametrizations
-from constrained.parametrized.override import Override, lists, overriding
-from constrained.parametrized.weight_tools import (
-    check_not_distributing,
-)
+from constrained.parametrized.override import Override, overriding
+from constrained.parametrized.parametrizations import Parametrizations, inherited, lists_of
+from constrained.parametrized.unsupported import check_not_distributing
 from constrained.torch_internals.modules import lists_tensors
 
 
@@ -28,37 +30,38 @@ def named_modules(
     prefix: str = "",
     remove_duplicate: bool = True,
 ) -> Iterator[tuple[str, nn.Module]]:
-    # A compiler knows no frames.
+    """``nn.Module.named_modules``, for a module with parametrized tensors."""
+    # A compiler has no frames.
     if torch.compiler.is_compiling():
-        return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
+        return inherited(self).named_modules(memo, prefix, remove_duplicate)
     caller = sys._getframe(1)
-    # As older versions of torch begin, which ask nothing of the module before.
+    # This is the first method that the parallelize_module of older versions of torch calls.
     check_not_distributing(self, caller)
     if not _members_are_listed(caller):
-        return super(self._parametrized, self).named_modules(memo, prefix, remove_duplicate)
+        return inherited(self).named_modules(memo, prefix, remove_duplicate)
     if not remove_duplicate:
         return _with_duplicates(self, prefix)
     memo = set() if memo is None else memo
-    return _in_places(self, memo, prefix) if self not in memo else iter(())
+    return _in_original_order(self, memo, prefix) if self not in memo else iter(())
 
 
 def _members_are_listed(frame: FrameType | None) -> bool:
     """Whether modules are enumerated to list their parameters or buffers.
 
-    ``nn.Module`` asks for modules in the same way, whether somebody wants modules or parameters;
-    but modules come with the root first, and parameters in places that an optimizer's saved state
-    refers to. Only who asks tells the two apart.
+    ``nn.Module`` calls ``named_modules`` in the same way for both purposes. Whoever wants modules
+    gets the root first; whoever wants parameters gets them in their original order. Only the
+    calling code tells the two apart.
     """
     while frame is not None and frame.f_code in _ENUMERATION:
         frame = frame.f_back
     return lists_tensors(frame)
 
 
-class _Before(nn.Module):
-    """Those tensors of a module that come before one of its parametrized tensors.
+class _PlainTensors(nn.Module):
+    """The plain tensors of a module that come before one of its parametrized tensors.
 
-    ``parameters()`` lists the parameters of a module before those of its submodules, where the
-    originals live; but an optimizer's state is saved by position, which must stay as it was.
+    ``parameters()`` lists the parameters of a module before those of its submodules, and originals
+    belong to a submodule. Modules of this kind are listed in between.
     """
 
     def __init__(self, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:
@@ -73,43 +76,43 @@ def _with_duplicates(module: Any, prefix: str) -> Iterator[tuple[str, nn.Module]
     parameters: dict[str, Any] = {}
     buffers: dict[str, Any] = {}
     hidden: tuple[str, ...] = ()
-    for name in lists(module):
+    for name in lists_of(module):
         target = overriding(module, name)
         if isinstance(target, Override) and target.is_listed:
             among = parameters if target.parametrizations.is_parameter else buffers
             among[name] = target.read()
             hidden += (f"{dot}parametrizations.{name}.",)
-    yield prefix, _Before(parameters, buffers)
+    yield prefix, _PlainTensors(parameters, buffers)
     for path, child in module._base_class.named_modules(module, None, prefix, False):
         if not f"{path}.".startswith(hidden):
             yield path, child
 
 
-def _in_places(
+def _in_original_order(
     module: nn.Module, memo: set[nn.Module], prefix: str
 ) -> Iterator[tuple[str, nn.Module]]:
-    """A module and its submodules, such that its parameters come in their places."""
+    """A module and its submodules, such that its parameters come in their original order."""
     memo.add(module)
     dot = f"{prefix}." if prefix else ""
     parametrizations = module._modules.get("parametrizations")
     if isinstance(parametrizations, Parametrizations):
         passed: dict[str, nn.Parameter | None] = {}
         written: dict[str, Tensor] = {}
-        for place in parametrizations.places():
-            if place in module._parameters:
-                passed[place] = module._parameters[place]
-            elif place in parametrizations:
-                target = overriding(module, place)
+        for name in parametrizations.tensor_order():
+            if name in module._parameters:
+                passed[name] = module._parameters[name]
+            elif name in parametrizations:
+                target = overriding(module, name)
                 if isinstance(target, Override) and target.is_listed:
                     among = passed if target.parametrizations.is_parameter else written
-                    among[place] = target.read()  # type: ignore[assignment]
+                    among[name] = target.read()  # type: ignore[assignment]
                     # Its originals are not listed.
-                    memo.add(parametrizations[place])
+                    memo.add(parametrizations[name])
                     continue
-                yield prefix, _Before(passed, {})
-                path = f"{dot}parametrizations.{place}"
-                yield from parametrizations[place].named_modules(memo, path)
-        yield prefix, _Before(passed, written)
+                yield prefix, _PlainTensors(passed, {})
+                path = f"{dot}parametrizations.{name}"
+                yield from parametrizations[name].named_modules(memo, path)
+        yield prefix, _PlainTensors(passed, written)
     yield prefix, module
     for name, child in module._modules.items():
         if child is not None:
@@ -118,5 +121,5 @@ def _in_places(
 
 _ENUMERATION = {
     nn.Module.named_modules.__code__,
-    *(function.__code__ for function in (named_modules, _in_places, _with_duplicates)),
+    *(function.__code__ for function in (named_modules, _in_original_order, _with_duplicates)),
 }

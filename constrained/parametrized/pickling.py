@@ -1,40 +1,47 @@
-"""How a module with parametrized tensors is pickled and copied."""
+"""How a module with parametrized tensors is pickled and copied.
+
+Its class is made at runtime, and pickle does not find it by its name. So a module is pickled as its
+base class, the names of its parametrized tensors, and its state. Pickles contain the names of the
+functions here that rebuild a module: they must not change.
+"""
 
 from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from constrained.parametrized.module_class import class_names, contribute, parametrized_class
+from constrained.parametrized.parametrizations import inherited
 
 
 @contribute
 def pickling_members(base: type, names: tuple[str, ...]) -> dict[str, Any]:
-    """How a module of such a class is pickled: as its base class, the names, and its state."""
+    """The method that pickles a module of a class with parametrized tensors."""
     del base, names
     return {"__reduce_ex__": _reduce_ex}
 
 
 def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
-    cls: Any = type(self)
+    cls = cast("Any", type(self))
     state: Any = self.__getstate__()
     slots: dict[str, Any] = {}
     if cls.__getstate__ is nn.Module.__getstate__:
-        # nn.Module leaves slots out, and cannot take them back.
-        names = copyreg._slotnames(cls)  # type: ignore[attr-defined]
+        # nn.Module neither saves slots nor restores them.
+        names = cast("list[str]", copyreg._slotnames(cls))  # type: ignore[attr-defined]
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
     if type(state) is dict:
-        state = {k: _without_graph(v) for k, v in state.items() if k != "_overrides"}
+        attributes = cast("dict[str, Any]", state)
+        state = {k: _without_graph(v) for k, v in attributes.items() if k != "_overrides"}
     if cls is not cls._parametrized:
-        # Somebody has derived it, and knows how it is found.
-        return *super(cls._parametrized, self).__reduce_ex__(protocol)[:2], state
+        # A class that was derived from ours: its own way of being found applies.
+        return *inherited(self).__reduce_ex__(protocol)[:2], state
     base = cls._base_class
     if base.__reduce__ is not object.__reduce__:
-        # A class that pickle does not find by its name, and that knows how it is made.
+        # A class that says how it is rebuilt, because pickle does not find it by its name.
         made, arguments, *_ = base.__reduce__(self)
         return _rebuild_as_made, (made, arguments, class_names(self), slots), state
     return _rebuild, (base, class_names(self), slots), state
@@ -50,7 +57,7 @@ def _rebuild_as_made(
 
 
 def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Module:
-    # Without names something waits in a lazy module.
+    # A lazy module has the class without names, too, while requests wait for its tensors.
     is_made = names or issubclass(base, LazyModuleMixin)
     cls: Any = parametrized_class(base, names) if is_made else base
     module = cls.__new__(cls)
@@ -60,14 +67,15 @@ def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Mo
 
 
 def _without_graph(value: Any) -> Any:
-    """A list of tensors that a module keeps for itself, fit to be copied.
+    """A copy of a list without the graphs of the tensors in it; anything else as it is.
 
-    A recurrent layer keeps a list of its weights, where values with a graph land; such tensors
-    can't be copied, and the layer renews its list when it finds other weights in it.
+    A recurrent layer keeps a list of its weights, which are values with a graph. Such tensors
+    cannot be copied. The layer renews the list when it finds other weights in it.
     """
-    if type(value) is list:
-        return [
-            item.detach() if isinstance(item, Tensor) and item.grad_fn is not None else item
-            for item in value
-        ]
-    return value
+    if type(value) is not list:
+        return value
+    items = cast("list[Any]", value)
+    return [
+        item.detach() if isinstance(item, Tensor) and item.grad_fn is not None else item
+        for item in items
+    ]

@@ -1,132 +1,121 @@
-"""How a value that is assigned becomes the originals of a parametrized tensor, checked."""
+"""From the value of a parametrized tensor back to its originals, with checks."""
 
 from __future__ import annotations
 
-import warnings
+import dis
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad as fwAD
+from torch import Tensor
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.atomic.contents import is_finite
-from constrained.constraint.errors import InfeasibleError, OutOfRangeError
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import InfeasibleError
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
-from constrained.parametrized.caller import frames_to_the_caller, path_for_the_caller
-from constrained.parametrized.wrapped import is_sharded
+from constrained.parametrized.assignment import check_assigned, check_dtype
+from constrained.parametrized.consistency_checks import check_returned, check_single, check_value
+from constrained.parametrized.originals import as_tuple
+from constrained.torch_internals.shards import is_managed
 
 
-def check_assigned(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> None:
-    """Raise unless a tensor of this type, shape and device can be assigned."""
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"A parametrized tensor can be assigned a tensor only, got {type(value).__name__}."
-        )
-    if not on.unsafe and value.shape != on.shape:
-        raise ValueError(
-            f"A tensor of shape {tuple(value.shape)} was assigned to a parametrized tensor of "
-            f"shape {tuple(on.shape)}: to give it another shape, release it first."
-        )
-    device = on.originals()[0].device
-    if value.device != device and not anew:
-        raise ValueError(
-            f"A tensor on {value.device} was assigned to a parametrized tensor on {device}."
-        )
-
-
-def raise_named(on: nn.Module, name: str, error: ValueError | TypeError) -> NoReturn:
-    """Raise the error of an assignment, its sentence led by the path of the tensor."""
-    if type(error) not in (ValueError, TypeError, InfeasibleError, OutOfRangeError):
-        # Somebody else's, of which nobody knows how it is made.
-        raise error
-    path = name if "." in name else path_for_the_caller(on, name)
-    raise type(error)(f"'{path}': {error}") from error
-
-
-def warn_of_graph(on: EvaluatedTensor, value: Any) -> None:
-    """Warn if the numbers of a tensor are assigned that somebody may want to train through."""
-    if not isinstance(value, Tensor) or not _has_derivative(value):
-        return
-    name = on.place()
-    warnings.warn(
-        f"'{name}' is computed by {on.described()}, and was assigned a tensor with a graph, of "
-        "which it takes the numbers only: no gradient will flow to what that was computed from. To "
-        "train through it, call torch.func.functional_call(module, "
-        f"{{'{name}': value}}, inputs), or release '{name}'; if the numbers are meant, assign "
-        "value.detach().",
-        UserWarning,
-        # A compiler has no frames.
-        stacklevel=1 if torch.compiler.is_compiling() else frames_to_the_caller(),
-    )
-
-
-def _has_derivative(value: Tensor) -> bool:
-    if fwAD.unpack_dual(value).tangent is not None:
-        return True
-    return torch.is_grad_enabled() and value.requires_grad and not value.is_leaf
-
-
-def expanded(on: EvaluatedTensor, value: Any) -> Any:
-    """What is assigned, where a plain parameter would take it: a number, or what broadcasts.
-
-    ``parameter.data.copy_(value)`` and ``fill_`` take these, and so GPyTorch's ``initialize`` does,
-    as for ``kernel.lengthscale = 0.9``; and so they do tensors of another dtype, which are taken
-    here where nothing is rounded. What does not broadcast comes back as it is.
-    """
-    original = on.originals()[0]
-    if isinstance(value, (int, float)):
-        value = torch.as_tensor(value, dtype=original.dtype, device=original.device)
-    if not isinstance(value, Tensor) or on.unsafe:
-        return value
-    if all(torch.promote_types(value.dtype, t.dtype) == t.dtype for t in on.originals()):
-        exact = value.to(original.dtype)
-        # A whole number is promoted to a floating-point one that may have fewer digits.
-        if value.is_floating_point() or torch.equal(exact.to(value.dtype), value):
-            value = exact
-    if value.shape == on.shape:
-        return value
-    if value.numel() == 1:
-        value = value.reshape(())
-    try:
-        return value.expand(on.shape).contiguous()
-    except RuntimeError:
-        return value
-
-
-def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[Tensor, ...]:
-    """The originals whose value is ``value``, checked and not yet stored.
+def _run_backwards(on: EvaluatedTensor, value: Tensor, *, initial: bool = False) -> Any:
+    """What the right inverses of the chain, from the last to the first, make of a value.
 
     Args:
         on: the parametrized tensor.
         value: of the shape of the parametrized tensor.
-        anew: the originals are to take the place of those here, which may be of another dtype
-            or on another device.
+        initial: the chain is being registered. As in torch, a module without a right inverse then
+            starts with the tensor as it is.
     """
-    check_assigned(on, value, anew=anew)
-    known = on.originals()
-    new: Any = value.detach()
-    for module in reversed(on.chain()):
+    chain = on.chain()
+    new: Any = value
+    for module in reversed(chain):
         if not hasattr(module, "right_inverse"):
+            if initial:
+                continue
             raise RuntimeError(
                 f"parametrization {type(module).__name__} does not implement right_inverse."
             )
         inverse: Any = module.right_inverse
         try:
             new = inverse(new)
+        except NotImplementedError as error:
+            is_optional = initial and not isinstance(module, Constraint)
+            if not is_optional or not _was_raised_on_purpose(error):
+                raise
         except InfeasibleError as error:
-            if module is on.chain()[-1]:
+            if module is chain[-1]:
                 raise
             raise InfeasibleError(
                 f"{error} It is an element of the chain {on.described()}, which finds only values "
                 "whose right inverse under each element lies in the set of the one before it."
             ) from error
+    return new
+
+
+def _was_raised_on_purpose(error: BaseException) -> bool:
+    """Whether a ``raise`` statement made the error, not a kernel that lacks a dtype."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return True
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    opcode = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
+    return dis.opname[opcode] == "RAISE_VARARGS"
+
+
+def new_originals(
+    on: EvaluatedTensor, value: Tensor, original: Tensor | None = None
+) -> Tensor | Sequence[Tensor]:
+    """Originals whose value is ``value``, to be registered in place of those that are there.
+
+    With X = value, Y = right_inverse(X) and Z = forward(Y) or forward(*Y), this checks that Y is a
+    tensor or a sequence of tensors, and Z a tensor of the dtype and shape of X. With
+    ``unsafe`` nothing is evaluated.
+
+    Args:
+        on: the parametrized tensor.
+        value: of its shape.
+        original: the plain tensor, if it is being parametrized only now. A single tensor Y must
+            have its dtype and device, because it is written into it: an optimizer knows the tensor
+            by its identity.
+
+    Raises:
+        ValueError: if what the parametrizations return cannot be used.
+    """
+    new = _run_backwards(on, value, initial=original is not None)
+    check_returned(new)
+    if original is not None and isinstance(new, Tensor):
+        check_single(original, new)
+    check_finite(on, value, as_tuple(new))
+    if not on.unsafe:
+        result = on.evaluator()(*as_tuple(new))
+        check_value(result, value)
+        check_finite(on, value, (result,))
+    return new
+
+
+def invert(on: EvaluatedTensor, value: Tensor, *, replace: bool = False) -> tuple[Tensor, ...]:
+    """The originals whose value is ``value``, to be written into those that are there.
+
+    Args:
+        on: the parametrized tensor.
+        value: of the shape of the parametrized tensor.
+        replace: the originals replace those that are there, and may have another dtype or device.
+
+    Raises:
+        RuntimeError: if a parametrization has no right inverse.
+        ValueError: if the value cannot be assigned, or what it is mapped to cannot be stored.
+    """
+    check_assigned(on, value, replace=replace)
+    known = on.originals()
+    new: Any = _run_backwards(on, value.detach())
     if on.is_tensor:
         if not isinstance(new, Tensor):
             raise ValueError(f"`right_inverse` should return a tensor. Got {type(new).__name__}")
-        if not anew and new.dtype != known[0].dtype:
-            _check_dtype(on, value)
+        if not replace and new.dtype != known[0].dtype:
+            check_dtype(on, value)
             raise ValueError(
                 f"The tensor returned by `right_inverse` has dtype {new.dtype} "
                 f"while `original` has dtype {known[0].dtype}"
@@ -136,37 +125,28 @@ def invert(on: EvaluatedTensor, value: Tensor, *, anew: bool = False) -> tuple[T
         raise ValueError(
             f"'right_inverse' must return a sequence of tensors. Got {type(new).__name__}."
         )
-    if len(new) != on.ntensors:
+    elements = cast("Sequence[Any]", new)
+    if len(elements) != on.ntensors:
         raise ValueError(
             "'right_inverse' must return a sequence of tensors of length "
-            f"{on.ntensors}. Got a sequence of length {len(new)}."
+            f"{on.ntensors}. Got a sequence of length {len(elements)}."
         )
-    for i, (old, tensor) in enumerate(zip(known, new, strict=True)):
+    for i, (old, tensor) in enumerate(zip(known, elements, strict=True)):
         if not isinstance(tensor, Tensor):
             raise ValueError(
                 "'right_inverse' must return a sequence of tensors. "
                 f"Got element {i} of type {type(tensor).__name__}."
             )
-        if not anew and old.dtype != tensor.dtype:
-            _check_dtype(on, value)
+        if not replace and old.dtype != tensor.dtype:
+            check_dtype(on, value)
             raise ValueError(
                 f"Tensor {i} returned by `right_inverse` has dtype {tensor.dtype} "
                 f"while `original{i}` has dtype {old.dtype}"
             )
-    check_finite(on, value, new)
-    if is_sharded(on):  # type: ignore[arg-type]
-        sharded.check_writable(known, new)
-    return tuple(new)
-
-
-def _check_dtype(on: EvaluatedTensor, value: Tensor) -> None:
-    """Raise if what was assigned has a dtype that would be rounded."""
-    dtype = on.originals()[0].dtype
-    if value.dtype != dtype:
-        raise ValueError(
-            f"A tensor of dtype {value.dtype} was assigned to a parametrized tensor of dtype "
-            f"{dtype}, which would round it: assign value.to({dtype})."
-        )
+    check_finite(on, value, elements)
+    if is_managed(on):
+        sharded.check_writable(known, elements)
+    return tuple(elements)
 
 
 def check_finite(on: EvaluatedTensor, value: Tensor, new: Sequence[Tensor]) -> None:

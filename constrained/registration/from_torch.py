@@ -1,4 +1,4 @@
-"""Modules that torch's own engine has parametrized, or geotorch through it."""
+"""Converting modules that torch's own engine has parametrized, or geotorch through it."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from typing import Any
 import torch
 from torch import nn
 
-from constrained.parametrized.container import Parametrizations
 from constrained.parametrized.evaluation_mode import without_side_effects
 from constrained.parametrized.module_class import base_class, set_class
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.parametrizations import Parametrizations
 
 
-def adopt(module: nn.Module) -> None:
-    """Turn what torch's own engine put into a module into what this one works with."""
+def convert_from_torch(module: nn.Module) -> None:
+    """Convert the parametrizations of a module to those of this engine, unless they are already."""
     existing = module._modules.get("parametrizations")
     if existing is None or (
         isinstance(existing, Parametrizations)
         and all(isinstance(v, ParametrizationList) for v in existing.values())
     ):
         return
-    adopted = Parametrizations(module)
+    converted = Parametrizations(module)
     if isinstance(existing, Parametrizations):
-        adopted._places = existing.places()
+        converted._tensor_order = existing.tensor_order()
     else:
-        adopted._places = (*existing._modules, *adopted.places())
+        converted._tensor_order = (*existing._modules, *converted.tensor_order())
     for name, parametrizations in existing.named_children():
-        adopted[name] = adopted_list(parametrizations)
+        converted[name] = converted_list(parametrizations)
     base = base_class(module)
-    module._modules["parametrizations"] = adopted
+    module._modules["parametrizations"] = converted
     set_class(module, base)
 
 
-def adopted_list(parametrizations: Any) -> ParametrizationList:
+def converted_list(parametrizations: Any) -> ParametrizationList:
     """A list of this engine with the contents of one of either engine."""
     if isinstance(parametrizations, ParametrizationList):
         return parametrizations
-    adopted = ParametrizationList.__new__(ParametrizationList)
+    converted = ParametrizationList.__new__(ParametrizationList)
     state = dict(parametrizations.__dict__)
-    adopted.__setstate__(state)
-    with torch.no_grad(), without_side_effects(adopted):
-        adopted.shape = adopted().shape
-    adopted.moved = None
-    adopted.persistent = True
-    adopted.is_parameter = any(isinstance(t, nn.Parameter) for t in adopted.originals())
-    return adopted
+    converted.__setstate__(state)
+    with torch.no_grad(), without_side_effects(converted):
+        converted.shape = converted().shape
+    converted.moved = None
+    converted.persistent = True
+    converted.is_parameter = any(isinstance(t, nn.Parameter) for t in converted.originals())
+    return converted

@@ -1,4 +1,4 @@
-"""How a list of parametrizations takes the place of a tensor, and how it gives it back."""
+"""Replacing a plain tensor of a module by a list of parametrizations, and the other way round."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from constrained.parametrized.container import Parametrizations
 from constrained.parametrized.module_class import (
     base_class,
     class_names,
@@ -15,9 +14,9 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.weight_tools import check_not_pyros
-from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.registration.from_torch import adopt
+from constrained.parametrized.parametrizations import Parametrizations
+from constrained.registration.from_torch import convert_from_torch
+from constrained.registration.wrappers import check_not_wrapped
 
 
 def check_can_change_class(module: nn.Module) -> None:
@@ -33,7 +32,7 @@ def check_can_hold(module: nn.Module, name: str) -> None:
     """Raise, before anything has changed, if a tensor of this name cannot be parametrized."""
     check_not_wrapped(module, name)
     check_can_change_class(module)
-    check_not_pyros(module, name)
+    _check_not_pyros(module, name)
     existing = getattr(module, "parametrizations", None)
     if existing is not None and not isinstance(existing, nn.ModuleDict):
         raise ValueError(
@@ -43,13 +42,23 @@ def check_can_hold(module: nn.Module, name: str) -> None:
     container = Parametrizations(module) if existing is None else existing
     if hasattr(container, name) and name not in container:
         raise KeyError(f"attribute '{name}' already exists")
-    # Some base classes cannot be subclassed just so.
+    # This raises for a base class that cannot be subclassed.
     parametrized_class(base_class(module), class_names(module, name))
 
 
+def _check_not_pyros(module: nn.Module, name: str) -> None:
+    """Raise if a tensor is the free parameter of a ``PyroParam``, which Pyro trains and assigns."""
+    value = name.removesuffix("_unconstrained")
+    if value != name and value in getattr(module, "_pyro_params", ()):
+        raise ValueError(
+            f"'{name}' is what Pyro computes '{value}' from, a PyroParam with a constraint of its "
+            f"own: make '{value}' an nn.Parameter instead, and constrain that."
+        )
+
+
 def install(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
-    """Put a list in the place of the parameter or buffer of that name."""
-    adopt(module)
+    """Replace the parameter or buffer of that name by a list of parametrizations."""
+    convert_from_torch(module)
     base = base_class(module)
     if "parametrizations" not in module._modules:
         module.parametrizations = Parametrizations(module)
@@ -62,7 +71,7 @@ def install(module: nn.Module, name: str, parametrizations: ParametrizationList)
 
 
 def share(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
-    """Put another list in the place of the one that a tensor has: that of what it is tied to."""
+    """Replace the list of a tensor by that of a tensor that it is tied to from now on."""
     found = module.parametrizations
     assert isinstance(found, Parametrizations)
     found[name]._owners.discard(found)  # type: ignore[union-attr]
@@ -70,10 +79,10 @@ def share(module: nn.Module, name: str, parametrizations: ParametrizationList) -
 
 
 def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
-    """Put a plain tensor in the place of a list."""
+    """Replace a list by a plain tensor, which returns to its position in the module's order."""
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, Parametrizations)
-    places = parametrizations.places()
+    order = parametrizations.tensor_order()
     base = base_class(module)
     parametrizations[name]._owners.discard(parametrizations)  # type: ignore[union-attr]
     del parametrizations[name]
@@ -82,13 +91,13 @@ def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) ->
     set_class(module, base)
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
-        _sort(module._parameters, places)
+        _sort(module._parameters, order)
     else:
         module.register_buffer(name, tensor, persistent=persistent)
-        _sort(module._buffers, places)
+        _sort(module._buffers, order)
 
 
-def _sort(tensors: dict[str, Any], places: tuple[str, ...]) -> None:
-    order = {name: i for i, name in enumerate(places)}
-    for name in sorted(tensors, key=lambda n: order.get(n, len(order))):
+def _sort(tensors: dict[str, Any], order: tuple[str, ...]) -> None:
+    positions = {name: i for i, name in enumerate(order)}
+    for name in sorted(tensors, key=lambda n: positions.get(n, len(order))):
         tensors[name] = tensors.pop(name)

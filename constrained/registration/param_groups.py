@@ -1,4 +1,4 @@
-"""What an optimizer learns when the parameters of a model change."""
+"""Updating the groups and the state of an optimizer when parameters of a model are replaced."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Adagrad, Optimizer
 
-from constrained.parametrized.lookup import parameters_at
-from constrained.registration.stale_parameters import listed, note_departure
+from constrained.parametrized.locations import parameters_at
+from constrained.registration.stale_parameters import listed, mark_stale
 from constrained.torch_internals.modules import forget_size
 
 
 class ParameterHandover:
-    """The parameters at a place of a model before a change, and what becomes of them.
+    """The parameters of one tensor before a change of its module, to be compared with those after.
 
     Args:
         module: the module that owns the tensor, before the change.
@@ -26,18 +26,18 @@ class ParameterHandover:
     """
 
     def __init__(self, module: nn.Module, name: str, path: str) -> None:
-        self._place = module, name
+        self._location = module, name
         self._path = path
         self._before = parameters_at(module, name)
         # A parameter may get another shape and stay the same object.
         self._shapes = {id(p): p.shape for p in self._before.values() if not is_lazy(p)}
 
     def apply(self, optimizer: Optimizer | None) -> None:
-        """After the change: tell ``optimizer``; if it is None, see to it that others ask for it."""
-        after = parameters_at(*self._place)
+        """After the change: update ``optimizer``; others that hold old parameters will warn."""
+        after = parameters_at(*self._location)
         for parameter in self._before.values():
             if not any(parameter is p for p in after.values()):
-                note_departure(parameter, *self._place, self._path)
+                mark_stale(parameter, *self._location, self._path)
         if optimizer is not None:
             hand_over(optimizer, self._before, after, self._shapes)
 
@@ -50,21 +50,21 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_holds(optimizer: Optimizer | None, places: Iterable[tuple[nn.Module, str, str]]) -> None:
-    """Raise a `ValueError` unless an optimizer, if there is one, trains the tensors at places.
+def check_holds(optimizer: Optimizer | None, tensors: Iterable[tuple[nn.Module, str, str]]) -> None:
+    """Raise a `ValueError` unless an optimizer, if there is one, holds the tensors that change.
 
-    A tensor that is trained by nobody, frozen or a buffer, need not be held, and of one that is
-    made of several parameters a single one is enough.
+    A tensor that needs no gradient, frozen or a buffer, need not be held. Of a tensor with several
+    parameters one is enough.
 
     Args:
-        optimizer: who is to be told of a change; any will do for None.
-        places: before the change, the owner of each tensor, its name there, and its path.
+        optimizer: is to be updated after the change; nothing is checked for None.
+        tensors: before the change, the owner of each tensor, its name there, and its path.
     """
     if optimizer is None:
         return
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    unknown = []
-    for module, name, path in places:
+    unknown: list[str] = []
+    for module, name, path in tensors:
         parameters = parameters_at(module, name).values()
         if any(p.requires_grad for p in parameters) and held.isdisjoint(map(id, parameters)):
             unknown.append(path)
@@ -82,15 +82,14 @@ def hand_over(
     after: Mapping[str, nn.Parameter],
     shapes: Mapping[int, torch.Size],
 ) -> None:
-    """Put new parameters where their predecessors were, in the same group with its settings.
+    """Replace parameters in an optimizer by their successors, in the same group with its settings.
 
     The state of a predecessor (moments, step count) goes to the successors of its shape; a
     successor of another shape starts afresh, and so does the history of `LBFGS`, which is one for
     all parameters.
 
     Args:
-        optimizer: any ``torch.optim`` optimizer. One that holds no predecessor, because nobody
-            trains the tensor, is left as it is.
+        optimizer: any ``torch.optim`` optimizer. If it holds no predecessor, it is left as it is.
         before: the parameters that were there, by name.
         after: those that are there now; some may be the same objects.
         shapes: the shapes of the former by their ids, as they were.
@@ -124,13 +123,13 @@ def hand_over(
         if state is not None and _is_original(present[id(p)]):
             optimizer.state[p] = copy.deepcopy(state)
         elif isinstance(optimizer, Adagrad):
-            # Its constructor alone makes the state that its steps start from.
+            # Adagrad makes the state that its steps need only in its constructor.
             settings = {key: home[key] for key in optimizer.defaults}
             optimizer.state[p] = type(optimizer)([p], **settings).state[p]
 
 
 def _is_original(name: str) -> bool:
-    """Whether a parameter at a place succeeds the tensor; a parametrization may bring its own."""
+    """Whether a parameter of a tensor is an original, not one of a parametrization's own."""
     parts = name.split(".")
     return len(parts) == 1 or not parts[2].isdigit()
 
@@ -141,7 +140,7 @@ def _regroup(
     former: Mapping[int, str],
     present: Mapping[int, str],
 ) -> None:
-    """Take predecessors that left out of a group, and put newcomers after the last of them."""
+    """Remove predecessors that left from a group, and insert newcomers after the last of them."""
     names = group.get("param_names")
     entries: list[tuple[Any, str | None]] = []
     last = max((i for i, p in enumerate(group["params"]) if id(p) in former), default=-1)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.atomic.contents import recording
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.base import Constraint
-from constrained.parametrized.append import check_appended, prepare
-from constrained.parametrized.lookup import is_parametrized, list_of, resolve, tied_locations
-from constrained.parametrized.originals import check_is_there
-from constrained.parametrized.parametrization_list import ParametrizationList, list_with_original
-from constrained.parametrized.weight_tools import hint
-from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.parametrized.writing import flush_writes
-from constrained.registration.from_torch import adopt
+from constrained.parametrized.consistency_checks import check_appended
+from constrained.parametrized.locations import (
+    is_parametrized,
+    list_of,
+    resolve,
+    tied_locations,
+    why_not_registered,
+)
+from constrained.parametrized.originals_index import list_with_original
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.writable_tensor import flush_writes
+from constrained.registration.from_torch import convert_from_torch
 from constrained.registration.install import check_can_hold, install
 from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
+from constrained.registration.wrappers import check_not_wrapped
 
 
 class Function(nn.Module):
@@ -54,8 +61,9 @@ def register_parametrization(
     """Parametrize a tensor of a module.
 
     Afterwards ``module.<tensor_name>`` is computed from originals, which live under
-    ``module.parametrizations.<tensor_name>``; ``module.<tensor_name> = value`` stores the originals
-    whose value that is. Registering again applies one parametrization after another.
+    ``module.parametrizations.<tensor_name>``. ``module.<tensor_name> = value`` stores originals
+    that have this value. If a tensor is parametrized several times, its parametrizations are
+    applied one after another.
 
     As in ``torch.nn.utils.parametrize``, but:
 
@@ -70,11 +78,11 @@ def register_parametrization(
         module: the module, or a model that has it.
         tensor_name: a parameter or buffer, or one that is parametrized already.
         parametrization: has ``forward``, from originals to the value, and mostly
-            ``right_inverse``, back to the originals (one tensor, or several if it comes first).
+            ``right_inverse``, from a value to originals (one tensor, or several if it comes first).
         unsafe: leave out the checks, so that shape and dtype may change.
-        optimizer: an optimizer that holds the tensor: it is given the parameters that take its
-            place. Without it, an optimizer that goes on to hold a tensor which left the model
-            warns at its next step.
+        optimizer: an optimizer that holds the tensor: it is given the parameters that replace it.
+            Without it, an optimizer that still holds a tensor which left the model warns at its
+            next step.
 
     Returns:
         ``module``.
@@ -96,7 +104,7 @@ def register_parametrization(
     owner, name = resolve(module, tensor_name)
     check_holds(optimizer, [(owner, name, tensor_name)])
     handover = ParameterHandover(owner, name, tensor_name)
-    with Undisturbed(), all_or_nothing(parametrization.modules()):
+    with defer_interrupts(), all_or_nothing(parametrization.modules()):
         parametrization.train(owner.training)
         if is_parametrized(owner, name):
             changed = [*around([owner]), *parametrization.modules()]
@@ -105,42 +113,56 @@ def register_parametrization(
                 handover.apply(optimizer)
             return module
         if name not in owner._parameters and name not in owner._buffers:
-            reason = hint(owner, name)
+            reason = why_not_registered(owner, name)
             raise ValueError(
                 f"Module '{module}' does not have a parameter, a buffer, or a "
                 f"parametrized element with name '{tensor_name}'{reason and ': ' + reason}"
             )
         tensor = getattr(owner, name)
-        check_is_there(tensor, tensor_name, owner)
-        places = tied_locations(module, tensor) if tensor_name.count(".") else [(owner, name)]
-        for place_owner, place_name in places:
-            check_can_hold(place_owner, place_name)
+        _check_has_shape(tensor, tensor_name, owner)
+        locations = tied_locations(module, tensor) if "." in tensor_name else [(owner, name)]
+        for location in locations:
+            check_can_hold(*location)
         with recording(tensor):
-            found, is_new = list_with_original(tensor), False
-            if found is None or found is owner:
+            tied: Any = list_with_original(tensor)
+            is_new = tied is None or tied is owner
+            if is_new:
                 found = ParametrizationList([parametrization], tensor, unsafe, deferred=True)
-                is_new = True
             else:
+                found = cast("ParametrizationList", tied)
                 _check_same(tensor_name, found, parametrization)
-            changed = [*around(place_owner for place_owner, _ in places), *found.modules()]
+            changed = [*around(tied_owner for tied_owner, _ in locations), *found.modules()]
             with all_or_nothing(changed, [tensor], optimizer):
                 if is_new:
-                    found.take(tensor)
-                for place_owner, place_name in places:
-                    install(place_owner, place_name, found)
+                    found.attach(tensor)
+                for location in locations:
+                    install(*location, found)
                 handover.apply(optimizer)
     return module
+
+
+def _check_has_shape(tensor: Tensor | None, path: str, owner: nn.Module) -> None:
+    """Raise if there is no tensor yet that could be parametrized."""
+    if tensor is None:
+        raise ValueError(
+            f"'{path}' of {type(owner).__name__} is None: there is no tensor to parametrize."
+        )
+    if is_lazy(tensor):
+        raise ValueError(
+            f"'{path}' of {type(owner).__name__} has no shape yet: call the model once on an "
+            "example first, or use constrained.constrain(), which waits for it."
+        )
 
 
 def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bool) -> None:
     check_not_wrapped(module, name)
     flush_writes(module, name)
-    adopt(module)
+    convert_from_torch(module)
     parametrizations = list_of(module, name)
-    prepare(parametrizations, parametrization)
-    if not unsafe:
-        check_appended(name, getattr(module, name), parametrization)
+    value = getattr(module, name)
     parametrizations.append(parametrization)
+    if not unsafe:
+        check_appended(name, value, parametrization)
     parametrizations.unsafe |= unsafe
 
 

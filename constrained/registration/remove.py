@@ -1,4 +1,4 @@
-"""How a parametrized tensor becomes a plain one again, or loses one of its parametrizations."""
+"""Removing the parametrizations of a tensor, which makes it plain, or one of them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from constrained.atomic.contents import attributes, recording, store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.contents import recording, store
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
-from constrained.parametrized.caller import frames_to_the_caller
-from constrained.parametrized.lookup import is_parametrized, list_of, locations_of, resolve
-from constrained.parametrized.originals import check_elements, check_value, check_writable_now
+from constrained.parametrized.call_stack import user_stacklevel
+from constrained.parametrized.consistency_checks import check_value, check_writable_now
+from constrained.parametrized.locations import is_parametrized, list_of, locations_of, resolve
+from constrained.parametrized.originals import as_tuple, copy_like
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.right_inverse import check_finite
-from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.parametrized.writing import flush_writes
-from constrained.registration.from_torch import adopt
+from constrained.parametrized.right_inverse import new_originals
+from constrained.parametrized.writable_tensor import flush_writes
+from constrained.registration.from_torch import convert_from_torch
 from constrained.registration.install import check_can_change_class, uninstall
 from constrained.registration.param_groups import ParameterHandover, check_holds, check_optimizer
+from constrained.registration.wrappers import check_not_wrapped
 
 
 def remove_parametrizations(
@@ -38,24 +39,24 @@ def remove_parametrizations(
 ) -> nn.Module:
     """Make a parametrized tensor a plain parameter or buffer again.
 
-    As in ``torch.nn.utils.parametrize``, but a tensor returns to its place in the order of
+    As in ``torch.nn.utils.parametrize``, but a tensor returns to its position in the order of
     parameters, a parameter stays a parameter (with its ``requires_grad``) and a buffer a buffer,
-    dotted paths work, and tensors of ``module`` that are tied stay tied. One that is tied to a
-    tensor outside of ``module`` becomes a tensor of its own, with a warning.
+    dotted paths work, and tensors of ``module`` that are tied stay tied. A tensor that is tied to
+    one outside of ``module`` becomes a tensor of its own, with a warning.
 
-    With an ``index`` only that one of several parametrizations goes. The others are numbered anew,
-    in state dicts too, and the tensor is again what they make of the originals: of those whose
-    value is the present one, which their right inverses find, as upon an assignment; or of the
-    originals as they are (``leave_parametrized=False``), so that the value changes.
+    With an ``index`` only one of several parametrizations is removed. The others are renumbered, in
+    state dicts too. By default the tensor keeps its value: the right inverses of the others find
+    the originals of it, as in an assignment. With ``leave_parametrized=False`` the originals stay
+    as they are, and the value changes.
 
     Args:
         module: the module, or a model that has it.
         tensor_name: the parametrized tensor.
-        leave_parametrized: leave the tensor at its value; else at its original, which is possible
-            for a single one.
+        leave_parametrized: the plain tensor gets the value; else that of the original, which must
+            be a single one.
         index: the position of the parametrization to remove, from the end if it is negative; all
             of them by default. Removing the only one removes all.
-        optimizer: an optimizer that holds the originals: it is given what takes their place.
+        optimizer: an optimizer that holds the originals: it is given their replacements.
 
     Returns:
         ``module``.
@@ -79,10 +80,10 @@ def remove_parametrizations(
     check_not_wrapped(owner, name)
     check_can_change_class(owner)
     flush_writes(owner, name)
-    tied = (place_owner for place_owner, _ in locations_of(module, list_of(owner, name)))
+    tied = (tied_owner for tied_owner, _ in locations_of(module, list_of(owner, name)))
     changed = around([owner, *tied])
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed), optimizer):
-        adopt(owner)
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
+        convert_from_torch(owner)
         parametrizations = list_of(owner, name)
         parametrizations.check_written(tensor_name)
         handover = ParameterHandover(owner, name, tensor_name)
@@ -107,26 +108,26 @@ def _remove_all(
             "Cannot leave unparametrized (`leave_parametrized=False`) a tensor "
             "that is parametrized in terms of a sequence of tensors."
         )
-    places = locations_of(module, parametrizations)
-    elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in places}
-    for place_owner, place_name in places:
-        check_not_wrapped(place_owner, place_name)
+    locations = locations_of(module, parametrizations)
+    elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in locations}
+    for location in locations:
+        check_not_wrapped(*location)
     tensor = _plain_tensor(parametrizations, leave_parametrized, shared=bool(elsewhere))
-    for place_owner, place_name in places:
-        uninstall(place_owner, place_name, tensor, parametrizations.persistent)
+    for location in locations:
+        uninstall(*location, tensor, parametrizations.persistent)
     if elsewhere:
         warnings.warn(
             f"'{tensor_name}' was tied to a tensor outside of this {type(module).__name__}, which "
             "stays parametrized: the two are tensors of their own from now on, and an optimizer "
             "that was made before, and is not given as optimizer=, trains only that one. To keep "
             "the tie, remove the parametrizations from a module that holds both.",
-            stacklevel=frames_to_the_caller(),
+            stacklevel=user_stacklevel(),
         )
 
 
 @contextmanager
 def _plain_arithmetic(parametrizations: ParametrizationList) -> Generator[None]:
-    """Values in the dtype of the tensor, and tensors that can be trained afterwards."""
+    """Inside, values have the dtype of the tensor, and new tensors can be trained afterwards."""
     original = parametrizations.originals()[0]
     check_writable_now(original)
     with recording(original), torch.no_grad(), autocast_disabled(original):
@@ -136,37 +137,26 @@ def _plain_arithmetic(parametrizations: ParametrizationList) -> Generator[None]:
 def _plain_tensor(
     parametrizations: ParametrizationList, leave_parametrized: bool, shared: bool
 ) -> Tensor:
-    """The tensor that a module gets back: an original in its last shape, or a new one."""
+    """The tensor that a module gets back: the original that an optimizer knows, or a new one."""
     originals = parametrizations.originals()
-    requires_grad = any(t.requires_grad for t in originals)
     with _plain_arithmetic(parametrizations):
         value = parametrizations() if leave_parametrized else originals[0]
         parametrizations.forget()
-        reusable = None if shared else _successor(originals)
-        if reusable is not None and reusable.dtype == value.dtype:
-            store(reusable, value)
-            return reusable
-        return _new_tensor(value, parametrizations, requires_grad)
+        known = None if shared else _known_to_optimizers(originals)
+        if known is None or known.dtype != value.dtype:
+            return copy_like(value, originals, parametrizations.is_parameter)
+        store(known, value)
+        return known
 
 
-def _successor(originals: tuple[Tensor, ...]) -> Tensor | None:
-    """The one that an optimizer knows the tensor by: the only one, or the only one trained."""
+def _known_to_optimizers(originals: tuple[Tensor, ...]) -> Tensor | None:
+    """The original that an optimizer knows the tensor by: the only one, or the only one trained."""
     trained = [t for t in originals if isinstance(t, nn.Parameter)]
-    reusable = trained if trained else originals
-    return reusable[0] if len(reusable) == 1 else None
+    candidates = trained if trained else originals
+    return candidates[0] if len(candidates) == 1 else None
 
 
-def _new_tensor(
-    value: Tensor, parametrizations: ParametrizationList, requires_grad: bool
-) -> Tensor:
-    value = value.detach().clone(memory_format=torch.contiguous_format)
-    if parametrizations.is_parameter:
-        value = nn.Parameter(value, requires_grad)
-    vars(value).update(attributes(parametrizations.originals()))
-    return value.requires_grad_(requires_grad)
-
-
-def _position(path: str, index: int, count: int) -> int:
+def _position(path: str, index: Any, count: int) -> int:
     if isinstance(index, bool) or not isinstance(index, int):
         raise TypeError(
             f"The index of a parametrization of '{path}' must be an integer, got "
@@ -202,7 +192,7 @@ def _remove_one(
             elif index > 0:
                 parametrizations.right_inverse(value)
             else:
-                _take_value(parametrizations, value)
+                _replace_originals(parametrizations, value)
         except (ValueError, RuntimeError) as error:
             if not leave_parametrized:
                 raise
@@ -221,37 +211,23 @@ def _set_chain(parametrizations: ParametrizationList, chain: Sequence[nn.Module]
     modules.update(others)
 
 
-def _take_value(parametrizations: ParametrizationList, value: Tensor) -> None:
+def _replace_originals(parametrizations: ParametrizationList, value: Tensor) -> None:
     """Give a list, whose first parametrization has changed, the originals of a value."""
-    new: Tensor | Sequence[Tensor] = value
-    for module in reversed(parametrizations.chain()):
-        inverse: Any = getattr(module, "right_inverse", None)
-        if inverse is None:
-            raise RuntimeError(
-                f"parametrization {type(module).__name__} does not implement right_inverse."
-            )
-        new = inverse(new)
-    elements = (new,) if isinstance(new, Tensor) else tuple(new)
-    check_elements(elements)
-    result = parametrizations.evaluator()(*elements)
-    if not parametrizations.unsafe:
-        check_value(result, value)
-        check_finite(parametrizations, value, (*elements, result))
+    new = new_originals(parametrizations, value)
     originals = parametrizations.originals()
-    original = _successor(originals)
-    if original is None or original.dtype != elements[0].dtype:
-        requires_grad = any(t.requires_grad for t in originals)
-        original = _new_tensor(value, parametrizations, requires_grad)
+    original = _known_to_optimizers(originals)
+    if original is None or original.dtype != as_tuple(new)[0].dtype:
+        original = copy_like(value, originals, parametrizations.is_parameter)
     parametrizations.forget()
     for name in parametrizations.names():
         delattr(parametrizations, name)
-    parametrizations.begin_with(original, new)
+    parametrizations.replace_originals(original, new)
     if not parametrizations.persistent:
         parametrizations._non_persistent_buffers_set.update(parametrizations._buffers)
 
 
 def _kind(error: ValueError | RuntimeError) -> type[ValueError] | type[RuntimeError]:
-    """The class to raise anew: that of an error whose constructor is known, or its base."""
+    """The class to raise: that of the error if its constructor is known, or else a base of it."""
     if isinstance(error, ValueError):
         return InfeasibleError if isinstance(error, InfeasibleError) else ValueError
     return RuntimeError

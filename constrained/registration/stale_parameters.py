@@ -1,9 +1,9 @@
-"""Parameters that have left a model while an optimizer still holds them.
+"""Stale parameters: an optimizer still holds them, but they have left the model.
 
-Such an optimizer trains nothing there, and nothing else would tell. Whether it will be used again
-is not known when a parameter leaves: many a user makes a new optimizer next. It is known when the
-optimizer takes a step, and there it warns, before the step. (At the time of leaving, moreover, the
-live optimizers could be found only by a search through all objects of the process.)
+Such an optimizer no longer trains the tensor, and no error says so. When a parameter leaves, it is
+not known whether the optimizer will be used again, since many users make a new one next, and live
+optimizers could be found only by a search through all objects of the process. So the optimizer
+warns when it takes a step, before the step.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from constrained.parametrized.lookup import parameters_at
+from constrained.parametrized.locations import parameters_at
 
 _NAMED = 3
 
 
 @dataclass
-class _Departure:
-    """The place that a parameter has left, and the optimizers that have been told."""
+class _Stale:
+    """The tensor that a parameter belonged to, and the optimizers that have warned already."""
 
     module: weakref.ref[nn.Module]
     name: str
     path: str
-    told: weakref.WeakSet[Optimizer] = field(default_factory=weakref.WeakSet)
+    warned: weakref.WeakSet[Optimizer] = field(default_factory=weakref.WeakSet[Optimizer])
 
     def missed_by(self, held: set[int]) -> list[str]:
-        """Names of what is trained at the place now, and not by who holds ``held``."""
+        """Names of the trained parameters that the tensor has now, except for those in ``held``."""
         module = self.module()
         if module is None:
             return []
@@ -48,54 +48,54 @@ class _Departure:
         ]
 
 
-_departures: Any = WeakTensorKeyDictionary()
+_stale_parameters: Any = WeakTensorKeyDictionary()
 
-# What reads them all must not meet one that another thread adds.
+# A thread that iterates over them must not meet one that another thread adds.
 _lock = threading.RLock()
 
-_looked: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
+_checked: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 _count = 0
 
 
-def note_departure(parameter: Tensor, module: nn.Module, name: str, path: str) -> None:
-    """Let optimizers that hold a parameter, which has just left its place, warn when they step.
+def mark_stale(parameter: Tensor, module: nn.Module, name: str, path: str) -> None:
+    """Let optimizers that hold a parameter warn when they step: it has just left its module.
 
     Args:
-        parameter: what was, or belonged to, the tensor at the place.
+        parameter: was the tensor, or one of its originals.
         module: the owner of the tensor.
         name: the tensor's name there.
         path: how the warning calls it.
     """
     global _count
     if _count == 0:
-        register_optimizer_step_pre_hook(_look_before_step)
+        register_optimizer_step_pre_hook(_check_before_step)
     _count += 1
     with _lock:
-        _departures[parameter] = _Departure(weakref.ref(module), name, path)
+        _stale_parameters[parameter] = _Stale(weakref.ref(module), name, path)
 
 
-def _look_before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _check_before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    if torch.compiler.is_compiling() or not _departures:
+    if torch.compiler.is_compiling() or not _stale_parameters:
         return
-    # Look once: nothing changes unless something leaves or the optimizer is given something.
+    # Once is enough, until another parameter leaves or the optimizer is given more parameters.
     now = _count, sum(len(group["params"]) for group in optimizer.param_groups)
-    if _looked.get(optimizer) == now:
+    if _checked.get(optimizer) == now:
         return
-    _looked[optimizer] = now
+    _checked[optimizer] = now
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left: list[str] = []
     missed: list[str] = []
     with _lock:
-        departures = list(_departures.items())
-    for parameter, departure in departures:
-        if id(parameter) not in held or optimizer in departure.told:
+        candidates = list(_stale_parameters.items())
+    for parameter, stale in candidates:
+        if id(parameter) not in held or optimizer in stale.warned:
             continue
-        names = departure.missed_by(held)
+        names = stale.missed_by(held)
         if names and not _is_in_a_module(parameter):
-            departure.told.add(optimizer)
-            left.append(departure.path)
+            stale.warned.add(optimizer)
+            left.append(stale.path)
             missed += names
     if left:
         left, missed = list(dict.fromkeys(left)), list(dict.fromkeys(missed))
@@ -109,14 +109,14 @@ def _look_before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def listed(names: list[str]) -> str:
-    """Names in a sentence, the first few of them."""
+    """The first few of some names, for a message."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(repr(name) for name in names[:_NAMED]) + more
 
 
 def _is_in_a_module(parameter: Tensor) -> bool:
     """Whether a module has the parameter: its old owner again, or any other."""
-    # A search through all objects, but only when there is something to warn of.
+    # This searches all objects, but only when there is something to warn of.
     return any(
         (owner.__dict__ if isinstance(owner, nn.Module) else owner).get("_parameters") is container
         for container in gc.get_referrers(parameter)

@@ -1,4 +1,9 @@
-"""Parameters that were tied to constrained tensors while these could be written like plain ones."""
+"""Ties to constrained tensors that are made while these can be written like plain ones.
+
+``a.weight = b.weight`` ties plain parameters. Inside of `constrained.writable` a constrained
+``b.weight`` is read as a parameter for a while, so this ties ``a.weight`` to that parameter. When
+the tensor is constrained again, ``a`` is given its parametrizations.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +17,14 @@ from constrained.registration.install import check_can_hold, install
 Tie = tuple[nn.Module, str, ParametrizationList]
 
 
-def ties(module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]]) -> list[Tie]:
-    """The modules that hold a parameter in the stead of a constrained tensor, to be given `tie`.
-
-    ``a.weight = b.weight`` ties plain parameters. Where ``b.weight`` is constrained, and read as a
-    parameter for the time being, it ties ``a.weight`` to that parameter, which goes when the time
-    is over.
+def find_ties(
+    module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]]
+) -> list[Tie]:
+    """The modules that hold a parameter which stands for a constrained tensor.
 
     Args:
-        module: the modules below it are looked at.
-        written: the parameters, and what computes the tensors in whose stead they are read.
+        module: it and its submodules are searched.
+        written: the parameters, with the parametrizations of the tensors that they stand for.
 
     Raises:
         RuntimeError: if a module can hold no constrained tensor. Nothing has changed then.
@@ -38,7 +41,7 @@ def ties(module: nn.Module, written: Iterable[tuple[Tensor, ParametrizationList]
     return tied
 
 
-def tie(tied: Iterable[Tie]) -> None:
-    """Give these modules the constrained tensors."""
+def install_ties(tied: Iterable[Tie]) -> None:
+    """Give the modules that `find_ties` found the constrained tensors."""
     for owner, name, found in tied:
         install(owner, name, found)

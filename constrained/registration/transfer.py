@@ -1,4 +1,4 @@
-"""How a module gets the parametrizations of another one."""
+"""Copying the parametrizations of one module to another."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.contents import store
-from constrained.atomic.interrupts import Undisturbed
+from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
-from constrained.parametrized.lookup import is_parametrized, list_of
+from constrained.parametrized.locations import is_parametrized, list_of
 from constrained.parametrized.module_class import base_class, is_parametrized_class, set_class
 from constrained.parametrized.originals import register_tensor
-from constrained.parametrized.override import lists, override
+from constrained.parametrized.override import override
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.wrapped import check_not_wrapped
-from constrained.registration.from_torch import adopted_list
+from constrained.parametrized.parametrizations import lists_of
+from constrained.registration.from_torch import converted_list
 from constrained.registration.install import check_can_hold, install
 from constrained.registration.param_groups import ParameterHandover
+from constrained.registration.wrappers import check_not_wrapped
 from constrained.torch_internals.rewriters import Convert, wrap_synchronization
 
 
@@ -49,12 +50,12 @@ def transfer_parametrizations_and_params(
     """
     if not is_parametrized(from_module):
         return to_module
-    names = [tensor_name] if tensor_name is not None else list(from_module.parametrizations)  # type: ignore[arg-type]
+    names = [tensor_name] if tensor_name is not None else list(lists_of(from_module))
     for name in names:
         check_not_wrapped(to_module, name)
     copies: dict[int, Any] = {}
     changed = around([to_module])
-    with Undisturbed(), all_or_nothing(changed, tensors_of(changed)):
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)):
         changes = [(name, _copied(from_module, to_module, name, copies)) for name in names]
         for name, parametrizations in changes:
             handover = ParameterHandover(to_module, name, name)
@@ -75,7 +76,7 @@ def _copied(
         )
     source = list_of(from_module, name)
     if id(source) not in copies:
-        copies[id(source)] = adopted_list(copy.deepcopy(source))
+        copies[id(source)] = converted_list(copy.deepcopy(source))
     copied = copies[id(source)]
     tensor = getattr(to_module, name, None)
     if tensor is not None:
@@ -101,13 +102,13 @@ def _install(module: nn.Module, name: str, parametrizations: ParametrizationList
 
 
 def _placeholder(parametrizations: ParametrizationList) -> Tensor:
-    """A tensor of the right kind, whose place a list can take."""
+    """A tensor of the right kind, to be replaced by a list."""
     empty = torch.empty(0)
     return nn.Parameter(empty) if parametrizations.is_parameter else empty
 
 
 def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> None:
-    """Make a parameter the one that is trained, if there is just one of its dtype."""
+    """Make a parameter the trained original, if there is just one and it has the same dtype."""
     trained = list(parametrizations._parameters.items())
     if not isinstance(tensor, nn.Parameter) or len(trained) != 1:
         return
@@ -122,13 +123,14 @@ def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> Non
 
 
 def _synchronized(convert: Convert, module: nn.Module) -> nn.Module:
-    """A batch normalization as an ``nn.SyncBatchNorm``, which takes its parametrizations over."""
+    """Convert a batch normalization to ``nn.SyncBatchNorm``; it keeps its parametrizations."""
     if not is_parametrized_class(type(module)):
         return convert(module)
-    parametrized, before = lists(module), {}
+    parametrized = lists_of(module)
+    before: dict[str, Any] = {}
     try:
         for name, parametrizations in parametrized.items():
-            # Torch registers what it reads, as the parameter or buffer that it is.
+            # Torch registers the tensors that it reads in the new module.
             value = getattr(module, name).detach()
             is_parameter = getattr(parametrizations, "is_parameter", True)
             before[name] = override(module, name, nn.Parameter(value) if is_parameter else value)
@@ -137,7 +139,7 @@ def _synchronized(convert: Convert, module: nn.Module) -> nn.Module:
         for name, instead in before.items():
             override(module, name, instead)
     if converted is not module:
-        # Torch has handed the submodules over, among them that which holds the parametrizations.
+        # Torch has moved the submodules to the new module, `parametrizations` among them.
         for name in parametrized:
             converted._parameters.pop(name, None)
             converted._buffers.pop(name, None)

@@ -1,22 +1,25 @@
-"""Every private part of torch that is used here, and what is done where torch has none of it.
+"""Every private part of torch that is used here, and what replaces it where torch lacks it.
 
-The engine asks torch for things that it does not tell in public: whether a transform is running,
-whether a tensor was written, what a tracer has recorded. All of that stands in this package, and a
-test holds that no other file reaches for a name of torch that begins with an underscore.
+Some questions the public interface of torch does not answer: whether a transform is running,
+whether a tensor was written, what a tracer has recorded. The private names that answer them are
+used in this package only, and a test holds that no other file uses one.
 
-Each part is taken by looking whether it is there, and whether it answers as it should: see
-`constrained.torch_internals.look_up`. Version numbers are never compared, so that a version which
-nobody has seen yet is met in the same way. Where a part is missing, something public takes its
-place, which is slower and right; `missing` lists these places. ``docs/compatibility.md`` says on
-which versions all of it was tried, and what each of them lacks.
+A private part is used if it exists and works: `constrained.torch_internals.look_up` tries it when
+the file is imported. Version numbers are never compared, so that a version nobody has tried is
+treated alike. Each file says why it needs a part, and what replaces it: something public, which is
+slower and right. `missing` lists the parts that were replaced. ``docs/compatibility.md`` lists
+the versions of torch that all of this was tried on, and the parts that each of them lacks.
 
-* `moments`: what surrounds a computation: transforms, tracers, modes, saved-tensor hooks;
+* `modes`: transforms, tracers, dispatch modes and saved-tensor hooks that are at work;
 * `tensors`: what a tensor is, and whether it was written;
 * `functions`: how an ``autograd.Function`` is applied and differentiated;
-* `calls`: what ``torch.func.functional_call`` puts in the place of a tensor;
-* `graphs`: what ``torch.compile`` remembers while it traces a graph;
+* `hooks`: the hooks that are registered on a tensor;
+* `calls`: how ``torch.func.functional_call`` replaces the tensors of a module;
+* `classes`: what ``torch.nn.utils.parametrize`` writes into the class of a module;
+* `rewriters`: other functions of torch that replace a tensor of a module;
+* `graphs`: one evaluation in each graph that ``torch.compile`` traces;
 * `modules`: what torch writes into modules, optimizers and checkpoints;
-* `shards`: what FSDP writes on the parameters that it has cut.
+* `shards`: what FSDP writes on the modules and parameters that it manages.
 
 Imports go downwards: from here, to torch alone.
 """

@@ -1,8 +1,9 @@
-"""What ``torch.func.functional_call`` puts in the place of a tensor of a module.
+"""How ``torch.func.functional_call`` replaces the tensors of a module for one call.
 
-Torch itself swaps a tensor that is no parameter by `setattr`, which on a module with constraints is
-an assignment. So what swaps is asked to ask first, and does what it always did for every other
-tensor.
+Torch swaps a tensor that is not a parameter by `setattr`, which on a constrained tensor is an
+assignment. So the private functions that swap are wrapped: they hand constrained tensors to the
+`Answers` of the engine, and every other tensor to torch. Where they are missing, or work in another
+way, the public `functional_call` is wrapped instead, which costs a walk through the module.
 """
 
 from __future__ import annotations
@@ -17,31 +18,36 @@ from torch import Tensor, nn
 from torch.nn.utils import stateless
 
 from constrained.torch_internals.look_up import find
+from constrained.torch_internals.modules import submodules
 
 
 class Answers(Protocol):
-    """What is asked about tensors, and done with ours."""
+    """What the engine does with the tensors of modules that are constrained ("ours").
+
+    The engine gives an object of this type to `ask`, since this package imports nothing of it.
+    """
 
     def is_ours(self, module: nn.Module, name: str) -> bool:
         """Whether a tensor of a module is one that is computed."""
         ...
 
     def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
-        """Put a tensor in the place of one of ours, or None in that of such a tensor; the former.
+        """Replace one of ours for the time being, or end that if ``tensor`` is None.
 
-        The former is None where nothing had been put there.
+        Returns:
+            What had replaced it before; None if nothing had.
         """
         ...
 
     def untie(
         self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What is given for tensors by their paths, with those of ours that are tied to them."""
+        """The given tensors by their paths, completed by those of ours that are tied to them."""
         ...
 
 
 def ask(answers: Answers) -> None:
-    """Ask from now on, whenever torch swaps tensors of a module for the time of a call."""
+    """Let torch ask ``answers`` from now on, whenever it swaps tensors of a module for a call."""
     swap = find("torch.nn.utils._named_member_accessor.swap_tensor", _swaps)
     nothing = find("torch.nn.utils._named_member_accessor._MISSING", lambda _: True)
     untie = find("torch.nn.utils.stateless._untie_named_tensors_map", _unties)
@@ -88,7 +94,9 @@ def _ask_where_tensors_are_swapped(
     def swap_tensor(
         module: nn.Module, name: str, tensor: Any, allow_missing: bool = False
     ) -> Tensor | Any:
-        ours = allow_missing and isinstance(module, nn.Module) and answers.is_ours(module, name)
+        # Torch's own types say less than what callers pass.
+        given: Any = module
+        ours = allow_missing and isinstance(given, nn.Module) and answers.is_ours(given, name)
         if not ours:
             return torch_swap(module, name, tensor, allow_missing)
         if tensor is None:
@@ -104,10 +112,10 @@ def _ask_where_tensors_are_swapped(
 
 
 def _swap_once(torch_swap_all: Any) -> None:
-    """Let each of our free parameters be swapped once, which tied tensors have at several paths.
+    """Let each free parameter be swapped once: behind tied tensors it is found at several paths.
 
-    Torch swaps it at each path, and back in the same order: last comes what had been put there for
-    the first path, and it would stay.
+    Torch swaps it at each path, and back in the same order. The last one to be put back is then the
+    replacement for the first path, which would stay.
     """
     from torch.nn.utils._named_member_accessor import NamedMemberAccessor
 
@@ -122,7 +130,7 @@ def _swap_once(torch_swap_all: Any) -> None:
 def _once(
     get_submodule: Callable[[str], nn.Module], named_tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What is given, with the first path alone of each tensor behind a parametrized one."""
+    """The given tensors, each free parameter at its first path only."""
     found: dict[str, Tensor] = {}
     paths: dict[tuple[int, str], str] = {}
     for path, tensor in named_tensors.items():
@@ -131,7 +139,7 @@ def _once(
             try:
                 first = paths.setdefault((id(get_submodule(prefix)), name), path)
             except (AttributeError, TypeError):
-                # There is nothing, as torch will say.
+                # There is no such module, as torch will say.
                 first = path
             if first != path:
                 if tensor is not named_tensors[first]:
@@ -145,20 +153,21 @@ def _once(
 
 
 def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[..., Any]:
-    """The public function, which is left the tensors that are not ours."""
+    """The public function for the tensors that are not ours, around which ours are swapped."""
 
     @functools.wraps(functional_call)
     def asking(module: nn.Module, tensors: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("strict"):
-            # All of our tensors are unexpected then, as torch will say.
+            # Torch raises: to it, all of ours are unexpected keys.
             return functional_call(module, tensors, *args, **kwargs)
-        given: dict[str, Tensor] = {}
-        for more in (tensors,) if isinstance(tensors, Mapping) else tensors:
-            given.update(more)
+        given: dict[str, Any] = {}
+        several: Any = (tensors,) if isinstance(tensors, Mapping) else tensors
+        for some in several:
+            given.update(some)
         if kwargs.get("tie_weights", True):
             given = answers.untie(module, given, dict(given))
         with ExitStack() as stack:
-            rest = {}
+            rest: dict[str, Any] = {}
             for path, tensor in given.items():
                 owner, _, name = path.rpartition(".")
                 here = module.get_submodule(owner)
@@ -169,9 +178,9 @@ def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[.
                     raise _refuse_none(name)
                 before = answers.swap(here, name, tensor)
                 stack.callback(answers.swap, here, name, before)
-            for path, held in module.named_modules():
+            for path, held in submodules(module):
                 if "parametrizations" in path.split("."):
-                    # What is tied has several paths, and torch puts back the wrong tensor.
+                    # Of tied tensors, at several paths, torch puts back the wrong one.
                     stack.callback(held._parameters.update, dict(held._parameters))
                     stack.callback(held._buffers.update, dict(held._buffers))
             return functional_call(module, rest, *args, **kwargs)

@@ -1,7 +1,9 @@
-"""What ``torch.nn.utils.parametrize`` writes into the class of a module, and takes out of it.
+"""What ``torch.nn.utils.parametrize`` writes into the class of a module, and deletes from it.
 
-Torch makes a class for each module, so it may write a property there on registration and delete it
-on removal. A class that many modules share must stay as it is: what changes is one module.
+Torch makes a class for each module: registration writes a property there, removal deletes it. Here
+modules of one kind share a class, which must stay as it is. So the private function that writes the
+property is wrapped, and so is the ``delattr`` that deletes it. Where torch does not work like that,
+`ask` returns False, and the engine makes a class for each module, too.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from constrained.torch_internals.look_up import find
 
 
 class Answers(Protocol):
-    """What is asked about classes, and done with modules of ours."""
+    """What the engine says of classes, and does with modules of its own.
+
+    The engine gives an object of this type to `ask`, since this package imports nothing of it.
+    """
 
     def is_shared(self, cls: type) -> bool:
         """Whether a class is one that several modules share."""
@@ -27,7 +32,7 @@ class Answers(Protocol):
 
 
 def ask(answers: Answers) -> bool:
-    """Ask from now on, whenever torch writes into a class; False where it cannot be asked."""
+    """Let torch ask ``answers`` from now on, before it writes into a class; False if it cannot."""
     inject = find("torch.nn.utils.parametrize._inject_property", _injects)
     if inject is None or not _deletes_by_name():
         return False
@@ -44,7 +49,7 @@ def ask(answers: Answers) -> bool:
             delattr(holder, name)
 
     parametrize._inject_property = inject_property
-    # A name of the file goes before the built-in function.
+    # In that file the name is found before the built-in function.
     parametrize.delattr = delete  # type: ignore[attr-defined]
     return True
 

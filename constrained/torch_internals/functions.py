@@ -1,4 +1,9 @@
-"""How an ``autograd.Function`` is applied without delay, and differentiated forward twice."""
+"""How an ``autograd.Function`` is applied faster, and differentiated twice in forward mode.
+
+`Function.apply` spends longer on the signature of `forward` than a small matrix takes to compute,
+and torch runs a `jvp` where a second forward-mode derivative is lost. Where the private parts are
+missing, `direct` is the public `apply`, and `outside` raises for a second derivative.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from constrained.torch_internals.look_up import answers, find
-from constrained.torch_internals.moments import in_transform, knows_transforms
+from constrained.torch_internals.modes import in_transform, knows_transforms
 
 
 def _goes_directly(_: Any) -> bool:
@@ -21,25 +26,22 @@ def _goes_directly(_: Any) -> bool:
             return 2 * x
 
     with torch.inference_mode(False), torch.enable_grad():
-        y = super(Function, Twice).apply(torch.ones((), requires_grad=True))  # type: ignore[attr-defined]
-    # Not differentiated: a process that is forked after a backward pass may not be able to.
-    return y.grad_fn is not None and y.item() == 2
+        base: Any = super(Function, Twice)
+        y: Tensor = base.apply(torch.ones((), requires_grad=True))
+    # Not differentiated: a process that is forked after a backward pass may fail in its own.
+    return y.grad_fn is not None and bool(y == 2)
 
 
 if find("torch.autograd.Function.__base__", _goes_directly) is not None:
 
     def direct(function: type[Function]) -> Callable[..., Any]:
-        """``function.apply``, which does not look for transforms of torch.func first.
-
-        It matches arguments to the signature of `forward` for their sake, which takes longer than
-        a small matrix.
-        """
+        """``function.apply`` without its look for transforms of torch.func, which takes time."""
         return super(Function, function).apply  # type: ignore[attr-defined]
 
 else:
 
     def direct(function: type[Function]) -> Callable[..., Any]:
-        """``Function.apply``, past a class's own, which may come here."""
+        """``Function.apply`` itself: the ``apply`` of a derived class may call this."""
         return functools.partial(Function.apply.__func__, function)  # type: ignore[attr-defined]
 
 
@@ -57,14 +59,14 @@ _transforms: Any = find("torch._functorch.eager_transforms", lambda m: m.JVP_NES
 def outside(
     rule: Callable[..., Tensor], saved: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
 ) -> Tensor:
-    """What ``rule(saved, *tangents)``, a `jvp`, gives, where others see it.
+    """The result of ``rule(saved, *tangents)``, a `jvp`, with a derivative of its own.
 
-    Torch runs a `jvp` with forward-mode differentiation off, so that of one `torch.func.jvp` inside
-    another nothing is left, without a word (pytorch#197867). Here the rule runs outside of the
+    Torch runs a `jvp` with forward-mode differentiation off, so that the outer one of two nested
+    `torch.func.jvp` silently gets zero (pytorch#197867). Here the rule runs outside of the
     transform that it serves.
 
     Raises:
-        RuntimeError: if it would be inside of another, and this torch cannot leave it.
+        RuntimeError: if it serves the inner one of two, and this torch cannot leave that.
     """
     if not (knows_transforms and _interpreter and _unwrap and _wrap and _forward_mode):
         if _transforms is None or _transforms.JVP_NESTING > 1:

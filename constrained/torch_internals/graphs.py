@@ -1,9 +1,10 @@
 """One evaluation in each graph that ``torch.compile`` traces, however often a value is read.
 
-A compiled graph is made once and run often, so a stored value has no place in it: every graph
-evaluates for itself. But a second read in the same graph is given the value of the first. Merging
-equal operations afterwards would not do, because a backward pass differentiates each evaluation
-that it finds.
+A compiled graph is made once and run often, so that it cannot hold a stored value: each graph
+evaluates for itself. But a second read in the same graph returns the value of the first. To merge
+equal operations afterwards would not help, because by then the backward pass differentiates each
+evaluation. What is remembered is kept with the private tracer of Dynamo. Where that is missing or
+has changed, each read in a graph evaluates.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from constrained.torch_internals.look_up import is_defined
-from constrained.torch_internals.moments import in_transform
+from constrained.torch_internals.modes import in_transform
 from constrained.torch_internals.tensors import version
 
 
 def traced_value(parametrized: Any) -> Tensor:
-    """The value, for a tracer that watches: evaluated at the first read in each graph.
+    """The value under a tracer: evaluated at the first read in each graph.
 
     Args:
         parametrized: a `constrained.parametrize.ParametrizationList`.
@@ -31,7 +32,7 @@ def traced_value(parametrized: Any) -> Tensor:
         return parametrized()
     from torch._dynamo.comptime import comptime
 
-    # Run by the tracer: `_recall` gives `value` the value of an earlier read, if there is one.
+    # The tracer calls these: `_recall` sets `value` to the value of an earlier read, if any.
     tensors, value = (*parametrized.originals(), *parametrized.buffers()), None
     comptime(_check)
     comptime(_recall)
@@ -46,9 +47,8 @@ _can_remember = is_defined("torch._dynamo.comptime.comptime")
 
 
 def _cautious(step: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A step that may fail, where the tracer's insides are not what they were."""
+    """A step that does nothing if it fails, as it may where the tracer has changed."""
 
-    # Then each read of the graph evaluates for itself.
     @functools.wraps(step)
     def attempt(context: Any) -> None:
         with suppress(AttributeError, KeyError, LookupError, TypeError):
@@ -58,7 +58,7 @@ def _cautious(step: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _check(context: Any) -> None:
-    # Nothing of it would be in the graph; of a write eager code raises here.
+    # Eager code raises here if the value was written. The graph would not hold the write.
     with suppress(AttributeError, KeyError, LookupError):
         parametrized = _real(_tracer_of(context), "parametrized")
         parametrized.check_traced(parametrized.place())
@@ -90,8 +90,9 @@ def _tracer_of(context: Any) -> Any:
 
 
 def _memory(tracer: Any) -> dict[nn.Module, tuple[Any, Any]]:
-    """What is remembered for the graph that is being traced, and dies with its tracer."""
-    return vars(tracer.output.current_tracer).setdefault("_constrained_values", {})
+    """The values of the graph that is being traced, by their lists. They end with its tracer."""
+    attributes = cast(dict[str, Any], vars(tracer.output.current_tracer))
+    return attributes.setdefault("_constrained_values", {})
 
 
 def _real(tracer: Any, name: str) -> Any:
@@ -99,9 +100,9 @@ def _real(tracer: Any, name: str) -> Any:
 
 
 def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
-    """What must still be so when the value is used again; None if it may never be.
+    """What must be the same when the value is used again; None if it must not be.
 
-    While a graph is traced, its tensors are stand-ins that count their writes.
+    The tensors of a graph that is traced are fake ones, which count their writes.
     """
     parametrized = _real(tracer, "parametrized")
     inner = [p for m in list(parametrized.modules())[1:] for p in m._parameters]
@@ -123,6 +124,6 @@ def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
 
 
 def _hide_writes() -> tuple[Any, ...]:
-    """What ``tensor.data``, and setting it, become in a graph: writes that nobody counts."""
+    """What ``tensor.data``, and setting it, become in a graph: writes that are not counted."""
     c: Any = torch._C
     return c._autograd._get_data_attr, c.TensorBase.set_

@@ -1,4 +1,8 @@
-"""The hooks of a tensor that an operation gave, and how it calls those of another one."""
+"""The hooks that are registered on a tensor with a graph, and how it calls those of another one.
+
+A hook on the value of a parametrized tensor outlives that value: the next value calls it. There is
+no public way to list the hooks of a tensor. Without the private one, hooks end with their value.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +24,25 @@ def _given() -> Tensor:
         return torch.ones((), requires_grad=True) * 2
 
 
+def _same(gradient: Tensor) -> Tensor:
+    return gradient
+
+
 def _knows_hooks(_: Any) -> bool:
-    first, second = _given(), _given()
+    first: Any = _given()
+    second: Any = _given()
     with torch.inference_mode(False):
-        handle = first.register_hook(lambda gradient: gradient)
+        handle: Any = first.register_hook(_same)
     if first._backward_hooks is None or second._backward_hooks is not None:
         return False
     handle.remove()
     _give(second, first._backward_hooks)
-    # Not differentiated: a process that is forked after a backward pass may not be able to.
+    # Not differentiated: a process that is forked after a backward pass may fail in its own.
     return second._backward_hooks is first._backward_hooks and not second._backward_hooks
 
 
 def _give(tensor: Any, hooks: Any) -> None:
-    # As `Tensor.register_hook` does. The node calls what the dictionary holds when it runs.
+    # As `Tensor.register_hook` does. The node calls the hooks that the dictionary holds by then.
     tensor._backward_hooks = hooks
     tensor.grad_fn._register_hook_dict(tensor)
 
@@ -41,16 +50,16 @@ def _give(tensor: Any, hooks: Any) -> None:
 if find("torch.Tensor._backward_hooks", _knows_hooks) is not None:
 
     def hooks_of(tensor: Tensor) -> Any:
-        """The dictionary of what ``register_hook`` was given, if there is one; or None."""
+        """The dictionary of the hooks on a tensor; None if there is none yet."""
         return tensor._backward_hooks
 
     def call_first(tensor: Any, hook: Hook, own: OrderedDict[int, Hook]) -> None:
-        """Let a tensor that an operation gave call a hook that is in no dictionary that is seen.
+        """Let a tensor with a graph call a hook before those that are registered from now on.
 
         Args:
             tensor: whose gradient the hook is called with.
-            hook: what is called before all that is registered from now on.
-            own: where that goes, empty as yet.
+            hook: not in the dictionary that `hooks_of` gives.
+            own: an empty dictionary, which `hooks_of` gives from now on.
         """
         _give(tensor, OrderedDict({0: hook}))
         _give(tensor, own)
@@ -58,27 +67,31 @@ if find("torch.Tensor._backward_hooks", _knows_hooks) is not None:
 else:
 
     def hooks_of(tensor: Tensor) -> Any:
-        """Nothing that is known: hooks end with their tensor."""
+        """None: hooks end with their tensor."""
         del tensor
         return None
 
     def call_first(tensor: Any, hook: Hook, own: OrderedDict[int, Hook]) -> None:
-        """Nothing: see above."""
+        """Do nothing: hooks end with their tensor."""
         del tensor, hook, own
 
 
 def _code_of_many() -> Any:
-    """The code that is common to all hooks of ``register_multi_grad_hook`` that wait for all."""
+    """The code of all hooks of ``register_multi_grad_hook`` in the mode "all"."""
     tensor = _given()
     with torch.inference_mode(False):
         register_multi_grad_hook([tensor], lambda _: None)
-    (hook,) = (hooks_of(tensor) or {}).values() or (None,)
-    return getattr(hook, "__code__", None)
+    hooks: dict[int, Any] = hooks_of(tensor) or {}
+    return next((getattr(hook, "__code__", None) for hook in hooks.values()), None)
 
 
 _of_many = _code_of_many()
 
 
 def lasts(hook: Hook) -> bool:
-    """Whether another tensor may call a hook: not one that counts the nodes it was made for."""
+    """Whether another tensor may call a hook.
+
+    Not if it counts the nodes that it was registered on, as `register_multi_grad_hook` does. Where
+    its code is not known, every hook lasts.
+    """
     return _of_many is None or getattr(hook, "__code__", None) is not _of_many

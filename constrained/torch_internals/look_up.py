@@ -1,4 +1,4 @@
-"""How a private part of torch is looked for."""
+"""How a private part of torch is found: by whether it exists, and does what is needed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _missing: list[str] = []
 
 
 def find(name: str, works: Callable[[Any], bool]) -> Any:
-    """A private part of torch, if there is one that does what is asked of it; else None.
+    """A private part of torch, if it exists and works; else None, and `missing` lists it.
 
     Args:
         name: dotted, beginning with ``torch``.
-        works: asks it something, and says whether the answer is one.
+        works: tries the part, and returns whether it does what is needed. Any error means no.
     """
     found = _find(name)
     try:
         is_there = found is not None and works(found)
-    except Exception:  # What a part that has changed raises is not known.
+    except Exception:  # A part that has changed may raise anything.
         is_there = False
     if not is_there:
         _missing.append(name)
@@ -30,7 +30,7 @@ def find(name: str, works: Callable[[Any], bool]) -> Any:
 
 
 def is_defined(name: str) -> bool:
-    """Whether a file of torch defines a name, told without loading it, which may take seconds.
+    """Whether a file of torch defines a name. It is not imported: that may take seconds.
 
     Args:
         name: dotted, beginning with ``torch``.
@@ -51,7 +51,7 @@ def _is_defined(name: str) -> bool:
 
 
 def answers(*args: Any) -> Callable[[Any], bool]:
-    """Whether a function takes these arguments, whatever it answers."""
+    """A trial for `find`: whether a function takes these arguments, whatever it returns."""
 
     def asked(function: Any) -> bool:
         function(*args)
@@ -61,7 +61,7 @@ def answers(*args: Any) -> Callable[[Any], bool]:
 
 
 def missing() -> tuple[str, ...]:
-    """The private parts that this torch lacks, or has changed; others do their work."""
+    """The private parts that this torch lacks, or has changed, and that are replaced."""
     return tuple(_missing)
 
 

@@ -1,10 +1,13 @@
-"""What torch writes into modules, optimizers and checkpoints, and expects to find there."""
+"""What torch writes into modules, optimizers and checkpoints, and expects to find there.
+
+None of these names has a public counterpart. What replaces each of them is said beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +16,23 @@ from torch.optim import LBFGS
 
 from constrained.torch_internals.look_up import find
 
-#: The methods by which modules give their tensors initial values, where they have them.
+#: The methods by which modules of torch give their tensors initial values.
 INITIALISING = ("reset_parameters", "_reset_parameters", "reset_running_stats")
 
 
 def is_normalization(cls: type) -> bool:
     """Whether a class of modules updates its statistics in place when it is called."""
-    # They have no public class in common.
+    # They have no public base class.
     files = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm")
     return any(base.__module__ in files for base in cls.__mro__)
+
+
+def submodules(
+    module: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    """``module.named_modules()``, whose annotation in torch leaves types unknown."""
+    found: Any = cast(Any, module).named_modules(remove_duplicate=remove_duplicate)
+    return found
 
 
 # ----------------------------------------------------------------------- replicas of a module
@@ -33,10 +44,10 @@ _marks_replicas = find(
 
 
 def is_replica(module: Any) -> bool:
-    """Whether ``DataParallel`` has copied a module, with tensors of another device, for a call."""
+    """Whether a module is a copy that ``DataParallel`` made for a call on another device."""
     if _marks_replicas is not None:
         return "_is_replica" in module.__dict__
-    # Its parameters are parameters no more, but tensors among its attributes.
+    # The parameters of a replica are plain tensors among its attributes.
     return any(isinstance(value, Tensor) for value in module.__dict__.values())
 
 
@@ -57,15 +68,15 @@ _LISTS = {
 
 _FILE = nn.Module.named_modules.__code__.co_filename
 
-#: Packages that pair the parameters of a model with those which they find by walking through
-#: ``_parameters`` and ``_modules``: a module's own come first.
+#: Packages that pair the listed parameters of a model with those in ``_parameters`` and
+#: ``_modules``, where a module's own come first.
 _WALKERS = ("higher",)
 
 
 def lists_tensors(frame: FrameType | None) -> bool:
-    """Whether a frame, or who called it in the same file, lists parameters or buffers.
+    """Whether a frame, or its caller in the same file, lists parameters or buffers.
 
-    Not if they are listed for somebody who relies on the order in which torch walks.
+    Not if a package asked for them that relies on torch's own order.
     """
     while frame is not None and frame.f_code not in _LISTS:
         if frame.f_code.co_filename != _FILE:
@@ -81,13 +92,13 @@ def lists_tensors(frame: FrameType | None) -> bool:
 
 # --------------------------------------------------------------------------- tensor parallelism
 
-#: What ``torch.distributed.tensor.distribute_module`` asks of a module before it changes anything,
-#: whoever calls it. Versions that do not ask list its ``named_modules`` first.
+#: The attribute of a module that ``torch.distributed.tensor.distribute_module`` reads before it
+#: changes anything. Versions that do not read it list the module's ``named_modules`` first.
 IS_DISTRIBUTED = "_distribute_module_applied"
 
 
 def distributes(frame: FrameType) -> bool:
-    """Whether a frame is about to cut the tensors of a module into shards."""
+    """Whether a frame is the one that cuts the tensors of a module into shards."""
     return frame.f_code.co_name == "distribute_module"
 
 
@@ -106,7 +117,7 @@ _global_hooks = (
 )
 
 
-#: What runs hooks when a module is called: the dictionaries of each module.
+#: The dictionaries of a module that hold the hooks which run when it is called.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -133,12 +144,12 @@ _counts_contexts = None not in (
 
 
 def torch_cache() -> object | None:
-    """What stands for the outermost ``torch.nn.utils.parametrize.cached()``; None outside of it.
+    """An object for the outermost ``torch.nn.utils.parametrize.cached()``; None outside of one.
 
-    None where torch does not tell: then every read of a foreign parametrization evaluates it.
+    None where torch does not tell: then every read of a foreign parametrization evaluates.
     """
     if _counts_contexts and parametrize._cache_enabled:
-        # Torch puts a fresh dictionary in place whenever its outermost context is left.
+        # Torch makes a new dictionary whenever the outermost block is left.
         return parametrize._cache
     return None
 
@@ -147,8 +158,8 @@ def torch_cache() -> object | None:
 
 
 def forget_size(optimizer: LBFGS) -> None:
-    """Let an optimizer count the entries of its parameters anew."""
-    # What it has not looked for yet is None: such is its count, under whatever name.
+    """Let an optimizer count the entries of its parameters again."""
+    # In a new optimizer the count is None, under whatever name.
     fresh = LBFGS([torch.zeros(1, requires_grad=True)])
     for name, value in vars(fresh).items():
         if value is None:
@@ -159,10 +170,10 @@ def forget_size(optimizer: LBFGS) -> None:
 
 
 def versions_in(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The versions of modules that a state dict brings with it, by their paths."""
+    """The versions of modules in a state dict, by their paths; None if it has none."""
     return getattr(state, "_metadata", None)
 
 
 def put_versions(state: Any, versions: Mapping[str, Any]) -> None:
-    """Let a state dict bring the versions of modules with it."""
+    """Put versions of modules into a state dict."""
     state._metadata = versions

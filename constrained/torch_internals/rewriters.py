@@ -1,7 +1,8 @@
-"""Functions of torch that put something else in the place of a tensor, and ask nobody.
+"""Functions of torch that replace a tensor of a module without calling any of its methods.
 
-They reach into the dictionaries of a module, or read what they take for a parameter. They are
-methods of classes, where whoever calls them finds what is put here.
+They reach into the dictionaries of a module, or read what they take to be a parameter. All of them
+are public methods of classes, and are wrapped there: every caller then gets the wrapped one. No
+version of torch lacks them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Convert = Callable[[nn.Module], nn.Module]
 
 
 def ask_before_norms(check: Callable[[nn.Module, str], None]) -> None:
-    """Call ``check(module, name)`` before an old norm, one that hooks compute, takes a tensor."""
+    """Call ``check(module, name)`` before one of the old norms, which are hooks, takes a tensor."""
     for norm in (WeightNorm, SpectralNorm):
         norm.apply = staticmethod(_asking(norm.apply, check))  # type: ignore[method-assign]
 
@@ -33,12 +34,12 @@ def _asking(apply: Any, check: Callable[[nn.Module, str], None]) -> Callable[...
 
 
 def wrap_synchronization(around: Callable[[Convert, nn.Module], nn.Module]) -> None:
-    """Let ``around(convert, module)`` do it where a module becomes an ``nn.SyncBatchNorm``."""
+    """Let ``around(convert, module)`` convert a module to an ``nn.SyncBatchNorm``."""
     convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm.__func__  # type: ignore[attr-defined]
 
     @functools.wraps(convert)
     def converting(cls: Any, module: nn.Module, process_group: Any = None) -> nn.Module:
-        # Torch comes here for each submodule.
+        # Torch calls this for each submodule.
         return around(lambda m: convert(cls, m, process_group), module)
 
     nn.SyncBatchNorm.convert_sync_batchnorm = classmethod(converting)  # type: ignore[assignment]

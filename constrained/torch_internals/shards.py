@@ -1,4 +1,9 @@
-"""What FSDP writes on the modules and parameters that it looks after, and how a shard is cut."""
+"""What FSDP writes on the modules and parameters that it manages, and how a shard is cut.
+
+FSDP2 is ``fully_shard``, FSDP1 ``FullyShardedDataParallel``. Both mark modules for the compiler,
+and there is no public way to ask. Where torch does not write these marks, the modules that FSDP
+wraps are searched for, and a flat parameter is told by the memory it is a part of.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +18,16 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-#: The marks, for the compiler, on a module that either FSDP manages, and on a parameter of which
-#: the first has left this process a piece.
+#: The marks on a module that either FSDP manages, and on a parameter of which FSDP1 has left this
+#: process a piece.
 _MANAGED, _FLAT = "_is_fsdp_managed_module", "_fsdp_flattened"
 
 
 def is_managed(module: nn.Module) -> bool:
-    """Whether FSDP, the first or the second, looks after the parameters of a module."""
+    """Whether FSDP1 or FSDP2 manages the parameters of a module."""
     if _MANAGED in module.__dict__:
         return True
-    # Nothing of the search can be traced, and it has been made before anything is compiled.
+    # The search cannot be traced, and was made before anything is compiled.
     if torch.compiler.is_compiling() or not _is_loaded() or _is_written(_MANAGED):
         return False
     wrappers = [
@@ -34,14 +39,14 @@ def is_managed(module: nn.Module) -> bool:
 
 
 def is_flat(tensor: Tensor) -> bool:
-    """Whether the first FSDP has made a tensor a piece of its flat parameter."""
+    """Whether FSDP1 has made a tensor a piece of its flat parameter."""
     if getattr(tensor, _FLAT, False):
         return True
     if torch.compiler.is_compiling() or not _is_loaded() or _is_written(_FLAT):
         return False
     if type(tensor) is not nn.Parameter:
         return False
-    # It then is a part of a larger stretch of memory.
+    # Such a piece is a part of a larger stretch of memory.
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
 
@@ -56,11 +61,11 @@ def _is_loaded() -> bool:
 
 @functools.cache
 def _is_written(mark: str) -> bool:
-    """Whether a function of FSDP names a mark, as those do that write it."""
+    """Whether this torch writes a mark: a function of FSDP that does so names it."""
     files = [m for name, m in list(sys.modules.items()) if name.startswith("torch.distributed.")]
     for file in files:
         for value in vars(file).values():
-            # By their types: some things there warn when they are asked for an attribute.
+            # By type: some objects there warn when an attribute is read.
             if type(value) is FunctionType and mark in (
                 *value.__code__.co_names,
                 *value.__code__.co_consts,
@@ -77,6 +82,6 @@ def own_part(source: Tensor, like: Any) -> Any:
 
     cut: Any = functools.partial(distribute_tensor, source, like.device_mesh, like.placements)
     if "src_data_rank" in inspect.signature(distribute_tensor).parameters:
-        # No process sends anything: all of them have the source.
+        # No process needs to send anything: all of them have the source.
         return cut(src_data_rank=None)
     return cut()

@@ -15,8 +15,11 @@ from constrained.torch_internals.look_up import find
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor can be looked at: it is no stand-in of a tracer."""
-    # No tensor is fake as long as nobody has loaded what makes them.
+    """Whether a tensor has numbers: it is not a fake one, which a tracer computes shapes with.
+
+    Where torch has no `is_fake`, a computation is tried.
+    """
+    # No tensor is fake before the file that makes them is imported.
     fakes: Any = sys.modules.get("torch._subclasses.fake_tensor")
     if fakes is None:
         return True
@@ -31,8 +34,8 @@ def has_memory(tensor: Tensor) -> bool:
 
 
 def is_wrapper(tensor: Tensor) -> bool:
-    """Whether a tensor is one of a subclass that is made of other tensors."""
-    # The protocol of such subclasses, by which torch itself knows them.
+    """Whether a tensor is of a subclass that is made of other tensors."""
+    # Torch itself tells by these two methods.
     return (
         type(tensor) is not Tensor
         and hasattr(tensor, "__tensor_flatten__")
@@ -50,7 +53,8 @@ def _has_no_memory(value: Tensor) -> bool:
     return False
 
 
-#: Whether a tensor belongs to a transform of torch.func, where its numbers are not at hand.
+#: Whether a tensor belongs to a transform of torch.func. If so it has no address, which is tried
+#: where torch does not tell.
 is_transformed: Callable[[Tensor], bool] = (
     find(
         "torch._C._functorch.is_functorch_wrapped_tensor",
@@ -60,24 +64,25 @@ is_transformed: Callable[[Tensor], bool] = (
 )
 
 
-# Of a batch of gradients, as ``is_grads_batched`` of torch.autograd.grad makes one: whether a
-# tensor stands for many. Torch has no public word for it.
+# Whether a tensor stands for a batch of gradients, as ``is_grads_batched`` of torch.autograd.grad
+# makes one. There is no public way to ask; where this is missing, such a gradient is treated as a
+# single one.
 _stands_for_many: Callable[[Tensor], bool] | None = find(
     "torch._C._functorch.is_legacy_batchedtensor", lambda f: f(torch.empty(0)) is False
 )
 
 
 def is_batch(tensor: Tensor) -> bool:
-    """Whether a gradient stands for many, of which each operation is done at once."""
+    """Whether a gradient stands for a batch of gradients."""
     return is_transformed(tensor) or (_stands_for_many is not None and _stands_for_many(tensor))
 
 
 def _digest(tensor: Tensor) -> int:
-    """A number that tells what a tensor holds, for a torch that does not count writes."""
+    """A hash of what a tensor holds, for a torch without version counters."""
     strided = tensor.layout is torch.strided and tensor.numel() > 0
     if not strided or tensor.is_meta or is_transformed(tensor) or not has_memory(tensor):
         return 0
-    # The memory itself: an operation would be seen by transforms and tracers.
+    # Read from memory: transforms and tracers would record an operation.
     size, storage = tensor.element_size(), tensor.untyped_storage()
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.storage_offset() * size
@@ -85,8 +90,8 @@ def _digest(tensor: Tensor) -> int:
     return hash(ctypes.string_at(memory.data_ptr() + int(start), (int(reach) + 1) * size))
 
 
-#: How often a tensor was written, as autograd counts it; an inference tensor has no count. A
-#: tensor that was not written since has the same number.
+#: How often a tensor was written, as autograd counts it; an inference tensor has no count. There is
+#: no public counter; a hash of the contents takes its place.
 version: Callable[[Tensor], int] = (
     operator.attrgetter("_version")
     if find("torch.Tensor._version", lambda _: torch.zeros(()).add_(1)._version == 1)
@@ -95,7 +100,7 @@ version: Callable[[Tensor], int] = (
 
 
 def has_values(value: Tensor) -> bool:
-    """Whether the numbers of a tensor can be looked at: it is no meta, fake or traced tensor."""
+    """Whether the numbers of a tensor can be read: it is not a meta, fake or traced tensor."""
     if value.is_meta or torch.compiler.is_compiling() or is_transformed(value):
         return False
     return has_memory(value)

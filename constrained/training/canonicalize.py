@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from constrained.atomic import shards as sharded
+from constrained.atomic import sharded
 from constrained.atomic.contents import store
 from constrained.constraint.base import Constraint
 from constrained.parametrized.parametrization_list import ParametrizationList
@@ -105,7 +105,7 @@ def restart(tensor: ParametrizationList, trained: Collection[int] | None = None)
     mine = tensor.originals()
     if not any(map(is_flat, mine)) and _may_write(tensor, range(len(mine)), trained):
         with torch.no_grad():
-            tensor.put(invert(tensor, tensor()))
+            tensor.store_originals(invert(tensor, tensor()))
 
 
 def _may_write(

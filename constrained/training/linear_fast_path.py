@@ -30,8 +30,8 @@ from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.torch_internals.functions import direct
+from constrained.torch_internals.modes import has_saving_hooks, is_transformed
 from constrained.torch_internals.modules import is_replica
-from constrained.torch_internals.moments import has_saving_hooks, is_transformed
 from constrained.torch_internals.tensors import is_batch, version
 
 _is_compiling, _is_watched = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling

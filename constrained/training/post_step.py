@@ -30,7 +30,11 @@ from torch.optim.optimizer import (
 )
 
 from constrained.evaluation.events import expect_writes
-from constrained.parametrized.holders import holders, note_all, when_first_noted
+from constrained.parametrized.originals_index import (
+    call_when_first_indexed,
+    lists_with_original,
+    reindex_all,
+)
 from constrained.training.canonicalize import (
     batch_key,
     has_step_gradient,
@@ -79,7 +83,7 @@ def _watch_steps() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-when_first_noted(_watch_steps)
+call_when_first_indexed(_watch_steps)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -176,9 +180,9 @@ def _items(optimizer: Optimizer) -> list[Any]:
     ids = tuple(map(id, parameters))
     if _known.get(optimizer) != ids:
         # Somebody may have put parameters in their place without a word, as FSDP does.
-        note_all()
+        reindex_all()
         _known[optimizer] = ids
-    return list({id(item): item for p in parameters for item in holders(p)}.values())
+    return list({id(item): item for p in parameters for item in lists_with_original(p)}.values())
 
 
 def _trained(optimizer: Optimizer) -> set[int]:

@@ -14,9 +14,9 @@ from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import check_whole
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.layer import layer_of, taken_from
+from constraints.math.matrix import symmetric_part
 from constraints.math.paraunitary import gram_defect, kernel_of, peeled, times_factor, wide
 from constraints.math.polar import polar
-from constraints.math.psd_part import symmetric_part
 
 
 @register("orthogonal_conv", aliases=("orthogonal_convolution", "bcop", "aoc", "block_orthogonal"))

@@ -1,37 +1,45 @@
-"""What an autograd Function needs in order to be differentiated in every mode, at any order."""
+"""Functions whose code branches on numbers, made differentiable and visible to tracers.
+
+The cheapest way to compute a polar factor, say, depends on the numbers in the matrix. Autograd
+cannot differentiate such a function by recording it, and a tracer (torch.compile, torch.export,
+torch.jit.trace) or the meta device has no numbers to branch on. `differentiable` wraps the function
+for both: as a `Function` with a derivative of its own, and as an opaque operator of
+``torch.library`` that a tracer records and that sees the numbers when the traced graph runs.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
+from constrained.constraint.precision import autocast_disabled
 from constrained.torch_internals.functions import direct, outside
-from constrained.torch_internals.moments import in_forward_mode, in_transform, is_traced
-from constrained.torch_internals.moments import untraced as untraced
+from constrained.torch_internals.modes import in_forward_mode, in_transform, is_traced, untraced
 from constrained.torch_internals.tensors import is_transformed
 
 
 class DirectFunction(Function):
-    """A `Function` of positional arguments, applied without delay.
+    """A `Function` of positional arguments with less overhead per call.
 
-    For the sake of torch.func, `Function.apply` first matches its arguments to the signature of
-    `forward`: it takes longer than a small matrix. Outside of torch.func there is no need to.
+    `Function.apply` first binds its arguments to the signature of `forward`, for torch.func. That
+    takes longer than the arithmetic of a small matrix, so it is skipped where torch.func is not
+    active.
     """
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """The outputs of `forward`."""
-        return super().apply(*args) if in_transform() else direct(cls)(*args)
+        return cast("Any", super()).apply(*args) if in_transform() else direct(cls)(*args)
 
 
 def goes_by_operator() -> bool:
-    """Whether a tracer watches, which takes an operator and no Python that branches on numbers."""
+    """Whether a tracer is active, so that an operator has to stand for code that branches."""
     return torch.compiler.is_compiling() or is_traced()
 
 
@@ -40,21 +48,26 @@ def has_numbers(X: Tensor) -> bool:
     return type(X) in (Tensor, Parameter) and not X.is_meta and not is_transformed(X)
 
 
-def needs_derivative(X: Tensor) -> bool:
-    """Whether what is computed from X may be differentiated, by what is seen here, or traced.
+def may_branch(X: Tensor) -> bool:
+    """Whether Python may branch on the numbers of X, and no tracer would miss it."""
+    return not goes_by_operator() and has_numbers(X)
 
-    If not, its numbers are at hand, on the CPU: elsewhere to branch on them means to wait.
+
+def needs_derivative(X: Tensor) -> bool:
+    """Whether a computation with X must be one that autograd or a tracer can follow.
+
+    If not, X is on the CPU and its numbers may be read. On other devices the answer is always yes,
+    because reading a number there means to wait for the device.
     """
     return (
-        goes_by_operator()
-        or not (X.is_cpu and has_numbers(X))
+        not (X.is_cpu and may_branch(X))
         or (torch.is_grad_enabled() and X.requires_grad)
         or in_forward_mode()
     )
 
 
 def nestable(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A `jvp` of a `Function` that nests, from ``rule(ctx, saved_tensors, *tangents)``.
+    """A `jvp` of a `Function` that can be nested, from ``rule(ctx, saved_tensors, *tangents)``.
 
     See `constrained.torch_internals.functions.outside`.
     """
@@ -66,9 +79,154 @@ def nestable(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return jvp
 
 
-def in_front(
-    info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Tensor, ...]
-) -> Iterator[Tensor]:
-    """The inputs of a `vmap` rule with the new dimension in front, as one more batch dimension."""
+def in_front(info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Iterator[Any]:
+    """The inputs of a `vmap` rule with the new dimension in front, as one more batch dimension.
+
+    Arguments that are not tensors are passed on as they are.
+    """
     for x, dim in zip(inputs, in_dims, strict=True):
-        yield x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        if not isinstance(x, Tensor):
+            yield x
+        else:
+            yield x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def _like_first(X: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(X, memory_format=torch.contiguous_format)
+
+
+def operator(
+    name: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any] = _like_first,
+    schema: str | None = None,
+) -> Any:
+    """A function as an operator of ``torch.library``: opaque to tracers, without a derivative.
+
+    Args:
+        name: the operator's name, ``"constraints::..."``. Exported programs refer to it.
+        function: takes a tensor first; leading dimensions of all tensors are batch dimensions, in
+            its results too. Results are contiguous and share no memory with the arguments. Its
+            parameter names and annotations are the schema of the operator, which exported programs
+            refer to as well.
+        fake: the shapes of the results, as empty tensors; by default that of the first argument.
+        schema: the schema, where older versions of torch cannot derive it from the annotations.
+    """
+
+    @functools.wraps(function)
+    def without_autocast(*args: Any) -> Any:
+        # A backward graph runs in the caller's autocast state.
+        with autocast_disabled(args[0]):
+            return function(*args)
+
+    made: Any = torch.library.custom_op(
+        name, untraced(without_autocast), mutates_args=(), schema=schema
+    )
+    made.register_fake(fake)
+
+    @made.register_vmap
+    def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+        outputs = made(*in_front(info, in_dims, inputs))
+        return outputs, 0 if isinstance(outputs, Tensor) else (0,) * len(outputs)
+
+    return made
+
+
+def without_derivative(
+    name: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any] = _like_first,
+    schema: str | None = None,
+) -> Callable[..., Any]:
+    """A function that branches on numbers, called as itself or, in traced code, as an operator.
+
+    The arguments are those of `operator`. The first argument must not require a gradient.
+    """
+    made = operator(name, function, fake, schema)
+
+    def apply(X: Tensor, *args: Any) -> Any:
+        return (function if may_branch(X) else made)(X, *args)
+
+    return apply
+
+
+def differentiable(
+    name: str,
+    function: Callable[..., Tensor],
+    gradient_name: str,
+    gradient: Callable[..., Tensor],
+    derivative: Callable[..., Tensor],
+    *,
+    saves_input: bool = True,
+) -> Callable[..., Tensor]:
+    """A function of one tensor that branches on numbers, differentiable in every mode and order.
+
+    The derivative is a self-adjoint linear map in each of the functions that are made this way, so
+    one rule serves forward and reverse mode. It is given twice: `derivative` consists of operations
+    that can be differentiated again; `gradient` need not, may branch on numbers, and is used for
+    first-order gradients because it is cheaper.
+
+    Args:
+        name: of the operator for ``function``.
+        function: ``function(X, *numbers)``, as `operator` wants it.
+        gradient_name: of the operator for ``gradient``.
+        gradient: ``gradient(X, W, V, *numbers)``, the derivative at X, where the value is W, in
+            direction V; as `operator` wants it.
+        derivative: the same, differentiable.
+        saves_input: whether the two rules take X. If not, they are called without it, and X is not
+            kept for the backward pass.
+
+    Returns:
+        ``apply(X, *numbers)``.
+    """
+    value_operator = operator(name, function)
+    gradient_operator = operator(gradient_name, gradient)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        saved = (inputs[0], output) if saves_input else (output,)
+        ctx.save_for_backward(*saved)
+        ctx.numbers = inputs[1:]
+        return saved
+
+    def operator_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        save(ctx, inputs, output)
+
+    class Differentiable(DirectFunction):
+        @staticmethod
+        def forward(X: Tensor, *numbers: float) -> Tensor:
+            return function(X, *numbers) if has_numbers(X) else value_operator(X, *numbers)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            ctx.save_for_forward(*save(ctx, inputs, output))
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            (G,), saved = gradients, ctx.saved_tensors
+            once = not torch.is_grad_enabled() and has_numbers(saved[0]) and has_numbers(G)
+            with autocast_disabled(G):
+                result = (gradient if once else derivative)(*saved, G, *ctx.numbers)
+            return result, *(None,) * len(ctx.numbers)
+
+        @staticmethod
+        @nestable
+        def jvp(ctx: Any, saved: tuple[Tensor, ...], dX: Tensor, *_: None) -> Tensor:
+            return derivative(*saved, dX, *ctx.numbers)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+            return Differentiable.apply(*in_front(info, in_dims, inputs)), 0
+
+    def operator_backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
+        result = gradient_operator(*ctx.saved_tensors, G, *ctx.numbers)
+        return result, *(None,) * len(ctx.numbers)
+
+    # The operator has the backward too, since torch.compile takes no Function that defines `jvp`.
+    value_operator.register_autograd(operator_backward, setup_context=operator_save)
+
+    def apply(X: Tensor, *numbers: float) -> Tensor:
+        if goes_by_operator():
+            return value_operator(X, *numbers)
+        return Differentiable.apply(X, *numbers)
+
+    return apply

@@ -8,20 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Newton steps on one scale of the matrix, and halvings of a step, at most.
+from constraints.math import linalg
+
+#: The largest number of Newton steps at one scale of the matrix, and of halvings of a step.
 STEPS, HALVINGS = 100, 40
 
 
-# Derivation. With the condition on the column sums moved into the objective, by multipliers v, the
-# rows part: row i of W is the point of the simplex nearest to X_i - v, with the value
+# Derivation. With the condition on the column sums moved into the objective by multipliers v, the
+# problem separates into rows: row i of W is the point of the simplex nearest to X_i - v. The dual
+# function is
 #
 #     phi(v) = sum_i max_w (w'(X_i - v) - w'w / 2) + sum_j v_j,        grad phi = 1 - c,
 #
-# c the column sums of W. It is convex and piecewise quadratic: where M marks the entries of W that
-# are not 0, and m counts those of each row, its Hessian is diag(M'1) - M' diag(1/m) M, the
-# Laplacian of a graph. Newton's method ends after finitely many steps. As for `sinkhorn`, large
-# matrices are reached by doubling small ones, which warm-starts v; and v is not kept but subtracted
-# from X, so that no digits of the entries next to 0 are lost.
+# with the column sums c of W. It is convex and piecewise quadratic. Let M be the matrix that is 1
+# where W is not 0, else 0, and m the sums of its rows: the Hessian is diag(M'1) - M' diag(1/m) M,
+# the Laplacian of a graph. Newton's method ends after finitely many steps. As in `sinkhorn`, large
+# matrices are reached by doubling small ones, which warm-starts v. Instead of v the difference
+# Z = X - v is stored, so that entries next to 0 lose no digits.
 
 
 def nearest_doubly_stochastic(X: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def _rows(Z: Tensor) -> Tensor:
     descending = shifted.sort(-1, descending=True).values
     threshold = ((descending.cumsum(-1) - 1) / count).amax(-1, keepdim=True)
     W = F.relu(shifted - threshold)
-    # What is 0 stays so: the entries above mark where the map moves.
+    # Entries that are 0 stay 0: the Newton step depends on which are positive.
     return W / W.sum(-1, keepdim=True)
 
 
@@ -85,15 +88,18 @@ def _newton_step(W: Tensor, excess: Tensor) -> Tensor:
     active = (W > 0).to(W.dtype)
     weights = active.mT @ (active / active.sum(-1, keepdim=True))
     weights = weights - torch.diag_embed(weights.diagonal(dim1=-2, dim2=-1))
-    # The regularization vanishes with the error, so that the last steps are full ones.
+    # The damping vanishes with the error, so that the last steps are full Newton steps.
     damping = 0.1 * excess.abs().amax(-1).clamp(1e-12, 1)
     H = torch.diag_embed(weights.sum(-1) + damping) - weights + 1 / W.shape[-1]
-    factor, _ = torch.linalg.cholesky_ex(H)
+    factor, _ = linalg.cholesky_ex(H)
     return torch.cholesky_solve(excess.mT, factor).mT
 
 
 def _search(Z: Tensor, W: Tensor, step: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """The longest of the halved steps along which phi falls enough, for each element."""
+    """Z and W after the longest of the halved steps along which phi falls enough, per element.
+
+    The last result is whether any element has moved.
+    """
     slope = -(step * excess).sum((-2, -1))
     before = _value(Z, W)
     length = torch.ones_like(slope)

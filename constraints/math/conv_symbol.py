@@ -6,14 +6,14 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math import linalg
+from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.top_singular_value import largest_singular_value
 
 # A convolution with stride 1 takes f to g[t] = sum_x K[x] f[t + x]. To the wave e^{i w.t} a it does
@@ -21,42 +21,44 @@ from constraints.math.top_singular_value import largest_singular_value
 #     K^(w) a,        K^(w) = sum_x K[x] e^{i w.x}        (out x in),
 #
 # so that its norm on the infinite lattice is the largest of ||K^(w)|| over all w, and on the torus
-# of n points per axis over the w in 2 pi Z / n. With a stride s it is one of the s^d phases of the
-# input, x = s j + p, each a channel of its own: g[t] = sum_{j,p} K[s j + p] f_p[t + j], and
-# f -> (f_p)_p keeps the norm. Taps that are apart are at other places x. All weights are real, so
-# K^(-w) is the conjugate of K^(w), and half of the frequencies will do.
+# of n points per axis over the w in 2 pi Z / n. A convolution with stride s is one with stride 1 on
+# the s^d phases of the input, x = s j + p, each a channel of its own:
+# g[t] = sum_{j,p} K[s j + p] f_p[t + j], and f -> (f_p)_p preserves the norm. Dilation changes the
+# positions x of the taps. All weights are real, so K^(-w) is the conjugate of K^(w), and half of
+# the frequencies suffice.
 #
-# The squares of all symbols are had from one product of the kernel with itself,
+# The squares of all symbols follow from one product of the kernel with itself,
 #
 #     K^(w) K^(w)^H = sum_z R[z] e^{i w.z},        R[z] = sum_{x - y = z} K[x] K[y]',
 #
-# and the largest of their eigenvalues without those of each: some, of the frequencies that look
-# loudest, and a Cholesky decomposition of all, which says whether any other is larger.
+# The largest of their eigenvalues is found without computing the eigenvalues of all: only those of
+# the frequencies with the largest Rayleigh quotients are computed, and then Cholesky decompositions
+# of the others show whether any of them has a larger one.
 
-#: How many entries of squares of symbols are held at a time: some 100 MB in single precision.
+#: How many entries of squared symbols are in memory at a time: some 100 MB in single precision.
 ENTRIES = 2**23
 
 
-#: How many of the squares whose Rayleigh quotients are largest are looked at. Nearly always the
-#: largest one is among them.
+#: For how many squares with the largest Rayleigh quotients eigenvalues are computed at once. The
+#: largest one is nearly always among them.
 _CANDIDATES = 8
 
 
-#: In units of the machine epsilon: how much larger than the square that is called the largest
-#: another one may be.
+#: How much larger another square may be than the one that is returned as the largest, in units of
+#: the machine epsilon.
 _ROUNDING = 8.0
 
 
 def polyphase(
     K: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """The kernel that does to the phases of an image, one by one, what this one does to it.
+    """The kernel of stride and dilation 1 that acts on the phases of an image as this one on it.
 
     Args:
         K: shape ``(*batch, out, in, *kernel)``.
         kernel: its sizes.
         stride: the strides, one for each of them.
-        dilation: how far the taps are apart.
+        dilation: the distances of the taps.
 
     Returns:
         Tensor of shape ``(*batch, out, in * phases, taps)``, a kernel of stride and dilation 1, and
@@ -64,12 +66,13 @@ def polyphase(
     """
     # (For torch.jit.trace the sizes of a tensor are tensors.)
     axes, lead = len(kernel), K.shape[: K.ndim - len(kernel)]
-    phases, sizes = [], []
+    phases: list[int] = []
+    sizes: list[int] = []
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         phases.append(min(s, d * (k - 1) + 1))
         sizes.append(d * (k - 1) // s + 1)
         tap = {d * x: x for x in range(k)}
-        # The tap at each place of each phase; beyond the last one there are zeros.
+        # The tap at each position of each phase; index k, beyond the last one, is a zero tap.
         places = [tap.get(s * j + p, k) for p in range(phases[-1]) for j in range(sizes[-1])]
         if places != list(range(k)):
             ends = [0, 0] * (axes - 1 - axis) + [0, 1]
@@ -88,24 +91,22 @@ def operator_norm(
     Args:
         K: shape ``(*batch, groups, out, in, taps)``, finite and real, of stride and dilation 1.
         sizes: those of the kernel, whose product is ``taps``.
-        points: how many frequencies there are along each axis.
-        loudest: what `loudest_wave` finds, if it was asked.
+        points: the number of frequencies along each axis.
+        loudest: the result of `loudest_wave`, if it is known.
 
     Returns:
         Tensor of shape ``batch``.
     """
-    direct = not goes_by_operator() and has_numbers(K)
-    if loudest is None:
-        search: Any = _loudest if direct else _loudest_op
-        loudest = search(K.detach(), list(sizes), list(points))
-    assert loudest is not None
+    index: Tensor = (
+        _found_loudest(K.detach(), list(sizes), list(points)) if loudest is None else loudest
+    )
     taps = list(itertools.product(*map(range, sizes)))
     angles = _angles(points, taps, K)
-    group, wave = loudest // len(angles), loudest % len(angles)
+    group, wave = index // len(angles), index % len(angles)
     kernel = torch.take_along_dim(K, group[..., None, None, None, None], -4).squeeze(-4)
     angle = angles.index_select(0, wave.reshape(-1)).reshape(*wave.shape, 1, len(taps))
     real, imaginary = (kernel @ torch.stack((angle.cos(), angle.sin()), -1)).unbind(-1)
-    if direct:
+    if may_branch(K):
         return largest_singular_value(torch.complex(real, imaginary))
     # The same matrix in real numbers: every singular value occurs twice.
     top, bottom = torch.cat((real, -imaginary), -1), torch.cat((imaginary, real), -1)
@@ -116,29 +117,29 @@ def operator_norm(
 def loudest_wave(
     K: Tensor, sizes: Sequence[int], points: Sequence[int], bound: Tensor | None = None
 ) -> Tensor | None:
-    """At which group and frequency the norm is largest, or that none is above a bound.
+    """The group and frequency with the largest norm, or None where no norm is above a bound.
 
     Args:
         K: as in `operator_norm`.
         sizes: likewise.
         points: likewise.
-        bound: shape ``batch``: where no norm is above it, it does not matter which is the largest.
+        bound: shape ``batch``: where no norm is above it, any index may be returned.
 
     Returns:
-        ``group * frequencies + frequency``, of shape ``batch``, anything where no norm is above a
-        bound; None if that is so for all kernels.
+        The index ``group * frequencies + frequency``, of shape ``batch``, or None if no norm of any
+        kernel is above its bound.
     """
     batch = K.shape[:-4]
     K = K.reshape(-1, *K.shape[-4:])
     ignored = K.new_zeros((len(K),)) if bound is None else bound.reshape(-1).square()
     largest, where = K.new_full((len(K),), -1), K.new_zeros((len(K),), dtype=torch.int64)
     for names, N, quotients in _negated_squares(K, sizes, points):
-        # What may be larger than the largest square so far; the most likely ones come first.
+        # The squares that may be larger than the largest one so far; the most likely come first.
         left = torch.ones_like(quotients, dtype=torch.bool)
         while bool(left.any()):
             likely = torch.where(left, quotients, -1).topk(min(_CANDIDATES, len(names)), -1).indices
             some = torch.take_along_dim(N, likely[..., None, None], 1)
-            found, best = torch.linalg.eigvalsh(some)[..., 0].neg().max(-1)
+            found, best = linalg.eigvalsh(some)[..., 0].neg().max(-1)
             name = names[likely.gather(-1, best.unsqueeze(-1)).squeeze(-1)]
             where, largest = torch.where(found > largest, name, where), largest.maximum(found)
             limit = ignored.maximum(largest * (1 + _ROUNDING * torch.finfo(K.dtype).eps))
@@ -156,10 +157,10 @@ def _is_above(N: Tensor, limit: Tensor) -> Tensor:
     """Whether an eigenvalue of a Hermitian matrix ``-N`` is above a limit, or nearly."""
     diagonal = N.diagonal(dim1=-2, dim2=-1)
     kept = diagonal.clone()
-    # In place, and of the conjugate, whose columns are where LAPACK wants them: there may be a
-    # hundred matrices, and to copy them takes as long as to multiply them by a vector.
+    # In place, and on the conjugate, whose memory layout LAPACK takes without a copy: there may be
+    # a hundred matrices, and to copy them takes as long as to multiply them by a vector.
     diagonal.add_(limit.unsqueeze(-1))
-    above = torch.linalg.cholesky_ex(N.mT).info != 0
+    above = linalg.cholesky_ex(N.mT).info != 0
     diagonal.copy_(kept)
     return above
 
@@ -167,16 +168,16 @@ def _is_above(N: Tensor, limit: Tensor) -> Tensor:
 def _negated_squares(
     K: Tensor, sizes: Sequence[int], points: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """``-A A^H`` or ``-A^H A`` for all symbols A of kernels, so many at a time as memory has room.
+    """``-A A^H`` or ``-A^H A`` for all symbols A of kernels, in parts that fit into memory.
 
     Args:
         K: shape ``(batch, groups, out, in, taps)``.
         sizes: those of the kernel.
-        points: how many frequencies there are along each axis.
+        points: the number of frequencies along each axis.
 
     Returns:
-        Names, as `loudest_wave` returns them; the matrices, of shape ``(batch, count, n, n)``; and
-        for each a Rayleigh quotient of the square, at most its largest eigenvalue.
+        Indices as in `loudest_wave`; the matrices, of shape ``(batch, count, n, n)``; and for each
+        a Rayleigh quotient of the square, a lower bound of its largest eigenvalue.
     """
     if K.shape[-3] > K.shape[-2]:
         K = K.transpose(-3, -2)
@@ -186,14 +187,15 @@ def _negated_squares(
     names = torch.arange(groups * len(angles), device=K.device).reshape(groups, -1)
     start = torch.arange(1, n + 1, dtype=K.dtype, device=K.device).square().mul(0.7).cos()
     step = max(1, ENTRIES // max(1, batch * groups * n * n))
-    for some, angle in zip(names.split(step, -1), angles.split(step), strict=True):
+    for first in range(0, len(angles), step):
+        some, angle = names[:, first : first + step], angles[first : first + step]
         cosines, sines = -angle.cos(), -angle.sin()
         N = torch.complex(cosines @ even, sines @ odd).reshape(batch, some.numel(), n, n)
-        # A product with a vector, had from one with few matrices, and a quotient from the next.
-        firsts = (part.unflatten(-1, (n, n)) @ start for part in (even, odd))
-        y = torch.complex(*(w @ part for w, part in zip((cosines, sines), firsts, strict=True)))
-        y = y.reshape(batch, some.numel(), n, 1)
-        # No square of a large eigenvalue overflows.
+        # The product of each square with a vector comes from the products of few matrices with it.
+        # It is the vector of the Rayleigh quotient.
+        y, z = (part.reshape(*part.shape[:-1], n, n) @ start for part in (even, odd))
+        y = torch.complex(cosines @ y, sines @ z).reshape(batch, some.numel(), n, 1)
+        # Scaled, so that squares do not overflow.
         size = y.abs().amax(-2, keepdim=True)
         y = y / torch.where(size > 0, size, 1)
         quotients = -(y.mH @ (N @ y)).real / (y.mH @ y).real
@@ -201,15 +203,15 @@ def _negated_squares(
 
 
 def _correlations(K: Tensor, sizes: Sequence[int]) -> tuple[list[tuple[int, ...]], Tensor, Tensor]:
-    """The taps R[z] of the squares, as even and odd parts of those with z after 0 or at it.
+    """The taps R[z] of the squares, as even and odd parts, for the z from 0 on in lexical order.
 
     Args:
         K: shape ``(batch, groups, rows, columns, taps)``.
         sizes: those of the kernel.
 
     Returns:
-        The places z, ``R[z] + R[-z]`` (but R[0]), and ``R[z] - R[-z]``, both of the shape
-        ``(batch, groups, places, rows * rows)``.
+        The positions z; ``R[z] + R[-z]`` (for z = 0 only R[0]) and ``R[z] - R[-z]``, both of shape
+        ``(batch, groups, positions, rows * rows)``.
     """
     batch, groups, n, _, taps = K.shape
     lags, signs = _pairs(tuple(sizes))
@@ -217,21 +219,21 @@ def _correlations(K: Tensor, sizes: Sequence[int]) -> tuple[list[tuple[int, ...]
     rows = K.movedim(-1, -3).flatten(-3, -2)
     found = K.new_zeros((batch, groups, 2 * len(lags), n * n))
     step = max(1, ENTRIES // max(1, batch * groups * taps * n * n))
-    # All products of two taps, so many rows of them at a time as memory is granted.
-    for left, sign in zip(rows.split(step * n, -2), signs.split(step), strict=True):
-        products = (left @ rows.mT).unflatten(-1, (taps, n)).unflatten(-3, (-1, n))
-        products = products.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    # All products of two taps, in parts that fit into memory.
+    for first in range(0, taps, step):
+        sign, left = signs[first : first + step], rows[..., n * first : n * (first + step), :]
+        products = (left @ rows.mT).reshape(batch, groups, len(sign), n, taps, n)
+        products = products.transpose(-3, -2).reshape(batch, groups, len(sign) * taps, n * n)
         found += sign.flatten(0, 1).mT @ products
-    even, odd = found.split(len(lags), -2)
-    return lags, even, odd
+    return lags, found[..., : len(lags), :], found[..., len(lags) :, :]
 
 
 @functools.lru_cache(maxsize=64)
 def _pairs(sizes: tuple[int, ...]) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """The places z of `_correlations`, and how often each pair of taps counts in both parts there.
+    """The positions z of `_correlations`, and the sign of each pair of taps in both parts.
 
     Returns:
-        The places, and an array of the shape (taps, taps, 2 * places).
+        The positions, and an array of shape (taps, taps, 2 * positions).
     """
     taps = list(itertools.product(*map(range, sizes)))
     lags = [z for z in itertools.product(*(range(1 - k, k) for k in sizes)) if z >= (0,) * len(z)]
@@ -247,23 +249,23 @@ def _pairs(sizes: tuple[int, ...]) -> tuple[list[tuple[int, ...]], np.ndarray]:
     return lags, signs
 
 
-def _angles(points: Sequence[int], places: Sequence[tuple[int, ...]], like: Tensor) -> Tensor:
-    """``w.z`` for all frequencies w of a grid and some places z, of shape (frequencies, places).
+def _angles(points: Sequence[int], positions: Sequence[tuple[int, ...]], like: Tensor) -> Tensor:
+    """``w.z`` for all frequencies w of a grid and given z, of shape (frequencies, positions).
 
-    Of the last axis there is only the first half of the frequencies.
+    Along the last axis, only the first half of the frequencies is included.
     """
     counts = [*points[:-1], points[-1] // 2 + 1]
     whole = math.lcm(*points)
     turns = torch.zeros((1, 1), dtype=torch.int64, device=like.device)
     for axis, (n, count) in enumerate(zip(points, counts, strict=True)):
         w = torch.arange(count, device=like.device) * (whole // n)
-        z = torch.tensor([place[axis] for place in places], device=like.device)
+        z = torch.tensor([position[axis] for position in positions], device=like.device)
         turns = (turns.unsqueeze(1) + w.unsqueeze(-1) * z).flatten(0, 1)
-    # In whole numbers up to here: the angle is exact but for one rounding.
+    # Integers up to here: the only rounding error of the angle is that of the last product.
     return (turns % whole).to(like.dtype) * (2 * math.pi / whole)
 
 
-# The index alone is an operator: a tracer sees real numbers only, and no eigenvalues.
+# Only the index comes from an operator: a tracer sees real numbers only, and no eigenvalues.
 
 
 def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
@@ -272,47 +274,39 @@ def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
     return found
 
 
-# Not every version can tell from an annotation that `list[int]` is a list of integers.
-_loudest_op = torch.library.custom_op(
-    "constraints::loudest_wave",
-    untraced(_loudest),
-    mutates_args=(),
-    schema="(Tensor K, int[] sizes, int[] points) -> Tensor",
-)
-
-
-@_loudest_op.register_fake
-def _(K: Tensor, sizes: Sequence[int], points: Sequence[int]) -> Tensor:
+def _index_shape(K: Tensor, sizes: Sequence[int], points: Sequence[int]) -> Tensor:
     del sizes, points
     return K.new_empty(K.shape[:-4], dtype=torch.int64)
 
 
-@_loudest_op.register_vmap
-def _(
-    info: Any, in_dims: tuple[int, None, None], K: Tensor, sizes: list[int], points: list[int]
-) -> tuple[Tensor, int]:
-    del info
-    return _loudest_op(K.movedim(in_dims[0], 0), sizes, points), 0
+_found_loudest = without_derivative(
+    "constraints::loudest_wave",
+    _loudest,
+    fake=_index_shape,
+    # Not every version can tell from an annotation that `list[int]` is a list of integers.
+    schema="(Tensor K, int[] sizes, int[] points) -> Tensor",
+)
 
 
 # The lattice has infinitely many frequencies. By a theorem of M. Riesz (1914), a real trigonometric
-# polynomial T of the degree d with the maximum M = |T| at w* keeps to
+# polynomial T of degree d with the maximum M = |T| at w* satisfies
 #
 #     T(w) >= M cos(d (w - w*))        for |w - w*| <= pi / d.
 #
-# On a grid of n points per axis, one is at most pi / n away from w*. For the unit vectors and the
-# phase for which it is real and largest, e^{i c} u' K^(w) v is such a polynomial along each axis.
-# Its exponents are 0, 1, ..., m, and the phase may take their mean off: d = m / 2. (If that is no
-# whole number, T(2 w) is what the theorem is on.) So with one axis after the other on the grid,
+# On a grid of n points per axis, one is at most pi / n away from w*. For unit vectors u, v and a
+# phase c chosen such that it is real and maximal, e^{i c} u' K^(w) v is such a polynomial along
+# each axis. Its exponents are 0, 1, ..., m, and a phase linear in w subtracts their mean, so that
+# d = m / 2. (If that is not an integer, the theorem is applied to T(2 w).) Moving to the grid one
+# axis after the other,
 #
 #     max_{all w} ||K^(w)||  <=  max_{w on the grid} ||K^(w)||  prod_axes 1 / cos(pi m / (2 n)).
 
 
 def lattice_points(sizes: Sequence[int], resolution: int) -> list[int]:
-    """How many frequencies per axis stand for all of them, with kernels of these sizes."""
+    """The number of frequencies per axis that represent the infinite lattice, for kernel sizes."""
     return [max(1, resolution * (k - 1)) for k in sizes]
 
 
 def between_points(sizes: Sequence[int], resolution: int) -> float:
-    """How many times larger than on the grid of `lattice_points` a symbol's norm may be."""
+    """The largest factor by which a norm on the lattice may exceed that on `lattice_points`."""
     return math.cos(math.pi / (2 * resolution)) ** -sum(k > 1 for k in sizes)

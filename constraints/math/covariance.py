@@ -7,7 +7,7 @@ from torch import Tensor
 
 from constraints.math.autograd import needs_derivative
 from constraints.math.gram import gram, is_mirrored
-from constraints.math.psd_part import symmetric_part
+from constraints.math.matrix import symmetric_part
 from constraints.math.transpose import plus_transpose
 
 

@@ -1,4 +1,4 @@
-"""Products of thin factors whose rank does not fall."""
+"""Products of thin factors that keep their rank in floating-point arithmetic."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from constraints.math.thin_product import thin_product
 def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
     """``A B' + c P Q'`` with the polar factors P and Q of A and B, and c = `share` |A| |B|.
 
-    If A = U S^(1/2) and B = V S^(1/2) this is U (S + c) V': every singular value is raised by c, a
-    rounding term, so that the product has its rank in floating-point arithmetic too. Where A or B
-    has not full rank, P or Q is one of several, and a step across jumps by 2 c.
+    If A = U S^(1/2) and B = V S^(1/2) this is U (S + c) V': every singular value is raised by c,
+    which is of the size of rounding, so that the product has full rank in floating-point arithmetic
+    too. Where A or B has not full rank, P or Q is not unique, and the value jumps by 2 c.
 
     Args:
         A: shape ``(*batch, m, r)``.
@@ -24,7 +24,7 @@ def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
         Tensor of shape ``(*batch, m, n)``.
     """
     c = share(A, B) * _size(A) * _size(B)
-    # A smaller one would be so near to underflow that digits are lost.
+    # A smaller c would be so near to underflow that digits are lost.
     finfo = torch.finfo(A.dtype)
     c = c + (c.clamp(min=finfo.tiny / finfo.eps) - c).detach()
     P, Q = polar(A), polar(B)
@@ -36,8 +36,8 @@ def factors(U: Tensor, values: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         U: orthonormal columns, shape ``(*batch, m, r)``.
-        values: in descending order, shape ``(*batch, r)``. What is no more than c is taken for c
-            and a rounding.
+        values: in descending order, shape ``(*batch, r)``. A value of at most c is replaced by one
+            that exceeds c by rounding.
         V: orthonormal columns, shape ``(*batch, n, r)``.
     """
     part = share(U, V)
@@ -48,25 +48,25 @@ def factors(U: Tensor, values: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def least(values: Tensor, like: Tensor) -> Tensor:
-    """How large the smallest singular value of a matrix must be, from its leading ones."""
+    """The least admissible singular value of a matrix, from its leading singular values."""
     finfo = torch.finfo(values.dtype)
     total = values.sum(-1, keepdim=True)
     return 2 * share(like, like) * torch.where(total > finfo.tiny / finfo.eps, total, 1)
 
 
 def raised_by(values: Tensor, like: Tensor, portion: float) -> Tensor:
-    """The leading singular values of matrices, the small ones raised.
+    """The leading singular values of matrices, with small ones raised.
 
-    The derivative of a product of balanced factors has the size of their singular values, which are
-    the roots of those of the product. One that is raised is ``portion`` of the root of the mean, or
-    of 1 if that is more.
+    The derivative of a product of balanced factors is proportional to their singular values, which
+    are the roots of those of the product. A raised singular value of a factor is at least
+    ``portion`` of the root of the mean, or of 1 if that is more.
     """
     lowest = max(portion**2, share(like, like)) * values.mean(-1, keepdim=True).clamp(min=1)
     return torch.where(values < lowest, 2 * lowest, values)
 
 
 def share(A: Tensor, B: Tensor) -> float:
-    """2 n eps, from where on a singular value is more than rounding beside the largest."""
+    """2 n eps: a smaller ratio of a singular value to the largest one may be rounding."""
     return 2 * max(*A.shape[-2:], *B.shape[-2:]) * torch.finfo(A.dtype).eps
 
 

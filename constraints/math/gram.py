@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Columns of a product from which on its lower half is not computed but copied.
+#: From this number of columns on, the lower half of a product is copied from the upper one.
 MIRRORED = 512
 
 
 def gram(X: Tensor) -> Tensor:
-    """``X' X`` without a derivative; a large one in three quarters of the time.
+    """``X' X`` without a derivative; for a large X in three quarters of the time of a product.
 
     Args:
         X: shape ``(*batch, n, p)``.

@@ -1,22 +1,22 @@
-"""The gradient at a boundary that a step of any optimizer may be made of.
+"""A gradient at the boundary of the spectral norm ball with which any optimizer finds the optimum.
 
 At a matrix with singular values at the bound, a step against the gradient that leads outside is
-projected back. With the gradient of the value itself that is right for plain gradient descent; but
-a step of Adam is one in another metric, and comes to rest beside the optimum, where the step leads
-outwards and the projection back to the same point (measured: a loss up to a half above it). What
-vanishes at the optimum, and there only, is the *gradient mapping*: what a step of gradient descent
-and the projection after it change together, divided by the length of the step,
+projected back. For plain gradient descent that is right. But a step of Adam is a step in another
+metric: it comes to rest beside the optimum, where the step leads outwards and the projection back
+to the same point (measured: a loss of up to one and a half times the optimum). What vanishes at the
+optimum, and only there, is the *gradient mapping*: the change made by a step of gradient descent
+and the projection after it, divided by the length of the step,
 
     (W - cut(W - t G)) / t.
 
 It is the gradient where the step stays inside, and for short steps the projection of the gradient
-onto the tangent cone. A step of an optimizer that is much longer turns about the optimum, since the
-boundary is sharply curved where other singular values are near; what is near to the boundary goes
-the slower the longer t is. A step as long as the bound, ``t = bound / ||G||``, reached the optimum
-to ten digits with gradient descent, momentum and Adam at constant rates from 0.003 to 0.03; at 0.1
-Adam turned about it (8 x 8, 4e-4 of the loss above). With the values within 1 % of the bound alone,
-gradient descent came to rest up to a hundredth above it at a rate of 0.09, and Adam up to a
-thousandth at 0.03. So all vectors that are followed take part.
+onto the tangent cone. An optimizer whose steps are much longer than t circles around the optimum,
+because the boundary is sharply curved where other singular values are near. The longer t is, the
+slower parameters near the boundary move. With a step as long as the bound, ``t = bound / ||G||``,
+gradient descent, momentum and Adam reached the optimum to ten digits at constant rates from 0.003
+to 0.03; at 0.1 Adam circled around it (8 x 8, a loss 4e-4 above it, relatively). With only the
+singular vectors within 1 % of the bound, gradient descent came to rest up to a hundredth above the
+optimum at a rate of 0.09, and Adam up to a thousandth at 0.03. So all followed vectors are used.
 
 Reference:
     Nesterov, Lectures on Convex Optimization (2nd ed., 2018), section 2.2.4.
@@ -27,9 +27,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math.leading_vectors import Vectors
+from constraints.math import linalg
+from constraints.math.singular_vectors import Vectors
 
-#: By so many units of the machine epsilon a square exceeds 1 by rounding.
+#: A square that exceeds 1 by at most this many units of the machine epsilon counts as 1.
 _ROUNDING = 32.0
 
 
@@ -47,7 +48,7 @@ def inward_gradient(G: Tensor, bound: float, vectors: Vectors) -> Tensor:
         Tensor of the same shape.
     """
     U, V = vectors.U, vectors.V
-    size = torch.linalg.matrix_norm(G)
+    size = linalg.matrix_norm(G)
     left, right, changed = _taken(U.mT @ G @ V, size, bound, vectors.S, vectors.at.any(-1))
     new = G + (U @ left) @ (V @ right).mT
     return torch.where(changed[..., None, None], new, G).contiguous()
@@ -69,14 +70,14 @@ def thin_inward_gradient(
         G itself, changed.
     """
     U, V = vectors.U, vectors.V
-    # The Gram matrices of the factors have few entries, and products of both that of G.
+    # The norm of G from the Gram matrices of the factors, which have few entries.
     size = ((left @ left.mT) * (right @ right.mT)).sum().clamp(min=0).sqrt()
     a, d, S, at = left @ U, right @ V, vectors.S, int(vectors.at.sum())
-    E = None
+    E, below = None, len(S) - at
     if at > 2 * len(left):
-        # Equal singular values have any basis for vectors: of one, most do not feel the step.
-        below = len(S) - at
-        E = torch.linalg.qr(torch.cat((a, d))[:, below:].mT).Q
+        # Any basis of the space of equal singular values consists of singular vectors. In one that
+        # contains the rows of a and d, the step does not change the others.
+        E = linalg.qr(torch.cat((a, d))[:, below:].mT).Q
         a, d = (torch.cat((x[:, :below], x[:, below:] @ E), -1) for x in (a, d))
         S = torch.cat((S[:below], S[-1:].expand(E.shape[-1])))
     A, B, changed = _taken(a.mT @ d, size, bound, S, vectors.at.any())
@@ -90,7 +91,7 @@ def thin_inward_gradient(
 def _taken(
     M: Tensor, size: Tensor, bound: float, S: Tensor, at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the projection takes from the step, per length: two factors in the basis of vectors.
+    """The change of the step by the projection, per length: two factors in the basis of vectors.
 
     Args:
         M: ``U' G V``, of shape ``(*batch, r, r)``.
@@ -100,16 +101,16 @@ def _taken(
         at: whether any of them is at the bound, of shape ``batch``.
 
     Returns:
-        A and B, with ``U A B' V'`` to be added to G, and where that is not zero, of shape
-        ``batch``.
+        A and B, with ``U A B' V'`` to be added to G; and for which matrices that is not zero, of
+        shape ``batch``.
     """
     # LAPACK stops at NaN.
     changed = at & (size > 0) & torch.isfinite(size)
     scale = torch.where(changed, size, 1)[..., None, None]
     step = torch.where(changed[..., None, None], M / scale, 0)
-    # After the step, and in units of the bound.
+    # K is W after the step, in the basis of vectors and in units of the bound.
     K = torch.diag_embed(S / bound) - step
-    squares, B = torch.linalg.eigh(K.mT @ K)
+    squares, B = linalg.eigh(K.mT @ K)
     cut = squares > 1 + _ROUNDING * torch.finfo(M.dtype).eps
     over = torch.where(cut, 1 - squares.rsqrt(), 0)
     B, over = (x[..., -max(1, int(cut.sum(-1).amax())) :] for x in (B, over))

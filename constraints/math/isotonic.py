@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math.autograd import without_derivative
 
 
 def isotonic(y: Tensor) -> Tensor:
     """The nearest vector, in the Euclidean norm, whose entries do not decrease.
 
     It is constant on blocks, with the mean of the block's entries as its value. Two neighbouring
-    blocks of which the first one has the larger mean lie in one block of the solution, in whatever
-    order they are merged; so all that there are, in all vectors, are merged at once, until there
-    are none. A vector whose entries do not decrease comes back bit for bit.
+    blocks of which the first has the larger mean lie in one block of the solution, in whatever
+    order blocks are merged. So in each round all such pairs, in all vectors, are merged at once,
+    until none is left. A vector whose entries do not decrease is returned bit for bit.
 
     Args:
         y: shape ``(*batch, n)``.
@@ -25,19 +23,19 @@ def isotonic(y: Tensor) -> Tensor:
         Best and Chakravarti, Active set algorithms for isotonic regression (Mathematical
         Programming 47, 1990), for the pooling of adjacent violators.
     """
-    return _isotonic_op(y) if goes_by_operator() or not has_numbers(y) else _isotonic(y)
+    return _pooled(y)
 
 
 def _isotonic(y: Tensor) -> Tensor:
     value, starts = y.clone(), torch.ones(y.shape, dtype=torch.bool, device=y.device)
     while True:
-        # Within a block there is no descent, so these are the first entries of blocks.
+        # Within a block the value is constant, so falls occur at first entries of blocks only.
         falls = value[..., 1:] < value[..., :-1]
         if not bool(falls.any()):
             return value
         starts[..., 1:] &= ~falls
         block = starts.flatten().cumsum(0) - 1
-        # Means of differences: those of equal numbers are exact.
+        # Means of differences to the first entry, which are exact for equal numbers.
         first = y.flatten()[starts.flatten()]
         rest = y.flatten() - first[block]
         total = torch.zeros_like(first).index_add(0, block, rest)
@@ -45,18 +43,4 @@ def _isotonic(y: Tensor) -> Tensor:
         value = (first + total / count)[block].reshape(y.shape)
 
 
-# How many rounds it takes depends on numbers: where there are none, as under torch.compile, this is
-# an opaque operator.
-_isotonic_op = torch.library.custom_op(
-    "constraints::isotonic", untraced(_isotonic), mutates_args=()
-)
-
-
-@_isotonic_op.register_fake
-def _like(y: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=torch.contiguous_format)
-
-
-@_isotonic_op.register_vmap
-def _(info: Any, in_dims: tuple[int], y: Tensor) -> tuple[Tensor, int]:
-    return _isotonic_op(y.movedim(in_dims[0], 0)), 0
+_pooled = without_derivative("constraints::isotonic", _isotonic)

@@ -1,4 +1,4 @@
-"""The nearest vector whose absolute values add up to a bound at most."""
+"""The projection onto the l1 ball: vectors whose absolute values add up to at most a bound."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 
-#: The length of the step that a gradient on the boundary is made of, in units of the bound.
+#: The length of the step in the gradient mapping at the boundary, in units of the bound.
 _STEP = 0.1
 
 
 def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
-    r"""The nearest vector with ``sum_i |x_i| <= bound``, a vector inside being its own.
+    r"""The nearest vector with ``sum_i |x_i| <= bound``; a vector inside is returned bit for bit.
 
-    Outside it is ``sign(y_i) max(|y_i| - t, 0)`` with the one t for which the sum is the bound.
+    Outside it is ``sign(y_i) max(|y_i| - t, 0)`` with the only t for which the sum is the bound.
     Every set K of k entries has ``sum_K (|y_i| - t) <= sum_i max(|y_i| - t, 0) = bound``, with
     equality where K holds the entries above t, which are the k largest. So
 
@@ -31,8 +32,9 @@ def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
     size = y.abs()
     total = size.sum(-1, keepdim=True)
     outside = total > bound
-    # A shift of all entries shifts t, and an entry that is less than the largest one by more than
-    # the bound ends at 0: so large vectors do not lose the digits of the bound.
+    # Shifting all entries shifts t as much, and an entry that is smaller than the largest one by
+    # more than the bound becomes 0. So the entries of large vectors are made as small as the bound,
+    # and its digits are not lost.
     largest = size.amax(-1, keepdim=True)
     shifted = (size - largest).clamp(min=-bound)
     if needs_derivative(y):
@@ -47,19 +49,19 @@ def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
 
 
 def _sorted(shifted: Tensor, bound: float) -> Tensor:
-    """The threshold of each vector, differentiably and without a look at numbers."""
+    """The threshold of each vector, differentiable and traceable."""
     descending = shifted.sort(-1, descending=True).values
     count = torch.arange(1, shifted.shape[-1] + 1, dtype=shifted.dtype, device=shifted.device)
     threshold = ((descending.cumsum(-1) - bound) / count).amax(-1, keepdim=True)
-    # The running sum has lost digits by then: one Newton step on the sum of the entries.
+    # The running sum has lost digits: one Newton step with the sum of the entries corrects it.
     above = F.relu(shifted - threshold)
     return threshold + (above.sum(-1, keepdim=True) - bound) / (above > 0).sum(-1, keepdim=True)
 
 
 def _climbed(shifted: Tensor, bound: float, start: Tensor) -> Tensor:
-    """The same from below, by Newton's method: what ends at 0 is left out of the next mean.
+    """The threshold of each vector, approached from below by Newton's method.
 
-    It takes a few passes, each of which is much shorter than the sorting.
+    It takes a few passes, each of which is much faster than sorting.
     """
     threshold = start
     count = torch.full_like(start, torch.inf)
@@ -69,43 +71,44 @@ def _climbed(shifted: Tensor, bound: float, start: Tensor) -> Tensor:
         left = rest.sign_().sum(-1, keepdim=True)
         if not bool((left < count).any()):
             return threshold
-        # Rounding may let an entry come and go; so that this ends, it is counted out once.
+        # By rounding, an entry could cross the threshold again and again. The count of those above
+        # may only fall, so that the loop ends.
         count = torch.minimum(count, left)
         threshold = threshold + (excess / left).clamp(min=0)
 
 
 def l1_ball_gradient(gradient: Tensor, value: Tensor, bound: float) -> Tensor:
-    r"""What a step from an element is made of.
+    r"""The gradient for a step from an element.
 
-    Inside it is the gradient itself. On the boundary it is the *gradient mapping* of the element x,
+    Inside it is the gradient itself. On the boundary it is the *gradient mapping* at the element x,
 
     .. math:: (x - \mathrm{onto}(x - t g)) / t, \qquad t = \mathrm{bound} / (10 \lVert g \rVert),
 
     which is 0 at an optimum and nowhere else, so that any optimizer comes to rest there: see
-    `constraints.inward_gradient`. The shorter t is, the sooner a small entry becomes 0, and the
-    shorter the steps that overshoot. With a tenth, gradient descent, momentum, RMSprop and Adam
-    reached sparse optima at constant rates from 0.003 to 0.1; with 0.03 of the bound descent
-    turned about one.
+    `constraints.math.inward_gradient`. The shorter t is, the sooner a small entry becomes 0, and
+    the shorter the steps that overshoot. With a tenth of the bound, gradient descent, momentum,
+    RMSprop and Adam reached sparse optima at constant rates from 0.003 to 0.1; with 0.03 of the
+    bound gradient descent circled around one.
 
     Args:
         gradient: shape ``(*batch, n)``.
         value: elements of the same shape.
         bound: the greatest sum of absolute values.
     """
-    # A sum of n numbers has as many roundings, most of which cancel.
+    # A sum of n numbers has n rounding errors, most of which cancel.
     rounding = (4 + value.shape[-1] ** 0.5) * torch.finfo(value.dtype).eps
     boundary = value.abs().sum(-1, keepdim=True) >= bound * (1 - rounding)
     if value.is_cpu and not bool(boundary.any()):
         return gradient
-    size = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    size = linalg.vector_norm(gradient, dim=-1, keepdim=True)
     t = _STEP * bound / torch.where(size > 0, size, 1)
     return torch.where(boundary, (value - onto_l1_ball(value - t * gradient, bound)) / t, gradient)
 
 
 def beyond_l1_ball(y: Tensor, bound: float) -> Tensor:
-    """How much less the largest entry of the nearest vector is: the t of `onto_l1_ball`, or 0.
+    """The largest change of an entry by `onto_l1_ball`: its t, or 0 inside.
 
-    Of the way out of the ball it is the largest entry, whatever the number of entries, where the
-    excess of the sum, in which the rounding errors of all entries add up, grows with it.
+    Unlike the excess of the sum, in which the rounding errors of all entries add up, it does not
+    grow with the number of entries.
     """
     return (y - onto_l1_ball(y, bound)).abs().amax(-1)

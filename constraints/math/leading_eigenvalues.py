@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math.psd_part import symmetric_part
+from constraints.math.matrix import distance_from_symmetric, symmetric_part
 
 
 def leading_eigenvalues(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def leading_eigenvalues(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def distance_from_psd_rank(value: Tensor, rank: int) -> Tensor:
     """The largest of three: asymmetry, negative eigenvalues, positive ones beyond the ``rank``."""
-    skew = ((value - value.mT) / 2).abs().amax((-2, -1))
+    skew = distance_from_symmetric(value)
     eigenvalues = torch.linalg.eigvalsh(symmetric_part(value))
     error = torch.maximum(skew, (-eigenvalues[..., 0]).clamp(min=0))
     if rank < eigenvalues.shape[-1]:

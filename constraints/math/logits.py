@@ -9,14 +9,14 @@ from torch import Tensor
 def probabilities(X: Tensor) -> Tensor:
     """Softmax over the last dimension, with a sum of 1 up to a few roundings."""
     share = torch.softmax(X, -1)
-    # torch adds up one entry after the other: 10,000 of them miss the sum 1 by 20 eps.
+    # torch adds up one entry after the other, so that 10,000 of them miss the sum 1 by 20 eps.
     return share / share.sum(-1, keepdim=True).detach()
 
 
 def inner(W: Tensor, share: float) -> Tensor:
-    """Vectors of probabilities whose least entries, on average 1 / n, are ``share`` of that.
+    """Vectors of n probabilities with all entries at least ``share / n``.
 
-    Those without smaller entries come back bit for bit.
+    Vectors without smaller entries are returned bit for bit.
     """
     least = share / W.shape[-1]
     # The sum is at most 1 + 2 share, below 2.
@@ -26,10 +26,10 @@ def inner(W: Tensor, share: float) -> Tensor:
 
 
 def logits(W: Tensor) -> Tensor:
-    """``log(W)``, with eps / n for a zero, which is less than the rounding of a row.
+    """``log(W)``, with a zero replaced by eps / n, which is less than the rounding of a row.
 
-    Not centred: the logarithm of a large entry is small, hence precise, and a mean that those of
-    the small entries dominate would blur it.
+    The logarithms are not centred: those of large entries are small and thus precise, and would
+    lose digits by subtracting a mean that the small entries dominate.
     """
     finfo = torch.finfo(W.dtype)
     positive = torch.where(W > 0, W, finfo.eps / W.shape[-1])

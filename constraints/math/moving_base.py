@@ -1,10 +1,11 @@
-"""Orthogonal matrices in coordinates that move along: a base, and a skew matrix kept at zero."""
+"""Orthogonal matrices in moving coordinates: a base, and a skew matrix that is reset to zero."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.gram import gram
 from constraints.math.polar import ROUNDING, defect, polar, polar_factor
@@ -15,14 +16,14 @@ from constraints.math.transpose import minus_transpose
 # a small step there is nothing to do but B <- B (I + S + S^2 / 2): a product for S^2 = -S' S, which
 # is symmetric, and one with B. With the gradient, skew(B' G), that is less than three products.
 
-#: Columns that tell how far a large matrix is from orthogonal.
+#: How many columns of a large matrix are checked for orthogonality.
 SAMPLED = 16
 
 
 def quadratic(B: Tensor, X: Tensor) -> Tensor:
-    """``B (I + S + S^2 / 2)`` with the skew part S of X; B itself, as a copy, at S = 0.
+    """``B (I + S + S^2 / 2)`` with the skew part S of X; a copy of B at S = 0.
 
-    Where S is large, a multiple of that, which has the same polar factor.
+    Where S is large it is a multiple of that, with the same polar factor.
 
     Args:
         B: shape ``(*batch, n, n)``, orthogonal.
@@ -36,15 +37,15 @@ def quadratic(B: Tensor, X: Tensor) -> Tensor:
 
 
 def rebased(X: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero, and the polar factor of ``quadratic(B, X)``: the parameters of the same matrix.
+    """Zero, and the polar factor of ``quadratic(B, X)``: parameters of the same matrix.
 
-    Without a derivative.
+    They have no derivative.
     """
     if needs_derivative(X.detach()):
         return torch.zeros_like(X), polar(quadratic(B, X)).detach()
     S = minus_transpose(X).mul_(0.5)
     square = gram(S)
-    size = float(torch.linalg.matrix_norm(square).amax())
+    size = float(linalg.matrix_norm(square).amax())
     if not size < 1:
         return torch.zeros_like(X), polar_factor(quadratic(B, X))
     B = B + B @ S.sub_(square, alpha=0.5)
@@ -52,7 +53,7 @@ def rebased(X: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rebased_gradient(value: Tensor, gradient: Tensor, X: Tensor, B: Tensor) -> Tensor:
-    """The gradient at X from that at the value, without a derivative of its own."""
+    """The gradient with respect to X from that with respect to the value; not differentiable."""
     if torch.any(X):
         X = X.detach().requires_grad_()
         with torch.enable_grad():
@@ -66,7 +67,7 @@ def _is_orthogonal(W: Tensor, excess: float) -> bool:
 
     Args:
         W: shape ``(*batch, n, n)``.
-        excess: a bound of what is expected of ``||W' W - I||_F``, rounding left aside.
+        excess: an upper bound of ``||W' W - I||_F`` without rounding.
     """
     n = W.shape[-1]
     rounding = ROUNDING * torch.finfo(W.dtype).eps * n**0.5
@@ -78,6 +79,6 @@ def _is_orthogonal(W: Tensor, excess: float) -> bool:
         columns = torch.arange(0, n, n // SAMPLED, device=W.device)
         E = W.mT @ W[..., columns]
         E[..., columns, torch.arange(len(columns), device=W.device)] -= 1
-        # Half of it, since other columns may be worse.
+        # Half the limit, because other columns may be worse.
         rounding *= 0.5 * (len(columns) / n) ** 0.5
-    return float(torch.linalg.matrix_norm(E).amax()) <= rounding
+    return float(linalg.matrix_norm(E).amax()) <= rounding

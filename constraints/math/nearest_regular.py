@@ -1,41 +1,40 @@
-"""The matrix near a given one whose determinant is not zero, or of a given sign."""
+"""Matrices near a given one whose determinant is not zero, or of a given sign."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from constraints.math.autograd import goes_by_operator, has_numbers, untraced
+from constraints.math import linalg
+from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.svd import svd
 
-#: The least singular value of what is regular, in units of the machine epsilon times the Frobenius
-#: norm: half of what the tolerance of the library grants, so that it moves no weight by more.
+#: The least singular value of a regular matrix, in units of the machine epsilon times the Frobenius
+#: norm: half of the library's tolerance, so that raising one moves no weight by more.
 MARGIN = 4.0
 
 
 def regular(X: Tensor, sign: int = 0) -> Tensor:
-    """X with no singular value too small to be told from zero, and a determinant of a given sign.
+    """X with no singular value that rounding could make zero, and a determinant of a given sign.
 
-    Where the determinant has the other sign, that of the least singular value is changed: this is
-    continuous, and what moves towards the singular matrices comes back from them. Its first three
-    derivatives are exact, but for the lift of singular values, which counts as rounding.
+    Where the determinant has the other sign, the least singular value is negated. This is
+    continuous: a matrix that moves towards the singular ones is reflected back from them. The first
+    three derivatives are exact, except that raising small singular values counts as rounding.
 
     Args:
         X: shape ``(*batch, n, n)``, real, single or double precision.
         sign: 1, -1, or 0 for either one.
 
     Returns:
-        Tensor of the same shape; X itself, bit for bit, where there is nothing to change.
+        Tensor of the same shape; equal to X, bit for bit, where there is nothing to change.
     """
     if sign == 0:
-        return X + _lifted(X, sign)[0]
-    lift, V, weights = _lifted(X, sign)
-    if at_hand(X.detach()) and not bool(V.any()):
+        return X + _lift(X.detach(), sign, True)[0]
+    lift, V, weights = _lift(X.detach(), sign, True)
+    if may_branch(X.detach()) and not bool(V.any()):
         return X + lift
-    # Derivation. v is the vector of the least eigenvalue mu of M = X' X, and the others are V_i. To
-    # every order in D = M - M_0, with v_0' v = 1,
+    # Derivation. Let v be the eigenvector of the least eigenvalue mu of M = X' X, V_i the others,
+    # and the index 0 denote values held constant. To every order in D = M - M_0, with v_0' v = 1,
     #
     #     v = v_0 + sum_i V_i V_i' (D v - (v_0' D v) v) / (mu_0 - mu_i),
     #
@@ -54,27 +53,29 @@ def regular(X: Tensor, sign: int = 0) -> Tensor:
 
 
 def nearest_regular(X: Tensor, sign: int = 0) -> Tensor:
-    """The nearest matrix, in the Frobenius norm, with a determinant of the given sign; see above.
+    """The nearest matrix, in the Frobenius norm, with a determinant of the given sign.
 
-    Singular matrices are the boundary: what is beyond it ends on the near side of it.
+    Matrices of the other sign lie beyond the singular ones. In place of a singular matrix, which
+    would be the nearest to them, one is taken whose least singular value is just large enough.
+    Arguments and result are as for `regular`; the derivative is that of the identity.
     """
-    return X + _lifted(X, sign, across=False)[0]
+    return X + _lift(X.detach(), sign, False)[0]
 
 
-def _lifted(X: Tensor, sign: int, across: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    X = X.detach()
-    return (_lift if at_hand(X) else _lift_op)(X, sign, across)
+def _find_lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What to add to X after its reflection, and what the reflection's derivative consists of.
 
+    Args:
+        X: shape ``(*batch, n, n)``.
+        sign: of the determinant, or 0 for either one.
+        across: whether a determinant of the other sign is reflected, not just brought to zero.
 
-def at_hand(X: Tensor) -> bool:
-    """Whether Python may branch on the numbers of X, and no tracer watches."""
-    return not goes_by_operator() and has_numbers(X)
-
-
-def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What is to be added, right singular vectors and weights: zero where X stays."""
-    lift, vectors = torch.zeros_like(X, memory_format=torch.contiguous_format), X.new_zeros(0)
-    weights = X.new_zeros(0)
+    Returns:
+        The summand; right singular vectors, and the weights ``1 / (mu_0 - mu_i)`` of `regular`. All
+        are zero where X is not changed, and the last two are empty if ``sign`` is 0.
+    """
+    lift = torch.zeros_like(X, memory_format=torch.contiguous_format)
+    vectors, weights = (X.new_zeros((*X.shape[:-2], 0)) for _ in range(2))
     if sign:
         vectors, weights = torch.zeros_like(lift), X.new_zeros(X.shape[:-1])
     if X.numel() == 0:
@@ -83,12 +84,12 @@ def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
     size = torch.where(size > 0, size.clamp(min=torch.finfo(X.dtype).tiny), 1)
     Y = X / size
     eps = torch.finfo(X.dtype).eps
-    norm = torch.linalg.matrix_norm(Y)
+    norm = linalg.matrix_norm(Y)
     # Sufficient, and cheaper than singular values: the Frobenius norm exceeds the spectral one.
-    inverse, info = torch.linalg.inv_ex(Y)
-    stays = (info == 0) & (norm * torch.linalg.matrix_norm(inverse) <= 1 / (2 * MARGIN * eps))
+    inverse, info = linalg.inv_ex(Y)
+    stays = (info == 0) & (norm * linalg.matrix_norm(inverse) <= 1 / (2 * MARGIN * eps))
     if sign:
-        stays = stays & (torch.linalg.slogdet(Y).sign == sign)
+        stays = stays & (linalg.slogdet(Y).sign == sign)
     if bool(stays.all()):
         return lift, vectors, weights
     finite = torch.isfinite(size)
@@ -96,20 +97,19 @@ def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
     stays = stays[..., None, None]
     tiny = torch.finfo(X.dtype).tiny
     least = torch.maximum(MARGIN * eps * norm.unsqueeze(-1), tiny / size.squeeze(-1))
-    last = torch.zeros_like(s)
-    last[..., -1] = 1
+    last = _is_last(s)
     wrong = (orientation(U, Vh) * sign < 0).unsqueeze(-1)
-    flipped = wrong & (last > 0)
+    flipped = wrong & last
     reflection = torch.zeros_like(lift)
     if sign and across:
         apart = (s[..., -1:] - s) * (s[..., -1:] + s)
         apart = torch.where(apart.abs() > eps * s[..., :1].square(), apart, torch.inf)
         moved = wrong & ~stays.squeeze(-1)
         vectors = torch.where(moved.unsqueeze(-1), Vh.mT, 0).contiguous()
-        weights = torch.where(moved, (1 - last) / apart, 0)
-        # It comes before the lift.
+        weights = torch.where(moved, ~last / apart, 0)
         reflection = (Y @ Vh.mT[..., -1:]) @ Vh[..., -1:, :] * (-2 * wrong.unsqueeze(-1))
-    # A singular value of zero may be found larger than the margin, by rounding, and not be raised.
+    # By rounding, a singular value of zero may be computed as larger than the margin, and then is
+    # not raised: hence the larger and larger margins.
     for k in range(8):
         target = torch.maximum(s, least * 2**k)
         if across:
@@ -118,11 +118,11 @@ def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
             change = torch.where(flipped, -least * 2**k, target) - s
         lift = (U * change.unsqueeze(-2)) @ Vh
         W = torch.where(finite, Y + reflection + lift, torch.nan)
-        inverse, info = torch.linalg.inv_ex(W)
-        condition = norm * torch.linalg.matrix_norm(inverse.nan_to_num(), 2)
+        inverse, info = linalg.inv_ex(W)
+        condition = norm * linalg.matrix_norm(inverse.nan_to_num(), 2)
         good = (info == 0) & (condition <= 1 / (2 * eps))
         if sign:
-            good = good & (torch.linalg.slogdet(W).sign == sign)
+            good = good & (linalg.slogdet(W).sign == sign)
         if bool((good | stays[..., 0, 0] | ~finite[..., 0, 0]).all()):
             break
     lift = torch.where(stays, 0, torch.where(finite, size * lift, torch.nan))
@@ -131,25 +131,25 @@ def _lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def orientation(U: Tensor, Vh: Tensor) -> Tensor:
     """The sign of the determinant of U Vh, for orthogonal U and Vh."""
-    return torch.linalg.slogdet(U).sign * torch.linalg.slogdet(Vh).sign
+    return linalg.slogdet(U).sign * linalg.slogdet(Vh).sign
 
 
-# ------------------------------------------------------------------------------ without numbers
-
-# As in `constraints.polar`; what the operators return is constant for autograd.
-
-_lift_op = torch.library.custom_op("constraints::lift", untraced(_lift), mutates_args=())
+def last_sign(s: Tensor, sign: Tensor) -> Tensor:
+    """1 for each entry of the vectors s, but -1 for the last one where the sign is negative."""
+    return torch.where(_is_last(s) & (sign < 0).unsqueeze(-1), -1, 1).to(s.dtype)
 
 
-@_lift_op.register_fake
-def _(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
-    like = torch.empty_like(X, memory_format=torch.contiguous_format)
+def _is_last(s: Tensor) -> Tensor:
+    """Truth values of the shape of s, true for the last entry of each vector."""
+    return torch.arange(s.shape[-1], device=s.device).eq(s.shape[-1] - 1).expand(s.shape)
+
+
+def _lift_shapes(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
+    del across
+    lift = torch.empty_like(X, memory_format=torch.contiguous_format)
     if sign == 0:
-        return like, X.new_empty(0), X.new_empty(0)
-    return like, torch.empty_like(like), X.new_empty(X.shape[:-1])
+        return lift, X.new_empty((*X.shape[:-2], 0)), X.new_empty((*X.shape[:-2], 0))
+    return lift, torch.empty_like(lift), X.new_empty(X.shape[:-1])
 
 
-@_lift_op.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], X: Tensor, sign: int, across: bool) -> Any:
-    outputs = _lift_op(X.movedim(in_dims[0], 0), sign, across)
-    return outputs, (0, 0 if sign else None, 0 if sign else None)
+_lift = without_derivative("constraints::lift", _find_lift, fake=_lift_shapes)

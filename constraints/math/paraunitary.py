@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math.psd_part import symmetric_part
+from constraints.math.matrix import symmetric_part
 from constraints.math.svd import svd
 
 # A convolution with stride 1 has the symbol K(z) = sum_j K_j z^-j, one matrix per frequency; it is

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from constrained.constraint.precision import autocast_disabled
-from constraints.math.autograd import (
-    DirectFunction,
-    goes_by_operator,
-    has_numbers,
-    in_front,
-    nestable,
-    untraced,
-)
+from constraints.math import linalg
+from constraints.math.autograd import differentiable, may_branch
 from constraints.math.gram import gram
 from constraints.math.svd import svd
 from constraints.math.symmetric_lyapunov import lyapunov, right_divide, spectrum
@@ -28,7 +19,7 @@ from constraints.math.transpose import plus_transpose
 ROUNDING = 8.0
 
 
-#: Rows that are summed at once, if there are many of them.
+#: Sums over many rows are split into blocks of this many.
 BLOCK = 1024
 
 
@@ -37,14 +28,14 @@ def polar(X: Tensor) -> Tensor:
 
     A tall X of full rank is ``X = W H`` in a single way, with ``W' W = I`` and H symmetric
     positive definite: the result is W, which minimizes :math:`\lVert W - X \rVert` in every
-    unitarily invariant norm. It is the gradient of the nuclear norm, it ignores a positive factor
-    of X, and an orthogonal X comes back bit for bit (as a copy), its derivative being the
-    projection onto the tangent space.
+    unitarily invariant norm. It is the gradient of the nuclear norm and does not depend on a
+    positive factor of X. An orthogonal X is returned bit for bit (as a copy), and there the
+    derivative is the projection onto the tangent space.
 
-    At a matrix that has not full rank W is not unique and not differentiable: the result is one
-    of the nearest matrices, a symmetric one if X is (Hermitian, if X is complex), and derivatives
-    are finite, being cut off where they do not exist.
-    NaN and infinity in an element give NaN in that element.
+    At a matrix without full rank W is not unique and not differentiable. The result is one of the
+    nearest matrices, a symmetric one if X is symmetric (Hermitian, if X is complex). Derivatives
+    are finite: their undefined part is set to zero. NaN or infinity in an element gives NaN in that
+    element.
 
     Args:
         X: shape ``(*batch, n, p)``, single or double precision, real or complex (then W is unitary,
@@ -64,14 +55,12 @@ def polar(X: Tensor) -> Tensor:
     """
     if X.shape[-2] < X.shape[-1]:
         return polar(X.mH).mH.contiguous()
-    if goes_by_operator():
-        return _factor_op(X)
-    return _Polar.apply(X)
+    return _polar(X)
 
 
 def polar_factor(X: Tensor) -> Tensor:
     """The value of `polar`, without its derivatives."""
-    if goes_by_operator() or not has_numbers(X):
+    if not may_branch(X):
         return polar(X)
     return _factor(X) if X.shape[-2] >= X.shape[-1] else _factor(X.mH).mH.contiguous()
 
@@ -96,7 +85,7 @@ def polar_gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
 def thin_polar_gradient(W: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
     """`polar_gradient` at an orthogonal W for the gradient ``G = left' right``.
 
-    The projection ``G - W (W' G + G' W) / 2`` is made of products with ``left W`` and ``right W'``,
+    The projection ``G - W (W' G + G' W) / 2`` can be computed from ``left W`` and ``right W'``,
     which have as few rows as the factors.
 
     Args:
@@ -105,14 +94,14 @@ def thin_polar_gradient(W: Tensor, left: Tensor, right: Tensor) -> Tensor | None
         right: shape ``(b, p)``.
 
     Returns:
-        Tensor of shape ``(n, p)``; None where the projection of the product is cheaper.
+        Tensor of shape ``(n, p)``, or None where it is cheaper to project the product.
     """
     (n, p), b = W.shape, len(left)
-    # In units of n p: products with few rows, against one for G and two of the smaller side.
+    # The cost in units of n p: products with few rows, versus one for G and two with W' G.
     if (4 if n == p else 5) * b > b + 2 * min(n, p):
         return None
     back, out = left @ W, right @ W.mT
-    # One of these is its argument for a square W.
+    # For a square W both of these would be the factor itself.
     if n > p:
         left = 2 * left - back @ W.mT
     elif n < p:
@@ -131,10 +120,10 @@ def _factor(X: Tensor) -> Tensor:
     rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
     excess = _own_defect(X)
     if X.ndim > 2:
-        distances = torch.linalg.vector_norm(excess, dim=(-2, -1))
+        distances = linalg.vector_norm(excess, dim=(-2, -1))
         distance = float(distances.amax())
     else:
-        distances = torch.linalg.vector_norm(excess)
+        distances = linalg.vector_norm(excess)
         distance = float(distances)
     if distance <= rounding:
         return _copy(X)
@@ -153,20 +142,21 @@ def _copy(X: Tensor) -> Tensor:
 
 
 def defect(W: Tensor, X: Tensor) -> Tensor:
-    """``W' X - I``, where the rounding errors of long sums do not add up.
+    """``W' X - I``, computed so that rounding errors do not grow with the number of rows.
 
     Args:
         W: shape ``(*batch, n, p)``.
         X: shape ``(*batch, n, p)``.
     """
-    blocks, rest = divmod(X.shape[-2], BLOCK)
+    blocks = X.shape[-2] // BLOCK
     if blocks < 8:
         product = W.mH @ X
     else:
-        ends = [blocks * BLOCK, rest]
-        (W, W_rest), (X, X_rest) = W.split(ends, dim=-2), X.split(ends, dim=-2)
-        W, X = (x.unflatten(-2, (blocks, BLOCK)) for x in (W, X))
-        product = (W.mH @ X).sum(-3) + W_rest.mH @ X_rest
+        end = blocks * BLOCK
+        left, right = (
+            x[..., :end, :].reshape(*x.shape[:-2], blocks, BLOCK, x.shape[-1]) for x in (W, X)
+        )
+        product = (left.mH @ right).sum(-3) + W[..., end:, :].mH @ X[..., end:, :]
     product.diagonal(dim1=-2, dim2=-1).sub_(1)
     return product
 
@@ -192,9 +182,9 @@ def _minus_half(V: Tensor, W: Tensor, S: Tensor) -> Tensor:
 def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Tensor:
     # X (I + E)^(-1/2) with E = X' X - I is the polar factor. Of the series I - E/2 + 3/8 E^2 - ...
     # the first two terms are the Newton-Schulz iteration, which leaves 3/4 ||E||^2 at most; one
-    # more leaves 5/8 ||E||^3, for a product of p x p matrices and without another Gram matrix.
-    # With ||E|| < 1, and never rescaled, it converges. What is left may be a quarter of what counts
-    # as rounding, so that the result counts as orthogonal.
+    # more leaves 5/8 ||E||^3, and costs a product of p x p matrices but no other Gram matrix. With
+    # ||E|| < 1 it converges. The error that is left may be a quarter of what counts as rounding, so
+    # that the result counts as orthogonal.
     while True:
         if 0.75 * distance**2 <= rounding / 4:
             return _minus_half(X, X, E)
@@ -202,13 +192,13 @@ def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Te
         if 0.75 * distance**3 <= rounding / 4:
             return X
         E = _own_defect(X)
-        before, distance = distance, float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
+        before, distance = distance, float(linalg.vector_norm(E, dim=(-2, -1)).amax())
         if distance <= rounding or not distance < before:
             return X
 
 
 def _svd_factor(X: Tensor) -> Tensor:
-    # Scaled by the largest entry: LAPACK is exact at every scale, but squares and products are not.
+    # Scaled by the largest entry: LAPACK works at every scale, but squares and products do not.
     largest = X.abs().amax(dim=(-2, -1), keepdim=True)
     finite = torch.isfinite(largest)
     X = torch.where(finite & (largest > 0), X / largest, 0)
@@ -222,12 +212,12 @@ def _svd_factor(X: Tensor) -> Tensor:
 
 
 def _sign(X: Tensor) -> Tensor:
-    # Of a symmetric X the factor is the sign, a reflection. Where X vanishes, U and V of a singular
-    # value decomposition have nothing to do with each other, and U V' is no longer symmetric.
-    eigenvalues, Q = torch.linalg.eigh(X)
+    # The factor of a symmetric X is its sign, a reflection. On the null space of X, the U and V of
+    # a singular value decomposition are not related, so that U V' would not be symmetric.
+    eigenvalues, Q = linalg.eigh(X)
     W = (Q * torch.where(eigenvalues < 0, -1, 1).to(X.dtype).unsqueeze(-2)) @ Q.mH
     W = W - W @ (defect(W, W) / 2)
-    # Torch 2.6 divides complex numbers by 2 with an error of rounding.
+    # Not / 2: torch 2.6 divides complex numbers by 2 with a rounding error.
     return (W + W.mH) * 0.5
 
 
@@ -240,9 +230,9 @@ def _sign(X: Tensor) -> Tensor:
 #     H Y + Y H = W' dX - dX' W,          (I - W W') dX = (I - W W') dW H.
 #
 # The second term vanishes for a square X. The map dX -> dW is self-adjoint, W being the gradient
-# of the nuclear norm; so it is the backward as well. At an orthogonal X, where H = I, it is the
-# projection onto the tangent space, dX - W (W' dX + dX' W) / 2: two matrix products. There is no
-# difference of singular values in it, so it is smooth where they are equal.
+# of the nuclear norm, so it serves as the backward too. At an orthogonal X, where H = I, it is the
+# projection onto the tangent space, dX - W (W' dX + dX' W) / 2: two matrix products. It contains no
+# difference of singular values, so it is smooth where they are equal.
 
 
 def derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
@@ -258,12 +248,12 @@ def derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
 
 
 def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
-    """`derivative` without a derivative of its own, and cheaper where X is almost orthogonal."""
+    """`derivative`, not differentiable, but cheaper where X is almost orthogonal."""
     WV = W.mH @ V
     if X is W or torch.equal(X, W):
         return _minus_half(V, W, plus_transpose(WV)).contiguous()
     E = defect(W, X)
-    distance = float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
+    distance = float(linalg.vector_norm(E, dim=(-2, -1)).amax())
     if not distance < 0.1:
         return derivative(X, W, V).contiguous()
     # With H = I + E, iterate 2 Y = C - E Y - Y E, where Y E = -(E Y)' because Y is skew and E is
@@ -283,75 +273,6 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     return result.contiguous()
 
 
-class _Polar(DirectFunction):
-    @staticmethod
-    def forward(X: Tensor) -> Tensor:
-        return _factor(X) if has_numbers(X) else _factor_op(X)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> Tensor:
-        X, W = ctx.saved_tensors
-        plain = not torch.is_grad_enabled() and has_numbers(X) and has_numbers(G)
-        with autocast_disabled(G):
-            return _gradient(X, W, G) if plain else derivative(X, W, G)
-
-    @staticmethod
-    @nestable
-    def jvp(ctx: Any, saved: Any, dX: Tensor) -> Tensor:
-        X, W = saved
-        return derivative(X, W, dX)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-        return _Polar.apply(X.movedim(in_dims[0], 0)), 0
-
-
-# ------------------------------------------------------------------------------ without numbers
-
-# Which way is the cheapest depends on numbers, and under torch.compile or on the meta device there
-# are none. There the functions above are opaque operators, which see them when the graph runs; the
-# operator carries the backward, since torch.compile takes no Function that defines `jvp`.
-
-_factor_op = torch.library.custom_op(
-    "constraints::polar_factor", untraced(_factor), mutates_args=()
+_polar = differentiable(
+    "constraints::polar_factor", _factor, "constraints::polar_gradient", _gradient, derivative
 )
-
-
-@torch.library.custom_op("constraints::polar_gradient", mutates_args=())
-@untraced
-def _gradient_op(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
-    with autocast_disabled(V):
-        return _gradient(X, W, V)
-
-
-@_factor_op.register_fake
-@_gradient_op.register_fake
-def _like(X: Tensor, *_: Tensor) -> Tensor:
-    return torch.empty_like(X, memory_format=torch.contiguous_format)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
-def _backward(ctx: Any, G: Tensor) -> Tensor:
-    X, W = ctx.saved_tensors
-    return _gradient_op(X, W, G)
-
-
-_factor_op.register_autograd(_backward, setup_context=_save)
-
-
-@_factor_op.register_vmap
-def _(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-    return _factor_op(X.movedim(in_dims[0], 0)), 0
-
-
-@_gradient_op.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-    return _gradient_op(*in_front(info, in_dims, inputs)), 0

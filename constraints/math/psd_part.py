@@ -5,19 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.clip_singular_values import clip_singular_values
+from constraints.math.matrix import distance_from_symmetric, eye_like, symmetric_part
 
 
 def psd_part(S: Tensor) -> Tensor:
     """The nearest positive semidefinite matrix: negative eigenvalues are replaced by zero.
 
-    A matrix without negative eigenvalues comes back bit for bit, its derivative being the identity,
-    where an eigenvalue is zero too.
+    A matrix without negative eigenvalues is returned bit for bit, and there the derivative is the
+    identity, even where an eigenvalue is zero.
 
-    With c no less than the norm of S, the matrix Y = I - S / c has the singular values 1 - s / c
-    for the eigenvalues s of S: those above 1 belong to the negative ones, and what cutting them at
-    1 takes away from Y is the negative part of S, in units of c. Both err by some eps c, which next
-    to a small result is no rounding: where something was cut, the diagonal is enlarged by 8 eps c.
+    With c at least the norm of S, the matrix Y = I - S / c has the singular values 1 - s / c for
+    the eigenvalues s of S. Those above 1 belong to negative eigenvalues, and cutting them at 1
+    changes Y by the negative part of S, in units of c. The error is of the size eps c, which may be
+    large relative to a small result: where anything was cut, 8 eps c is added to the diagonal.
 
     Args:
         S: shape ``(*batch, n, n)``, symmetric, single or double precision.
@@ -27,10 +29,10 @@ def psd_part(S: Tensor) -> Tensor:
         >>> torch.allclose(W, torch.tensor([[2.0, 0.0], [0.0, 0.0]]), atol=1e-5)
         True
     """
-    # The largest sum of a row, which bounds the norm without a square that leaves the range.
+    # The largest absolute row sum, a bound of the norm that needs no squares, which may overflow.
     size = S.detach().abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
     c = torch.where(size > 0, size, 1)
-    identity = torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    identity = eye_like(S)
     Y = identity - S / c
     clipped = clip_singular_values(Y, 1.0)
     cut = (Y != clipped).any(-1, keepdim=True).any(-2, keepdim=True)
@@ -38,13 +40,7 @@ def psd_part(S: Tensor) -> Tensor:
     return symmetric_part(S + c * (Y - clipped)) + enlarged * identity
 
 
-def symmetric_part(W: Tensor) -> Tensor:
-    """``(W + W') / 2``."""
-    return (W + W.mT) / 2
-
-
 def distance_from_psd(value: Tensor) -> Tensor:
     """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
-    skew = ((value - value.mT) / 2).abs().amax((-2, -1))
-    least = torch.linalg.eigvalsh(symmetric_part(value))[..., 0]
-    return torch.maximum(skew, (-least).clamp(min=0))
+    least = linalg.eigvalsh(symmetric_part(value))[..., 0]
+    return torch.maximum(distance_from_symmetric(value), (-least).clamp(min=0))

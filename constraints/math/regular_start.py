@@ -1,4 +1,4 @@
-"""Where a matrix starts that is not even nearly a member of an open set of regular matrices."""
+"""The start for a matrix that is far from an open set of regular matrices."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint
+from constraints.math import linalg
 
-#: How far a matrix may be moved by its projection, relative to its norm, to be nearly a member.
+#: A matrix that the projection moves by at most this share of its norm counts as nearly a member.
 NEARLY = 0.1
 
 
-#: How large the derivative of the map is, at least, where any other matrix starts, as a share of
-#: its typical size. The loss of a likelihood, and all of its derivatives, grow without bounds
-#: towards the boundary: gradient steps of a usual size need a start that is well-conditioned.
+#: At the start of any other matrix, the derivative of the map is at least this share of its typical
+#: size. The negative logarithm of a likelihood, and all of its derivatives, grow without bound
+#: towards the boundary: gradient steps of a usual size need a well-conditioned start.
 INSIDE = 0.3
 
 
 def admitted(constraint: Constraint, value: Tensor, candidate: Tensor, share: float) -> Tensor:
-    """Members for outsiders to start from: see `Constraint.admit`.
+    """Members to start from in place of matrices outside; see `Constraint.admit`.
 
     A matrix that is nearly a member, such as a covariance matrix that is not quite symmetric, is
-    meant to be one: it goes to its projection, and from there no farther inwards than it must. Any
-    other one is as good as random: it becomes ``candidate``, and goes well inside.
+    meant to be one: it is projected, and then moved inwards no farther than necessary. Any other
+    matrix is assumed to be random: ``candidate`` takes its place, moved well inside.
 
     Args:
         constraint: the set.
@@ -31,14 +32,14 @@ def admitted(constraint: Constraint, value: Tensor, candidate: Tensor, share: fl
         share: as for `Constraint.inwards`.
     """
     nearest = constraint.project(value)
-    moved = torch.linalg.matrix_norm(nearest - value, keepdim=True)
-    nearly = moved <= NEARLY * torch.linalg.matrix_norm(value, keepdim=True)
+    moved = linalg.matrix_norm(nearest - value, keepdim=True)
+    nearly = moved <= NEARLY * linalg.matrix_norm(value, keepdim=True)
     inside = constraint.inwards(candidate, max(share, INSIDE))
     return torch.where(nearly, constraint.inwards(nearest, share), inside)
 
 
 def triangular_factor(A: Tensor) -> Tensor:
     """The lower triangular L with L L' = A A' and no negative number on its diagonal."""
-    R = torch.linalg.qr(A.mT, mode="r").R
+    R = linalg.qr(A.mT, mode="r").R
     diagonal = R.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
     return torch.where(diagonal < 0, -R, R).mT

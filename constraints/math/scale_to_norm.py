@@ -1,4 +1,4 @@
-"""Matrices scaled back to a bound of their norm, as steps find them that know where they were."""
+"""Matrices scaled back to a bound of the spectral norm, which is followed from step to step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained.constraint.precision import autocast_disabled
-from constraints.math.autograd import goes_by_operator, in_front, needs_derivative, untraced
+from constraints.math import linalg
+from constraints.math.autograd import goes_by_operator, needs_derivative, operator
 from constraints.math.krylov_norm import leading
+from constraints.math.matrix import all_finite
 from constraints.math.svd import svdvals
 from constraints.math.top_singular_value import largest_singular_value
 
-#: In units of ``eps ||X||_F``: how far above the bound a norm is rounding; half of the tolerance.
+#: A norm above the bound by no more than this, in units of ``eps ||X||_F``, counts as equal to it:
+#: half of the library's tolerance.
 _ROUNDING = 4.0
 
 
@@ -22,43 +24,43 @@ _MODERATE = 1e-10, 1e10
 
 
 def radial(X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    """``X min(1, bound / ||X||)``, in the spectral norm; a member comes back bit for bit.
+    """``X min(1, bound / ||X||)`` with the spectral norm; a member is returned bit for bit.
 
-    NaN and infinity in an element give NaN in that element. In traced code the norm is followed
-    from the given directions, elsewhere it is that of a decomposition.
+    NaN or infinity in an element gives NaN in that element. In traced code the norm is found by
+    iteration from the given directions, elsewhere by a decomposition.
 
     Args:
         X: shape ``(*batch, n, p)``.
         directions: shape ``(*batch, r, p)``, those that a similar matrix stretches most.
         bound: greater than zero.
     """
-    return _radial_op(X, directions, bound)[0] if goes_by_operator() else _radial(X, bound)
+    return _tracked_operator(X, directions, bound)[0] if goes_by_operator() else _radial(X, bound)
 
 
 def _radial(X: Tensor, bound: float) -> Tensor:
-    finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+    finite = all_finite(X)
     # In units of the largest entry no square overflows.
     unit = torch.where(finite, X, 0).detach().abs().amax((-2, -1), keepdim=True)
     unit = torch.where(unit < torch.finfo(X.dtype).tiny, 1, unit)
     scaled = torch.where(finite, X, 0) / unit
     norm = largest_singular_value(scaled) if needs_derivative(X) else svdvals(scaled)[..., 0]
     norm = norm[..., None, None]
-    size = torch.linalg.matrix_norm(scaled.detach(), keepdim=True)
+    size = linalg.matrix_norm(scaled.detach(), keepdim=True)
     outside = norm > bound / unit + _ROUNDING * torch.finfo(X.dtype).eps * size
     shrunk = scaled * (bound / torch.where(outside, norm, 1))
     return torch.where(finite, torch.where(outside, shrunk, X), torch.nan)
 
 
 def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """``radial(X, directions, bound)`` and the directions that X stretches most, as mere numbers.
+    """``radial(X, directions, bound)`` and the directions that X stretches most; no derivatives.
 
     Args:
         X: shape ``(*batch, n, p)``.
         directions: shape ``(*batch, r, p)``, those of a similar matrix.
         bound: greater than zero.
     """
-    # LAPACK refuses NaN; of an element that is not finite, nothing is known about the others' size.
-    size = torch.linalg.matrix_norm(X)
+    # LAPACK refuses NaN, and the iteration assumes that no square overflows.
+    size = linalg.matrix_norm(X)
     low, high = _MODERATE
     if not bool(((size > low) & (size < high)).all()):
         return _radial(X, bound), directions
@@ -69,7 +71,7 @@ def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor,
 def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
     """The gradient at X from that at ``radial(X, directions, bound)``.
 
-    Of a multiple it has no part along X. On the boundary it is that of the inner side.
+    Where X was scaled it has no part along X. On the boundary it is the gradient itself.
 
     Args:
         gradient: with respect to the value, of shape ``(*batch, n, p)``.
@@ -84,7 +86,7 @@ def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: floa
 
 
 def radial_step(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    """What a step from X is made of: on the boundary nothing that would lead outside.
+    """The gradient without the part by which a step from the boundary would lead outside.
 
     Args:
         gradient: with respect to X, of shape ``(*batch, n, p)``.
@@ -99,57 +101,35 @@ def radial_step(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -
 
 
 def _largest(X: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """The image of the first direction, the direction, the norm, and a share that is rounding."""
+    """The image of the first direction, the direction, the norm, and its relative rounding."""
     v = directions[..., :1, :].mT
-    # Of length 1 up to the rounding of the dtype in which it was found.
-    v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True)
+    # It was of length 1 in the dtype in which it was found, which may be a lower precision.
+    v = v / linalg.vector_norm(v, dim=-2, keepdim=True)
     u = X @ v
-    norm = torch.linalg.vector_norm(u, dim=-2, keepdim=True)
-    # The Frobenius norm is at most so many times the other one.
+    norm = linalg.vector_norm(u, dim=-2, keepdim=True)
+    # The Frobenius norm is at most sqrt(min(n, p)) times the spectral norm.
     return u, v, norm, _ROUNDING * torch.finfo(X.dtype).eps * min(X.shape[-2:]) ** 0.5
 
 
 def _without(
     gradient: Tensor, X: Tensor, u: Tensor, v: Tensor, norm: Tensor, where: Tensor
 ) -> Tensor:
-    along = torch.linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
+    """The gradient, less its part that changes the norm of X, where the last argument is true."""
+    along = linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
     along = torch.where(where, along / norm.square(), 0)
     return torch.addcmul(gradient, along * u, v.mT, value=-1)
 
 
-# ------------------------------------------------------------------------------ without numbers
-
-# As in `constraints.polar`.
+# -------------------------------------------------------------------------------- in traced code
 
 
-@torch.library.custom_op("constraints::radial", mutates_args=())
-@untraced
-def _radial_op(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    with autocast_disabled(X):
-        value, found = tracked_radial(X, directions, bound)
-        return value, found.clone(memory_format=torch.contiguous_format)
+def _tracked(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    value, found = tracked_radial(X, directions, bound)
+    return value, found.clone(memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("constraints::radial_gradient", mutates_args=())
-@untraced
-def _gradient_op(G: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    with autocast_disabled(G):
-        return radial_gradient(G, X, directions, bound).contiguous()
-
-
-@_radial_op.register_fake
-def _(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    del bound
-    contiguous = torch.contiguous_format
-    return (
-        torch.empty_like(X, memory_format=contiguous),
-        torch.empty_like(directions, memory_format=contiguous),
-    )
-
-
-@_gradient_op.register_fake
-def _(G: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(G, memory_format=torch.contiguous_format)
+def _gradient(G: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
+    return radial_gradient(G, X, directions, bound).contiguous()
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
@@ -158,19 +138,15 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, 
 
 
 def _backward(ctx: Any, G: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-    return _gradient_op(G, *ctx.saved_tensors, ctx.bound), None, None
+    return _gradient_operator(G, *ctx.saved_tensors, ctx.bound), None, None
 
 
-_radial_op.register_autograd(_backward, setup_context=_save)
-
-
-@_radial_op.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, tuple[int, int]]:
-    *tensors, bound = inputs
-    return _radial_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), (0, 0)
-
-
-@_gradient_op.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-    *tensors, bound = inputs
-    return _gradient_op(*in_front(info, in_dims[:-1], tuple(tensors)), bound), 0
+_tracked_operator = operator(
+    "constraints::radial",
+    _tracked,
+    fake=lambda *inputs: tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:2]
+    ),
+)
+_gradient_operator = operator("constraints::radial_gradient", _gradient)
+_tracked_operator.register_autograd(_backward, setup_context=_save)

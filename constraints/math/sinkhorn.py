@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from constrained.constraint.precision import autocast_disabled
-from constraints.math.autograd import (
-    DirectFunction,
-    goes_by_operator,
-    has_numbers,
-    in_front,
-    nestable,
-    untraced,
-)
+from constraints.math import linalg
+from constraints.math.autograd import differentiable
+from constraints.math.matrix import all_finite
 
-#: Sums that differ from 1 by so many units of the machine epsilon are taken for 1.
+#: Sums that differ from 1 by at most this many units of the machine epsilon count as 1.
 ROUNDING = 2.0
 
 
-#: Rounds of division by the sums in the end.
+#: The largest number of rounds of division by the sums at the end.
 POLISH = 2
 
 
-#: Newton steps on one scale of the logits, at most.
+#: The largest number of Newton steps at one scale of the logits.
 NEWTON = 100
 
 
-#: Conjugate gradient steps of the backward, before it factors a matrix.
+#: The number of conjugate gradient steps after which the backward factors a matrix instead.
 CONJUGATE = 24
 
 
 def sinkhorn(X: Tensor) -> Tensor:
     r"""The doubly stochastic matrix ``diag(u) exp(X) diag(v)``, with u, v > 0.
 
-    There is one, and it is
+    There is exactly one, and it is
 
     .. math:: \arg\max_W \; \langle W, X \rangle - \sum\nolimits_{ij} W_{ij} \log W_{ij}
 
@@ -49,7 +41,7 @@ def sinkhorn(X: Tensor) -> Tensor:
     takes a few rounds if the matrix is near the mean 1/n; where that is slow, as it is for logits
     of large spread, Newton's method on the dual finds u and v, from small logits to large ones.
 
-    NaN and infinity in an element give NaN in that element.
+    NaN or infinity in an element gives NaN in that element.
 
     Args:
         X: shape ``(*batch, n, n)``, the logits, in single or double precision.
@@ -68,9 +60,7 @@ def sinkhorn(X: Tensor) -> Tensor:
         (IMA Journal of Numerical Analysis 33, 2013), for Newton's method; Eisenberger et al., A
         unified framework for implicit Sinkhorn differentiation (CVPR 2022).
     """
-    if goes_by_operator():
-        return _scale_op(X)
-    return _Sinkhorn.apply(X)
+    return _sinkhorn(X)
 
 
 # ------------------------------------------------------------------------------------ the value
@@ -79,12 +69,12 @@ def sinkhorn(X: Tensor) -> Tensor:
 def _scale(X: Tensor) -> Tensor:
     if X.numel() == 0:
         return X.clone(memory_format=torch.contiguous_format)
-    # No sum is finite that has an infinite term.
+    # A sum with an infinite or NaN term is not finite.
     if bool(torch.isfinite(X.sum())):
         W, done = _alternate(_shifted(X))
         finite = None
     else:
-        finite = torch.isfinite(X).all(-1, keepdim=True).all(-2, keepdim=True)
+        finite = all_finite(X)
         X = torch.where(finite, X, 0)
         W, done = _alternate(_shifted(X))
     if not bool(done.all()):
@@ -100,13 +90,13 @@ def _shifted(X: Tensor) -> Tensor:
 
 
 def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sinkhorn's iteration, in the memory of Y, and for which elements it has converged."""
+    """Sinkhorn's iteration, in place in Y, and which elements of the batch have converged."""
     eps, n = torch.finfo(Y.dtype).eps, Y.shape[-1]
-    # Newton's method costs some n alternating steps, and is used where more of them are left.
+    # Newton's method costs about n alternating steps: it is used where more would be needed.
     slow, steps = 1 - 16 / (n + 32), n + 32
     K = Y.exp_()
     v = 1 / K.sum(-2, keepdim=True)
-    before = torch.full_like(v[..., 0, 0], torch.inf)
+    u, before = v.mT, torch.full_like(v[..., 0, 0], torch.inf)
     for _ in range(steps):
         u = 1 / (K @ v.mT)
         better = 1 / (u.mT @ K)
@@ -117,7 +107,7 @@ def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
             break
         before = error
     W = K.mul_(u).mul_(v)
-    # The sums of a matrix product err by more than these.
+    # Sums computed by matrix products have larger rounding errors than these.
     for _ in range(POLISH):
         W.div_(W.sum(-2, keepdim=True))
         rows = W.sum(-1, keepdim=True)
@@ -137,11 +127,11 @@ def _error(W: Tensor) -> Tensor:
 #     phi(g) = sum_i log sum_j exp(X_ij - g_j) + sum_j g_j,     grad phi = 1 - c,
 #
 # with the column sums c of W. It is convex, and its Hessian diag(c) - W'W is the Laplacian of a
-# graph with the weights (W'W)_jk: the diagonal is the sum of the other entries of a row. Written
-# so, no weight is lost beside a larger one. A step d is shortened to log(1 + |d|) / |d|, with |d|
-# its range, since the Hessian changes by a factor of exp(|d|) at most along it.
+# graph with the weights (W'W)_jk: the diagonal is the sum of the other entries of a row. Computed
+# that way, no small weight is lost beside a larger one. Along a step d of range |d| the Hessian
+# changes by a factor of exp(|d|) at most: so the step is shortened to log(1 + |d|) / |d| of itself.
 #
-# Large logits are reached by doubling small ones: doubling Z = X - f - g' warm-starts f and g.
+# Large logits are reached by doubling small ones. Doubling Z = X - f - g' warm-starts f and g.
 
 
 def _newton(X: Tensor) -> Tensor:
@@ -161,7 +151,7 @@ def _newton(X: Tensor) -> Tensor:
             ):
                 break
             before = error
-            factor, _ = torch.linalg.cholesky_ex(_laplacian(W, eps))
+            factor, _ = linalg.cholesky_ex(_laplacian(W, eps))
             step = torch.cholesky_solve(excess.unsqueeze(-1), factor).mT
             reach = step.amax(-1, keepdim=True) - step.amin(-1, keepdim=True)
             Z = Z - step * torch.where(reach > 1, reach.log1p() / reach, 1)
@@ -186,25 +176,26 @@ def _laplacian(W: Tensor, eps: float) -> Tensor:
 #     [ I   W ] [a]   [ (W * dX)  1 ]
 #     [ W'  I ] [b] = [ (W * dX)' 1 ],      hence     (I - W'W) b = (W * dX)' 1 - W' (W * dX) 1.
 #
-# W being the gradient of a convex function, the map dX -> dW is self-adjoint: it is the backward
-# as well. The matrix is the Laplacian above, singular in the direction 1, which changes nothing.
+# W is the gradient of a convex function, so the map dX -> dW is self-adjoint and serves as the
+# backward too. The matrix is the Laplacian above. It is singular in the direction 1, along which b
+# may change without any effect on dW.
 
 
 def derivative(W: Tensor, V: Tensor) -> Tensor:
     """The derivative of the scaling at its value W in direction V; differentiable."""
     eps, dtype = torch.finfo(W.dtype).eps, V.dtype
-    # Double precision, since the matrix is as singular as W is near to a permutation.
+    # In double precision: the nearer W is to a permutation, the nearer the matrix is to singular.
     W, V = W.double(), V.double()
     M = W * V
     rows = M.sum(-1, keepdim=True)
     right = M.sum(-2).unsqueeze(-1) - W.mT @ rows
-    factor, _ = torch.linalg.cholesky_ex(_laplacian(W, eps))
+    factor, _ = linalg.cholesky_ex(_laplacian(W, eps))
     b = torch.cholesky_solve(right, factor)
     return (M - W * (rows - W @ b + b.mT)).to(dtype)
 
 
 def _gradient(W: Tensor, V: Tensor) -> Tensor:
-    """`derivative` without a derivative of its own, by conjugate gradients where they are fast."""
+    """`derivative`, not differentiable, by conjugate gradients where they converge soon."""
     M = W * V
     rows = M.sum(-1, keepdim=True)
     r = M.sum(-2).unsqueeze(-1) - W.mT @ rows
@@ -225,72 +216,11 @@ def _gradient(W: Tensor, V: Tensor) -> Tensor:
     return derivative(W, V).contiguous()
 
 
-class _Sinkhorn(DirectFunction):
-    @staticmethod
-    def forward(X: Tensor) -> Tensor:
-        return _scale(X) if has_numbers(X) else _scale_op(X)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> Tensor:
-        (W,) = ctx.saved_tensors
-        plain = not torch.is_grad_enabled() and has_numbers(W) and has_numbers(G)
-        with autocast_disabled(G):
-            return _gradient(W, G) if plain else derivative(W, G)
-
-    @staticmethod
-    @nestable
-    def jvp(ctx: Any, saved: Any, dX: Tensor) -> Tensor:
-        (W,) = saved
-        return derivative(W, dX)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-        return _Sinkhorn.apply(X.movedim(in_dims[0], 0)), 0
-
-
-# ------------------------------------------------------------------------------ without numbers
-
-# As for the polar factor: under torch.compile or on the meta device the functions above are opaque
-# operators, which see the numbers when the graph runs.
-
-_scale_op = torch.library.custom_op("constraints::sinkhorn", untraced(_scale), mutates_args=())
-
-
-@torch.library.custom_op("constraints::sinkhorn_gradient", mutates_args=())
-@untraced
-def _gradient_op(W: Tensor, V: Tensor) -> Tensor:
-    with autocast_disabled(V):
-        return _gradient(W, V)
-
-
-@_scale_op.register_fake
-@_gradient_op.register_fake
-def _like(X: Tensor, *_: Tensor) -> Tensor:
-    return torch.empty_like(X, memory_format=torch.contiguous_format)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(output)
-
-
-def _backward(ctx: Any, G: Tensor) -> Tensor:
-    (W,) = ctx.saved_tensors
-    return _gradient_op(W, G)
-
-
-_scale_op.register_autograd(_backward, setup_context=_save)
-
-
-@_scale_op.register_vmap
-def _(info: Any, in_dims: tuple[int], X: Tensor) -> tuple[Tensor, int]:
-    return _scale_op(X.movedim(in_dims[0], 0)), 0
-
-
-@_gradient_op.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-    return _gradient_op(*in_front(info, in_dims, inputs)), 0
+_sinkhorn = differentiable(
+    "constraints::sinkhorn",
+    _scale,
+    "constraints::sinkhorn_gradient",
+    _gradient,
+    derivative,
+    saves_input=False,
+)

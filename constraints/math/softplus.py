@@ -12,8 +12,8 @@ from torch import Tensor
 def softplus(y: Tensor) -> Tensor:
     """``log(1 + exp(y))``, to a unit in the last place, from the real line onto (0, inf).
 
-    Written as a log-sigmoid because the two other spellings fall short: `F.softplus` is the
-    identity above its threshold of 20, which is off by 2e-9 there, and the second derivative of
+    It is computed as a log-sigmoid because the alternatives have defects: `F.softplus` is the
+    identity above its threshold of 20, with an error of 2e-9 there, and the second derivative of
     `torch.logaddexp` is NaN from ``|y| = 100`` on in single precision.
     """
     return -F.logsigmoid(-y)
@@ -25,7 +25,7 @@ def least_softplus(share: float) -> float:
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
-    """``log(exp(x) - 1)`` for ``x > 0``, in a form that no large x overflows and no small x blurs.
+    """``log(exp(x) - 1)`` for ``x > 0``, without overflow at large x or lost digits at small x.
 
     ``log(exp(x) - 1) = log(exp(x) (1 - exp(-x))) = x + log(-expm1(-x))``.
     """

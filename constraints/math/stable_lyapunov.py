@@ -1,4 +1,4 @@
-"""Solutions of Lyapunov equations for stable matrices."""
+"""Lyapunov equations of stable matrices, and the right inverses of maps that are built on them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.eigenvalues import eigenvectors
+from constraints.math.matrix import all_finite, eye_like, symmetric_part
 from constraints.math.norm import norm
 
-#: Doublings, at most: more than the binary digits of a double.
+#: The largest number of doublings: more than the binary digits of a double.
 DOUBLINGS = 64
 
 
 def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
     r"""A lower triangular L with P = L L' and ``P - A P A' = B B'``.
 
-    P is the sum of :math:`A^k B B^\top A^{\top k}` over k, of which each round doubles the number
-    of terms; there are about :math:`\log_2` of the reciprocal of what the spectral radius lacks to
-    1 rounds. It is factors that are added, by a QR decomposition: L keeps half of the digits that P
-    would lose to its condition, which is the square of that of L.
+    P is the sum of :math:`A^k B B^\top A^{\top k}` over k. Each round doubles the number of terms;
+    it takes about :math:`\log_2(1 / (1 - \rho))` rounds for the spectral radius :math:`\rho`.
+    Factors are added by a QR decomposition, not products: the condition of P is the square of that
+    of L, so that L loses half as many digits.
 
     Args:
         A: shape ``(*batch, n, n)``, with a spectral radius below 1.
-        B: shape ``(*batch, n, n)``, regular; I by default.
+        B: shape ``(*batch, n, n)``, invertible; the identity by default.
 
     Returns:
         Tensor of shape ``(*batch, n, n)``.
@@ -36,12 +38,12 @@ def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
         doubling; Hammarling, Numerical solution of the stable, non-negative definite Lyapunov
         equation (IMA Journal of Numerical Analysis 2, 1982), for the factor.
     """
-    L = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A) if B is None else B
+    L = eye_like(A).expand_as(A) if B is None else B
     power = A
     for _ in range(DOUBLINGS):
         more = power @ L
-        small = torch.linalg.matrix_norm(more) <= torch.finfo(A.dtype).eps * _least(L)
-        L = torch.linalg.qr(torch.cat([L, more], dim=-1).mT, mode="r").R.mT
+        small = linalg.matrix_norm(more) <= torch.finfo(A.dtype).eps * _least(L)
+        L = linalg.qr(torch.cat([L, more], dim=-1).mT, mode="r").R.mT
         if bool(small.all()):
             break
         power = power @ power
@@ -49,8 +51,8 @@ def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
 
 
 def _least(L: Tensor) -> Tensor:
-    """The norm of the shortest row: no row must miss what is still to be added."""
-    return torch.linalg.vector_norm(L, dim=-1).amin(-1)
+    """The norm of the shortest row: the next terms must be small relative to each row."""
+    return linalg.vector_norm(L, dim=-1).amin(-1)
 
 
 def continuous_gramian(A: Tensor) -> Tensor:
@@ -65,17 +67,18 @@ def continuous_gramian(A: Tensor) -> Tensor:
     Returns:
         Tensor of shape ``(*batch, n, n)``.
     """
-    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    # Between the largest and the smallest modulus of an eigenvalue: both are as far from p.
-    reciprocal = norm(torch.linalg.inv_ex(A)[0])
+    identity = eye_like(A)
+    # The geometric mean of estimates of the largest and the smallest modulus of an eigenvalue, so
+    # that both are mapped equally far inside the unit disk.
+    reciprocal = norm(linalg.inv_ex(A)[0])
     p = (norm(A) / reciprocal).sqrt()
     p = torch.where(torch.isfinite(p) & (p > 0), p, 1)
-    inverse = torch.linalg.inv_ex(p * identity - A)[0]
+    inverse = linalg.inv_ex(p * identity - A)[0]
     return discrete_gramian(inverse @ (p * identity + A), (2 * p).sqrt() * inverse)
 
 
 def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """L scaled and rounded to a dtype, and ``L^-1 A L``; I and A where L is lost.
+    """L scaled and rounded to a dtype, and ``L^-1 A L``; I and A where L is not usable.
 
     Args:
         L: shape ``(*batch, n, n)``, lower triangular.
@@ -84,27 +87,26 @@ def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     """
     T = (L / L.abs().amax((-2, -1), keepdim=True)).to(dtype)
     changed = change(A, T.to(A.dtype))
-    fits = torch.isfinite(T).all(-1, keepdim=True).all(-2, keepdim=True)
-    # In the right coordinates A is nearer to a normal matrix, hence no larger.
+    fits = all_finite(T)
+    # In the right coordinates A is nearer to a normal matrix, and so its norm is not larger.
     norms = (norm(x) for x in (changed, 10 * A))
     fits = fits & torch.less_equal(*norms)
-    identity = torch.eye(A.shape[-1], dtype=dtype, device=A.device)
-    return torch.where(fits, T, identity).contiguous(), torch.where(fits, changed, A)
+    return torch.where(fits, T, eye_like(T)).contiguous(), torch.where(fits, changed, A)
 
 
 def change_back(K: Tensor, T: Tensor) -> Tensor:
     """``T K T^-1`` for a lower triangular T."""
-    return torch.linalg.solve_triangular(T, T @ K, upper=False, left=False)
+    return linalg.solve_triangular(T, T @ K, upper=False, left=False)
 
 
 def change(A: Tensor, T: Tensor) -> Tensor:
     """``T^-1 A T`` for a lower triangular T."""
-    return torch.linalg.solve_triangular(T, A @ T, upper=False)
+    return linalg.solve_triangular(T, A @ T, upper=False)
 
 
 def square_root(Q: Tensor, least: Tensor) -> Tensor:
     """The symmetric square root of a symmetric matrix, with eigenvalues raised to ``least``."""
-    values, vectors = torch.linalg.eigh((Q + Q.mT) / 2)
+    values, vectors = linalg.eigh(symmetric_part(Q))
     root = torch.maximum(values, least).sqrt().unsqueeze(-2)
     return vectors * root @ vectors.mT
 
@@ -112,19 +114,20 @@ def square_root(Q: Tensor, least: Tensor) -> Tensor:
 def modal(A: Tensor) -> Tensor:
     """A lower triangular L with L L' = V V*, where the columns of V are the eigenvectors of A.
 
-    It stands for the coordinates in which A is a normal matrix, if there are any.
+    In the coordinates of L, A is a normal matrix, if it is diagonalizable.
     """
     V = eigenvectors(A)[1]
-    return torch.linalg.qr(torch.cat([V.real, V.imag], dim=-1).mT, mode="r").R.mT
+    return linalg.qr(torch.cat([V.real, V.imag], dim=-1).mT, mode="r").R.mT
 
 
 def margins(dtype: torch.dtype) -> Iterator[float]:
-    """Relative distances to the boundary, one of which a matrix next to it is moved by.
+    """Relative distances by which a matrix near the boundary is moved inwards, to be tried in turn.
 
-    The first one serves the interior. 0 stands for the coordinates of the eigenvectors, in which
-    there is no need to move. A defective eigenvalue of order k has none, and is best served by the
-    k-th root of eps: there the distance and the rounding in the coordinates, whose condition is the
-    reciprocal to the power k - 1, balance. Infinity stands for no other coordinates at all.
+    The first one is for the interior. 0 stands for the coordinates of the eigenvectors, in which
+    the matrix need not be moved. For a defective eigenvalue of order k there are none, and the k-th
+    root of eps is best: it balances the distance and the rounding errors in the coordinates, whose
+    condition is the reciprocal of the distance to the power k - 1. Infinity stands for the original
+    coordinates.
     """
     eps = torch.finfo(dtype).eps
     yield from (eps ** (2 / 3), 0.0, eps ** (1 / 2), eps ** (1 / 3), eps ** (1 / 4), eps ** (1 / 6))
@@ -132,38 +135,36 @@ def margins(dtype: torch.dtype) -> Iterator[float]:
 
 
 def fading(X: Tensor) -> Tensor:
-    """1 at X = I, with a derivative of 0, and 0 where the columns of X have moved by 1/4 or more.
+    """1 at X = I, with a derivative of 0; 0 where the columns of X have moved by 1/4 or more.
 
-    It multiplies the remainder of a right inverse, which belongs to the first matrix alone.
+    It is the factor of the remainder in a right inverse, which is right for the first matrix only.
     """
-    identity = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    moved = (X - identity).square().sum((-2, -1), keepdim=True) / X.shape[-1]
+    moved = (X - eye_like(X)).square().sum((-2, -1), keepdim=True) / X.shape[-1]
     return F.relu(1 - 16 * moved) ** 4
 
 
 def cost(params: tuple[Tensor, ...], value: Tensor) -> Tensor:
-    """How far values near a right inverse ``(..., T, R)`` may miss the set, relative to ``value``.
+    """How far values near a right inverse ``(..., T, R)`` may lie outside, relative to ``value``.
 
-    By the remainder R, and by what rounding is in the coordinates T.
+    It is the sum of the remainder R and of the rounding errors in the coordinates T.
     """
     *_, T, R = params
-    identity = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
-    inverse = torch.linalg.solve_triangular(T, identity.expand_as(T), upper=False)
-    condition = torch.linalg.matrix_norm(T) * torch.linalg.matrix_norm(inverse) / T.shape[-1]
+    inverse = linalg.solve_triangular(T, eye_like(T).expand_as(T), upper=False)
+    condition = linalg.matrix_norm(T) * linalg.matrix_norm(inverse) / T.shape[-1]
     size, missed = norm(value)[..., 0, 0], norm(R)[..., 0, 0]
     missed = missed / torch.where(size > 0, size, 1)
     return (missed + torch.finfo(value.dtype).eps * condition).nan_to_num(nan=torch.inf)
 
 
 def cheapest(candidates: Iterable[tuple[Tensor, ...]], value: Tensor) -> tuple[Tensor, ...]:
-    """For each element the first right inverse of a `cost` of 32 eps, or the one of the least."""
+    """For each element the first right inverse of a `cost` up to 32 eps, else the cheapest."""
     enough = 32 * torch.finfo(value.dtype).eps
     best: tuple[Tensor, ...] = ()
     least = value.new_zeros(())
     for params in candidates:
         new = cost(params, value)
         if best:
-            # What is good enough stays: the elements of a batch do not see each other.
+            # Keep what is good enough: the result for an element must not depend on the others.
             better = (least > enough) & (new < least)
             params = tuple(
                 torch.where(better[..., None, None], a, b)

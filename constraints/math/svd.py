@@ -1,33 +1,35 @@
-"""Singular value decompositions that do not stop a training run."""
+"""Singular value decompositions that try again where LAPACK does not converge."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
+
 
 def svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The thin decomposition ``X = U diag(s) Vh``.
 
-    LAPACK's divide and conquer does not converge on some matrices with clustered singular values,
-    such as a constraint makes: seen in single precision on a 256 x 256 matrix of norm 7. It does on
-    the transpose in double precision.
+    LAPACK's divide and conquer algorithm does not converge on some matrices with clustered singular
+    values, which constraints produce; it was observed in single precision on a 256 x 256 matrix of
+    norm 7. Then the transpose is decomposed in double precision, where it converged.
 
     Raises:
-        torch.linalg.LinAlgError: if it does not there either.
+        torch.linalg.LinAlgError: if that does not converge either.
     """
     try:
-        return torch.linalg.svd(X, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return linalg.svd(X, full_matrices=False)
+    except linalg.LinAlgError:
         wide = torch.complex128 if X.is_complex() else torch.float64
-        U, s, Vh = torch.linalg.svd(X.mH.to(wide), full_matrices=False)
+        U, s, Vh = linalg.svd(X.mH.to(wide), full_matrices=False)
         return Vh.mH.to(X.dtype), s.to(X.real.dtype), U.mH.to(X.dtype)
 
 
 def svdvals(X: Tensor) -> Tensor:
     """The singular values of X, in descending order; see `svd`."""
     try:
-        return torch.linalg.svdvals(X)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return linalg.svdvals(X)
+    except linalg.LinAlgError:
         wide = torch.complex128 if X.is_complex() else torch.float64
-        return torch.linalg.svdvals(X.mH.to(wide)).to(X.real.dtype)
+        return linalg.svdvals(X.mH.to(wide)).to(X.real.dtype)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
+from constraints.math import linalg
 from constraints.math.autograd import in_front, nestable
+from constraints.math.matrix import all_finite
 
 
 def spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,9 +21,9 @@ def spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
         H: shape ``(*batch, n, n)``, symmetric (Hermitian) and positive up to rounding.
     """
     H = H.detach()
-    # LAPACK refuses NaN; what is NaN stays so by the right-hand side.
-    finite = torch.isfinite(H).all(-1, keepdim=True).all(-2, keepdim=True)
-    h, Q = torch.linalg.eigh(torch.where(finite, H, 0))
+    # LAPACK refuses NaN. Where H is NaN, so is the right-hand side, and thus the solution.
+    finite = all_finite(H)
+    h, Q = linalg.eigh(torch.where(finite, H, 0))
     return h.clamp(min=0), Q
 
 
@@ -37,7 +39,7 @@ def lyapunov(H: Tensor, C: Tensor, h: Tensor, Q: Tensor) -> Tensor:
         h: the eigenvalues of H, from `spectrum`.
         Q: the eigenvectors of H, from `spectrum`.
     """
-    return _Lyapunov.apply(H, C, h, Q)
+    return _lyapunov(H, C, h, Q)
 
 
 def right_divide(M: Tensor, H: Tensor, h: Tensor, Q: Tensor) -> Tensor:
@@ -49,7 +51,17 @@ def right_divide(M: Tensor, H: Tensor, h: Tensor, Q: Tensor) -> Tensor:
         h: the eigenvalues of H, from `spectrum`.
         Q: the eigenvectors of H, from `spectrum`.
     """
-    return _RightDivide.apply(M, H, h, Q)
+    return _right_divide(H, M, h, Q)
+
+
+def _solve_lyapunov(C: Tensor, h: Tensor, Q: Tensor) -> Tensor:
+    sums = h.unsqueeze(-1) + h.unsqueeze(-2)
+    weights = _reciprocal(sums, h.amax(-1)[..., None, None])
+    return Q @ (weights * (Q.mH @ C @ Q)) @ Q.mH
+
+
+def _divide(M: Tensor, h: Tensor, Q: Tensor) -> Tensor:
+    return (M @ Q) * _reciprocal(h, h.amax(-1, keepdim=True)).unsqueeze(-2) @ Q.mH
 
 
 def _reciprocal(x: Tensor, largest: Tensor) -> Tensor:
@@ -58,85 +70,76 @@ def _reciprocal(x: Tensor, largest: Tensor) -> Tensor:
     return torch.where(vanishes, 0, 1 / torch.where(vanishes, 1, x))
 
 
-def _or_zero(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent
-
-
-# Derivation. Both solutions are linear in their right-hand side, through a self-adjoint operator:
-# with L(Y) = H Y + Y H, a change of H and C gives
+# Derivation. Both equations read L_H(Y) = C, with L_H linear in H and a self-adjoint operator on Y.
+# A change of H and C gives
 #
-#     L(dY) = dC - dH Y - Y dH                     and  <G, dY> = <L^-1(G), dC - dH Y - Y dH>,
+#     L_H(dY) = dC - L_dH(Y)                  and      <G, dY> = <L_H^-1(G), dC - L_dH(Y)>.
 #
-# hence the gradients Cbar = L^-1(G), Hbar = -(Cbar Y' + Y' Cbar). In the same way Z H = M gives
-# dZ = (dM - Z dH) H^-1, Mbar = G H^-1, Hbar = -Z' Mbar. Solving with H is all that occurs on the
-# right: the derivatives are expressed by the functions themselves, so they have derivatives too.
-# h and Q say nothing that H does not say: they carry no gradient.
+# So the gradients are Cbar = L_H^-1(G) and Hbar = -A(Cbar), where A is the adjoint of
+# dH -> L_dH(Y). For L_H(Y) = H Y + Y H it is A(Cbar) = Cbar Y' + Y' Cbar, for L_H(Z) = Z H it is
+# Z' Cbar. The derivatives contain nothing but solutions of the same equation, so that they have
+# derivatives too. h and Q are functions of H: they carry no gradient of their own.
 
 
-class _Lyapunov(Function):
-    @staticmethod
-    def forward(H: Tensor, C: Tensor, h: Tensor, Q: Tensor) -> Tensor:
-        sums = h.unsqueeze(-1) + h.unsqueeze(-2)
-        weights = _reciprocal(sums, h.amax(-1)[..., None, None])
-        return Q @ (weights * (Q.mH @ C @ Q)) @ Q.mH
+def _solver(
+    solve: Callable[[Tensor, Tensor, Tensor], Tensor],
+    product: Callable[[Tensor, Tensor], Tensor],
+    adjoint: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The solution of ``L_H(Y) = C``, with derivatives of every order.
 
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        H, _, h, Q = inputs
-        ctx.save_for_backward(H, h, Q, output)
-        ctx.save_for_forward(H, h, Q, output)
+    Args:
+        solve: the solution from C and the spectrum h, Q of H.
+        product: ``L_dH(Y)`` from dH and Y.
+        adjoint: the adjoint of ``dH -> L_dH(Y)``, from Cbar and Y.
 
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
-        H, h, Q, Y = ctx.saved_tensors
-        C_bar = lyapunov(H, G, h, Q)
-        H_bar = -(C_bar @ Y.mH + Y.mH @ C_bar)
-        return H_bar, C_bar, None, None
+    Returns:
+        A function of H, C, h and Q.
+    """
 
-    @staticmethod
-    @nestable
-    def jvp(
-        ctx: Any, saved: tuple[Tensor, ...], dH: Tensor | None, dC: Tensor | None, *_: None
-    ) -> Tensor:
-        H, h, Q, Y = saved
-        change = _or_zero(dC, Y)
-        if dH is not None:
-            change = change - dH @ Y - Y @ dH
-        return lyapunov(H, change, h, Q)
+    class Solution(Function):
+        @staticmethod
+        def forward(H: Tensor, C: Tensor, h: Tensor, Q: Tensor) -> Tensor:
+            del H
+            return solve(C, h, Q)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-        return lyapunov(*in_front(info, in_dims, inputs)), 0
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            H, _, h, Q = inputs
+            ctx.save_for_backward(H, h, Q, output)
+            ctx.save_for_forward(H, h, Q, output)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            (G,) = gradients
+            H, h, Q, Y = ctx.saved_tensors
+            C_bar = solution(H, G, h, Q)
+            return -adjoint(C_bar, Y), C_bar, None, None
+
+        @staticmethod
+        @nestable
+        def jvp(
+            ctx: Any, saved: tuple[Tensor, ...], dH: Tensor | None, dC: Tensor | None, *_: None
+        ) -> Tensor:
+            H, h, Q, Y = saved
+            change = torch.zeros_like(Y) if dC is None else dC
+            if dH is not None:
+                change = change - product(dH, Y)
+            return solution(H, change, h, Q)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+            return solution(*in_front(info, in_dims, inputs)), 0
+
+    solution = cast("Callable[..., Tensor]", Solution.apply)
+    return solution
 
 
-class _RightDivide(Function):
-    @staticmethod
-    def forward(M: Tensor, H: Tensor, h: Tensor, Q: Tensor) -> Tensor:
-        return (M @ Q) * _reciprocal(h, h.amax(-1, keepdim=True)).unsqueeze(-2) @ Q.mH
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, H, h, Q = inputs
-        ctx.save_for_backward(H, h, Q, output)
-        ctx.save_for_forward(H, h, Q, output)
-
-    @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
-        H, h, Q, Z = ctx.saved_tensors
-        M_bar = right_divide(G, H, h, Q)
-        return M_bar, -(Z.mH @ M_bar), None, None
-
-    @staticmethod
-    @nestable
-    def jvp(
-        ctx: Any, saved: tuple[Tensor, ...], dM: Tensor | None, dH: Tensor | None, *_: None
-    ) -> Tensor:
-        H, h, Q, Z = saved
-        change = _or_zero(dM, Z)
-        if dH is not None:
-            change = change - Z @ dH
-        return right_divide(change, H, h, Q)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-        return right_divide(*in_front(info, in_dims, inputs)), 0
+_lyapunov = _solver(
+    _solve_lyapunov,
+    product=lambda dH, Y: dH @ Y + Y @ dH,
+    adjoint=lambda C_bar, Y: C_bar @ Y.mH + Y.mH @ C_bar,
+)
+_right_divide = _solver(
+    _divide, product=lambda dH, Z: Z @ dH, adjoint=lambda M_bar, Z: Z.mH @ M_bar
+)

@@ -1,4 +1,4 @@
-"""Products of thin factors, of which the rank is no more than it says where columns cancel."""
+"""Products of thin factors whose computed rank is right even where columns cancel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 def thin_product(A: Tensor, B: Tensor, P: Tensor, Q: Tensor) -> Tensor:
     """``A B'``, computed as ``P (P' A B' Q) Q'``.
 
-    Where columns cancel, A B' is small beside A and B, and what it errs by would raise its rank by
-    more than what is rounding for a matrix of its size. The product on the right errs by as little
-    as it is itself. The derivative is that of ``A B'``, which has no such trouble.
+    Where columns cancel, A B' is small relative to A and B, and its rounding errors would make
+    singular values that are not small relative to the product: its rank would appear too high. The
+    errors of the product on the right are relative to its own size. The derivative is that of
+    ``A B'``, where this does not occur.
 
     Args:
         A: shape ``(*batch, m, r)``.

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 
-#: By so many units of the machine epsilon the length of a vector errs when it has been scaled.
+#: The error of the length of a scaled vector, in units of the machine epsilon.
 ROUNDING = 8.0
 
 
 def normalized(y: Tensor, radius: float) -> Tensor:
-    """``radius y / ||y||`` along the last dimension; of zero, that of the first unit vector.
+    """``radius y / ||y||`` along the last dimension.
 
-    A vector of that length, up to rounding, comes back bit for bit.
+    For y = 0 it is ``radius`` times the first unit vector. A vector that has this length up to
+    rounding is returned bit for bit.
     """
     if not needs_derivative(y):
         norm = _length(y)
@@ -22,21 +24,21 @@ def normalized(y: Tensor, radius: float) -> Tensor:
             factor = radius / norm
             return y * torch.where(_is_rounding(factor), 1, factor)
     direction, _ = scaled(y)
-    return radius * direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    return radius * direction / linalg.vector_norm(direction, dim=-1, keepdim=True)
 
 
 def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: float) -> Tensor:
-    """The gradient at y from that at ``normalized(y, radius)``: the part across y, scaled.
+    """The gradient with respect to y from that with respect to ``normalized(y, radius)``.
 
-    Without a derivative of its own.
+    It is the part orthogonal to y, scaled; it is not differentiable.
     """
     norm = _length(y)
     if not (y.is_cpu and is_moderate(norm)):
         y = y.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(normalized(y, radius), y, gradient)[0]
-    # Each pass over the memory counts: the products make room for the result, and a parameter that
-    # was put back onto the sphere needs no factor.
+    # Each pass over the memory takes time: the result reuses the memory of the products, and a
+    # parameter that was put back onto the sphere needs no factor.
     products = gradient * value
     along = products.sum(-1, keepdim=True)
     across = torch.addcmul(gradient, value, along, value=-1 / radius**2, out=products)
@@ -45,20 +47,20 @@ def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: floa
 
 
 def _is_rounding(factor: Tensor) -> Tensor:
-    """Where a length errs by no more than it does when it has been scaled."""
+    """Where a factor differs from 1 by no more than the error of a scaled vector's length."""
     return (factor - 1).abs() <= ROUNDING * torch.finfo(factor.dtype).eps
 
 
 def _length(y: Tensor) -> Tensor:
     """The norms along the last dimension, which is kept."""
     if y.stride(-1) == 1:
-        return torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-    # Across rows, the norm of torch is twenty times slower than a sum.
+        return linalg.vector_norm(y, dim=-1, keepdim=True)
+    # For strided rows, torch's norm is twenty times slower than a sum.
     return y.square().sum(-1, keepdim=True).sqrt()
 
 
 def is_moderate(norm: Tensor) -> bool:
-    """Whether the squares that norms were computed from neither overflow nor lose digits."""
+    """Whether norms are such that the squares in them neither overflowed nor lost digits."""
     if norm.numel() == 0:
         return True
     finfo = torch.finfo(norm.dtype)
@@ -67,9 +69,9 @@ def is_moderate(norm: Tensor) -> bool:
 
 
 def distance_from_sphere(value: Tensor, radius: float) -> Tensor:
-    """The change of the largest entry when a vector is scaled to the radius."""
+    """The change of the largest entry by which a vector is scaled to the radius."""
     direction, scale = scaled(value)
-    norm = torch.linalg.vector_norm(direction, dim=-1)
+    norm = linalg.vector_norm(direction, dim=-1)
     return (scale.squeeze(-1) * norm - radius).abs() / norm.detach()
 
 

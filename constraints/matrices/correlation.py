@@ -22,7 +22,8 @@ from constraints.math.covariance import (
     squares,
     thin_covariance_gradient,
 )
-from constraints.math.psd_part import distance_from_psd, symmetric_part
+from constraints.math.matrix import symmetric_part
+from constraints.math.psd_part import distance_from_psd
 from constraints.math.regular_start import admitted, triangular_factor
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus

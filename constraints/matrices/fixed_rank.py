@@ -14,7 +14,7 @@ from constraints.bases.arguments import checked_rank
 from constraints.bases.shapes import SquareMatrices, thinner_than, too_small
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
-from constraints.math.psd_part import symmetric_part
+from constraints.math.matrix import symmetric_part
 from constraints.math.svd import svd, svdvals
 from constraints.matrices.low_rank import random_product
 

@@ -15,6 +15,7 @@ from constraints.bases.arguments import checked_bound
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
+from constraints.math.matrix import eye_like
 from constraints.math.norm import norm
 from constraints.math.stable_lyapunov import (
     change_back,
@@ -101,7 +102,7 @@ class Hurwitz(SquareMatrices):
 
     def forward(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor, R: Tensor) -> Tensor:
         """``T P (S - Q / 2) T^-1 - alpha I + h R``."""
-        return self._stable(X, Y, Z, T) - self.alpha * _identity(X) + fading(X) * R
+        return self._stable(X, Y, Z, T) - self.alpha * eye_like(X) + fading(X) * R
 
     def _stable(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor) -> Tensor:
         K = (Z - Z.mT - Y @ Y.mT) / 2
@@ -111,15 +112,15 @@ class Hurwitz(SquareMatrices):
         mean = X.square().sum((-2, -1), keepdim=True) / X.shape[-1]
         one = unit.square().reciprocal()
         A = change_back((2 / (one + mean)) * (X @ (X.mT @ K)), T)
-        return A - _rounding(2 * mean / (one + mean), K) * _identity(X)
+        return A - _rounding(2 * mean / (one + mean), K) * eye_like(X)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, Y, Z, T, R)``, where T and R are constants."""
-        identity = _identity(value).expand_as(value).contiguous()
+        identity = eye_like(value).expand_as(value).contiguous()
         if value.is_meta:
             return identity, *(torch.empty_like(identity) for _ in range(4))
         wide = value.double()
-        A = wide + self.alpha * _identity(wide)
+        A = wide + self.alpha * eye_like(wide)
         abscissa = eigenvalues(A).real.amax(-1)[..., None, None]
         candidates = (
             (identity, *self._factors(value, *_dissipative(A, abscissa, margin, value.dtype)))
@@ -133,8 +134,8 @@ class Hurwitz(SquareMatrices):
         least = 4 * torch.finfo(value.dtype).eps * torch.where(size > 0, size, 1)
         Y = square_root(-(K + K.mT), least).to(value.dtype)
         Z = ((K - K.mT) / 2).to(value.dtype)
-        A = self._stable(_identity(value).expand_as(value), Y, Z, T)
-        return Y, Z, T, value - (A - self.alpha * _identity(A))
+        A = self._stable(eye_like(value).expand_as(value), Y, Z, T)
+        return Y, Z, T, value - (A - self.alpha * eye_like(A))
 
     def violation(self, value: Tensor) -> Tensor:
         """The spectral abscissa plus alpha, divided by the condition of the eigenvalue.
@@ -155,7 +156,7 @@ class Hurwitz(SquareMatrices):
         It is not a nearest point: finding one is a problem that is not convex.
         """
         abscissa = eigenvalues(value).real.amax(-1)[..., None, None]
-        identity = _identity(value)
+        identity = eye_like(value)
         # Two subtractions: added to a large eigenvalue, alpha would be lost in rounding.
         shifted = value.double() - abscissa * identity - self.alpha * identity
         shifted = torch.where(abscissa + self.alpha > 0, shifted, value).to(value.dtype)
@@ -171,7 +172,7 @@ class Hurwitz(SquareMatrices):
         size = _mean_size(value)
         excess = eigenvalues(value).real.amax(-1)[..., None, None] + self.alpha + share * size
         shift = torch.where(excess > 0, excess + share * size, 0)
-        return value - (shift * _identity(value)).to(value.dtype)
+        return value - (shift * eye_like(value)).to(value.dtype)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
         """The retraction, with the eigenvalues as far from the line as those of samples are.
@@ -189,14 +190,14 @@ class Hurwitz(SquareMatrices):
         abscissa = eigenvalues(gaussian).real.amax(-1).to(gaussian.dtype)
         margin = 0.1 + 0.9 * random.uniform(abscissa.shape)
         shift = (abscissa + self.alpha + margin)[..., None, None]
-        return gaussian - shift * _identity(gaussian)
+        return gaussian - shift * eye_like(gaussian)
 
 
 def _dissipative(
     A: Tensor, abscissa: Tensor, margin: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """T of the given dtype, and ``T^-1 A T`` with a symmetric part that is negative."""
-    identity = _identity(A).expand_as(A)
+    identity = eye_like(A).expand_as(A)
     largest = torch.linalg.eigvalsh((A + A.mT) / 2)[..., -1, None, None]
     size = norm(A)
     normal = largest <= 4 * torch.finfo(dtype).eps * size
@@ -229,7 +230,3 @@ def _rounding(P: Tensor, K: Tensor) -> Tensor:
     """
     size = P * norm(K.detach()) / K.shape[-1] ** 0.5
     return 4 * torch.finfo(K.dtype).eps * size.detach()
-
-
-def _identity(A: Tensor) -> Tensor:
-    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

@@ -12,9 +12,9 @@ from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
+from constraints.math.determinant import distance_from_unimodular, unimodular
 from constraints.math.nearest_regular import nearest_regular, orientation, regular
 from constraints.math.svd import svd, svdvals
-from constraints.math.unimodular import distance, unimodular
 
 
 @register("invertible", aliases=("general_linear", "gl"))
@@ -176,7 +176,7 @@ class SpecialLinear(SquareMatrices, Retraction):
 
     def violation(self, value: Tensor) -> Tensor:
         """The distance in the Frobenius norm."""
-        return distance(value)
+        return distance_from_unimodular(value)
 
     def project(self, value: Tensor) -> Tensor:
         """The value of the map: the nearest member if the determinant is between 0 and 1.2."""

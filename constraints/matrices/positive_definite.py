@@ -19,7 +19,8 @@ from constraints.math.covariance import (
     rounding_of,
     thin_covariance_gradient,
 )
-from constraints.math.psd_part import distance_from_psd, symmetric_part
+from constraints.math.matrix import symmetric_part
+from constraints.math.psd_part import distance_from_psd
 from constraints.math.regular_start import admitted
 
 

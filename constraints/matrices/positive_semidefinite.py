@@ -16,7 +16,8 @@ from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices, too_small
 from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
-from constraints.math.psd_part import distance_from_psd, psd_part, symmetric_part
+from constraints.math.matrix import symmetric_part
+from constraints.math.psd_part import distance_from_psd, psd_part
 
 _KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
 

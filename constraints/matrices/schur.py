@@ -14,6 +14,7 @@ from constraints.bases.arguments import checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
+from constraints.math.matrix import eye_like
 from constraints.math.stable_lyapunov import (
     change_back,
     cheapest,
@@ -122,7 +123,7 @@ class Schur(SquareMatrices):
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, C', (I - C'C)^(1/2), T, R)``, where T and R are constants."""
-        identity = _identity(value).expand_as(value).contiguous()
+        identity = eye_like(value).expand_as(value).contiguous()
         if value.is_meta:
             return identity, *(torch.empty_like(identity) for _ in range(4))
         A = value.double() / self.radius
@@ -136,9 +137,9 @@ class Schur(SquareMatrices):
     def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
         # On the boundary, where D vanishes, this leaves a gradient.
         least = torch.full_like(C[..., 0], 4 * torch.finfo(value.dtype).eps)
-        D = square_root(_identity(C) - C.mT @ C, least).to(value.dtype)
+        D = square_root(eye_like(C) - C.mT @ C, least).to(value.dtype)
         F = C.mT.to(value.dtype).contiguous()
-        V = _identity(value).expand_as(value)
+        V = eye_like(value).expand_as(value)
         # This class's map, even if a derived class overrides it.
         R = value - Schur.forward(self, V, F, D, T, torch.zeros_like(value))
         return F, D, T, R
@@ -189,7 +190,7 @@ def _contraction(
     A: Tensor, radius: Tensor, margin: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """T of the given dtype, and ``T^-1 A T`` with a norm of at most 1."""
-    identity = _identity(A).expand_as(A)
+    identity = eye_like(A).expand_as(A)
     norm = svdvals(A)[..., :1, None]
     normal = norm <= 1 + 4 * torch.finfo(dtype).eps
     if bool(normal.all()) or margin == math.inf:
@@ -202,7 +203,3 @@ def _contraction(
         # Elements that need no other coordinates are replaced, so that the equation is solvable.
         L = discrete_gramian(torch.where(normal, 0, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
-
-
-def _identity(A: Tensor) -> Tensor:
-    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

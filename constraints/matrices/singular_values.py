@@ -15,7 +15,7 @@ from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices
-from constraints.math.clamp_singular_values import clamp_singular_values
+from constraints.math.clip_singular_values import clamp_singular_values
 from constraints.math.svd import svdvals
 from constraints.matrices.orthogonal import Orthogonal
 

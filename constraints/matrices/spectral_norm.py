@@ -19,8 +19,9 @@ from constraints.bases.shapes import Matrices
 from constraints.math.clip_singular_values import clip_singular_values
 from constraints.math.inward_gradient import inward_gradient, thin_inward_gradient
 from constraints.math.krylov_norm import generic_directions
-from constraints.math.leading_vectors import OneSide, Vectors, cut, one_side, vectors_of
+from constraints.math.leading_vectors import cut, vectors_of
 from constraints.math.scale_to_norm import radial, radial_gradient, radial_step, tracked_radial
+from constraints.math.singular_vectors import OneSide, Vectors, one_side
 from constraints.math.svd import svdvals
 
 #: By constraint: some entries of the value that `canonical` returned last, and its singular

@@ -8,9 +8,12 @@ from typing import Annotated
 import pytest
 import typer
 
-from tests.promises.table import NOT_RUN, PROMISES, Outcomes
+from tests.promises.table import FOLDER, NOT_RUN, PROMISES, Outcomes, index
 
 START, END = "<!-- table: generated -->", "<!-- end of table -->"
+
+#: Which file tests what.
+INDEX = FOLDER / "README.md"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -26,15 +29,21 @@ def engine(
     table: Annotated[
         Path | None, typer.Option(help="Write what was seen into this Markdown file.")
     ] = None,
+    write_index: Annotated[
+        bool, typer.Option("--index", help="Run nothing: write the list of files, by subject.")
+    ] = False,
 ) -> None:
     """Run the tests of the engine's promises (K1 to K8, E01 to E40)."""
+    if write_index:
+        write(index(), INDEX)
+        return
     unknown = [p for p in promises or () if p.upper() not in PROMISES]
     if unknown:
         known = f"{next(iter(PROMISES))} to {list(PROMISES)[-1]}"
         typer.echo(f"Error: there is no promise {unknown[0]!r}; they are {known}.", err=True)
         raise typer.Exit(2)
     outcomes = Outcomes()
-    arguments = [str(Path(__file__).parent), "-q", "-p", "no:cacheprovider"]
+    arguments = [str(FOLDER), "-q", "-p", "no:cacheprovider"]
     if promises:
         arguments += ["-k", " or ".join(f"test_{p.lower()}_" for p in promises)]
     if not slow:

@@ -1,12 +1,17 @@
-"""The promises in words, and the table of what was seen when their tests ran."""
+"""The promises in words, the index of their tests, and the table of what was seen when they ran."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+
+#: The tests of the promises.
+FOLDER = Path(__file__).parent
 
 #: Each promise by its id: what holds here.
 PROMISES = {
@@ -71,6 +76,39 @@ def promise_of(test: str) -> str | None:
     file, _, name = test.rpartition("::")
     found = _ID.search(name) or _ID.search(file)
     return found[1].upper() if found else None
+
+
+def ids_in(path: Path) -> dict[str, list[ast.FunctionDef]]:
+    """The tests of one file by the id of the promise that each belongs to."""
+    found: dict[str, list[ast.FunctionDef]] = {}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            key = promise_of(f"{path.name}::{node.name}")
+            assert key is not None, f"{path.name}: {node.name} belongs to no promise"
+            found.setdefault(key, []).append(node)
+    return found
+
+
+def index() -> str:
+    """The files of the promises' tests in Markdown, by subject."""
+    files = sorted(FOLDER.glob("test_*.py"), key=_subject)
+    lines = ["| subject | promises | file | what it tests |", "|---|---|---|---|"]
+    for path in files:
+        ids = sorted(ids_in(path), key=list(PROMISES).index)
+        about = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").splitlines()[0]
+        # The column beside it has the ids.
+        about = re.sub(r"^[EK]\d+( (and|to) [EK]\d+)*: | \([EK]\d+( to [EK]\d+)?\)", "", about)
+        about = about[0].upper() + about[1:]
+        lines.append(f"| {_subject(path)} | {', '.join(ids)} | {_link(path.name)} | {about} |")
+    return "\n".join(lines)
+
+
+def _subject(path: Path) -> str:
+    return re.sub(r"^test_[ek]\d*_", "", path.stem).replace("_", " ")
+
+
+def _link(name: str) -> str:
+    return f"[`{name}`]({name})"
 
 
 @dataclass

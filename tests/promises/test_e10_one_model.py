@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import constrain
-from constrained.evaluation import value_store as cache
+from constrained.evaluation import stored_value
 from constrained.evaluation.value_store import _ATTEMPTS
 from tests.promises.counting import (
     Foreign,
@@ -114,8 +114,8 @@ def test_e10_a_step_when_a_value_is_about_to_be_stored(times, monkeypatch):
             run_all(lambda: original(m).detach().add_(left.pop()))
         return replay_of(graph, *inputs)
 
-    replay_of = cache.replay
-    monkeypatch.setattr(cache, "replay", replay)
+    replay_of = stored_value.replay
+    monkeypatch.setattr(stored_value, "replay", replay)
     w = m.weight
     assert evaluations(m) == min(times + 1, _ATTEMPTS)
     if times < _ATTEMPTS:
@@ -249,7 +249,7 @@ def test_e10_threads_that_take_steps_by_turns(fast_switching):
 
 @pytest.mark.parametrize("constrained", [False, True], ids=["plain", "constrained"])
 def test_e10_threads_that_step_without_asking(constrained, fast_switching, measured):
-    """A step between another thread's forward and backward is found out, and is the only error."""
+    """A step between another thread's forward and backward raises, and is the only error."""
     m = plain_or_constrained(constrained)
     x = torch.randn(5, 4, dtype=torch.double)
     found = {"steps": 0, "found out": 0}

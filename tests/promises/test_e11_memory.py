@@ -1,4 +1,4 @@
-"""What keeps what alive."""
+"""E11: a stored value keeps no model and no graph alive longer than a reader does."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""Where tensors do not mean what they say, values are neither kept nor reused.
+"""E11: under transforms, fake tensors and tracing, values are neither stored nor reused.
 
 Each transform is used before and after ordinary reads, since a kept value could leak either way.
 """

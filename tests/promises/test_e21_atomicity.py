@@ -119,7 +119,9 @@ def test_e21_in_torch_today(bad):
     assert m.weight.shape != before.shape or not torch.equal(m.weight, before)
 
 
-@pytest.mark.parametrize("name", ["keys", "items", "values", "pop", "clear", "update", "places"])
+@pytest.mark.parametrize(
+    "name", ["keys", "items", "values", "pop", "clear", "update", "tensor_order"]
+)
 def test_e21_names_that_a_module_dict_has(name):
     m = nn.Module()
     m.register_parameter(name, nn.Parameter(torch.rand(3)))
@@ -359,7 +361,10 @@ def check_everything(m, optimizer, before):
 
 
 SPECS = {"a.weight": "low_rank(rank=1)", "c.weight": "orthogonal", "c.bias": "positive"}
-PLACES = [("constrained.change", "install"), ("constrained.install", "set_class")]
+PLACES = [
+    ("constrained.model.changes", "install"),
+    ("constrained.registration.install", "set_class"),
+]
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4])
@@ -383,7 +388,11 @@ def test_e21_constraining_is_interrupted_while_the_model_is_written(where, name,
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    ("where", "name"), [("constrained.removal", "uninstall"), ("constrained.install", "_sort")]
+    ("where", "name"),
+    [
+        ("constrained.registration.remove", "uninstall"),
+        ("constrained.registration.install", "_sort"),
+    ],
 )
 def test_e21_a_release_is_interrupted_while_the_model_is_written(where, name, call):
     m = constrain(tied_model(), SPECS)
@@ -409,7 +418,12 @@ def test_e21_an_interruption_while_an_optimizer_is_told(when):
     before = everything(m, optimizer)
     with pytest.MonkeyPatch.context() as patch:
         # By then the groups have changed, and the state of the predecessor is taken out.
-        fail_at(patch, importlib.import_module("constrained.handover"), "_is_original", 1)
+        fail_at(
+            patch,
+            importlib.import_module("constrained.registration.param_groups"),
+            "_is_original",
+            1,
+        )
         with pytest.raises(KeyboardInterrupt):
             if when == "registration":
                 ours.register_parametrization(m, "a.weight", Split(), optimizer=optimizer)
@@ -436,7 +450,7 @@ def test_e21_state_that_a_right_inverse_wrote_is_put_back():
 def test_e21_a_tensor_that_an_aborted_registration_held_is_free():
     m = nn.Linear(3, 3)
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, importlib.import_module("constrained.install"), "set_class", 1)
+        fail_at(patch, importlib.import_module("constrained.registration.install"), "set_class", 1)
         with pytest.raises(KeyboardInterrupt) as aborted:
             ours.register_parametrization(m, "weight", Squash())
     # The traceback keeps what was being installed alive; the tensor is not tied to that.
@@ -449,7 +463,7 @@ def test_e21_a_graph_that_holds_the_tensor_survives_a_failure():
     m = nn.Linear(3, 3)
     loss = m(torch.ones(1, 3, requires_grad=True)).pow(2).sum()
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, importlib.import_module("constrained.parametrize"), "install", 1)
+        fail_at(patch, importlib.import_module("constrained.registration.register"), "install", 1)
         with pytest.raises(KeyboardInterrupt):
             ours.register_parametrization(m, "bias", Squash())
     loss.backward()

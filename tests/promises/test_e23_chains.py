@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import constrained.parametrize as ours
 from constrained import constrain
-from constrained.registration.from_torch import adopt
+from constrained.registration.from_torch import convert_from_torch
 from tests.promises.foreign import Scaled, Split, Squash
 from tests.promises.test_e21_atomicity import check_same, snapshot
 
@@ -24,7 +24,7 @@ def outcome(first, second, engine):
     """What comes of one of torch's own functions over another one, on either engine."""
     m = getattr(torchs_own, first)(nn.Linear(3, 3))
     if engine == "ours":
-        adopt(m)
+        convert_from_torch(m)
     before = snapshot(m)
     try:
         getattr(torchs_own, second)(m)
@@ -132,7 +132,7 @@ def test_e23_a_wrong_signature_is_refused():
 def test_e23_looking_moves_no_state():
     """Neither a power iteration nor a random number generator moves on in an append."""
     m = torchs_own.spectral_norm(nn.Linear(3, 3))
-    adopt(m)
+    convert_from_torch(m)
     state = {k: v.clone() for k, v in m.state_dict().items()}
     random = torch.get_rng_state()
     ours.register_parametrization(m, "weight", nn.Dropout(0.5), unsafe=True)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import orthogonal as torch_orthogonal
 from torch.profiler import ProfilerActivity, profile
 
-import constrained.parametrized.holders as holders
 from constrained import constrain, get, release
+from constrained.parametrized import originals_index
 from constrained.parametrized.module_class import _classes
 from tests.promises.catalogue import every_constraint, linear
 
@@ -159,7 +159,12 @@ def test_e37_ten_thousand_registrations_leave_nothing(name, measured):
         gc.collect()
         objects = sum(1 for o in gc.get_objects())
         hooks = len(layer._forward_hooks) + len(layer._load_state_dict_pre_hooks)
-        sizes = [len(holders._notes), len(holders._by_parameter), len(_classes), hooks]
+        sizes = [
+            len(originals_index._entries),
+            len(originals_index._by_parameter),
+            len(_classes),
+            hooks,
+        ]
         return objects, sizes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     cycle(1000)

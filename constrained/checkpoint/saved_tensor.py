@@ -1,0 +1,292 @@
+"""What a state dict holds of one parametrized tensor, and how it becomes the tensor's own entries.
+
+The value may stand under several keys: under the plain name of the tensor, under the keys of
+another constraint that the metadata names, or under those of another library. The first that is
+found is loaded. Keys that repeat its value are dropped, and keys that contradict it are left, so
+that torch reports them as unexpected.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from constrained.atomic.contents import is_finite
+from constrained.atomic.sharded import is_shard
+from constrained.checkpoint.entries import entries_for, own_entries
+from constrained.checkpoint.foreign_formats import OLD_ENDINGS, agree, read
+from constrained.constraint.base import Constraint
+from constrained.parametrized.checkpoint_metadata import SavedChain
+from constrained.parametrized.parametrization_list import ParametrizationList
+
+_CURE = (
+    "build the model that wrote the checkpoint, load it there, and load "
+    "constrained.baked_state_dict(of that model) here, with everything=True if it was "
+    "parametrized by others."
+)
+
+
+class FoundValue(NamedTuple):
+    """A value in a state dict.
+
+    Attributes:
+        value: a tensor, if the checkpoint is sound.
+        keys: the keys that hold it.
+        origin: what is taken to have written them.
+        others: what else may have written them, and meant another value.
+    """
+
+    value: Any
+    keys: tuple[str, ...]
+    origin: str = "a plain model"
+    others: tuple[str, ...] = ()
+
+
+class SavedTensor:
+    """What a state dict holds of one parametrized tensor.
+
+    Args:
+        module: the module that has the tensor.
+        name: the tensor's name in it.
+        parametrizations: what the tensor is computed by here.
+        state_dict: the state dict, in which entries are replaced.
+        prefix: of the module's keys.
+        written_for: the parametrizations that the metadata names for the tensor, if it names some.
+
+    Attributes:
+        path: the key under which a plain model would have the tensor.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        parametrizations: ParametrizationList,
+        state_dict: dict[str, Any],
+        prefix: str,
+        written_for: list[Any] | None,
+    ) -> None:
+        self.path = prefix + name
+        self._module = module
+        self._name = name
+        self._prefix = f"{prefix}parametrizations.{name}."
+        self._parametrizations = parametrizations
+        self._constraint = parametrizations.constraint()
+        self._state_dict = state_dict
+        self._own = own_entries(parametrizations)
+        self._saved = {
+            key.removeprefix(self._prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(self._prefix)
+        }
+        if self._is_filled_up() and any((*self._plain(), *self._old())):
+            self._drop(self._prefix + key for key in self._saved)
+            self._saved = {}
+        #: The parametrizations that the entries were written for, if they are others than here.
+        self._writer = None
+        if written_for and self._saved:
+            chain, shape = parametrizations.chain(), parametrizations.shape
+            self._writer = SavedChain.other(written_for, chain, shape)
+        #: Whether the metadata says that the entries were written for these parametrizations.
+        self._is_signed = bool(written_for) and self._writer is None
+
+    def translate(self, assign: bool) -> None:
+        """Put the tensor's own entries in the place of others that hold its value.
+
+        Args:
+            assign: as in ``load_state_dict``.
+
+        Raises:
+            ValueError: if the entries do not tell the value, or it does not fit the tensor.
+            TypeError: if the value is no tensor.
+        """
+        if self._writer is None and self._is_own():
+            self._check_own()
+            entries, repeated = {}, [*self._plain(), *self._old()]
+            # Another library may use the same key for a single original. Several originals that
+            # agree in their shapes by chance say little: a step and its base, or two factors.
+            unsure = self._constraint and len(self._saved) == 1 and not self._is_signed
+            alike = list(self._foreign()) if unsure else []
+            if not repeated and not alike:
+                return
+            value = self._own_value()
+            for other in alike:
+                if not _agree(value, other.value):
+                    self._warn(repr(self._constraint), other.origin)
+        else:
+            known = list(self._of_writer())
+            foreign = [] if known or self._is_signed else self._foreign()
+            found = [*known, *self._plain(), *foreign, *self._old()]
+            if not found:
+                self._check_known()
+                if not self._saved and not self._parametrizations.persistent:
+                    # A plain model saves nothing of this tensor.
+                    self._put(self._own)
+                return
+            first, *repeated = found
+            value, entries = first.value, self._mapped(first, assign)
+            if first.others:
+                self._warn(first.origin, " or ".join(first.others))
+            self._drop(first.keys)
+        for other in repeated:
+            if _agree(value, other.value):
+                self._drop(other.keys)
+        self._put(entries)
+
+    def leave(self) -> None:
+        """Let loading leave the tensor as it is."""
+        old = [self.path + ending for endings in OLD_ENDINGS for ending in self._complete(endings)]
+        self._drop((self.path, *(self._prefix + key for key in self._saved), *old))
+        self._put(self._own)
+
+    def _put(self, entries: Mapping[str, Any]) -> None:
+        self._state_dict.update({self._prefix + key: value for key, value in entries.items()})
+
+    def _drop(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._state_dict.pop(key, None)
+
+    # ------------------------------------------------------------------ where a value may stand
+
+    def _is_own(self) -> bool:
+        return self._saved.keys() == self._own.keys() and all(
+            _shape(self._saved[key]) == _shape(value) for key, value in self._own.items()
+        )
+
+    def _is_filled_up(self) -> bool:
+        """Whether the entries are the tensor's own originals, and not out of a checkpoint.
+
+        With full_state_dict=True, torch.distributed.checkpoint adds those that it misses.
+        """
+        own = {key: value for key, value in self._own.items() if isinstance(value, Tensor)}
+        return self._is_own() and all(_is_same(self._saved[k], value) for k, value in own.items())
+
+    def _plain(self) -> Iterator[FoundValue]:
+        if self.path in self._state_dict and self._parametrizations.persistent:
+            yield FoundValue(self._state_dict[self.path], (self.path,))
+
+    def _foreign(self) -> Iterator[FoundValue]:
+        yield from self._read(self._saved, tuple(self._prefix + key for key in self._saved))
+
+    def _of_writer(self) -> Iterator[FoundValue]:
+        """The value under the other constraint that the entries were written for."""
+        if self._writer is None:
+            return
+        try:
+            value, keys = self._writer.value(self._saved)
+        except ValueError as error:
+            # For a module that is no constraint, such as torch's own, the keys may tell more.
+            if not self._writer.has_only_constraints() and any(self._foreign()):
+                return
+            raise ValueError(
+                f"the checkpoint was written for {self._writer!r}, and here is "
+                f"{self._parametrizations.described()}: {str(error).rstrip('.')}; {_CURE}"
+            ) from None
+        yield FoundValue(value, tuple(self._prefix + key for key in keys), repr(self._writer))
+
+    def _old(self) -> Iterator[FoundValue]:
+        """The value under the keys of the hooks that torch had before its parametrizations."""
+        for endings in OLD_ENDINGS:
+            keys = {self.path + ending: new for ending, new in self._complete(endings).items()}
+            yield from self._read({n: self._state_dict[k] for k, n in keys.items()}, tuple(keys))
+
+    def _complete(self, endings: Mapping[str, str]) -> Mapping[str, str]:
+        """The endings, if the state dict has them all and they name no tensors of the module."""
+        known = {*self._module._parameters, *self._module._buffers}
+        complete = all(
+            self.path + ending in self._state_dict and self._name + ending not in known
+            for ending in endings
+        )
+        return endings if complete else {}
+
+    def _read(self, entries: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[FoundValue]:
+        # A view is known by the name of the constraint in it.
+        named: Any = getattr(self._constraint, "constraint", self._constraint)
+        names = (str(named.name), *named.aliases) if isinstance(named, Constraint) else ()
+        reading = read(entries, self._parametrizations.shape, names)
+        if reading is not None:
+            yield FoundValue(reading.value, keys, reading.origin, reading.others)
+
+    def _warn(self, origin: str, others: str) -> None:
+        warnings.warn(
+            f"'{self.path}': its keys in the checkpoint are read as those of {origin}. The same "
+            f"keys with another meaning come from {others}; if these do: {_CURE}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def _own_value(self) -> Tensor:
+        twin = copy.deepcopy(self._parametrizations).eval()
+        # A twin on the meta device has no memory to copy to.
+        twin.load_state_dict(self._saved, assign=True)
+        return twin()
+
+    def _mapped(self, found: FoundValue, assign: bool) -> dict[str, Any]:
+        """The tensor's own entries at a value, or an error that says whose value it was."""
+        try:
+            return entries_for(self._parametrizations, found.value, self.path, assign)
+        except Exception as error:
+            if self._writer is None or found.origin != repr(self._writer):
+                raise
+            raise ValueError(
+                f"the checkpoint was written for {found.origin}: {reason_of(error)}"
+            ) from error
+
+    # -------------------------------------------------------------------------- what is checked
+
+    def _check_own(self) -> None:
+        for key in self._parametrizations.names():
+            value = self._saved.get(key)
+            # Each process has only its own shards, and the processes could not raise together.
+            if self._constraint is None or not isinstance(value, Tensor) or is_shard(value):
+                continue
+            if not is_finite(value):
+                raise ValueError(
+                    f"{self._constraint!r}: '{self._prefix}{key}' of the checkpoint holds NaN or "
+                    "infinite values."
+                )
+
+    def _check_known(self) -> None:
+        if self._constraint is None:
+            return
+        wrong = {
+            key: value
+            for key, value in self._saved.items()
+            if key not in self._own or _shape(value) != _shape(self._own[key])
+        }
+        if wrong:
+            raise ValueError(
+                f"under '{self._prefix}' the checkpoint has {_listed(wrong)}, where "
+                f"{self._constraint!r} has {_listed(self._own)}: they are of another constraint or "
+                f"of another size, and do not tell the value; {_CURE}"
+            )
+
+
+def reason_of(error: Exception) -> str:
+    """The sentence of an error, with the type where the sentence alone may say nothing."""
+    return str(error) if isinstance(error, ValueError | TypeError) else repr(error)
+
+
+def _agree(value: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and agree(value, other, value.dtype)
+
+
+def _listed(entries: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_shape(value) or ''}".strip() for key, value in entries.items())
+
+
+def _is_same(value: Any, original: Tensor) -> bool:
+    """Whether a tensor of the checkpoint is one that is here already, or both hold no numbers."""
+    if not {type(value), type(original)} <= {Tensor, nn.Parameter}:
+        return False
+    if value.is_meta or original.is_meta:
+        return value.is_meta and original.is_meta
+    return value.data_ptr() == original.data_ptr()
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None

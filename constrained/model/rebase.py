@@ -1,0 +1,55 @@
+"""`rebase`: the free parameters of constrained tensors are chosen anew at their values."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
+from constrained.atomic.undo import all_or_nothing, tensors_of
+from constrained.model.errors import named
+from constrained.parametrized.locations import constrained_tensors
+from constrained.parametrized.parametrization_list import read
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def rebase(model: M) -> M:
+    """Choose the free parameters of every constrained tensor anew, at its present value.
+
+    They become what the constraint's right inverse gives for the value, where its map is best
+    conditioned: the base point of a chart moves to the value, factors are balanced, rounding errors
+    are removed. The values stay.
+
+    This is done once, for every constraint. An entry with the argument ``map="rebased"``, such as
+    ``orthogonal``, does it after each optimizer step by itself.
+
+    Args:
+        model: the model.
+
+    Returns:
+        ``model``, of the type that it has.
+
+    Raises:
+        ValueError: if a tensor holds NaN or infinite values. The model is then as it was.
+
+    Example:
+        >>> import torch, constrained
+        >>> layer = constrained.constrain(torch.nn.Linear(4, 4), "weight", "orthogonal(map='exp')")
+        >>> before = layer.weight.detach().clone()
+        >>> torch.allclose(constrained.rebase(layer).weight, before, atol=1e-6)
+        True
+    """
+    found = list(constrained_tensors(model))
+    changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
+    with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
+        for path, parametrizations, _ in found:
+            allow_interrupt()
+            value = read(parametrizations, path)
+            try:
+                parametrizations.right_inverse(value)
+            except (ValueError, TypeError) as error:
+                raise named(path, error) from error.__cause__
+    return model

@@ -1,0 +1,114 @@
+"""Which parametrized tensors each parameter is an original of: an index of the whole process.
+
+An optimizer knows parameters. What follows its step concerns the tensors that are computed from
+them. The index finds these by the id of a parameter, without going through all parametrized tensors
+of the process. It holds no list alive. An entry may be out of date, as after a write into
+``module._parameters``, so what is found is compared with what the list holds now.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class _Entry:
+    """A parametrization list, and the ids of the parameters that it is indexed under."""
+
+    __slots__ = ("_list", "ids", "key")
+
+    def __init__(self, parametrizations: nn.Module) -> None:
+        self.key, self.ids = id(parametrizations), frozenset[int]()
+        self._list = weakref.ref(parametrizations, partial(_forget, self))
+
+    def __call__(self) -> Any:
+        """The list, if it is still alive."""
+        return self._list()
+
+
+_entries: dict[int, _Entry] = {}
+
+_by_parameter: dict[int, tuple[_Entry, ...]] = {}
+
+# Several threads build models. And the garbage collector, which may run at any line of one of
+# them, removes the entries of lists that have died. Code that only reads takes no lock: it sees
+# whole tuples.
+_lock = threading.RLock()
+
+_callbacks: list[Callable[[], None]] = []
+
+
+def call_when_first_indexed(function: Callable[[], None]) -> None:
+    """Call a function once, as soon as there is a parametrized tensor."""
+    _callbacks.append(function)
+
+
+def index_list(parametrizations: nn.Module) -> None:
+    """Index a list under its present originals, and no longer under those that it had before."""
+    while _callbacks:
+        _callbacks.pop()()
+    entry = _entries.get(id(parametrizations))
+    ids = frozenset(id(p) for p in _originals(parametrizations) if p is not None)
+    if entry is not None and entry() is parametrizations and entry.ids == ids:
+        return
+    with _lock:
+        if entry is None or entry() is not parametrizations:
+            entry = _Entry(parametrizations)
+            _entries[entry.key] = entry
+        _move(entry, ids)
+
+
+def reindex_all() -> None:
+    """Index every list under its present originals."""
+    for found in indexed_lists():
+        index_list(found)
+
+
+def indexed_lists() -> list[Any]:
+    """The lists of all parametrized tensors of the process."""
+    with _lock:
+        everything = list(_entries.values())
+    return [found for entry in everything if (found := entry()) is not None]
+
+
+def lists_with_original(parameter: Tensor) -> Iterator[Any]:
+    """The lists that this very parameter is an original of, the one indexed last at the end."""
+    for entry in _by_parameter.get(id(parameter), ()):
+        found = entry()
+        if found is not None and any(p is parameter for p in _originals(found)):
+            yield found
+
+
+def list_with_original(parameter: Tensor) -> Any:
+    """The list that this very parameter is an original of: the one indexed last, or None."""
+    return next(reversed([*lists_with_original(parameter)]), None)
+
+
+def _originals(parametrizations: nn.Module) -> list[nn.Parameter | None]:
+    # Copied by one call: another thread may be about to register one.
+    return list(parametrizations._parameters.values())
+
+
+def _forget(dead: _Entry, _: object) -> None:
+    with _lock:
+        _move(dead, frozenset())
+        if _entries.get(dead.key) is dead:
+            del _entries[dead.key]
+
+
+def _move(entry: _Entry, ids: frozenset[int]) -> None:
+    for changed in entry.ids ^ ids:
+        others = _by_parameter.get(changed, ())
+        # A list that dies while this runs may have missed its own entry.
+        others = tuple(e for e in others if e is not entry and e() is not None)
+        now = (*others, entry) if changed in ids else others
+        if now:
+            _by_parameter[changed] = now
+        else:
+            _by_parameter.pop(changed, None)
+    entry.ids = ids

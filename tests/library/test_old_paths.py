@@ -1,0 +1,117 @@
+"""The paths and names of version 0.1, imported or in a pickle, go on working until 0.4."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+import constrained
+import constraints
+from constrained import Constraint, constrain, old_paths, parametrize
+from constrained.constraint.base import InfeasibleError
+from constraints import Orthogonal
+from constraints import old_paths as old_paths_of_sets
+
+MOVED = {**old_paths.MOVED, **old_paths_of_sets.MOVED}
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_all_that_a_module_had_is_found(old):
+    for now, names in MOVED[old].items():
+        for name in names.split():
+            with pytest.warns(DeprecationWarning, match=rf"{old}.{name} is {now}.{name} now"):
+                found = getattr(import_module(old), name)
+            assert found is getattr(import_module(now), name)
+
+
+def test_every_way_to_import():
+    code = """
+        import constraints.orthogonal, constrained.registry
+        from constrained.spec import SpecError
+        from constrained.constraint import InfeasibleError, has_values
+        assert constraints.orthogonal.Orthogonal is constraints.Orthogonal
+        assert constrained.registry.get("sphere") is constraints.Sphere
+        # A function, and no module, though it has the name of one that was.
+        assert callable(constrained.spec) and callable(constrained.tolerance)
+    """
+    lines = [line.strip() for line in code.strip().splitlines()]
+    result = subprocess.run(
+        [sys.executable, "-W", "default", "-c", "\n".join(lines)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    # Each warning is about the line of the user.
+    assert result.stderr.count("<string>:") == result.stderr.count("Warning") == 5
+
+
+def test_what_never_was_is_not_found():
+    with pytest.raises(ImportError, match="nothing"):
+        exec("from constrained.registry import nothing")
+    with pytest.raises(AttributeError, match="module 'constrained' has no attribute 'nothing'"):
+        constrained.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'constraints' has no attribute 'nothing'"):
+        constraints.nothing  # noqa: B018
+    with pytest.raises(ModuleNotFoundError):
+        import_module("constrained.nothing")
+
+
+def test_a_model_that_version_0_1_pickled_loads():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    constrain(
+        model, {"0.weight": "orthogonal", "1.weight": {"name": "ball", "view": "a b -> (a b)"}}
+    )
+    parametrize.register_parametrization(model[1], "bias", torch.tanh)
+    text = pickle.dumps(model, protocol=0)
+    parametrizations = model[1].parametrizations
+    tanh, view = parametrizations.bias[0], parametrizations.weight[0]
+    for found, old in (
+        (type(parametrizations.weight), "constrained.parametrization_list"),
+        (type(parametrizations), "constrained.parametrized_class"),
+        (model[1].__reduce_ex__(2)[0], "constrained.parametrized_class"),
+        (type(view), "constrained.view"),
+        (type(view.constraint), "constraints.ball"),
+        (type(tanh), "constrained.parametrize"),
+        (Orthogonal, "constraints.orthogonal"),
+    ):
+        now = found.__module__
+        assert text.count(f"c{now}\n".encode()) > 0, now
+        text = text.replace(f"c{now}\n".encode(), f"c{old}\n".encode())
+    with pytest.warns(DeprecationWarning, match="save anew what was pickled"):
+        loaded = pickle.loads(text)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(getattr(loaded[1], name), getattr(model[1], name))
+    torch.testing.assert_close(loaded[0].weight, model[0].weight)
+
+
+MEMBERS = {
+    "ambient": ("value_index", 0),
+    "exempt": ("expected_failures", {"nearest": "why"}),
+    "keeps": ("preserves", ("positive",)),
+    "recomputes": ("recompute_in_backward", True),
+}
+
+
+@pytest.mark.parametrize("old", MEMBERS)
+def test_a_member_of_a_constraint_under_its_old_name(old):
+    new, value = MEMBERS[old]
+    with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now"):
+        mine = type("Mine", (Orthogonal,), {old: value})
+    assert getattr(mine, new) == value and old not in vars(mine)
+    with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now"):
+        assert getattr(mine(), old) == value
+    constraint = Orthogonal()
+    with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now"):
+        setattr(constraint, old, value)
+    assert getattr(constraint, new) == value and old not in vars(constraint)
+
+
+def test_a_constraint_that_was_pickled_with_a_member_of_the_old_name():
+    constraint = Orthogonal()
+    constraint.__setstate__({**constraint.__getstate__(), "keeps": ("positive",)})
+    assert constraint.preserves == ("positive",)
+    assert isinstance(constraint, Constraint) and issubclass(InfeasibleError, ValueError)
