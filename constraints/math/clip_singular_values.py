@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.bases.arguments import least_positive
 from constraints.math import linalg, polar
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite, eye_like
+from constraints.math.rounding import least_positive
 from constraints.math.svd import svd, svdvals
 
 #: A singular value beyond a bound by no more than this counts as equal to it. The unit is the
