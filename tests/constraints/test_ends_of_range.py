@@ -1,4 +1,4 @@
-"""Every constraint at the ends of the range: one row, one column, 512 of both."""
+"""Every constraint at extreme sizes (one row, one column, 512 x 512) and on structured tensors."""
 
 import itertools
 
@@ -58,7 +58,7 @@ def test_512_rows_and_columns(name, arguments, shape):
 
 
 def structured(shape):
-    """Tensors of which algorithms for generic ones are afraid."""
+    """Tensors that are hard for algorithms made for generic ones: constant, zero, and so on."""
     yield "constant", torch.full(shape, 0.3)
     yield "zeros", torch.zeros(shape)
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +99,7 @@ def test_structure_at_the_ends_of_the_range(name, arguments, shape):
 
 
 def structured_params(free, frozen):
-    """Parameters of the shapes of these, of which maps might be afraid; constants stay."""
+    """Parameters of the same kinds, hard for maps; frozen ones stay as they are."""
     kinds = [dict(structured(p.shape)) for p in free]
     for kind in dict.fromkeys(itertools.chain(*kinds)):
         yield (
@@ -193,7 +193,7 @@ def test_affine_far_from_its_solutions():
 
 
 def test_numbers_beyond_the_range_are_told_of_as_such():
-    """The spec is none that is wrong."""
+    """The message does not blame the spec."""
     layer = nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, 2e38)
     sentence = r"^'weight': positive_definite\(\): .*scale the tensor"

@@ -10,7 +10,7 @@ from constraints.math.svd import svd, svdvals
 
 @pytest.fixture
 def stubborn(monkeypatch):
-    """LAPACK as it is on some matrices: in single precision it does not converge."""
+    """Let decompositions in single precision fail to converge, as LAPACK does on some matrices."""
     for name in ("svd", "svdvals"):
         original = getattr(linalg, name)
 
