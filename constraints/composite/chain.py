@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from constrained import Constraint, register
 from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.parts import (
     as_specs,
@@ -33,11 +34,11 @@ class Chain(Constraint):
 
     **Map**: that of the first part, then those of the others, each from a tensor to the one of its
     set that belongs to it, such as a nearest one. A map follows others only if its class declares
-    that it keeps their sets (`Constraint.preserves`): ``positive_definite | special_linear`` scales a
-    positive definite matrix to determinant one, ``symmetric | spectral_norm`` cuts the eigenvalues
-    of a symmetric matrix. In the order that is not declared, or where none is, there is an error.
-    Rounding errors that a map adds across a linear space are taken away; across other sets they
-    stay, and grow with the condition of the matrix.
+    that it keeps their sets (`Constraint.preserves`): ``positive_definite | special_linear`` scales
+    a positive definite matrix to determinant one, ``symmetric | spectral_norm`` cuts the
+    eigenvalues of a symmetric matrix. In the order that is not declared, or where none is, there is
+    an error. Rounding errors that a map adds across a linear space are taken away; across other
+    sets they stay, and grow with the condition of the matrix.
 
     **Right inverse**: those of the parts, from the last one to the first.
 
@@ -188,18 +189,10 @@ class Chain(Constraint):
             value = part.start(value)
         return first.project(value) if isinstance(first, LinearSpace) else value
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A sample of the first part, projected by the others."""
-        self.check_shape(shape)
         first, *others = self._each()
-        value = first.sample(shape, generator=generator, dtype=dtype, device=device)
+        value = random.member(first, shape)
         for part in others:
             value = part.project(value)
         return first.project(value) if isinstance(first, LinearSpace) else value

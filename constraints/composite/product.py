@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint.base import FLAT, unguarded
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import is_whole
 from constraints.bases.parts import (
     as_specs,
     build_parts,
@@ -69,7 +71,7 @@ class Product(Constraint):
         built = build_parts("product", parts)
         self.sizes = None if sizes is None else list(sizes)
         self.dim = dim
-        if not isinstance(dim, int) or isinstance(dim, bool):
+        if not is_whole(dim):
             raise TypeError(f"product: dim must be an integer, got {dim!r}.")
         if self.sizes is not None and len(self.sizes) != len(built):
             raise ValueError(
@@ -197,19 +199,11 @@ class Product(Constraint):
         found = [part.flat(piece, share) for part, piece in self._slices(value)]
         return torch.cat([each.flatten() for each in found])
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Each slice sampled by its part, independently."""
-        self.check_shape(shape)
         pieces = [
-            part.sample(piece, generator=generator, dtype=dtype, device=device)
-            for part, piece in zip(self._each(), self._shapes(tuple(shape)), strict=True)
+            random.member(part, piece)
+            for part, piece in zip(self._each(), self._shapes(shape), strict=True)
         ]
         return torch.cat(pieces, self.dim)
 

@@ -1,0 +1,94 @@
+"""Orthogonal convolutions as products of factors with two taps: paraunitary matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from constraints.math.matrix import symmetric_part
+from constraints.math.svd import svd
+
+# A convolution with stride 1 has the symbol K(z) = sum_j K_j z^-j, one matrix per frequency; it is
+# orthogonal if all of these are. In one dimension every such K with k taps is
+#
+#     K(z) = H F_1(z) ... F_{k-1}(z),        F(z) = P + z^-1 (I - P),
+#
+# with an orthogonal H and orthogonal projections P (Vaidyanathan 1993, section 14.4; Gao, Nguyen
+# and Strang 2001). The last factor comes off again: the rows of the first tap lie in the range of
+# P, those of the last tap in its complement, so that K(z) F(1/z) has one tap less. In two
+# dimensions factors in z are followed by factors in w; with the taps along z for more rows, those
+# come off first. With a stride s, each of the s^d phases of the input is a channel of its own, as
+# in `constraints.math.conv_symbol`.
+
+
+def gram_defect(taps: Tensor) -> Tensor:
+    """Half of the largest entry of the autocorrelation of the taps, less the identity."""
+    if taps.numel() == 0:
+        return taps.sum((-5, -4, -3, -2, -1))
+    sizes = [2 * t - 1 for t in taps.shape[-4:-2]]
+    symbol = torch.fft.fft2(taps, s=sizes, dim=(-4, -3))
+    correlation = torch.fft.ifft2(symbol @ symbol.mH, dim=(-4, -3)).real
+    excess = correlation / 2
+    identity = torch.eye(taps.shape[-2], dtype=taps.dtype, device=taps.device) / 2
+    at_zero = torch.zeros(sizes, dtype=taps.dtype, device=taps.device)
+    at_zero[0, 0] = 1
+    excess = (excess - at_zero[..., None, None] * identity).abs().nan_to_num(nan=torch.inf)
+    return excess.amax((-5, -4, -3, -2, -1))
+
+
+def wide(H: Tensor) -> Tensor:
+    """The matrix, or its transpose if that has fewer rows than columns."""
+    return H.mT if H.shape[-2] > H.shape[-1] else H
+
+
+def kernel_of(taps: Tensor, phases: tuple[int, ...], channels: int) -> Tensor:
+    """The kernel whose polyphase matrices these are."""
+    p1, p2 = (*phases, 1)[:2]
+    t1, t2, rows = taps.shape[-4:-1]
+    split = taps.reshape(*taps.shape[:-1], channels, p1, p2)
+    # (groups, t1, t2, rows, channels, p1, p2) -> (groups, rows, channels, t1, p1, t2, p2)
+    order = split.movedim((-6, -5), (-4, -2))
+    batch, groups = order.shape[:-7], order.shape[-7]
+    sizes = (t1 * p1, t2 * p2)[: len(phases)]
+    return order.reshape(*batch, groups * rows, channels, *sizes).contiguous()
+
+
+def times_factor(product: Tensor, P: Tensor, axis: int) -> Tensor:
+    """``K(z) (P + z^-1 (I - P))``: one tap more along an axis."""
+    kept = product @ P
+    rest = product - kept
+    nothing = torch.zeros_like(kept.narrow(axis, 0, 1))
+    return torch.cat((kept, nothing), axis) + torch.cat((nothing, rest), axis)
+
+
+def peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """``K(z) (P + z (I - P))``, one tap less along an axis, and the reflection 2 P - I.
+
+    P projects onto the directions that are in the first tap more than in the last.
+    """
+    first, last = taps.narrow(axis, 0, 1), taps.narrow(axis, taps.shape[axis] - 1, 1)
+    upper, lower = first.flatten(-4, -2), last.flatten(-4, -2)
+    # Not by squares, beside which those of a short tap are lost: [upper; lower] = U D V', and the
+    # parts of U tell for each direction, however short, in which of the two it is. Rows of zeros
+    # make V square.
+    nothing = torch.zeros_like(upper[..., :1, :]).expand(*upper.shape[:-2], upper.shape[-1], -1)
+    U, s, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
+    # A direction that is in neither tap has no sign but that of rounding errors.
+    rounding = torch.finfo(taps.dtype).eps * taps.shape[-1]
+    size = torch.linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
+    U = U * (s > rounding * size).unsqueeze(-2)
+    U1, U2, _ = U.split([upper.shape[-2], lower.shape[-2], nothing.shape[-2]], dim=-2)
+    eigenvalues, inner = torch.linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
+    Q = Vh.mT @ inner
+    # Of a member they are 1, -1, and 0 where a direction is in neither tap. Where they do not tell,
+    # P has half of the rank: of the least and the largest rank there is one P each, which no
+    # training leaves. The eigenvalues come in ascending order.
+    half = torch.arange(eigenvalues.shape[-1], device=taps.device) < eigenvalues.shape[-1] // 2
+    negative = torch.where(eigenvalues.abs() > rounding**0.5, eigenvalues < 0, half)
+    signs = torch.where(negative, -1, 1).to(taps.dtype)
+    S = symmetric_part((Q * signs.unsqueeze(-2)) @ Q.mT)
+    P = ((torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2)[..., None, None, :, :]
+    kept = taps @ P
+    rest = taps - kept
+    length = taps.shape[axis] - 1
+    return kept.narrow(axis, 0, length) + rest.narrow(axis, 1, length), S
