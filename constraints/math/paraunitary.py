@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math.matrix import symmetric_part
+from constraints.math import linalg
+from constraints.math.matrix import eye_like, symmetric_part
 from constraints.math.svd import svd
 
 # A convolution with stride 1 has the symbol K(z) = sum_j K_j z^-j, one matrix per frequency; it is
@@ -29,7 +30,7 @@ def gram_defect(taps: Tensor) -> Tensor:
     symbol = torch.fft.fft2(taps, s=sizes, dim=(-4, -3))
     correlation = torch.fft.ifft2(symbol @ symbol.mH, dim=(-4, -3)).real
     excess = correlation / 2
-    identity = torch.eye(taps.shape[-2], dtype=taps.dtype, device=taps.device) / 2
+    identity = eye_like(taps.mT) / 2
     at_zero = torch.zeros(sizes, dtype=taps.dtype, device=taps.device)
     at_zero[0, 0] = 1
     excess = (excess - at_zero[..., None, None] * identity).abs().nan_to_num(nan=torch.inf)
@@ -75,10 +76,10 @@ def peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     U, s, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
     # A direction that is in neither tap has no sign but that of rounding errors.
     rounding = torch.finfo(taps.dtype).eps * taps.shape[-1]
-    size = torch.linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
+    size = linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
     U = U * (s > rounding * size).unsqueeze(-2)
     U1, U2, _ = U.split([upper.shape[-2], lower.shape[-2], nothing.shape[-2]], dim=-2)
-    eigenvalues, inner = torch.linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
+    eigenvalues, inner = linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
     Q = Vh.mT @ inner
     # Of a member they are 1, -1, and 0 where a direction is in neither tap. Where they do not tell,
     # P has half of the rank: of the least and the largest rank there is one P each, which no
@@ -87,7 +88,7 @@ def peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     negative = torch.where(eigenvalues.abs() > rounding**0.5, eigenvalues < 0, half)
     signs = torch.where(negative, -1, 1).to(taps.dtype)
     S = symmetric_part((Q * signs.unsqueeze(-2)) @ Q.mT)
-    P = ((torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2)[..., None, None, :, :]
+    P = ((eye_like(S) + S) / 2)[..., None, None, :, :]
     kept = taps @ P
     rest = taps - kept
     length = taps.shape[axis] - 1

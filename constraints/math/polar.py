@@ -19,7 +19,6 @@ from constraints.math.transpose import plus_transpose
 #: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
 ROUNDING = 8.0
 
-
 #: Sums over many rows are split into blocks of this many.
 BLOCK = 1024
 
