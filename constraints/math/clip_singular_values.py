@@ -16,7 +16,6 @@ from constraints.math.svd import svd, svdvals
 #: norm: half of the library's tolerance.
 ROUNDING = 4.0
 
-
 #: From this ratio of the bounds on, the Gram matrix holds enough digits of the smaller one.
 CLOSE = 0.25
 

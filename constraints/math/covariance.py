@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.gram import gram, is_mirrored
 from constraints.math.matrix import symmetric_part
@@ -55,25 +56,32 @@ def root(value: Tensor) -> Tensor:
     # diag(W) = (1 + rounding) diag(X X').
     rounding = rounding_of(W)
     A = W - torch.diag_embed(rounding / (1 + rounding) * _diagonal(W))
-    L, info = torch.linalg.cholesky_ex(A)
-    eigenvalues, Q = torch.linalg.eigh(A)
+    L, info = linalg.cholesky_ex(A)
+    eigenvalues, Q = linalg.eigh(A)
     square_root = Q * _clipped(eigenvalues, torch.finfo(W.dtype).eps).sqrt().unsqueeze(-2)
     return torch.where((info > 0)[..., None, None], square_root, L).contiguous()
+
+
+def triangular_factor(A: Tensor) -> Tensor:
+    """The lower triangular L with L L' = A A' and no negative number on its diagonal."""
+    R = linalg.qr(A.mT, mode="r").R
+    diagonal = R.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    return torch.where(diagonal < 0, -R, R).mT
 
 
 def clipped(value: Tensor) -> Tensor:
     """The symmetric part if it has a Cholesky factor, else the nearest matrix that has one."""
     W = symmetric_part(value)
-    eigenvalues, Q = torch.linalg.eigh(W)
+    eigenvalues, Q = linalg.eigh(W)
     eigenvalues = _clipped(eigenvalues, rounding_of(W))
     nearest = symmetric_part(Q * eigenvalues.unsqueeze(-2) @ Q.mT)
-    inside = torch.linalg.cholesky_ex(W).info == 0
+    inside = linalg.cholesky_ex(W).info == 0
     return torch.where(inside[..., None, None], W, nearest)
 
 
 def reflected(W: Tensor) -> Tensor:
     """A symmetric matrix with its eigenvalues replaced by their absolute values."""
-    eigenvalues, Q = torch.linalg.eigh(W)
+    eigenvalues, Q = linalg.eigh(W)
     return symmetric_part(Q * eigenvalues.abs().unsqueeze(-2) @ Q.mT)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.matrix import distance_from_symmetric, symmetric_part
 
 
@@ -18,14 +19,14 @@ def leading_eigenvalues(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Returns:
         Tensors of shapes ``(*batch, rank)``, in descending order, and ``(*batch, n, rank)``.
     """
-    eigenvalues, Q = torch.linalg.eigh(symmetric_part(value))
+    eigenvalues, Q = linalg.eigh(symmetric_part(value))
     return eigenvalues[..., -rank:].flip(-1), Q[..., -rank:].flip(-1).contiguous()
 
 
 def distance_from_psd_rank(value: Tensor, rank: int) -> Tensor:
     """The largest of three: asymmetry, negative eigenvalues, positive ones beyond the ``rank``."""
     skew = distance_from_symmetric(value)
-    eigenvalues = torch.linalg.eigvalsh(symmetric_part(value))
+    eigenvalues = linalg.eigvalsh(symmetric_part(value))
     error = torch.maximum(skew, (-eigenvalues[..., 0]).clamp(min=0))
     if rank < eigenvalues.shape[-1]:
         error = torch.maximum(error, eigenvalues[..., -rank - 1].clamp(min=0))

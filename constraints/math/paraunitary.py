@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from constraints.math.matrix import symmetric_part
+from constraints.math import linalg
+from constraints.math.matrix import eye_like, symmetric_part
 from constraints.math.svd import svd
 
 # A convolution with stride 1 has the symbol K(z) = sum_j K_j z^-j, one matrix per frequency; it is
@@ -14,11 +17,14 @@ from constraints.math.svd import svd
 #     K(z) = H F_1(z) ... F_{k-1}(z),        F(z) = P + z^-1 (I - P),
 #
 # with an orthogonal H and orthogonal projections P (Vaidyanathan 1993, section 14.4; Gao, Nguyen
-# and Strang 2001). The last factor comes off again: the rows of the first tap lie in the range of
-# P, those of the last tap in its complement, so that K(z) F(1/z) has one tap less. In two
-# dimensions factors in z are followed by factors in w; with the taps along z for more rows, those
-# come off first. With a stride s, each of the s^d phases of the input is a channel of its own, as
+# and Strang 2001). The last factor can be divided off: the rows of the first tap lie in the range of
+# P, those of the last tap in its complement, so that K(z) F(1/z) has one tap less. In two dimensions
+# factors in z are followed by factors in w. To divide the latter off first, the taps along z are
+# regarded as more rows. With a stride s, each of the s^d phases of the input is a channel of its own, as
 # in `constraints.math.conv_symbol`.
+
+# torch declares no types of these.
+_fft: Any = torch.fft
 
 
 def gram_defect(taps: Tensor) -> Tensor:
@@ -26,10 +32,9 @@ def gram_defect(taps: Tensor) -> Tensor:
     if taps.numel() == 0:
         return taps.sum((-5, -4, -3, -2, -1))
     sizes = [2 * t - 1 for t in taps.shape[-4:-2]]
-    symbol = torch.fft.fft2(taps, s=sizes, dim=(-4, -3))
-    correlation = torch.fft.ifft2(symbol @ symbol.mH, dim=(-4, -3)).real
-    excess = correlation / 2
-    identity = torch.eye(taps.shape[-2], dtype=taps.dtype, device=taps.device) / 2
+    symbol = _fft.fft2(taps, s=sizes, dim=(-4, -3))
+    excess = _fft.ifft2(symbol @ symbol.mH, dim=(-4, -3)).real / 2
+    identity = eye_like(taps.mT) / 2
     at_zero = torch.zeros(sizes, dtype=taps.dtype, device=taps.device)
     at_zero[0, 0] = 1
     excess = (excess - at_zero[..., None, None] * identity).abs().nan_to_num(nan=torch.inf)
@@ -68,26 +73,27 @@ def peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """
     first, last = taps.narrow(axis, 0, 1), taps.narrow(axis, taps.shape[axis] - 1, 1)
     upper, lower = first.flatten(-4, -2), last.flatten(-4, -2)
-    # Not by squares, beside which those of a short tap are lost: [upper; lower] = U D V', and the
-    # parts of U tell for each direction, however short, in which of the two it is. Rows of zeros
-    # make V square.
+    # Not by squares, in which a short tap would be lost beside a long one: with
+    # [upper; lower] = U D V', the two parts of U show for each direction, however short, in which
+    # tap it is. Rows of zeros make V square.
     nothing = torch.zeros_like(upper[..., :1, :]).expand(*upper.shape[:-2], upper.shape[-1], -1)
     U, s, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
-    # A direction that is in neither tap has no sign but that of rounding errors.
+    # The sign of a direction that is in neither tap would be that of rounding errors.
     rounding = torch.finfo(taps.dtype).eps * taps.shape[-1]
-    size = torch.linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
+    size = linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
     U = U * (s > rounding * size).unsqueeze(-2)
-    U1, U2, _ = U.split([upper.shape[-2], lower.shape[-2], nothing.shape[-2]], dim=-2)
-    eigenvalues, inner = torch.linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
+    n = upper.shape[-2]
+    U1, U2 = U[..., :n, :], U[..., n : n + lower.shape[-2], :]
+    eigenvalues, inner = linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
     Q = Vh.mT @ inner
-    # Of a member they are 1, -1, and 0 where a direction is in neither tap. Where they do not tell,
-    # P has half of the rank: of the least and the largest rank there is one P each, which no
-    # training leaves. The eigenvalues come in ascending order.
+    # For a member they are 1, -1, and 0 where a direction is in neither tap. For those near 0 the
+    # sign is chosen such that P has half of the full rank, as nearly as possible: there is only one
+    # P of rank zero and one of full rank, which training could not leave. The order is ascending.
     half = torch.arange(eigenvalues.shape[-1], device=taps.device) < eigenvalues.shape[-1] // 2
     negative = torch.where(eigenvalues.abs() > rounding**0.5, eigenvalues < 0, half)
     signs = torch.where(negative, -1, 1).to(taps.dtype)
     S = symmetric_part((Q * signs.unsqueeze(-2)) @ Q.mT)
-    P = ((torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2)[..., None, None, :, :]
+    P = ((eye_like(S) + S) / 2)[..., None, None, :, :]
     kept = taps @ P
     rest = taps - kept
     length = taps.shape[axis] - 1

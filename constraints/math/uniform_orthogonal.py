@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
+
 
 def uniform_orthogonal(gaussian: Tensor) -> Tensor:
     """The Q of ``gaussian = Q R`` with a positive diagonal of R: uniform (Haar measure).
@@ -18,6 +20,6 @@ def uniform_orthogonal(gaussian: Tensor) -> Tensor:
     Reference:
         Mezzadri, How to generate random matrices from the classical compact groups (2007).
     """
-    Q, R = torch.linalg.qr(gaussian)
+    Q, R = linalg.qr(gaussian)
     signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
     return Q * signs.unsqueeze(-2)

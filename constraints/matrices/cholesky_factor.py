@@ -9,8 +9,9 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
-from constraints.math.regular_start import admitted, triangular_factor
+from constraints.math.covariance import triangular_factor
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 

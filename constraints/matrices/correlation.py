@@ -11,6 +11,7 @@ from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
 from constraints.bases.expected_failures import failing, no_derivative
+from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.autograd import needs_derivative
 from constraints.math.covariance import (
@@ -21,10 +22,10 @@ from constraints.math.covariance import (
     rounding_of,
     squares,
     thin_covariance_gradient,
+    triangular_factor,
 )
 from constraints.math.matrix import symmetric_part
 from constraints.math.psd_part import distance_from_psd
-from constraints.math.regular_start import admitted, triangular_factor
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 from constraints.math.transpose import plus_transpose

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.covariance import (
     clipped,
@@ -21,7 +22,6 @@ from constraints.math.covariance import (
 )
 from constraints.math.matrix import symmetric_part
 from constraints.math.psd_part import distance_from_psd
-from constraints.math.regular_start import admitted
 
 
 @register("positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix"))
