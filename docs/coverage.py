@@ -101,14 +101,17 @@ def main() -> None:
     """Run the tests and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    parser.add_argument("--share", type=float, default=1.0, help="the share of the tests, 0 to 1")
     parser.add_argument("--law-share", type=float, default=0.25, help="the share of the laws")
     parser.add_argument("tests", nargs="*", help="files or folders; all by default")
     given = parser.parse_args()
     jobs = ["-n", str(given.jobs)] if given.jobs > 1 else []
-    rooms = by_room(run([*jobs, f"--law-share={given.law_share}", *given.tests]))
+    shares = [f"--share={given.share}", f"--law-share={given.law_share}"]
+    rooms = by_room(run([*jobs, *shares, *given.tests]))
     version = torch.__version__.partition("+")[0]
     where = f" in {', '.join(given.tests)}" if given.tests else ""
-    facts = f"torch {version}; {given.law_share:.0%} of the laws{where}."
+    which = f"{given.share:.0%} of the tests, {given.law_share:.0%} of the laws"
+    facts = f"torch {version}; {which}{where}."
     PAGE.write_text(f"{HEAD.format(facts=facts)}\n{table(rooms)}\n", "utf-8")
     print(table(rooms))
 

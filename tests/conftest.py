@@ -1,4 +1,4 @@
-"""What every test starts from: a number of threads, the same random numbers; and which are run."""
+"""Setup of every test: number of threads and random seed; and the options --share, --law-share."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""Five small constraints without faults: the material of the tests of the laws."""
+"""Five small constraints without faults, on which the tests of the laws plant faults."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _inverted(
         # The right inverse of a foreign module may write into it.
         parametrizations = copy.deepcopy(parametrizations)
         nested = parametrizations._modules.get("parametrizations", {})
-    originals = invert(parametrizations, value, anew=replaces)
+    originals = invert(parametrizations, value, replace=replaces)
     first = chain[0]
     if isinstance(first, Constraint) and first.has_own_map() and has_values(value):
         originals = first.canonical(*originals)

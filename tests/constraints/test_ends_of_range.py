@@ -1,4 +1,4 @@
-"""Every constraint at the ends of the range: one row, one column, 512 of both."""
+"""Every constraint at extreme sizes (one row, one column, 512 x 512) and on structured tensors."""
 
 import itertools
 
@@ -10,6 +10,7 @@ from constrained import constrain, get
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.tolerance import tolerance
 from constrained.testing.case import unpack
+from constraints.math import linalg
 from constraints.math.eigenvalues import eigenvalues, eigenvectors
 from tests.promises.catalogue import configurations, every_constraint
 
@@ -57,7 +58,7 @@ def test_512_rows_and_columns(name, arguments, shape):
 
 
 def structured(shape):
-    """Tensors of which algorithms for generic ones are afraid."""
+    """Tensors that are hard for algorithms made for generic ones: constant, zero, and so on."""
     yield "constant", torch.full(shape, 0.3)
     yield "zeros", torch.zeros(shape)
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +99,7 @@ def test_structure_at_the_ends_of_the_range(name, arguments, shape):
 
 
 def structured_params(free, frozen):
-    """Parameters of the shapes of these, of which maps might be afraid; constants stay."""
+    """Parameters of the same kinds, hard for maps; frozen ones stay as they are."""
     kinds = [dict(structured(p.shape)) for p in free]
     for kind in dict.fromkeys(itertools.chain(*kinds)):
         yield (
@@ -149,7 +150,7 @@ def test_eigenvalues_that_the_qr_algorithm_does_not_find(name, size):
 def test_eigenvalues_where_an_algorithm_gives_up(monkeypatch):
     constant, diagonal = torch.full((4, 4), 0.5), torch.diag(torch.arange(4.0))
     batch = torch.stack([constant, diagonal]).double()
-    eig, refused = torch.linalg.eig, []
+    eig, refused = linalg.eig, []
 
     def hesitant(M):
         if (M == M[..., :1, :]).all(-1).all(-1).any():
@@ -157,8 +158,8 @@ def test_eigenvalues_where_an_algorithm_gives_up(monkeypatch):
             raise torch.linalg.LinAlgError("does not converge")
         return eig(M)
 
-    monkeypatch.setattr(torch.linalg, "eig", hesitant)
-    monkeypatch.setattr(torch.linalg, "eigvals", lambda M: hesitant(M)[0])
+    monkeypatch.setattr(linalg, "eig", hesitant)
+    monkeypatch.setattr(linalg, "eigvals", lambda M: hesitant(M)[0])
     for found in (eigenvalues(batch), eigenvectors(batch)[0]):
         expected = torch.tensor([[0.0, 0.0, 0.0, 2.0], [0.0, 1.0, 2.0, 3.0]]).double()
         torch.testing.assert_close(found.real.sort(-1).values, expected)
@@ -192,7 +193,7 @@ def test_affine_far_from_its_solutions():
 
 
 def test_numbers_beyond_the_range_are_told_of_as_such():
-    """The spec is none that is wrong."""
+    """The message does not blame the spec."""
     layer = nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, 2e38)
     sentence = r"^'weight': positive_definite\(\): .*scale the tensor"

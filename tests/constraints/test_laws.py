@@ -1,13 +1,10 @@
-"""Every law on every entry of the registry, and on the healthy constraints of these tests."""
+"""Every law on every registered constraint, and on the five of `tests/healthy.py`."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ import torch
 from constrained import testing
 from constrained.constraint import registry
 from tests import healthy
-from tests.conftest import is_chosen
+from tests.constraints.law_cases import TRAINING, arguments, summary, together
 
 HEALTHY = [
     healthy.Sphere,
@@ -28,108 +25,7 @@ CLASSES = [*map(registry.get, registry.names()), *HEALTHY]
 TRIALS = [trial for cls in CLASSES for trial in testing.trials(cls)]
 
 
-#: Laws that train, for up to a thousand steps on each case: half of the time that all laws take. No
-#: planted fault is found by them alone.
-TRAINING = {"adam_reaches_the_optimum", "training_stays_in_the_set"}
-
-#: The share of the classes on which these are tried with the tests that take seconds.
-TRAINED = 1 / 3
-
-#: Laws that take long: with the tests that take seconds they are tried on the first arguments of
-#: each class.
-LONG = TRAINING | {
-    "every_start_trains",
-    "first_derivative",
-    "forward_mode",
-    "gradient_is_finite",
-    "projects",
-    "second_derivative",
-}
-
-#: A compiler takes long for the smallest matrix: these are tried with the slow tests alone.
-SLOW = {"compiles"}
-
-
-def diagonal(trials: list[testing.Trial]) -> set[int]:
-    """Which trials of one law on one class are tried with the tests that take seconds.
-
-    A law has a case for every combination of example, dtype, batch and point. The fast tests try
-    each example in each dtype and with each batch, but not in each dtype with each batch. Which
-    dtype goes with which batch changes from one example to the next, as on the diagonals of a
-    square, so that two examples have all pairs. So every fault of `test_planted_faults.py` is found
-    as by all cases, but for one of them by two laws fewer of 18.
-
-    Returns:
-        The indices of the chosen ones.
-    """
-    examples: dict[str, list[tuple[int, testing.Case]]] = {}
-    for i, trial in enumerate(trials):
-        example = f"{trial.case.kwargs} {trial.case.event}"
-        examples.setdefault(example, []).append((i, trial.case))
-    chosen = set()
-    for number, cases in enumerate(examples.values()):
-        batches = list(dict.fromkeys(case.batch for _, case in cases))
-        dtypes = list(dict.fromkeys(case.dtype for _, case in cases))
-        period = min(len(batches), len(dtypes))
-        chosen |= {
-            i
-            for i, case in cases
-            if (dtypes.index(case.dtype) - batches.index(case.batch) + number) % period == 0
-        }
-    return chosen
-
-
-def arguments(case: testing.Case) -> str:
-    """A class with its arguments, as it begins the name of a test."""
-    alike = {"event": (), "batch": (), "dtype": torch.float32, "point": None}
-    return str(dataclasses.replace(case, **alike)).removesuffix("-scalar-float32")
-
-
-def together() -> Iterator[Any]:
-    """The trials as tests: one for each law and class, or class with arguments if the law is long.
-
-    The fast tests try the `diagonal` of each law and class: laws in `LONG` on the first arguments,
-    those in `TRAINING` on a share of the classes. All other trials are in slow tests.
-    """
-    of_law: dict[tuple[type, str], list[testing.Trial]] = {}
-    for trial in TRIALS:
-        of_law.setdefault((trial.case.cls, trial.law.__name__), []).append(trial)
-    found: dict[tuple[str, bool], list[testing.Trial]] = {}
-    for (cls, law), trials in of_law.items():
-        name, first, chosen = cls.name or cls.__name__, arguments(trials[0].case), diagonal(trials)
-        never = law in SLOW or (law in TRAINING and not is_chosen(name, TRAINED, seed=0))
-        for i, trial in enumerate(trials):
-            given = arguments(trial.case)
-            is_slow = never or i not in chosen or (law in LONG and given != first)
-            key = f"{given if law in LONG | SLOW else name}-{law}"
-            found.setdefault((key, is_slow), []).append(trial)
-    for (key, is_slow), trials in found.items():
-        name = f"{key}-others" if is_slow and (key, False) in found else key
-        yield pytest.param(trials, id=name, marks=[pytest.mark.slow] if is_slow else [])
-
-
-def summary(broken: list[tuple[testing.Trial, AssertionError]], tried: int) -> str:
-    """What is wrong, in a line for each fault, and below it the cases that have it.
-
-    Two cases have the same fault if they say the same but for numbers.
-    """
-    faults: dict[str, list[tuple[str, str]]] = {}
-    for trial, error in broken:
-        case = str(trial.case)
-        said = str(error).removeprefix(f"{case}: ")
-        faults.setdefault(re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?", "#", said), []).append((said, case))
-    law = broken[0][0].law
-    lines = [f"{law.__name__} is broken in {len(broken)} of {tried} cases: {first_line(law)}"]
-    for cases in faults.values():
-        lines += [f"  {cases[0][0]}", *(f"    {case}" for _, case in cases)]
-    return "\n".join(lines)
-
-
-def first_line(law: Any) -> str:
-    return (law.__doc__ or "").strip().splitlines()[0]
-
-
-@pytest.mark.parametrize("trials", [*together()])
+@pytest.mark.parametrize("trials", [*together(TRIALS)])
 def test_law(trials):
     tried = [trial for trial in trials if not trial.exemption]
     if not tried:
@@ -146,18 +42,18 @@ def test_law(trials):
 
 
 def test_every_trial_is_in_a_test():
-    in_tests = [str(trial) for parameter in together() for trial in parameter.values[0]]
+    in_tests = [str(trial) for parameter in together(TRIALS) for trial in parameter.values[0]]
     assert sorted(in_tests) == sorted(map(str, TRIALS))
 
 
 def test_the_fast_tests_try_every_example_in_every_dtype_and_with_every_batch():
     for cls in CLASSES:
         trials = testing.trials(cls, [testing.lands_in_the_set])
-        chosen = diagonal(trials)
+        chosen = [trial for trial in trials if not trial.is_slow]
         for level in ("dtype", "batch"):
             of_all, of_chosen = (
                 {(arguments(t.case), t.case.event, getattr(t.case, level)) for t in some}
-                for some in (trials, [trials[i] for i in chosen])
+                for some in (trials, chosen)
             )
             assert of_chosen == of_all
         assert len(chosen) < len(trials) or len({t.case.batch for t in trials}) == 1
@@ -179,9 +75,8 @@ def test_a_failure_is_a_line_for_each_fault_and_the_cases_below_it():
     assert lines[1:] == [
         f"{said} 0.0.",
         "    Broken()-3x3-float32",
-        "    Broken()-3x3-float64",
-        f"{said} [0.0, 0.0].",
         "    Broken()-batch2-3x3-float32",
+        "    Broken()-3x3-float64",
         "    Broken()-batch2-3x3-float64",
     ]
 

@@ -1,3 +1,5 @@
+"""The demo: what its configs accept, what it writes and draws, and its errors."""
+
 from __future__ import annotations
 
 import json
@@ -263,7 +265,7 @@ class TestErrors:
 
 
 def test_a_spec_with_arguments_and_a_view(tmp_path):
-    """The twin is judged through the same view of the same tensor."""
+    """The unconstrained twin is measured through the same view of the same tensor."""
     spec = "{name: spectral_norm, bound: 0.9, view: 'o i -> i o'}"
     path = edited(tmp_path, "cell.weight_hh: orthogonal", f"cell.weight_hh: {spec}", "pixels")
     models = networks.build(read(path), inputs=1)

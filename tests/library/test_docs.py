@@ -1,4 +1,4 @@
-"""The pages that are generated are those that would be generated now."""
+"""The generated pages of docs/ are up to date."""
 
 import re
 import runpy
@@ -75,7 +75,7 @@ class TestAccuracy:
 
 
 def test_what_is_said_of_evaluations_is_so():
-    """Its programs assert what they say."""
+    """The programs in docs/evaluation.md assert what they claim."""
     page = (DOCS / "evaluation.md").read_text("utf-8")
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(programs) == 3 and all("assert" in program for program in programs)

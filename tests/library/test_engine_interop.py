@@ -1,4 +1,4 @@
-"""Modules of this engine in the hands of torch and geotorch, and theirs in ours."""
+"""torch's and geotorch's functions on modules of this engine, and ours on theirs."""
 
 import copy
 import pickle

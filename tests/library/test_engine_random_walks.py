@@ -1,4 +1,4 @@
-"""Random walks: whatever is done, in whatever order, both engines agree at every read.
+"""Random sequences of operations: this engine and torch's agree at every read.
 
 Two equal models, one on each engine, go through the same random operations. Torch's engine, which
 evaluates at every read, is the reference for values and gradients.

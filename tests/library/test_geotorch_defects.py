@@ -1,4 +1,4 @@
-"""The defects of geotorch 0.4.0 that are of no single family: each shown there, and absent here.
+"""Defects of geotorch 0.4.0 that concern several families: shown there, absent here.
 
 Those of one family are tests of the same pattern, `test_gNN_...`, in that family's file.
 """

@@ -1,4 +1,4 @@
-"""Configs that mean harm, or are broken: one sentence, soon, and the model is as it was."""
+"""Malicious or broken configs: an error of one sentence, quickly, and an unchanged model."""
 
 import inspect
 import sys

@@ -1,4 +1,4 @@
-"""Ctrl-C, wherever it comes: a model is as it was, or as it was to become."""
+"""Ctrl-C at any moment leaves a model in the old state or in the new one, never between."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""One number that is NaN or infinite: the step, the read and the report of a whole model go on."""
+"""One NaN or infinite number stops neither a step nor a read nor a report of the whole model."""
 
 from __future__ import annotations
 

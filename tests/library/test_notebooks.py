@@ -1,4 +1,4 @@
-"""The notebooks are committed as they ran, and the functions they draw by do what they say."""
+"""The notebooks are committed executed, and the functions that draw their figures are right."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The package as it is installed: its version, what it needs, and what is in it."""
+"""The package as it is installed: its version, its dependencies, and the files of its wheel."""
 
 from __future__ import annotations
 

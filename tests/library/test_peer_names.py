@@ -1,4 +1,4 @@
-"""What a user of another library types finds the constraint with that set."""
+"""Names that other libraries use for a set find the constraint with that set."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every promise has its tests, and the table in the docs is the one that they gave."""
+"""Every promise has tests, and the table in docs/engine.md is what they measured."""
 
 import ast
 import functools

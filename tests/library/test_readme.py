@@ -1,3 +1,5 @@
+"""The README's snippets run and print what it shows, and its statements hold."""
+
 import importlib
 import re
 import sys

@@ -1,4 +1,4 @@
-"""A constraint in somebody else's package comes under the laws with no other edit."""
+"""The laws run on constraints of other packages, found by their entry point."""
 
 import os
 import re

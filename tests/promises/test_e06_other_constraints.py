@@ -46,7 +46,7 @@ def held(spec, value=None, **more):
 
 
 def test_e06_each_constraint_meets_checkpoints_of_others(measured):
-    """The value is the same, or it is none of the set and the model is as it was."""
+    """The value is the same, or it is infeasible and the model stays unchanged."""
     sources = list(members(0))
     assert len(sources) > 50
     targets = [(c, held(c, value)) for c, value in members(1)]

@@ -88,7 +88,7 @@ def test_e08_an_evaluation_loop_is_one_evaluation(mode):
 
 
 def test_e08_training_serves_the_evaluation_after_it():
-    """A value with a graph serves readers who need none; the reverse costs one evaluation."""
+    """A value with a graph serves reads without gradients; the reverse costs one evaluation."""
     m = layer()
     _ = m.weight
     with torch.no_grad():

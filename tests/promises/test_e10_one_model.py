@@ -249,7 +249,7 @@ def test_e10_threads_that_take_steps_by_turns(fast_switching):
 
 @pytest.mark.parametrize("constrained", [False, True], ids=["plain", "constrained"])
 def test_e10_threads_that_step_without_asking(constrained, fast_switching, measured):
-    """A step between another thread's forward and backward is found out, and is the only error."""
+    """A step between another thread's forward and backward raises, and is the only error."""
     m = plain_or_constrained(constrained)
     x = torch.randn(5, 4, dtype=torch.double)
     found = {"steps": 0, "found out": 0}

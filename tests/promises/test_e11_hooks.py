@@ -102,7 +102,7 @@ def test_e11_hooks_that_run_before_the_gradient_arrives():
 
 
 def test_e11_a_step_in_a_hook_between_two_backward_passes():
-    """The second loss was computed before the step: it is found out, not answered wrongly."""
+    """The second loss was computed before the step: an error, not a wrong gradient."""
     m = layer(Sphere())
     first, second = m(torch.ones(1, 3)).sum(), m(torch.ones(1, 3)).pow(2).sum()
 

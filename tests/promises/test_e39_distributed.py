@@ -462,7 +462,7 @@ def test_e39_hooks_of_ddp_see_each_gradient_once(group):
 
 
 def test_e39_random_numbers_are_nobodys_business(group):
-    """Constraining and wrapping draw nothing, so that processes cannot drift apart."""
+    """Constraining and wrapping draw no random numbers, so that processes stay equal."""
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)

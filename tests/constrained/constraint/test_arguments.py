@@ -1,4 +1,4 @@
-"""An argument of a constraint is set: its value, violation, spec and repr follow, or it is told."""
+"""Setting an argument changes a constraint's value, violation, spec and repr, or is an error."""
 
 import copy
 import pickle
@@ -244,7 +244,7 @@ def test_no_two_constraints_have_one_revision():
 
 
 def test_a_list_among_the_arguments_cannot_be_changed_in_place():
-    """What the constructor made of it would not follow."""
+    """What the constructor computed from the list would not change with it."""
     seen = 0
     for name in names():
         for kwargs, _ in get(name).examples:
@@ -261,7 +261,7 @@ def test_a_list_among_the_arguments_cannot_be_changed_in_place():
 
 @pytest.mark.parametrize("index", [0, -1])
 def test_a_constraint_that_does_not_go_with_the_originals_is_not_put_in_place(index):
-    """It would be given too few or too many of them, or make a value of another shape."""
+    """It would get too few or too many originals, or make a value of another shape."""
     for spec_, new in [("orthogonal", "low_rank(rank=2)"), ("weight_norm", "orthogonal")]:
         layer, other = (nn.Linear(4, 4) for _ in range(2))
         constrain(layer, "weight", spec_)

@@ -295,7 +295,7 @@ def test_a_class_without_examples_is_not_taken_for_tried():
 )
 @pytest.mark.parametrize("how", ["class", "mixin", "set", "set later", "set on an object"])
 def test_another_map_has_other_derivatives_and_canonical_parameters(spec, how):
-    """What a class says of its map is not so for a derived one with another map."""
+    """Derivatives and canonical parameters of a class are not inherited by one with another map."""
     name, _, rank = spec.partition("(rank=")
     given = {"rank": int(rank[:-1])} if rank else {}
     kind = get(name)

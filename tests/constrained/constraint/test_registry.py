@@ -198,7 +198,7 @@ TAKERS = [
 
 
 def test_nobody_takes_a_name_of_the_catalogue(tmp_path):
-    """Packages whose entry points are read before it are told so, each once; all names stay."""
+    """A package that takes a name of the catalogue is told once; the catalogue keeps all names."""
     for i, taker in enumerate(TAKERS):
         (tmp_path / f"taker{i}.py").write_text(textwrap.dedent(EARLY).format(taker))
         info = tmp_path / f"a_taker{i}-1.0.dist-info"
@@ -230,8 +230,8 @@ def test_nobody_takes_a_name_of_the_catalogue(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     first, *told = result.stdout.splitlines()
     assert first == (
-        "The name 'orthogonal' belongs to constraints.matrices.orthogonal.Orthogonal already; register "
-        "taker0.Mine under another one."
+        "The name 'orthogonal' belongs to constraints.matrices.orthogonal.Orthogonal already; "
+        "register taker0.Mine under another one."
     )
     # The adapter is asked after those of the catalogue.
     assert len(told) == len(TAKERS) - 1

@@ -1,3 +1,5 @@
+"""Specs: strings, dicts and objects that describe a constraint, their errors, and the way back."""
+
 import os
 import subprocess
 import sys

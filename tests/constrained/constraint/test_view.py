@@ -1,3 +1,5 @@
+"""Constraints behind a view, which names, permutes, splits and joins the axes of a tensor."""
+
 import math
 import re
 

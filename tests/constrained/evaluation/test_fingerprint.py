@@ -1,4 +1,4 @@
-"""Each way in which a stored value may become stale, before each way in which it is kept."""
+"""Stored values: every change that makes one stale, followed by every way of storing one."""
 
 import math
 
@@ -52,7 +52,7 @@ class Bent(Constraint):
 
 
 class Kept(Bent):
-    """The same, whose gradient is had from the arguments."""
+    """The same, with a gradient that is computed from the arguments."""
 
     recompute_in_backward = True
 
@@ -208,7 +208,7 @@ def test_what_is_read_is_what_an_evaluation_gives(way, before, kind):
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_changes_the_value(way, before):
-    """Or the test above would compare a value with itself."""
+    """Otherwise the test above would compare a value with itself."""
     m = constrain(nn.Linear(6, 6), "weight", Bent())
     before(m)
     old = m.weight.detach().clone()
@@ -394,7 +394,7 @@ def test_writes_that_follow_a_backward_pass_or_a_step(spec, write):
 @pytest.mark.parametrize("event", [backward, sgd])
 @pytest.mark.parametrize("spec", ["sphere", "positive", "orthogonal"])
 def test_memory_that_cannot_be_looked_at_for_free(spec, event, n, monkeypatch):
-    """As on a GPU: it is summed when an event happens, and once more at the next read."""
+    """As on a GPU: checksums are taken after an event and at the next read, not at every read."""
     monkeypatch.setattr(tensor_state, "_memory", lambda tensor: None)
     m = large(spec, n=n)
     for entry in (4, -1):
@@ -418,7 +418,7 @@ def test_memory_that_belongs_to_somebody_else(tmp_path):
 
 
 def share(p):
-    """Another process writes; what it does is played by writes that nothing here counts."""
+    """Shared memory; the writes of another process are imitated by writes that no counter sees."""
     p.share_memory_()
     return p.data
 
@@ -448,7 +448,7 @@ def one_number_for_each_row(p):
 @pytest.mark.parametrize("before", [read, read_without_gradients, sgd])
 @pytest.mark.parametrize("spec", ["sphere", "positive", "spectral_norm"])
 def test_memory_of_another_kind(spec, before, move, n):
-    """What may be watched may become what may not."""
+    """An attribute that can be compared is replaced by one that cannot."""
     m = large(spec, n=n)
     before(m)
     theirs = move(original(m))
@@ -465,7 +465,7 @@ def test_memory_of_another_kind(spec, before, move, n):
 @pytest.mark.parametrize("before", [read, read_without_gradients, sgd])
 @pytest.mark.parametrize("spec", ["sphere", "positive", "spectral_norm"])
 def test_rows_that_are_cut_off(spec, before, n):
-    """The rest has the same address and strides."""
+    """The remaining rows have the same address and strides as before."""
     m = large(spec, n=n)
     before(m)
     original(m).data = original(m).data[: n // 2]

@@ -1,4 +1,4 @@
-"""Hooks on the value of a constrained tensor last, as those on a parameter do."""
+"""Hooks on the value of a constrained tensor stay from read to read, like hooks on a parameter."""
 
 import copy
 import gc

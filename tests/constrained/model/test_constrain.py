@@ -1,3 +1,5 @@
+"""`constrain`, `release` and `rebase` on whole models, and the errors of each."""
+
 import copy
 import itertools
 import json

@@ -1,3 +1,5 @@
+"""`report`, `spec`, `violations` and `assert_feasible` on whole models."""
+
 import json
 import math
 

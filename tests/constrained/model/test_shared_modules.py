@@ -1,4 +1,4 @@
-"""A module that is registered under several names has its tensors once, and every name means it."""
+"""A module that is registered under several names has one set of tensors, found by every name."""
 
 import copy
 

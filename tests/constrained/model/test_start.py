@@ -1,4 +1,4 @@
-"""Where training starts: no entry is left where it cannot move, and what stays there is told of."""
+"""Where training starts: entries move away from where the map is flat, or a warning names them."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Targets: names, paths and globs that select tensors of a model."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What a plain parameter takes by ``copy_`` and ``fill_``, a constrained one takes assigned."""
+"""A constrained tensor takes by assignment what a plain one takes by ``copy_`` and ``fill_``."""
 
 import pytest
 import torch

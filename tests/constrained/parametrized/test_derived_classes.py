@@ -1,4 +1,4 @@
-"""Classes that others derive from those with parametrized tensors, in place of a module's class.
+"""Classes that other libraries derive from the class of a module with parametrized tensors.
 
 Pyro and higher do it with every module of a model. They see what is read, and called, as they do
 under torch's own engine.

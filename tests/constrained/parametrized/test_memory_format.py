@@ -1,4 +1,4 @@
-"""A memory format is one of the tensor: originals with other axes are converted all the same."""
+"""``.to(memory_format=...)`` is about the tensor: originals with other axes do not make it fail."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How values lie in memory: as a plain parameter would."""
+"""Values are contiguous in memory, as a plain parameter is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.promises.catalogue import every_constraint, linear
 
 
 def check(layer):
-    """That a reader, a file format and an optimizer find what they find without a constraint."""
+    """Values, state dicts and released tensors are contiguous, as without a constraint."""
     assert layer.weight.is_contiguous()
     assert layer.weight.view(-1).numel() == layer.weight.numel()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A tensor that is tied to a module outside of the one that is given is not untied silently."""
+"""A tensor that a module outside of the given one owns as well is not untied silently."""
 
 import gc
 import warnings
@@ -184,7 +184,7 @@ def test_what_is_renewed_and_what_holds_others_is_no_case(layer):
 
 @pytest.mark.parametrize("name", ["enc", "dec"])
 def test_what_another_owner_has_is_not_released_alone(name):
-    """It would come untied, and the new parameter would be in no optimizer, without a word."""
+    """It would be untied silently, and no optimizer would hold the new parameter."""
     model = nested()
     tied = model["body"][0]
     constrain(model, "body.0.enc.weight", "sphere")

@@ -1,6 +1,6 @@
-"""No file but those of one package reaches for private parts of torch, and none of these is needed.
+"""Only `torch_internals` uses private parts of torch, and the library works without each of them.
 
-What `without.py` tries without a part are values and gradients, in every mode of torch.
+`without.py` hides one part after another and checks values and gradients in every mode.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The engine without some private part of torch: run as a script, this file tries each of them.
 
-Not a test by itself: what is looked for is looked for when the package is imported, so each part is
+Not a test by itself: the package looks for each part when it is imported, so each part is
 tried in a process of its own, forked from one that has imported torch and nothing of this project.
 """
 

@@ -1,4 +1,4 @@
-"""What is followed from step to step, where a model changes its dtype or device in between."""
+"""Constraints that remember something from step to step, when the dtype or device changes."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""L-BFGS reaches known optima on manifolds and on open and closed sets, without a line search too.
+"""L-BFGS reaches known optima on manifolds and on open and closed sets, also without line search.
 
-A restoration after its step would falsify what it remembers; see `constrained.history`.
+Canonical parameters after a step would not match its history: `training.lbfgs_history`.
 """
 
 import pytest
@@ -204,7 +204,7 @@ def test_least_squares_on_closed_sets(name, search, seed):
 
 
 def test_what_it_remembers_is_kept_while_it_makes_progress():
-    """On an ill-conditioned problem a restart at each step would arrive nowhere."""
+    """On an ill-conditioned problem, forgetting the history at each step would make no progress."""
     name, start, loss, best = ill_conditioned(numbers(0))
     value, evaluations = fit(ours(name, start), loss, 30)
     assert value < best + 1e-7 and evaluations < 300

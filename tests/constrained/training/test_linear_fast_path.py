@@ -1,3 +1,5 @@
+"""Linear layers: gradients from thin factors, and application by factors of the value."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ def evaluations(monkeypatch):
 
 
 def after_a_step(m):
-    """What was read when the layer was made is no longer held."""
+    """Take a step, so that the value that was read at construction is no longer stored."""
     torch.optim.SGD(m.parameters(), lr=0.0).step()
     for p in m.parameters():
         p.grad = torch.zeros_like(p)
@@ -340,7 +342,7 @@ UNREAD = ("orthogonal", "positive_definite", "low_rank(rank=4)", "spectral_norm"
 
 @pytest.mark.parametrize("spec", (*UNREAD, "sphere", "positive"))
 def test_a_layer_whose_input_is_computed_from_itself_and_its_bias(spec):
-    """As in a recurrent network: the graph of the gradients ends where the layer begins."""
+    """As in a recurrent network, where the input depends on the weight."""
     torch.manual_seed(0)
     m = constrain(nn.Linear(24, 24, dtype=torch.float64), "weight", spec, init="sample")
     x, parameters = torch.randn(1, 24, dtype=torch.float64), list(m.parameters())

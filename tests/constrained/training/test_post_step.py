@@ -1,3 +1,5 @@
+"""After an optimizer step the free parameters are canonical again, in batches where they can."""
+
 import copy
 import gc
 import sys
@@ -110,7 +112,7 @@ def test_canonical_keeps_the_value():
     ],
 )
 def test_nonnegative_settles_at_the_boundary(make):
-    """Nonnegative least squares: momentum that points out of the set must not throw back."""
+    """Nonnegative least squares: momentum out of the set must not move entries off the boundary."""
     module = constrain(nn.ParameterDict({"w": torch.ones(4)}), "w", "nonnegative")
     optimizer = make(module.parameters())
     target = torch.tensor([-1.0, -0.1, 0.5, 2.0])
@@ -494,7 +496,7 @@ def test_a_step_that_raised_holds_on_to_nothing(make, name):
 
 
 def test_a_step_within_a_closure_of_others_is_its_own(monkeypatch):
-    """A loss may train another model first: what it steps is restored at each of its steps."""
+    """A closure may train another model, which becomes canonical after each of its own steps."""
     layer, other = (constrain(nn.Linear(4, 4), "weight", "orthogonal") for _ in range(2))
     inside = torch.optim.SGD(other.parameters(), lr=0.1)
     outside = torch.optim.SGD(layer.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""Sparse gradients, as of ``nn.Embedding(sparse=True)``: constraints are asked about dense ones."""
+"""Sparse gradients, as of ``nn.Embedding(sparse=True)``, reach constraints as dense ones."""
 
 from __future__ import annotations
 

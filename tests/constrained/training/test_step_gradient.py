@@ -1,4 +1,4 @@
-"""What a step is made of: once, from the gradients of all batches together."""
+"""`Constraint.step_gradient` is applied once per step, to the gradient summed over all batches."""
 
 import pytest
 import torch

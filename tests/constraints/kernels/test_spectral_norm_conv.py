@@ -1,3 +1,5 @@
+"""Bounds on the norm of a convolution, against its dense matrix."""
+
 import json
 import math
 

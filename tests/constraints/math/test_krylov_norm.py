@@ -1,4 +1,4 @@
-"""The norm of a matrix that changes little from step to step, and the bound that it is held to."""
+"""The spectral norm of a matrix that changes little per step, and scaling to a bound on it."""
 
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""The orthogonal polar factor: accuracy at every scale and spectrum, and its derivatives."""
+
 import pytest
 import scipy.linalg
 import torch
@@ -23,7 +25,7 @@ def orthogonal(n, p, dtype=DOUBLE):
 
 
 def defect(W):
-    """The largest entry of |W' W - I|, of the smaller side."""
+    """The largest entry of |W' W - I|, with W taken as tall."""
     W = W.detach()
     tall = W if W.shape[-2] >= W.shape[-1] else W.mH
     gram = tall.mH @ tall

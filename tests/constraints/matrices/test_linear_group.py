@@ -1,3 +1,5 @@
+"""Invertible matrices and those of determinant one: distances, degenerate members, optima."""
+
 import math
 
 import geotorch

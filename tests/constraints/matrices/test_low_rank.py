@@ -1,3 +1,5 @@
+"""Bounded rank: round trips, balanced factors, best approximations, degenerate members."""
+
 import geotorch
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Orthogonal matrices in all maps: references, scales, derivatives, optima."""
+
 import math
 
 import geotorch

@@ -1,3 +1,5 @@
+"""Positive definite matrices: references, ill-conditioned members, optima."""
+
 from math import log10
 
 import geotorch

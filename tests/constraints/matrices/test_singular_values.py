@@ -1,3 +1,5 @@
+"""Singular values in an interval: references, degenerate members, optima."""
+
 import geotorch
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Bounds on the spectral norm: references, training along the bound, optima."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Hurwitz and Schur stable matrices: eigenvalues, degenerate members, optima."""
+
 import itertools
 import math
 
@@ -388,7 +390,7 @@ def test_arguments_and_names():
 
 
 def test_the_rest_of_a_schur_matrix_is_that_of_its_own_map():
-    """A class derived with a multiple of the map hands on what it divides by."""
+    """A derived class whose map is scaled passes on the factor that `project` divides by."""
 
     class Threefold(Schur):
         def forward(self, *params):

@@ -1,3 +1,5 @@
+"""Stochastic and doubly stochastic matrices: sums, spreads, derivatives, optima."""
+
 import geoopt
 import pytest
 import scipy.optimize

@@ -1,3 +1,5 @@
+"""Structured matrices and Cholesky factors: projections, scipy's members, optima."""
+
 import numpy as np
 import pytest
 import scipy.linalg

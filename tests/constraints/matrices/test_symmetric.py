@@ -1,3 +1,5 @@
+"""Symmetric and skew matrices: exact values, projections, derivatives."""
+
 import geotorch
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Constraints on each entry: half-lines, closed sets, angles and masks, against torch."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Numbers in an interval: strictly inside, round trips next to the bounds, derivatives."""
+
 import pytest
 import scipy.special
 import torch

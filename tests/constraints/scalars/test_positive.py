@@ -1,3 +1,5 @@
+"""Softplus and its inverse, positive and nonnegative numbers: precision, zero, derivatives."""
+
 import mpmath
 import pytest
 import torch

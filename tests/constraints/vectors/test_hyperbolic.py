@@ -1,3 +1,5 @@
+"""The Poincaré ball and the hyperboloid: references, large vectors, optima."""
+
 import math
 
 import geoopt

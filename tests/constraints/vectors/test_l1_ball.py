@@ -1,3 +1,5 @@
+"""The l1 ball: its projection, its faces, sparse optima."""
+
 import itertools
 
 import pytest

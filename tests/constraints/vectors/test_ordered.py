@@ -1,3 +1,5 @@
+"""Ordered vectors: isotonic projection, gaps, optima."""
+
 import pytest
 import scipy.optimize
 import torch

@@ -1,3 +1,5 @@
+"""The simplex: sums, vertices, the projection and its optimality conditions."""
+
 import numpy as np
 import pytest
 import scipy.optimize

@@ -1,3 +1,5 @@
+"""Spheres: vectors of every length, derivatives, samples, geotorch's members."""
+
 import geotorch
 import pytest
 import torch

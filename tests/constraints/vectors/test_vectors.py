@@ -1,3 +1,5 @@
+"""Balls, affine subspaces and other sets of vectors: projections, references, optima."""
+
 import geoopt
 import pytest
 import torch
@@ -89,7 +91,7 @@ def starts(shape):
 
 
 def reach(constraint, target, make, steps):
-    """How far training ends from the projection of the target, relatively, at worst."""
+    """The largest relative distance from where training ends to the projection of the target."""
     nearest = constraint.project(target)
     layer = nn.Module()
     layer.register_parameter("x", nn.Parameter(torch.stack([*starts(target.shape).values()])))

@@ -1,3 +1,5 @@
+"""Weight norm: torch's formula, its slices, its derivatives."""
+
 import pytest
 import torch
 from torch import nn
