@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture accuracy lint format types docs bench bench-gate coverage notebooks clean
+.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture accuracy lint format types docs bench bench-gate coverage notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test: $(READY) ## the tests that take seconds
 
 test-slow: $(READY) ## the others: several processes, compilers, thousands of steps
 	$(PYTEST) -m slow
+
+laws: $(READY) ## the laws on one constraint: NAME=sphere, or package.module:Class [SLOW=1]
+	OMP_NUM_THREADS=1 $(BIN)/python -m constrained.testing "$(NAME)" $(if $(SLOW),--slow)
 
 test-processors: $(READY) ## the tests under other processors' instructions
 	$(BIN)/python -m tests.library.processors --jobs $(JOBS) --share $(SHARE) --law-share $(or $(LAW_SHARE),0.1) \

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from constrained.constraint import registry
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
-from constrained.constraint.plain_data import check_extent, short
+from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
 from constrained.constraint.spec import instantiate
 from constrained.constraint.view import View
 from constrained.torch_internals.tensors import has_values
@@ -58,10 +58,10 @@ def _plain(value: Any) -> Any:
         return str.__str__(value)
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         pairs = {str(key): _plain(item) for key, item in value.items()}
         return NotImplemented if NotImplemented in pairs.values() else pairs
-    if isinstance(value, (list, tuple)):
+    if is_list(value):
         items = [_plain(item) for item in value]
         return NotImplemented if any(item is NotImplemented for item in items) else items
     return NotImplemented
@@ -77,11 +77,11 @@ def built(entry: Any, shape: Sequence[int] | None) -> Constraint:
     Raises:
         ValueError: if it is not registered, or its arguments are not valid.
     """
-    if not isinstance(entry, Mapping):
+    if not is_mapping(entry):
         raise SpecError(f"{_name(entry)} is not a constraint.")
     check_extent(entry)
     name, arguments = entry.get("name"), entry.get("arguments")
-    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+    if not isinstance(name, str) or not is_mapping(arguments):
         raise SpecError(f"{short(name)} is not a constraint.")
     if ":" in name or _holds(arguments, lambda value: isinstance(value, str) and ":" in value):
         # The path of a class, which is not in the registry.
@@ -90,7 +90,7 @@ def built(entry: Any, shape: Sequence[int] | None) -> Constraint:
     view, sizes = entry.get("view"), entry.get("sizes")
     if view is None:
         return constraint
-    if not (isinstance(view, str) and isinstance(sizes, Mapping)) or shape is None:
+    if not (isinstance(view, str) and is_mapping(sizes)) or shape is None:
         raise SpecError(f"{short(view)} is a view of a tensor whose shape is not known.")
     return View(constraint, view, shape, sizes)
 
@@ -104,16 +104,16 @@ def words(entry: Any, shape: Sequence[int] | None) -> str:
 
 
 def _name(entry: Any) -> str:
-    name = entry.get("name") if isinstance(entry, Mapping) else entry
+    name = entry.get("name") if is_mapping(entry) else entry
     # Of a class its name alone, as messages call modules.
     return short(name.rpartition(":")[2])[1:-1] if isinstance(name, str) else short(name)
 
 
 def _holds(data: Any, what: Callable[[Any], bool]) -> bool:
     """Whether data contains such a value, at any depth. `check_extent` has limited that."""
-    if isinstance(data, Mapping):
+    if is_mapping(data):
         return any(_holds(key, what) or _holds(value, what) for key, value in data.items())
-    if isinstance(data, (list, tuple)):
+    if is_list(data):
         return any(_holds(item, what) for item in data)
     return what(data)
 
@@ -138,7 +138,7 @@ def _without_module(entry: Any) -> Any:
 
     A class of the script that trains is in ``__main__`` there, and imported by another script.
     """
-    name = entry.get("name") if isinstance(entry, Mapping) else None
+    name = entry.get("name") if is_mapping(entry) else None
     if not isinstance(name, str) or ":" not in name:
         return entry
     return {**entry, "name": f":{name.rpartition(':')[2]}"}
@@ -149,8 +149,8 @@ def _equal(one: Any, other: Any) -> bool:
         if not (has_values(one) and has_values(other)):
             return one.shape == other.shape
         return torch.equal(one.cpu(), other.cpu())
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
+    if is_mapping(one) and is_mapping(other):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+    if is_list(one) and is_list(other):
         return len(one) == len(other) and all(map(_equal, one, other))
     return type(one) is type(other) and bool(one == other)

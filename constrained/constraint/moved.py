@@ -42,6 +42,26 @@ def find_moved(old: str, names: Names) -> Callable[[str], Any]:
     return find
 
 
+def renamed_method(old: str, new: str) -> Callable[..., Any]:
+    """A method that calls the one that has its place now, with a warning.
+
+    Args:
+        old: the name of the method.
+        new: the name of the one to call.
+    """
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            f"{type(self).__name__}.{old} is called {new} now; the old name will go in version "
+            f"{UNTIL}.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(self, new)(*args, **kwargs)
+
+    return call
+
+
 def keep_old_paths(moved: Mapping[str, Names]) -> Callable[[str], Any]:
     """Let modules be imported by the paths that they had before.
 

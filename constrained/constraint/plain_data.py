@@ -7,8 +7,8 @@ the memory of a machine.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
 
 from constrained.constraint.errors import SpecError
 
@@ -21,6 +21,16 @@ _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 
 #: Data of fewer values, written out in full, may repeat itself as it likes.
 _FEW = 2**16
+
+
+def is_mapping(data: Any) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether data is a mapping, of any keys and values."""
+    return isinstance(data, Mapping)
+
+
+def is_list(data: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """Whether data is a list or a tuple, of anything."""
+    return isinstance(data, (list, tuple))
 
 
 def check_extent(data: Any) -> None:
@@ -39,14 +49,14 @@ def check_extent(data: Any) -> None:
 
 def _extent(data: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
     """How many values data has if it is written out in full, and how deep they are."""
-    if not isinstance(data, (Mapping, list, tuple)):
+    if not (is_mapping(data) or is_list(data)):
         return 1, 0
     found = known.get(id(data))
     if depth + (found[1] if found else 0) > DEEPEST:
         raise SpecError(f"The data is nested more than {DEEPEST} deep, or holds itself.")
     if found is None:
         count, height = len(data), 0
-        for item in data.values() if isinstance(data, Mapping) else data:
+        for item in _parts(data):
             if type(item) not in _SINGLE:
                 more, below = _extent(item, known, depth + 1)
                 count, height = count + more - 1, max(height, below + 1)
@@ -54,15 +64,22 @@ def _extent(data: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[i
     return found
 
 
+def _parts(data: Any) -> Iterable[Any]:
+    """The values of a mapping, the elements of a list, and nothing of anything else."""
+    if is_mapping(data):
+        return data.values()
+    return data if is_list(data) else ()
+
+
 def _containers(data: Any) -> list[Any]:
     """Every list and mapping in data, each once."""
-    found, left = {}, [data]
+    found: dict[int, Any] = {}
+    left = [data]
     while left:
         part = left.pop()
-        if isinstance(part, (Mapping, list, tuple)) and id(part) not in found:
+        if (is_mapping(part) or is_list(part)) and id(part) not in found:
             found[id(part)] = part
-            items = part.values() if isinstance(part, Mapping) else part
-            left += (item for item in items if type(item) not in _SINGLE)
+            left += (item for item in _parts(part) if type(item) not in _SINGLE)
     return list(found.values())
 
 

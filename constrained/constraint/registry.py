@@ -55,7 +55,8 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
         raise TypeError("register is called: @register() or @register('name').")
 
     def decorate(cls: C) -> C:
-        if not (isinstance(cls, type) and issubclass(cls, Constraint)):
+        given: Any = cls
+        if not (isinstance(given, type) and issubclass(given, Constraint)):
             raise TypeError(f"Only a subclass of Constraint can be registered, got {cls!r}.")
         _load_catalogue()
         chosen = name or snake_case(cls.__name__)
@@ -166,7 +167,8 @@ def get(name: str) -> type[Constraint]:
     Raises:
         KeyError: if there is none, with a guess at what was meant.
     """
-    if not isinstance(name, str):
+    given: Any = name
+    if not isinstance(given, str):
         raise TypeError(f"A constraint's name must be a string, got {type(name).__name__}.")
     if name not in _constraints and name not in _aliases:
         _load_entry_points()

@@ -25,7 +25,7 @@ from torch import nn
 from constrained.constraint import registry
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
-from constrained.constraint.plain_data import check_extent, short
+from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
 from constrained.constraint.view import axes
 
 #: A string of more characters is not parsed.
@@ -53,7 +53,7 @@ class Request:
 
     constraint: Constraint | nn.Module
     view: str | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     init: str | None = None
 
     def __eq__(self, other: object) -> bool:
@@ -72,7 +72,7 @@ class Request:
         return copy.deepcopy(self.constraint)
 
 
-def parse(spec: Any, /, view: str | None = None, **arguments: Any) -> Request:
+def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
     """Parse a spec.
 
     Args:
@@ -98,15 +98,15 @@ def parse(spec: Any, /, view: str | None = None, **arguments: Any) -> Request:
     return _parse(spec, view, arguments)
 
 
-def _parse_first(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+def _parse_first(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     _count.set([0])
     return _parse(spec, view, arguments)
 
 
-def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
+def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     init = None
     positional: tuple[Any, ...] = ()
-    if isinstance(spec, Mapping):
+    if is_mapping(spec):
         given = dict(spec)
         if not all(isinstance(key, str) for key in given):
             raise SpecError(f"The keys of a spec must be strings, got {short(list(given))}.")
@@ -140,20 +140,24 @@ def _parse(spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
             f"The arguments {short(sorted(arguments))} go with a name or a class; "
             f"{short(spec)} is an object that has its own."
         )
-    if not isinstance(spec, Constraint):
-        spec = registry.adapted(spec) or spec
-    if not isinstance(spec, nn.Module):
+    made = _adapted(spec)
+    if not isinstance(made, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
             "'name', a Constraint, or another nn.Module (an instance, not a class), got "
-            f"{short(spec)} ({type(spec).__name__})."
+            f"{short(made)} ({type(made).__name__})."
         )
-    if type(spec).forward is nn.Module.forward and "forward" not in vars(spec):
+    if type(made).forward is nn.Module.forward and "forward" not in vars(made):
         raise SpecError(
             f"A parametrization needs a 'forward' from free parameters to the value, and "
-            f"{type(spec).__name__} has none."
+            f"{type(made).__name__} has none."
         )
-    return Request(spec, view, sizes, init)
+    return Request(made, view, sizes, init)
+
+
+def _adapted(thing: Any) -> Any:
+    """The constraint that an adapter makes of an object of another library; else the object."""
+    return thing if isinstance(thing, Constraint) else registry.adapted(thing) or thing
 
 
 def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:
@@ -336,7 +340,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, (int, float))
     kind = origin or hint
-    if isinstance(value, (list, tuple)) and isinstance(kind, type):
+    if is_list(value) and isinstance(kind, type):
         if not (issubclass(kind, (list, tuple)) or issubclass(list, kind)):
             return False
         element = inner[0] if inner else Any

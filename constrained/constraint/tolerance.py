@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,8 @@ def tolerance(value: Tensor, event_dim: int | None) -> Tensor:
         largest = magnitude.amax(-1)
         # In units of the largest entry, so that nothing overflows, and no square underflows.
         unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-        norm = torch.linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
+        linalg: Any = torch.linalg
+        norm: Tensor = linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
     else:
         largest, norm = magnitude, torch.ones_like(magnitude)
     # Among subnormal numbers rounding is absolute.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from einops import EinopsError, parse_shape, rearrange
+from einops import EinopsError, rearrange
+from einops import parse_shape as _parse_shape  # pyright: ignore[reportUnknownVariableType] - bare
 from torch import Tensor
 
 from constrained.constraint.base import FLAT, Constraint, unguarded
@@ -192,6 +193,7 @@ def _parse(
         for side in (left, right)
     )
     given = {**sizes, **{name: int(n) for n, name in numbers.items()}}
+    size: Any
     for name, size in given.items():
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**63:
             raise ValueError(
@@ -201,7 +203,9 @@ def _parse(
     whole = torch.empty(shape, device="meta")
     flat = " ".join(re.sub(r"[()]", " ", left).split())
     try:
-        lengths = parse_shape(rearrange(whole, f"{left} -> {flat}", **given), flat)
+        lengths: dict[str, int] = cast(Any, _parse_shape)(
+            rearrange(whole, f"{left} -> {flat}", **given), flat
+        )
         rearrange(whole, f"{left} -> {right}", **lengths)
     except EinopsError as error:
         reason = str(error).strip().splitlines()[-1].strip().rstrip(".")

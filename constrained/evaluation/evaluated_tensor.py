@@ -27,6 +27,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
         is_tensor: whether there is one original, called ``original``.
         ntensors: how many originals there are.
         is_parameter: whether the tensor was a parameter; else a buffer.
+        moved: how far the tensor moved when it was constrained, or None if nobody measured it.
     """
 
     unsafe: bool
@@ -34,6 +35,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
     is_tensor: bool
     ntensors: int
     is_parameter: bool
+    moved: float | None
     _owners: weakref.WeakSet[Any]
     _watched: tuple[nn.Module, ...]
 

@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -83,8 +83,9 @@ class Fingerprint:
     __slots__ = ("_facts", "_modules", "states")
 
     def __init__(self, modules: Modules, facts: Facts, states: Sequence[TensorState]) -> None:
+        self._modules, self.states = modules, states
         # Python takes a plain tuple apart faster than a named one.
-        self._modules, self._facts, self.states = modules, tuple(facts), states
+        self._facts = (facts.own, facts.empty, facts.slots, facts.lengths, facts.contents)
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module], *, lenient: bool = False) -> Fingerprint:
@@ -280,15 +281,20 @@ def _copied(value: Any) -> Any:
     """
     if type(value) in (tuple, list, set, frozenset):
         return type(value)(map(_copied, value))
-    if type(value) is dict:
+    if _is_dict(value):
         return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, _FIXED):
+    if _is_fixed(value):
         return value
     raise UnwatchableError
 
 
+def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
+    return type(value) is dict
+
+
 def _is_fixed(value: Any) -> bool:
     """Whether nobody can change a value in place."""
+    items: Any = value
     return isinstance(value, _FIXED) or (
-        isinstance(value, tuple) and all(isinstance(item, _FIXED) for item in value)
+        isinstance(items, tuple) and all(isinstance(item, _FIXED) for item in value)
     )

@@ -40,8 +40,10 @@ class StoredValue(ReturnedValue):
         context: the `cached` block that it is reused in; None if it is reused everywhere.
     """
 
-    __slots__ = ("_context", "_fingerprint", "_inference", "_is_source", "_kept", "_records")
-    __slots__ += ("_surroundings",)
+    __slots__ = (
+        *("_context", "_fingerprint", "_inference", "_is_source", "_kept", "_records"),
+        "_surroundings",
+    )
 
     def __init__(
         self,

@@ -194,8 +194,9 @@ class ValueStore:
         # Another thread may write an original meanwhile, as an optimizer does. Then the value is
         # made of two versions, and the aliases have got new nodes, which the graph may not know:
         # it is computed again, but not for ever.
-        attempts = _ATTEMPTS if recipe.is_pure else 1
-        for left in reversed(range(attempts)):
+        left = _ATTEMPTS if recipe.is_pure else 1
+        while True:
+            left -= 1
             fingerprint = known.fingerprint if known else recipe.fingerprint.renewed()
             kept, inputs = recipe.evaluated(known, trains, pullback if left else None)
             known = None
@@ -206,13 +207,14 @@ class ValueStore:
                 try:
                     fingerprint = Fingerprint.of(on.watched(), lenient=True).renewed(before)
                 except UnwatchableError:
-                    break
+                    return kept.value
             stored = StoredValue(kept, inputs, recipe.originals, fingerprint, context)
             if all(state.is_unchanged() for state in before):
                 self._keep(thread, stored)
                 return stored.returned()
-        # As it is, for this reader only: with the graph itself, not with a replay of it.
-        return kept.value
+            if not left:
+                # For this reader only: with the graph itself, not with a replay of it.
+                return kept.value
 
     def _keep(self, thread: int, value: ReturnedValue) -> None:
         if len(self._values) > 1:

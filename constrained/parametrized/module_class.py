@@ -1,13 +1,13 @@
 """The classes of modules with parametrized tensors: one for each base class and set of names.
 
-Torch makes a new class for every module, which neither pickles nor lets two equal layers share a
-compiled graph, and whose properties hold on to the module that they were made for. Here the class
-is looked up by what it is made of, its properties know only the name of their tensor, and a module
-pickles as "base class, names, state".
+Torch makes a new class for every module. Such a class does not pickle, two equal layers cannot
+share a compiled graph, and its properties keep the module alive that they were made for. Here a
+class is looked up by its base class and the names of the tensors, its properties know only the name
+of their tensor, and a module pickles as "base class, names, state".
 
-It is a plain subclass, from which others may be derived: Pyro and higher do, in place of a module's
-class. So its methods call those above them by `super`, and its properties read
-``self.parametrizations`` as torch's do, where a class has a ``__getattr__`` of its own.
+The class is a plain subclass. Others may be derived from it, as Pyro and higher do, which then
+replace the class of a module. So its methods call those of the base class by `super`, and its
+properties read ``self.parametrizations`` as torch's do if a class has its own ``__getattr__``.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize as torch_parametrize
 from constrained.atomic.contents import store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
+from constrained.constraint.moved import renamed_method
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
 from constrained.evaluation.inplace_writes import ValueWrittenError
 from constrained.evaluation.value_store import ValueStore
@@ -187,6 +188,11 @@ class ParametrizationList(EvaluatedTensor):
         """The value that the tensor will have once `attach` is called."""
         with torch.no_grad():
             return self.evaluator()(*as_tuple(self.__dict__["_pending"]))
+
+    # Names before version 0.2.
+    put = renamed_method("put", "store_originals")
+    take = renamed_method("take", "attach")
+    begin_with = renamed_method("begin_with", "replace_originals")
 
     # ---------------------------------------------------------------------- life as a module
 

@@ -61,8 +61,9 @@ def register_parametrization(
     """Parametrize a tensor of a module.
 
     Afterwards ``module.<tensor_name>`` is computed from originals, which live under
-    ``module.parametrizations.<tensor_name>``; ``module.<tensor_name> = value`` stores the originals
-    whose value that is. Registering again applies one parametrization after another.
+    ``module.parametrizations.<tensor_name>``. ``module.<tensor_name> = value`` stores originals
+    that have this value. If a tensor is parametrized several times, its parametrizations are
+    applied one after another.
 
     As in ``torch.nn.utils.parametrize``, but:
 
@@ -77,11 +78,11 @@ def register_parametrization(
         module: the module, or a model that has it.
         tensor_name: a parameter or buffer, or one that is parametrized already.
         parametrization: has ``forward``, from originals to the value, and mostly
-            ``right_inverse``, back to the originals (one tensor, or several if it comes first).
+            ``right_inverse``, from a value to originals (one tensor, or several if it comes first).
         unsafe: leave out the checks, so that shape and dtype may change.
-        optimizer: an optimizer that holds the tensor: it is given the parameters that take its
-            place. Without it, an optimizer that goes on to hold a tensor which left the model
-            warns at its next step.
+        optimizer: an optimizer that holds the tensor: it is given the parameters that replace it.
+            Without it, an optimizer that still holds a tensor which left the model warns at its
+            next step.
 
     Returns:
         ``module``.

@@ -39,24 +39,24 @@ def remove_parametrizations(
 ) -> nn.Module:
     """Make a parametrized tensor a plain parameter or buffer again.
 
-    As in ``torch.nn.utils.parametrize``, but a tensor returns to its place in the order of
+    As in ``torch.nn.utils.parametrize``, but a tensor returns to its position in the order of
     parameters, a parameter stays a parameter (with its ``requires_grad``) and a buffer a buffer,
-    dotted paths work, and tensors of ``module`` that are tied stay tied. One that is tied to a
-    tensor outside of ``module`` becomes a tensor of its own, with a warning.
+    dotted paths work, and tensors of ``module`` that are tied stay tied. A tensor that is tied to
+    one outside of ``module`` becomes a tensor of its own, with a warning.
 
-    With an ``index`` only that one of several parametrizations goes. The others are numbered anew,
-    in state dicts too, and the tensor is again what they make of the originals: of those whose
-    value is the present one, which their right inverses find, as upon an assignment; or of the
-    originals as they are (``leave_parametrized=False``), so that the value changes.
+    With an ``index`` only one of several parametrizations is removed. The others are renumbered, in
+    state dicts too. By default the tensor keeps its value: the right inverses of the others find
+    the originals of it, as in an assignment. With ``leave_parametrized=False`` the originals stay
+    as they are, and the value changes.
 
     Args:
         module: the module, or a model that has it.
         tensor_name: the parametrized tensor.
-        leave_parametrized: leave the tensor at its value; else at its original, which is possible
-            for a single one.
+        leave_parametrized: the plain tensor gets the value; else that of the original, which must
+            be a single one.
         index: the position of the parametrization to remove, from the end if it is negative; all
             of them by default. Removing the only one removes all.
-        optimizer: an optimizer that holds the originals: it is given what takes their place.
+        optimizer: an optimizer that holds the originals: it is given their replacements.
 
     Returns:
         ``module``.

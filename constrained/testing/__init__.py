@@ -16,9 +16,11 @@ law and case as a test of its own::
 
 A law is a function of a `Case` (a class, its arguments, a shape, a dtype) that raises an
 `AssertionError` of one sentence. Cases come from the class attribute ``examples``. A law is left
-out only where the class declares it in ``expected_failures``: a mapping from the law's name, or from
-``"law:point"`` for a law about derivatives at one of `POINTS`, to the reason. The bounds of all
-laws follow from `constrained.tolerance`; no class has its own.
+out only where the class declares it in ``expected_failures``: a mapping from the law's name, or
+from ``"law:point"`` for a law about derivatives at one of `POINTS`, to the reason. The bounds of
+all laws follow from `constrained.tolerance`; no class has its own.
+
+``python -m constrained.testing sphere`` runs them from a shell; so does ``make laws NAME=sphere``.
 
 >>> from constrained import testing
 >>> [law.__name__ for law in testing.laws()][:2]

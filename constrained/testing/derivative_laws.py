@@ -16,7 +16,7 @@ from constrained.testing.case import MEMBERS, POINTS, Case, expect
 from constrained.testing.points import SCALES, params, params_at
 from constrained.testing.runner import Scope, law
 
-EVERYWHERE = Scope(dtypes=(torch.float64,), batches=((),), points=POINTS)
+EVERYWHERE = Scope(dtypes=(torch.float64,), batches=((),), points=POINTS, effort="long")
 # `dimension` knows no dtype: where complex elements are allowed, it counts those.
 ON_THE_SET = Scope(dtypes=(torch.float64,), real=False, batches=((),), points=MEMBERS)
 
@@ -148,7 +148,7 @@ def thin_pullback_is_the_gradient(case: Case) -> None:
         )
 
 
-@law(Scope(dtypes=(torch.float32, torch.float64)))
+@law(Scope(dtypes=(torch.float32, torch.float64), effort="long"))
 def gradient_is_finite(case: Case) -> None:
     """Parameters of every scale, zero included, have a finite gradient."""
     constraint = case.build()

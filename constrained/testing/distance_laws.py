@@ -86,7 +86,7 @@ def violation_grows(case: Case) -> None:
             )
 
 
-@law()
+@law(Scope(effort="long"))
 def projects(case: Case) -> None:
     """`project` gives members, leaves members, and so gives the same when applied again."""
     constraint = case.build()

@@ -37,7 +37,7 @@ def constrain_keeps_a_member(case: Case) -> None:
     )
 
 
-@law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True))
+@law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True, effort="long"))
 def training_stays_in_the_set(case: Case) -> None:
     """100 steps of SGD, Adam and AdamW with weight decay stay in the set and lower the loss.
 

@@ -36,7 +36,7 @@ def meta_tensors_pass(case: Case) -> None:
     )
 
 
-@law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True))
+@law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True, effort="compiler"))
 def compiles(case: Case) -> None:
     """``torch.compile(fullgraph=True)`` gives the values and gradients of the eager mode."""
     constraint = case.build()

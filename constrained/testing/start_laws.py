@@ -24,7 +24,7 @@ WORSE = 100.0
 _BOUNDARY = ("zeros", "ones", "boundary")
 
 
-@law(Scope(real=False, batches=((),)))
+@law(Scope(real=False, batches=((),), effort="long"))
 def every_start_trains(case: Case) -> None:
     """From where an outsider starts, all of the set's directions can be trained.
 

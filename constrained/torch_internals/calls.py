@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import stateless
 
 from constrained.torch_internals.look_up import find
+from constrained.torch_internals.modules import submodules
 
 
 class Answers(Protocol):
@@ -93,7 +94,9 @@ def _ask_where_tensors_are_swapped(
     def swap_tensor(
         module: nn.Module, name: str, tensor: Any, allow_missing: bool = False
     ) -> Tensor | Any:
-        ours = allow_missing and isinstance(module, nn.Module) and answers.is_ours(module, name)
+        # Torch's own types say less than what callers pass.
+        given: Any = module
+        ours = allow_missing and isinstance(given, nn.Module) and answers.is_ours(given, name)
         if not ours:
             return torch_swap(module, name, tensor, allow_missing)
         if tensor is None:
@@ -157,13 +160,14 @@ def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[.
         if kwargs.get("strict"):
             # Torch raises: to it, all of ours are unexpected keys.
             return functional_call(module, tensors, *args, **kwargs)
-        given: dict[str, Tensor] = {}
-        for more in (tensors,) if isinstance(tensors, Mapping) else tensors:
-            given.update(more)
+        given: dict[str, Any] = {}
+        several: Any = (tensors,) if isinstance(tensors, Mapping) else tensors
+        for some in several:
+            given.update(some)
         if kwargs.get("tie_weights", True):
             given = answers.untie(module, given, dict(given))
         with ExitStack() as stack:
-            rest = {}
+            rest: dict[str, Any] = {}
             for path, tensor in given.items():
                 owner, _, name = path.rpartition(".")
                 here = module.get_submodule(owner)
@@ -174,7 +178,7 @@ def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[.
                     raise _refuse_none(name)
                 before = answers.swap(here, name, tensor)
                 stack.callback(answers.swap, here, name, before)
-            for path, held in module.named_modules():
+            for path, held in submodules(module):
                 if "parametrizations" in path.split("."):
                     # Of tied tensors, at several paths, torch puts back the wrong one.
                     stack.callback(held._parameters.update, dict(held._parameters))

@@ -26,9 +26,10 @@ def _goes_directly(_: Any) -> bool:
             return 2 * x
 
     with torch.inference_mode(False), torch.enable_grad():
-        y = super(Function, Twice).apply(torch.ones((), requires_grad=True))  # type: ignore[attr-defined]
+        base: Any = super(Function, Twice)
+        y: Tensor = base.apply(torch.ones((), requires_grad=True))
     # Not differentiated: a process that is forked after a backward pass may fail in its own.
-    return y.grad_fn is not None and y.item() == 2
+    return y.grad_fn is not None and bool(y == 2)
 
 
 if find("torch.autograd.Function.__base__", _goes_directly) is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,8 @@ def _tracer_of(context: Any) -> Any:
 
 def _memory(tracer: Any) -> dict[nn.Module, tuple[Any, Any]]:
     """The values of the graph that is being traced, by their lists. They end with its tracer."""
-    return vars(tracer.output.current_tracer).setdefault("_constrained_values", {})
+    attributes = cast(dict[str, Any], vars(tracer.output.current_tracer))
+    return attributes.setdefault("_constrained_values", {})
 
 
 def _real(tracer: Any, name: str) -> Any:

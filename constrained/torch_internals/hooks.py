@@ -24,10 +24,15 @@ def _given() -> Tensor:
         return torch.ones((), requires_grad=True) * 2
 
 
+def _same(gradient: Tensor) -> Tensor:
+    return gradient
+
+
 def _knows_hooks(_: Any) -> bool:
-    first, second = _given(), _given()
+    first: Any = _given()
+    second: Any = _given()
     with torch.inference_mode(False):
-        handle = first.register_hook(lambda gradient: gradient)
+        handle: Any = first.register_hook(_same)
     if first._backward_hooks is None or second._backward_hooks is not None:
         return False
     handle.remove()
@@ -76,8 +81,8 @@ def _code_of_many() -> Any:
     tensor = _given()
     with torch.inference_mode(False):
         register_multi_grad_hook([tensor], lambda _: None)
-    (hook,) = (hooks_of(tensor) or {}).values() or (None,)
-    return getattr(hook, "__code__", None)
+    hooks: dict[int, Any] = hooks_of(tensor) or {}
+    return next((getattr(hook, "__code__", None) for hook in hooks.values()), None)
 
 
 _of_many = _code_of_many()

@@ -81,18 +81,20 @@ def is_traced() -> bool:
     return _trace() is not None
 
 
+_forward: Any = forward_ad
+
 if find("torch.autograd.forward_ad._current_level", lambda level: level >= -1) is not None:
 
     def in_forward_mode() -> bool:
         """Whether forward-mode derivatives are being computed."""
-        return forward_ad._current_level >= 0
+        return _forward._current_level >= 0
 
     def is_transformed() -> bool:
         """Whether tensors may stand for something else here."""
         # Each read of a value asks this: one function, and not four.
         return (
             _transform() is not None
-            or forward_ad._current_level >= 0
+            or _forward._current_level >= 0
             or _trace() is not None
             or _modes() > 0
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ def submodules(
     module: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """``module.named_modules()``, whose annotation in torch leaves types unknown."""
-    return module.named_modules(remove_duplicate=remove_duplicate)
+    found: Any = cast(Any, module).named_modules(remove_duplicate=remove_duplicate)
+    return found
 
 
 # ----------------------------------------------------------------------- replicas of a module

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class DirectFunction(Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """The outputs of `forward`."""
-        return super().apply(*args) if in_transform() else direct(cls)(*args)
+        return cast("Any", super()).apply(*args) if in_transform() else direct(cls)(*args)
 
 
 def goes_by_operator() -> bool:
@@ -201,8 +201,8 @@ def differentiable(
             ctx.save_for_forward(*save(ctx, inputs, output))
 
         @staticmethod
-        def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
-            saved = ctx.saved_tensors
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            (G,), saved = gradients, ctx.saved_tensors
             once = not torch.is_grad_enabled() and has_numbers(saved[0]) and has_numbers(G)
             with autocast_disabled(G):
                 result = (gradient if once else derivative)(*saved, G, *ctx.numbers)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constraints.math import linalg
+
 #: The largest number of Newton steps at one scale of the matrix, and of halvings of a step.
 STEPS, HALVINGS = 100, 40
 
@@ -89,7 +91,7 @@ def _newton_step(W: Tensor, excess: Tensor) -> Tensor:
     # The damping vanishes with the error, so that the last steps are full Newton steps.
     damping = 0.1 * excess.abs().amax(-1).clamp(1e-12, 1)
     H = torch.diag_embed(weights.sum(-1) + damping) - weights + 1 / W.shape[-1]
-    factor, _ = torch.linalg.cholesky_ex(H)
+    factor, _ = linalg.cholesky_ex(H)
     return torch.cholesky_solve(excess.mT, factor).mT
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from constraints.bases.arguments import least_positive
-from constraints.math import polar
+from constraints.math import linalg, polar
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite, eye_like
 from constraints.math.svd import svd, svdvals
@@ -103,7 +103,7 @@ def clipped_and_vectors(
     Y = X / bound
     E = polar.defect(Y, Y)
     finite = all_finite(E)
-    excess, V = torch.linalg.eigh(torch.where(finite, E, 0))
+    excess, V = linalg.eigh(torch.where(finite, E, 0))
     rounding = ROUNDING * torch.finfo(X.dtype).eps
     inside = finite & (excess[..., -1:, None] <= 2 * rounding)
     if bool(inside.all()):
@@ -111,7 +111,7 @@ def clipped_and_vectors(
     if not bool(finite.all()) or float(excess.amax()) > 0.5:
         # Far outside, the Gram matrix holds too few digits of the singular values near the bound.
         Y = _far_clip(X, bound)
-        excess, V = torch.linalg.eigh(polar.defect(Y, Y).nan_to_num())
+        excess, V = linalg.eigh(polar.defect(Y, Y).nan_to_num())
     # Only these are cut.
     cut = V[..., -int((excess > 0).sum(-1).amax()) :]
     over = excess[..., -cut.shape[-1] :].clamp(min=0)
@@ -156,7 +156,7 @@ def certainly_inside(X: Tensor, high: float, low: float = 0.0) -> Tensor:
         ends = torch.stack((-E, E), dim=-3)
         ends[..., 1, :, :].diagonal(dim1=-2, dim2=-1).add_(1 - ratio)
     ends.diagonal(dim1=-2, dim2=-1).add_(slack)
-    L, info = torch.linalg.cholesky_ex(ends)
+    L, info = linalg.cholesky_ex(ends)
     # LAPACK does not stop at infinity and NaN.
     sure = (info == 0) & torch.isfinite(L.diagonal(dim1=-2, dim2=-1)).all(-1)
     return (sure if low == 0 else sure.all(-1))[..., None, None]
@@ -207,9 +207,7 @@ def _clamp(X: Tensor, low: float, high: float) -> Tensor:
 
 def _inside(S: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Where all singular values are between the bounds, up to rounding; of shape ``batch``."""
-    rounding = (
-        ROUNDING * torch.finfo(S.dtype).eps * torch.linalg.vector_norm(S, dim=-1, keepdim=True)
-    )
+    rounding = ROUNDING * torch.finfo(S.dtype).eps * linalg.vector_norm(S, dim=-1, keepdim=True)
     return ((S >= low - rounding) & (S <= high + rounding)).all(-1)
 
 

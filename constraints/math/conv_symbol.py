@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.top_singular_value import largest_singular_value
 
@@ -65,7 +66,8 @@ def polyphase(
     """
     # (For torch.jit.trace the sizes of a tensor are tensors.)
     axes, lead = len(kernel), K.shape[: K.ndim - len(kernel)]
-    phases, sizes = [], []
+    phases: list[int] = []
+    sizes: list[int] = []
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         phases.append(min(s, d * (k - 1) + 1))
         sizes.append(d * (k - 1) // s + 1)
@@ -95,11 +97,12 @@ def operator_norm(
     Returns:
         Tensor of shape ``batch``.
     """
-    if loudest is None:
-        loudest = _found_loudest(K.detach(), list(sizes), list(points))
+    index: Tensor = (
+        _found_loudest(K.detach(), list(sizes), list(points)) if loudest is None else loudest
+    )
     taps = list(itertools.product(*map(range, sizes)))
     angles = _angles(points, taps, K)
-    group, wave = loudest // len(angles), loudest % len(angles)
+    group, wave = index // len(angles), index % len(angles)
     kernel = torch.take_along_dim(K, group[..., None, None, None, None], -4).squeeze(-4)
     angle = angles.index_select(0, wave.reshape(-1)).reshape(*wave.shape, 1, len(taps))
     real, imaginary = (kernel @ torch.stack((angle.cos(), angle.sin()), -1)).unbind(-1)
@@ -136,7 +139,7 @@ def loudest_wave(
         while bool(left.any()):
             likely = torch.where(left, quotients, -1).topk(min(_CANDIDATES, len(names)), -1).indices
             some = torch.take_along_dim(N, likely[..., None, None], 1)
-            found, best = torch.linalg.eigvalsh(some)[..., 0].neg().max(-1)
+            found, best = linalg.eigvalsh(some)[..., 0].neg().max(-1)
             name = names[likely.gather(-1, best.unsqueeze(-1)).squeeze(-1)]
             where, largest = torch.where(found > largest, name, where), largest.maximum(found)
             limit = ignored.maximum(largest * (1 + _ROUNDING * torch.finfo(K.dtype).eps))
@@ -157,7 +160,7 @@ def _is_above(N: Tensor, limit: Tensor) -> Tensor:
     # In place, and on the conjugate, whose memory layout LAPACK takes without a copy: there may be
     # a hundred matrices, and to copy them takes as long as to multiply them by a vector.
     diagonal.add_(limit.unsqueeze(-1))
-    above = torch.linalg.cholesky_ex(N.mT).info != 0
+    above = linalg.cholesky_ex(N.mT).info != 0
     diagonal.copy_(kept)
     return above
 
@@ -184,14 +187,14 @@ def _negated_squares(
     names = torch.arange(groups * len(angles), device=K.device).reshape(groups, -1)
     start = torch.arange(1, n + 1, dtype=K.dtype, device=K.device).square().mul(0.7).cos()
     step = max(1, ENTRIES // max(1, batch * groups * n * n))
-    for some, angle in zip(names.split(step, -1), angles.split(step), strict=True):
+    for first in range(0, len(angles), step):
+        some, angle = names[:, first : first + step], angles[first : first + step]
         cosines, sines = -angle.cos(), -angle.sin()
         N = torch.complex(cosines @ even, sines @ odd).reshape(batch, some.numel(), n, n)
         # The product of each square with a vector comes from the products of few matrices with it.
         # It is the vector of the Rayleigh quotient.
-        firsts = (part.unflatten(-1, (n, n)) @ start for part in (even, odd))
-        y = torch.complex(*(w @ part for w, part in zip((cosines, sines), firsts, strict=True)))
-        y = y.reshape(batch, some.numel(), n, 1)
+        y, z = (part.reshape(*part.shape[:-1], n, n) @ start for part in (even, odd))
+        y = torch.complex(cosines @ y, sines @ z).reshape(batch, some.numel(), n, 1)
         # Scaled, so that squares do not overflow.
         size = y.abs().amax(-2, keepdim=True)
         y = y / torch.where(size > 0, size, 1)
@@ -217,12 +220,12 @@ def _correlations(K: Tensor, sizes: Sequence[int]) -> tuple[list[tuple[int, ...]
     found = K.new_zeros((batch, groups, 2 * len(lags), n * n))
     step = max(1, ENTRIES // max(1, batch * groups * taps * n * n))
     # All products of two taps, in parts that fit into memory.
-    for left, sign in zip(rows.split(step * n, -2), signs.split(step), strict=True):
-        products = (left @ rows.mT).unflatten(-1, (taps, n)).unflatten(-3, (-1, n))
-        products = products.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    for first in range(0, taps, step):
+        sign, left = signs[first : first + step], rows[..., n * first : n * (first + step), :]
+        products = (left @ rows.mT).reshape(batch, groups, len(sign), n, taps, n)
+        products = products.transpose(-3, -2).reshape(batch, groups, len(sign) * taps, n * n)
         found += sign.flatten(0, 1).mT @ products
-    even, odd = found.split(len(lags), -2)
-    return lags, even, odd
+    return lags, found[..., : len(lags), :], found[..., len(lags) :, :]
 
 
 @functools.lru_cache(maxsize=64)
@@ -271,10 +274,15 @@ def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
     return found
 
 
+def _index_shape(K: Tensor, sizes: Sequence[int], points: Sequence[int]) -> Tensor:
+    del sizes, points
+    return K.new_empty(K.shape[:-4], dtype=torch.int64)
+
+
 _found_loudest = without_derivative(
     "constraints::loudest_wave",
     _loudest,
-    fake=lambda K, sizes, points: K.new_empty(K.shape[:-4], dtype=torch.int64),
+    fake=_index_shape,
     # Not every version can tell from an annotation that `list[int]` is a list of integers.
     schema="(Tensor K, int[] sizes, int[] points) -> Tensor",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import without_derivative
 from constraints.math.nearest_regular import MARGIN, last_sign, orientation
 from constraints.math.svd import svd, svdvals
@@ -106,7 +107,7 @@ def _find_solution(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, T
     s_0 = s
     # For a matrix that is singular up to rounding, Z could need a singular value too small for the
     # dtype.
-    norm = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+    norm = linalg.vector_norm(s, dim=-1, keepdim=True)
     s = torch.maximum(s, MARGIN * finfo.eps * norm) * size.squeeze(-1)
     # Small enough for the derivatives at zero, and large enough to be a divisor.
     s = s.clamp(min=finfo.eps * finfo.tiny**0.25)
@@ -120,10 +121,10 @@ def _find_solution(X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, T
     flipped = (U * side.unsqueeze(-2)).contiguous()
     # Newton's method, where the determinant still differs from 1 by more than rounding.
     for _ in range(3):
-        inverse = torch.linalg.inv_ex(Z.nan_to_num())[0].mT
-        slope = torch.linalg.matrix_norm(inverse, keepdim=True)
-        missed = torch.linalg.slogdet(Z.nan_to_num()).logabsdet[..., None, None] / slope
-        rest = missed.abs() > finfo.eps * torch.linalg.matrix_norm(Z, keepdim=True)
+        inverse = linalg.inv_ex(Z.nan_to_num())[0].mT
+        slope = linalg.matrix_norm(inverse, keepdim=True)
+        missed = linalg.slogdet(Z.nan_to_num()).logabsdet[..., None, None] / slope
+        rest = missed.abs() > finfo.eps * linalg.matrix_norm(Z, keepdim=True)
         rest = rest & torch.isfinite(slope)
         if not bool(rest.any()):
             break
@@ -170,14 +171,14 @@ def distance_from_unimodular(X: Tensor) -> Tensor:
     s = svdvals(X).double()
     if X.numel() == 0:
         return X.new_zeros(X.shape[:-2])
-    s = s * last_sign(s, torch.linalg.slogdet(X.detach()).sign)
+    s = s * last_sign(s, linalg.slogdet(X.detach()).sign)
     tiny = torch.finfo(X.dtype).tiny
     logarithm = s.clamp(min=tiny).log().sum(-1)
     large = (s[..., -1] > 0) & (logarithm > 0)
     a = _roots(s.detach())[0]
     if bool(large.any()):
         a = torch.where(large.unsqueeze(-1), _nearest_smaller(s.detach(), a), a)
-    return torch.linalg.vector_norm(a - s, dim=-1).to(X.dtype)
+    return linalg.vector_norm(a - s, dim=-1).to(X.dtype)
 
 
 def _nearest_smaller(s: Tensor, every: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ def _nearest_smaller(s: Tensor, every: Tensor) -> Tensor:
     """
     s = s.clamp(min=torch.finfo(s.dtype).tiny)
     others, last = s[..., :-1], s[..., -1:]
-    t = torch.zeros_like(last)
+    a, t = others, torch.zeros_like(last)
     for _ in range(ROUNDS):
         m = t * (last - t)
         a = (others + (others.square() - 4 * m).clamp(min=0).sqrt()) / 2
@@ -199,8 +200,8 @@ def _nearest_smaller(s: Tensor, every: Tensor) -> Tensor:
     one = torch.cat((a, t), dim=-1)
     missed = every.log().sum(-1, keepdim=True).abs() > 1e-9
     missed_one = one.log().sum(-1, keepdim=True).abs() > 1e-6
-    far = torch.linalg.vector_norm(every - s, dim=-1, keepdim=True)
-    far_one = torch.linalg.vector_norm(one - s, dim=-1, keepdim=True)
+    far = linalg.vector_norm(every - s, dim=-1, keepdim=True)
+    far_one = linalg.vector_norm(one - s, dim=-1, keepdim=True)
     return torch.where(missed | (~missed_one & (far_one < far)), one, every)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.norm import norm
 
 #: An estimate is improved if the distance of the eigenvalues exceeds it by more than this factor.
@@ -25,8 +26,8 @@ def eigenvalues(A: Tensor) -> Tensor:
     """The eigenvalues of each matrix, in double precision; see `eigenvectors`."""
     M, scale = _scaled(A.double())
     try:
-        return torch.linalg.eigvals(M) * scale
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return linalg.eigvals(M) * scale
+    except linalg.LinAlgError:
         return _each_nudged(M)[0] * scale
 
 
@@ -44,8 +45,8 @@ def eigenvectors(M: Tensor) -> tuple[Tensor, Tensor]:
     """
     M, scale = _scaled(M)
     try:
-        values, vectors = torch.linalg.eig(M)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values, vectors = linalg.eig(M)
+    except linalg.LinAlgError:
         values, vectors = _each_nudged(M)
     return values * scale, vectors
 
@@ -71,8 +72,8 @@ def _each_nudged(M: Tensor) -> tuple[Tensor, Tensor]:
 def _nudged(M: Tensor) -> tuple[Tensor, Tensor]:
     for nudge in NUDGES:
         try:
-            return torch.linalg.eig(M + nudge * _generic(M))
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return linalg.eig(M + nudge * _generic(M))
+        except linalg.LinAlgError:
             if nudge == NUDGES[-1]:
                 raise
     raise AssertionError("the last attempt raises")
@@ -108,9 +109,9 @@ def spectral_distance(A: Tensor, way: Callable[[Tensor], Tensor]) -> Tensor:
     values, vectors = eigenvectors(M + _generic(M))
     with torch.no_grad():
         # Where the inverse does not exist, it holds infinity or NaN.
-        inverse = torch.linalg.inv_ex(vectors)[0].nan_to_num(nan=torch.inf, posinf=torch.inf)
-        condition = torch.linalg.vector_norm(inverse, dim=-1)
-        condition = (condition * torch.linalg.vector_norm(vectors, dim=-2)).clamp(min=1)
+        inverse = linalg.inv_ex(vectors)[0].nan_to_num(nan=torch.inf, posinf=torch.inf)
+        condition = linalg.vector_norm(inverse, dim=-1)
+        condition = (condition * linalg.vector_norm(vectors, dim=-2)).clamp(min=1)
     far = way(values).abs()
     distance = (far / condition).amax(-1)
     hidden = outside & (far.detach().amax(-1) > ILL * distance)
@@ -150,7 +151,7 @@ def _clusters(
         right, left = vectors.mT[matrices, member], inverse[matrices, member]
         projector = projector + right.unsqueeze(-1) * left.unsqueeze(-2)
         total = total + values.gather(-1, member)
-        norm = torch.linalg.matrix_norm(projector).nan_to_num(nan=torch.inf)
+        norm = linalg.matrix_norm(projector).nan_to_num(nan=torch.inf)
         condition = (norm / (m + 1) ** 0.5).clamp(min=1)
         best = torch.maximum(best, (way(total / (m + 1)).abs() / condition).amax(-1))
     if largest < n:

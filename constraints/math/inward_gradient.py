@@ -27,6 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.singular_vectors import Vectors
 
 #: A square that exceeds 1 by at most this many units of the machine epsilon counts as 1.
@@ -47,7 +48,7 @@ def inward_gradient(G: Tensor, bound: float, vectors: Vectors) -> Tensor:
         Tensor of the same shape.
     """
     U, V = vectors.U, vectors.V
-    size = torch.linalg.matrix_norm(G)
+    size = linalg.matrix_norm(G)
     left, right, changed = _taken(U.mT @ G @ V, size, bound, vectors.S, vectors.at.any(-1))
     new = G + (U @ left) @ (V @ right).mT
     return torch.where(changed[..., None, None], new, G).contiguous()
@@ -72,12 +73,11 @@ def thin_inward_gradient(
     # The norm of G from the Gram matrices of the factors, which have few entries.
     size = ((left @ left.mT) * (right @ right.mT)).sum().clamp(min=0).sqrt()
     a, d, S, at = left @ U, right @ V, vectors.S, int(vectors.at.sum())
-    E = None
+    E, below = None, len(S) - at
     if at > 2 * len(left):
         # Any basis of the space of equal singular values consists of singular vectors. In one that
         # contains the rows of a and d, the step does not change the others.
-        below = len(S) - at
-        E = torch.linalg.qr(torch.cat((a, d))[:, below:].mT).Q
+        E = linalg.qr(torch.cat((a, d))[:, below:].mT).Q
         a, d = (torch.cat((x[:, :below], x[:, below:] @ E), -1) for x in (a, d))
         S = torch.cat((S[:below], S[-1:].expand(E.shape[-1])))
     A, B, changed = _taken(a.mT @ d, size, bound, S, vectors.at.any())
@@ -110,7 +110,7 @@ def _taken(
     step = torch.where(changed[..., None, None], M / scale, 0)
     # K is W after the step, in the basis of vectors and in units of the bound.
     K = torch.diag_embed(S / bound) - step
-    squares, B = torch.linalg.eigh(K.mT @ K)
+    squares, B = linalg.eigh(K.mT @ K)
     cut = squares > 1 + _ROUNDING * torch.finfo(M.dtype).eps
     over = torch.where(cut, 1 - squares.rsqrt(), 0)
     B, over = (x[..., -max(1, int(cut.sum(-1).amax())) :] for x in (B, over))

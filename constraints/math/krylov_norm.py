@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.svd import svd
 
 #: How many directions are followed: one that is about to become the top one is among them.
@@ -64,7 +65,7 @@ def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     rounding = 2 * _ROUNDING * torch.finfo(X.dtype).eps * size.unsqueeze(-1)
     basis = _orthonormal(start + generic(start))
     images = basis @ X.mT
-    squares, vectors = torch.linalg.eigh(images @ images.mT)
+    squares, vectors = linalg.eigh(images @ images.mT)
     for _ in range(_LIMIT - 1):
         if basis.shape[-2] + r > least:
             break
@@ -72,7 +73,7 @@ def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         new = _orthonormal(torch.cat((basis, images[..., -r:, :] @ X), -2))[..., -r:, :]
         basis = torch.cat((basis, new), -2)
         images = torch.cat((images, new @ X.mT), -2)
-        before, (squares, vectors) = squares, torch.linalg.eigh(images @ images.mT)
+        before, (squares, vectors) = squares, linalg.eigh(images @ images.mT)
         top, now = squares[..., -1:].clamp(min=0).sqrt(), squares[..., -r:]
         rise = now - before[..., -r:]
         rise[..., :-1] *= _MISTRUST
@@ -92,7 +93,7 @@ def generic_directions(X: Tensor) -> Tensor:
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    return torch.linalg.qr(rows.mT).Q.mT
+    return linalg.qr(rows.mT).Q.mT
 
 
 def generic(like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 
 #: The length of the step in the gradient mapping at the boundary, in units of the bound.
@@ -99,7 +100,7 @@ def l1_ball_gradient(gradient: Tensor, value: Tensor, bound: float) -> Tensor:
     boundary = value.abs().sum(-1, keepdim=True) >= bound * (1 - rounding)
     if value.is_cpu and not bool(boundary.any()):
         return gradient
-    size = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    size = linalg.vector_norm(gradient, dim=-1, keepdim=True)
     t = _STEP * bound / torch.where(size > 0, size, 1)
     return torch.where(boundary, (value - onto_l1_ball(value - t * gradient, bound)) / t, gradient)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.clip_singular_values import certainly_inside, clipped_and_vectors
 from constraints.math.singular_vectors import PROBES, SPARE, Vectors, inverse, probe, product
 from constraints.math.subspace import (
@@ -132,7 +133,7 @@ def _decomposed(X: Tensor, bound: float, even_inside: bool) -> tuple[Tensor, Vec
     wide = X.shape[-2] < X.shape[-1]
     tall = X.mT if wide else X
     if not even_inside:
-        share = _share(torch.linalg.matrix_norm(X).nan_to_num().amax(), bound)
+        share = _share(linalg.matrix_norm(X).nan_to_num().amax(), bound)
         if bool(certainly_inside(tall, bound * (1 - share)).all()):
             return X.clone(memory_format=torch.contiguous_format), None
     W, excess, V = clipped_and_vectors(tall, bound, needed=True)
@@ -144,7 +145,7 @@ def _decomposed(X: Tensor, bound: float, even_inside: bool) -> tuple[Tensor, Vec
     S = bound * (1 + excess[..., -V.shape[-1] :].clamp(-1, 0)).sqrt()
     images = (W.mT if wide else W) @ V
     U = images * inverse(S).unsqueeze(-2)
-    size = torch.linalg.matrix_norm(W).amax()
+    size = linalg.matrix_norm(W).amax()
     at = S >= bound * (1 - _share(size, bound))
     U, V = (V.contiguous(), U) if wide else (U, V.contiguous())
     vectors = Vectors(U, S, V, at, float(size), from_left=wide)
@@ -185,7 +186,7 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
     # The images of generic directions show what the step brought in from outside the subspace.
     new = seen - before.probed[left]
     share = (PROBES / len(basis)) ** 0.5
-    moved = _UNSEEN * float(torch.linalg.matrix_norm(new, 2)) / (share * bound)
+    moved = _UNSEEN * float(linalg.matrix_norm(new, 2)) / (share * bound)
     state = before._replace(probed=(before.probed[0], seen) if left else (seen, before.probed[1]))
     # If the step is shorter than the distance of the values that are not followed from the bound,
     # none of them can rise above it.
@@ -203,7 +204,7 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
         W, vectors = _cut_by(X, basis, image, found, bound, left, wrong, rounding, state)
         return W, vectors._replace(from_left=not left)
     # Columns of the size of the others are told apart from rounding.
-    new = new / torch.linalg.vector_norm(new, dim=0).clamp(min=torch.finfo(X.dtype).tiny) * bound
+    new = new / linalg.vector_norm(new, dim=0).clamp(min=torch.finfo(X.dtype).tiny) * bound
     return _iterated(X, new, image, bound, left, rounding, floor, state, images.shape[-1])
 
 
@@ -310,8 +311,9 @@ def _cut_by(
 def _less(X: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``X - left right'``, computed by blocks of rows that fit into the cache."""
     W = torch.empty_like(X, memory_format=torch.contiguous_format)
-    for new, old, part in zip(*(t.split(_ROWS) for t in (W, X, left)), strict=True):
-        torch.addmm(old, part, right.mT, alpha=-1, out=new)
+    for first in range(0, len(X), _ROWS):
+        rows = slice(first, first + _ROWS)
+        torch.addmm(X[rows], left[rows], right.mT, alpha=-1, out=W[rows])
     return W
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.gram import gram
 from constraints.math.polar import ROUNDING, defect, polar, polar_factor
@@ -44,7 +45,7 @@ def rebased(X: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(X), polar(quadratic(B, X)).detach()
     S = minus_transpose(X).mul_(0.5)
     square = gram(S)
-    size = float(torch.linalg.matrix_norm(square).amax())
+    size = float(linalg.matrix_norm(square).amax())
     if not size < 1:
         return torch.zeros_like(X), polar_factor(quadratic(B, X))
     B = B + B @ S.sub_(square, alpha=0.5)
@@ -80,4 +81,4 @@ def _is_orthogonal(W: Tensor, excess: float) -> bool:
         E[..., columns, torch.arange(len(columns), device=W.device)] -= 1
         # Half the limit, because other columns may be worse.
         rounding *= 0.5 * (len(columns) / n) ** 0.5
-    return float(torch.linalg.matrix_norm(E).amax()) <= rounding
+    return float(linalg.matrix_norm(E).amax()) <= rounding

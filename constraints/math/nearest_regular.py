@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.svd import svd
 
@@ -83,12 +84,12 @@ def _find_lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tens
     size = torch.where(size > 0, size.clamp(min=torch.finfo(X.dtype).tiny), 1)
     Y = X / size
     eps = torch.finfo(X.dtype).eps
-    norm = torch.linalg.matrix_norm(Y)
+    norm = linalg.matrix_norm(Y)
     # Sufficient, and cheaper than singular values: the Frobenius norm exceeds the spectral one.
-    inverse, info = torch.linalg.inv_ex(Y)
-    stays = (info == 0) & (norm * torch.linalg.matrix_norm(inverse) <= 1 / (2 * MARGIN * eps))
+    inverse, info = linalg.inv_ex(Y)
+    stays = (info == 0) & (norm * linalg.matrix_norm(inverse) <= 1 / (2 * MARGIN * eps))
     if sign:
-        stays = stays & (torch.linalg.slogdet(Y).sign == sign)
+        stays = stays & (linalg.slogdet(Y).sign == sign)
     if bool(stays.all()):
         return lift, vectors, weights
     finite = torch.isfinite(size)
@@ -117,11 +118,11 @@ def _find_lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tens
             change = torch.where(flipped, -least * 2**k, target) - s
         lift = (U * change.unsqueeze(-2)) @ Vh
         W = torch.where(finite, Y + reflection + lift, torch.nan)
-        inverse, info = torch.linalg.inv_ex(W)
-        condition = norm * torch.linalg.matrix_norm(inverse.nan_to_num(), 2)
+        inverse, info = linalg.inv_ex(W)
+        condition = norm * linalg.matrix_norm(inverse.nan_to_num(), 2)
         good = (info == 0) & (condition <= 1 / (2 * eps))
         if sign:
-            good = good & (torch.linalg.slogdet(W).sign == sign)
+            good = good & (linalg.slogdet(W).sign == sign)
         if bool((good | stays[..., 0, 0] | ~finite[..., 0, 0]).all()):
             break
     lift = torch.where(stays, 0, torch.where(finite, size * lift, torch.nan))
@@ -130,7 +131,7 @@ def _find_lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tens
 
 def orientation(U: Tensor, Vh: Tensor) -> Tensor:
     """The sign of the determinant of U Vh, for orthogonal U and Vh."""
-    return torch.linalg.slogdet(U).sign * torch.linalg.slogdet(Vh).sign
+    return linalg.slogdet(U).sign * linalg.slogdet(Vh).sign
 
 
 def last_sign(s: Tensor, sign: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
+
 
 def norm(M: Tensor) -> Tensor:
     """The Frobenius norm of each matrix; infinity only where it is beyond the range itself.
@@ -17,4 +19,4 @@ def norm(M: Tensor) -> Tensor:
     """
     largest = M.detach().abs().amax((-2, -1), keepdim=True)
     unit = torch.where(largest > 0, largest, 1)
-    return unit * torch.linalg.matrix_norm(M / unit, keepdim=True)
+    return unit * linalg.matrix_norm(M / unit, keepdim=True)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import differentiable, may_branch
 from constraints.math.gram import gram
 from constraints.math.svd import svd
@@ -119,10 +120,10 @@ def _factor(X: Tensor) -> Tensor:
     rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(p)
     excess = _own_defect(X)
     if X.ndim > 2:
-        distances = torch.linalg.vector_norm(excess, dim=(-2, -1))
+        distances = linalg.vector_norm(excess, dim=(-2, -1))
         distance = float(distances.amax())
     else:
-        distances = torch.linalg.vector_norm(excess)
+        distances = linalg.vector_norm(excess)
         distance = float(distances)
     if distance <= rounding:
         return _copy(X)
@@ -147,14 +148,15 @@ def defect(W: Tensor, X: Tensor) -> Tensor:
         W: shape ``(*batch, n, p)``.
         X: shape ``(*batch, n, p)``.
     """
-    blocks, rest = divmod(X.shape[-2], BLOCK)
+    blocks = X.shape[-2] // BLOCK
     if blocks < 8:
         product = W.mH @ X
     else:
-        ends = [blocks * BLOCK, rest]
-        (W, W_rest), (X, X_rest) = W.split(ends, dim=-2), X.split(ends, dim=-2)
-        W, X = (x.unflatten(-2, (blocks, BLOCK)) for x in (W, X))
-        product = (W.mH @ X).sum(-3) + W_rest.mH @ X_rest
+        end = blocks * BLOCK
+        left, right = (
+            x[..., :end, :].reshape(*x.shape[:-2], blocks, BLOCK, x.shape[-1]) for x in (W, X)
+        )
+        product = (left.mH @ right).sum(-3) + W[..., end:, :].mH @ X[..., end:, :]
     product.diagonal(dim1=-2, dim2=-1).sub_(1)
     return product
 
@@ -190,7 +192,7 @@ def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Te
         if 0.75 * distance**3 <= rounding / 4:
             return X
         E = _own_defect(X)
-        before, distance = distance, float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
+        before, distance = distance, float(linalg.vector_norm(E, dim=(-2, -1)).amax())
         if distance <= rounding or not distance < before:
             return X
 
@@ -212,7 +214,7 @@ def _svd_factor(X: Tensor) -> Tensor:
 def _sign(X: Tensor) -> Tensor:
     # The factor of a symmetric X is its sign, a reflection. On the null space of X, the U and V of
     # a singular value decomposition are not related, so that U V' would not be symmetric.
-    eigenvalues, Q = torch.linalg.eigh(X)
+    eigenvalues, Q = linalg.eigh(X)
     W = (Q * torch.where(eigenvalues < 0, -1, 1).to(X.dtype).unsqueeze(-2)) @ Q.mH
     W = W - W @ (defect(W, W) / 2)
     # Not / 2: torch 2.6 divides complex numbers by 2 with a rounding error.
@@ -251,7 +253,7 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     if X is W or torch.equal(X, W):
         return _minus_half(V, W, plus_transpose(WV)).contiguous()
     E = defect(W, X)
-    distance = float(torch.linalg.vector_norm(E, dim=(-2, -1)).amax())
+    distance = float(linalg.vector_norm(E, dim=(-2, -1)).amax())
     if not distance < 0.1:
         return derivative(X, W, V).contiguous()
     # With H = I + E, iterate 2 Y = C - E Y - Y E, where Y E = -(E Y)' because Y is skew and E is

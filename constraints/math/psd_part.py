@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.clip_singular_values import clip_singular_values
 from constraints.math.matrix import distance_from_symmetric, eye_like, symmetric_part
 
@@ -41,5 +42,5 @@ def psd_part(S: Tensor) -> Tensor:
 
 def distance_from_psd(value: Tensor) -> Tensor:
     """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
-    least = torch.linalg.eigvalsh(symmetric_part(value))[..., 0]
+    least = linalg.eigvalsh(symmetric_part(value))[..., 0]
     return torch.maximum(distance_from_symmetric(value), (-least).clamp(min=0))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint
+from constraints.math import linalg
 
 #: A matrix that the projection moves by at most this share of its norm counts as nearly a member.
 NEARLY = 0.1
@@ -31,14 +32,14 @@ def admitted(constraint: Constraint, value: Tensor, candidate: Tensor, share: fl
         share: as for `Constraint.inwards`.
     """
     nearest = constraint.project(value)
-    moved = torch.linalg.matrix_norm(nearest - value, keepdim=True)
-    nearly = moved <= NEARLY * torch.linalg.matrix_norm(value, keepdim=True)
+    moved = linalg.matrix_norm(nearest - value, keepdim=True)
+    nearly = moved <= NEARLY * linalg.matrix_norm(value, keepdim=True)
     inside = constraint.inwards(candidate, max(share, INSIDE))
     return torch.where(nearly, constraint.inwards(nearest, share), inside)
 
 
 def triangular_factor(A: Tensor) -> Tensor:
     """The lower triangular L with L L' = A A' and no negative number on its diagonal."""
-    R = torch.linalg.qr(A.mT, mode="r").R
+    R = linalg.qr(A.mT, mode="r").R
     diagonal = R.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
     return torch.where(diagonal < 0, -R, R).mT

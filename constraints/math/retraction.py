@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.matrix import eye_like
 
 # Both functions are f(A) B with the skew n x n matrix A = X B' - B X', where f(z) is e^z or
@@ -37,14 +38,14 @@ def cayley(B: Tensor, X: Tensor) -> Tensor:
     BX = B.mT @ X
     Omega = BX - BX.mT
     if B.shape[-2] == B.shape[-1]:
-        return B @ torch.linalg.solve(identity - Omega / 2, identity + Omega / 2)
+        return B @ linalg.solve(identity - Omega / 2, identity + Omega / 2)
     # W = B a + K b solves (I - A/2) W = (I + A/2) B; its parts along B and along K are
     #     a - Omega a / 2 + K' K b / 2 = I + Omega / 2,          b - a / 2 = I / 2,
     # so a = 2 b - I and b = (I - Omega / 2 + K' K / 4)^-1. With R' R = I + K' K / 4 and the skew
     # S = R'^-1 Omega R^-1, b = R^-1 (I - S / 2)^-1 R'^-1, and K b = 2 Z R b.
     Z, _, R_inverse = _bounded_basis((X - B @ BX) / 2)
     S = R_inverse.mT @ Omega @ R_inverse
-    Rb = torch.linalg.solve(identity - S / 2, R_inverse.mT)
+    Rb = linalg.solve(identity - S / 2, R_inverse.mT)
     return B @ (2 * R_inverse @ Rb - identity) + 2 * Z @ Rb
 
 
@@ -66,26 +67,26 @@ def geodesic(B: Tensor, X: Tensor) -> Tensor:
     BX = B.mT @ X
     Omega = BX - BX.mT
     if n == p:
-        return B @ torch.linalg.matrix_exp(Omega)
+        return B @ linalg.matrix_exp(Omega)
     if n < 2 * p:
         XB = X @ B.mT
-        return torch.linalg.matrix_exp(XB - XB.mT) @ B
+        return linalg.matrix_exp(XB - XB.mT) @ B
     # In the coordinates of [B, Z], A is N: A B = B Omega + Z R, and A Z = A K R^-1 = -B R' Z' Z.
     Z, R, _ = _bounded_basis(X - B @ BX)
     top = torch.cat((Omega, -R.mT @ (Z.mT @ Z)), dim=-1)
     bottom = torch.cat((R, torch.zeros_like(R)), dim=-1)
-    columns = torch.linalg.matrix_exp(torch.cat((top, bottom), dim=-2))[..., :p]
+    columns = linalg.matrix_exp(torch.cat((top, bottom), dim=-2))[..., :p]
     return B @ columns[..., :p, :] + Z @ columns[..., p:, :]
 
 
 def _resolved(X: Tensor) -> Tensor:
     """X, shortened to the length 1 / (4 eps) if it is longer: longer angles have no exact digit."""
-    length = torch.linalg.matrix_norm(X.detach(), keepdim=True)
+    length = linalg.matrix_norm(X.detach(), keepdim=True)
     return X * (1 / (4 * torch.finfo(X.dtype).eps * length)).clamp(max=1)
 
 
 def _bounded_basis(K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Z, R and R^-1 with ``K = Z R`` and ``R' R = K' K + I``."""
     n, p = K.shape[-2:]
-    Q, R = torch.linalg.qr(torch.cat((K, eye_like(K).expand(*K.shape[:-2], p, p)), dim=-2))
+    Q, R = linalg.qr(torch.cat((K, eye_like(K).expand(*K.shape[:-2], p, p)), dim=-2))
     return Q[..., :n, :], R, Q[..., n:, :]

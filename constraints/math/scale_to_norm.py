@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import goes_by_operator, needs_derivative, operator
 from constraints.math.krylov_norm import leading
 from constraints.math.matrix import all_finite
@@ -44,7 +45,7 @@ def _radial(X: Tensor, bound: float) -> Tensor:
     scaled = torch.where(finite, X, 0) / unit
     norm = largest_singular_value(scaled) if needs_derivative(X) else svdvals(scaled)[..., 0]
     norm = norm[..., None, None]
-    size = torch.linalg.matrix_norm(scaled.detach(), keepdim=True)
+    size = linalg.matrix_norm(scaled.detach(), keepdim=True)
     outside = norm > bound / unit + _ROUNDING * torch.finfo(X.dtype).eps * size
     shrunk = scaled * (bound / torch.where(outside, norm, 1))
     return torch.where(finite, torch.where(outside, shrunk, X), torch.nan)
@@ -59,7 +60,7 @@ def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor,
         bound: greater than zero.
     """
     # LAPACK refuses NaN, and the iteration assumes that no square overflows.
-    size = torch.linalg.matrix_norm(X)
+    size = linalg.matrix_norm(X)
     low, high = _MODERATE
     if not bool(((size > low) & (size < high)).all()):
         return _radial(X, bound), directions
@@ -103,9 +104,9 @@ def _largest(X: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, flo
     """The image of the first direction, the direction, the norm, and its relative rounding."""
     v = directions[..., :1, :].mT
     # It was of length 1 in the dtype in which it was found, which may be a lower precision.
-    v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True)
+    v = v / linalg.vector_norm(v, dim=-2, keepdim=True)
     u = X @ v
-    norm = torch.linalg.vector_norm(u, dim=-2, keepdim=True)
+    norm = linalg.vector_norm(u, dim=-2, keepdim=True)
     # The Frobenius norm is at most sqrt(min(n, p)) times the spectral norm.
     return u, v, norm, _ROUNDING * torch.finfo(X.dtype).eps * min(X.shape[-2:]) ** 0.5
 
@@ -114,7 +115,7 @@ def _without(
     gradient: Tensor, X: Tensor, u: Tensor, v: Tensor, norm: Tensor, where: Tensor
 ) -> Tensor:
     """The gradient, less its part that changes the norm of X, where the last argument is true."""
-    along = torch.linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
+    along = linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
     along = torch.where(where, along / norm.square(), 0)
     return torch.addcmul(gradient, along * u, v.mT, value=-1)
 

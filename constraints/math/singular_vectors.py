@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.krylov_norm import generic
 
 #: How many vectors are followed, besides those near the bound, until a step asks for more.
@@ -101,4 +102,4 @@ def inverse(S: Tensor) -> Tensor:
 def probe(basis: Tensor, X: Tensor) -> Tensor:
     """Generic directions on the side of a basis, the same at each step; they show changes of X."""
     rows = generic(X.new_empty(PROBES, len(basis)))
-    return (rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)).mT
+    return (rows / linalg.vector_norm(rows, dim=-1, keepdim=True)).mT

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite
 
@@ -95,7 +96,7 @@ def _alternate(Y: Tensor) -> tuple[Tensor, Tensor]:
     slow, steps = 1 - 16 / (n + 32), n + 32
     K = Y.exp_()
     v = 1 / K.sum(-2, keepdim=True)
-    before = torch.full_like(v[..., 0, 0], torch.inf)
+    u, before = v.mT, torch.full_like(v[..., 0, 0], torch.inf)
     for _ in range(steps):
         u = 1 / (K @ v.mT)
         better = 1 / (u.mT @ K)
@@ -150,7 +151,7 @@ def _newton(X: Tensor) -> Tensor:
             ):
                 break
             before = error
-            factor, _ = torch.linalg.cholesky_ex(_laplacian(W, eps))
+            factor, _ = linalg.cholesky_ex(_laplacian(W, eps))
             step = torch.cholesky_solve(excess.unsqueeze(-1), factor).mT
             reach = step.amax(-1, keepdim=True) - step.amin(-1, keepdim=True)
             Z = Z - step * torch.where(reach > 1, reach.log1p() / reach, 1)
@@ -188,7 +189,7 @@ def derivative(W: Tensor, V: Tensor) -> Tensor:
     M = W * V
     rows = M.sum(-1, keepdim=True)
     right = M.sum(-2).unsqueeze(-1) - W.mT @ rows
-    factor, _ = torch.linalg.cholesky_ex(_laplacian(W, eps))
+    factor, _ = linalg.cholesky_ex(_laplacian(W, eps))
     b = torch.cholesky_solve(right, factor)
     return (M - W * (rows - W @ b + b.mT)).to(dtype)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.eigenvalues import eigenvectors
 from constraints.math.matrix import all_finite, eye_like, symmetric_part
 from constraints.math.norm import norm
@@ -41,8 +42,8 @@ def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
     power = A
     for _ in range(DOUBLINGS):
         more = power @ L
-        small = torch.linalg.matrix_norm(more) <= torch.finfo(A.dtype).eps * _least(L)
-        L = torch.linalg.qr(torch.cat([L, more], dim=-1).mT, mode="r").R.mT
+        small = linalg.matrix_norm(more) <= torch.finfo(A.dtype).eps * _least(L)
+        L = linalg.qr(torch.cat([L, more], dim=-1).mT, mode="r").R.mT
         if bool(small.all()):
             break
         power = power @ power
@@ -51,7 +52,7 @@ def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
 
 def _least(L: Tensor) -> Tensor:
     """The norm of the shortest row: the next terms must be small relative to each row."""
-    return torch.linalg.vector_norm(L, dim=-1).amin(-1)
+    return linalg.vector_norm(L, dim=-1).amin(-1)
 
 
 def continuous_gramian(A: Tensor) -> Tensor:
@@ -69,10 +70,10 @@ def continuous_gramian(A: Tensor) -> Tensor:
     identity = eye_like(A)
     # The geometric mean of estimates of the largest and the smallest modulus of an eigenvalue, so
     # that both are mapped equally far inside the unit disk.
-    reciprocal = norm(torch.linalg.inv_ex(A)[0])
+    reciprocal = norm(linalg.inv_ex(A)[0])
     p = (norm(A) / reciprocal).sqrt()
     p = torch.where(torch.isfinite(p) & (p > 0), p, 1)
-    inverse = torch.linalg.inv_ex(p * identity - A)[0]
+    inverse = linalg.inv_ex(p * identity - A)[0]
     return discrete_gramian(inverse @ (p * identity + A), (2 * p).sqrt() * inverse)
 
 
@@ -95,17 +96,17 @@ def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 def change_back(K: Tensor, T: Tensor) -> Tensor:
     """``T K T^-1`` for a lower triangular T."""
-    return torch.linalg.solve_triangular(T, T @ K, upper=False, left=False)
+    return linalg.solve_triangular(T, T @ K, upper=False, left=False)
 
 
 def change(A: Tensor, T: Tensor) -> Tensor:
     """``T^-1 A T`` for a lower triangular T."""
-    return torch.linalg.solve_triangular(T, A @ T, upper=False)
+    return linalg.solve_triangular(T, A @ T, upper=False)
 
 
 def square_root(Q: Tensor, least: Tensor) -> Tensor:
     """The symmetric square root of a symmetric matrix, with eigenvalues raised to ``least``."""
-    values, vectors = torch.linalg.eigh(symmetric_part(Q))
+    values, vectors = linalg.eigh(symmetric_part(Q))
     root = torch.maximum(values, least).sqrt().unsqueeze(-2)
     return vectors * root @ vectors.mT
 
@@ -116,7 +117,7 @@ def modal(A: Tensor) -> Tensor:
     In the coordinates of L, A is a normal matrix, if it is diagonalizable.
     """
     V = eigenvectors(A)[1]
-    return torch.linalg.qr(torch.cat([V.real, V.imag], dim=-1).mT, mode="r").R.mT
+    return linalg.qr(torch.cat([V.real, V.imag], dim=-1).mT, mode="r").R.mT
 
 
 def margins(dtype: torch.dtype) -> Iterator[float]:
@@ -148,8 +149,8 @@ def cost(params: tuple[Tensor, ...], value: Tensor) -> Tensor:
     It is the sum of the remainder R and of the rounding errors in the coordinates T.
     """
     *_, T, R = params
-    inverse = torch.linalg.solve_triangular(T, eye_like(T).expand_as(T), upper=False)
-    condition = torch.linalg.matrix_norm(T) * torch.linalg.matrix_norm(inverse) / T.shape[-1]
+    inverse = linalg.solve_triangular(T, eye_like(T).expand_as(T), upper=False)
+    condition = linalg.matrix_norm(T) * linalg.matrix_norm(inverse) / T.shape[-1]
     size, missed = norm(value)[..., 0, 0], norm(R)[..., 0, 0]
     missed = missed / torch.where(size > 0, size, 1)
     return (missed + torch.finfo(value.dtype).eps * condition).nan_to_num(nan=torch.inf)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
 from constraints.math.krylov_norm import generic
 from constraints.math.singular_vectors import product
 
@@ -62,14 +63,14 @@ def ritz(squares: Tensor, within: Tensor, bound: float, floor: float) -> Ritz | 
     # NaN and infinity of a matrix are in all its images, and LAPACK stops at them.
     if not float(squares.diagonal().amax()) < (FAR * bound) ** 2:
         return None
-    mu, Q = torch.linalg.eigh(squares)
+    mu, Q = linalg.eigh(squares)
     S = mu.clamp(min=0).sqrt() / bound
     explained = within @ Q
     rest = (mu - explained.square().sum(0)) / bound**2
     may_rise = (_MISTRUST * rest > 1 - S.square()) & (S >= floor)
     explained = explained[:, may_rise]
     rest = (torch.diag(mu[may_rise]) - explained.mT @ explained) / bound**2
-    wrong = _MISTRUST / 2 * float(torch.linalg.matrix_norm(rest))
+    wrong = _MISTRUST / 2 * float(linalg.matrix_norm(rest))
     return Ritz(S, Q, wrong, int((S < 1 - NEAR).sum()))
 
 
@@ -89,18 +90,18 @@ def filtered(
     for k in range(degree):
         image = product(X, product(X, now, left), not left) / unit - now
         before, now = now, (image if k == 0 else 2 * image - before)
-    now = now / torch.linalg.vector_norm(now, dim=0).clamp(min=torch.finfo(X.dtype).tiny)
-    return torch.linalg.qr(now).Q
+    now = now / linalg.vector_norm(now, dim=0).clamp(min=torch.finfo(X.dtype).tiny)
+    return linalg.qr(now).Q
 
 
 def orthonormal(image: Tensor) -> Tensor:
     """Orthonormal columns with the same span."""
-    L, info = torch.linalg.cholesky_ex(image.mT @ image)
+    L, info = linalg.cholesky_ex(image.mT @ image)
     d = L.diagonal()
     # They are orthonormal up to the square of this ratio.
     if int(info) == 0 and float(d.amin()) > 0.3 * float(d.amax()):
-        return torch.linalg.solve_triangular(L, image.mT, upper=False).mT
-    return torch.linalg.qr(image).Q
+        return linalg.solve_triangular(L, image.mT, upper=False).mT
+    return linalg.qr(image).Q
 
 
 def apart(spare: Tensor, top: Tensor) -> Tensor:
@@ -109,5 +110,5 @@ def apart(spare: Tensor, top: Tensor) -> Tensor:
     if bool(zero.any()):
         spare = torch.where(zero, generic(spare.mT).mT, spare)
     for _ in range(2):
-        spare = torch.linalg.qr(spare - top @ (top.mT @ spare)).Q
+        spare = linalg.qr(spare - top @ (top.mT @ spare)).Q
     return spare

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
+
 
 def svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The thin decomposition ``X = U diag(s) Vh``.
@@ -17,17 +19,17 @@ def svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.linalg.LinAlgError: if that does not converge either.
     """
     try:
-        return torch.linalg.svd(X, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return linalg.svd(X, full_matrices=False)
+    except linalg.LinAlgError:
         wide = torch.complex128 if X.is_complex() else torch.float64
-        U, s, Vh = torch.linalg.svd(X.mH.to(wide), full_matrices=False)
+        U, s, Vh = linalg.svd(X.mH.to(wide), full_matrices=False)
         return Vh.mH.to(X.dtype), s.to(X.real.dtype), U.mH.to(X.dtype)
 
 
 def svdvals(X: Tensor) -> Tensor:
     """The singular values of X, in descending order; see `svd`."""
     try:
-        return torch.linalg.svdvals(X)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return linalg.svdvals(X)
+    except linalg.LinAlgError:
         wide = torch.complex128 if X.is_complex() else torch.float64
-        return torch.linalg.svdvals(X.mH.to(wide)).to(X.real.dtype)
+        return linalg.svdvals(X.mH.to(wide)).to(X.real.dtype)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from constraints.math import linalg
 from constraints.math.autograd import in_front, nestable
 from constraints.math.matrix import all_finite
 
@@ -22,7 +23,7 @@ def spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
     H = H.detach()
     # LAPACK refuses NaN. Where H is NaN, so is the right-hand side, and thus the solution.
     finite = all_finite(H)
-    h, Q = torch.linalg.eigh(torch.where(finite, H, 0))
+    h, Q = linalg.eigh(torch.where(finite, H, 0))
     return h.clamp(min=0), Q
 
 
@@ -109,9 +110,10 @@ def _solver(
             ctx.save_for_forward(H, h, Q, output)
 
         @staticmethod
-        def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            (G,) = gradients
             H, h, Q, Y = ctx.saved_tensors
-            C_bar = Solution.apply(H, G, h, Q)
+            C_bar = solution(H, G, h, Q)
             return -adjoint(C_bar, Y), C_bar, None, None
 
         @staticmethod
@@ -123,13 +125,14 @@ def _solver(
             change = torch.zeros_like(Y) if dC is None else dC
             if dH is not None:
                 change = change - product(dH, Y)
-            return Solution.apply(H, change, h, Q)
+            return solution(H, change, h, Q)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-            return Solution.apply(*in_front(info, in_dims, inputs)), 0
+            return solution(*in_front(info, in_dims, inputs)), 0
 
-    return Solution.apply
+    solution = cast("Callable[..., Tensor]", Solution.apply)
+    return solution
 
 
 _lyapunov = _solver(

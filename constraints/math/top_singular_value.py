@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math import linalg
+
 # Derivation. The largest eigenvalue of M = A A' or A' A is the Rayleigh quotient of its vector v:
 #
 #     mu = v' M v / v' v.
@@ -34,7 +36,7 @@ def largest_singular_value(A: Tensor) -> Tensor:
     """
     M = _gram(A)
     M_0 = M.detach()
-    mu, V = torch.linalg.eigh(M_0)
+    mu, V = linalg.eigh(M_0)
     v = V[..., -1:]
     below = mu[..., -1:] - mu
     distinct = below > torch.finfo(A.dtype).eps ** 0.5 * mu[..., -1:]

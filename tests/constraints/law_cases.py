@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from constrained import testing
+from constrained.testing.faults import grouped
 from tests.conftest import is_chosen
 
 #: Laws that train, for up to a thousand steps on each case: half of the time that all laws take. No
@@ -94,19 +94,11 @@ def together(all_trials: Iterable[testing.Trial]) -> Iterator[Any]:
 
 
 def summary(broken: list[tuple[testing.Trial, AssertionError]], tried: int) -> str:
-    """What is wrong, in a line for each fault, and below it the cases that have it.
-
-    Two cases have the same fault if they say the same but for numbers.
-    """
-    faults: dict[str, list[tuple[str, str]]] = {}
-    for trial, error in broken:
-        case = str(trial.case)
-        said = str(error).removeprefix(f"{case}: ")
-        faults.setdefault(re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?", "#", said), []).append((said, case))
+    """What is wrong, in a line for each fault, and below it the cases that have it."""
     law = broken[0][0].law
     lines = [f"{law.__name__} is broken in {len(broken)} of {tried} cases: {first_line(law)}"]
-    for cases in faults.values():
-        lines += [f"  {cases[0][0]}", *(f"    {case}" for _, case in cases)]
+    for fault in grouped(broken):
+        lines += [f"  {fault.sentence}", *(f"    {case}" for case in fault.cases)]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import torch
 from constrained import testing
 from constrained.constraint import registry
 from tests import healthy
-from tests.constraints.law_cases import TRAINING, arguments, diagonal, summary, together
+from tests.constraints.law_cases import TRAINING, arguments, summary, together
 
 HEALTHY = [
     healthy.Sphere,
@@ -49,11 +49,11 @@ def test_every_trial_is_in_a_test():
 def test_the_fast_tests_try_every_example_in_every_dtype_and_with_every_batch():
     for cls in CLASSES:
         trials = testing.trials(cls, [testing.lands_in_the_set])
-        chosen = diagonal(trials)
+        chosen = [trial for trial in trials if not trial.is_slow]
         for level in ("dtype", "batch"):
             of_all, of_chosen = (
                 {(arguments(t.case), t.case.event, getattr(t.case, level)) for t in some}
-                for some in (trials, [trials[i] for i in chosen])
+                for some in (trials, chosen)
             )
             assert of_chosen == of_all
         assert len(chosen) < len(trials) or len({t.case.batch for t in trials}) == 1
@@ -75,9 +75,8 @@ def test_a_failure_is_a_line_for_each_fault_and_the_cases_below_it():
     assert lines[1:] == [
         f"{said} 0.0.",
         "    Broken()-3x3-float32",
-        "    Broken()-3x3-float64",
-        f"{said} [0.0, 0.0].",
         "    Broken()-batch2-3x3-float32",
+        "    Broken()-3x3-float64",
         "    Broken()-batch2-3x3-float64",
     ]
 

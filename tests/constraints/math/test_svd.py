@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from constrained import constrain
+from constraints.math import linalg
 from constraints.math.svd import svd, svdvals
 
 
@@ -11,14 +12,14 @@ from constraints.math.svd import svd, svdvals
 def stubborn(monkeypatch):
     """Let decompositions in single precision fail to converge, as LAPACK does on some matrices."""
     for name in ("svd", "svdvals"):
-        original = getattr(torch.linalg, name)
+        original = getattr(linalg, name)
 
         def fails(X, *args, original=original, **kwargs):
             if X.dtype in (torch.float32, torch.complex64):
                 raise torch.linalg.LinAlgError("The algorithm failed to converge.")
             return original(X, *args, **kwargs)
 
-        monkeypatch.setattr(torch.linalg, name, fails)
+        monkeypatch.setattr(linalg, name, fails)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (6, 3), (2, 5), (3, 4, 2), (0, 3, 3)])
@@ -35,14 +36,14 @@ def test_both_ways_agree(shape, dtype, request):
 
 
 def test_in_double_precision_the_transpose_has_the_last_word(monkeypatch):
-    original = torch.linalg.svd
+    original = linalg.svd
 
     def fails(X, **kwargs):
         if X.shape[-2] > X.shape[-1]:
             raise torch.linalg.LinAlgError("The algorithm failed to converge.")
         return original(X, **kwargs)
 
-    monkeypatch.setattr(torch.linalg, "svd", fails)
+    monkeypatch.setattr(linalg, "svd", fails)
     X = torch.randn(4, 3, dtype=torch.float64)
     U, s, Vh = svd(X)
     torch.testing.assert_close((U * s) @ Vh, X)
