@@ -15,21 +15,21 @@ from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.deprecated import RENAMED, present_name
 
-#: What `nn.Module` itself keeps of a module, its mode and hooks, but for tensors and submodules.
-_LIFE = frozenset(vars(nn.Module())) - {
+#: The attributes in which `nn.Module` keeps the mode and the hooks of a module.
+_MODE_AND_HOOKS = frozenset(vars(nn.Module())) - {
     *("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 }
 
 _revisions = itertools.count()
 
-#: Called when an argument has been set. One that raises takes the argument back.
+#: Called when an argument has been set. If one raises, the argument is reset.
 _checks: list[Callable[[nn.Module], None]] = []
 
 
 def check_when_set(check: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
-    """Call a function with each constraint of which an argument has been set. A decorator.
+    """Decorator: the function is called with each constraint of which an argument has been set.
 
-    What it raises takes the argument back.
+    If it raises, the argument is reset.
     """
     _checks.append(check)
     return check
@@ -54,7 +54,7 @@ class WithArguments(nn.Module):
     def _made_as(self) -> type[WithArguments]:
         """The class whose arguments the instance has: its own, unless they were never set.
 
-        Others, higher for one, derive a class in its place that has a constructor of its own.
+        Other libraries, such as higher, derive classes with a constructor of their own.
         """
         cls = type(self)
         kinds = (k for k in cls.__mro__ if issubclass(k, WithArguments) and not k._undefined)
@@ -104,39 +104,40 @@ class WithArguments(nn.Module):
         self._count_change()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As of any module, and the value is computed anew."""
+        """As for any module; the engine then recomputes the value."""
         super().register_parameter(name, param)
         self._count_change()
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As of any module, and the value is computed anew."""
+        """As for any module; the engine then recomputes the value."""
         super().register_buffer(name, tensor, persistent)
         self._count_change()
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """As of any module, and the value is computed anew."""
+        """As for any module; the engine then recomputes the value."""
         super().add_module(name, module)
         self._count_change()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # As written by an older version.
+        # The state may have been written by an older version.
         super().__setstate__({RENAMED.get(key, key): value for key, value in state.items()})
         self._count_change()
 
     def _count_change(self, *, maps: bool = True) -> None:
-        # A number that none has, nor had: what stands here may be put back, or taken for another.
+        # A number that no constraint has or had. A counter per object would repeat itself when an
+        # old state is restored, or when two objects are mistaken for each other.
         state: dict[str, Any] = vars(self)
         state["_revision"] = next(_revisions)
         if maps:
-            # `train` and `eval` come between a forward and a backward pass, too, of one map.
+            # Not for `train` and `eval`, which may be called between a forward and a backward pass.
             state["_map_revision"] = state["_revision"]
 
     def _set_argument(self, name: str, value: Any) -> None:
-        """Become what the constructor makes of the arguments with another one among them.
+        """Set an argument, and everything that the constructor derives from the arguments.
 
         Raises:
-            ValueError: if a tensor is constrained by this, and its free parameters do not go with
-                the new argument. This, and what the constructor raises, leaves all as it was.
+            ValueError: if a tensor is constrained by this, and its free parameters do not fit the
+                new argument. After an error nothing has changed, also if the constructor raises.
         """
         cls, arguments = type(self), self.arguments()
         like, fresh = cls(**arguments), cls(**{**arguments, name: value})
@@ -153,18 +154,19 @@ class WithArguments(nn.Module):
 
 
 def _continue(fresh: nn.Module, old: nn.Module, like: nn.Module | None) -> None:
-    """Let a module that was built anew take up the life of another: mode, hooks, parameters.
+    """Give a newly built module the mode, hooks and parameters of the one that it replaces.
 
     Args:
-        fresh: with the new arguments.
-        old: the one that has lived.
-        like: built anew with the old arguments. What does not follow from them is kept.
+        fresh: built with the new arguments.
+        old: the one in use.
+        like: built with the old arguments. A buffer of ``old`` is kept if the new arguments do not
+            change it.
 
     Raises:
         ValueError: if it has a parameter where the other has none of that shape.
     """
     state: dict[str, Any] = vars(fresh)
-    state.update({key: value for key, value in vars(old).items() if key in _LIFE})
+    state.update({key: value for key, value in vars(old).items() if key in _MODE_AND_HOOKS})
     for name, parameter in fresh._parameters.items():
         known = old._parameters.get(name)
         if parameter is None:
@@ -191,22 +193,26 @@ def _continue(fresh: nn.Module, old: nn.Module, like: nn.Module | None) -> None:
 
 
 def same_argument(value: Any, default: Any) -> bool:
+    """Whether an argument has its default value; tensors are compared by identity."""
     if isinstance(value, Tensor) or isinstance(default, Tensor):
         return value is default
     return type(value) is type(default) and bool(value == default)
 
 
 def as_data(value: Any) -> Any:
+    """An argument as plain data: tensors and tuples as lists."""
     if isinstance(value, Tensor):
         return value.tolist()
     return [as_data(item) for item in value] if type(value) is tuple else value
 
 
 def as_tuple(value: Any) -> Any:
+    """An argument with tuples in place of lists, inner ones too."""
     return tuple(map(as_tuple, value)) if type(value) is list else value
 
 
 def short_argument(value: Any) -> str:
+    """An argument for `repr`: of a tensor its shape."""
     if isinstance(value, Tensor):
         return f"<{' x '.join(map(str, value.shape)) or 'scalar'}>"
     return repr(as_data(value))

@@ -11,54 +11,58 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from constrained.constraint.arguments import WithArguments
 from constrained.constraint.deprecated import Renamed, rename_members
 from constrained.constraint.elements import Params, beside
-from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.fast_paths import FastPaths
 from constrained.constraint.guards import GUARDS, OF_THE_MAP
-from constrained.constraint.precision import raise_precision
-from constrained.constraint.tolerance import tolerance
+from constrained.constraint.membership import Membership
+from constrained.constraint.precision import autocast_disabled, raise_precision
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import working_dtype
 from constrained.torch_internals.tensors import has_values
 
 #: The derivative of a map where an outsider starts, at least, as a share of its typical size.
 START = 0.02
 
 
-#: A derivative of no more than this share of its typical size is none: an optimizer hardly moves.
+#: A derivative below this share of its typical size counts as zero: an optimizer hardly moves.
 FLAT = 1e-6
 
 
-class Constraint(FastPaths, WithArguments):
+class Constraint(FastPaths, Membership):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
     One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions
-    before them are batch dimensions, each element of the batch being constrained on its own.
+    before them are batch dimensions, and each element of the batch is constrained on its own.
 
-    A subclass is final: it implements `forward`, `right_inverse`, `violation`, `project`, `sample`
-    and `dimension`, stores every constructor argument under its own name, and is not subclassed
-    further. (One that is, with another `forward`, has the default `canonical`, `pullback`,
-    `thin_pullback`, `step_gradient` and `factors` unless it defines its own.) Its docstring states
-    **Set**, **Map**, **Right inverse** and **Reference**.
+    A class of constraints is abstract or final. An abstract one holds what several sets share; it
+    is not registered, and has no `examples`. A final one implements `forward`, `right_inverse`,
+    `violation`, `project` and `draw`, and `dimension` where the set is thinner than the space
+    around it. It has `examples`, stores every constructor argument under its own name, is usually
+    registered, and no class of the catalogue derives from it. (Other people's classes may. One with
+    another `forward` gets the default `canonical`, `pullback`, `thin_pullback`, `step_gradient` and
+    `factors`, unless it defines its own: those of its base belong to the other map.) The docstring
+    of a final class states **Set**, **Map**, **Right inverse** and **Reference**.
 
     What a subclass may rely on. The base class wraps the methods that it defines, so that
 
-    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards` and
-      `admit` receive at least single precision, with autocast off, whatever the tensor's dtype;
-      results go back to that dtype (`violation` stays in the working precision), that of `forward`
-      by `rounded`;
+    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards`,
+      `admit` and `draw` compute in at least single precision, with autocast off, whatever the
+      tensor's dtype; results are converted to that dtype (`violation` stays in the working
+      precision), those of `forward` and `draw` by `rounded`;
     * where linear algebra raises because the parameters of an element hold NaN or infinity,
       `forward` gives NaN for it, and `canonical` these parameters;
     * the value is contiguous, unless a parameter is laid out alike;
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
-      tensor of an admissible shape, and `violation` a finite tensor: an element that holds NaN or
-      infinity has the violation ``inf``.
+      tensor of an admissible shape, `draw` an admissible shape, and `violation` a finite tensor:
+      an element that holds NaN or infinity has the violation ``inf``.
 
     An argument may be set later, as in ``constraint.radius = 2.0``: the constructor checks it, and
-    what it makes of the arguments follows, while parameters, hooks and the training flag stay.
+    everything that the constructor derives from the arguments is derived again, while parameters,
+    hooks and the training flag stay.
 
-    A tensor among the constructor arguments stays a plain attribute: it is no state, and neither
-    ``to_empty`` nor ``load_state_dict`` may touch it. Use it as ``self.mask.to(value.device)``.
+    A tensor among the constructor arguments stays a plain attribute. It is not part of the state:
+    ``to_empty`` and ``load_state_dict`` leave it alone. Use it as ``self.mask.to(value.device)``.
     `spec` writes it as a list, which the constructor must accept too.
 
     Class attributes:
@@ -72,25 +76,24 @@ class Constraint(FastPaths, WithArguments):
             the module's buffers alone. Only then may the engine keep its value.
         frozen: which of the free parameters are constants (a base point, say): the engine keeps
             these as buffers, not as parameters.
-        value_index: which of the canonical parameters, if any, is the element itself, all others that
-            are trained being zero: ``forward(*canonical(*p)) == canonical(*p)[value_index]``, bit for
-            bit. Then there is nothing to evaluate after an optimizer step.
-        remembers: whether `canonical` begins where it ended before: then it is called for each
-            tensor on its own, where small ones of a kind are otherwise restored as one batch.
-        recompute_in_backward: whether the gradient is had by evaluating once more in each backward pass, where
+        value_index: which of the canonical parameters, if any, is the element itself, while all
+            others that are trained are zero: ``forward(*canonical(*p)) ==
+            canonical(*p)[value_index]``, bit for bit. Then nothing is evaluated after an optimizer
+            step.
+        remembers: whether `canonical` starts from its last result. Then it is called for each
+            tensor by itself; otherwise small tensors of a kind are restored as one batch.
+        recompute_in_backward: whether each backward pass evaluates `forward` once more, because
             the graph of an evaluation would hold several times the memory of the weight.
-        expected_failures: law name -> reason, for each law of `constrained.testing` that cannot hold. An
-            instance may declare its own.
-        preserves: names of the constraints whose sets `forward` maps into themselves, for a map from
-            a tensor to one of the same shape: it can follow these in a `chain`. An instance may
-            have its own.
+        expected_failures: law name -> reason, for each law of `constrained.testing` that cannot
+            hold. An instance may declare its own.
+        preserves: names of the constraints whose sets `forward` maps into themselves, for a map
+            from a tensor to one of the same shape: it can follow these in a `chain`. An instance
+            may have its own.
         name, aliases: set by `constrained.register`.
     """
 
-    event_dim: int | None
     examples: ClassVar[Sequence[tuple[Mapping[str, Any], tuple[int, ...]]]] = ()
     closed: ClassVar[bool] = True
-    complex: ClassVar[bool] = False
     deterministic: bool = True
     expected_failures: Mapping[str, str] = {}
     preserves: tuple[str, ...] = ()
@@ -124,17 +127,15 @@ class Constraint(FastPaths, WithArguments):
                 setattr(cls, method, guard(vars(cls)[method]))
         cls._map_as_defined = cls.forward
         for method in OF_THE_MAP:
-            owner = next(kind for kind in cls.__mro__ if method in vars(kind))
-            # Of another map it says something else.
-            if (
-                issubclass(owner, Constraint)
-                and not _is_abstract(owner._map_as_defined)
-                and owner._map_as_defined is not cls.forward
-            ):
+            if _belongs_to_another_map(cls, method):
                 setattr(cls, method, getattr(FastPaths, method))
-        # Not left to ABC: its metaclass would keep others from deriving a class in the place of
-        # this one, as Pyro and higher do with every module of a model.
-        cls._undefined = [n for n in dir(cls) if _is_abstract(inspect.getattr_static(cls, n, None))]
+        # Not left to ABC: Pyro, higher and others derive a class from that of each module of a
+        # model, with a metaclass of their own, which would conflict with ABC's.
+        undefined = {n for n in dir(cls) if _is_abstract(inspect.getattr_static(cls, n, None))}
+        if cls.sample is not Constraint.sample:
+            # It makes members without `draw`.
+            undefined.discard("draw")
+        cls._undefined = sorted("draw (or sample)" if n == "draw" else n for n in undefined)
         cls._argument_names = tuple(inspect.signature(cls.__init__).parameters)[1:]
         taken = inspect.signature(cls.forward).parameters.values()
         cls._named_params = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken) - 1
@@ -145,8 +146,8 @@ class Constraint(FastPaths, WithArguments):
     def forward(self, *params: Any, **none: Any) -> Tensor:
         """Map free parameters to an element of the set, of shape ``(*batch, *event)``.
 
-        A subclass takes as many tensors as its map has parameters, by position. (So written, type
-        checkers let it.)
+        A subclass takes as many tensors as its map has parameters, by position. (This signature is
+        so wide that type checkers accept it.)
         """
 
     #: The map that the other methods of a class were written for.
@@ -163,35 +164,29 @@ class Constraint(FastPaths, WithArguments):
         """
 
     @abstractmethod
-    def violation(self, value: Tensor) -> Tensor:
-        """How far ``value`` lies from the set: distance-like, shape ``batch``, 0 on its closure."""
-
-    @abstractmethod
     def project(self, value: Tensor) -> Tensor:
         """A nearest point of the set, or the documented retraction where there is no formula."""
 
     @abstractmethod
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """A random element of the full ``shape``, batch dimensions first.
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
+        """A random element of the full ``shape``, batch dimensions first: what `sample` returns.
 
-        Without a ``generator`` torch's default one is used, as by `torch.randn`.
+        A subclass says here how its elements are distributed. `sample` has checked the shape, and
+        converts the result to the dtype that was asked for.
+
+        Args:
+            shape: of the result.
+            random: the source of all random numbers: ``random.normal(shape)``, for one. They come
+                in the precision in which the class computes.
         """
 
-    @abstractmethod
     def dimension(self, shape: Sequence[int]) -> int:
-        """The dimension of the set as a manifold, for one element of the given event shape."""
+        """The dimension of the set as a manifold, for one element of the given event shape.
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """What an event shape must be, if ``event`` is not: ``"must be square"``. Else None."""
-        del event
-        return None
+        The laws and the documentation use it. By default the number of entries, which is that of a
+        set with interior points.
+        """
+        return torch.Size(shape).numel()
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Members near given ones, away from where the derivative of `forward` vanishes.
@@ -214,17 +209,18 @@ class Constraint(FastPaths, WithArguments):
     def admit(self, value: Tensor, share: float) -> Tensor:
         """The members that outsiders start from: by default their projections, moved `inwards`.
 
-        A class defines it where the projection of a tensor as good as any is a bad start: that of
-        a matrix with a determinant of the wrong sign is singular, up to rounding.
+        A class defines it where the projection of an ordinary tensor is a bad start: that of a
+        matrix with a determinant of the wrong sign is singular, up to rounding.
 
         Args:
-            value: of shape ``(*batch, *event)``. What becomes of members among these is not used.
+            value: of shape ``(*batch, *event)``. Results for elements that are members already are
+                not used.
             share: as for `inwards`.
         """
         return self.inwards(self.project(value), share)
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """What `forward` has computed in single precision, in the half precision of the tensor.
+        """A member that was computed in single precision, in a half-precision dtype.
 
         A class defines it where rounding would leave an open set, as a small positive number does
         that becomes zero.
@@ -232,10 +228,11 @@ class Constraint(FastPaths, WithArguments):
         return value.to(dtype)
 
     def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> Constraint:
-        """The constraint for a tensor of a module, with the settings of that where it has none.
+        """The constraint with the arguments that were left out taken from the tensor's module.
 
-        `constrained.constrain` asks each owner of the tensor. A class defines it whose set depends
-        on what the module does with the tensor, as the norm of a convolution does on its stride.
+        `constrained.constrain` calls it for each owner of the tensor. A class defines it if its set
+        depends on what the module does with the tensor, as the norm of a convolution depends on its
+        stride.
 
         Args:
             module: the owner of the tensor; of a lazy one, the tensor may have no shape yet.
@@ -253,83 +250,40 @@ class Constraint(FastPaths, WithArguments):
 
     # ------------------------------------------------------------------------- what follows
 
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A random element of the set, distributed as the class says under `draw`.
+
+        Args:
+            shape: the full shape, batch dimensions first.
+            generator: torch's default one if left out, as for `torch.randn`.
+            dtype: torch's default one if left out.
+            device: as `torch.randn` takes it.
+
+        Raises:
+            ValueError: if the constraint does not admit the shape.
+
+        Example:
+            >>> from constrained import get
+            >>> get("sphere")().sample((3, 4)).shape
+            torch.Size([3, 4])
+        """
+        self.check_shape(shape)
+        dtype = dtype or torch.get_default_dtype()
+        with autocast_disabled(torch.empty(0, device=device)):
+            value = self.draw(tuple(shape), RandomNumbers(generator, working_dtype(dtype), device))
+            return value if value.dtype == dtype else self.rounded(value, dtype)
+
     def param_count(self) -> int:
         """How many free parameters `forward` takes, constant ones included."""
         named = self._named_params
         return max(named, *(i + 1 for i in self.frozen)) if self.frozen else named
-
-    def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
-        """Whether each element of the batch lies in the set, up to ``tol``.
-
-        Args:
-            value: shape ``(*batch, *event)``.
-            tol: the largest violation that is accepted; `constrained.tolerance` by default.
-
-        Returns:
-            Boolean tensor of shape ``batch``. False where an element is not finite.
-        """
-        violation, granted = self.measured(value)
-        return (violation <= (granted if tol is None else tol)) & torch.isfinite(violation)
-
-    def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The violation of each element of the batch, and how much of that is rounding.
-
-        Who asks whether a value is inside compares these two, and calls infinity outside.
-        """
-        return self.violation(value), tolerance(value, self.event_dim)
-
-    def check_shape(self, shape: Sequence[int]) -> None:
-        """Raise a `ValueError` if a tensor of this shape cannot carry the constraint."""
-        shape = tuple(shape)
-        event = len(shape) if self.event_dim is None else self.event_dim
-        if len(shape) < event:
-            dims = "one dimension" if event == 1 else f"{event} dimensions"
-            raise ValueError(
-                f"{self!r} needs a tensor of at least {dims}, but the shape is {shape}."
-            )
-        problem = self.shape_problem(shape[len(shape) - event :])
-        if problem:
-            raise ValueError(f"{self!r}: each element {problem}, but the shape is {shape}.")
-
-    def check_tensor(self, value: Tensor) -> None:
-        """Raise if ``value`` is no floating tensor, of no admissible shape, or not finite."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{self!r} needs a tensor, got {type(value).__name__}.")
-        if not (value.is_floating_point() or (self.complex and value.is_complex())):
-            kind = "floating-point or complex" if self.complex else "real floating-point"
-            raise TypeError(f"{self!r} needs a {kind} tensor, got {value.dtype}.")
-        self.check_shape(value.shape)
-        if has_values(value) and not bool(torch.isfinite(value).all()):
-            count = int((~torch.isfinite(value)).sum())
-            raise ValueError(
-                f"{self!r} needs finite values, but {count} of {value.numel()} are NaN or infinite."
-            )
-
-    def check_member(self, value: Tensor) -> None:
-        """Raise an `InfeasibleError` unless every element of ``value`` lies in the set."""
-        self.check_tensor(value)
-        if not has_values(value) or value.numel() == 0:
-            return
-        violations, granted = self.measured(value)
-        inside = (violations <= granted) & torch.isfinite(violations)
-        if bool(inside.all()):
-            return
-        # Of two numbers beyond the range the difference is none.
-        excess = torch.where(torch.isfinite(violations), violations - granted, torch.inf)
-        worst = int(excess.flatten().argmax())
-        violation = float(violations.flatten()[worst])
-        allowed = float(granted.flatten()[worst])
-        name = type(self).name
-        project = f"get({name!r})(...).project(value)" if name else "its project(value)"
-        where = ""
-        if excess.ndim:
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape))
-            where = f" at index {index}"
-        raise InfeasibleError(
-            f"{self!r}: the value violates the constraint by {violation:.3g}{where} "
-            f"(at most {allowed:.3g} is rounding); {project} gives a nearby "
-            "member, and a write inside of writable(module) goes to it."
-        )
 
     def start(self, value: Tensor) -> Tensor:
         """Where training starts: each member stays bit for bit, an outsider goes to one nearby.
@@ -357,7 +311,8 @@ class Constraint(FastPaths, WithArguments):
             return value
         found = torch.where(beside(outside, value), self.admit(value, START), value)
         share = 2 * START
-        # Rounded for storage, a small step from the boundary may be none: then it is a larger one.
+        # Rounding to the dtype of storage may undo a small step from the boundary: take larger
+        # ones.
         while share < 1 / 2 and bool((flat := outside & self.flat(found, share / 4)).any()):
             found = torch.where(beside(flat, value), self.admit(value, share), found)
             share *= 2
@@ -380,7 +335,7 @@ class Constraint(FastPaths, WithArguments):
         if event_dim:
             finite = finite.flatten(value.ndim - event_dim).all(-1)
         safe = torch.where(beside(finite, value), value, torch.ones_like(value))
-        # A short way is one before it is rounded for storage.
+        # Not in the dtype of storage, in which rounding may undo a short step.
         safe = raise_precision(safe)
         return self._differ(self.inwards(safe, share), safe) & finite
 
@@ -394,10 +349,20 @@ class Constraint(FastPaths, WithArguments):
 def unguarded(constraint: Constraint, method: str) -> Callable[..., Any]:
     """A method as the class defines it: for a part of another constraint, whose guard has worked.
 
-    The guard of a part would take a value in working precision for one that was stored in it.
+    The part's own guard would judge a value in working precision as if it had been stored in it.
     """
     function = getattr(type(constraint), method)
     return functools.partial(getattr(function, "__wrapped__", function), constraint)
+
+
+def _belongs_to_another_map(cls: type[Constraint], method: str) -> bool:
+    """Whether a class inherits a method that was written for another `forward` than its own."""
+    owner = next(kind for kind in cls.__mro__ if method in vars(kind))
+    if not issubclass(owner, Constraint):
+        return False
+    # The method was written for the first map that is defined at its class or below.
+    maps = (kind._map_as_defined for kind in cls.__mro__ if issubclass(kind, owner))
+    return any(not _is_abstract(each) and each is not cls.forward for each in maps)
 
 
 def _is_abstract(member: Any) -> bool:

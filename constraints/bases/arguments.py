@@ -1,39 +1,32 @@
-"""Numbers among the arguments of constraints, checked."""
+"""Checks of constructor arguments: each returns the checked value or names what is wrong."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from constrained.constraint.plain_data import short
-from constraints.math.autograd import needs_derivative
 
 
-def least_positive(dtype: torch.dtype) -> float:
-    """Where maps onto an open set end beside zero: the root of the smallest number.
-
-    There a logarithm and a reciprocal, and the derivatives of both, are finite still. Next to the
-    smallest number itself they overflow, and times the vanishing derivative of the map make NaN.
-    The range of float16 is too short for that, its root being 0.008: there it is the smallest
-    normal number, with a logarithm, its derivative and a reciprocal.
-    """
-    tiny = torch.finfo(dtype).tiny
-    return tiny if dtype == torch.float16 else math.sqrt(tiny)
-
-
-def kept(value: Tensor, low: float | None, high: float | None = None) -> Tensor:
-    """The value between two bounds, with the gradient of the value itself."""
-    if not needs_derivative(value):
-        return value.clamp(low, high)
-    return value + (value.clamp(low, high) - value).detach()
+def checked_number(constraint: str, number: float, name: str) -> float:
+    """A real number as a float, or a `TypeError` that names the argument."""
+    if not isinstance(number, Real) or isinstance(number, bool):
+        raise TypeError(f"{constraint}: {name} must be a number, got {short(number)}.")
+    try:
+        return float(number)
+    except OverflowError:
+        # Python's whole numbers may have any number of digits.
+        return math.inf if number > 0 else -math.inf
 
 
 def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:
     """A finite number, or an error that names the argument."""
-    number = _number(constraint, bound, name)
+    number = checked_number(constraint, bound, name)
     if not math.isfinite(number):
         raise ValueError(f"{constraint}: {name} must be finite, got {short(bound)}.")
     return number
@@ -41,26 +34,51 @@ def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:
 
 def checked_positive(constraint: str, bound: float, name: str = "bound") -> float:
     """A positive finite number, or an error that names the argument."""
-    number = _number(constraint, bound, name)
+    number = checked_number(constraint, bound, name)
     if not 0 < number < math.inf:
         raise ValueError(f"{constraint}: {name} must be positive and finite, got {short(bound)}.")
     return number
 
 
-def _number(constraint: str, bound: float, name: str) -> float:
-    if not isinstance(bound, Real) or isinstance(bound, bool):
-        raise TypeError(f"{constraint}: {name} must be a number, got {short(bound)}.")
-    try:
-        return float(bound)
-    except OverflowError:
-        # A whole number may have any number of digits.
-        return math.inf if bound > 0 else -math.inf
+def check_order(constraint: str, low: float, high: float) -> None:
+    """Raise a `ValueError` unless the first number is less than the second."""
+    if not low < high:
+        raise ValueError(
+            f"{constraint}: low must be less than high, got low={low!r} and high={high!r}."
+        )
 
 
 def checked_rank(constraint: str, rank: int) -> int:
-    """An integer from 1 on."""
-    if not isinstance(rank, int) or isinstance(rank, bool):
+    """A whole number from 1 on, or an error."""
+    if not is_whole(rank):
         raise TypeError(f"{constraint}: rank must be an integer, got {short(rank)}.")
     if rank < 1:
         raise ValueError(f"{constraint}: rank must be at least 1, got {short(rank)}.")
     return rank
+
+
+def check_whole(constraint: str, name: str, numbers: Any, least: int = 1) -> None:
+    """Raise unless an argument is None, a whole number from ``least`` on, or a list of such."""
+    for number in numbers if isinstance(numbers, list | tuple) else [numbers]:
+        if number is None:
+            continue
+        if not is_whole(number):
+            raise TypeError(f"{constraint}: {name} must be a whole number, got {short(number)}.")
+        if number < least:
+            raise ValueError(f"{constraint}: {name} must be at least {least}, got {short(number)}.")
+
+
+def is_whole(number: Any) -> bool:
+    """Whether a number is an integer; truth values are not."""
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def as_tensor(given: Tensor | Sequence[Any]) -> Tensor:
+    """A copy of a tensor, or the tensor that nested lists stand for.
+
+    Raises:
+        TypeError, ValueError or RuntimeError: if it is neither, as `torch.as_tensor` does.
+    """
+    # Lists make a tensor with values under `torch.device("meta")` too.
+    device = given.device if isinstance(given, Tensor) else "cpu"
+    return torch.as_tensor(given, device=device).detach().clone()

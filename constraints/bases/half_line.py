@@ -1,22 +1,21 @@
-"""Half-lines: the numbers on one side of a bound, without it or with it."""
+"""Half-lines: the numbers on one side of a bound, with or without the bound itself."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint
-from constraints.bases.arguments import kept, least_positive
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.boundary import STEEPNESS
 from constraints.math.autograd import needs_derivative
+from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 
 
 class HalfLine(Constraint):
-    """What half-lines share: they are made of an end, and a direction from there.
+    """What half-lines share: an end, and the direction in which they extend from it.
 
     Attributes:
         end: the bound.
@@ -31,14 +30,9 @@ class HalfLine(Constraint):
         """How far a number lies beyond the bound."""
         return F.relu(self.direction * (self.end - value))
 
-    def dimension(self, shape: Sequence[int]) -> int:
-        """1, each number being an element."""
-        del shape
-        return 1
-
-    def outwards(self, amount: Tensor) -> Tensor:
-        """The number that lies ``amount`` inside of the bound."""
-        return self.end + self._upwards(amount)
+    def _at(self, distance: Tensor) -> Tensor:
+        """The number inside at this distance from the bound."""
+        return self.end + self._upwards(distance)
 
     def _upwards(self, y: Tensor) -> Tensor:
         """``direction * y``, without a product."""
@@ -46,16 +40,16 @@ class HalfLine(Constraint):
 
 
 class OpenHalfLine(HalfLine):
-    """A half-line without its end, which softplus maps the real line onto."""
+    """A half-line without its end: the image of the real line under softplus."""
 
     closed = False
 
     def forward(self, y: Tensor) -> Tensor:
         """``end + direction * log(1 + exp(direction * y))``."""
-        return self._inside(self.outwards(softplus(self._upwards(y))), y.dtype)
+        return self._inside(self._at(softplus(self._upwards(y))), y.dtype)
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
-        """Times ``sigmoid(direction * y)``."""
+        """The gradient times ``sigmoid(direction * y)``, the derivative of softplus."""
         return (torch.sigmoid(self._upwards(y)).mul_(gradient),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -77,24 +71,16 @@ class OpenHalfLine(HalfLine):
         far = self.direction * (value - self.end) >= least
         return torch.where(far, value, self.end + self.direction * least)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A log-normal distance from the bound: exp of a standard normal number."""
-        normal = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        return self._inside(self.outwards(normal.exp()), normal.dtype)
+        return self._inside(self._at(random.normal(shape).exp()), random.dtype)
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """The number, or the one next to the bound."""
+        """The number itself, or the nearest one inside if it would be rounded to the bound."""
         return self._inside(value, dtype).to(dtype)
 
     def _inside(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """Where rounding would end at the bound, a number beside it, with the gradient."""
+        """The value, but at least one number away from the bound, with an unchanged gradient."""
         # One to two units in the last place of the bound.
         least = max(torch.finfo(dtype).eps * abs(self.end), least_positive(dtype))
         innermost = self.end + self.direction * least
@@ -102,28 +88,28 @@ class OpenHalfLine(HalfLine):
 
 
 class ClosedHalfLine(HalfLine):
-    """A half-line with its end, which is reached, and left again.
+    """A half-line with its end, which training can reach and leave again.
 
-    The map is the identity inside. Outside it is folded back, with the slope -1 / 2^20: a number
-    that an optimizer moved beyond the bound has a value at the bound, up to a millionth of how far
-    it went. `canonical` replaces a parameter by its value, so that an optimizer step ends like one
-    of projected gradients. Where nobody calls `canonical`, the small slope still leads back, which
-    Adam and its like, blind to the scale, can follow.
+    The map is the identity inside. Outside it folds the line back, with the slope -1 / 2^20: a
+    parameter that an optimizer moved a distance d beyond the bound has a value d / 2^20 inside of
+    it. `canonical` replaces a parameter by its value, so that an optimizer step ends like one of
+    projected gradients. Without `canonical` the small slope still leads back: Adam and similar
+    optimizers do not depend on the scale of a gradient.
     """
 
     value_index = 0
 
     def forward(self, y: Tensor) -> Tensor:
-        """The number itself inside, and next to the bound else."""
+        """The number itself inside; a number next to the bound for one outside."""
         excess = y - self.end
         folded = self.end - excess / STEEPNESS
         if not needs_derivative(y):
-            # Inside of the bound a number is on the near side of its image, outside beyond it.
+            # Inside, y is farther from the bound than `folded`, which lies outside; and vice versa.
             return (torch.maximum if self.direction > 0 else torch.minimum)(y, folded)
         return torch.where(self.direction * excess >= 0, y, folded)
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
-        """The gradient itself inside, and turned round, times 2^-20, where it is folded back."""
+        """The gradient inside, and -2^-20 times the gradient where the line is folded back."""
         if y is value:
             return (gradient.clone(),)
         inside = y >= self.end if self.direction > 0 else y <= self.end
@@ -134,25 +120,17 @@ class ClosedHalfLine(HalfLine):
         return value
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """The number itself."""
+        """The element itself."""
         return (self.forward(y),)
 
     def project(self, value: Tensor) -> Tensor:
-        """The nearest number of the set: the bound for what lies beyond it."""
+        """The nearest number of the set: the bound for a number beyond it."""
         return value.clamp(min=self.end) if self.direction > 0 else value.clamp(max=self.end)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A half-normal distance from the bound: a standard normal number's absolute value."""
-        normal = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        return self.outwards(normal.abs())
+        return self._at(random.normal(shape).abs())
 
 
-#: Every map of the line onto a half-line that leaves the end with a nonzero slope has a kink.
+#: The reason for which the laws of derivatives fail at the bound of a closed half-line.
 KINK = "a kink at the bound, as every map of the line onto it that leaves it with a nonzero slope"

@@ -1,89 +1,81 @@
-"""Vectors whose length, in some norm, is bounded."""
+"""Vectors whose p-norm is bounded."""
 
 from __future__ import annotations
-
-from abc import abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from constrained import Constraint
 from constrained.constraint.fast_paths import recomputed
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.boundary import relax_to_boundary
+from constraints.bases.expected_failures import failing, no_derivative
+from constraints.bases.shapes import Vectors
 from constraints.math.autograd import goes_by_operator, needs_derivative
 from constraints.math.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
 from constraints.math.unit_vectors import is_moderate
 from constraints.math.unit_vectors import scaled as scaled_to_one
 
-_KINK = "a kink on the boundary: the identity inside, a scaling or a projection outside"
-
-
-def kinks(*points: str) -> dict[str, str]:
-    """Exemptions from the laws of derivatives at these points."""
-    orders = ("first", "second")
-    return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], _KINK)
+KINK = "a kink on the boundary: the identity inside, a scaling or a projection outside"
 
 
 def kinks_and_outside() -> dict[str, str]:
-    """Exemptions where a gradient outside is not the derivative of the map."""
+    """The laws that fail for a map whose gradient outside is not its derivative."""
     why = (
         "outside it is the gradient at the element, of which a step is made: an entry that the map "
         "sends to 0 has no other"
     )
-    return {**kinks("ones", "boundary"), "pullback_is_the_gradient": why, "compiles": why}
+    kinks = no_derivative(KINK, "ones", "boundary")
+    return {**kinks, **failing(why, "pullback_is_the_gradient", "compiles")}
 
 
-class LengthBound(Constraint):
-    """What sets of vectors share whose length may be anything up to a bound, in some norm.
+class LengthBound(Vectors):
+    """What sets of vectors share whose p-norm is at most a bound.
 
-    The map is the identity inside. Outside, a vector is scaled back to the boundary, or for the sum
-    of absolute values goes to the nearest point, where small entries are zero. `canonical` takes a
-    parameter that a step has led outside back there, little by little: see `relax_to_boundary`.
+    The map is the identity inside. Outside, a vector is scaled back to the boundary, or for p = 1
+    goes to the nearest point, where small entries are zero. `canonical` moves a parameter that a
+    step has led outside back to the boundary little by little: see `relax_to_boundary`.
+
+    Attributes:
+        greatest: the bound.
+        order: p, from 1 on.
     """
 
-    event_dim = 1
-    is_euclidean = False
-    is_absolute_sum = False
+    greatest: float
+    order: float = 2.0
 
-    @abstractmethod
-    def greatest(self) -> float:
-        """The bound."""
-
-    @abstractmethod
     def length(self, value: Tensor) -> Tensor:
-        """The norm of each vector, of shape ``(*batch, 1)``; no entry is above 1."""
+        """The norm of each vector, of shape ``(*batch, 1)``."""
+        return torch.linalg.vector_norm(value, self.order, dim=-1, keepdim=True)
 
     def forward(self, y: Tensor) -> Tensor:
-        """The vector itself inside, and on the boundary else."""
-        if self.is_absolute_sum:
-            value = onto_l1_ball(y, self.greatest())
-            # In compiled code there is no pullback to be asked.
+        """The vector itself inside; a vector on the boundary for one outside."""
+        if self.order == 1:
+            value = onto_l1_ball(y, self.greatest)
+            # Compiled code does not call `pullback`, which gives this gradient.
             return value.detach() + (y - y.detach()) if goes_by_operator() else value
-        # Another norm of large numbers errs with the logarithm of their size.
-        if self.is_euclidean and not needs_derivative(y):
+        # Only for p = 2: the error of another norm grows with the logarithm of the numbers.
+        if self.order == 2 and not needs_derivative(y):
             length = self.length(y)
             if is_moderate(length[length > self._most(y)]):
                 return y * self._factor(length)
         scaled, scale = scaled_to_one(y)
-        length, bound = scale * self.length(scaled), self.greatest()
+        length, bound = scale * self.length(scaled), self.greatest
         outside = length > bound
-        # In the branch that is not taken nothing may be infinite, or its gradient would be NaN.
+        # Infinity in the branch that is not taken would make its gradient NaN.
         factor = bound / torch.where(outside, length, 1)
         return torch.where(outside, y * factor, y)
 
     def has_pullback(self) -> bool:
-        """For the Euclidean norm and the sum of absolute values."""
-        return self.is_euclidean or self.is_absolute_sum
+        """For p = 1 and p = 2."""
+        return self.order in (1, 2)
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient itself inside; outside the part along the boundary, scaled as y is.
+        """The gradient itself inside; outside its component along the boundary, scaled as y is.
 
-        For the sum of absolute values the gradient itself everywhere, of which `step_gradient` is
-        made: outside, the map would give an entry that is 0 no derivative.
+        For p = 1 the gradient itself everywhere, from which `step_gradient` is made: outside, the
+        derivative of the map with respect to an entry that it sends to 0 is zero.
         """
-        if self.is_absolute_sum:
+        if self.order == 1:
             return (gradient,)
         length = self.length(y)
         outside = length > self._most(y)
@@ -95,33 +87,33 @@ class LengthBound(Constraint):
         return ((gradient * factor).addcmul_(y, along, value=-1),)
 
     def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
-        """For the sum of absolute values, the gradient mapping of `l1_ball_gradient`."""
-        if not self.is_absolute_sum:
+        """For p = 1 the gradient mapping of `l1_ball_gradient`."""
+        if self.order != 1:
             return gradient
-        value = onto_l1_ball(params[0], self.greatest())
-        return l1_ball_gradient(gradient, value, self.greatest())
+        value = onto_l1_ball(params[0], self.greatest)
+        return l1_ball_gradient(gradient, value, self.greatest)
 
     def has_step_gradient(self) -> bool:
-        """For the sum of absolute values."""
-        return self.is_absolute_sum
+        """For p = 1."""
+        return self.order == 1
 
     def _factor(self, length: Tensor) -> Tensor:
-        return torch.where(length > self._most(length), self.greatest() / length, 1)
+        return torch.where(length > self._most(length), self.greatest / length, 1)
 
     def _most(self, y: Tensor) -> float:
-        # A length that is summed in another order exceeds the bound by some roundings.
-        return self.greatest() * (1 + 4 * torch.finfo(y.dtype).eps)
+        # A length that is summed in another order may exceed the bound by some roundings.
+        return self.greatest * (1 + 4 * torch.finfo(y.dtype).eps)
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity, but for rounding: a vector on the boundary is put inside of it."""
+        """The identity, except that a vector on the boundary is moved inside by a rounding."""
         return self._inside(value)
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
-        if self.is_absolute_sum:
-            return (relax_to_boundary(y, self._inside(onto_l1_ball(y, self.greatest())), 1),)
-        if self.is_euclidean and not needs_derivative(y):
-            length, most = self.length(y), self.greatest()
+        if self.order == 1:
+            return (relax_to_boundary(y, self._inside(onto_l1_ball(y, self.greatest)), 1),)
+        if self.order == 2 and not needs_derivative(y):
+            length, most = self.length(y), self.greatest
             most = most * (1 - 2 * torch.finfo(y.dtype).eps)
             if is_moderate(length[length > most]):
                 return (relax_to_boundary(y, y * torch.where(length > most, most / length, 1), 1),)
@@ -130,47 +122,28 @@ class LengthBound(Constraint):
     def violation(self, value: Tensor) -> Tensor:
         """How much longer than the bound the vector is.
 
-        For a sum of absolute values: how much less the largest entry of the nearest point is.
+        For p = 1: by how much the largest entry of the nearest point is less.
         """
-        if self.is_absolute_sum:
-            return beyond_l1_ball(value, self.greatest())
+        if self.order == 1:
+            return beyond_l1_ball(value, self.greatest)
         scaled, scale = scaled_to_one(value)
-        return (scale * self.length(scaled) - self.greatest()).clamp(min=0).squeeze(-1)
+        return (scale * self.length(scaled) - self.greatest).clamp(min=0).squeeze(-1)
 
     def project(self, value: Tensor) -> Tensor:
-        """The vector scaled back to the bound; for a sum of absolute values, the nearest point."""
-        if self.is_absolute_sum:
-            value = onto_l1_ball(value, self.greatest())
+        """The vector scaled back to the bound; for p = 1 the nearest point."""
+        if self.order == 1:
+            value = onto_l1_ball(value, self.greatest)
         return self._inside(value)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The direction of a normal vector, with a length that is uniform up to the bound."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        y = torch.randn(tuple(shape), **options)
-        share = torch.rand((*y.shape[:-1], 1), **options)
-        scaled, _ = scaled_to_one(y)
-        return (scaled * (share * self.greatest() / self.length(scaled))).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n``."""
-        return shape[-1]
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has at least one entry."""
-        return None if event[0] > 0 else "must have at least one entry"
+        direction, _ = scaled_to_one(random.normal(shape))
+        share = random.uniform((*shape[:-1], 1))
+        return direction * (share * self.greatest / self.length(direction))
 
     def _inside(self, value: Tensor) -> Tensor:
-        # The identity starts at the boundary: a rounding beyond it, the derivative is another one.
-        eps, bound = torch.finfo(value.dtype).eps, self.greatest()
+        # Moved inside, where the derivative is the identity; a rounding outside it is another one.
+        eps, bound = torch.finfo(value.dtype).eps, self.greatest
         scaled, scale = scaled_to_one(value)
         length = scale * self.length(scaled)
         least = bound * (1 - 2 * eps) / length.clamp(min=torch.finfo(value.dtype).tiny)

@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from constrained import Constraint, register
+from constrained import register
 from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.parts import (
-    as_specs,
+    Composite,
     build_parts,
     canonical,
     events,
     inherited,
     largest,
-    spelled,
     unpack,
 )
 
 
 @register("chain")
-class Chain(Constraint):
+class Chain(Composite):
     """Several constraints on the same tensor, one map after another: ``"symmetric | ball"``.
 
     **Set**: the members of all parts' sets, A and B and ... Its dimension is that of the first
@@ -33,11 +33,11 @@ class Chain(Constraint):
 
     **Map**: that of the first part, then those of the others, each from a tensor to the one of its
     set that belongs to it, such as a nearest one. A map follows others only if its class declares
-    that it keeps their sets (`Constraint.preserves`): ``positive_definite | special_linear`` scales a
-    positive definite matrix to determinant one, ``symmetric | spectral_norm`` cuts the eigenvalues
-    of a symmetric matrix. In the order that is not declared, or where none is, there is an error.
-    Rounding errors that a map adds across a linear space are taken away; across other sets they
-    stay, and grow with the condition of the matrix.
+    that it keeps their sets (`Constraint.preserves`): ``positive_definite | special_linear`` scales
+    a positive definite matrix to determinant one, ``symmetric | spectral_norm`` cuts the
+    eigenvalues of a symmetric matrix. In the order that is not declared, or where none is, there is
+    an error. Rounding errors that a map adds across a linear space are taken away; across other
+    sets they stay, and grow with the condition of the matrix.
 
     **Right inverse**: those of the parts, from the last one to the first.
 
@@ -80,8 +80,7 @@ class Chain(Constraint):
                         f"chain: the map of {part!r} does not keep the set of {former!r}, which "
                         f"comes before it; of the named sets it keeps {kept}."
                     )
-        self._given = spelled(parts, built)
-        self._parts = nn.ModuleList(built)
+        self._take(parts, built)
         kinks = inherited(built)
         self.expected_failures = {
             **kinks,
@@ -91,27 +90,10 @@ class Chain(Constraint):
             "the next",
         }
 
-    # What follows from the parts follows them when an argument of one is set.
-
-    @property
-    def parts(self) -> list[Any]:
-        """The parts, as they are, as plain data."""
-        return as_specs(self._given, self._each())
-
     @property
     def event_dim(self) -> int:  # type: ignore[override]
         """That of the part with the largest elements."""
         return max(events(part) for part in self._each())
-
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.closed for part in self._each())
-
-    @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.deterministic for part in self._each())
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -188,18 +170,10 @@ class Chain(Constraint):
             value = part.start(value)
         return first.project(value) if isinstance(first, LinearSpace) else value
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A sample of the first part, projected by the others."""
-        self.check_shape(shape)
         first, *others = self._each()
-        value = first.sample(shape, generator=generator, dtype=dtype, device=device)
+        value = random.member(first, shape)
         for part in others:
             value = part.project(value)
         return first.project(value) if isinstance(first, LinearSpace) else value
@@ -221,6 +195,3 @@ class Chain(Constraint):
             if problem:
                 return f"{problem} (for {part!r})"
         return None
-
-    def _each(self) -> list[Constraint]:
-        return list(self._parts)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tensors with zeros in places that a mask tells: fixed sparsity."""
+"""Tensors with zeros where a mask has them: fixed sparsity."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from constrained import register
+from constraints.bases.arguments import as_tensor
 from constraints.bases.linear_space import LinearSpace
 
 
@@ -51,9 +52,7 @@ class Masked(LinearSpace):
     def __init__(self, mask: Tensor | Sequence[Any]) -> None:
         super().__init__()
         try:
-            # Lists make a tensor with values under `torch.device("meta")` too.
-            device = mask.device if isinstance(mask, Tensor) else "cpu"
-            given = torch.as_tensor(mask, device=device).detach().clone()
+            given = as_tensor(mask)
         except (TypeError, ValueError, RuntimeError):
             raise ValueError(
                 "masked: mask must be a tensor or nested lists of one shape."

@@ -7,24 +7,25 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.base import FLAT, unguarded
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import is_whole
 from constraints.bases.parts import (
-    as_specs,
+    Composite,
     build_parts,
     canonical,
     events,
     inherited,
     largest,
-    spelled,
     unpack,
 )
 
 
 @register("product", aliases=("cartesian_product", "cat"))
-class Product(Constraint):
+class Product(Composite):
     """Different constraints on the slices of one tensor: the gates of an LSTM, a mean and a scale.
 
     **Set**: the Cartesian product of the parts' sets, {x : x[first slice] in A, x[second slice] in
@@ -69,7 +70,7 @@ class Product(Constraint):
         built = build_parts("product", parts)
         self.sizes = None if sizes is None else list(sizes)
         self.dim = dim
-        if not isinstance(dim, int) or isinstance(dim, bool):
+        if not is_whole(dim):
             raise TypeError(f"product: dim must be an integer, got {dim!r}.")
         if self.sizes is not None and len(self.sizes) != len(built):
             raise ValueError(
@@ -77,16 +78,8 @@ class Product(Constraint):
             )
         if self.sizes is not None and not all(isinstance(s, int) and s > 0 for s in self.sizes):
             raise ValueError(f"product: sizes must be whole numbers from 1 on, got {self.sizes}.")
-        self._given = spelled(parts, built)
-        self._parts = nn.ModuleList(built)
+        self._take(parts, built)
         self.expected_failures = inherited(built)
-
-    # What follows from the parts follows them when an argument of one is set.
-
-    @property
-    def parts(self) -> list[Any]:
-        """The parts, as they are, as plain data."""
-        return as_specs(self._given, self._each())
 
     @property
     def event_dim(self) -> int | None:  # type: ignore[override]
@@ -95,16 +88,6 @@ class Product(Constraint):
         if self.dim >= 0 or any(part.event_dim is None for part in parts):
             return None
         return max(-self.dim, *(events(part) for part in parts))
-
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.closed for part in self._each())
-
-    @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.deterministic for part in self._each())
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -197,19 +180,11 @@ class Product(Constraint):
         found = [part.flat(piece, share) for part, piece in self._slices(value)]
         return torch.cat([each.flatten() for each in found])
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Each slice sampled by its part, independently."""
-        self.check_shape(shape)
         pieces = [
-            part.sample(piece, generator=generator, dtype=dtype, device=device)
-            for part, piece in zip(self._each(), self._shapes(tuple(shape)), strict=True)
+            random.member(part, piece)
+            for part, piece in zip(self._each(), self._shapes(shape), strict=True)
         ]
         return torch.cat(pieces, self.dim)
 
@@ -240,9 +215,6 @@ class Product(Constraint):
             if problem:
                 return f"has a slice {i}, of shape {piece} for {part!r}, which {problem}"
         return None
-
-    def _each(self) -> list[Constraint]:
-        return list(self._parts)  # type: ignore[arg-type]
 
     def _lengths(self, total: int) -> list[int]:
         return self.sizes or [total // len(self.parts)] * len(self.parts)

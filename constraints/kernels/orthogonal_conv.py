@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint.base import unguarded
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import check_whole
+from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.layer import layer_of, taken_from
+from constraints.math.matrix import symmetric_part
+from constraints.math.paraunitary import gram_defect, kernel_of, peeled, times_factor, wide
 from constraints.math.polar import polar
-from constraints.math.psd_part import symmetric_part
-from constraints.math.svd import svd
-
-# A convolution with stride 1 has the symbol K(z) = sum_j K_j z^-j, one matrix per frequency; it is
-# orthogonal if all of these are. In one dimension every such K with k taps is
-#
-#     K(z) = H F_1(z) ... F_{k-1}(z),        F(z) = P + z^-1 (I - P),
-#
-# with an orthogonal H and orthogonal projections P (Vaidyanathan 1993, section 14.4; Gao, Nguyen
-# and Strang 2001). The last factor comes off again: the rows of the first tap lie in the range of
-# P, those of the last tap in its complement, so that K(z) F(1/z) has one tap less. In two
-# dimensions factors in z are followed by factors in w; with the taps along z for more rows, those
-# come off first. With a stride s, each of the s^d phases of the input is a channel of its own, as
-# in `constraints.symbol`.
 
 
 @register("orthogonal_conv", aliases=("orthogonal_convolution", "bcop", "aoc", "block_orthogonal"))
@@ -99,18 +88,18 @@ class OrthogonalConv(Constraint):
         ({"event_dim": 4, "stride": 2}, (4, 1, 2, 2)),
         ({"event_dim": 4, "stride": [1, 2], "groups": 2}, (4, 2, 3, 4)),
     )
-    expected_failures: ClassVar[dict[str, str]] = {
+    expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "the nearest orthogonal kernel has no formula: project() is a retraction",
         "adam_reaches_the_optimum": "the set is in pieces, one for each choice of ranks, and that "
         "of the start may not hold the target",
-        **dict.fromkeys(
-            ("no_dead_directions", "every_start_trains", "flat_members_are_told"),
+        **failing(
             "the set is in pieces of different dimensions, one for each choice of ranks; along its "
-            "own piece every member has live directions",
+            "own piece every direction at a member has a gradient",
+            *("no_dead_directions", "every_start_trains", "flat_members_are_told"),
         ),
-        **dict.fromkeys(
-            ("first_derivative:zero_params", "second_derivative:zero_params"),
+        **no_derivative(
             "the polar factor has no limit at zero, nor at any matrix that has not full rank",
+            "zero_params",
         ),
     }
 
@@ -121,14 +110,8 @@ class OrthogonalConv(Constraint):
         event_dim: int | None = None,
     ) -> None:
         super().__init__()
-        for name, values in (("stride", stride), ("groups", groups)):
-            for value in values if isinstance(values, Sequence) else [values]:
-                if values is None:
-                    continue
-                if not isinstance(value, int) or isinstance(value, bool):
-                    raise TypeError(f"orthogonal_conv: {name} must be whole, got {value!r}.")
-                if value < 1:
-                    raise ValueError(f"orthogonal_conv: {name} must be 1 or more, got {value}.")
+        check_whole("orthogonal_conv", "stride", stride)
+        check_whole("orthogonal_conv", "groups", groups)
         if event_dim is not None and event_dim not in (3, 4):
             raise ValueError(
                 "orthogonal_conv: event_dim must be 3 or 4, or None for the whole tensor, got "
@@ -162,7 +145,7 @@ class OrthogonalConv(Constraint):
         dims = H.ndim - 3 if self.event_dim is None else self.event_dim - 2
         phases = tuple(H.shape[H.ndim - dims :])
         rows, channels = H.shape[-dims - 2], H.shape[-dims - 1]
-        matrix = polar(_wide(H.reshape(*H.shape[: -dims - 1], channels * math.prod(phases))))
+        matrix = polar(wide(H.reshape(*H.shape[: -dims - 1], channels * math.prod(phases))))
         product = matrix[..., None, None, :, :]
         for reflections in M:
             # The second axis has one dimension more: the shapes say which factors there are.
@@ -171,9 +154,9 @@ class OrthogonalConv(Constraint):
             S = S.squeeze(-4) if axis == -3 else S
             P = (torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2
             for i in range(P.shape[-3]):
-                product = _times_factor(product, P[..., i, None, None, :, :], axis)
+                product = times_factor(product, P[..., i, None, None, :, :], axis)
         taps = product.mT if rows > channels * math.prod(phases) else product
-        return _kernel(taps, phases, channels)
+        return kernel_of(taps, phases, channels)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """The factors, one by one from the last to the first."""
@@ -184,7 +167,7 @@ class OrthogonalConv(Constraint):
         for axis in (-3, -4):
             found = []
             for _ in range(taps.shape[axis] - 1):
-                taps, S = _peeled(taps, axis)
+                taps, S = peeled(taps, axis)
                 found.insert(0, S)
             if found:
                 stacked = torch.stack(found, dim=-3)
@@ -212,7 +195,7 @@ class OrthogonalConv(Constraint):
         second, where there are taps along two axes, that of the difference from the projection.
         """
         taps, _ = self._taps(value)
-        defect = _gram_defect(taps)
+        defect = gram_defect(taps)
         if min(taps.shape[-4:-2]) == 1:
             return defect
         rest = (value - self._retracted(value)).abs()
@@ -229,33 +212,22 @@ class OrthogonalConv(Constraint):
         factors = unguarded(self, "right_inverse")(wide)
         return unguarded(self, "forward")(*factors).to(value.dtype)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The map at random factors: H uniform, projections of half of the rank, also uniform."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        working = working_dtype(dtype)
-        options = {"generator": generator, "dtype": working, "device": device}
         event = tuple(shape if self.event_dim is None else shape[-self.event_dim :])
         batch = tuple(shape[: len(shape) - len(event)])
         phases, counts = self._phases(event)
         rows, columns = event[0] // self._groups(), event[1] * math.prod(phases)
         m = max(rows, columns)
-        H = torch.randn((*batch, self._groups(), rows, event[1], *phases), **options)
-        signs = torch.where(torch.arange(m, device=device) < m // 2, 1, -1).to(working)
-        reflections = []
+        H = random.normal((*batch, self._groups(), rows, event[1], *phases))
+        signs = torch.where(torch.arange(m, device=H.device) < m // 2, 1, -1).to(H.dtype)
+        reflections: list[Tensor] = []
         for axis, count in enumerate(counts):
             if count > 1:
-                Q = polar(torch.randn((*batch, self._groups(), count - 1, m, m), **options))
+                Q = polar(random.normal((*batch, self._groups(), count - 1, m, m)))
                 S = (Q * signs) @ Q.mT
                 reflections.append(S.unsqueeze(-4) if axis == 1 else S)
-        return self.forward(H, *reflections).to(dtype)
+        return self.forward(H, *reflections)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """Of the largest piece: an orthogonal matrix, and projections of half of the rank."""
@@ -307,75 +279,3 @@ class OrthogonalConv(Constraint):
         taps = split.movedim((-4, -2), (-6, -5)).flatten(-3)
         tall = taps.shape[-2] > taps.shape[-1]
         return (taps.mT if tall else taps), tall
-
-
-def _gram_defect(taps: Tensor) -> Tensor:
-    """Half of the largest entry of the autocorrelation of the taps, less the identity."""
-    if taps.numel() == 0:
-        return taps.sum((-5, -4, -3, -2, -1))
-    sizes = [2 * t - 1 for t in taps.shape[-4:-2]]
-    symbol = torch.fft.fft2(taps, s=sizes, dim=(-4, -3))
-    correlation = torch.fft.ifft2(symbol @ symbol.mH, dim=(-4, -3)).real
-    excess = correlation / 2
-    identity = torch.eye(taps.shape[-2], dtype=taps.dtype, device=taps.device) / 2
-    at_zero = torch.zeros(sizes, dtype=taps.dtype, device=taps.device)
-    at_zero[0, 0] = 1
-    excess = (excess - at_zero[..., None, None] * identity).abs().nan_to_num(nan=torch.inf)
-    return excess.amax((-5, -4, -3, -2, -1))
-
-
-def _wide(H: Tensor) -> Tensor:
-    return H.mT if H.shape[-2] > H.shape[-1] else H
-
-
-def _kernel(taps: Tensor, phases: tuple[int, ...], channels: int) -> Tensor:
-    """The kernel whose polyphase matrices these are."""
-    p1, p2 = (*phases, 1)[:2]
-    t1, t2, rows = taps.shape[-4:-1]
-    split = taps.reshape(*taps.shape[:-1], channels, p1, p2)
-    # (groups, t1, t2, rows, channels, p1, p2) -> (groups, rows, channels, t1, p1, t2, p2)
-    order = split.movedim((-6, -5), (-4, -2))
-    batch, groups = order.shape[:-7], order.shape[-7]
-    sizes = (t1 * p1, t2 * p2)[: len(phases)]
-    return order.reshape(*batch, groups * rows, channels, *sizes).contiguous()
-
-
-def _times_factor(product: Tensor, P: Tensor, axis: int) -> Tensor:
-    """``K(z) (P + z^-1 (I - P))``: one tap more along an axis."""
-    kept = product @ P
-    rest = product - kept
-    nothing = torch.zeros_like(kept.narrow(axis, 0, 1))
-    return torch.cat((kept, nothing), axis) + torch.cat((nothing, rest), axis)
-
-
-def _peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """``K(z) (P + z (I - P))``, one tap less along an axis, and the reflection 2 P - I.
-
-    P projects onto the directions that are in the first tap more than in the last.
-    """
-    first, last = taps.narrow(axis, 0, 1), taps.narrow(axis, taps.shape[axis] - 1, 1)
-    upper, lower = first.flatten(-4, -2), last.flatten(-4, -2)
-    # Not by squares, beside which those of a short tap are lost: [upper; lower] = U D V', and the
-    # parts of U tell for each direction, however short, in which of the two it is. Rows of zeros
-    # make V square.
-    nothing = torch.zeros_like(upper[..., :1, :]).expand(*upper.shape[:-2], upper.shape[-1], -1)
-    U, s, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
-    # A direction that is in neither tap has no sign but that of rounding errors.
-    rounding = torch.finfo(taps.dtype).eps * taps.shape[-1]
-    size = torch.linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
-    U = U * (s > rounding * size).unsqueeze(-2)
-    U1, U2, _ = U.split([upper.shape[-2], lower.shape[-2], nothing.shape[-2]], dim=-2)
-    eigenvalues, inner = torch.linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
-    Q = Vh.mT @ inner
-    # Of a member they are 1, -1, and 0 where a direction is in neither tap. Where they do not tell,
-    # P has half of the rank: of the least and the largest rank there is one P each, which no
-    # training leaves. The eigenvalues come in ascending order.
-    half = torch.arange(eigenvalues.shape[-1], device=taps.device) < eigenvalues.shape[-1] // 2
-    negative = torch.where(eigenvalues.abs() > rounding**0.5, eigenvalues < 0, half)
-    signs = torch.where(negative, -1, 1).to(taps.dtype)
-    S = symmetric_part((Q * signs.unsqueeze(-2)) @ Q.mT)
-    P = ((torch.eye(S.shape[-1], dtype=S.dtype, device=S.device) + S) / 2)[..., None, None, :, :]
-    kept = taps @ P
-    rest = taps - kept
-    length = taps.shape[axis] - 1
-    return kept.narrow(axis, 0, length) + rest.narrow(axis, 1, length), S

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import check_whole, checked_positive
+from constraints.bases.expected_failures import no_derivative
 from constraints.bases.layer import layer_of, taken_from
+from constraints.bases.retraction import Retraction
 from constraints.math import conv_symbol as symbol
 from constraints.math.autograd import goes_by_operator, has_numbers
 
@@ -42,7 +43,7 @@ MOST_NUMBERS = 2**36
 
 
 @register("spectral_norm_conv")
-class SpectralNormConv(Constraint):
+class SpectralNormConv(Retraction):
     r"""Kernels of convolutions that enlarge no image by more than a factor.
 
     **Set**: :math:`\{K : \lVert K \rVert_{\mathrm{op}} \le c\}`, where the norm is that of the
@@ -132,14 +133,10 @@ class SpectralNormConv(Constraint):
         ({"event_dim": 5, "bound": 3.0, "resolution": 4}, (2, 2, 2, 1, 2)),
         ({"event_dim": 3, "stride": 2, "dilation": 3, "padding_mode": "replicate"}, (2, 2, 3)),
     )
-    expected_failures: ClassVar = {
-        **dict.fromkeys(
-            (
-                f"{order}_derivative:{point}"
-                for order in ("first", "second")
-                for point in ("ones", "eye", "repeated", "boundary")
-            ),
+    expected_failures = {  # noqa: RUF012 - never changed
+        **no_derivative(
             "the map has a kink on the boundary: the identity inside, a scaling outside",
+            *("ones", "eye", "repeated", "boundary"),
         ),
         "nearest": "the nearest kernel in the Frobenius norm has no closed form: the projection is "
         "the nearest one in the operator norm",
@@ -157,12 +154,6 @@ class SpectralNormConv(Constraint):
         dilation: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(bound, Real) or isinstance(bound, bool):
-            raise TypeError(f"spectral_norm_conv: bound must be a number, got {bound!r}.")
-        if not 0 < bound < math.inf:
-            raise ValueError(
-                f"spectral_norm_conv: bound must be positive and finite, got {bound!r}."
-            )
         if padding_mode not in (None, *PADDING_MODES):
             raise ValueError(
                 f"spectral_norm_conv: padding_mode must be {', '.join(map(repr, PADDING_MODES))}, "
@@ -173,18 +164,17 @@ class SpectralNormConv(Constraint):
                 f"spectral_norm_conv: size, that of the images, goes with "
                 f"padding_mode='circular', got size={size!r} and padding_mode={padding_mode!r}."
             )
-        _check_whole("resolution", resolution, 2)
+        check_whole("spectral_norm_conv", "resolution", resolution, 2)
         for name, numbers in (
             ("stride", stride), ("groups", groups), ("size", size), ("dilation", dilation)
         ):  # fmt: skip
-            if numbers is not None:
-                _check_whole(name, numbers, 1)
+            check_whole("spectral_norm_conv", name, numbers)
         if event_dim is not None and event_dim not in (3, 4, 5):
             raise ValueError(
                 f"spectral_norm_conv: event_dim must be 3, 4 or 5, or None for the whole tensor, "
                 f"got {event_dim!r}."
             )
-        self.bound = float(bound)
+        self.bound = checked_positive("spectral_norm_conv", bound)
         self.stride = stride
         self.groups = groups
         self.padding_mode = padding_mode
@@ -238,10 +228,6 @@ class SpectralNormConv(Constraint):
         shrunk = scaled * ((1 - BELOW * eps) * self.bound / factor / torch.where(outside, norm, 1))
         return torch.where(outside, shrunk, K)
 
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity."""
-        return value
-
     def norm(self, value: Tensor) -> Tensor:
         """The norm of the convolution, or its upper bound, for each kernel; differentiable.
 
@@ -261,26 +247,12 @@ class SpectralNormConv(Constraint):
         """``max(0, norm - bound)``, the distance in the operator norm."""
         return F.relu(self.norm(value) - self.bound)
 
-    def project(self, value: Tensor) -> Tensor:
-        """The kernel scaled to the bound: a nearest member in the operator norm."""
-        return self.forward(value)
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A Gaussian kernel, scaled to a norm that is uniform between 0 and the bound."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options)
+        gaussian = random.normal(shape)
         norm = self.norm(gaussian)
-        share = torch.rand(norm.shape, **options) * self.bound / norm
-        return (share[(..., *[None] * len(self._event(shape)))] * gaussian).to(dtype)
+        share = random.uniform(norm.shape) * self.bound / norm
+        return share[(..., *[None] * len(self._event(shape)))] * gaussian
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a kernel, and fits the stride, the groups and the size of the images."""
@@ -308,10 +280,6 @@ class SpectralNormConv(Constraint):
             )
         return None
 
-    def dimension(self, shape: Sequence[int]) -> int:
-        """The number of entries of a kernel."""
-        return math.prod(shape)
-
     def _event(self, shape: Sequence[int]) -> tuple[int, ...]:
         self.check_shape(shape)
         # For torch.jit.trace the sizes are tensors, and would become part of the trace.
@@ -320,7 +288,7 @@ class SpectralNormConv(Constraint):
     def _symbols(
         self, K: Tensor, event: tuple[int, ...]
     ) -> tuple[Tensor, tuple[int, ...], list[int], float]:
-        """The kernels as `constraints.symbol` sees them, their sizes, and where to look at them.
+        """The kernels in the form that `constraints.math.conv_symbol` takes, and the frequencies.
 
         Returns:
             Tensor of shape ``(*batch, groups, out, in, taps)``; the sizes; how many frequencies
@@ -363,11 +331,3 @@ def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def _each(number: int | Sequence[int] | None, axes: int) -> list[int]:
     """One for each axis; ones for what was left out."""
     return list(number) if isinstance(number, Sequence) else [number or 1] * axes
-
-
-def _check_whole(name: str, numbers: int | Sequence[int], least: int) -> None:
-    for number in numbers if isinstance(numbers, list | tuple) else [numbers]:
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"spectral_norm_conv: {name} must be a whole number, got {number!r}.")
-        if number < least:
-            raise ValueError(f"spectral_norm_conv: {name} must be at least {least}, got {number}.")

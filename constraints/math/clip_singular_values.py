@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.bases.arguments import least_positive
 from constraints.math import linalg, polar
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite, eye_like
+from constraints.math.rounding import least_positive
 from constraints.math.svd import svd, svdvals
 
 #: A singular value beyond a bound by no more than this counts as equal to it. The unit is the
 #: machine epsilon times the bound where an upper bound is the only one, else times the Frobenius
 #: norm: half of the library's tolerance.
 ROUNDING = 4.0
-
 
 #: From this ratio of the bounds on, the Gram matrix holds enough digits of the smaller one.
 CLOSE = 0.25

@@ -38,11 +38,9 @@ from constraints.math.top_singular_value import largest_singular_value
 #: How many entries of squared symbols are in memory at a time: some 100 MB in single precision.
 ENTRIES = 2**23
 
-
 #: For how many squares with the largest Rayleigh quotients eigenvalues are computed at once. The
 #: largest one is nearly always among them.
 _CANDIDATES = 8
-
 
 #: How much larger another square may be than the one that is returned as the largest, in units of
 #: the machine epsilon.

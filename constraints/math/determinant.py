@@ -15,7 +15,6 @@ from constraints.math.svd import svd, svdvals
 #: second number. Below log(2) the nearest matrix is a continuous function.
 NEAR, FAR = 0.2, 0.6
 
-
 #: The largest number of steps that find the multiplier.
 ROUNDS = 80
 

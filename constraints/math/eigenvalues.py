@@ -13,10 +13,8 @@ from constraints.math.norm import norm
 #: An estimate is improved if the distance of the eigenvalues exceeds it by more than this factor.
 ILL = 1.2
 
-
 #: How many eigenvalues are tried as centres of a cluster, and the largest size of a cluster.
 CENTRES, CLUSTER = 16, 32
-
 
 #: Perturbations in units of rounding, which are tried one after another until QR converges.
 NUDGES = 1, 4, 16, 64

@@ -14,23 +14,18 @@ from constraints.math.svd import svd
 #: How many directions are followed: one that is about to become the top one is among them.
 _FOLLOWED = 2
 
-
 #: From this number of products with the directions on, a decomposition is faster.
 _LIMIT = 32
-
 
 #: The share of generic directions in each start. Without it, singular vectors may remain exact, in
 #: a diagonal matrix for example, while another one that no product shows overtakes them.
 _GENERIC = 1e-3
 
-
 #: How much the last product may add to the norm, in units of ``eps ||X||_F``.
 _ROUNDING = 4.0
 
-
 #: A lower direction is assumed to rise by at most this many times as much as in the last product.
 _MISTRUST = 4.0
-
 
 #: Squares within this share of the largest count as equal to it, and the least number of products
 #: with the directions that distinguishes such.

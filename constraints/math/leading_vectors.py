@@ -28,54 +28,42 @@ from constraints.math.subspace import (
 #: with fewer, a value could rise above the bound without having been among them before.
 _MOST_SPARE, _LEAST_SPARE = 104, 4
 
-
 #: Fewer vectors are followed where all others are this many times farther below the bound than a
 #: step leads.
 _RICH = 8
-
 
 #: How many times less than expected the generic directions may show of a step that is mainly along
 #: one direction: one such step in a thousand shows less than half.
 _UNSEEN = 2.0
 
-
 #: Products with this many columns take no longer than with fewer.
 _COLUMNS = 16
-
 
 #: This many rows of a matrix stay in the cache.
 _ROWS = 128
 
-
 #: In units of ``eps ||X||_F``: half of the library's tolerance.
 _ROUNDING = 4.0
-
 
 #: How far the residuals may let a value exceed the bound, in units of the rounding above. Values
 #: are cut by that much more, at most some 1e-4 of the bound in single precision.
 _WRONG = 5.0
 
-
 #: In units of ``eps ||X||_F``: how far below the bound a value may be and count as equal to it.
 _AT_THE_BOUND = 16.0
-
 
 #: To follow more than this share of all vectors is slower than a decomposition.
 _SHARE = 0.75
 
-
 #: As many products as this with all columns of a matrix are slower than its decomposition.
 _LIMIT = 8
-
 
 #: Vectors that were of no help are not tried at the next step, nor at the next 2, 4, ... after more
 #: failures, up to this many.
 _PATIENCE = 16
 
-
 #: Between these no square of an entry leaves the range of single precision.
 _MODERATE = 1e-10, 1e10
-
 
 #: From how many roundings of error on a polynomial is worth its products.
 _WORTH = 4.0

@@ -11,6 +11,16 @@ def eye_like(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
+def adjoint(X: Tensor) -> Tensor:
+    """``X.mH`` with the conjugation carried out.
+
+    In a compiled graph that needs no gradient, torch runs the bodies of operators without the
+    dispatch key that gives effect to a lazy conjugation: sums with ``X.mH`` would be wrong, but not
+    products of matrices (observed with torch 2.13).
+    """
+    return X.mH.resolve_conj()
+
+
 def all_finite(X: Tensor) -> Tensor:
     """Which matrices of a batch have no NaN or infinity among their entries.
 

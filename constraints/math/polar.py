@@ -10,6 +10,7 @@ from torch import Tensor
 from constraints.math import linalg
 from constraints.math.autograd import differentiable, may_branch
 from constraints.math.gram import gram
+from constraints.math.matrix import adjoint
 from constraints.math.svd import svd
 from constraints.math.symmetric_lyapunov import lyapunov, right_divide, spectrum
 from constraints.math.transpose import plus_transpose
@@ -17,7 +18,6 @@ from constraints.math.transpose import plus_transpose
 #: ||X' X - I||_F / sqrt(p), in units of the machine epsilon, up to which X counts as orthogonal.
 #: One Newton-Schulz step ends between 0.5 and 5 for n up to 1024, an SVD between 2 and 40.
 ROUNDING = 8.0
-
 
 #: Sums over many rows are split into blocks of this many.
 BLOCK = 1024
@@ -202,7 +202,7 @@ def _svd_factor(X: Tensor) -> Tensor:
     largest = X.abs().amax(dim=(-2, -1), keepdim=True)
     finite = torch.isfinite(largest)
     X = torch.where(finite & (largest > 0), X / largest, 0)
-    if X.shape[-2] == X.shape[-1] and torch.equal(X, X.mH):
+    if X.shape[-2] == X.shape[-1] and torch.equal(X, adjoint(X)):
         W = _sign(X)
     else:
         U, _, Vh = svd(X)
@@ -218,7 +218,7 @@ def _sign(X: Tensor) -> Tensor:
     W = (Q * torch.where(eigenvalues < 0, -1, 1).to(X.dtype).unsqueeze(-2)) @ Q.mH
     W = W - W @ (defect(W, W) / 2)
     # Not / 2: torch 2.6 divides complex numbers by 2 with a rounding error.
-    return (W + W.mH) * 0.5
+    return (W + adjoint(W)) * 0.5
 
 
 # ------------------------------------------------------------------------------- its derivative
@@ -239,9 +239,9 @@ def derivative(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     """The derivative of the polar factor W of a tall X in direction V; differentiable."""
     WV = W.mH @ V
     H = W.mH @ X
-    H = (H + H.mH) * 0.5
+    H = (H + adjoint(H)) * 0.5
     h, Q = spectrum(H)
-    result = W @ lyapunov(H, WV - WV.mH, h, Q)
+    result = W @ lyapunov(H, WV - adjoint(WV), h, Q)
     if X.shape[-2] > X.shape[-1]:
         result = result + right_divide(V - W @ WV, H, h, Q)
     return result
@@ -259,11 +259,11 @@ def _gradient(X: Tensor, W: Tensor, V: Tensor) -> Tensor:
     # With H = I + E, iterate 2 Y = C - E Y - Y E, where Y E = -(E Y)' because Y is skew and E is
     # symmetric, and Z = M - Z E for Z H = M: each time the error shrinks by ||E||.
     rounds = max(0, math.ceil(math.log(torch.finfo(X.dtype).eps, max(distance, 1e-300))) - 1)
-    C = WV - WV.mH
+    C = WV - adjoint(WV)
     Y = C / 2
     for _ in range(rounds):
         product = E @ Y
-        Y = (C - product + product.mH) * 0.5
+        Y = (C - product + adjoint(product)) * 0.5
     result = W @ Y
     if X.shape[-2] > X.shape[-1]:
         M = Z = V - W @ WV

@@ -18,7 +18,6 @@ from constraints.math.top_singular_value import largest_singular_value
 #: half of the library's tolerance.
 _ROUNDING = 4.0
 
-
 #: Between these no square of an entry leaves the range of single precision.
 _MODERATE = 1e-10, 1e10
 

@@ -13,7 +13,6 @@ from constraints.math.krylov_norm import generic
 #: How many vectors are followed, besides those near the bound, until a step asks for more.
 SPARE = 24
 
-
 #: How many generic directions show what a step brings in from outside the followed subspace.
 PROBES = 8
 

@@ -14,14 +14,11 @@ from constraints.math.matrix import all_finite
 #: Sums that differ from 1 by at most this many units of the machine epsilon count as 1.
 ROUNDING = 2.0
 
-
 #: The largest number of rounds of division by the sums at the end.
 POLISH = 2
 
-
 #: The largest number of Newton steps at one scale of the logits.
 NEWTON = 100
-
 
 #: The number of conjugate gradient steps after which the backward factors a matrix instead.
 CONJUGATE = 24

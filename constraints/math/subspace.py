@@ -20,14 +20,11 @@ from constraints.math.singular_vectors import product
 #: The largest degree of a polynomial.
 _DEGREE = 8
 
-
 #: A singular value that is below the bound by less than this share of it counts as near to it.
 NEAR = 0.01
 
-
 #: The squares of a matrix that exceeds the bound by more than this factor have too few digits.
 FAR = 1.5
-
 
 #: How many times more than the residuals say a value may rise. They hold for the vectors before the
 #: last product, and for vectors that are orthogonal to all others, which a gap makes wrong by up to

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math.matrix import adjoint
+
 
 def plus_transpose(P: Tensor) -> Tensor:
     """``P + P'``, exactly Hermitian; of shape ``(*batch, n, n)``."""
@@ -21,4 +23,4 @@ def minus_transpose(P: Tensor) -> Tensor:
 
 
 def _transposed(P: Tensor) -> Tensor:
-    return P.mH.resolve_conj().clone(memory_format=torch.contiguous_format)
+    return adjoint(P).clone(memory_format=torch.contiguous_format)

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
-from constraints.bases.arguments import kept, least_positive
-from constraints.bases.linear_space import not_square
-from constraints.math.regular_start import admitted, triangular_factor
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.regular_start import admitted
+from constraints.bases.shapes import SquareMatrices
+from constraints.math.covariance import triangular_factor
+from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 
 
 @register("cholesky_factor", aliases=("lower_cholesky", "cholesky_factor_cov"))
-class CholeskyFactor(Constraint):
+class CholeskyFactor(SquareMatrices):
     """Lower triangular matrices with a positive diagonal.
 
     **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0}. Dimension n (n + 1) / 2, open in the
@@ -38,7 +39,6 @@ class CholeskyFactor(Constraint):
                 [  2.0000, 100.0000]])
     """
 
-    event_dim = 2
     closed = False
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
@@ -61,7 +61,7 @@ class CholeskyFactor(Constraint):
         return torch.maximum(above.amax((-2, -1)), (-diagonal).clamp(min=0).amax(-1))
 
     def project(self, value: Tensor) -> Tensor:
-        """The lower triangle, with the machine epsilon for what is not positive on the diagonal."""
+        """The lower triangle, with eps in place of diagonal entries that are not positive."""
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         positive = torch.where(diagonal > 0, diagonal, torch.finfo(value.dtype).eps)
         return value.tril(-1) + torch.diag_embed(positive)
@@ -73,37 +73,22 @@ class CholeskyFactor(Constraint):
         return value + torch.diag_embed(raised - diagonal)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """The factor of the same covariance matrix ``A A'``, moved inwards.
+        """The Cholesky factor of ``A A'``, moved inwards.
 
-        It is as well-conditioned as A, which the lower triangle is not.
+        It is as well-conditioned as A, unlike the lower triangle of A.
         """
         return admitted(self, value, triangular_factor(value), share)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Standard normal numbers below the diagonal, log-normal ones on it."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        X = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        return (X.tril(-1) + torch.diag_embed(X.diagonal(dim1=-2, dim2=-1).exp())).to(dtype)
+        X = random.normal(shape)
+        return X.tril(-1) + torch.diag_embed(X.diagonal(dim1=-2, dim2=-1).exp())
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """The matrix, with a diagonal that rounding leaves positive."""
+        """The matrix, with a diagonal that stays positive when rounded."""
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         return (value.tril(-1) + torch.diag_embed(kept(diagonal, least_positive(dtype)))).to(dtype)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
         return shape[-1] * (shape[-1] + 1) // 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)

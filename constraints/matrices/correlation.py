@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
-from constraints.bases.arguments import kept, least_positive
-from constraints.bases.linear_space import not_square
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
+from constraints.bases.expected_failures import failing, no_derivative
+from constraints.bases.regular_start import admitted
+from constraints.bases.shapes import SquareMatrices
 from constraints.math.autograd import needs_derivative
-from constraints.math.psd_part import distance_from_psd, symmetric_part
-from constraints.math.regular_start import admitted, triangular_factor
-from constraints.math.softplus import inverse_softplus, least_softplus, softplus
-from constraints.math.transpose import plus_transpose
-from constraints.math.unit_vectors import normalized, normalized_gradient
-from constraints.matrices.positive_definite import (
+from constraints.math.covariance import (
     clipped,
     covariance,
     reflected,
@@ -26,19 +22,26 @@ from constraints.matrices.positive_definite import (
     rounding_of,
     squares,
     thin_covariance_gradient,
+    triangular_factor,
 )
+from constraints.math.matrix import symmetric_part
+from constraints.math.psd_part import distance_from_psd
+from constraints.math.rounding import kept, least_positive
+from constraints.math.softplus import inverse_softplus, least_softplus, softplus
+from constraints.math.transpose import plus_transpose
+from constraints.math.unit_vectors import normalized, normalized_gradient
 
 
 @register("correlation", aliases=("corr", "corr_matrix", "correlation_matrix", "elliptope"))
-class Correlation(Constraint):
+class Correlation(SquareMatrices):
     """Correlation matrices: positive definite with ones on the diagonal.
 
     **Set**: {W in R^(n x n) : W = W', W_ii = 1, x'Wx > 0 for all x != 0}, the interior of the
     elliptope. Dimension n (n - 1) / 2, open in the matrices of unit diagonal, convex.
 
     **Map**: X -> the correlation matrix of the covariance matrix X X', as under
-    `PositiveDefinite`: entries are divided by the roots of the two diagonal ones. Onto the set, up
-    to the rounding term that keeps the result positive definite.
+    `PositiveDefinite`: entry i, j is divided by the roots of the diagonal entries i and j. Onto the
+    set, up to the rounding term that keeps the result positive definite.
 
     **Right inverse**: the Cholesky factor, whose rows have length one.
 
@@ -55,16 +58,15 @@ class Correlation(Constraint):
                 [0.6000, 1.0000]])
     """
 
-    event_dim = 2
     closed = False
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
-    expected_failures: ClassVar[dict[str, str]] = {
-        "nearest": "the nearest correlation matrix has no closed form: project() clips the "
-        "eigenvalues and then scales the diagonal to one",
-        **dict.fromkeys(
-            ("first_derivative:zero_params", "second_derivative:zero_params"),
-            "a row of length zero has no direction",
+    expected_failures = {  # noqa: RUF012 - never changed
+        **failing(
+            "the nearest correlation matrix has no closed form: project() clips the eigenvalues "
+            "and then scales the diagonal to one",
+            "nearest",
         ),
+        **no_derivative("a row of length zero has no direction", "zero_params"),
     }
 
     def forward(self, X: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Correlation(Constraint):
         N = normalized(X, 1.0)
         if needs_derivative(X):
             return _scaled(covariance(N))
-        # The same, without dividing by what is one up to rounding.
+        # The same without a division by the diagonal, which is one up to rounding.
         W = squares(N).mul_(1 / (1 + rounding_of(N)))
         W.diagonal(dim1=-2, dim2=-1).fill_(1)
         return W
@@ -87,7 +89,7 @@ class Correlation(Constraint):
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
     ) -> tuple[Tensor] | None:
-        """The same in four products of ``(b, n)`` matrices."""
+        """The gradient of `pullback` in four products of ``(b, n)`` matrices."""
         if 2 * len(left) > X.shape[-1]:
             return None
         N = normalized(X, 1.0)
@@ -99,7 +101,7 @@ class Correlation(Constraint):
         return root(value)
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
-        """The same with rows of length one."""
+        """X with rows scaled to length one."""
         return (normalized(X, 1.0),)
 
     def violation(self, value: Tensor) -> Tensor:
@@ -110,7 +112,8 @@ class Correlation(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the nearest positive definite matrix, scaled to unit diagonal.
 
-        A correlation matrix stays as it is; a variance of zero gives a row of the identity.
+        It leaves correlation matrices as they are. The row of a variable with the variance zero
+        becomes that of the identity.
         """
         W = symmetric_part(value)
         diagonal = W.diagonal(dim1=-2, dim2=-1)
@@ -131,34 +134,18 @@ class Correlation(Constraint):
         candidate = _scaled(clipped(reflected(_spread(symmetric_part(value)))))
         return admitted(self, value, candidate, share)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The correlation matrices of 2 n independent standard normal vectors."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        *batch, n, _ = shape
-        normal = torch.randn(
-            (*batch, n, 2 * n), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        return _scaled(symmetric_part(normal @ normal.mT)).to(dtype)
+        normal = random.normal((*shape[:-1], 2 * shape[-1]))
+        return _scaled(symmetric_part(normal @ normal.mT))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 @register("correlation_cholesky", aliases=("corr_cholesky", "cholesky_factor_corr"))
-class CorrelationCholesky(Constraint):
+class CorrelationCholesky(SquareMatrices):
     """Cholesky factors of correlation matrices.
 
     **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0, rows of length one}. Dimension
@@ -175,7 +162,8 @@ class CorrelationCholesky(Constraint):
     the set; Pinheiro and Bates, Unconstrained parametrizations for variance-covariance matrices
     (Statistics and Computing 6, 1996), section 2.3, for rows on the sphere.
 
-    `canonical` scales each row to where the sum of squares is one before it is divided by it.
+    `canonical` makes the rows of the parameter such that they have length one before they are
+    scaled.
 
     Example:
         >>> L = CorrelationCholesky()(torch.zeros(2, 2))
@@ -183,14 +171,13 @@ class CorrelationCholesky(Constraint):
         True
     """
 
-    event_dim = 2
     recompute_in_backward = True
     closed = False
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def forward(self, X: Tensor) -> Tensor:
         """The lower triangle, with softplus on the diagonal and rows of length one."""
-        # Softplus of a large negative number underflows, and so would its square.
+        # Softplus of a large negative number underflows; its square would underflow earlier.
         diagonal = kept(softplus(X.diagonal(dim1=-2, dim2=-1)), least_positive(X.dtype))
         return _with_diagonal(normalized(X.tril(-1) + torch.diag_embed(diagonal), 1.0), X.dtype)
 
@@ -201,7 +188,7 @@ class CorrelationCholesky(Constraint):
         return inside.tril(-1) + torch.diag_embed(diagonal)
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
-        """The parameter whose rows are not scaled."""
+        """The parameter of the same element whose rows have length one before they are scaled."""
         return (self.right_inverse(self.forward(X)),)
 
     def violation(self, value: Tensor) -> Tensor:
@@ -216,8 +203,8 @@ class CorrelationCholesky(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.
 
-        What is not positive on the diagonal becomes zero, and rows are scaled; one without entries
-        is that of the identity. Zeros on the diagonal become the machine epsilon.
+        Negative diagonal entries become zero, and rows are scaled; a row of zeros becomes that of
+        the identity. Zeros on the diagonal then become the machine epsilon.
         """
         member = (self.violation(value) <= tolerance(value, 2))[..., None, None]
         lower = value.tril()
@@ -232,9 +219,9 @@ class CorrelationCholesky(Constraint):
         return nearest.tril(-1) + torch.diag_embed(raised)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Where the diagonal is small, the number at which softplus has the derivative ``share``.
+        """Small diagonal entries become the number at which softplus has the derivative ``share``.
 
-        The other entries of the row are scaled down to make room for it.
+        The other entries of the row are scaled down, so that its length stays one.
         """
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         least = least_softplus(share)
@@ -247,38 +234,23 @@ class CorrelationCholesky(Constraint):
         """The factor of the correlation matrix of ``A A'``, moved inwards."""
         return admitted(self, value, self.project(triangular_factor(value)), share)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Standard normal numbers on and below the diagonal, positive on it, rows of length one."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        X = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
+        X = random.normal(shape)
         positive = X.diagonal(dim1=-2, dim2=-1).abs().clamp(min=torch.finfo(X.dtype).eps)
-        return normalized(X.tril(-1) + torch.diag_embed(positive), 1.0).to(dtype)
+        return normalized(X.tril(-1) + torch.diag_embed(positive), 1.0)
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """The matrix, with a diagonal that rounding leaves positive."""
+        """The matrix, with a diagonal that stays positive when rounded."""
         return _with_diagonal(value, dtype).to(dtype)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 def _with_diagonal(L: Tensor, dtype: torch.dtype) -> Tensor:
-    """A triangular matrix, with a diagonal that a dtype tells from zero."""
+    """A triangular matrix, with a diagonal that stays positive in a dtype."""
     diagonal = L.diagonal(dim1=-2, dim2=-1)
     return L.tril(-1) + torch.diag_embed(kept(diagonal, least_positive(dtype)))
 
@@ -292,7 +264,7 @@ def _scaled(W: Tensor) -> Tensor:
 
 
 def _spread(W: Tensor) -> Tensor:
-    """The matrix with rows and columns of variance zero or less taken for those of the identity."""
+    """The matrix with rows and columns of the identity where a variance is zero or less."""
     variance = W.diagonal(dim1=-2, dim2=-1)
     none = variance <= 0
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)

@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
 from constraints.bases.arguments import checked_rank
-from constraints.bases.linear_space import not_square
+from constraints.bases.shapes import SquareMatrices, thinner_than, too_small
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by
-from constraints.math.psd_part import symmetric_part
+from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
+from constraints.math.matrix import symmetric_part
 from constraints.math.svd import svd, svdvals
+from constraints.matrices.low_rank import random_product
 
 
 @register("fixed_rank", aliases=("fixed_rank_embedded",))
 class FixedRank(Constraint):
     """Matrices of a given rank, no less and no more.
 
-    **Set**: {W in R^(m x n) : rank(W) = r}. A manifold of dimension r (m + n - r); its closure,
-    where the violation is zero, are the matrices of lower rank too (`low_rank`).
+    **Set**: {W in R^(m x n) : rank(W) = r}. A manifold of dimension r (m + n - r). Its closure,
+    where the violation is zero, contains the matrices of lower rank too (`low_rank`).
 
     **Map**: (A, B) -> A B' + c polar(A) polar(B)' with A of shape (m, r) and B of shape (n, r). The
     rounding term, with c = 2 n eps |A| |B|, keeps the rank from falling. Onto the set, up to
@@ -31,9 +34,9 @@ class FixedRank(Constraint):
 
     **Reference**: Mishra, Meyer, Bonnabel and Sepulchre, Fixed-rank matrix factorizations and
     Riemannian low-rank optimization (Computational Statistics 29, 2014), section 3.1; Ge, Jin and
-    Zheng, No spurious local minima in nonconvex low rank problems (ICML 2017): with orthonormal
-    factors and a positive definite matrix between them, section 3.2 there, training ends at lower
-    ranks, which cannot be crossed.
+    Zheng, No spurious local minima in nonconvex low rank problems (ICML 2017). With orthonormal
+    factors and a positive definite matrix between them, section 3.2 of the former, training ends at
+    lower ranks, which it cannot cross.
 
     Args:
         rank: the rank r, from 1 to min(m, n).
@@ -68,15 +71,15 @@ class FixedRank(Constraint):
         return factors(U[..., : self.rank], s[..., : self.rank], Vh[..., : self.rank, :].mT)
 
     def violation(self, value: Tensor) -> Tensor:
-        """The distance in the spectral norm from lower ranks: the singular value number r + 1."""
+        """The distance in the spectral norm from the closure: the singular value number r + 1."""
         s = svdvals(value)
         return s[..., self.rank] if s.shape[-1] > self.rank else s[..., 0] * 0
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure, the truncated decomposition, moved inside by rounding.
 
-        Nearest in every unitarily invariant norm. Singular values are at least 4 n eps times
-        the sum of all; a matrix of which that holds stays as it is.
+        Nearest in every unitarily invariant norm. Singular values are raised to 4 n eps times their
+        sum at least. A matrix whose singular values are as large already stays as it is.
         """
         U, s, Vh = svd(value)
         leading_values = s[..., : self.rank]
@@ -94,26 +97,9 @@ class FixedRank(Constraint):
         moved = (U[..., : self.rank] * raised.unsqueeze(-2)) @ Vh[..., : self.rank, :]
         return torch.where((raised == leading_values).all(-1)[..., None, None], value, moved)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        *batch, m, n = shape
-        factors = torch.randn(
-            (*batch, m + n, self.rank),
-            generator=generator,
-            dtype=working_dtype(dtype),
-            device=device,
-        )
-        U, V = factors.split([m, n], -2)
-        return (U @ V.mT / self.rank**0.5).to(dtype)
+        return random_product(shape, self.rank, random)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``r (m + n - r)``."""
@@ -121,17 +107,15 @@ class FixedRank(Constraint):
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """Both sides of the matrix are at least the rank."""
-        if min(event) >= self.rank:
-            return None
-        return f"must have at least {self.rank} rows and columns to hold a matrix of that rank"
+        return thinner_than(event, self.rank)
 
 
 @register("psd_fixed_rank", aliases=("positive_semidefinite_fixed_rank",))
-class PSDFixedRank(Constraint):
+class PSDFixedRank(SquareMatrices):
     """Positive semidefinite matrices of a given rank, no less and no more.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) = r}. A manifold of dimension
-    n r - r (r - 1) / 2; its closure, where the violation is zero, are lower ranks too
+    n r - r (r - 1) / 2. Its closure, where the violation is zero, contains lower ranks too
     (`psd_low_rank`).
 
     **Map**: A -> A A' + c polar(A) polar(A)' with A of shape (n, r). The rounding term, with
@@ -152,7 +136,6 @@ class PSDFixedRank(Constraint):
         True
     """
 
-    event_dim = 2
     closed = False
     examples = (
         ({"rank": 1}, (1, 1)),
@@ -171,20 +154,20 @@ class PSDFixedRank(Constraint):
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Eigenvectors times roots of the eigenvalues, less the rounding term."""
-        eigenvalues, Q = leading(value, self.rank)
+        eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
-        return beyond(value, self.rank)
+        return distance_from_psd_rank(value, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.
 
-        It keeps the r largest eigenvalues, which are at least 4 n eps times the sum of all; a
-        matrix of which that holds stays as it is.
+        It keeps the r largest eigenvalues, raised to 4 n eps times their sum at least. A matrix
+        whose eigenvalues are as large already stays as it is.
         """
-        eigenvalues, Q = leading(value, self.rank)
+        eigenvalues, Q = leading_eigenvalues(value, self.rank)
         eigenvalues = eigenvalues.clamp(min=0)
         lowest = least(eigenvalues, value)
         kept = torch.maximum(eigenvalues, lowest).unsqueeze(-2)
@@ -193,22 +176,15 @@ class PSDFixedRank(Constraint):
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small eigenvalues are raised, to ``share^2`` of the mean of r of them, or of 1."""
-        eigenvalues, Q = leading(value, self.rank)
+        eigenvalues, Q = leading_eigenvalues(value, self.rank)
         raised = raised_by(eigenvalues, value, share)
         moved = symmetric_part((Q * raised.unsqueeze(-2)) @ Q.mT)
         return torch.where((raised == eigenvalues).all(-1)[..., None, None], value, moved)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
-        self.check_shape(shape)
-        return wishart(shape, self.rank, generator, dtype, device)
+        normal = random.normal((*shape[:-1], self.rank))
+        return symmetric_part(normal @ normal.mT / self.rank)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n r - r (r - 1) / 2``."""
@@ -216,40 +192,4 @@ class PSDFixedRank(Constraint):
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix of at least r rows."""
-        return not_square(event) or too_small(event, self.rank)
-
-
-def too_small(event: tuple[int, ...], rank: int) -> str | None:
-    """The problem of a square matrix with fewer rows than its rank."""
-    return None if event[-1] >= rank else f"must have at least {rank} rows to be of that rank"
-
-
-def leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues of the symmetric part, in descending order, and their vectors."""
-    eigenvalues, Q = torch.linalg.eigh(symmetric_part(value))
-    return eigenvalues[..., -rank:].flip(-1), Q[..., -rank:].flip(-1).contiguous()
-
-
-def beyond(value: Tensor, rank: int) -> Tensor:
-    """The largest of three: asymmetry, negative eigenvalues, and positive ones but a number."""
-    skew = ((value - value.mT) / 2).abs().amax((-2, -1))
-    eigenvalues = torch.linalg.eigvalsh(symmetric_part(value))
-    error = torch.maximum(skew, (-eigenvalues[..., 0]).clamp(min=0))
-    if rank < eigenvalues.shape[-1]:
-        error = torch.maximum(error, eigenvalues[..., -rank - 1].clamp(min=0))
-    return error
-
-
-def wishart(
-    shape: Sequence[int],
-    rank: int,
-    generator: torch.Generator | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> Tensor:
-    """Wishart matrices with ``rank`` degrees of freedom, divided by it."""
-    dtype = dtype or torch.get_default_dtype()
-    normal = torch.randn(
-        (*shape[:-1], rank), generator=generator, dtype=working_dtype(dtype), device=device
-    )
-    return symmetric_part(normal @ normal.mT / rank).to(dtype)
+        return super().shape_problem(event) or too_small(event, self.rank)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Real
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
+from constraints.bases.arguments import checked_bound
+from constraints.bases.expected_failures import failing
+from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
+from constraints.math.matrix import eye_like
 from constraints.math.norm import norm
 from constraints.math.stable_lyapunov import (
     change_back,
@@ -28,7 +30,7 @@ from constraints.math.stable_lyapunov import (
 
 
 @register("hurwitz", aliases=("alpha_stable", "continuous_stable"))
-class Hurwitz(Constraint):
+class Hurwitz(SquareMatrices):
     r"""Matrices with all eigenvalues left of a vertical line: x' = A x decays like exp(-alpha t).
 
     **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : \mathrm{Re}\,\lambda \le -\alpha` for every
@@ -75,7 +77,6 @@ class Hurwitz(Constraint):
         tensor(1.)
     """
 
-    event_dim = 2
     recompute_in_backward = True
     frozen = (3, 4)
     examples = (
@@ -84,30 +85,24 @@ class Hurwitz(Constraint):
         ({}, (5, 5)),
         ({"alpha": 0.5}, (3, 3)),
     )
-    expected_failures: ClassVar[dict[str, str]] = {
+    expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() shifts the eigenvalues",
-        **dict.fromkeys(
-            (
-                f"no_dead_directions:{point}"
-                for point in ("zeros", "ones", "eye", "repeated", "boundary")
-            ),
+        **failing(
             "these are on the boundary, where the derivative of a smooth map into the set has no "
             "direction that points outwards",
+            "no_dead_directions",
+            at=("zeros", "ones", "eye", "repeated", "boundary"),
         ),
     }
 
     def __init__(self, alpha: float = 0.0) -> None:
         super().__init__()
-        if not isinstance(alpha, Real) or isinstance(alpha, bool):
-            raise TypeError(f"hurwitz: alpha must be a number, got {alpha!r}.")
-        if not math.isfinite(alpha):
-            raise ValueError(f"hurwitz: alpha must be finite, got {alpha!r}.")
-        self.alpha = float(alpha)
+        self.alpha = checked_bound("hurwitz", alpha, "alpha")
 
     def forward(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor, R: Tensor) -> Tensor:
         """``T P (S - Q / 2) T^-1 - alpha I + h R``."""
-        return self._stable(X, Y, Z, T) - self.alpha * _identity(X) + fading(X) * R
+        return self._stable(X, Y, Z, T) - self.alpha * eye_like(X) + fading(X) * R
 
     def _stable(self, X: Tensor, Y: Tensor, Z: Tensor, T: Tensor) -> Tensor:
         K = (Z - Z.mT - Y @ Y.mT) / 2
@@ -117,15 +112,15 @@ class Hurwitz(Constraint):
         mean = X.square().sum((-2, -1), keepdim=True) / X.shape[-1]
         one = unit.square().reciprocal()
         A = change_back((2 / (one + mean)) * (X @ (X.mT @ K)), T)
-        return A - _rounding(2 * mean / (one + mean), K) * _identity(X)
+        return A - _rounding(2 * mean / (one + mean), K) * eye_like(X)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, Y, Z, T, R)``, where T and R are constants."""
-        identity = _identity(value).expand_as(value).contiguous()
+        identity = eye_like(value).expand_as(value).contiguous()
         if value.is_meta:
             return identity, *(torch.empty_like(identity) for _ in range(4))
         wide = value.double()
-        A = wide + self.alpha * _identity(wide)
+        A = wide + self.alpha * eye_like(wide)
         abscissa = eigenvalues(A).real.amax(-1)[..., None, None]
         candidates = (
             (identity, *self._factors(value, *_dissipative(A, abscissa, margin, value.dtype)))
@@ -135,18 +130,18 @@ class Hurwitz(Constraint):
 
     def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
         size = norm(K)[..., 0]
-        # A gradient is left on the boundary, where Q vanishes.
+        # On the boundary, where Q vanishes, this leaves a gradient.
         least = 4 * torch.finfo(value.dtype).eps * torch.where(size > 0, size, 1)
         Y = square_root(-(K + K.mT), least).to(value.dtype)
         Z = ((K - K.mT) / 2).to(value.dtype)
-        A = self._stable(_identity(value).expand_as(value), Y, Z, T)
-        return Y, Z, T, value - (A - self.alpha * _identity(A))
+        A = self._stable(eye_like(value).expand_as(value), Y, Z, T)
+        return Y, Z, T, value - (A - self.alpha * eye_like(A))
 
     def violation(self, value: Tensor) -> Tensor:
         """The spectral abscissa plus alpha, divided by the condition of the eigenvalue.
 
         More precisely the largest of these numbers, in which the distance of the matrix is
-        measured; see `constraints.eigenvalues.spectral_distance`.
+        measured; see `constraints.math.eigenvalues.spectral_distance`.
         """
 
         def way(x: Tensor) -> Tensor:
@@ -158,11 +153,11 @@ class Hurwitz(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """A retraction: all eigenvalues of an outsider are shifted left, by a multiple of I.
 
-        It is no nearest point, which would be a problem that is not convex.
+        It is not a nearest point: finding one is a problem that is not convex.
         """
         abscissa = eigenvalues(value).real.amax(-1)[..., None, None]
-        identity = _identity(value)
-        # One after the other: beside a large eigenvalue, alpha would be lost.
+        identity = eye_like(value)
+        # Two subtractions: added to a large eigenvalue, alpha would be lost in rounding.
         shifted = value.double() - abscissa * identity - self.alpha * identity
         shifted = torch.where(abscissa + self.alpha > 0, shifted, value).to(value.dtype)
         inside = self.violation(value) <= tolerance(value, 2)
@@ -177,7 +172,7 @@ class Hurwitz(Constraint):
         size = _mean_size(value)
         excess = eigenvalues(value).real.amax(-1)[..., None, None] + self.alpha + share * size
         shift = torch.where(excess > 0, excess + share * size, 0)
-        return value - (shift * _identity(value)).to(value.dtype)
+        return value - (shift * eye_like(value)).to(value.dtype)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
         """The retraction, with the eigenvalues as far from the line as those of samples are.
@@ -186,41 +181,23 @@ class Hurwitz(Constraint):
         """
         return self.inwards(self.project(value), max(share, 0.1))
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Gaussian matrices of entries of variance 1 / n, shifted by a multiple of I.
 
         The distance of the eigenvalues to the line is uniform between 0.1 and 1.
         """
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options) / shape[-1] ** 0.5
+        gaussian = random.normal(shape) / shape[-1] ** 0.5
         abscissa = eigenvalues(gaussian).real.amax(-1).to(gaussian.dtype)
-        margin = 0.1 + 0.9 * torch.rand(abscissa.shape, **options)
+        margin = 0.1 + 0.9 * random.uniform(abscissa.shape)
         shift = (abscissa + self.alpha + margin)[..., None, None]
-        return (gaussian - shift * _identity(gaussian)).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n^2``, that of the space of all matrices."""
-        return shape[-1] ** 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"
+        return gaussian - shift * eye_like(gaussian)
 
 
 def _dissipative(
     A: Tensor, abscissa: Tensor, margin: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """T of the given dtype, and ``T^-1 A T`` with a symmetric part that is negative."""
-    identity = _identity(A).expand_as(A)
+    identity = eye_like(A).expand_as(A)
     largest = torch.linalg.eigvalsh((A + A.mT) / 2)[..., -1, None, None]
     size = norm(A)
     normal = largest <= 4 * torch.finfo(dtype).eps * size
@@ -230,7 +207,7 @@ def _dissipative(
         L = modal(A)
     else:
         A = torch.where(normal, A, A - F.relu(abscissa + margin * size) * identity)
-        # Elements that need no other coordinates must not be seen by the equation.
+        # Elements that need no other coordinates are replaced, so that the equation is solvable.
         L = continuous_gramian(torch.where(normal, -identity, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
 
@@ -241,14 +218,15 @@ def _mean_size(A: Tensor) -> Tensor:
 
 
 def _rounding(P: Tensor, K: Tensor) -> Tensor:
-    """How far left the eigenvalues of a product P K are put, given the mean eigenvalue of P.
+    """The distance by which the eigenvalues of a product P K are shifted left.
 
-    Where P and K are large and the product is small, what the product errs by is no rounding beside
-    it, and would be a violation: the distance of a matrix to the set is judged by its own size.
+    Where P and K are large and the product is small, the error of the product is large beside it,
+    and would count as a violation, since the distance of a matrix from the set is compared with
+    its own size.
+
+    Args:
+        P: the mean eigenvalue of P.
+        K: the other factor.
     """
     size = P * norm(K.detach()) / K.shape[-1] ** 0.5
     return 4 * torch.finfo(K.dtype).eps * size.detach()
-
-
-def _identity(A: Tensor) -> Tensor:
-    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
-from constraints.bases.linear_space import not_square
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.expected_failures import no_derivative
+from constraints.bases.retraction import Retraction
+from constraints.bases.shapes import SquareMatrices
 from constraints.math.determinant import distance_from_unimodular, unimodular
 from constraints.math.nearest_regular import nearest_regular, orientation, regular
 from constraints.math.svd import svd, svdvals
 
 
 @register("invertible", aliases=("general_linear", "gl"))
-class Invertible(Constraint):
+class Invertible(SquareMatrices, Retraction):
     r"""Invertible matrices, with a determinant of either sign or of a given one.
 
     **Set**: GL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W \ne 0\}`, open, of dimension
@@ -56,7 +58,6 @@ class Invertible(Constraint):
         tensor(True)
     """
 
-    event_dim = 2
     closed = False
     examples = (
         ({}, (1, 1)),
@@ -77,18 +78,11 @@ class Invertible(Constraint):
                 "a singular matrix, or one singular up to rounding, as is the nearest one to a "
                 "positive matrix with a negative determinant: the least singular value is reflected"
             )
-            orders = ("first", "second")
-            self.expected_failures = {
-                f"{o}_derivative:{point}": reason for o in orders for point in points
-            }
+            self.expected_failures = no_derivative(reason, *points)
 
     def forward(self, X: Tensor) -> Tensor:
         """The matrix itself where it is regular and the sign of its determinant is right."""
         return regular(X, self.sign or 0)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The matrix itself."""
-        return value
 
     def violation(self, value: Tensor) -> Tensor:
         """The distance from the closure in the spectral norm."""
@@ -115,30 +109,14 @@ class Invertible(Constraint):
             s = torch.cat([s[..., :-1], torch.where(wrong.unsqueeze(-1), -1, 1) * s[..., -1:]], -1)
         return (U * s.unsqueeze(-2)) @ Vh
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Entries normal with mean 0 and variance 1 / n, given the sign of the determinant."""
-        self.check_shape(shape)
-        X = _gaussian(shape, self.sign or 0, generator, dtype, device) / shape[-1] ** 0.5
-        return nearest_regular(X, self.sign or 0).to(dtype or torch.get_default_dtype())
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n^2``, that of the space of all matrices."""
-        return shape[-1] ** 2
+        X = _oriented(random.normal(shape), self.sign or 0) / shape[-1] ** 0.5
+        return nearest_regular(X, self.sign or 0)
 
 
 @register("special_linear", aliases=("sl", "sln", "unit_determinant"))
-class SpecialLinear(Constraint):
+class SpecialLinear(SquareMatrices, Retraction):
     r"""Matrices with determinant one.
 
     **Set**: SL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W = 1\}`, closed, of dimension
@@ -176,11 +154,7 @@ class SpecialLinear(Constraint):
         True
     """
 
-    preserves = (
-        "positive_definite",
-        "diagonal",
-    )
-    event_dim = 2
+    preserves = ("positive_definite", "diagonal")
     recompute_in_backward = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
     expected_failures = {  # noqa: RUF012
@@ -188,19 +162,12 @@ class SpecialLinear(Constraint):
         "singular value that no dtype holds",
         "violation_grows": "a matrix that is scaled down may come along the set, from which its "
         "distance grows with the square at first",
-        **dict.fromkeys(
-            ("first_derivative:zero_params", "second_derivative:zero_params"),
-            "the nearest points to the zero matrix are all of SO(n)",
-        ),
+        **no_derivative("the nearest points to the zero matrix are all of SO(n)", "zero_params"),
     }
 
     def forward(self, X: Tensor) -> Tensor:
         """The member that belongs to X."""
         return unimodular(X)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The matrix itself."""
-        return value
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The element itself."""
@@ -215,44 +182,23 @@ class SpecialLinear(Constraint):
         """The value of the map: the nearest member if the determinant is between 0 and 1.2."""
         return unimodular(value.detach())
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A normal matrix with a positive determinant, divided by its n-th root.
 
         The direction is uniformly distributed. Then the value of the map, against rounding.
         """
-        self.check_shape(shape)
-        X = _gaussian(shape, 1, generator, dtype, device)
+        X = _oriented(random.normal(shape), 1)
         logarithm = torch.linalg.slogdet(X).logabsdet[..., None, None]
-        scaled = X * torch.exp(-logarithm / shape[-1])
-        return unimodular(scaled).to(dtype or torch.get_default_dtype())
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
+        return unimodular(X * torch.exp(-logarithm / shape[-1]))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2 - 1``."""
         return shape[-1] ** 2 - 1
 
 
-def _gaussian(
-    shape: Sequence[int],
-    sign: int,
-    generator: torch.Generator | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> Tensor:
-    """Standard normal matrices, with the first row negated where the determinant asks for it."""
-    dtype = working_dtype(dtype or torch.get_default_dtype())
-    X = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+def _oriented(X: Tensor, sign: int) -> Tensor:
+    """The matrices, with the first row negated where the determinant has the other sign."""
     if sign:
         wrong = torch.linalg.slogdet(X).sign * sign < 0
-        X[..., 0, :] *= 1 - 2 * wrong.unsqueeze(-1).to(dtype)
+        X[..., 0, :] *= 1 - 2 * wrong.unsqueeze(-1).to(X.dtype)
     return X

@@ -8,16 +8,50 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_rank
+from constraints.bases.expected_failures import failing
+from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math.autograd import goes_by_operator
 from constraints.math.full_rank import raised_by
 from constraints.math.svd import svd, svdvals
 from constraints.math.thin_product import thin_product
 
 
+class BoundedRank(Constraint):
+    """What sets of matrices of bounded rank share, in terms of two balanced factors.
+
+    Attributes:
+        rank: the largest rank.
+    """
+
+    event_dim = 2
+    rank: int
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The distance in the spectral norm, which is the singular value number r + 1."""
+        if self.rank >= min(value.shape[-2:]):
+            return value.new_zeros(value.shape[:-2])
+        return svdvals(value)[..., self.rank]
+
+    def project(self, value: Tensor) -> Tensor:
+        """A nearest point in every unitarily invariant norm: the truncated decomposition."""
+        left, right, _ = _leading(value, self.rank)
+        return left @ right.mT
+
+    def admit(self, value: Tensor, share: float) -> Tensor:
+        """The nearest point, with small singular values raised so that both factors can move."""
+        left, right, sigma = _leading(value, self.rank)
+        larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
+        return left * larger.unsqueeze(-2) @ right.mT
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``r (m + n - r)``."""
+        return self.rank * (shape[-2] + shape[-1] - self.rank)
+
+
 @register("low_rank")
-class LowRank(Constraint):
+class LowRank(BoundedRank):
     """Matrices of at most a given rank.
 
     **Set**: {W in R^(m x n) : rank(W) <= r}. Dimension r (m + n - r), closed; not a manifold, but a
@@ -26,10 +60,10 @@ class LowRank(Constraint):
     **Map**: (U, V) -> U V' with U of shape (m, r) and V of shape (n, r), onto the set.
 
     **Right inverse**: the balanced factors of the singular value decomposition, with
-    U'U = V'V = diag(sigma). A direction whose singular value is zero would have the gradient zero
-    on both sides: there U keeps a column as long as the longest one, orthogonal to the others, and
-    V has the zero. So the zero matrix gives orthonormal columns and V = 0, from where the first
-    step is that of an unconstrained W, projected onto the columns of U.
+    U'U = V'V = diag(sigma). Where a singular value is zero, the columns of both factors would be
+    zero and have no gradient: there U has a column as long as the longest one, orthogonal to the
+    others, and V has the zero. So the zero matrix gives orthonormal columns and V = 0, from where
+    the first step is that of an unconstrained W, projected onto the columns of U.
 
     **Reference**: Eckart and Young, The approximation of one matrix by another of lower rank
     (Psychometrika 1, 1936), for the projection; Ge, Jin and Zheng, No spurious local minima in
@@ -48,17 +82,16 @@ class LowRank(Constraint):
         (tensor(1.), tensor(0.))
     """
 
-    event_dim = 2
     examples = (
         ({"rank": 1}, (2, 2)),
         ({"rank": 2}, (7, 3)),
         ({"rank": 2}, (3, 6)),
         ({"rank": 3}, (4, 4)),
     )
-    expected_failures = dict.fromkeys(
-        ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+    expected_failures = failing(
         "matrices of rank below r are singular points of the variety, where no tangent space of "
-        "its dimension exists; some direction is live there",
+        "its dimension exists; some direction has a gradient there",
+        *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
     )
 
     def __init__(self, rank: int) -> None:
@@ -68,7 +101,7 @@ class LowRank(Constraint):
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
         """``U V'``."""
         if goes_by_operator():
-            # Exported, the product is made of what every runtime has.
+            # An exported model has the plain product, which every runtime knows.
             return U @ V.mT
         with torch.no_grad():
             bases = torch.linalg.qr(U).Q, torch.linalg.qr(V).Q
@@ -87,54 +120,17 @@ class LowRank(Constraint):
         """Balanced factors."""
         return _factors(value, self.rank)
 
-    def violation(self, value: Tensor) -> Tensor:
-        """The distance in the spectral norm, which is the singular value number r + 1."""
-        return _excess(value, self.rank)
-
-    def project(self, value: Tensor) -> Tensor:
-        """A nearest point in every unitarily invariant norm: the truncated decomposition."""
-        return _truncated(value, self.rank)
-
-    def admit(self, value: Tensor, share: float) -> Tensor:
-        """The nearest point, with small singular values raised so that both factors can move."""
-        left, right, sigma = _leading(value, self.rank)
-        larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
-        return left * larger.unsqueeze(-2) @ right.mT
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        *batch, m, n = shape
-        factors = torch.randn(
-            (*batch, m + n, self.rank),
-            generator=generator,
-            dtype=working_dtype(dtype),
-            device=device,
-        )
-        U, V = factors.split([m, n], -2)
-        return (U @ V.mT / self.rank**0.5).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``r (m + n - r)``."""
-        return self.rank * (shape[-2] + shape[-1] - self.rank)
+        return random_product(shape, self.rank, random)
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """Both sides of the matrix are at least the rank."""
-        if min(event) >= self.rank:
-            return None
-        return f"must have at least {self.rank} rows and columns to hold a matrix of that rank"
+        return thinner_than(event, self.rank)
 
 
 @register("rank_one")
-class RankOne(Constraint):
+class RankOne(Matrices, BoundedRank):
     """Outer products of two vectors.
 
     **Set**: {x y' : x in R^m, y in R^n}, the matrices of rank 0 or 1. Dimension m + n - 1, closed;
@@ -154,12 +150,12 @@ class RankOne(Constraint):
                 [ 6.,  8., 10.]])
     """
 
-    event_dim = 2
+    rank = 1
     examples = (({}, (2, 2)), ({}, (5, 3)), ({}, (2, 6)))
-    expected_failures = dict.fromkeys(
-        ("no_dead_directions:zeros", "flat_members_are_told"),
+    expected_failures = failing(
         "the zero matrix is the singular point of the set, where no tangent space of its dimension "
-        "exists; some direction is live there",
+        "exists; some direction has a gradient there",
+        *("no_dead_directions:zeros", "flat_members_are_told"),
     )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -180,50 +176,17 @@ class RankOne(Constraint):
         U, V = _factors(value, 1)
         return U.squeeze(-1), V.squeeze(-1)
 
-    def violation(self, value: Tensor) -> Tensor:
-        """The distance in the spectral norm, which is the second singular value."""
-        return _excess(value, 1)
-
-    def project(self, value: Tensor) -> Tensor:
-        """A nearest point in every unitarily invariant norm: the truncated decomposition."""
-        return _truncated(value, 1)
-
-    def admit(self, value: Tensor, share: float) -> Tensor:
-        """The nearest point, with small singular values raised so that both factors can move."""
-        left, right, sigma = _leading(value, 1)
-        larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
-        return left * larger.unsqueeze(-2) @ right.mT
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The outer product of two standard normal vectors."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
         *batch, m, n = shape
-        vectors = torch.randn(
-            (*batch, m + n), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        x, y = vectors.split([m, n], -1)
-        return self.forward(x, y).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``m + n - 1``."""
-        return shape[-2] + shape[-1] - 1
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix."""
-        return None if min(event) > 0 else "must have at least one row and one column"
+        return self.forward(*random.normal((*batch, m + n)).split([m, n], -1))
 
 
-def _truncated(value: Tensor, rank: int) -> Tensor:
-    left, right, _ = _leading(value, rank)
-    return left @ right.mT
+def random_product(shape: tuple[int, ...], rank: int, random: RandomNumbers) -> Tensor:
+    """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
+    *batch, m, n = shape
+    U, V = random.normal((*batch, m + n, rank)).split([m, n], -2)
+    return U @ V.mT / rank**0.5
 
 
 def _factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -237,19 +200,13 @@ def _factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``(P, Q S, s)`` for the leading singular values s: if they are all, ``W = P (Q S)'``.
+    """``(P, Q S, s)`` for the leading singular values s; if there are no others, ``W = P (Q S)'``.
 
-    Q S is computed as ``W' P``, which leaves the errors of Q and s out. P P' W still misses W by
-    the error of P, a few times that of a matrix product, until it is applied to what is left.
+    Q S is computed as ``W' P``, without the errors of Q and s. Then P P' W still differs from W by
+    the error of P, a few times that of a matrix product: one more product corrects the difference.
     """
     left, sigma, _ = svd(value)
     left = left[..., :rank]
     right = value.mT @ left
     right = right + (value - left @ right.mT).mT @ left
     return left, right, sigma[..., :rank]
-
-
-def _excess(value: Tensor, rank: int) -> Tensor:
-    if rank >= min(value.shape[-2:]):
-        return value.new_zeros(value.shape[:-2])
-    return svdvals(value)[..., rank]

@@ -7,23 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
+from constrained import register
 from constrained.constraint.fast_paths import recomputed
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
+from constraints.bases.shapes import Matrices
 from constraints.math.moving_base import quadratic, rebased, rebased_gradient
-from constraints.math.polar import defect, polar, polar_factor, polar_gradient, thin_polar_gradient
+from constraints.math.orthonormal import orthonormality_error
+from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
 from constraints.math.retraction import cayley, geodesic
 from constraints.math.transpose import minus_transpose
+from constraints.math.uniform_orthogonal import uniform_orthogonal
 
 _CURVES = {"cayley": cayley, "exp": geodesic}
 
 
-#: Which canonical parameter is the element itself.
+#: By the name of the map: which canonical parameter is the element itself.
 _MAPS = {"polar": 0, "rebased": 1, "cayley": None, "exp": None}
 
 
 @register("orthogonal", aliases=("stiefel", "semi_orthogonal"))
-class Orthogonal(Constraint):
+class Orthogonal(Matrices):
     r"""Orthogonal matrices; orthonormal columns if tall, orthonormal rows if wide.
 
     **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}` for :math:`n \ge p`, and
@@ -41,15 +45,15 @@ class Orthogonal(Constraint):
     it only where they are about as long as W.
 
     ``"cayley"`` and ``"exp"``: :math:`X \mapsto f(X B^\top - B X^\top) B`, where f is the Cayley
-    transform or the exponential, B a member that stays as it is, and X is free: a curve through B
+    transform or the exponential, B is a constant member, and X is free: a curve through B
     for each direction X. Square matrices keep the sign of their determinant; the Cayley transform
     misses the members with :math:`B^\top W` having an eigenvalue -1. Weight decay pulls towards B.
 
-    ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of
-    :math:`B (I + S + S^2 / 2)` with the skew part S of X, where B moves to the value after each
-    optimizer step, and X to zero. A step costs three matrix products at most, one less than under
-    ``"polar"``, and momentum lives in the coordinates that move along; but two matrices are stored,
-    of which neither an average nor a shard means anything, and training keeps the determinant.
+    ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of :math:`B (I + S + S^2
+    / 2)` with the skew part S of X, where B moves to the value after each optimizer step, and X to
+    zero. A step costs three matrix products at most, one less than under ``"polar"``, and momentum
+    needs no transport, since the coordinates move with B. But two matrices are stored, an average
+    or a shard of which has no meaning, and training keeps the determinant.
 
     **Right inverse**: ``"polar"``: the matrix itself. Otherwise X = 0 and B = the matrix.
 
@@ -73,17 +77,13 @@ class Orthogonal(Constraint):
                 [ 1.,  0.]])
     """
 
-    event_dim = 2
     examples = tuple(
         (arguments, shape)
         for arguments in ({}, {"map": "rebased"}, {"map": "cayley"}, {"map": "exp"})
         for shape in ((1, 1), (3, 3), (5, 2), (2, 5), (3, 2), (4, 1), (1, 4))
         if arguments != {"map": "rebased"} or shape[0] == shape[1]
     )
-    expected_failures = dict.fromkeys(
-        ("first_derivative:zero_params", "second_derivative:zero_params"),
-        "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
-    )
+    expected_failures = no_derivative(NO_POLAR_FACTOR, "zero_params")
 
     def __init__(self, map: str = "polar") -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Orthogonal(Constraint):
             self.expected_failures = {}
 
     def forward(self, X: Tensor, *base: Tensor) -> Tensor:
-        """The member that belongs to X and, but for ``"polar"``, to the base point B."""
+        """The member with the parameter X and, unless the map is ``"polar"``, the base point B."""
         if self.map == "polar":
             return polar(X)
         (B,) = base
@@ -113,7 +113,7 @@ class Orthogonal(Constraint):
         return value if self.map == "polar" else (torch.zeros_like(value), value)
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
-        """X orthogonal for ``"polar"``, 0 for ``"rebased"``; else the parameters as they are."""
+        """X orthogonal for ``"polar"``; X = 0 for ``"rebased"``; else unchanged parameters."""
         if self.map == "polar":
             return (polar_factor(params[0]),)
         if self.map == "rebased":
@@ -125,7 +125,7 @@ class Orthogonal(Constraint):
     ) -> tuple[Tensor | None, ...]:
         """The projection onto the tangent space, where the parameters are canonical.
 
-        The graph of the curves would hold six weights: they are followed once more.
+        The graph of the curves would hold six weights, so that they are evaluated once more.
         """
         if self.map == "polar":
             return (polar_gradient(params[0], value, gradient),)
@@ -136,7 +136,7 @@ class Orthogonal(Constraint):
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...] | None:
-        """The same projection in some products of ``(b, n)`` and ``(b, p)`` matrices."""
+        """The gradient of `pullback` in some products of ``(b, n)`` and ``(b, p)`` matrices."""
         if self.map == "polar" and params[0] is value:
             gradient = thin_polar_gradient(value, left, right)
             return None if gradient is None else (gradient,)
@@ -147,45 +147,24 @@ class Orthogonal(Constraint):
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""
-        W = value if value.shape[-2] >= value.shape[-1] else value.mT
-        # The value is finite: a NaN is the difference of two overflows.
-        excess = defect(W, W).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
-        return excess.amax((-2, -1))
+        return orthonormality_error(value)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest member in the Frobenius norm, the polar factor."""
         return polar(value)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Uniformly distributed (Haar measure): QR of a Gaussian matrix with a positive diagonal.
-
-        Reference:
-            Mezzadri, How to generate random matrices from the classical compact groups (2007).
-        """
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
+        """Uniformly distributed (Haar measure)."""
         *batch, n, p = shape
         if n < p:
-            tall = self.sample((*batch, p, n), generator=generator, dtype=dtype, device=device)
-            return tall.mT.contiguous()
-        dtype = dtype or torch.get_default_dtype()
-        gaussian = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        Q, R = torch.linalg.qr(gaussian)
-        signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
-        return polar(Q * signs.unsqueeze(-2)).to(dtype)
+            return self.draw((*batch, p, n), random).mT.contiguous()
+        return polar(uniform_orthogonal(random.normal(shape)))
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is no empty matrix, and a square one for ``"rebased"``."""
         if self.map == "rebased" and event[0] != event[1]:
             return "must be a square matrix for map='rebased'"
-        return None if min(event) > 0 else "must have at least one row and one column"
+        return super().shape_problem(event)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n p - p (p + 1) / 2``, where p is the smaller side."""

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_rank
 from constraints.bases.boundary import relax_to_boundary
-from constraints.bases.linear_space import not_square
+from constraints.bases.expected_failures import failing, no_derivative
+from constraints.bases.retraction import Retraction
+from constraints.bases.shapes import SquareMatrices, too_small
 from constraints.math.full_rank import raised_by
-from constraints.math.psd_part import distance_from_psd, psd_part, symmetric_part
-from constraints.matrices.fixed_rank import beyond, leading, too_small, wishart
+from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
+from constraints.math.matrix import symmetric_part
+from constraints.math.psd_part import distance_from_psd, psd_part
 
 _KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
 
 
-def _kinks(*points: str) -> dict[str, str]:
-    orders = ("first", "second")
-    return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], _KINK)
-
-
 @register("positive_semidefinite", aliases=("psd", "symmetric_positive_semidefinite"))
-class PositiveSemidefinite(Constraint):
+class PositiveSemidefinite(SquareMatrices, Retraction):
     """Symmetric matrices without negative eigenvalues.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x}. Dimension n (n + 1) / 2, a closed
@@ -34,16 +31,17 @@ class PositiveSemidefinite(Constraint):
 
     **Map**: the nearest member: the symmetric part, with negative eigenvalues replaced by zero.
     Onto the set. A member comes back bit for bit, with the symmetric part as its derivative, on the
-    boundary and at zero too. X X', the usual map, has no derivative at zero, and at a singular
-    matrix none that leads to a higher rank: training from there never gets away.
+    boundary and at zero too. The derivative of the usual map, X X', is zero at zero, and at a
+    singular matrix has no component that leads to a higher rank: training cannot leave it.
 
     **Right inverse**: the identity.
 
     **Reference**: Higham, Computing a nearest symmetric positive semidefinite matrix (Linear
     Algebra and its Applications 103, 1988).
 
-    `canonical` takes a parameter that a step has led outside back to the boundary, little by
-    little: see `constraints.fold.relax_to_boundary`.
+    `project` is the nearest point in the Frobenius norm. `canonical` moves a parameter that a step
+    has led outside back to the boundary little by little: see
+    `constraints.bases.boundary.relax_to_boundary`.
 
     Example:
         >>> psd = PositiveSemidefinite()
@@ -54,17 +52,12 @@ class PositiveSemidefinite(Constraint):
         tensor(1.)
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
-    expected_failures = _kinks("zero_params", "zeros", "ones", "boundary")
+    expected_failures = no_derivative(_KINK, "zero_params", "zeros", "ones", "boundary")
 
     def forward(self, X: Tensor) -> Tensor:
         """The nearest member."""
         return psd_part(symmetric_part(X))
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity."""
-        return value
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it."""
@@ -75,37 +68,18 @@ class PositiveSemidefinite(Constraint):
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
         return distance_from_psd(value)
 
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Frobenius norm."""
-        return psd_part(symmetric_part(value))
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Wishart matrices with n degrees of freedom, divided by n: of mean I."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        normal = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        return symmetric_part(normal @ normal.mT / shape[-1]).to(dtype)
+        normal = random.normal(shape)
+        return symmetric_part(normal @ normal.mT / shape[-1])
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
         return shape[-1] * (shape[-1] + 1) // 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 @register("psd_low_rank", aliases=("positive_semidefinite_low_rank",))
-class PSDLowRank(Constraint):
+class PSDLowRank(SquareMatrices):
     """Positive semidefinite matrices of at most a given rank.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) <= r}. Dimension
@@ -115,22 +89,22 @@ class PSDLowRank(Constraint):
     **Map**: (Y, S) -> Y S_+ Y', with Y of shape (n, r) and S_+ the positive semidefinite part of
     S (r, r), as under `PositiveSemidefinite`. Onto the set.
 
-    **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. Y Y' alone,
-    the usual map, would have no derivative where an eigenvalue is zero: there Y keeps a column as
-    long as the longest one, along some vector of the kernel, and S has the zero. So the zero matrix
-    gives orthonormal columns and S = 0. A perturbation of one unit in the last place, the same in
-    every run, is added: a column that is an eigenvector of the gradient as well would never turn,
-    and rounding alone would decide whether training gets away from there.
+    **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. The usual
+    map, Y Y' alone, would have the derivative zero where an eigenvalue is zero. There, Y has a
+    column as long as the longest one, along some vector of the kernel, and S has the zero. So the
+    zero matrix gives orthonormal columns and S = 0. A perturbation of one unit in the last place,
+    the same in every run, is added: a column that is an eigenvector of the gradient as well would
+    never turn, and rounding alone would decide whether training leaves the point.
 
     **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
     semidefinite matrices (SIAM Journal on Optimization 20, 2010); Levin, Kileel and Boumal, The
     effect of smooth parametrizations on nonconvex optimization landscapes (Mathematical Programming
     209, 2025): Y Y' has no critical point of second order that the set does not have.
 
-    `canonical` moves S into Y. What a step has pushed out of the cone keeps an eigenvalue of a few
-    units in the last place, a column of Y that is short but not zero: such a column turns as fast
-    as a long one, while a zero would stay along a vector that the kernel happened to offer, though
-    another one might lower the loss.
+    `canonical` moves S into Y. An eigenvalue that a step has pushed out of the cone becomes one of
+    a few units in the last place, a column of Y that is short but not zero. Such a column turns as
+    fast as a long one, while a zero column would stay along an arbitrary vector of the kernel,
+    though another one might lower the loss.
 
     Args:
         rank: the largest rank r, from 1 to n.
@@ -142,19 +116,18 @@ class PSDLowRank(Constraint):
         True
     """
 
-    event_dim = 2
     examples = (
         ({"rank": 1}, (1, 1)),
         ({"rank": 1}, (3, 3)),
         ({"rank": 2}, (5, 5)),
         ({"rank": 3}, (3, 3)),
     )
-    expected_failures: ClassVar[dict[str, str]] = {
-        **_kinks("zeros", "ones", "boundary"),
-        **dict.fromkeys(
-            ("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+    expected_failures = {  # noqa: RUF012 - never changed
+        **no_derivative(_KINK, "zeros", "ones", "boundary"),
+        **failing(
             "matrices of rank below r are singular points of the set, where no tangent space of "
-            "its dimension exists; some direction is live there",
+            "its dimension exists; some direction has a gradient there",
+            *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
         ),
     }
 
@@ -167,8 +140,8 @@ class PSDLowRank(Constraint):
         return symmetric_part(Y @ psd_part(symmetric_part(S)) @ Y.mT)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Eigenvectors times roots of the eigenvalues and, where one of these is zero, its zero."""
-        eigenvalues, Q = leading(value, self.rank)
+        """``(Y, S)``, where S holds the eigenvalues that are zero, and ones for the others."""
+        eigenvalues, Q = leading_eigenvalues(value, self.rank)
         eigenvalues = eigenvalues.clamp(min=0)
         largest = eigenvalues[..., :1]
         rounding = torch.finfo(value.dtype).eps * value.shape[-1] * largest
@@ -178,7 +151,7 @@ class PSDLowRank(Constraint):
         return Y + _unsymmetric(Y), torch.diag_embed(eigenvalues / square)
 
     def canonical(self, Y: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
-        """``(Y L, I)`` with ``L L' = S_+``, where there is such a regular L."""
+        """``(Y L, I)`` with ``L L' = S_+`` where S_+ is regular; else ``(Y, S_+)``."""
         with torch.no_grad():
             S = psd_part(symmetric_part(S))
             L, info = torch.linalg.cholesky_ex(S)
@@ -188,31 +161,24 @@ class PSDLowRank(Constraint):
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
-        return beyond(value, self.rank)
+        return distance_from_psd_rank(value, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in the Frobenius norm, of the r largest eigenvalues if positive."""
-        eigenvalues, Q = leading(value, self.rank)
+        eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return symmetric_part((Q * eigenvalues.clamp(min=0).unsqueeze(-2)) @ Q.mT)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """The nearest point, with r eigenvalues that are large enough to move all directions."""
-        eigenvalues, Q = leading(value, self.rank)
+        """The nearest point, with r eigenvalues so large that every direction has a gradient."""
+        eigenvalues, Q = leading_eigenvalues(value, self.rank)
         # The derivative along A has the size of the eigenvalues, not of their roots.
         raised = raised_by(eigenvalues, value, share**0.5).unsqueeze(-2)
         return symmetric_part((Q * raised) @ Q.mT)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
-        self.check_shape(shape)
-        return wishart(shape, self.rank, generator, dtype, device)
+        normal = random.normal((*shape[:-1], self.rank))
+        return symmetric_part(normal @ normal.mT / self.rank)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n r - r (r - 1) / 2``."""
@@ -220,7 +186,7 @@ class PSDLowRank(Constraint):
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix of at least r rows."""
-        return not_square(event) or too_small(event, self.rank)
+        return super().shape_problem(event) or too_small(event, self.rank)
 
 
 def _unsymmetric(Y: Tensor) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from numbers import Real
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
+from constraints.bases.arguments import checked_positive
+from constraints.bases.expected_failures import failing
+from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
+from constraints.math.matrix import eye_like
 from constraints.math.stable_lyapunov import (
     change_back,
     cheapest,
@@ -27,7 +29,7 @@ from constraints.math.svd import svdvals
 
 
 @register("schur", aliases=("schur_stable", "discrete_stable", "spectral_radius"))
-class Schur(Constraint):
+class Schur(SquareMatrices):
     r"""Matrices of bounded spectral radius: the powers of A grow no faster than those of a radius.
 
     **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : |\lambda| \le r` for every eigenvalue
@@ -75,7 +77,6 @@ class Schur(Constraint):
         tensor(2.)
     """
 
-    event_dim = 2
     recompute_in_backward = True
     frozen = (3, 4)
     examples = (
@@ -84,25 +85,22 @@ class Schur(Constraint):
         ({}, (5, 5)),
         ({"radius": 0.5}, (3, 3)),
     )
-    expected_failures: ClassVar[dict[str, str]] = {
+    expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() divides by the spectral radius",
         "second_derivative:zero_params": "a common factor of the parameters changes nothing, so "
         "that the map has no limit at 0",
-        **dict.fromkeys(
-            (f"no_dead_directions:{point}" for point in ("ones", "eye", "repeated", "boundary")),
+        **failing(
             "these are on the boundary, where the derivative of a smooth map into the set has no "
             "direction that points outwards",
+            "no_dead_directions",
+            at=("ones", "eye", "repeated", "boundary"),
         ),
     }
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        if not isinstance(radius, Real) or isinstance(radius, bool):
-            raise TypeError(f"schur: radius must be a number, got {radius!r}.")
-        if not 0 < radius < math.inf:
-            raise ValueError(f"schur: radius must be positive and finite, got {radius!r}.")
-        self.radius = float(radius)
+        self.radius = checked_positive("schur", radius, "radius")
 
     def forward(self, V: Tensor, F: Tensor, D: Tensor, T: Tensor, R: Tensor) -> Tensor:
         """``r T 2 (F F' + D D' + V V')^-1 V F' T^-1 + h R``."""
@@ -114,7 +112,7 @@ class Schur(Constraint):
         unit = torch.where(unit > 1, unit, 1)
         factors, V, F = factors / unit, V / unit, F / unit
         G = factors @ factors.mT
-        # A larger G is more stable. The term gives it a Cholesky factor whatever the parameters.
+        # Enlarging G keeps A stable. With the term it has a Cholesky factor for all parameters.
         rounding = 2 * V.shape[-1] * finfo.eps
         term = (
             rounding * G.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + finfo.tiny / finfo.eps
@@ -125,7 +123,7 @@ class Schur(Constraint):
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, C', (I - C'C)^(1/2), T, R)``, where T and R are constants."""
-        identity = _identity(value).expand_as(value).contiguous()
+        identity = eye_like(value).expand_as(value).contiguous()
         if value.is_meta:
             return identity, *(torch.empty_like(identity) for _ in range(4))
         A = value.double() / self.radius
@@ -137,12 +135,12 @@ class Schur(Constraint):
         return cheapest(candidates, value)
 
     def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
-        # A gradient is left on the boundary, where D vanishes.
+        # On the boundary, where D vanishes, this leaves a gradient.
         least = torch.full_like(C[..., 0], 4 * torch.finfo(value.dtype).eps)
-        D = square_root(_identity(C) - C.mT @ C, least).to(value.dtype)
+        D = square_root(eye_like(C) - C.mT @ C, least).to(value.dtype)
         F = C.mT.to(value.dtype).contiguous()
-        V = _identity(value).expand_as(value)
-        # Of this map, whatever a derived class makes of its value.
+        V = eye_like(value).expand_as(value)
+        # This class's map, even if a derived class overrides it.
         R = value - Schur.forward(self, V, F, D, T, torch.zeros_like(value))
         return F, D, T, R
 
@@ -150,7 +148,7 @@ class Schur(Constraint):
         """The excess of the spectral radius, divided by the condition of the eigenvalue.
 
         More precisely the largest of these numbers, in which the distance of the matrix is
-        measured; see `constraints.eigenvalues.spectral_distance`.
+        measured; see `constraints.math.eigenvalues.spectral_distance`.
         """
 
         def way(x: Tensor) -> Tensor:
@@ -163,7 +161,7 @@ class Schur(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """A retraction: an outsider is scaled to the spectral radius r.
 
-        It is no nearest point, which would be a problem that is not convex.
+        It is not a nearest point: finding one is a problem that is not convex.
         """
         radius = eigenvalues(value).abs().amax(-1)[..., None, None]
         outside = radius > self.radius
@@ -172,7 +170,7 @@ class Schur(Constraint):
         return torch.where(inside[..., None, None], value, value * factor.to(value.dtype))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Matrices of nearly the spectral radius r are scaled down, by ``share``.
+        """Matrices with nearly the spectral radius r are scaled down, by ``share``.
 
         The derivative has the size of the root of the distance of the eigenvalues from the circle.
         """
@@ -180,37 +178,19 @@ class Schur(Constraint):
         factor = torch.where(radius > 1 - share, (1 - 2 * share) / radius.clamp(min=0.5), 1)
         return value * factor.to(value.dtype)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Gaussian matrices, scaled to a spectral radius that is uniform between 0 and 0.95 r."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options)
+        gaussian = random.normal(shape)
         radius = eigenvalues(gaussian).abs().amax(-1).to(gaussian.dtype)
-        wanted = 0.95 * self.radius * torch.rand(radius.shape, **options)
-        return (gaussian * (wanted / radius)[..., None, None]).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n^2``, that of the space of all matrices."""
-        return shape[-1] ** 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return None if event[0] == event[1] > 0 else "must be a square matrix with a row or more"
+        wanted = 0.95 * self.radius * random.uniform(radius.shape)
+        return gaussian * (wanted / radius)[..., None, None]
 
 
 def _contraction(
     A: Tensor, radius: Tensor, margin: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """T of the given dtype, and ``T^-1 A T`` with a norm of at most 1."""
-    identity = _identity(A).expand_as(A)
+    identity = eye_like(A).expand_as(A)
     norm = svdvals(A)[..., :1, None]
     normal = norm <= 1 + 4 * torch.finfo(dtype).eps
     if bool(normal.all()) or margin == math.inf:
@@ -220,10 +200,6 @@ def _contraction(
     else:
         shrink = (1 - margin) / radius.clamp(min=torch.finfo(A.dtype).tiny)
         A = torch.where(normal, A, A * shrink.clamp(max=1))
-        # Elements that need no other coordinates must not be seen by the equation.
+        # Elements that need no other coordinates are replaced, so that the equation is solvable.
         L = discrete_gramian(torch.where(normal, 0, A))
     return coordinates(torch.where(normal, identity, L), A, dtype)
-
-
-def _identity(A: Tensor) -> Tensor:
-    return torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_bound, checked_positive
 from constraints.bases.boundary import relax_to_boundary
-from constraints.bases.linear_space import empty
+from constraints.bases.expected_failures import no_derivative
+from constraints.bases.retraction import Retraction
+from constraints.bases.shapes import Matrices
 from constraints.math.clip_singular_values import clamp_singular_values
 from constraints.math.svd import svdvals
 from constraints.matrices.orthogonal import Orthogonal
 
-
-def _kinks(*points: str) -> dict[str, str]:
-    reason = (
-        "the map has a kink on the boundary, the identity inside and a projection outside, and no "
-        "limit at a matrix that has not full rank"
-    )
-    orders = ("first", "second")
-    return dict.fromkeys([f"{o}_derivative:{point}" for o in orders for point in points], reason)
+_KINK = (
+    "the map has a kink on the boundary, the identity inside and a projection outside, and no "
+    "limit at a matrix that has not full rank"
+)
 
 
-class SpectrumBound(Constraint):
+class SpectrumBound(Matrices, Retraction):
     """What sets of matrices share whose singular values lie between two bounds.
 
     The map is the projection, and the parameter the matrix itself. `canonical` takes a parameter
     that a step has led outside back to the boundary by a tenth of the way:
-    `constraints.fold.relax_to_boundary` says why not all of it.
+    `constraints.bases.boundary.relax_to_boundary` says why not all of it.
     """
-
-    event_dim = 2
 
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
@@ -47,7 +42,7 @@ class SpectrumBound(Constraint):
         return clamp_singular_values(X, *self.bounds())
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """The matrix itself."""
+        """The matrix itself, up to rounding."""
         return clamp_singular_values(value, *self.bounds())
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
@@ -62,36 +57,14 @@ class SpectrumBound(Constraint):
         s = svdvals(value if value.shape[-2] >= value.shape[-1] else value.mT)
         return F.relu(torch.maximum(low - s[..., -1], s[..., 0] - high))
 
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest member in every unitarily invariant norm: singular values moved to bounds."""
-        return clamp_singular_values(value, *self.bounds())
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """``U S V'`` with U and V uniform (Haar measure) and S uniform between the bounds."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
         *batch, n, p = shape
         low, high = self.bounds()
         rank = min(n, p)
-        U, V = (Orthogonal().sample((*batch, side, rank), **options) for side in (n, p))
-        S = low + (high - low) * torch.rand((*batch, 1, rank), **options)
-        return clamp_singular_values((U * S) @ V.mT, low, high).to(dtype)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix."""
-        return empty(event)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n p``, that of the space of all matrices."""
-        return shape[-2] * shape[-1]
+        U, V = (Orthogonal().draw((*batch, side, rank), random) for side in (n, p))
+        S = low + (high - low) * random.uniform((*batch, 1, rank))
+        return clamp_singular_values((U * S) @ V.mT, low, high)
 
 
 @register("singular_values", aliases=("singular_value_range", "bounded_condition"))
@@ -139,7 +112,9 @@ class SingularValues(SpectrumBound):
         ({"low": 0.5, "high": 0.75}, (2, 5)),
         ({"low": 0.0, "high": 1.0}, (1, 4)),
     )
-    expected_failures = _kinks("zero_params", "zeros", "ones", "eye", "repeated", "boundary")
+    expected_failures = no_derivative(
+        _KINK, "zero_params", "zeros", "ones", "eye", "repeated", "boundary"
+    )
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -194,7 +169,7 @@ class AlmostOrthogonal(SpectrumBound):
         ({"radius": 0.75}, (2, 5)),
         ({"radius": 0.5}, (1, 4)),
     )
-    expected_failures = _kinks("zero_params", "zeros", "ones", "repeated", "boundary")
+    expected_failures = no_derivative(_KINK, "zero_params", "zeros", "ones", "repeated", "boundary")
 
     def __init__(self, radius: float) -> None:
         super().__init__()

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
-from constraints.bases.linear_space import not_square
-from constraints.math.polar import defect, polar, polar_factor, polar_gradient, thin_polar_gradient
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
+from constraints.bases.retraction import Retraction
+from constraints.bases.shapes import SquareMatrices
+from constraints.math.orthonormal import orthonormality_error
+from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
 from constraints.math.svd import svd
+from constraints.math.uniform_orthogonal import uniform_orthogonal
 
 
 @register("special_orthogonal", aliases=("rotation", "so", "special_orthogonal_group"))
-class SpecialOrthogonal(Constraint):
+class SpecialOrthogonal(SquareMatrices, Retraction):
     """Rotation matrices: orthogonal ones of determinant one.
 
     **Set**: {W in R^(n x n) : W'W = I, det W = 1}, the group SO(n): the component of O(n) that
@@ -33,8 +37,8 @@ class SpecialOrthogonal(Constraint):
     Crystallographica A32, 1976), for the projection; Higham, Functions of Matrices (2008),
     chapter 8, for the polar factor.
 
-    `orthogonal` has both components. Training under it stays in the one where it starts, but for
-    steps of an optimizer that are about as long as the matrix.
+    `orthogonal` has both components. Training under it stays in the one where it starts, unless a
+    step of the optimizer is about as long as the matrix.
 
     Example:
         >>> W = SpecialOrthogonal()(torch.tensor([[2.0, 0.0], [0.0, -3.0]]))
@@ -42,22 +46,14 @@ class SpecialOrthogonal(Constraint):
         True
     """
 
-    event_dim = 2
     value_index = 0
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (3, 3)), ({}, (5, 5)))
-    expected_failures = dict.fromkeys(
-        ("first_derivative:zero_params", "second_derivative:zero_params"),
-        "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
-    )
+    expected_failures = no_derivative(NO_POLAR_FACTOR, "zero_params")
 
     def forward(self, X: Tensor) -> Tensor:
         """The polar factor, with its last column reversed if its determinant is -1."""
         W = polar(X)
         return _reverse_last(W, _handedness(W))
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The matrix itself."""
-        return value
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The rotation itself."""
@@ -74,16 +70,14 @@ class SpecialOrthogonal(Constraint):
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
     ) -> tuple[Tensor | None, ...] | None:
-        """The same projection in some products of ``(b, n)`` matrices."""
+        """The gradient of `pullback` in some products of ``(b, n)`` matrices."""
         gradient = thin_polar_gradient(value, left, right) if X is value else None
         return None if gradient is None else (gradient,)
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W'W - I|``, and at least 1 where the determinant is negative."""
-        # The value is finite: a NaN is the difference of two overflows.
-        excess = defect(value, value).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
         mirrored = (_handedness(value) < 0).to(value.dtype).amax((-2, -1))
-        return torch.maximum(excess.amax((-2, -1)), mirrored)
+        return torch.maximum(orthonormality_error(value), mirrored)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest rotation in the Frobenius norm.
@@ -96,31 +90,13 @@ class SpecialOrthogonal(Constraint):
         reversed_ = polar(_reverse_last(U, _handedness(U) * _handedness(Vh)) @ Vh)
         return torch.where(_handedness(W) < 0, reversed_, W)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Uniformly distributed (Haar measure): as under `Orthogonal`, the last column reversed."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        gaussian = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        Q, R = torch.linalg.qr(gaussian)
-        signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
-        return self.forward(Q * signs.unsqueeze(-2)).to(dtype)
+        return self.forward(uniform_orthogonal(random.normal(shape)))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
 
 
 def _handedness(W: Tensor) -> Tensor:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
+from constrained import register
 from constrained.constraint.fast_paths import recomputed
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals.tensors import has_values
+from constraints.bases.arguments import checked_positive
+from constraints.bases.expected_failures import no_derivative
+from constraints.bases.shapes import Matrices
 from constraints.math.clip_singular_values import clip_singular_values
 from constraints.math.inward_gradient import inward_gradient, thin_inward_gradient
 from constraints.math.krylov_norm import generic_directions
@@ -24,8 +24,9 @@ from constraints.math.scale_to_norm import radial, radial_gradient, radial_step,
 from constraints.math.singular_vectors import OneSide, Vectors, one_side
 from constraints.math.svd import svdvals
 
-#: By constraint: some entries of the value that was restored last, and its singular vectors. It is
-#: no part of any state: whatever becomes of it, a decomposition finds the vectors.
+#: By constraint: some entries of the value that `canonical` returned last, and its singular
+#: vectors. This is a cache and not part of any state: if it is lost, a decomposition finds the
+#: vectors.
 _followed: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
 
 
@@ -33,11 +34,11 @@ _followed: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDiction
 _thin: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
 
 
-#: How many entries tell whether a tensor is another one: an optimizer moves all of them.
+#: By so many entries a tensor is recognized: an optimizer's step moves all of them.
 _SAMPLE = 64
 
 
-#: Of vectors that take more memory than this share of the matrix one side is kept, or nothing.
+#: If the vectors take more memory than this share of the matrix, one side is kept, or nothing.
 _MEMORY = 0.7
 
 
@@ -55,16 +56,8 @@ def _entries(*tensors: Tensor) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _kinks(*laws: str) -> dict[str, str]:
-    points = ("ones", "eye", "repeated", "boundary")
-    return dict.fromkeys(
-        [f"{law}:{point}" for law in laws for point in points],
-        "the map has a kink on the boundary: the identity inside, a projection outside",
-    )
-
-
 @register("spectral_norm", aliases=("lipschitz",))
-class SpectralNorm(Constraint):
+class SpectralNorm(Matrices):
     r"""Matrices that stretch no vector by more than a bound.
 
     **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : \lVert W \rVert_2 \le c\}`, the matrices with
@@ -91,10 +84,10 @@ class SpectralNorm(Constraint):
     the bound, which are followed from step to step by a few products of the matrix with them, and
     are no state: where they are lost, or of no help, as after a very large step or where most
     singular values are near the bound, the matrix is decomposed. In training, the bound was never
-    exceeded by more than 1e-4 of it (`constraints.leading_vectors`); without that hook, and in
+    exceeded by more than 1e-4 of it (`constraints.math.leading_vectors`); without that hook, and in
     compiled code, the map is computed by a decomposition. A step at the boundary is made of a
-    gradient by which Adam too comes to rest at the optimum: see `constraints.inward_gradient`. It
-    takes the place of the parameter's ``grad`` when the step begins; read gradients before it.
+    gradient by which Adam too comes to rest at the optimum: see `constraints.math.inward_gradient`.
+    It takes the place of the parameter's ``grad`` when the step begins; read gradients before it.
 
     ``"scale"`` follows two vectors only: a step of an optimizer ends with a few products of the
     matrix with them. It finds the norm from the directions that were stretched most before: an
@@ -120,13 +113,7 @@ class SpectralNorm(Constraint):
                 [0., 1.]])
     """
 
-    preserves = (
-        "symmetric",
-        "skew",
-        "diagonal",
-        "positive_semidefinite",
-    )
-    event_dim = 2
+    preserves = ("symmetric", "skew", "diagonal", "positive_semidefinite")
     value_index = 0
     remembers = True
     examples = (
@@ -139,21 +126,20 @@ class SpectralNorm(Constraint):
         ({"map": "scale", "bound": 0.5}, (8, 3)),
         ({"map": "scale", "bound": 2.5}, (2, 5)),
     )
-    expected_failures = _kinks("first_derivative", "second_derivative")
+    expected_failures = no_derivative(
+        "the map has a kink on the boundary: the identity inside, a projection outside",
+        *("ones", "eye", "repeated", "boundary"),
+    )
 
     def __init__(self, bound: float = 1.0, map: str = "clip") -> None:
         super().__init__()
-        if not isinstance(bound, Real) or isinstance(bound, bool):
-            raise TypeError(f"spectral_norm: bound must be a number, got {bound!r}.")
-        if not 0 < bound < math.inf:
-            raise ValueError(f"spectral_norm: bound must be positive and finite, got {bound!r}.")
         if map not in ("clip", "scale"):
             raise ValueError(f"spectral_norm: map must be 'clip' or 'scale', got {map!r}.")
-        self.bound = float(bound)
+        self.bound = checked_positive("spectral_norm", bound)
         self.map = map
         if map == "scale":
             self.frozen = (1,)
-            # What it is told besides the matrix, it has as the first of a chain only.
+            # Its map takes a second parameter, which it can have only as the first of a chain.
             self.preserves = ()
             nearest = "project() divides by the norm, as the map does"
             self.expected_failures = {**self.expected_failures, "nearest": nearest}
@@ -206,7 +192,7 @@ class SpectralNorm(Constraint):
         return (gradient,)
 
     def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
-        """On the boundary, what leads along it or inside: see `constraints.inward_gradient`."""
+        """On the boundary, a gradient along it or inside: see `math.inward_gradient`."""
         if not has_values(gradient):
             return gradient
         if self.map == "scale":
@@ -252,25 +238,8 @@ class SpectralNorm(Constraint):
             return radial(value, generic_directions(value), self.bound)
         return clip_singular_values(value, self.bound)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A Gaussian matrix, scaled to a norm that is uniform between 0 and the bound."""
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        gaussian = torch.randn(tuple(shape), **options)
+        gaussian = random.normal(shape)
         norm = svdvals(gaussian)[..., :1, None]
-        return (torch.rand(norm.shape, **options) * self.bound * gaussian / norm).to(dtype)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix."""
-        return None if min(event) > 0 else "must have at least one row and one column"
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n p``, that of the space of all matrices."""
-        return shape[-2] * shape[-1]
+        return random.uniform(norm.shape) * self.bound * gaussian / norm

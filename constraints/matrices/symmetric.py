@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.linear_space import LinearSpace, not_square
+from constraints.bases.linear_space import LinearSpace
+from constraints.bases.shapes import EvenMatrices, SquareMatrices
 from constraints.math.autograd import needs_derivative
 from constraints.math.transpose import minus_transpose, plus_transpose
 
 
 @register("symmetric")
-class Symmetric(LinearSpace):
+class Symmetric(SquareMatrices, LinearSpace):
     """Symmetric matrices.
 
     **Set**: {W in R^(n x n) : W = W'}. Dimension n (n + 1) / 2, a linear space.
@@ -32,7 +33,6 @@ class Symmetric(LinearSpace):
                 [2., 1.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -43,13 +43,9 @@ class Symmetric(LinearSpace):
         """``n (n + 1) / 2``."""
         return shape[-1] * (shape[-1] + 1) // 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 @register("skew", aliases=("skew_symmetric", "antisymmetric"))
-class Skew(LinearSpace):
+class Skew(SquareMatrices, LinearSpace):
     """Skew-symmetric matrices.
 
     **Set**: {W in R^(n x n) : W = -W'}. Dimension n (n - 1) / 2, a linear space.
@@ -66,7 +62,6 @@ class Skew(LinearSpace):
                 [-2.,  0.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -77,13 +72,9 @@ class Skew(LinearSpace):
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 @register("hermitian", aliases=("self_adjoint",))
-class Hermitian(LinearSpace):
+class Hermitian(SquareMatrices, LinearSpace):
     """Hermitian matrices: complex ones that equal their conjugate transpose.
 
     **Set**: {W in C^(n x n) : W = W*}, of dimension n^2 over the real numbers, over which it is a
@@ -102,7 +93,6 @@ class Hermitian(LinearSpace):
                 [0.-2.j, 1.+0.j]])
     """
 
-    event_dim = 2
     complex = True
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (4, 4)))
 
@@ -114,13 +104,9 @@ class Hermitian(LinearSpace):
         """``n^2``, of complex matrices over the real numbers."""
         return shape[-1] ** 2
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 @register("hamiltonian")
-class Hamiltonian(LinearSpace):
+class Hamiltonian(EvenMatrices, LinearSpace):
     """Hamiltonian matrices: the linear vector fields that keep the symplectic form.
 
     **Set**: {W in R^(2n x 2n) : (J W)' = J W} with J = [[0, I], [-I, 0]]. Dimension n (2 n + 1), a
@@ -138,7 +124,6 @@ class Hamiltonian(LinearSpace):
                 [ 3.,  2.]])
     """
 
-    event_dim = 2
     examples = (({}, (2, 2)), ({}, (4, 4)), ({}, (6, 6)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -156,14 +141,9 @@ class Hamiltonian(LinearSpace):
         n = shape[-1] // 2
         return n * (2 * n + 1)
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix with an even number of rows."""
-        even = not_square(event) is None and event[-1] % 2 == 0
-        return None if even else "must be a square matrix with an even number of rows, not 0"
-
 
 @register("traceless", aliases=("trace_zero", "zero_trace"))
-class Traceless(LinearSpace):
+class Traceless(SquareMatrices, LinearSpace):
     """Matrices of trace zero.
 
     **Set**: {W in R^(n x n) : tr W = 0}. Dimension n^2 - 1, a linear space: the Lie algebra of the
@@ -181,7 +161,6 @@ class Traceless(LinearSpace):
                 [ 0.,  1.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -197,7 +176,3 @@ class Traceless(LinearSpace):
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2 - 1``."""
         return shape[-1] ** 2 - 1
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import tolerance, working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constrained.constraint.tolerance import tolerance
+from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
+from constraints.bases.shapes import EvenMatrices
 from constraints.math.complex_polar import polar_of_parts
 from constraints.math.polar import polar
 
 
 @register("symplectic")
-class Symplectic(Constraint):
+class Symplectic(EvenMatrices):
     r"""Symplectic matrices: the canonical linear maps of Hamiltonian mechanics.
 
     **Set**: :math:`\{W \in \mathbb{R}^{2n \times 2n} : W^\top J W = J\}` with J = [[0, I],
@@ -46,14 +48,10 @@ class Symplectic(Constraint):
         True
     """
 
-    event_dim = 2
     recompute_in_backward = True
     examples = (({}, (2, 2)), ({}, (4, 4)), ({}, (6, 6)))
-    expected_failures: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(
-            ("first_derivative:zero_params", "second_derivative:zero_params"),
-            "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
-        ),
+    expected_failures = {  # noqa: RUF012 - never changed
+        **no_derivative(NO_POLAR_FACTOR, "zero_params"),
         "nearest": "no formula is known for the nearest symplectic matrix: project() composes one "
         "of the parts that make up a member",
     }
@@ -92,32 +90,15 @@ class Symplectic(Constraint):
         unitary, K = _factors(value)
         return torch.where(inside, value, unitary @ _positive(K))
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """``forward`` of standard normal parameters, those of P divided by sqrt(2n)."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        X, Y = torch.randn(
-            (2, *shape), generator=generator, dtype=working_dtype(dtype), device=device
-        ).unbind()
-        return self.forward(X, Y / shape[-1] ** 0.5).to(dtype)
+        X, Y = random.normal((2, *shape)).unbind()
+        return self.forward(X, Y / shape[-1] ** 0.5)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (2 n + 1)``, for matrices of 2n rows."""
         n = shape[-1] // 2
         return n * (2 * n + 1)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix with an even number of rows."""
-        if event[0] == event[1] > 0 and event[0] % 2 == 0:
-            return None
-        return "must be a square matrix with an even number of rows"
 
 
 def _factors(W: Tensor) -> tuple[Tensor, Tensor]:

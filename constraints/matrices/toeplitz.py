@@ -1,4 +1,4 @@
-"""Matrices that are constant along lines: Toeplitz, circulant, Hankel."""
+"""Matrices that are constant along diagonals: Toeplitz, circulant, Hankel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.linear_space import LinearSpace, empty, not_square
+from constraints.bases.linear_space import LinearSpace
+from constraints.bases.shapes import Matrices, SquareMatrices
 
 
 @register("toeplitz")
-class Toeplitz(LinearSpace):
+class Toeplitz(Matrices, LinearSpace):
     """Matrices that are constant along every diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = c_(j - i)}. Dimension m + n - 1, a linear space: the matrices
@@ -30,7 +31,6 @@ class Toeplitz(LinearSpace):
                 [3., 3.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 1)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -43,13 +43,9 @@ class Toeplitz(LinearSpace):
         """``m + n - 1``."""
         return shape[-2] + shape[-1] - 1
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("hankel")
-class Hankel(LinearSpace):
+class Hankel(Matrices, LinearSpace):
     """Matrices that are constant along every antidiagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = c_(i + j)}. Dimension m + n - 1, a linear space.
@@ -66,7 +62,6 @@ class Hankel(LinearSpace):
                 [3., 5.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 1)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -79,13 +74,9 @@ class Hankel(LinearSpace):
         """``m + n - 1``."""
         return shape[-2] + shape[-1] - 1
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("circulant")
-class Circulant(LinearSpace):
+class Circulant(SquareMatrices, LinearSpace):
     """Square matrices each of whose rows is the one above it, shifted by one place, around the end.
 
     **Set**: {W in R^(n x n) : W_ij = c_((j - i) mod n)}. Dimension n, a linear space: the matrices
@@ -103,7 +94,6 @@ class Circulant(LinearSpace):
                 [3., 3.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -116,10 +106,6 @@ class Circulant(LinearSpace):
         """``n``."""
         return shape[-1]
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix."""
-        return not_square(event)
-
 
 def _places(X: Tensor) -> tuple[Tensor, Tensor]:
     m, n = X.shape[-2:]
@@ -127,7 +113,7 @@ def _places(X: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _means(X: Tensor, line: Tensor, lines: int) -> Tensor:
-    """The mean of X over the entries of each line, in all of its places.
+    """Each entry of X replaced by the mean of its line.
 
     Args:
         X: shape ``(*batch, m, n)``.
@@ -140,7 +126,7 @@ def _means(X: Tensor, line: Tensor, lines: int) -> Tensor:
     count = count.index_add(0, line, torch.ones_like(line, dtype=X.dtype))
     sums = torch.zeros((*flat.shape[:-1], lines), dtype=X.dtype, device=X.device)
     mean = sums.index_add(-1, line, flat) / count
-    # Once more over what is left of a line: the mean of equal numbers is then that number.
+    # Corrected by the mean of the differences, so that the mean of equal numbers is that number.
     rest = flat - mean.index_select(-1, line)
     mean = mean + sums.index_add(-1, line, rest) / count
     return mean.index_select(-1, line).reshape(X.shape)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
-from constraints.bases.linear_space import empty
-from constraints.math.polar import defect, polar, polar_factor, polar_gradient
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
+from constraints.bases.retraction import Retraction
+from constraints.bases.shapes import Matrices
+from constraints.math.orthonormal import orthonormality_error
+from constraints.math.polar import polar, polar_factor, polar_gradient
 
 
 @register("unitary", aliases=("complex_stiefel", "semi_unitary", "unitary_group"))
-class Unitary(Constraint):
+class Unitary(Matrices, Retraction):
     r"""Unitary matrices; orthonormal columns if tall, orthonormal rows if wide.
 
     **Set**: :math:`\{W \in \mathbb{C}^{n \times p} : W^* W = I\}` for :math:`n \ge p`, and
@@ -22,8 +24,8 @@ class Unitary(Constraint):
     numbers (p the smaller side), connected. A real tensor is taken for a complex one without
     imaginary part: then the set is that of `Orthogonal`.
 
-    **Map**: X -> the nearest member, the polar factor of X. Onto the set; as for `Orthogonal` with
-    ``map="polar"``.
+    **Map**: X -> the nearest member in the Frobenius norm, the polar factor of X. Onto the set; as
+    for `Orthogonal` with ``map="polar"``.
 
     **Right inverse**: the matrix itself.
 
@@ -39,22 +41,14 @@ class Unitary(Constraint):
                 [ 0.+0.j, -1.+0.j]])
     """
 
-    event_dim = 2
     value_index = 0
     complex = True
     examples = (({}, (2, 2)), ({}, (3, 3)), ({}, (4, 2)), ({}, (2, 3)))
-    expected_failures = dict.fromkeys(
-        ("first_derivative:zero_params", "second_derivative:zero_params"),
-        "the polar factor has no limit at X = 0, nor at any matrix that has not full rank",
-    )
+    expected_failures = no_derivative(NO_POLAR_FACTOR, "zero_params")
 
     def forward(self, X: Tensor) -> Tensor:
         """The polar factor."""
         return polar(X)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The matrix itself."""
-        return value
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The unitary matrix itself."""
@@ -66,39 +60,16 @@ class Unitary(Constraint):
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W* W - I|``, or of ``|W W* - I|`` if W is wide."""
-        W = value if value.shape[-2] >= value.shape[-1] else value.mH
-        # The value is finite: a NaN is the difference of two overflows.
-        excess = defect(W, W).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
-        return excess.amax((-2, -1))
+        return orthonormality_error(value)
 
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest member in the Frobenius norm, the polar factor."""
-        return polar(value)
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Uniformly distributed (Haar measure): the polar factor of a Gaussian matrix.
 
-        Of torch's default dtype, which is real, unless told otherwise.
+        The default dtype is that of torch, which is real.
         """
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        gaussian = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        return polar(gaussian).to(dtype)
+        return polar(random.normal(shape))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``2 n p - p^2``, where p is the smaller side, of complex matrices."""
         n, p = max(shape[-2:]), min(shape[-2:])
         return 2 * n * p - p * p
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix."""
-        return empty(event)

@@ -1,4 +1,4 @@
-"""Matrices with zeros in given places: diagonal, triangular, banded, in blocks."""
+"""Matrices with zeros at given positions: diagonal, triangular, banded, block diagonal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.linear_space import LinearSpace, empty
+from constraints.bases.arguments import is_whole
+from constraints.bases.linear_space import LinearSpace
+from constraints.bases.shapes import Matrices
 
-# A mask is made of row and column numbers when it is needed: it costs less than the product that
-# follows, and a constraint that keeps none fits matrices of any size.
+# A mask is computed from row and column numbers when it is needed. It costs less than the product
+# that follows, and a constraint that stores no mask fits matrices of any size.
 
 
 @register("diagonal")
-class Diagonal(LinearSpace):
+class Diagonal(Matrices, LinearSpace):
     """Diagonal matrices, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for i != j}. Dimension min(m, n), a linear space.
@@ -32,7 +34,6 @@ class Diagonal(LinearSpace):
                 [0., 4.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -43,13 +44,9 @@ class Diagonal(LinearSpace):
         """``min(m, n)``."""
         return min(shape[-2:])
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("lower_triangular", aliases=("tril",))
-class LowerTriangular(LinearSpace):
+class LowerTriangular(Matrices, LinearSpace):
     """Matrices with zeros above the diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for j > i}. A linear space, whose dimension is the number of
@@ -67,7 +64,6 @@ class LowerTriangular(LinearSpace):
                 [3., 4.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -78,13 +74,9 @@ class LowerTriangular(LinearSpace):
         """The number of entries on and below the diagonal."""
         return _entries_below(*shape[-2:])
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("upper_triangular", aliases=("triu",))
-class UpperTriangular(LinearSpace):
+class UpperTriangular(Matrices, LinearSpace):
     """Matrices with zeros below the diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for i > j}. A linear space, whose dimension is the number of
@@ -102,7 +94,6 @@ class UpperTriangular(LinearSpace):
                 [0., 4.]])
     """
 
-    event_dim = 2
     examples = (({}, (1, 1)), ({}, (3, 3)), ({}, (2, 4)), ({}, (4, 2)))
 
     def part(self, X: Tensor) -> Tensor:
@@ -113,13 +104,9 @@ class UpperTriangular(LinearSpace):
         """The number of entries on and above the diagonal."""
         return _entries_below(*reversed(shape[-2:]))
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
-
 
 @register("banded", aliases=("band",))
-class Banded(LinearSpace):
+class Banded(Matrices, LinearSpace):
     """Matrices with zeros outside of a band along the diagonal, rectangular ones too.
 
     **Set**: {W in R^(m x n) : W_ij = 0 for |i - j| > width}. A linear space, whose dimension is the
@@ -145,7 +132,6 @@ class Banded(LinearSpace):
                 [0., 1., 1.]])
     """
 
-    event_dim = 2
     examples = (
         ({"width": 0}, (1, 1)),
         ({"width": 1}, (4, 4)),
@@ -155,7 +141,7 @@ class Banded(LinearSpace):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, int) or width < 0:
+        if not is_whole(width) or width < 0:
             raise ValueError(f"banded: width must be a whole number, 0 or more, got {width!r}.")
         self.width = width
 
@@ -167,10 +153,6 @@ class Banded(LinearSpace):
         """The number of entries in the band."""
         m, n = shape[-2:]
         return sum(max(0, min(n, i + self.width + 1) - max(0, i - self.width)) for i in range(m))
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has entries."""
-        return empty(event)
 
 
 @register("block_diagonal")
@@ -208,8 +190,7 @@ class BlockDiagonal(LinearSpace):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
-        valid = all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sizes)
-        if not sizes or not valid:
+        if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(
                 f"block_diagonal: sizes must be whole numbers, 1 or more, got {sizes!r}."
             )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.expected_failures import failing
+from constraints.bases.retraction import Retraction
 
 
 @register("angle", aliases=("circular",))
-class Angle(Constraint):
+class Angle(Retraction):
     """Angles in radians, between minus and plus half a turn.
 
     **Set**: {x in R : -pi <= x <= pi}, elementwise, whose two ends are the same angle. Dimension 1,
@@ -35,18 +37,15 @@ class Angle(Constraint):
 
     event_dim = 0
     examples = (({}, ()),)
-    expected_failures = dict.fromkeys(
-        ("nearest", "violation_grows"),
-        "project keeps the angle: it goes around the circle to it, and not to the nearest number",
+    expected_failures = failing(
+        "project goes around the circle to the same angle, and not to the nearest number",
+        "nearest",
+        "violation_grows",
     )
 
     def forward(self, y: Tensor) -> Tensor:
         """The angle, wrapped into the set."""
         return _wrapped(y)
-
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity."""
-        return value
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """The angle, wrapped into the set: far from zero a number has few digits for it."""
@@ -56,32 +55,15 @@ class Angle(Constraint):
         """The distance from the interval."""
         return F.relu(value.abs() - math.pi)
 
-    def project(self, value: Tensor) -> Tensor:
-        """The same angle, wrapped into the set."""
-        return _wrapped(value)
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Angles uniform on the circle."""
-        share = torch.rand(shape, generator=generator, dtype=dtype, device=device)
-        return (2 * math.pi * (share - 0.5)).clamp(-math.pi, math.pi)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """1, each number being an element."""
-        del shape
-        return 1
+        return (2 * math.pi * (random.uniform(shape) - 0.5)).clamp(-math.pi, math.pi)
 
 
 def _wrapped(y: Tensor) -> Tensor:
-    # A number inside stays bit for bit; the rest is a constant, since the derivative is 1.
+    # A number inside stays bit for bit. The number of turns is held constant: the derivative is 1.
     turns = torch.where(y.detach().abs() <= math.pi, 0, torch.round(y.detach() / (2 * math.pi)))
     value = y - 2 * math.pi * turns
-    # A number without digits for the angle may be rounded to far outside: the bound is added to the
-    # number itself, which has the derivative, less itself.
+    # A number so large that it has no digits for the angle may be rounded to far outside: clamped.
+    # The term y - y is zero and carries the derivative 1.
     return value.clamp(-math.pi, math.pi).detach() + (y - y.detach())

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
-from constraints.bases.arguments import checked_bound
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import check_order, checked_bound
 from constraints.bases.boundary import STEEPNESS, inwards
+from constraints.bases.expected_failures import no_derivative
 from constraints.bases.half_line import KINK
+from constraints.bases.retraction import Retraction
 from constraints.math.autograd import needs_derivative
 
 
 @register("box", aliases=("closed_interval", "bounds"))
-class Box(Constraint):
+class Box(Retraction):
     """Numbers between two bounds, with the bounds.
 
     **Set**: {x in R : low <= x <= high}, elementwise. Dimension 1, closed.
 
-    **Map**: the identity inside. Outside it is folded back, onto the set: d beyond a bound, the
-    value lies s / (1 + s) times half of the interval inside of it, where s is d over 2^20 times
-    that half. So a number that an optimizer moved out has a value at the bound, up to a millionth
-    of how far it went, and a gradient that leads back.
+    **Map**: the identity inside. Outside, the line is folded back, onto the set: a number that lies
+    d beyond a bound has a value inside, at the distance h s / (1 + s) from the bound, where h is
+    half of the interval and s = d / (2^20 h). So a number that an optimizer moved out has a value
+    at the bound, up to a millionth of how far it went, and a gradient that leads back.
 
     **Right inverse**: the identity.
 
-    **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976). A
-    sine or a sigmoid has the gradient zero at the bounds, or never reaches them.
+    **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
 
-    `canonical` replaces a parameter by its value: an optimizer step ends like one of projected
-    gradients.
+    A sine has the gradient zero at the bounds, and a sigmoid never reaches them. `canonical`
+    replaces a parameter by its value: an optimizer step ends like one of projected gradients.
 
     Args:
         low: the lower bound.
@@ -53,24 +53,16 @@ class Box(Constraint):
         ({"low": -3.0, "high": -1.0}, ()),
         ({"low": -0.5, "high": 20.0}, ()),
     )
-    expected_failures = dict.fromkeys(
-        (
-            f"{order}_derivative:{point}"
-            for order in ("first", "second")
-            for point in ("zero_params", "zeros", "ones", "boundary")
-        ),
-        KINK,
-    )
+    expected_failures = no_derivative(KINK, "zero_params", "zeros", "ones", "boundary")
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         self.low = checked_bound("box", low, "low")
         self.high = checked_bound("box", high, "high")
-        if not self.low < self.high:
-            raise ValueError(f"box: low must be less than high, got low={low!r} and high={high!r}.")
+        check_order("box", self.low, self.high)
 
     def forward(self, y: Tensor) -> Tensor:
-        """The number itself inside, and next to a bound else."""
+        """The number itself inside; a number next to a bound for one outside."""
         half = (self.high - self.low) / 2
         if not needs_derivative(y):
             value = y.clamp(self.low, self.high)
@@ -85,7 +77,7 @@ class Box(Constraint):
         return torch.where(inside, y, folded)
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
-        """The gradient itself inside, and turned round and made small where it is folded back."""
+        """The gradient inside; where the line is folded back, reversed and scaled by the slope."""
         if y is value:
             return (gradient.clone(),)
         half = (self.high - self.low) / 2
@@ -93,12 +85,8 @@ class Box(Constraint):
         slope = (outside / (STEEPNESS * half)).add_(1).square_().mul_(-STEEPNESS).reciprocal_()
         return (gradient * slope.masked_fill_(outside == 0, 1),)
 
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity."""
-        return value
-
     def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """The number itself."""
+        """The element itself."""
         return (self.forward(y),)
 
     def violation(self, value: Tensor) -> Tensor:
@@ -109,19 +97,7 @@ class Box(Constraint):
         """The nearest number of the set."""
         return value.clamp(self.low, self.high)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Numbers uniform on the interval."""
-        share = torch.rand(shape, generator=generator, dtype=dtype, device=device)
-        return (self.low + (self.high - self.low) * share).clamp(self.low, self.high)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """1, each number being an element."""
-        del shape
-        return 1
+        value = self.low + (self.high - self.low) * random.uniform(shape)
+        return value.clamp(self.low, self.high)

@@ -1,8 +1,6 @@
-"""All tensors: what is left of a tensor when other parts of it are constrained."""
+"""All tensors: the unconstrained part of a tensor of which other parts are constrained."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +38,3 @@ class Real(LinearSpace):
     def violation(self, value: Tensor) -> Tensor:
         """Zero."""
         return torch.zeros_like(value.real)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """One for each entry."""
-        return 1

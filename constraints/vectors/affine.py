@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import as_tensor
 from constraints.bases.linear_space import LinearSpace
+from constraints.bases.retraction import Retraction
+from constraints.bases.shapes import Vectors
 
 
 @register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
-class SumToZero(LinearSpace):
+class SumToZero(Vectors, LinearSpace):
     """Vectors whose entries add up to zero.
 
     **Set**: {x in R^n : x_1 + ... + x_n = 0}. Dimension n - 1, a linear space.
@@ -30,26 +33,21 @@ class SumToZero(LinearSpace):
         tensor([-2., -1.,  3.])
     """
 
-    event_dim = 1
     examples = (({}, (1,)), ({}, (2,)), ({}, (7,)))
 
     def part(self, X: Tensor) -> Tensor:
         """``x - mean(x)``."""
         centred = X - X.mean(-1, keepdim=True)
-        # Twice: the mean of large entries has lost the digits of small ones.
+        # Twice, because rounding of the mean of large entries loses the digits of small ones.
         return centred - centred.mean(-1, keepdim=True)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n - 1``."""
         return shape[-1] - 1
 
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has at least one entry."""
-        return None if event[0] > 0 else "must have at least one entry"
-
 
 @register("affine", aliases=("linear_equality",))
-class Affine(Constraint):
+class Affine(Retraction):
     """Vectors that solve linear equations.
 
     **Set**: {x in R^n : A x = b}. Dimension n - rank(A), an affine space.
@@ -103,48 +101,29 @@ class Affine(Constraint):
     def forward(self, y: Tensor) -> Tensor:
         """The nearest solution."""
         near = y - self._miss(y)
-        # Twice: what misses the solution by the rounding of a large y is much beside a small one.
+        # Twice: after one step the rounding errors of a large y may be large beside a small
+        # solution.
         near = near - self._miss(near)
-        # Where nothing but rounding is left of y, the shortest solution is the nearest one.
+        # Where the difference from the shortest solution is rounding of y, take that one itself.
         shortest = self._shortest.to(y.device, y.dtype)
         left, whole = near.detach() - shortest, y.detach() - shortest
-        # In units of the largest entry: squares of large and of small numbers leave the range.
+        # In units of the largest entry, so that no square leaves the range.
         unit = whole.abs().amax(-1, keepdim=True)
         unit = torch.where(unit > 0, unit, 1)
         left, whole = (
             torch.linalg.vector_norm(x / unit, dim=-1, keepdim=True) for x in (left, whole)
         )
         rounding = 4 * torch.finfo(y.dtype).eps * whole
-        # Exactly that, and the derivative of the other: near may be large, the shortest small.
+        # With the derivative of `near`, through a term that is exactly zero.
         return torch.where(left <= rounding, shortest + (near - near.detach()), near)
 
-    def right_inverse(self, value: Tensor) -> Tensor:
-        """The identity."""
-        return value
-
     def violation(self, value: Tensor) -> Tensor:
-        """The largest entry of the way to the nearest solution."""
+        """The largest entry of the difference from the nearest solution."""
         return self._miss(value).abs().amax(-1)
 
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest solution in the Euclidean norm."""
-        return self.forward(value)
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The nearest solution to a standard normal vector."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        y = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        return self.forward(y).to(dtype)
+        return self.forward(random.normal(shape))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n - rank(A)``."""
@@ -156,7 +135,7 @@ class Affine(Constraint):
         return None if event[0] == n else f"must have {n} entries, one for each column of A"
 
     def _miss(self, y: Tensor) -> Tensor:
-        # Q Q' (y - p), with Q' p taken apart: both terms are small where y is almost a solution.
+        # Q Q' (y - p). The difference is taken first: it is small where y is almost a solution.
         basis = self._basis.to(y.device, y.dtype)
         shortest = self._shortest.to(y.device, y.dtype)
         return (y - shortest) @ basis @ basis.mT
@@ -164,9 +143,7 @@ class Affine(Constraint):
 
 def _numbers(name: str, given: Tensor | Sequence[Any]) -> Tensor:
     try:
-        # Lists make a tensor with values under `torch.device("meta")` too.
-        device = given.device if isinstance(given, Tensor) else "cpu"
-        numbers = torch.as_tensor(given, device=device).detach().to(torch.float64).clone()
+        numbers = as_tensor(given).to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"affine: {name} must be a tensor, or nested lists of numbers.") from None
     if not bool(torch.isfinite(numbers).all()):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from constrained import register
 from constraints.bases.arguments import checked_bound, checked_positive
-from constraints.bases.length_bound import LengthBound, kinks, kinks_and_outside
+from constraints.bases.expected_failures import no_derivative
+from constraints.bases.length_bound import KINK, LengthBound, kinks_and_outside
 
 
 @register("ball", aliases=("l2_ball", "norm_ball"))
@@ -26,8 +24,9 @@ class Ball(LengthBound):
     `project` is the nearest point in the Euclidean norm for p = 1 and p = 2. For other p it scales
     the vector back along its direction.
 
-    For p = 1 the gradient outside, and what a step is made of, are those of `L1Ball`: ``grad`` is
-    not the derivative of the map there, which ``create_graph=True`` gives, and a step rewrites it.
+    For p = 1 the gradient outside of the ball, and the gradient from which a step is made, are
+    those of `L1Ball`: ``grad`` is not the derivative of the map there, and a step rewrites it.
+    ``create_graph=True`` gives the derivative.
 
     Args:
         radius: the largest norm, greater than zero.
@@ -37,18 +36,13 @@ class Ball(LengthBound):
         ValueError: if the radius is not positive, or p is less than 1 or not finite.
 
     Example:
+        >>> import torch
         >>> Ball(radius=5.0)(torch.tensor([[3.0, 3.0], [3.0, 4.0]]))
         tensor([[3., 3.],
                 [3., 4.]])
     """
 
-    preserves = (
-        "sum_to_zero",
-        "nonnegative",
-        "nonpositive",
-        "positive",
-        "negative",
-    )
+    preserves = ("sum_to_zero", "nonnegative", "nonpositive", "positive", "negative")
     examples = (
         ({}, (1,)),
         ({}, (4,)),
@@ -56,14 +50,13 @@ class Ball(LengthBound):
         ({"radius": 2.0, "p": 3.0}, (3,)),
         ({"radius": 2.0, "p": 1.0}, (3,)),
     )
-    expected_failures = kinks("ones", "boundary")
+    expected_failures = no_derivative(KINK, "ones", "boundary")
 
     def __init__(self, radius: float = 1.0, p: float = 2.0) -> None:
         super().__init__()
-        self.radius = checked_positive("ball", radius, "radius")
-        self.p = checked_bound("ball", p, "p")
-        self.is_euclidean, self.is_absolute_sum = self.p == 2, self.p == 1
-        if self.is_absolute_sum:
+        self.radius = self.greatest = checked_positive("ball", radius, "radius")
+        self.p = self.order = checked_bound("ball", p, "p")
+        if self.p == 1:
             self.preserves = ("nonnegative", "nonpositive")
             self.expected_failures = kinks_and_outside()
         if self.p < 1:
@@ -73,14 +66,6 @@ class Ball(LengthBound):
                 **self.expected_failures,
                 "nearest": "scaling back is nearest for p = 2 only",
             }
-
-    def greatest(self) -> float:
-        """The radius."""
-        return self.radius
-
-    def length(self, value: Tensor) -> Tensor:
-        """The p-norm."""
-        return torch.linalg.vector_norm(value, self.p, dim=-1, keepdim=True)
 
 
 @register("l1_ball", aliases=("cross_polytope",))
@@ -102,12 +87,12 @@ class L1Ball(LengthBound):
 
     `project` is the nearest point in the Euclidean norm.
 
-    Outside of the ball the map gives an entry that it sends to 0 no derivative, so that it would
-    stay 0. So `backward` gives the gradient with respect to the element there, as a
-    straight-through estimator does; with ``create_graph=True``, and under `torch.func`, it is the
-    derivative of the map. A step on the boundary is made of the gradient mapping of
-    `constraints.l1_projection`: the parameter's ``grad`` is rewritten when the step begins. Read
-    gradients before it, and call ``zero_grad`` after it.
+    Outside of the ball the derivative of the map with respect to an entry that it sends to 0 is
+    zero, so that the entry would stay 0. There, `backward` gives the gradient with respect to the
+    element instead, as a straight-through estimator does; with ``create_graph=True``, and under
+    `torch.func`, it is the derivative of the map. A step on the boundary is made of the gradient
+    mapping of `constraints.math.l1_projection`: the parameter's ``grad`` is rewritten when the step
+    begins. Read gradients before it, and call ``zero_grad`` after it.
 
     Args:
         radius: the largest sum, greater than zero.
@@ -116,6 +101,7 @@ class L1Ball(LengthBound):
         ValueError: if the radius is not positive and finite.
 
     Example:
+        >>> import torch
         >>> y = torch.tensor([[0.5, -1.0, 0.0], [0.5, -3.0, 2.0]])
         >>> L1Ball(radius=2.0).project(y)
         tensor([[ 0.5000, -1.0000,  0.0000],
@@ -124,27 +110,14 @@ class L1Ball(LengthBound):
         tensor([-0.5000, -1.0000])
     """
 
-    is_absolute_sum = True
+    order = 1.0
     preserves = ("nonnegative", "nonpositive")
-    examples = (
-        ({}, (1,)),
-        ({}, (4,)),
-        ({"radius": 2.5}, (3,)),
-        ({"radius": 1.0}, (50,)),
-    )
+    examples = (({}, (1,)), ({}, (4,)), ({"radius": 2.5}, (3,)), ({"radius": 1.0}, (50,)))
     expected_failures = kinks_and_outside()
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = checked_positive("l1_ball", radius, "radius")
-
-    def greatest(self) -> float:
-        """The radius."""
-        return self.radius
-
-    def length(self, value: Tensor) -> Tensor:
-        """The sum of the absolute values."""
-        return torch.linalg.vector_norm(value, 1, dim=-1, keepdim=True)
+        self.radius = self.greatest = checked_positive("l1_ball", radius, "radius")
 
 
 @register("max_norm")
@@ -169,30 +142,16 @@ class MaxNorm(LengthBound):
         ValueError: if the bound is not positive and finite.
 
     Example:
+        >>> import torch
         >>> W = MaxNorm(bound=5.0).project(torch.tensor([[6.0, 8.0], [1.0, 2.0]]))
         >>> torch.allclose(W, torch.tensor([[3.0, 4.0], [1.0, 2.0]]))
         True
     """
 
-    is_euclidean = True
-    preserves = (
-        "sum_to_zero",
-        "nonnegative",
-        "nonpositive",
-        "positive",
-        "negative",
-    )
+    preserves = ("sum_to_zero", "nonnegative", "nonpositive", "positive", "negative")
     examples = (({"bound": 1.0}, (1,)), ({"bound": 1.0}, (4,)), ({"bound": 2.5}, (3,)))
-    expected_failures = kinks("ones", "boundary")
+    expected_failures = no_derivative(KINK, "ones", "boundary")
 
     def __init__(self, bound: float) -> None:
         super().__init__()
-        self.bound = checked_positive("max_norm", bound, "bound")
-
-    def greatest(self) -> float:
-        """The bound."""
-        return self.bound
-
-    def length(self, value: Tensor) -> Tensor:
-        """The Euclidean norm."""
-        return torch.linalg.vector_norm(value, dim=-1, keepdim=True)
+        self.bound = self.greatest = checked_positive("max_norm", bound, "bound")

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_positive
+from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import scaled
 
-#: How far inside of the boundary a point stays at least, in units of the machine epsilon and of the
-#: radius: so far that the norm of the point, computed in whatever order, is less than the radius.
+#: The least distance of a point from the boundary, in units of the machine epsilon times the
+#: radius: so far that its norm is less than the radius, whatever the order of summation.
 MARGIN = 16.0
 
 
-#: How far inside `PoincareBall.project` ends: so far that 1 - ||x||, on which every hyperbolic
-#: distance depends, is known to three digits.
+#: The distance from the boundary at which `PoincareBall.project` ends, in the same units: 1 -
+#: ||x||, on which every hyperbolic distance depends, is then known to three digits.
 PROJECTED = 1024.0
 
 
@@ -30,7 +31,7 @@ SERIES = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 608
 
 
 @register("poincare_ball", aliases=("poincare",))
-class PoincareBall(Constraint):
+class PoincareBall(Vectors):
     """Points of hyperbolic space in the Poincare ball model.
 
     **Set**: {x in R^n : curvature ||x||^2 < 1}, the open ball of the radius 1 / sqrt(curvature); as
@@ -38,11 +39,11 @@ class PoincareBall(Constraint):
 
     **Map**: the exponential map at the origin, y -> tanh(c ||y||) y / (c ||y||) with
     c = sqrt(curvature), onto the set: straight lines from zero become geodesics, and the distance
-    from the origin is 2 ||y||. Where tanh is 1 up to 16 roundings, the point stays beside the
-    boundary and keeps the gradient.
+    from the origin is 2 ||y||. Where tanh is 1 up to 16 roundings, the point stays at that distance
+    from the boundary and keeps the gradient.
 
     **Right inverse**: the logarithmic map, x -> artanh(c ||x||) x / (c ||x||). A point that is
-    nearer to the boundary than 16 roundings is put there.
+    nearer to the boundary than 16 roundings is moved to that distance.
 
     **Reference**: Ganea, Becigneul and Hofmann, Hyperbolic neural networks (NeurIPS 2018),
     section 2.4.
@@ -68,7 +69,6 @@ class PoincareBall(Constraint):
         tensor([0.0000, 0.3466])
     """
 
-    event_dim = 1
     recompute_in_backward = True
     closed = False
     examples = (
@@ -87,16 +87,17 @@ class PoincareBall(Constraint):
         c = math.sqrt(self.curvature)
         direction, scale = scaled(y)
         length = c * scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-        # tanh(t) / t is a smooth function of t^2, with a series where t has no derivative. In the
-        # branch that is not taken nothing may be infinite, or its gradient would be NaN.
+        # tanh(t) / t is a smooth function of t^2; its series is used near t = 0, where t has no
+        # derivative. Infinity in the branch that is not taken would make its gradient NaN.
         small = length < SMALL
         square = torch.where(small, c * y, 0).square().sum(-1, keepdim=True)
         series = torch.zeros_like(square)
         for coefficient in reversed(SERIES):
             series = series * square + coefficient
-        # So written, the radial derivative keeps its digits where tanh is almost 1. That of the
-        # unit vector is zero, but as a difference of large numbers, which must not be added to it
-        # one by one: the unit vector has a norm of its own, and backward is through with it first.
+        # Written with exp, the radial derivative keeps its digits where tanh is almost 1. The
+        # radial derivative of the unit vector is zero, as a difference of large numbers that must
+        # cancel before anything is added to them: so the unit vector has a norm of its own, which
+        # is not shared with the length in tanh.
         decay = torch.exp(-2 * torch.where(small, 1, length))
         tanh = (1 - decay) / (1 + decay)
         most = 1 - MARGIN * torch.finfo(y.dtype).eps
@@ -107,64 +108,47 @@ class PoincareBall(Constraint):
     def right_inverse(self, value: Tensor) -> Tensor:
         """``artanh(c ||x||) x / (c ||x||)``."""
         value = self._inside(value)
-        length = math.sqrt(self.curvature) * self._norm(value)
+        length = math.sqrt(self.curvature) * _norm(value)
         positive = length > torch.finfo(value.dtype).tiny
         safe = torch.where(positive, length, 0.5)
         return torch.where(positive, value * (torch.atanh(safe) / safe), value)
 
     def violation(self, value: Tensor) -> Tensor:
         """How much longer than the radius the vector is."""
-        return (self._norm(value).squeeze(-1) - self._radius()).clamp(min=0)
+        return (_norm(value).squeeze(-1) - self._radius()).clamp(min=0)
 
     def project(self, value: Tensor) -> Tensor:
         """A point outside goes along its direction to 1024 roundings inside of the boundary."""
-        inside = self._norm(value) < self._radius()
+        inside = _norm(value) < self._radius()
         return torch.where(inside, value, self._inside(value, PROJECTED))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Along its direction, to where the radial derivative is ``share`` of that at zero."""
         # 1 - tanh^2 = 1 - t^2 at the share t of the radius.
         longest = self._radius() * math.sqrt(1 - share)
-        length = self._norm(value)
-        outside = length > longest
-        return torch.where(outside, value * (longest / torch.where(outside, length, 1)), value)
+        return _shortened(value, longest)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The wrapped normal distribution: a normal y with E ||y||^2 = 1 / curvature."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        y = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
-        return self.forward(y * (self._radius() / math.sqrt(shape[-1]))).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n``."""
-        return shape[-1]
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has at least one entry."""
-        return None if event[0] > 0 else "must have at least one entry"
+        return self.forward(random.normal(shape) * (self._radius() / math.sqrt(shape[-1])))
 
     def _radius(self) -> float:
         return 1 / math.sqrt(self.curvature)
 
-    def _norm(self, value: Tensor) -> Tensor:
-        direction, scale = scaled(value)
-        return scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-
     def _inside(self, value: Tensor, margin: float = MARGIN) -> Tensor:
-        longest = self._radius() * (1 - margin * torch.finfo(value.dtype).eps)
-        length = self._norm(value)
-        outside = length > longest
-        return torch.where(outside, value * (longest / torch.where(outside, length, 1)), value)
+        return _shortened(value, self._radius() * (1 - margin * torch.finfo(value.dtype).eps))
+
+
+def _norm(value: Tensor) -> Tensor:
+    direction, scale = scaled(value)
+    return scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+
+
+def _shortened(value: Tensor, longest: float) -> Tensor:
+    """Vectors that are longer than ``longest``, scaled to that length."""
+    length = _norm(value)
+    outside = length > longest
+    return torch.where(outside, value * (longest / torch.where(outside, length, 1)), value)
 
 
 @register("lorentz", aliases=("hyperboloid",))
@@ -227,16 +211,15 @@ class Lorentz(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Euclidean norm; on the axis, where many may be, one of them.
 
-        It lies on the side of x' = (x_1, ..., x_n), so with a = ||x'|| and h(s) = sqrt(R^2 + s^2)
-        its own s is where (s - a)^2 + (h(s) - x_0)^2 is least: a zero of f(s) = 2 s - a -
-        x_0 s / h(s). For x_0 > 0, f is convex, and not negative at s = (a + max(x_0, 0)) / 2. For
-        x_0 < 0 it is concave, with f(0) = -a. From there Newton's method approaches the zero from
-        one side.
+        It is (h(s), s x' / a) with x' = (x_1, ..., x_n), a = ||x'|| and h(s) = sqrt(R^2 + s^2),
+        where s >= 0 minimizes (s - a)^2 + (h(s) - x_0)^2: a zero of f(s) = 2 s - a - x_0 s / h(s).
+        For x_0 > 0, f is convex, and not negative at s = (a + x_0) / 2. For x_0 <= 0 it is concave,
+        with f(0) = -a. From these points Newton's method approaches the zero from one side.
         """
         direction, scale = scaled(value[..., 1:])
         norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
         a, x0, R = scale * norm, value[..., :1], 1 / math.sqrt(self.curvature)
-        # In units in which all numbers are moderate.
+        # In units of the largest of the three.
         unit = torch.maximum(torch.maximum(a, x0.abs()), torch.full_like(a, R))
         a, x0, R = a / unit, x0 / unit, R / unit
         s = torch.where(x0 > 0, (a + x0) / 2, 0)
@@ -247,24 +230,10 @@ class Lorentz(Constraint):
             s = (s - step).clamp(min=0)
         return self.forward(direction * (s * unit / norm))
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """All entries but the first one normal, with the standard deviation 1 / sqrt(curvature)."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        y = torch.randn(
-            (*shape[:-1], shape[-1] - 1),
-            generator=generator,
-            dtype=working_dtype(dtype),
-            device=device,
-        )
-        return self.forward(y / math.sqrt(self.curvature)).to(dtype)
+        y = random.normal((*shape[:-1], shape[-1] - 1))
+        return self.forward(y / math.sqrt(self.curvature))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n``, one less than there are entries."""
@@ -281,5 +250,5 @@ class Lorentz(Constraint):
         return unit * torch.sqrt((R / unit).square() + (y / unit).square().sum(-1, keepdim=True))
 
 
-#: Newton's method needs a few, except where all three of a, x_0 and R differ by many magnitudes.
+#: Newton's method needs few steps, unless a, x_0 and R all differ by many orders of magnitude.
 NEWTON_STEPS = 64

@@ -7,23 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
-from constraints.bases.arguments import checked_positive
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import check_order, checked_positive
+from constraints.bases.expected_failures import no_derivative
+from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import normalized, scaled
 from constraints.scalars.box import Box
 
 
 @register("min_max_norm")
-class MinMaxNorm(Constraint):
+class MinMaxNorm(Vectors):
     """Vectors whose Euclidean length lies between two bounds.
 
     **Set**: {x in R^n : low <= ||x|| <= high}. Dimension n, closed.
 
     **Map**: (v, l) -> l v / ||v||, with a length l that is folded at the bounds as under `box`, and
-    the first unit vector in place of zero. Onto the set. Direction and length are apart, because
-    weight decay would hold a vector in one piece at the lower bound, where the gradient of a
-    projection knows no way out.
+    the first unit vector in place of zero. Onto the set. Direction and length are two parameters:
+    weight decay would hold a single one at the lower bound, where the gradient of a projection has
+    no component outwards.
 
     **Right inverse**: (x / ||x||, ||x||).
 
@@ -44,30 +46,22 @@ class MinMaxNorm(Constraint):
         True
     """
 
-    event_dim = 1
     recompute_in_backward = True
     examples = (
         ({"low": 0.5, "high": 2.0}, (1,)),
         ({"low": 0.5, "high": 2.0}, (3,)),
         ({"low": 1.0, "high": 1.5}, (5,)),
     )
-    expected_failures = dict.fromkeys(
-        (
-            f"{order}_derivative:{point}"
-            for order in ("first", "second")
-            for point in ("zero_params", "zeros", "ones", "boundary")
-        ),
+    expected_failures = no_derivative(
         "a length has a kink at a bound, where identity and fold meet; and zero has no direction",
+        *("zero_params", "zeros", "ones", "boundary"),
     )
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         self.low = checked_positive("min_max_norm", low, "low")
         self.high = checked_positive("min_max_norm", high, "high")
-        if not self.low < self.high:
-            raise ValueError(
-                f"min_max_norm: low must be less than high, got low={low!r} and high={high!r}."
-            )
+        check_order("min_max_norm", self.low, self.high)
         self._lengths = Box(self.low, self.high)
 
     def forward(self, v: Tensor, length: Tensor) -> Tensor:
@@ -99,34 +93,13 @@ class MinMaxNorm(Constraint):
         direction, scale = scaled(value)
         norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
         length, rounding = scale * norm, 2 * torch.finfo(value.dtype).eps
-        # The identity starts at the boundary: a rounding beyond it, the derivative is another one.
+        # Moved inside, where the derivative is the identity; a rounding outside it is another one.
         low, high = self.low * (1 + rounding), self.high * (1 - rounding)
         outside = (length < low) | (length > high)
         return torch.where(outside, direction * (length.clamp(low, high) / norm), value)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The direction of a normal vector, with a length that is uniform between the bounds."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        options = {"generator": generator, "dtype": working_dtype(dtype), "device": device}
-        direction, _ = scaled(torch.randn(tuple(shape), **options))
-        length = self.low + (self.high - self.low) * torch.rand(
-            (*direction.shape[:-1], 1), **options
-        )
-        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-        return (direction * (length / norm)).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n``."""
-        return shape[-1]
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has at least one entry."""
-        return None if event[0] > 0 else "must have at least one entry"
+        direction, _ = scaled(random.normal(shape))
+        length = self.low + (self.high - self.low) * random.uniform((*shape[:-1], 1))
+        return direction * (length / torch.linalg.vector_norm(direction, dim=-1, keepdim=True))

@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_bound
 from constraints.bases.boundary import STEEPNESS
+from constraints.bases.expected_failures import no_derivative
+from constraints.bases.shapes import Vectors
 from constraints.math.isotonic import isotonic
 
-_EXEMPT = {
-    f"{order}_derivative:{point}": "a kink where two entries are equal, as every map from all of "
-    "space onto the cone that leaves its boundary with a nonzero slope"
-    for order in ("first", "second")
-    for point in ("zero_params", "zeros", "ones", "boundary")
-}
+_KINK = no_derivative(
+    "a kink where two entries are equal, as every map from all of "
+    "space onto the cone that leaves its boundary with a nonzero slope",
+    *("zero_params", "zeros", "ones", "boundary"),
+)
 
 
-class Increments(Constraint):
+class Increments(Vectors):
     """What the cones of ordered vectors share: the parameters are the increments.
 
     An increment of zero or more is taken as it is. A negative one is folded back, with the slope
-    -1 / 2^20, and `canonical` replaces it by its value: see `constraints.half_line`. In terms of
-    the increments the set is a product of half-lines, so that each of them can stop at its bound,
-    and leave it, whatever the others do.
+    -1 / 2^20, and `canonical` replaces it by its value: see `constraints.bases.half_line`. In terms
+    of the increments the set is a product of half-lines: each increment can stop at its bound and
+    leave it again, independently of the others.
 
     Args:
-        gap: what an entry exceeds the one before it by, at least: zero or more. The set is the cone
-            moved by the multiples of it, and so are the map and the projection.
+        gap: the least difference of neighbours, zero or more. The entry number i of a vector of the
+            cone is moved by i times the gap, and so are the map and the projection.
     """
-
-    event_dim = 1
 
     def __init__(self, gap: float = 0.0) -> None:
         super().__init__()
@@ -56,7 +54,7 @@ class Increments(Constraint):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The increments."""
         value = self._spread(value, -1)
-        # What rounding has left out of order would be folded, and add up.
+        # Entries that rounding has left out of order would be folded, and the errors add up.
         least = value if self.free() else value.clamp(min=0)
         ascending = least.cummax(-1).values
         return torch.cat([ascending[..., :1], ascending.diff(dim=-1)], -1)
@@ -66,33 +64,14 @@ class Increments(Constraint):
         bounded = torch.arange(y.shape[-1], device=y.device) >= self.free()
         return (torch.where(bounded & (y < 0), y / -STEEPNESS, y),)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Standard normal numbers, or their absolute values if none may be negative, sorted.
 
         With a gap they are moved apart by it.
         """
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        normal = torch.randn(
-            tuple(shape), generator=generator, dtype=working_dtype(dtype), device=device
-        )
+        normal = random.normal(shape)
         in_order = (normal if self.free() else normal.abs()).sort(-1).values
-        return self._spread(in_order).to(dtype)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n``."""
-        return shape[-1]
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has at least one entry."""
-        return None if event[0] > 0 else "must have at least one entry"
+        return self._spread(in_order)
 
     def _spread(self, value: Tensor, sign: int = 1) -> Tensor:
         """A vector of the cone moved to where neighbours are ``gap`` apart, or back."""
@@ -142,17 +121,18 @@ class Ordered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    expected_failures = _EXEMPT
+    expected_failures = _KINK
 
     def free(self) -> int:
-        """The first entry is."""
+        """The first one."""
         return 1
 
     def violation(self, value: Tensor) -> Tensor:
         """The least change of entries that makes an element, by the entry that changes most."""
         value = self._spread(value, -1)
-        # If each entry moves by no more than t, x_i <= x_j + 2 t for i < j; and halfway between the
-        # largest one before it and itself is a place for each entry where that is enough.
+        # If moving each entry by t at most puts them in order, then x_i <= x_j + 2 t for i < j.
+        # Half of the largest such difference suffices: put each entry halfway between itself and
+        # the largest one before it.
         return (value.cummax(-1).values - value).amax(-1) / 2
 
     def project(self, value: Tensor) -> Tensor:
@@ -192,10 +172,10 @@ class PositiveOrdered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    expected_failures = _EXEMPT
+    expected_failures = _KINK
 
     def free(self) -> int:
-        """None is."""
+        """None."""
         return 0
 
     def violation(self, value: Tensor) -> Tensor:
@@ -206,5 +186,5 @@ class PositiveOrdered(Increments):
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Euclidean norm."""
-        # Of the bounded vectors the nearest one is the nearest of all, cut off at the bound.
+        # The nearest vector with the bound is the nearest one without it, clamped at the bound.
         return self._spread(isotonic(self._spread(value, -1)).clamp(min=0))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.tolerance import working_dtype
-from constraints.math.logits import inner
+from constrained import register
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.expected_failures import failing
+from constraints.bases.shapes import Vectors
+from constraints.math.logits import inner, logits, probabilities
 
 
 @register("simplex", aliases=("probability_simplex",))
-class Simplex(Constraint):
+class Simplex(Vectors):
     """Vectors of nonnegative numbers that add up to one.
 
     **Set**: {x in R^n : x_i >= 0, sum_i x_i = 1}. Dimension n - 1, closed.
@@ -37,26 +38,20 @@ class Simplex(Constraint):
         tensor([0.7500, 0.2500, 0.0000])
     """
 
-    event_dim = 1
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (100,)))
-    expected_failures: ClassVar[dict[str, str]] = {
-        "no_dead_directions:boundary": "the boundary is the limit of softmax at infinity: its "
-        "derivative there is as small as the smallest entries"
-    }
+    expected_failures = failing(
+        "the boundary is the limit of softmax at infinity: its derivative there is as small as the "
+        "smallest entries",
+        "no_dead_directions:boundary",
+    )
 
     def forward(self, y: Tensor) -> Tensor:
         """``exp(y_i) / sum_j exp(y_j)``."""
-        share = torch.softmax(y, -1)
-        # torch adds up one entry after the other: 10,000 of them miss the sum 1 by 20 eps.
-        return share / share.sum(-1, keepdim=True).detach()
+        return probabilities(y)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """``log(x)``."""
-        # Not centred: log(x) of the large entries is small, hence precise. Subtracting a mean that
-        # the logarithms of the small entries dominate would blur them.
-        finfo = torch.finfo(value.dtype)
-        positive = torch.where(value > 0, value, finfo.eps / value.shape[-1])
-        return torch.log(positive.clamp(min=finfo.tiny))
+        return logits(value)
 
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two distances: of a negative entry from 0, and of the sum from 1.
@@ -75,13 +70,13 @@ class Simplex(Constraint):
 
         .. math:: t = \max_k \frac{x_{(1)} + \dots + x_{(k)} - 1}{k}.
         """
-        # A shift of all entries shifts t, and entries more than 1 below the largest one end at 0:
-        # numbers between -1 and 0 do not lose the 1 beside a large x.
+        # Shifting all entries shifts t, and entries more than 1 below the largest one become 0. So
+        # the numbers may be brought between -1 and 0, where no digits of the 1 are lost.
         shifted = (value - value.amax(-1, keepdim=True)).clamp(min=-1)
         count = torch.arange(1, value.shape[-1] + 1, dtype=value.dtype, device=value.device)
         descending = shifted.sort(-1, descending=True).values
         threshold = ((descending.cumsum(-1) - 1) / count).amax(-1, keepdim=True)
-        # The running sum has lost digits by then: one Newton step on the sum of the entries.
+        # One Newton step on the sum of the entries, for the digits that the running sum has lost.
         above = F.relu(shifted - threshold)
         excess = (above.sum(-1, keepdim=True) - 1) / (above > 0).sum(-1, keepdim=True)
         nearest = F.relu(shifted - (threshold + excess))
@@ -91,27 +86,11 @@ class Simplex(Constraint):
         """Vectors whose least entry is ``share`` of the mean entry; the others are scaled down."""
         return inner(value, share)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Vectors uniform on the simplex: Dirichlet(1, ..., 1)."""
-        self.check_shape(shape)
-        dtype = dtype or torch.get_default_dtype()
-        exponential = torch.empty(tuple(shape), dtype=working_dtype(dtype), device=device)
-        exponential.exponential_(generator=generator).clamp_(
-            min=torch.finfo(exponential.dtype).tiny
-        )
-        return (exponential / exponential.sum(-1, keepdim=True)).to(dtype)
+        exponential = random.exponential(shape)
+        return exponential / exponential.sum(-1, keepdim=True)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n - 1``."""
         return shape[-1] - 1
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element has at least one entry."""
-        return None if event[0] > 0 else "must have at least one entry"

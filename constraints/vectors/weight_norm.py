@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import is_whole
+from constraints.bases.expected_failures import no_derivative
 from constraints.math.autograd import needs_derivative
 from constraints.math.unit_vectors import is_moderate
 
@@ -73,20 +74,16 @@ class WeightNorm(Constraint):
         ({"event_dim": 1}, (3,)),
         ({"event_dim": 3, "dim": 1}, (2, 1, 3)),
     )
-    expected_failures = dict.fromkeys(
-        (
-            f"{order}_derivative:{point}"
-            for order in ("first", "second")
-            for point in ("zero_params", "zeros", "eye")
-        ),
+    expected_failures = no_derivative(
         "g v / ||v|| has no derivative at v = 0, where that of v -> v stands in for it, so that "
         "a slice of zeros can be trained",
+        *("zero_params", "zeros", "eye"),
     )
 
     def __init__(self, dim: int | None = 0, event_dim: int | None = None) -> None:
         super().__init__()
         for name, number in (("dim", dim), ("event_dim", event_dim)):
-            if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+            if number is not None and not is_whole(number):
                 raise TypeError(f"weight_norm: {name} must be an integer or None, got {number!r}.")
         if event_dim is not None:
             problem = "must be at least 0" if event_dim < 0 else _missing(dim, event_dim)
@@ -102,8 +99,8 @@ class WeightNorm(Constraint):
             norm = _norm(v, axes)
             if is_moderate(norm):
                 return v * (self._along(g, event) / norm)
-        # In units of the largest entry no square overflows or underflows. Held constant, the unit
-        # leaves all derivatives of v / ||v|| as they are.
+        # In units of the largest entry no square overflows or underflows. The unit is held
+        # constant, which does not change the derivatives of v / ||v||.
         largest = _largest(v.detach(), axes)
         zero = largest < torch.finfo(v.dtype).tiny
         scaled = torch.where(zero, 1, v) / torch.where(zero, 1, largest)
@@ -113,7 +110,7 @@ class WeightNorm(Constraint):
     def pullback(
         self, value: Tensor, gradient: Tensor, g: Tensor, v: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The part along v for the lengths, and the part across it, scaled, for the directions."""
+        """The component along v for the lengths; the one across v, scaled, for the directions."""
         axes, event = self._axes(v)
         norm = _norm(v, axes)
         if not (v.is_cpu and is_moderate(norm)):
@@ -147,27 +144,15 @@ class WeightNorm(Constraint):
         """The value itself."""
         return value.clone()
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Standard normal numbers."""
-        self.check_shape(shape)
-        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+        return random.normal(shape)
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element has the dimension ``dim``, and at least one entry."""
         if 0 in event:
             return "must have at least one entry"
         return _missing(self.dim, len(event))
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """The number of entries."""
-        return torch.Size(shape).numel()
 
     def _axes(self, value: Tensor) -> tuple[tuple[int, ...], int]:
         """The dimensions of a slice, counted from the end, and how many an element has."""
@@ -187,5 +172,5 @@ def _largest(value: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _norm(value: Tensor, axes: tuple[int, ...]) -> Tensor:
-    # With no axes at all torch would take the norm over all of them.
+    # torch takes an empty list of axes for all of them.
     return torch.linalg.vector_norm(value, dim=axes, keepdim=True) if axes else value.abs()

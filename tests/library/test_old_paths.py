@@ -13,8 +13,7 @@ from torch import nn
 
 import constrained
 import constraints
-from constrained import Constraint, constrain, old_paths, parametrize
-from constrained.constraint.base import InfeasibleError
+from constrained import Constraint, InfeasibleError, constrain, old_paths, parametrize
 from constraints import Orthogonal
 from constraints import old_paths as old_paths_of_sets
 

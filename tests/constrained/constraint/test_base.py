@@ -61,12 +61,56 @@ def test_the_base_class_is_abstract():
         Constraint()
 
 
-@pytest.mark.parametrize("method", [*METHODS, "sample", "dimension"])
+@pytest.mark.parametrize("method", [*METHODS, "sample"])
 def test_every_method_must_be_defined(method):
-    members = {name: getattr(Recorder, name) for name in (*METHODS, "sample", "dimension")}
+    members = {name: getattr(Recorder, name) for name in (*METHODS, "sample")}
     del members[method]
     with pytest.raises(TypeError, match=method):
         type("Partial", (Constraint,), {"event_dim": 1, **members})()
+
+
+def test_the_dimension_is_by_default_the_number_of_entries():
+    members = {name: getattr(Recorder, name) for name in (*METHODS, "sample")}
+    full = type("Full", (Constraint,), {"event_dim": 2, **members})
+    assert full().dimension((3, 4)) == 12
+
+
+# ----------------------------------------------------------------------------------------- sampling
+
+
+class Drawn(Recorder):
+    """As `Recorder`, with random members."""
+
+    sample = Constraint.sample
+
+    def draw(self, shape, random):
+        self.seen["draw"] = (random.dtype, torch.is_autocast_enabled("cpu"))
+        return random.normal(shape)
+
+    def shape_problem(self, event):
+        return None if event[-1] < 9 else "must be short"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64, torch.complex64])
+def test_sampling_computes_in_the_working_precision_with_autocast_off(dtype):
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Drawn().sample((2, 3), dtype=dtype, generator=torch.Generator().manual_seed(0))
+    working = {None: torch.float32, torch.bfloat16: torch.float32}.get(dtype, dtype)
+    assert Recorder.seen["draw"] == (working, False)
+    expected = torch.randn(2, 3, dtype=working, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found, expected.to(dtype or torch.float32))
+
+
+def test_a_shape_is_checked_before_a_member_is_drawn():
+    with pytest.raises(ValueError, match="must be short"):
+        Drawn().sample((2, 9))
+
+
+def test_a_class_may_override_sample_itself(recwarn):
+    assert torch.equal(Recorder().sample((2, 3)), torch.zeros(2, 3))
+    both = get("product")(parts=[NonNegative(), "sphere"], sizes=[1, 2], dim=-1)
+    assert both.contains(both.sample((4, 3))).all()
+    assert not recwarn
 
 
 # ------------------------------------------------------------------------------------------- guards

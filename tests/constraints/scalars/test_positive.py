@@ -10,7 +10,7 @@ from torch.distributions import constraint_registry, constraints
 import constrained
 from constrained import constrain
 from constraints import Nonnegative, Positive
-from constraints.bases.arguments import least_positive
+from constraints.math.rounding import least_positive
 from constraints.math.softplus import inverse_softplus, softplus
 
 DTYPES = [torch.float32, torch.float64]

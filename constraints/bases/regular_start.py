@@ -11,7 +11,6 @@ from constraints.math import linalg
 #: A matrix that the projection moves by at most this share of its norm counts as nearly a member.
 NEARLY = 0.1
 
-
 #: At the start of any other matrix, the derivative of the map is at least this share of its typical
 #: size. The negative logarithm of a likelihood, and all of its derivatives, grow without bound
 #: towards the boundary: gradient steps of a usual size need a well-conditioned start.
@@ -36,10 +35,3 @@ def admitted(constraint: Constraint, value: Tensor, candidate: Tensor, share: fl
     nearly = moved <= NEARLY * linalg.matrix_norm(value, keepdim=True)
     inside = constraint.inwards(candidate, max(share, INSIDE))
     return torch.where(nearly, constraint.inwards(nearest, share), inside)
-
-
-def triangular_factor(A: Tensor) -> Tensor:
-    """The lower triangular L with L L' = A A' and no negative number on its diagonal."""
-    R = linalg.qr(A.mT, mode="r").R
-    diagonal = R.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-    return torch.where(diagonal < 0, -R, R).mT
