@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from constrained.atomic.undo import all_or_nothing, tensors_of
 class Counting(nn.Module):
     """A module whose extra state is kept outside of its attributes."""
 
-    counts: dict[int, int] = {}
+    counts: ClassVar[dict[int, int]] = {}
 
     def get_extra_state(self):
         return {"count": self.counts.get(id(self), 0)}
