@@ -35,7 +35,14 @@ def classes():
     }
 
 
-REGISTERED = {cls for cls in map(get, names()) if cls.__module__.startswith("constraints.")}
+def path(cls):
+    """The name of a class. (Doctests import a module once more, which makes other class objects.)"""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+REGISTERED = {
+    path(get(name)) for name in names() if get(name).__module__.startswith("constraints.")
+}
 
 
 def test_every_class_is_abstract_or_final():
@@ -44,16 +51,18 @@ def test_every_class_is_abstract_or_final():
     So a class that somebody forgot to register is told, and so is a base with examples.
     """
     for cls in classes():
-        assert (cls in REGISTERED) == bool(cls.examples), cls
-        bases = set(cls.__mro__[1:])
+        assert (path(cls) in REGISTERED) == bool(cls.examples), cls
+        bases = set(map(path, cls.__mro__[1:]))
         assert not bases & REGISTERED, f"{cls} derives from a final class"
 
 
 def test_every_constraint_is_imported_with_the_package():
     """A new file is of no use before `constraints/__init__.py` imports its classes."""
-    missing = {cls.__name__ for cls in REGISTERED} - set(constraints.__all__)
+    files()
+    imported = {path(getattr(constraints, name)) for name in constraints.__all__}
+    missing = REGISTERED - imported
     assert not missing, f"import these in constraints/__init__.py and list them there: {missing}"
-    assert {getattr(constraints, name) for name in constraints.__all__} == REGISTERED
+    assert imported == REGISTERED
 
 
 # ------------------------------------------------------------------------ what a new class takes
