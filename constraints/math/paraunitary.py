@@ -17,11 +17,11 @@ from constraints.math.svd import svd
 #     K(z) = H F_1(z) ... F_{k-1}(z),        F(z) = P + z^-1 (I - P),
 #
 # with an orthogonal H and orthogonal projections P (Vaidyanathan 1993, section 14.4; Gao, Nguyen
-# and Strang 2001). The last factor can be divided off: the rows of the first tap lie in the range of
-# P, those of the last tap in its complement, so that K(z) F(1/z) has one tap less. In two dimensions
-# factors in z are followed by factors in w. To divide the latter off first, the taps along z are
-# regarded as more rows. With a stride s, each of the s^d phases of the input is a channel of its own, as
-# in `constraints.math.conv_symbol`.
+# and Strang 2001). The last factor can be divided off: the rows of the first tap lie in the range
+# of P, those of the last tap in its complement, so that K(z) F(1/z) has one tap less. In two
+# dimensions factors in z are followed by factors in w. To divide the latter off first, the taps
+# along z are regarded as more rows. With a stride s, each of the s^d phases of the input is a
+# channel of its own, as in `constraints.math.conv_symbol`.
 
 # torch declares no types of these.
 _fft: Any = torch.fft
