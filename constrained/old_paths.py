@@ -10,7 +10,9 @@ from constrained.constraint.moved import Names
 #: The names of each module by the modules that define them now.
 MOVED: dict[str, Names] = {
     "constrained.registry": {
-        "constrained.constraint.registry": "register register_adapter register_spelling names get describe did_you_mean",
+        "constrained.constraint.registry": (
+            "register register_adapter register_spelling names get describe did_you_mean"
+        ),
         "constrained.constraint.errors": "UnknownNameError",
     },
     "constrained.spec": {

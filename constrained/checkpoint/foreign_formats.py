@@ -1,10 +1,12 @@
 """What the keys mean that other parametrizations write into a state dict.
 
-They hold coordinates of a map that is not ours, so the value of the tensor is computed from them,
-by the formula of whoever wrote them: ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
+They hold coordinates of a foreign map, so the value of the tensor is computed from them by the
+formula of the library that wrote them: ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
 torch, in the new spelling and in the old one, and geotorch's manifolds. The keys tell much, but
 not all: they are the same for ``matrix_exp`` and ``cayley``, say. A `Reading` says what was
 assumed, and what else the keys may mean.
+
+A new format is a function in `_READERS`, under the set of the keys that it writes.
 """
 
 from __future__ import annotations

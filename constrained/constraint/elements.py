@@ -1,4 +1,4 @@
-"""The elements of a batch, and the parameters that they are made of."""
+"""Types and shapes of elements and their parameters."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ Params = Tensor | tuple[Tensor, ...]
 
 
 def beside(mask: Tensor, value: Tensor) -> Tensor:
-    """A mask of shape ``batch`` with as many dimensions as ``value``."""
+    """A mask of shape ``batch`` with dimensions of length 1 appended, as many as ``value`` has."""
     return mask.reshape((*mask.shape, *[1] * (value.ndim - mask.ndim)))

@@ -1,4 +1,4 @@
-"""What a constraint may know beside its map, and what is done with it: all of it is optional."""
+"""The optional methods of a constraint: faster gradients and better parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class FastPaths(nn.Module):
-    """Defaults of the methods by which a constraint is trained faster, or better.
+    """Defaults of the methods that make training faster, or lead it to a better optimum.
 
     Class attributes:
         frozen, value_index, remembers, recompute_in_backward: see `Constraint`.
@@ -34,15 +34,15 @@ class FastPaths(nn.Module):
     def restored_together(self, count: int) -> Sequence[Sequence[int]]:
         """Which parameters `canonical` changes together.
 
-        A group of which an optimizer trains a part only is left as it is. A class defines it where
-        some parameters have a canonical form whatever the others are.
+        If an optimizer trains only a part of a group, the group stays as it is. A class defines it
+        if some parameters have a canonical form that does not depend on the others.
 
         Args:
             count: how many parameters there are, constant ones included.
 
         Returns:
-            The places of each group. If only one group is replaced by its canonical parameters,
-            the element stays. By default all parameters are one group.
+            The indices of each group. Replacing one group alone by its canonical parameters must
+            not change the element. By default all parameters are one group.
         """
         return [range(count)]
 
@@ -51,10 +51,10 @@ class FastPaths(nn.Module):
     ) -> tuple[Tensor | None, ...]:
         """The gradient with respect to the parameters, from that with respect to the value.
 
-        A class defines it where the value is worth more than the graph of its evaluation: where
-        the gradient can be had from the value, for less time or memory. The engine then records no
-        graph, and comes here in each backward pass; derivatives of higher order, `torch.func` and
-        tracing differentiate `forward` as they would without it.
+        A class defines it if the gradient can be computed from the value, in less time or memory
+        than by the graph of an evaluation. The engine then records no graph, and calls this in each
+        backward pass. Derivatives of higher order, `torch.func` and tracing differentiate `forward`
+        as they would without it.
 
         Args:
             value: what `forward` gave, of shape ``(*batch, *event)``.
@@ -73,30 +73,31 @@ class FastPaths(nn.Module):
     ) -> tuple[Tensor | None, ...] | None:
         """`pullback` from a gradient of small rank, ``left' right``, without forming it.
 
-        That is the gradient of a linear layer: ``right`` are its inputs, and ``left`` the gradient
-        with respect to its outputs. A class that defines this defines `pullback` too.
+        The gradient of a linear layer has this form: ``right`` are its inputs, and ``left`` is the
+        gradient with respect to its outputs. A class that defines this defines `pullback` too.
 
         Args:
             value: what `forward` gave, of shape ``(n, p)``.
             left: shape ``(b, n)``.
             right: shape ``(b, p)``.
-            params: what `forward` was given; the value itself for one that it is a copy of.
+            params: what `forward` was given; the same object as ``value`` for a parameter that
+                the value is a copy of.
 
         Returns:
-            What `pullback` would, or None where that is the cheaper way.
+            The result of `pullback`, or None if `pullback` itself is cheaper.
         """
         del value, left, right, params
         return None
 
     def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
-        """What a step of an optimizer is made of, from the gradient of the loss.
+        """The gradient from which an optimizer makes its step, given the gradient of the loss.
 
-        On the boundary of a closed set a step against the gradient may lead outside, from where
-        `canonical` leads it back; and an optimizer whose steps have another metric than that
-        projection comes to rest beside the optimum. A class may give the gradient that vanishes at
-        an optimum, and there only. This need not be linear: the engine asks for it when a step
-        begins, once the gradients of all batches and processes are added up, and writes it into
-        ``grad``, where it stays until ``zero_grad``.
+        On the boundary of a closed set a step against the gradient may lead outside, and
+        `canonical` then leads back. With an optimizer whose steps have another metric than that
+        projection, training comes to rest beside the optimum. A class may return a gradient that
+        vanishes at an optimum, and only there. It need not be linear in the gradient of the loss:
+        the engine calls this when a step begins, after the gradients of all batches and processes
+        are added up, and writes the result into ``grad``, where it stays until ``zero_grad``.
 
         Args:
             gradient: with respect to the first parameter. It may be changed in place.
@@ -109,10 +110,10 @@ class FastPaths(nn.Module):
         return gradient
 
     def factors(self, *params: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Two matrices whose product is ``forward(*params)``, if they are at hand.
+        """Two matrices whose product is ``forward(*params)``, if the map has this form.
 
-        A linear layer is applied by them, without forming the product, where that is less work.
-        Both are differentiable functions of the parameters, which come as they are stored.
+        A linear layer multiplies by the two, without forming the product, if that is less work.
+        Both are differentiable functions of the parameters, which are given in their stored dtype.
 
         Returns:
             Tensors of shapes ``(m, r)`` and ``(r, n)``, or None.
@@ -123,8 +124,8 @@ class FastPaths(nn.Module):
     def has_own_map(self) -> bool:
         """Whether the map is still the one that the class was defined with.
 
-        Who sets `forward` on an object, or on a class that is there already, gives another one,
-        of which the gradient and the canonical parameters say nothing.
+        Setting `forward` on an object, or on a class after its definition, gives another map, to
+        which `pullback` and `canonical` do not belong.
         """
         cls = type(self)
         return (
@@ -138,11 +139,11 @@ class FastPaths(nn.Module):
         return type(self).canonical is not FastPaths.canonical
 
     def has_step_gradient(self) -> bool:
-        """Whether a step is made of something else than the gradient."""
+        """Whether an optimizer's step is made from another gradient than that of the loss."""
         return type(self).step_gradient is not FastPaths.step_gradient
 
     def has_pullback(self) -> bool:
-        """Whether the gradient can be had without the graph of an evaluation."""
+        """Whether the gradient can be computed without the graph of an evaluation."""
         return self.recompute_in_backward or type(self).pullback is not FastPaths.pullback
 
 
@@ -165,5 +166,5 @@ def evaluated_again(
     with torch.enable_grad():
         value = evaluate(*leaves)
     found = torch.autograd.grad(value, [leaves[i] for i in trained], gradient, allow_unused=True)
-    by_place = dict(zip(trained, found, strict=True))
-    return tuple(by_place.get(i) for i in range(len(params)))
+    by_index = dict(zip(trained, found, strict=True))
+    return tuple(by_index.get(i) for i in range(len(params)))

@@ -1,4 +1,4 @@
-"""Checks and precision around the methods that a constraint defines."""
+"""Wrappers around the methods that a constraint defines: precision, autocast, checks, NaN."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
     from constrained.constraint.base import Constraint
 
 
-#: What linear algebra raises on NaN, and on numbers at the ends of the range.
+#: What torch's linear algebra raises on NaN, and on numbers at the ends of the range.
 _NO_CONVERGENCE: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
-def _hold_no_numbers(tensors: Sequence[Tensor]) -> bool:
-    """Whether some of these hold NaN or infinity."""
+def _any_not_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether an entry of the tensors is NaN or infinite."""
     return any(has_values(t) and not bool(torch.isfinite(t).all()) for t in tensors)
 
 
-def _apart(
+def _without_broken(
     constraint: Constraint, params: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor] | None]:
-    """Which elements have parameters that are not finite, and parameters without these.
+    """Which elements have parameters that are not finite, and parameters without them.
 
     Returns:
-        Boolean tensor of shape ``batch``, and parameters in which a finite element takes the place
-        of those that are not; None in place of these if there is none.
+        Boolean tensor of shape ``batch``, and parameters in which those that are not finite are
+        replaced by those of a finite element; None if there is no finite element, or if the
+        parameters are not in the batch shape of the value.
     """
     whole = constraint.forward(*(p.detach().to("meta") for p in params)).shape
     batch = whole[: len(whole) - (len(whole) if (e := constraint.event_dim) is None else e)]
@@ -49,8 +50,10 @@ def _apart(
     return broken, [torch.where(beside(broken, p), p[sound], p) for p in params]
 
 
-def _refusal(constraint: Constraint, method: str, tensors: Sequence[Tensor]) -> OutOfRangeError:
-    """What to say of finite numbers with which a method cannot compute."""
+def _out_of_range(
+    constraint: Constraint, method: str, tensors: Sequence[Tensor]
+) -> OutOfRangeError:
+    """The error for finite numbers with which a method cannot compute."""
     largest = max((float(t.detach().abs().max()) for t in tensors if t.numel()), default=0.0)
     return OutOfRangeError(
         f"{constraint!r}: `{method}` cannot compute with these finite numbers of up to "
@@ -58,23 +61,24 @@ def _refusal(constraint: Constraint, method: str, tensors: Sequence[Tensor]) -> 
     )
 
 
-def _unknown(
+def _nan_where_broken(
     constraint: Constraint, method: Callable[..., Tensor], params: Sequence[Tensor]
 ) -> Tensor:
-    """What a map gives where linear algebra raises on NaN: NaN for the elements that come of it."""
-    broken, sound = _apart(constraint, params)
+    """The value of a map on parameters some of which are not finite: NaN for their elements."""
+    broken, sound = _without_broken(constraint, params)
     if sound is None:
-        # Their gradients are NaN as well.
+        # A sum over the parameters, so that the gradients are NaN as well.
         shape = method(constraint, *(p.detach().to("meta") for p in params)).shape
         return torch.nan * sum(p.sum() for p in params) + params[0].new_zeros(shape)
     value = method(constraint, *sound)
     return torch.where(beside(broken, value), torch.nan, value)
 
 
-def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
-    """The value in memory as a plain parameter would be, where a map has transposed it.
+def _contiguous_as(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value, contiguous unless its strides are those of the parameter.
 
-    A parameter that is laid out in another way, say with its channels last, has such a value.
+    A map may transpose its result in memory, where a plain parameter would be contiguous. A
+    parameter that is laid out in another way, such as channels last, has a value of that layout.
     """
     if value.is_contiguous() or value.stride() == parameter.stride():
         return value
@@ -92,12 +96,12 @@ def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
             except _NO_CONVERGENCE as error:
                 if not has_values(first):
                     raise
-                if not _hold_no_numbers(params):
-                    raise _refusal(self, "forward", params) from error
-                value = _unknown(self, method, raised)
+                if not _any_not_finite(params):
+                    raise _out_of_range(self, "forward", params) from error
+                value = _nan_where_broken(self, method, raised)
             if value.dtype != first.dtype:
                 value = self.rounded(value, first.dtype)
-        return _laid_out(value, first)
+        return _contiguous_as(value, first)
 
     return forward
 
@@ -129,9 +133,9 @@ def _guard_canonical(
             try:
                 better = method(self, *map(raise_precision, params))
             except (ValueError, _NO_CONVERGENCE) as error:
-                if _hold_no_numbers(params):
-                    # What is NaN has no better form. The other elements do not go without.
-                    broken, sound = _apart(self, [*map(raise_precision, params)])
+                if _any_not_finite(params):
+                    # Parameters that are NaN stay; those of the other elements are improved.
+                    broken, sound = _without_broken(self, [*map(raise_precision, params)])
                     if sound is None:
                         return params
                     better = tuple(
@@ -139,12 +143,12 @@ def _guard_canonical(
                         for new, old in zip(method(self, *sound), params, strict=True)
                     )
                 elif isinstance(error, _NO_CONVERGENCE):
-                    # An evaluation will say so.
+                    # The next evaluation raises the error.
                     return params
                 else:
                     raise
         return tuple(
-            _laid_out(new.to(old.dtype), old) for new, old in zip(better, params, strict=True)
+            _contiguous_as(new.to(old.dtype), old) for new, old in zip(better, params, strict=True)
         )
 
     return canonical
@@ -154,7 +158,7 @@ def _guard_right_inverse(method: Callable[..., Params]) -> Callable[..., Params]
     @functools.wraps(method)
     def right_inverse(self: Constraint, value: Tensor) -> Params:
         self.check_member(value)
-        params = _in_words(self, method, "right_inverse", value)
+        params = _in_working_precision(self, method, "right_inverse", value)
         if isinstance(params, Tensor):
             return params.to(value.dtype)
         return tuple(param.to(value.dtype) for param in params)
@@ -162,8 +166,10 @@ def _guard_right_inverse(method: Callable[..., Params]) -> Callable[..., Params]
     return right_inverse
 
 
-def _in_words(constraint: Constraint, method: Callable[..., Any], name: str, *given: Any) -> Any:
-    """What a method makes of a value in the working precision, with an error that says why not."""
+def _in_working_precision(
+    constraint: Constraint, method: Callable[..., Any], name: str, *given: Any
+) -> Any:
+    """Call a method with the value in working precision, and explain errors of linear algebra."""
     value, *others = given
     with autocast_disabled(value):
         try:
@@ -171,12 +177,12 @@ def _in_words(constraint: Constraint, method: Callable[..., Any], name: str, *gi
         except _NO_CONVERGENCE as error:
             if not has_values(value):
                 raise
-            raise _refusal(constraint, name, [value]) from error
+            raise _out_of_range(constraint, name, [value]) from error
     _check_returned(constraint, name, found)
-    # A violation beyond the range is an answer; a member or a parameter is none.
+    # A violation may be infinite; members and parameters must be finite.
     made = (found,) if isinstance(found, Tensor) else found
-    if name != "violation" and has_values(value) and _hold_no_numbers(made):
-        raise _refusal(constraint, name, [value])
+    if name != "violation" and has_values(value) and _any_not_finite(made):
+        raise _out_of_range(constraint, name, [value])
     return found
 
 
@@ -202,15 +208,15 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         batch = 0 if self.event_dim is None else value.ndim - self.event_dim
         event = tuple(range(batch, value.ndim))
         elements = finite.all(dim=event, keepdim=True) if event else finite
-        # Linear algebra raises, or worse, on NaN: it sees zeros there, and the answer is inf.
-        seen = torch.where(elements, value, torch.zeros_like(value))
-        result = _in_words(self, method, "violation", seen)
+        # Linear algebra raises on NaN, or does not return: it gets zeros, and the result is inf.
+        safe = torch.where(elements, value, torch.zeros_like(value))
+        result = _in_working_precision(self, method, "violation", safe)
         if result.shape != value.shape[:batch]:
             raise ValueError(
                 f"{self!r}: `violation` must give one number for each element, a tensor of shape "
                 f"{tuple(value.shape[:batch])} here, but its shape is {tuple(result.shape)}."
             )
-        # As it is where what is measured overflows.
+        # Also where the method's own arithmetic overflows to NaN.
         return torch.where(elements.reshape(result.shape) & ~result.isnan(), result, torch.inf)
 
     return violation
@@ -220,7 +226,7 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def project(self: Constraint, value: Tensor) -> Tensor:
         self.check_tensor(value)
-        return _in_words(self, method, "project", value).to(value.dtype)
+        return _in_working_precision(self, method, "project", value).to(value.dtype)
 
     return project
 
@@ -228,7 +234,7 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _guard_move(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def move(self: Constraint, value: Tensor, share: float) -> Tensor:
-        return _in_words(self, method, method.__name__, value, share).to(value.dtype)
+        return _in_working_precision(self, method, method.__name__, value, share).to(value.dtype)
 
     return move
 
@@ -240,7 +246,7 @@ def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]
             try:
                 found = method(self, raise_precision(gradient), *map(raise_precision, params))
             except _NO_CONVERGENCE:
-                # The step will show what is wrong with the numbers.
+                # The optimizer's step will show that the numbers are not finite.
                 return gradient
         return found.to(gradient.dtype)
 
@@ -252,13 +258,13 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Constraint, *args: Any, **kwargs: Any) -> None:
         state: dict[str, Any] = vars(self)
         if "_is_being_built" in state:
-            # Called by the constructor of a subclass.
+            # `super().__init__(...)` in the constructor of a subclass.
             return method(self, *args, **kwargs)
         state["_is_being_built"] = True
         try:
             method(self, *args, **kwargs)
             self._check_event_dim()
-            # What follows from an argument would not follow a change in place.
+            # A list could be changed in place, which nothing would notice.
             for name in self._argument_names:
                 if type(state.get(name)) is list:
                     state[name] = as_tuple(state[name])
@@ -268,7 +274,7 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-#: What a class says of its `forward`, which is not so for a derived one with another `forward`.
+#: The methods that belong to one `forward`: a derived class with another one loses them.
 OF_THE_MAP = ("canonical", "pullback", "thin_pullback", "step_gradient", "factors")
 
 

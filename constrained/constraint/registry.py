@@ -64,8 +64,7 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
         for spelling in spellings:
             if not re.fullmatch("[a-z][a-z0-9_]*", spelling):
                 raise ValueError(
-                    f"{spelling!r} is not a name for a constraint: write it in snake case, as "
-                    "in "
+                    f"{spelling!r} is not a name for a constraint: write it in snake case, as in "
                     f"{snake_case(cls.__name__)!r}."
                 )
             holder = _constraints.get(_aliases.get(spelling, spelling))

@@ -68,6 +68,13 @@ class Recipe:
             self.recomputation = recomputing(self.evaluate, self.originals)
         self.precomputed: Precomputed | None = None
 
+    def known(self, on: EvaluatedTensor) -> Precomputed | None:
+        """The value for the next reader, if it is what an evaluation would give now."""
+        found = self.precomputed
+        if found is not None and not found.fingerprint.holds(on.__dict__):
+            self.precomputed = found = None
+        return found
+
     def of_originals(self, fingerprint: Fingerprint) -> list[TensorState]:
         """The states of the originals; one that is parametrized itself has none."""
         return [s for s in fingerprint.states if any(s.tensor is t for t in self.originals)]

@@ -112,11 +112,7 @@ class ValueStore:
 
     def precomputed(self, on: EvaluatedTensor) -> Precomputed | None:
         """The value that nobody has read yet, if it is what an evaluation would give."""
-        recipe = self._recipe
-        found = None if recipe is None else recipe.precomputed
-        if recipe is not None and found is not None and not found.fingerprint.holds(on.__dict__):
-            recipe.precomputed = found = None
-        return found
+        return None if self._recipe is None else self._recipe.known(on)
 
     def is_unread(self) -> bool:
         """Whether nobody has read, written or hooked a value of the originals as they are."""
@@ -189,7 +185,7 @@ class ValueStore:
             pullback = pullback or recipe.recomputation
             if not recipe.is_pure or (trains and pullback is None):
                 return self._unstored(on, thread)
-        known = self.precomputed(on) if recipe.is_pure else None
+        known = recipe.known(on)
         recipe.precomputed = None
         # Another thread may write an original meanwhile, as an optimizer does. Then the value is
         # made of two versions, and the aliases have got new nodes, which the graph may not know:

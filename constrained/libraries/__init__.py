@@ -1,1 +1,5 @@
-"""Methods of other libraries that have to know of constrained tensors."""
+"""Methods of other libraries, adapted to constrained tensors: one library or topic in a file.
+
+No library is imported here. Each file changes classes of a library, or adds members to the classes
+of its modules, once the library has been imported by somebody else.
+"""

@@ -1,8 +1,8 @@
-"""Models of BoTorch with some of their outputs.
+"""Models of BoTorch that are reduced to some of their outputs.
 
-``subset_output`` cuts the parameters of a copy that stand in a table, by their names. A constrained
-tensor has other names. So the method is called on a copy without constraints, and these are applied
-to what it returns.
+``subset_output`` copies the model and cuts those parameters of the copy that a table lists by name.
+A constrained tensor has other names. So the method is called on a copy without constraints, and
+these are applied to what it returns.
 
 BoTorch is not imported here.
 """

@@ -1,11 +1,12 @@
 """Bounds that GPyTorch has for the parameters of its modules, beside the constraints here.
 
-GPyTorch says by a ``RuntimeError``, in words of its own, that a value is out of the bounds of a
-parameter. BoTorch looks for these words where it begins a fit anew: it samples hyperparameters from
-their priors until one is within their bounds. So a value that is refused here is refused so, too.
+GPyTorch reports a value outside of a parameter's bounds by a ``RuntimeError`` with words of its
+own. BoTorch searches for these words when it restarts a fit: it samples hyperparameters from their
+priors until one is within their bounds. So a value that a constraint here refuses is reported in
+the same way.
 
-A bound that has no transform is kept by BoTorch's optimizers, which find it by the name of the
-parameter; and the free parameters of a constrained tensor have other names.
+A bound without a transform is kept by BoTorch's optimizers, which find it by the name of the
+parameter. The free parameters of a constrained tensor have other names, so that bound is lost.
 
 GPyTorch is not imported here.
 """
@@ -30,7 +31,7 @@ _MODULE, _CLASS = "gpytorch.module", "Module"
 
 
 class OutOfBoundsError(InfeasibleError, RuntimeError):
-    """A value outside of its set that a module of GPyTorch was to be initialised with."""
+    """A value outside of its set was given to ``initialize`` of a module of GPyTorch."""
 
 
 @contribute
@@ -45,7 +46,7 @@ def _initialize(self: Any, **values: Any) -> Any:
     try:
         return super(self._parametrized, self).initialize(**values)
     except ValueError as error:
-        # What a property or a submodule refused has been told already.
+        # An error of a property or a submodule has this form already.
         if isinstance(error, RuntimeError) or values.keys().isdisjoint(self.parametrizations):
             raise
         raise OutOfBoundsError(
@@ -55,11 +56,11 @@ def _initialize(self: Any, **values: Any) -> Any:
 
 @advise
 def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
-    """Tell of a bound that a tensor had by its name alone, if its set reaches beyond it.
+    """Warn of a bound that a tensor had by its name alone, if its set reaches beyond the bound.
 
     Args:
-        change: of the tensor.
-        request: what was asked for.
+        change: the change that constrains the tensor.
+        request: the constraint and its view.
     """
     del request
     constraint = change.parametrizations.constraint()
@@ -72,13 +73,14 @@ def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
             warnings.warn(
                 f"'{place.path}' had {bound} of GPyTorch, which has no transform: BoTorch keeps it "
                 "by the name of the parameter, and that is another one now. So nothing but "
-                f"{constraint!r} holds, which reaches beyond it: choose one inside of these bounds.",
+                f"{constraint!r} holds, which reaches beyond it: "
+                "choose one inside of these bounds.",
                 stacklevel=user_stacklevel(),
             )
 
 
 def _reaches_beyond(constraint: Constraint, bound: Any, tensor: Tensor) -> bool:
-    # Random members tell, and for a set that is given by its entries, numbers outside of the bound.
+    # By random members, and for a set of single numbers by numbers outside of the bound.
     device = torch.device("cpu") if tensor.is_meta else tensor.device
     seeded = torch.Generator(device).manual_seed(0)
     sample = constraint.sample(tensor.shape, generator=seeded, dtype=tensor.dtype, device=device)

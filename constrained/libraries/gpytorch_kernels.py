@@ -1,12 +1,12 @@
-"""Kernels of GPyTorch as they make others of themselves: indexed, expanded, copied.
+"""Kernels of GPyTorch that make other kernels of themselves: by indexing, expanding, copying.
 
-A kernel with a batch of parameters is indexed, and expanded to a larger batch, by a copy whose own
-parameters get other data, of another shape. A constrained tensor is none of these. So the methods
-are called on a kernel with the same submodules that has the values as plain parameters.
+GPyTorch indexes a kernel with a batch of parameters, or expands it to a larger batch, by a copy
+whose own parameters get other data, of another shape. A constrained tensor is no such parameter. So
+the methods are called on a kernel with the same submodules that has the values as plain parameters.
 
-An indexed kernel stays plain: some constraint may hold across the batch. It is what ``k(x)[i]``
-evaluates, and no gradient flows from it to the parameters of ``k``, constrained or not. Whatever
-else is made of a kernel is constrained as the kernel is.
+An indexed kernel stays plain, since some constraint may hold across the batch. It is what
+``k(x)[i]`` evaluates. No gradient flows from it to the parameters of ``k``, constrained or not. All
+other kernels that are made of a kernel are constrained as it is.
 
 GPyTorch is not imported here.
 """
@@ -74,7 +74,7 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
 
 
 def _plain(kernel: Any) -> Any:
-    """A kernel with the same submodules, whose own tensors are plain, at their values."""
+    """A kernel with the same submodules that has the values of its tensors as plain tensors."""
     base = kernel._base_class
     plain = base.__new__(base)
     plain.__dict__.update({k: v for k, v in kernel.__dict__.items() if k != "_overrides"})
@@ -96,12 +96,12 @@ def _plain(kernel: Any) -> Any:
 
 
 def _lists(kernel: Any) -> list[tuple[str, ParametrizationList]]:
-    """The lists of a kernel by the names of its tensors, those that torch has put there too."""
+    """The lists of a kernel with the names of its tensors, also those that torch has made."""
     return [(name, converted_list(found)) for name, found in kernel.parametrizations.items()]
 
 
 def _again(parametrizations: ParametrizationList, tensor: Any) -> ParametrizationList:
-    """A list like another one, for a tensor of another shape."""
+    """A list with copies of the parametrizations, for a tensor of another shape."""
     chain = [copy.deepcopy(module) for module in parametrizations.chain()]
     with torch.no_grad():
         found = ParametrizationList(chain, tensor, parametrizations.unsafe)

@@ -1,11 +1,11 @@
 """Methods of Hugging Face's models that write into the tensors of all modules below them.
 
-A module's own ``reset_parameters()`` is made to write through where the module gets constraints.
-The models of transformers initialise, tie, load and resize the tensors of other modules from
-outside, by methods of the class ``PreTrainedModel``, which take tensors for plain parameters. They
-are made to find some, as soon as there are both: a model with constraints and that class.
+``reset_parameters()`` of a module is adapted when the module gets constraints. The models of
+transformers initialise, tie, load and resize the tensors of other modules from outside, by methods
+of the class ``PreTrainedModel``, which expect plain parameters. These methods are changed so that
+they find plain parameters, as soon as a model has constraints and the class has been imported.
 
-transformers is not imported here. Of a version without these methods nothing is changed.
+transformers is not imported here. In a version without these methods nothing is changed.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def adapt() -> None:
         _replace(cls, name, _writing)
     _replace(cls, "tie_weights", _tying)
     _replace(cls, "resize_token_embeddings", _resizing)
-    # One puts the tensors of a checkpoint into a model on the meta device, the other initialises
-    # and ties what was not among them.
+    # The first puts the tensors of a checkpoint into a model on the meta device, the second
+    # initialises and ties those that the checkpoint did not have.
     load, finish = "convert_and_load_state_dict_in_model", "_finalize_model_loading"
     if hasattr(library, load) and isinstance(vars(cls).get(finish), staticmethod):
         _replace(library, load, _loading)
@@ -82,7 +82,7 @@ def _tying(tie_weights: Callable[..., Any]) -> Callable[..., Any]:
     def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
-        # A plain target becomes tied by what is assigned to it; a constrained one copies numbers.
+        # Assigning a parameter ties a plain tensor. A constrained one would only copy the numbers.
         for target, found in _to_be_shared(self, given.arguments):
             share(target.module, target.name, found)
         with writable(self):
@@ -112,7 +112,7 @@ def _to_be_shared(
             continue
         theirs = found if isinstance(found, ParametrizationList) else None
         if theirs is not None and _are_alike(mine, theirs):
-            # What came out of a checkpoint is not tied if it differs there.
+            # Tensors from a checkpoint are not tied if they differ in it.
             if given.get("missing_keys") is None or _are_equal(
                 read(mine, target), read(theirs, source)
             ):
@@ -162,11 +162,11 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _constrain_sources(model: Any) -> None:
-    """Give the constraints of tensors that are to be tied to those which they are to be tied to.
+    """Move the constraints of tensors that will be tied to the tensors that they will be tied to.
 
-    A class may constrain its head, which is tied to the embeddings elsewhere: in a checkpoint it
-    has the name of these, and here, on the meta device, nothing is tied yet. The plain head is
-    tied to the constrained embeddings when these are there.
+    A class may constrain its head, which is tied to the embeddings later: a checkpoint has it under
+    the name of the embeddings, and on the meta device nothing is tied yet. Here the constraint
+    moves to the embeddings, and the plain head is tied to them once they are loaded.
     """
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
         constraints, available = spec(model), locations(model)
@@ -185,7 +185,7 @@ def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
     def inside(model: Any, *args: Any, **kwargs: Any) -> Any:
         result = finish(model, *args, **kwargs)
         constraints = _awaiting.pop(model, {})
-        # What was tied to a tensor that stayed constrained is constrained with it.
+        # A tensor that was tied to one that stayed constrained is constrained with it.
         done = {
             path for path, place in locations(model).items() if isinstance(place.tensor, nn.Module)
         }
@@ -197,13 +197,13 @@ def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
-    """The keys of a checkpoint, and what becomes of them where files have other names."""
+    """The keys of a checkpoint, and the names that transformers gives them while loading."""
     # Copies, since these objects keep a record of what they were used for.
     mapping = copy.deepcopy(getattr(config, "weight_mapping", None) or [])
     found = set(state_dict)
     for key in state_dict:
         for entry in mapping:
-            # Those with operations make other tensors of several, and none of free parameters.
+            # Entries with operations combine several tensors, which free parameters never are.
             if hasattr(entry, "rename_source_key") and not hasattr(entry, "operations"):
                 key = entry.rename_source_key(key)[0]
         found.add(key)

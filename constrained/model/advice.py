@@ -1,4 +1,4 @@
-"""What is constrained of the kernel of a convolution, or of gates, where no view says it."""
+"""Warnings where a constraint without a view may not be what was meant: convolutions, gates."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
-#: Sets of which a stack of members is none: nobody means them of all gates together.
+#: Sets to which a stack of members does not belong: nobody means them for all gates together.
 _ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
 
 
 @advise
 def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
-    """Tell that the recurrent kernels of all gates are one matrix, where each is meant to be one.
+    """Warn that the recurrent kernels of all gates are constrained as one matrix.
 
-    Of sets of another kind, such as a bound of a norm or of a rank, many mean the whole.
+    Only for orthogonal matrices and the like. A bound of a norm or of a rank is often meant for
+    the whole.
 
     Args:
-        change: of the tensor.
-        request: what is asked for.
+        change: the change that constrains the tensor.
+        request: the constraint and its view.
     """
     place, shape = change.places[0], tuple(change.original.shape)
     module, constraint = place.module, request.constraint
@@ -56,15 +57,15 @@ def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
 
 @advise
 def warn_of_small_elements(change: TensorChange, request: Request) -> None:
-    """Tell that the elements of a set are not the filters of a convolution, which most mean.
+    """Warn that the elements of a set are not the filters of a convolution, which most mean.
 
-    A set of vectors or of matrices takes the last one or two dimensions of a kernel for an element,
-    which are rows or slices of its taps. A set of numbers, and one that takes the whole tensor,
-    mean the same whatever the tensor is for.
+    For a set of vectors or of matrices, the last one or two dimensions of a kernel make an element:
+    rows or slices of its taps. A set of numbers, or of whole tensors, means the same for every
+    tensor.
 
     Args:
-        change: of the tensor.
-        request: what is asked for.
+        change: the change that constrains the tensor.
+        request: the constraint and its view.
     """
     place, shape = change.places[0], tuple(change.original.shape)
     module, constraint = place.module, request.constraint

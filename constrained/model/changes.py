@@ -1,4 +1,7 @@
-"""A tensor that is about to be constrained: prepared, carried out, or put off."""
+"""What will change in a model: prepared for each tensor, then carried out all or nothing.
+
+A `TensorChange` constrains a tensor. For a tensor without a shape there is ``lazy.LazyChange``.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,13 @@ from constrained.registration.param_groups import ParameterHandover, check_holds
 
 
 class Change(ABC):
-    """What is about to happen to a tensor of a model, at all of its places.
+    """What will change about one tensor of a model, in all of its owners.
 
     Attributes:
-        places: where the tensor is.
-        is_new: whether an optimizer has yet to learn of it.
-        flat: how many elements start where the derivative of the map vanishes, and of how many.
+        places: the tensor's locations; several if it is tied.
+        is_new: whether the optimizer has to be told; no if the change of a tied tensor told it.
+        flat: how many elements start where the derivative of the map vanishes, and the number of
+            all elements.
     """
 
     places: list[Location]
@@ -46,7 +50,7 @@ class Change(ABC):
 
     @abstractmethod
     def handover(self) -> ParameterHandover | None:
-        """What an optimizer has to know of it, if anything."""
+        """How an optimizer gets the new parameters; None if there are none."""
 
     @abstractmethod
     def do(self) -> None:
@@ -55,14 +59,14 @@ class Change(ABC):
 
 @dataclass
 class TensorChange(Change):
-    """A tensor that is about to be constrained.
+    """A tensor that will be constrained.
 
     Attributes:
-        places: where it is.
+        places: its locations.
         original: the tensor.
-        parametrizations: what takes its place.
-        is_new: whether that is still to take the tensor; else it is there for a tied one already.
-        flat: how many elements start where the derivative of the map vanishes, and of how many.
+        parametrizations: the list that takes its place.
+        is_new: whether the list has yet to take the tensor; else a tied one has it already.
+        flat: as in `Change`.
     """
 
     places: list[Location]
@@ -80,7 +84,7 @@ class TensorChange(Change):
         return [self.original]
 
     def handover(self) -> ParameterHandover | None:
-        """The parameters that the tensor consists of now, and those that take their place."""
+        """From the parameters that the tensor consists of now to those that take their place."""
         place = self.places[0]
         return ParameterHandover(place.module, place.name, place.path)
 
@@ -99,7 +103,7 @@ _advice: list[Advice] = []
 
 
 def advise(function: Advice) -> Advice:
-    """Let a function warn of what a user may not have meant, for each tensor. A decorator."""
+    """Decorator: call a function for each tensor, to warn of what a user may not have meant."""
     _advice.append(function)
     return function
 
@@ -108,10 +112,10 @@ def change_of(here: list[Location], original: Tensor, request: Request, init: st
     """The change that constrains a tensor; nothing of the model is written.
 
     Args:
-        here: every place of the tensor.
+        here: the tensor's locations; several if it is tied.
         original: the tensor.
-        request: what is asked for.
-        init: how it starts.
+        request: the constraint and its view.
+        init: where it starts; one of `INITS`.
 
     Raises:
         ValueError: if the tensor cannot be constrained like that. It names the tensor.
@@ -135,10 +139,10 @@ def change_of(here: list[Location], original: Tensor, request: Request, init: st
 
 
 def carry_out(changes: Sequence[Change], optimizer: Optimizer | None) -> None:
-    """Change the model, all or nothing, and tell an optimizer."""
+    """Change the model, all or nothing, and give an optimizer the new parameters."""
     changed = [module for change in changes for module in change.modules()]
     tensors = [tensor for change in changes for tensor in change.tensors()]
-    # What a tied tensor's other owner has changed is with the optimizer already.
+    # Of a tied tensor the optimizer was told by the change of another owner.
     first = [change.places[0] for change in changes if change.is_new]
     check_holds(optimizer, ((place.module, place.name, place.path) for place in first))
     handovers = [change.handover() for change in changes]
@@ -152,7 +156,7 @@ def carry_out(changes: Sequence[Change], optimizer: Optimizer | None) -> None:
 
 
 def _warn_of_flat(changes: Sequence[TensorChange]) -> None:
-    """Tell, once, of members that stay where an optimizer will hardly move them."""
+    """Warn, once for all changes, of members that an optimizer will hardly move."""
     if not changes:
         return
     (count, total), place = changes[0].flat, changes[0].places[0]
@@ -168,7 +172,7 @@ def _warn_of_flat(changes: Sequence[TensorChange]) -> None:
 
 
 def check_not_written(place: Location) -> None:
-    """Raise if torch writes into the tensor whenever its module is called: nobody can keep that."""
+    """Raise a ValueError if torch writes into the tensor whenever its module is called."""
     module = place.module
     bound = module.max_norm if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else None
     if bound is not None and place.name == "weight":
@@ -180,7 +184,11 @@ def check_not_written(place: Location) -> None:
 
 
 def fitted(here: list[Location], request: Request) -> Request:
-    """The request with the constraint as the owners of the tensor need it."""
+    """The request with the constraint as the owners of the tensor need it: `Constraint.fitted`.
+
+    Raises:
+        ValueError: if the owners of a tied tensor need different constraints.
+    """
     constraint, viewed = request.constraint, request.view is not None
     if not isinstance(constraint, Constraint):
         return request

@@ -16,7 +16,7 @@ from constrained.constraint.errors import (
     UnknownNameError,
 )
 
-#: Errors that are made of one sentence.
+#: Our errors: each is made of one sentence.
 _OURS = (
     ValueError,
     TypeError,
@@ -27,7 +27,7 @@ _OURS = (
 )
 
 
-#: Where what we raise ourselves is raised.
+#: The packages whose errors are ours.
 _PACKAGES = ("constrained", "constraints")
 
 
@@ -35,11 +35,11 @@ class ModuleKeyError(KeyError):
     """A `KeyError` of a foreign module, with a sentence."""
 
     def __str__(self) -> str:
-        # As in `UnknownNameError`.
+        # KeyError would show the repr of the sentence.
         return str(self.args[0])
 
 
-#: Errors of foreign modules that are made of one sentence too: the kind of each stays.
+#: Errors of foreign modules that can be made of one sentence too, and the type that is raised.
 _THEIRS: dict[type[Exception], type[Exception]] = {
     RuntimeError: RuntimeError,
     torch.OutOfMemoryError: torch.OutOfMemoryError,
@@ -52,7 +52,13 @@ _THEIRS: dict[type[Exception], type[Exception]] = {
 
 
 def raise_failed(path: str, module: nn.Module, error: Exception) -> NoReturn:
-    """Raise what the code of somebody else raised, its sentence led by the path of the tensor."""
+    """Raise an error of foreign code again, its sentence led by the path of the tensor.
+
+    Args:
+        path: of the tensor.
+        module: the constraint or foreign module that was called.
+        error: what it raised.
+    """
     if isinstance(error, (ValueError, TypeError)) and isinstance(module, Constraint):
         raise named(path, error) from error
     reason = f"{type(module).__name__} raised {type(error).__name__}: {error}"
@@ -60,14 +66,14 @@ def raise_failed(path: str, module: nn.Module, error: Exception) -> NoReturn:
         raise named(path, error, reason) from error
     kind = _THEIRS.get(type(error))
     if kind is None:
-        # Nobody knows how one of another kind is made.
+        # The constructor of another type is unknown.
         error.add_note(f"'{path}': {type(module).__name__} raised this.")
         raise error
     raise kind(_sentence(path, reason)) from error
 
 
 def is_ours(error: Exception) -> bool:
-    """Whether this package or its catalogue raised an error, rather than what these have called."""
+    """Whether an error was raised in this package or its catalogue, not in code that these call."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return frames[-1].f_globals.get("__name__", "").partition(".")[0] in _PACKAGES
 

@@ -1,4 +1,4 @@
-"""Which tensors of a model are meant: exact paths, globs, ties."""
+"""Which tensors of a model a target names: exact paths, globs, ties."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from constrained.parametrized.locations import Location, locations, why_not_regi
 T = TypeVar("T")
 
 
-#: Of so many wildcards, and of what is between them, a glob may consist.
+#: The most parts, wildcards and what is between them, that a glob may have.
 _MOST_TOKENS = 64
 
 
 def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[Location], T]]:
-    """Find the tensors that targets mean.
+    """Find the tensors that targets name.
 
     A target is a path, which may name a buffer, or a glob over the paths of parameters: ``*``
     stays inside one segment, ``**`` crosses them (``**.weight`` also matches ``weight``). A path
-    outranks a glob; two globs, or two paths, that ask for different things of the same tensor are
+    has precedence over a glob. Two globs, or two paths, that map one tensor to different things are
     an error.
 
+    Args:
+        model: the model.
+        targets: what each target maps to.
+
     Returns:
-        For the first path of each distinct tensor: all its places in the model, and what its
+        For the first path of each distinct tensor: all its locations in the model, and what its
         target maps to.
 
     Raises:
@@ -42,7 +46,7 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[L
         same.setdefault((place.module, place.name), place)
     chosen: dict[int, str] = {}
     result: dict[str, tuple[list[Location], T]] = {}
-    # Paths first: globs leave to them what they name.
+    # Paths first: they have precedence.
     for target in sorted(targets, key=is_glob):
         matched = _match(target, available)
         if not matched:
@@ -82,7 +86,7 @@ def _match(target: str, available: Mapping[str, Location]) -> list[Location]:
             f"{short(target)} has too many wildcards: a glob may be cut by them into "
             f"{_MOST_TOKENS} parts."
         )
-    # Most paths end in another way than a glob does, and many begin in another way.
+    # A quick test: most paths begin or end otherwise than the glob does.
     first = "" if "*" in tokens[0] else tokens[0]
     last = "" if "*" in tokens[-1] else tokens[-1]
     return [
@@ -96,15 +100,15 @@ def _match(target: str, available: Mapping[str, Location]) -> list[Location]:
 
 
 def _is_matched(path: str, tokens: Sequence[str]) -> bool:
-    """Whether a glob, cut into wildcards and what is between them, means a path.
+    """Whether a glob, cut into wildcards and what is between them, matches a path.
 
-    The places in the path that the tokens so far lead to are followed all together, where trying
-    one way after another takes exponentially long.
+    All positions in the path that the tokens so far can reach are followed together. Trying one
+    way after another would take exponentially long.
     """
     ends = {0}
     for token in tokens:
         if token == "*":
-            # To the end of the segment. What one way has passed, the others need not pass again.
+            # Up to the end of the segment, each position once.
             there: set[int] = set()
             for end in sorted(ends):
                 while end not in there:
@@ -128,7 +132,7 @@ def _is_matched(path: str, tokens: Sequence[str]) -> bool:
 
 
 def _computed(model: nn.Module, target: str) -> str:
-    """A sentence about a target that is a tensor, but one that nobody registered."""
+    """A sentence about a target that is a tensor, but neither a parameter nor a buffer."""
     prefix, _, name = target.rpartition(".")
     owner = dict(model.named_modules(remove_duplicate=False)).get(prefix)
     reason = "" if owner is None or len(name) > 200 else why_not_registered(owner, name)
@@ -139,7 +143,7 @@ def _suggest(target: str, available: Mapping[str, Location]) -> str:
     if not available:
         return " It has no tensors."
     last = target.rsplit(".", 1)[-1]
-    # Comparing long words, or a word with many, takes long.
+    # Comparing takes long for long words and for many.
     likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
     endings = [path for path in available if not is_glob(target) and path.endswith(f".{last}")]
     close = [] if len(target) > 200 else difflib.get_close_matches(target, likely, 1, cutoff=0.6)

@@ -61,8 +61,8 @@ class writing(AbstractContextManager[None]):
         only: which of the tensors; all by default.
     """
 
-    # No generator: Ctrl-C that comes before its first line, or after its last, leaves it where it
-    # is, and what it has put in the place of the tensors with it.
+    # A class, since Ctrl-C may come before the first line of a generator or after its last. The
+    # plain tensors would then stay in the place of the parametrized ones.
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class writing(AbstractContextManager[None]):
         self._targets: dict[int, WritableTensor] = {}
         self._places: list[tuple[nn.Module, str]] = []
         self._listed: list[tuple[WritableTensor, bool]] = []
-        # In the last of these gradients are off for a while, and would stay so.
+        # The last of these switches gradients off for a while, and they would stay off.
         always_in = (writing.__enter__, writing.__exit__, WritableTensor.read)
         self._undisturbed = defer_interrupts(always_in)
 
@@ -105,14 +105,14 @@ class writing(AbstractContextManager[None]):
             if is_whole:
                 store_written(targets)
         finally:
-            # A plain parameter would stay tied, too, whatever else goes wrong.
+            # As a plain parameter would, the tensor stays tied whatever else goes wrong.
             install_ties(tied)
 
     def _begin(self) -> None:
         for path, owner, name, parametrizations in list(_places(self._module)):
             existing = overriding(owner, name)
             if isinstance(existing, WritableTensor):
-                # Of a block around this one, which stores it.
+                # It belongs to a block around this one, which stores it.
                 self._listed.append((existing, existing.is_listed))
                 existing.is_listed |= self._is_listed
             elif existing is None and (self._only is None or self._only(parametrizations)):
@@ -143,7 +143,7 @@ def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Parametriz
 
 @contribute
 def initialising_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
-    """The methods of ``base`` that write into its tensors, made to write through."""
+    """The methods of ``base`` that write into its tensors, made to write in a `writable` block."""
     methods: dict[str, Callable[..., Any]] = {"apply": _apply}
     for name in INITIALISING:
         if hasattr(base, name):
@@ -164,13 +164,13 @@ def _writing_method(name: str) -> Callable[..., Any]:
 
 
 def _apply(self: Any, fn: Callable[[nn.Module], None]) -> Any:
-    # Not listed: a function that gathers parameters, say for an optimizer, wants the originals.
+    # Not listed: a function that collects parameters, say for an optimizer, needs the originals.
     with writing(self, is_listed=False):
         return super(self._parametrized, self).apply(fn)
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    # In training, normalisation updates its statistics in place.
+    # Normalisation updates its statistics in place, in training only.
     if not self.training:
         return super(self._parametrized, self).forward(*args, **kwargs)
     with writing(self, is_listed=False, only=lambda p: not p.is_parameter):

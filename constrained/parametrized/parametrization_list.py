@@ -67,6 +67,7 @@ class ParametrizationList(EvaluatedTensor):
     persistent: bool
     moved: float | None
     _store: ValueStore
+    #: What features remember of this list, each under its own key, until its modules change.
     _notes: dict[str, Any]
 
     def __init__(

@@ -1,4 +1,9 @@
-"""What an optimizer step does to the originals of one tensor: before it, and after it."""
+"""What is done to the originals of one tensor before and after an optimizer step.
+
+Before the step a constraint may replace the gradient by a better direction (`prepare_step`). After
+it the originals return to the canonical form of the constraint, where its map is cheapest, and the
+value stays (`restore`); many small tensors of a kind do so as one batch (`restore_batch`).
+"""
 
 from __future__ import annotations
 
@@ -17,20 +22,27 @@ from constrained.parametrized.right_inverse import invert
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 
-#: Tensors of so many entries are small, and as many are restored at once.
+#: A tensor of at most so many entries is restored in a batch, of at most so many entries together.
 _SMALL, _BATCH = 2**16, 2**22
 
-#: What a constraint keeps beside its arguments, and what follows from them.
+#: Attributes that every constraint has beside its arguments.
 _OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision", "_map_revision"})
 
 _HALF = (torch.float16, torch.bfloat16)
 
-#: Of a tensor whose gradient no step has been made of.
+#: Noted for a tensor whose gradient was never replaced: no gradient, of no version.
 _NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
 
+# ------------------------------------------------------------------------------ before the step
+
+
 def has_step_gradient(tensor: ParametrizationList) -> bool:
-    """Whether a step is made of something else than the gradient of the first original."""
+    """Whether the constraint replaces the gradient of the first original before a step.
+
+    Args:
+        tensor: the list of the tensor.
+    """
     first = tensor.chain()[0]
     return (
         len(tensor.chain()) == 1
@@ -41,14 +53,20 @@ def has_step_gradient(tensor: ParametrizationList) -> bool:
 
 
 def prepare_step(tensor: ParametrizationList) -> None:
-    """Make of the gradient of the first original what a step is made of."""
+    """Replace the gradient of the first original by what the constraint makes the step of.
+
+    Nothing happens if there is no dense gradient, or if the first FSDP has cut the originals.
+
+    Args:
+        tensor: a list with `has_step_gradient`.
+    """
     mine = tensor.originals()
     before = mine[0].grad
     if before is None or before.layout is not torch.strided or any(map(is_flat, mine)):
         return
-    # A step may run in another one, and the gradient must not be made anew in both.
-    made, made_version = tensor._notes.get("prepared", _NOT_PREPARED)
-    if made() is before and version(before) == made_version:
+    # A step may run in another one; the gradient must not be replaced twice.
+    prepared, prepared_version = tensor._notes.get("prepared", _NOT_PREPARED)
+    if prepared() is before and version(before) == prepared_version:
         return
     with torch.no_grad():
         found = tensor.chain()[0].step_gradient(  # type: ignore[operator]
@@ -62,6 +80,9 @@ def prepare_step(tensor: ParametrizationList) -> None:
     tensor._notes["prepared"] = weakref.ref(now), version(now)
 
 
+# ------------------------------------------------------------------------------- after the step
+
+
 def restore(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
     """Bring the originals to the canonical form of the first constraint; the value stays.
 
@@ -69,6 +90,7 @@ def restore(tensor: ParametrizationList, trained: Collection[int] | None = None)
     first FSDP leaves a process are not restored.
 
     Args:
+        tensor: the list of the tensor.
         trained: the ids of the parameters that may be written; all if None.
     """
     first = tensor.chain()[0]
@@ -78,25 +100,26 @@ def restore(tensor: ParametrizationList, trained: Collection[int] | None = None)
     if any(map(is_flat, mine)):
         return
     groups = first.restored_together(len(mine))
-    places = {i for group in groups if _may_write(tensor, group, trained) for i in group}
-    if not places:
+    restored = {i for group in groups if _may_write(tensor, group, trained) for i in group}
+    if not restored:
         return
     with torch.no_grad():
         originals = tuple(map(sharded.whole, mine))
         canonical = first.canonical(*originals)
         for i, (here, old, new) in enumerate(zip(mine, originals, canonical, strict=True)):
-            if i in places and new is not old:
+            if i in restored and new is not old:
                 store(here, new)
-        if first.value_index is not None and len(places) == len(mine):
+        if first.value_index is not None and len(restored) == len(mine):
             _remember_value(tensor, first, canonical[first.value_index])
 
 
 def restart(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
-    """Bring the originals to where `right_inverse` puts the value, all of the way.
+    """Set the originals to what `right_inverse` gives for the value.
 
-    To the canonical form there may be several restorations to go.
+    One call of `restore` may end short of the canonical form; this does not.
 
     Args:
+        tensor: the list of the tensor.
         trained: the ids of the parameters that may be written; all if None.
     """
     first = tensor.chain()[0]
@@ -109,26 +132,34 @@ def restart(tensor: ParametrizationList, trained: Collection[int] | None = None)
 
 
 def _may_write(
-    tensor: ParametrizationList, places: Iterable[int], trained: Collection[int] | None
+    tensor: ParametrizationList, indices: Iterable[int], trained: Collection[int] | None
 ) -> bool:
-    """Whether these originals are constants, or trained: others keep every bit."""
+    """Whether each of these originals is a constant or is trained; others keep every bit."""
     names = tensor.names()
     return all(
         name in tensor._buffers
         or ((p := tensor._parameters.get(name)) is not None and _is_among(p, trained))
-        for name in (names[i] for i in places)
+        for name in (names[i] for i in indices)
     )
 
 
 def batch_key(tensor: ParametrizationList) -> Hashable | None:
-    """What tensors have in common that may be restored as one batch; None for a large one."""
+    """A key that is equal for tensors which may be restored as one batch.
+
+    Args:
+        tensor: the list of the tensor.
+
+    Returns:
+        None for a tensor that must be restored alone: it is large, it has several originals, or its
+        constraint holds tensors of its own or arguments that cannot be compared.
+    """
     first = tensor.chain()[0]
     if not (isinstance(first, Constraint) and first.value_index is not None and tensor.is_tensor):
         return None
     if not _has_canonical(first):
         return None
     if first.remembers or first._parameters or first._buffers or first._modules:
-        # What it has of its own is no argument, and may differ.
+        # Tensors of its own are no arguments, and may differ.
         return None
     here = tensor.original
     if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
@@ -140,7 +171,11 @@ def batch_key(tensor: ParametrizationList) -> Hashable | None:
 
 
 def restore_batch(alike: Sequence[ParametrizationList]) -> None:
-    """Restore lists that have one `batch_key`, many at once."""
+    """`restore` for lists with the same `batch_key`, many at once.
+
+    Args:
+        alike: the lists, at least one.
+    """
     count = max(1, _BATCH // alike[0].original.numel())
     for start in range(0, len(alike), count):
         some = alike[start : start + count]
@@ -150,27 +185,27 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
         with torch.no_grad():
             (canonical,) = some[0].chain()[0].canonical(torch.stack([a.original for a in some]))  # type: ignore[operator]
             for item, new in zip(some, canonical, strict=True):
-                # A value must not share its memory with others, nor its version.
+                # A value must not share its memory or its version counter with others.
                 new = new.clone()
                 item.original.copy_(new)
                 _remember_value(item, item.chain()[0], new)
 
 
 def _remember_value(tensor: ParametrizationList, first: Any, canonical: Tensor) -> None:
-    """Remember the value, which an ambient constraint has as its parameter."""
+    """Store the value, of which one of the canonical originals is a copy."""
     here = tensor.originals()
     value = here[first.value_index]
-    # A half-precision value is rounded from an evaluation in single precision, and a shard is
-    # not the value.
+    # In half precision the value is rounded from an evaluation in single precision, so the
+    # original may differ from it. And a shard is not the value.
     exact = value.shape == canonical.shape and value.dtype not in _HALF
     if exact and len(tensor.chain()) == 1 and not torch.compiler.is_compiling():
-        # A value must not share its memory with others, nor its version.
+        # A value must not share its memory or its version counter with the original.
         apart = canonical.clone() if canonical is value else canonical
         tensor._store.precompute(tensor, apart, first.value_index)
 
 
 def _has_canonical(module: nn.Module) -> TypeGuard[Constraint]:
-    """Whether a constraint says of the map that it has which parameters are canonical."""
+    """Whether a constraint defines canonical parameters, for the map that it has now."""
     return isinstance(module, Constraint) and module.has_canonical() and module.has_own_map()
 
 
@@ -179,6 +214,6 @@ def _is_among(parameter: Tensor, ids: Collection[int] | None) -> bool:
 
 
 def _has_memory_of_its_own(tensor: Tensor) -> bool:
-    """Whether nobody has a tensor of which this one is a part, as the buckets of DDP."""
+    """Whether the tensor is no view of a larger one, such as a bucket of DDP."""
     own = tensor.numel() * tensor.element_size()
     return type(tensor) is Tensor and tensor.untyped_storage().nbytes() == own

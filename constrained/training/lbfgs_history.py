@@ -1,16 +1,16 @@
-"""Optimizers that remember where they were, and what a restoration is to them.
+"""When the parameters of L-BFGS may be restored to their canonical form.
 
 The moments of a first-order optimizer are averages of gradients: they mean the same at another
 parameter of the same element. L-BFGS compares: each step asks how much the gradient has changed
 since the last evaluation, and how far the parameters have moved by its own account. A restoration
-in between falsifies both, and with them the steps that follow; without its memory it would begin
-again with steepest descent, and on an ill-conditioned problem arrive nowhere.
+in between falsifies both, and the steps that follow. Without its history it would start again with
+steepest descent, which makes no progress on an ill-conditioned problem.
 
-So its parameters are left as they are while it makes progress. When it has come to rest, they are
-restored, and its memory, if that has moved them, is dropped. At rest it is worth nothing. But the
-restoration is: where the map of a closed set is folded, what was led outside has hardly a gradient,
-and is at the boundary after it, from where it can go inside again. So L-BFGS finds the optimum on
-one face of the set after the other.
+So its parameters are left as they are while it makes progress. Once it has come to rest they are
+restored, and its history is dropped if that has moved them. At rest the history is worth nothing,
+but the restoration is worth something: where the map of a closed set is folded, a parameter that
+was led outside has hardly a gradient. After the restoration it is at the boundary, from where it
+can go inside again. So L-BFGS finds the optimum on one face of the set after the other.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-#: What restoring parameters that are canonical moves them by at most, in units of the machine
-#: epsilon times the largest of them.
+#: The most that a restoration moves canonical parameters by, in units of the machine epsilon times
+#: the largest of them.
 _ROUNDING = 16.0
 
-#: What the state says of the steps so far.
+#: Entries of the optimizer's state that count its steps so far.
 _COUNTED = ("n_iter", "func_evals", "prev_loss")
 
 
 class History:
-    """The memory of L-BFGS, seen when one of its steps begins.
+    """The history of L-BFGS, looked at when one of its steps begins.
 
-    It holds on to nothing of the optimizer: a step that raises never ends.
+    It refers to the optimizer weakly, since a step that raises never ends.
 
     Args:
-        optimizer: whose memory it is.
+        optimizer: the optimizer.
     """
 
     def __init__(self, optimizer: LBFGS) -> None:
@@ -53,7 +53,7 @@ class History:
     def is_at_rest(self) -> bool:
         """Whether the step ended by itself, for lack of a gradient or of progress.
 
-        Or it goes on, and in two iterations has found nothing to remember, for lack of curvature.
+        Or it goes on, but two iterations have added nothing to its history, for lack of curvature.
         """
         before, now, group = self._before, self._state(), self._group()
         iterations = now.get("n_iter", 0) - before.get("n_iter", 0)
@@ -62,7 +62,7 @@ class History:
             return True
         if now.get("n_iter", 0) > 1 and not now.get("old_dirs"):
             return True
-        # A step of one iteration has no time to see that.
+        # A step of one iteration ends before it could compare two losses.
         was, loss = before.get("prev_loss"), now.get("prev_loss")
         if was is None or loss is None:
             return False
@@ -74,22 +74,22 @@ class History:
 
     def _group(self) -> dict[str, Any]:
         optimizer = self._optimizer()
-        # One that was called in the step of another may be gone.
+        # An optimizer that was called in the step of another may be gone.
         return {"params": []} if optimizer is None else optimizer.param_groups[0]
 
     def _state(self) -> dict[str, Any]:
         optimizer, parameters = self._optimizer(), self._group()["params"]
-        # It is kept with the first parameter, for all of them.
+        # L-BFGS keeps the state of all parameters with the first.
         return {} if optimizer is None else optimizer.state.get(parameters[0], {})
 
 
 def history_of(optimizer: Optimizer) -> History | None:
-    """What an optimizer remembers, if a restoration would falsify it."""
+    """The history of an optimizer that a restoration would falsify; None for other optimizers."""
     return History(optimizer) if isinstance(optimizer, LBFGS) else None
 
 
 def has_moved(parameters: Iterable[Tensor], before: Iterable[Tensor]) -> bool:
-    """Whether parameters are elsewhere, by more than rounding."""
+    """Whether parameters have moved by more than rounding."""
     for now, was in zip(parameters, before, strict=True):
         if was.numel():
             rounding = _ROUNDING * torch.finfo(was.dtype).eps * was.abs().max()

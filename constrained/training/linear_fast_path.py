@@ -1,14 +1,14 @@
-"""Linear layers that are applied without the gradient, or the value, of their weight being formed.
+"""Linear layers that are applied without forming their weight, or the gradient of it.
 
 A weight that is a product of thin matrices is applied factor by factor: the product costs more than
-the layer itself. And the gradient of a linear layer with respect to its weight is a product, of as
-small a rank as there are rows of input; where these are few, some constraints have the gradient of
-their parameters from the factors, for a fraction of the time.
+the layer itself. And the gradient of a linear layer with respect to its weight is a product too,
+of a rank that is at most the number of rows of input. Where these are few, some constraints compute
+the gradient of their parameters from the two factors, for a fraction of the time.
 
-Both leave the weight unread. So they step aside where somebody has read it since the last step, or
-hooks on it last: what was asked of that tensor (a hook, ``retain_grad``, a write) holds for the
-layer as well. A hook that comes after the layer was applied is called by its backward pass, with
-the whole gradient; a layer that was applied by factors knows nothing of it.
+Neither way reads the weight. So neither is taken if somebody has read it since the last step, or
+hooks are registered on it: what was asked of that tensor (a hook, ``retain_grad``, a write) holds
+for the layer as well. A hook that is registered after the layer was applied is called by its
+backward pass, with the whole gradient, but not by that of a layer that was applied by factors.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _read_attribute = nn.Module.__getattr__
 
 _HALF = (torch.float16, torch.bfloat16)
 
-#: A gradient is thin if a layer of this many times as many rows would have it.
+#: A gradient is thin if its rank, times this, is at most the smaller dimension of the weight.
 _THIN = 4
 
-#: Multiplications that are worth a second product, and what it takes to call it.
+#: So many saved multiplications are worth the overhead of a second matrix product.
 _SAVED = 2**19
 
-#: Somebody may give all layers, or those of one class, another one.
+#: Torch's own method, to be compared with: a program may have replaced it.
 _of_torch = nn.Linear.forward
 
 
@@ -59,7 +59,7 @@ def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[...
 
 
 def has_factors(constraint: object) -> TypeGuard[Constraint]:
-    """Whether a layer may be applied by the factors of what satisfies the constraint."""
+    """Whether a constraint has thin factors of its value, by which a layer may be applied."""
     return (
         isinstance(constraint, Constraint)
         and type(constraint).factors is not Constraint.factors
@@ -77,15 +77,16 @@ def has_thin_pullback(constraint: object) -> TypeGuard[Constraint]:
 
 
 class Unread:
-    """A value that is applied to some input, while nobody else reads it.
+    """A value that a layer is applied with, while nobody else has read it.
 
     Args:
-        constraint: what the value satisfies.
+        constraint: the constraint of the value.
         value: without a graph.
         originals: the parameters that it was computed from.
-        copied: which of them the value is a copy of; it stands for this one.
-        fingerprint: what else it was computed from.
-        store: where the hooks on the value are.
+        copied: the index of the original that the value is a copy of, if any. The value is used
+            instead of this one.
+        fingerprint: the state that it was computed from.
+        store: the store of the value, which has the hooks on it.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Unread:
         self._store = weakref.ref(store)
 
     def gradients(self, left: Tensor, right: Tensor) -> tuple[Tensor | None, ...]:
-        """Those of the originals from that of the value, ``left' right``.
+        """The gradients of the originals from that of the value, ``left' right``.
 
         Raises:
             RuntimeError: if the value or an original was written in the meantime.
@@ -124,19 +125,19 @@ class Unread:
         return self.constraint.pullback(self.value, gradient, *params)
 
     def hooks(self) -> Callable[[Tensor], Tensor] | None:
-        """What the hooks on the value make of its gradient, if there are any by now."""
+        """The hooks on the value as one function of its gradient; None if there are none by now."""
         store = self._store()
         return store.hooks.call if store is not None and store.hooks.wait() else None
 
     def check(self) -> None:
-        """Raise a RuntimeError if a gradient would be one of another value."""
+        """Raise a RuntimeError if the value or an original was written since the forward pass."""
         if self._version != version(self.value) or not self._fingerprint.can_be_differentiated():
             raise written_since()
 
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
-    # A layer that is called often in a step comes here each time, mostly to find that its weight
+    # A layer that is called often in a step comes here each time, and mostly finds that its weight
     # has been read.
     tensor = None if _is_watched() else _list(self)
     if tensor is not None and not _is_compiling() and _is_plain(self):
@@ -151,7 +152,7 @@ def _forward(self: Any, input: Tensor) -> Tensor:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a layer reads its tensors, and is applied, as those of torch."""
+    """Whether a layer reads its tensors and is applied by torch's own methods."""
     above = super(layer._parametrized, layer).forward
     return (
         type(layer).__getattr__ is _read_attribute and getattr(above, "__func__", None) is _of_torch
@@ -159,17 +160,17 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _rows(input: Any) -> int:
-    # What is no input is for the layer itself to refuse.
+    # If the input is no tensor, the layer itself raises.
     return input.shape[:-1].numel() if isinstance(input, Tensor) else 1
 
 
 def _list(layer: Any) -> ParametrizationList | None:
-    """The weight's parametrizations, if there is a way to apply them and nobody has read it."""
+    """The weight's parametrizations, if a fast way exists and nobody has read the weight."""
     if layer._overrides is not None:
         return None
     parametrizations = layer._modules.get("parametrizations")
     found = None if parametrizations is None else parametrizations._modules.get("weight")
-    # A list of a class that somebody has derived is to be called.
+    # A list of a derived class may evaluate in another way, and has to be called.
     if type(found) is not ParametrizationList or not found._store.is_unread():
         return None
     is_applicable = found._notes.get("linear")
@@ -181,28 +182,29 @@ def _list(layer: Any) -> ParametrizationList | None:
 
 
 def _factors(tensor: ParametrizationList, rows: int) -> tuple[Tensor, Tensor] | None:
-    """Thin factors of the value, where a product by them says all that the value would say.
+    """Thin factors of the value, if a layer may be applied by them and it saves time.
 
     Args:
-        rows: of what is multiplied.
+        tensor: the list of the weight.
+        rows: the number of rows of the input.
     """
     first, *rest = tensor.chain()
     if rest or not has_factors(first) or not _may_be_applied_unread(tensor):
         return None
     originals = tensor.originals()
-    # In half precision a product of factors is rounded in between.
+    # In half precision two products are rounded more than one.
     if originals[0].dtype in _HALF or is_autocast(originals[0]):
         return None
     found = first.factors(*originals)
     if found is None:
         return None
     (m, r), n = found[0].shape, found[1].shape[-1]
-    # However often it is called: what is computed twice must not differ by rounding.
+    # By the rows of one call, not of all calls: equal calls must give equal bits.
     return found if rows * (m * n - r * (m + n)) > _SAVED else None
 
 
 def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
-    """The value, where a linear layer may have its gradient without anybody reading it."""
+    """The value, if a linear layer may be applied by it and have a thin gradient, unread."""
     first, *rest = tensor.chain()
     if rest or not torch.is_grad_enabled() or not has_thin_pullback(first):
         return None
@@ -224,7 +226,7 @@ def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
         return None
     rows = input.shape[:-1].numel()
     total = _count_rows(tensor, rows)
-    # Many thin gradients cost more than the one gradient of a value that all calls share.
+    # Many thin gradients cost more than one gradient of a value that all calls share.
     if total > rows and total > min(tensor.shape) // _THIN:
         return None
     found = tensor._store.precomputed(tensor)
@@ -240,8 +242,8 @@ def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
 
 
 def _may_be_applied_unread(tensor: ParametrizationList) -> bool:
-    """Whether nobody listens, traces, or saves what autograd saves elsewhere."""
-    # What is run once more, to save the same tensors, must not find another way then.
+    """Whether no saved-tensor hook, transform or replica is active, and the value has a recipe."""
+    # Checkpointing runs a layer again and expects the same saved tensors: always the usual way.
     return (
         not has_saving_hooks()
         and not is_transformed()
@@ -251,7 +253,7 @@ def _may_be_applied_unread(tensor: ParametrizationList) -> bool:
 
 
 def _count_rows(tensor: ParametrizationList, rows: int) -> int:
-    """How many rows the layer was applied to since a step, or a backward pass."""
+    """How many rows the layer was applied to since the last step or backward pass."""
     since, before = tensor._notes.get("rows", (None, 0))
     now = happened()
     total = rows + (before if since == now else 0)
@@ -276,7 +278,7 @@ class _Linear(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         of_x, of_bias, *of_originals = ctx.needs_input_grad[1:]
         with autocast_disabled(unread.value):
-            # For many gradients at once, as of vmap, no constraint has a rule but that of autograd.
+            # For a batch of gradients, as of vmap, constraints have only the rule of autograd.
             if torch.is_grad_enabled() or is_batch(gradient):
                 return None, *_differentiable(unread, x, bias, gradient, ctx.needs_input_grad[1:])
             left = gradient.reshape(-1, gradient.shape[-1])
@@ -294,11 +296,11 @@ class _Linear(torch.autograd.Function):
 def _differentiable(
     unread: Unread, x: Tensor, bias: Tensor | None, gradient: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The same, with a graph of their own where one is recorded."""
+    """The gradients of the inputs by autograd, which can be differentiated again."""
     unread.check()
     is_recorded = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases: the input may be computed from the bias or the originals itself, as in a
+        # Aliases: the input may itself be computed from the bias or the originals, as in a
         # recurrent network, and autograd would go on from there.
         inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
         wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]

@@ -1,16 +1,16 @@
-"""What follows an optimizer step: canonical forms are restored, and values end.
+"""What precedes and follows an optimizer step: canonical forms are restored, values are dropped.
 
 A constraint may have parameters at which its map is cheapest: a matrix that is orthogonal already
-is its own polar factor. An optimizer step leaves them, and this hook, which torch calls after the
-step of every optimizer, brings them back without changing the value. Nothing depends on it: without
-the hook an evaluation computes the full map.
+is its own polar factor. An optimizer step leaves them. The hook below, which torch calls after the
+step of every optimizer, brings them back without changing the value. Correctness does not depend on
+it: without the hook an evaluation computes the full map.
 
 The values that were computed before a step are dropped. Nobody will use them again, and the graphs
-behind them hold several times the memory of the weight. And where there are several processes, the
-parameters that another one has stepped arrive by collectives, which move no version counter.
+behind them hold several times the memory of the weight. With several processes, the parameters
+that another process has stepped arrive by collectives, which change no version counter.
 
 An optimizer may call another one in its own step, as those do that spread their state over
-processes, or look at two points before a step. Then this follows the outer step, once.
+processes, or look at two points before a step. Then the hook acts once, after the outer step.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Step:
     Attributes:
         frame: the id of the frame it runs in.
         code: what runs there.
-        optimizer: whose step it is, if it is still there: a step that raises never ends.
+        optimizer: whose step it is. The reference is weak, since a step that raises never ends.
         histories: those of the optimizer and of the ones that it has called.
     """
 
@@ -87,7 +87,7 @@ call_when_first_indexed(_watch_steps)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-    # A compiler knows no frames: what it has compiled counts as a step of its own.
+    # Under a compiler there are no frames: a compiled step counts as a step of its own.
     if torch.compiler.is_compiling():
         return None
     expect_writes()
@@ -111,7 +111,7 @@ def _prepare(items: list[Any]) -> None:
 
 
 def _followed_by(items: list[Any], closure: Any) -> Any:
-    """A closure that computes gradients, with what a step is made of for some tensors."""
+    """A closure that computes gradients and then replaces those of some tensors."""
     if not callable(closure):
         return closure
 
@@ -124,7 +124,7 @@ def _followed_by(items: list[Any], closure: Any) -> Any:
 
 
 def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
-    """Leave the steps that ``frame`` was called from: one that has raised never ends."""
+    """Remove steps that ``frame`` was not called from: they have raised, and never end."""
     running = {}
     while (caller := frame.f_back) is not None:
         running[id(caller)] = caller.f_code
@@ -155,14 +155,14 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _finished(optimizer: Optimizer, frame: FrameType | None) -> tuple[_Step, list[_Step]]:
-    """The step that ends in this frame, and those that it ran in."""
+    """The step that ends in this frame, and the steps around it."""
     steps = _running.steps
     for i in reversed(range(len(steps))):
         if steps[i].frame == id(frame):
             step = steps[i]
             del steps[i:]
             return step, steps
-    # It began before somebody asked for the hooks.
+    # It began before the hooks were registered.
     return _Step(optimizer, frame), steps
 
 
@@ -179,7 +179,7 @@ def _items(optimizer: Optimizer) -> list[Any]:
     parameters = _parameters(optimizer)
     ids = tuple(map(id, parameters))
     if _known.get(optimizer) != ids:
-        # Somebody may have put parameters in their place without a word, as FSDP does.
+        # FSDP, for one, replaces parameters of modules without calling any method of theirs.
         reindex_all()
         _known[optimizer] = ids
     return list({id(item): item for p in parameters for item in lists_with_original(p)}.values())
@@ -196,7 +196,7 @@ def _has(item: Any, trained: set[int]) -> bool:
 
 
 def _without_history(items: list[Any], histories: list[History], trained: set[int]) -> list[Any]:
-    """Those that no optimizer with a memory steps; the others are seen to here."""
+    """The items that no L-BFGS steps; those that one steps are restored here if it is at rest."""
     free = []
     for item in items:
         originals = [p for p in item._parameters.values() if p is not None]

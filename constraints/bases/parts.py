@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from constrained import Constraint
 from constrained.constraint.base import unguarded
@@ -33,21 +33,41 @@ def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
     return built
 
 
-def spelled(parts: Sequence[Any], built: list[Constraint]) -> list[tuple[Any, dict[str, Any]]]:
-    """How each part was given, as plain data, and the spec that this means."""
-    specs = [made.spec() for made in built]
-    return [
-        (spec if isinstance(part, Constraint) else part, spec)
-        for part, spec in zip(parts, specs, strict=True)
-    ]
+class Composite(Constraint):
+    """What constraints share that are made of others, their parts.
 
+    What follows from the parts is computed when it is read, since an argument of a part may be set.
+    """
 
-def as_specs(given: list[tuple[Any, dict[str, Any]]], parts: list[Constraint]) -> list[Any]:
-    """The parts as plain data: as they were given, until an argument of one is set."""
-    return [
-        spelling if part.spec() == meant else part.spec()
-        for (spelling, meant), part in zip(given, parts, strict=True)
-    ]
+    def _take(self, parts: Sequence[Any], built: list[Constraint]) -> None:
+        """Store the parts, and how each was given."""
+        specs = [part.spec() for part in built]
+        self._given = [
+            (spec if isinstance(part, Constraint) else part, spec)
+            for part, spec in zip(parts, specs, strict=True)
+        ]
+        self._parts = nn.ModuleList(built)
+
+    def _each(self) -> list[Constraint]:
+        return list(self._parts)  # type: ignore[arg-type]
+
+    @property
+    def parts(self) -> list[Any]:
+        """The parts as plain data: as they were given, until an argument of one is set."""
+        return [
+            spelling if part.spec() == meant else part.spec()
+            for (spelling, meant), part in zip(self._given, self._each(), strict=True)
+        ]
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.closed for part in self._each())
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.deterministic for part in self._each())
 
 
 def events(part: Constraint, whole: int | None = None) -> int:
@@ -73,7 +93,7 @@ def largest(violation: Tensor, batch: int) -> Tensor:
 
 
 def inherited(parts: list[Constraint]) -> dict[str, str]:
-    """What the laws exempt a part from, they exempt the whole from."""
+    """The laws that fail for a part, which fail for the whole too."""
     return {
         law: f"{part!r}: {reason}"
         for part in parts
@@ -84,17 +104,17 @@ def inherited(parts: list[Constraint]) -> dict[str, str]:
 def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
     """Better parameters of a part.
 
-    Where a step is made of something else than the gradient, that leads away from a boundary. It is
-    not asked of a part, so that its parameter goes back to the boundary little by little.
+    `step_gradient`, by which a constraint leaves its boundary again, is not called for parts. So
+    the parameter of a part that has one is moved back to the boundary little by little.
     """
     if not part.has_step_gradient():
         return part.canonical(*params)
     X, *constants = params
     if constants:
-        # Such as directions, which have to follow the parameter.
+        # The constants, such as directions, depend on the parameter.
         member, *constants = part.canonical(*params)
     else:
-        # NaN is no reason to stop.
+        # Without the guard, which raises for NaN.
         member = unguarded(part, "project")(X)
     dim = X.ndim if part.event_dim is None else part.event_dim
     return relax_to_boundary(X, member, dim), *constants

@@ -6,27 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from constrained import Constraint, register
+from constrained import register
 from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.parts import (
-    as_specs,
+    Composite,
     build_parts,
     canonical,
     events,
     inherited,
     largest,
-    spelled,
     unpack,
 )
 
 
 @register("chain")
-class Chain(Constraint):
+class Chain(Composite):
     """Several constraints on the same tensor, one map after another: ``"symmetric | ball"``.
 
     **Set**: the members of all parts' sets, A and B and ... Its dimension is that of the first
@@ -81,8 +80,7 @@ class Chain(Constraint):
                         f"chain: the map of {part!r} does not keep the set of {former!r}, which "
                         f"comes before it; of the named sets it keeps {kept}."
                     )
-        self._given = spelled(parts, built)
-        self._parts = nn.ModuleList(built)
+        self._take(parts, built)
         kinks = inherited(built)
         self.expected_failures = {
             **kinks,
@@ -92,27 +90,10 @@ class Chain(Constraint):
             "the next",
         }
 
-    # What follows from the parts follows them when an argument of one is set.
-
-    @property
-    def parts(self) -> list[Any]:
-        """The parts, as they are, as plain data."""
-        return as_specs(self._given, self._each())
-
     @property
     def event_dim(self) -> int:  # type: ignore[override]
         """That of the part with the largest elements."""
         return max(events(part) for part in self._each())
-
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.closed for part in self._each())
-
-    @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.deterministic for part in self._each())
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -214,6 +195,3 @@ class Chain(Constraint):
             if problem:
                 return f"{problem} (for {part!r})"
         return None
-
-    def _each(self) -> list[Constraint]:
-        return list(self._parts)  # type: ignore[arg-type]

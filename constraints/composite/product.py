@@ -7,26 +7,25 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.base import FLAT, unguarded
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import is_whole
 from constraints.bases.parts import (
-    as_specs,
+    Composite,
     build_parts,
     canonical,
     events,
     inherited,
     largest,
-    spelled,
     unpack,
 )
 
 
 @register("product", aliases=("cartesian_product", "cat"))
-class Product(Constraint):
+class Product(Composite):
     """Different constraints on the slices of one tensor: the gates of an LSTM, a mean and a scale.
 
     **Set**: the Cartesian product of the parts' sets, {x : x[first slice] in A, x[second slice] in
@@ -79,16 +78,8 @@ class Product(Constraint):
             )
         if self.sizes is not None and not all(isinstance(s, int) and s > 0 for s in self.sizes):
             raise ValueError(f"product: sizes must be whole numbers from 1 on, got {self.sizes}.")
-        self._given = spelled(parts, built)
-        self._parts = nn.ModuleList(built)
+        self._take(parts, built)
         self.expected_failures = inherited(built)
-
-    # What follows from the parts follows them when an argument of one is set.
-
-    @property
-    def parts(self) -> list[Any]:
-        """The parts, as they are, as plain data."""
-        return as_specs(self._given, self._each())
 
     @property
     def event_dim(self) -> int | None:  # type: ignore[override]
@@ -97,16 +88,6 @@ class Product(Constraint):
         if self.dim >= 0 or any(part.event_dim is None for part in parts):
             return None
         return max(-self.dim, *(events(part) for part in parts))
-
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.closed for part in self._each())
-
-    @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.deterministic for part in self._each())
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -234,9 +215,6 @@ class Product(Constraint):
             if problem:
                 return f"has a slice {i}, of shape {piece} for {part!r}, which {problem}"
         return None
-
-    def _each(self) -> list[Constraint]:
-        return list(self._parts)  # type: ignore[arg-type]
 
     def _lengths(self, total: int) -> list[int]:
         return self.sizes or [total // len(self.parts)] * len(self.parts)

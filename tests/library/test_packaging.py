@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,10 +22,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PACKAGES = ("constrained", "constraints")
 
 
-def imported() -> set[str]:
-    """The packages outside of the standard library that the code imports, by their first name."""
+#: A program, which no import of the library runs: it may use what the extra `testing` installs.
+PROGRAM = ROOT / "constrained" / "testing" / "__main__.py"
+
+
+def imported(paths: Iterable[Path]) -> set[str]:
+    """The packages outside of the standard library that files import, by their first name."""
     found = set()
-    for path in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 found.add(node.module.partition(".")[0])
@@ -38,7 +43,10 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_what_is_imported_is_what_is_installed_and_no_more():
-    assert imported() == names(PROJECT["dependencies"])
+    library = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    needed = names(PROJECT["dependencies"])
+    assert imported(library - {PROGRAM}) == needed
+    assert imported([PROGRAM]) <= needed | names(PROJECT["optional-dependencies"]["testing"])
 
 
 def test_the_version_is_the_newest_of_the_changelog():
