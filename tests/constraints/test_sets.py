@@ -36,7 +36,7 @@ def classes():
 
 
 def path(cls):
-    """The name of a class. (Doctests import a module once more, which makes other class objects.)"""
+    """The name of a class: doctests import a module anew, which makes other class objects."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
