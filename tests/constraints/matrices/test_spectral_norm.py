@@ -24,7 +24,7 @@ def norm(X):
 
 def with_singular_values(*values, n=5):
     k = len(values)
-    U, V = (Orthogonal().sample((n, k), dtype=DOUBLE) for _ in range(2))
+    U, V = (Orthogonal().sample((n, max(k, 1)), dtype=DOUBLE)[:, :k] for _ in range(2))
     return (U * torch.tensor(values, dtype=DOUBLE)) @ V.mT
 
 
