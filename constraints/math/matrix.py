@@ -18,7 +18,7 @@ def adjoint(X: Tensor) -> Tensor:
     dispatch key that gives effect to a lazy conjugation: sums with ``X.mH`` would be wrong, but not
     products of matrices (observed with torch 2.13).
     """
-    return X.mH.resolve_conj()
+    return X.mH.resolve_conj() if X.is_complex() else X.mT
 
 
 def all_finite(X: Tensor) -> Tensor:
