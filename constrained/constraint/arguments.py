@@ -203,7 +203,7 @@ def as_data(value: Any) -> Any:
     """An argument as plain data: tensors and tuples as lists."""
     if isinstance(value, Tensor):
         return value.tolist()
-    return [as_data(item) for item in value] if type(value) is tuple else value
+    return list(map(as_data, value)) if type(value) is tuple else value
 
 
 def as_tuple(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 class FastPaths(nn.Module):
     """Defaults of the methods that make training faster, or lead it to a better optimum.
+
+    The signatures are so wide, as that of `Constraint.forward`, that type checkers let a class name
+    its parameters.
 
     Class attributes:
         frozen, value_index, remembers, recompute_in_backward: see `Constraint`.
@@ -23,7 +26,7 @@ class FastPaths(nn.Module):
     #: The map that the methods here were written for.
     _map_as_defined: ClassVar[Callable[..., Tensor]]
 
-    def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
+    def canonical(self, *params: Any, **_none: Any) -> tuple[Tensor, ...]:
         """Better conditioned parameters of the same element.
 
         The engine stores them after each optimizer step, so that an evaluation finds the
@@ -47,7 +50,7 @@ class FastPaths(nn.Module):
         return [range(count)]
 
     def pullback(
-        self, value: Tensor, gradient: Tensor, *params: Tensor
+        self, value: Tensor, gradient: Tensor, *params: Any, **_none: Any
     ) -> tuple[Tensor | None, ...]:
         """The gradient with respect to the parameters, from that with respect to the value.
 
@@ -69,7 +72,7 @@ class FastPaths(nn.Module):
         return recomputed(self, gradient, params)
 
     def thin_pullback(
-        self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
+        self, value: Tensor, left: Tensor, right: Tensor, *params: Any, **_none: Any
     ) -> tuple[Tensor | None, ...] | None:
         """`pullback` from a gradient of small rank, ``left' right``, without forming it.
 
@@ -89,7 +92,7 @@ class FastPaths(nn.Module):
         del value, left, right, params
         return None
 
-    def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
+    def step_gradient(self, gradient: Tensor, *params: Any, **_none: Any) -> Tensor:
         """The gradient from which an optimizer makes its step, given the gradient of the loss.
 
         On the boundary of a closed set a step against the gradient may lead outside, and
@@ -109,7 +112,7 @@ class FastPaths(nn.Module):
         del params
         return gradient
 
-    def factors(self, *params: Tensor) -> tuple[Tensor, Tensor] | None:
+    def factors(self, *params: Any, **_none: Any) -> tuple[Tensor, Tensor] | None:
         """Two matrices whose product is ``forward(*params)``, if the map has this form.
 
         A linear layer multiplies by the two, without forming the product, if that is less work.

@@ -13,7 +13,7 @@ from torch import Tensor
 from constrained.constraint.plain_data import short
 
 
-def checked_number(constraint: str, number: float, name: str) -> float:
+def checked_number(constraint: str, number: Any, name: str) -> float:
     """A real number as a float, or a `TypeError` that names the argument."""
     if not isinstance(number, Real) or isinstance(number, bool):
         raise TypeError(f"{constraint}: {name} must be a number, got {short(number)}.")
@@ -59,7 +59,8 @@ def checked_rank(constraint: str, rank: int) -> int:
 
 def check_whole(constraint: str, name: str, numbers: Any, least: int = 1) -> None:
     """Raise unless an argument is None, a whole number from ``least`` on, or a list of such."""
-    for number in numbers if isinstance(numbers, list | tuple) else [numbers]:
+    listed: Any = numbers if isinstance(numbers, list | tuple) else [numbers]
+    for number in listed:
         if number is None:
             continue
         if not is_whole(number):

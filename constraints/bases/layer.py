@@ -1,4 +1,4 @@
-"""What the layer of a convolution does with its kernel, beside its numbers."""
+"""The settings of a convolution that belong to the meaning of its kernel."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def layer_of(module: nn.Module, name: str) -> Layer | None:
 
 
 def taken_from(constraint: Any, **settings: tuple[Any, Any]) -> Any:
-    """A constraint whose arguments are those of its layer, where they were left out.
+    """The constraint with the arguments that were left out taken from its layer.
 
     Args:
         constraint: each of the arguments is an attribute, None if it was left out.
         settings: argument -> the layer's setting, and what it means to leave the argument out.
 
     Returns:
-        The constraint itself if it has nothing to learn, else a copy.
+        The constraint itself if nothing changes, else a copy.
 
     Raises:
         ValueError: if an argument contradicts the layer.
     """
-    learned = {}
+    learned: dict[str, Any] = {}
     for argument, (setting, default) in settings.items():
         given, found = _as_argument(getattr(constraint, argument)), _as_argument(setting)
         if given is None and found != default:
@@ -87,4 +87,5 @@ def _as_argument(setting: Any) -> Any:
     """One number for equal ones, else a list, as JSON gives it."""
     if not isinstance(setting, Sequence) or isinstance(setting, str):
         return setting
-    return setting[0] if len(set(setting)) == 1 else list(setting)
+    numbers: list[Any] = list(setting)  # pyright: ignore[reportUnknownArgumentType] - of any kind
+    return numbers[0] if len(set(numbers)) == 1 else numbers

@@ -10,6 +10,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.shapes import Vectors
+from constraints.math import linalg
 from constraints.math.autograd import goes_by_operator, needs_derivative
 from constraints.math.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
 from constraints.math.unit_vectors import is_moderate
@@ -45,7 +46,7 @@ class LengthBound(Vectors):
 
     def length(self, value: Tensor) -> Tensor:
         """The norm of each vector, of shape ``(*batch, 1)``."""
-        return torch.linalg.vector_norm(value, self.order, dim=-1, keepdim=True)
+        return linalg.vector_norm(value, self.order, dim=-1, keepdim=True)
 
     def forward(self, y: Tensor) -> Tensor:
         """The vector itself inside; a vector on the boundary for one outside."""
@@ -82,7 +83,7 @@ class LengthBound(Vectors):
         if not (y.is_cpu and is_moderate(length[outside])):
             return recomputed(self, gradient, (y,))
         factor = self._factor(length)
-        along = torch.linalg.vecdot(gradient, y).unsqueeze(-1)
+        along = linalg.vecdot(gradient, y).unsqueeze(-1)
         along = torch.where(outside, factor * along / length.square(), 0)
         return ((gradient * factor).addcmul_(y, along, value=-1),)
 

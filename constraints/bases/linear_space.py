@@ -19,7 +19,7 @@ class LinearSpace(Retraction):
     set.
     """
 
-    event_dim: int
+    event_dim: int  # pyright: ignore[reportIncompatibleVariableOverride] - never None here
 
     @abstractmethod
     def part(self, X: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
     """The constraints of a list of specs, or an error that says which one is wrong."""
     if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence) or not parts:
         raise ValueError(f"{name}: parts must be a list of constraints, got {parts!r}.")
-    built = []
+    built: list[Constraint] = []
     for i, part in enumerate(parts):
         try:
             request = parse(part)

@@ -181,7 +181,7 @@ class Chain(Composite):
     def dimension(self, shape: Sequence[int]) -> int:
         """The dimension of the first part's set, less the codimensions of the others."""
         event, space = tuple(shape), torch.Size(shape).numel()
-        dimensions = []
+        dimensions: list[int] = []
         for part in self._each():
             cut = len(event) - events(part)
             each = part.dimension(event[cut:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,10 @@ PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 # than once, as it adds no points. Several axes are padded one after the other.
 
 #: How many times longer padding makes an image, by the width of the border along one axis.
-LONGER = {"reflect": lambda border: 2**0.5, "replicate": lambda border: (1 + border) ** 0.5}
+LONGER: dict[str, Callable[[int], float]] = {
+    "reflect": lambda border: 2**0.5,
+    "replicate": lambda border: (1 + border) ** 0.5,
+}
 
 
 #: In units of the machine epsilon: how far below the bound the map ends, and how far above
@@ -297,9 +300,10 @@ class SpectralNormConv(Retraction):
         kernel, groups = event[2:], self.groups or 1
         stride, dilation = (_each(n, len(kernel)) for n in (self.stride, self.dilation))
         borders = [(d * (k - 1) + 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+        given: list[int] = []
         if self.size is not None:
-            sizes = zip(_each(self.size, len(kernel)), stride, strict=True)
-            given = [n // s for n, s in sizes]
+            images = zip(_each(self.size, len(kernel)), stride, strict=True)
+            given = [n // s for n, s in images]
         elif self.padding_mode in PADDING_MODES[1:]:
             stride = [1] * len(kernel)
         # Steps of two, and looks at each second point, are steps of one in half of the image.

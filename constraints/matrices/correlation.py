@@ -13,6 +13,7 @@ from constrained.constraint.tolerance import tolerance
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.covariance import (
     clipped,
@@ -117,7 +118,7 @@ class Correlation(SquareMatrices):
         """
         W = symmetric_part(value)
         diagonal = W.diagonal(dim1=-2, dim2=-1)
-        unit = (diagonal == 1).all(-1) & (torch.linalg.cholesky_ex(W).info == 0)
+        unit = (diagonal == 1).all(-1) & (linalg.cholesky_ex(W).info == 0)
         scaled = _scaled(clipped(_spread(W)))
         return torch.where(unit[..., None, None], W, scaled)
 
@@ -125,7 +126,7 @@ class Correlation(SquareMatrices):
         """Matrices with an eigenvalue below ``share^2`` are mixed with the identity."""
         least = max(share**2, rounding_of(value))
         identity = torch.eye(value.shape[-1], dtype=value.dtype, device=value.device)
-        high = torch.linalg.cholesky_ex(value - least * identity).info == 0
+        high = linalg.cholesky_ex(value - least * identity).info == 0
         mixed = (1 - 2 * least) * value + 2 * least * identity
         return torch.where(high[..., None, None], value, mixed)
 
@@ -195,7 +196,7 @@ class CorrelationCholesky(SquareMatrices):
         """The largest of three: entries above the diagonal, negative ones on it, row lengths."""
         above = value.triu(1).abs().amax((-2, -1))
         below = (-value.diagonal(dim1=-2, dim2=-1)).clamp(min=0).amax(-1)
-        length = torch.linalg.vector_norm(value, dim=-1)
+        length = linalg.vector_norm(value, dim=-1)
         # On the meta device torch 2.11 keeps a dimension of one entry.
         length = (length.reshape(value.shape[:-1]) - 1).abs().amax(-1)
         return torch.stack((above, below, length)).amax(0)

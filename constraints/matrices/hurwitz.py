@@ -14,6 +14,7 @@ from constrained.constraint.tolerance import tolerance
 from constraints.bases.arguments import checked_bound
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
+from constraints.math import linalg
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
 from constraints.math.matrix import eye_like
 from constraints.math.norm import norm
@@ -198,7 +199,7 @@ def _dissipative(
 ) -> tuple[Tensor, Tensor]:
     """T of the given dtype, and ``T^-1 A T`` with a symmetric part that is negative."""
     identity = eye_like(A).expand_as(A)
-    largest = torch.linalg.eigvalsh((A + A.mT) / 2)[..., -1, None, None]
+    largest = linalg.eigvalsh((A + A.mT) / 2)[..., -1, None, None]
     size = norm(A)
     normal = largest <= 4 * torch.finfo(dtype).eps * size
     if bool(normal.all()) or margin == math.inf:

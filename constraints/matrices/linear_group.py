@@ -12,6 +12,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
+from constraints.math import linalg
 from constraints.math.determinant import distance_from_unimodular, unimodular
 from constraints.math.nearest_regular import nearest_regular, orientation, regular
 from constraints.math.svd import svd, svdvals
@@ -88,7 +89,7 @@ class Invertible(SquareMatrices, Retraction):
         """The distance from the closure in the spectral norm."""
         if self.sign is None:
             return value.new_zeros(value.shape[:-2])
-        wrong = torch.linalg.slogdet(value.detach()).sign * self.sign < 0
+        wrong = linalg.slogdet(value.detach()).sign * self.sign < 0
         return torch.where(wrong, svdvals(value)[..., -1], 0)
 
     def project(self, value: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ class SpecialLinear(SquareMatrices, Retraction):
         The direction is uniformly distributed. Then the value of the map, against rounding.
         """
         X = _oriented(random.normal(shape), 1)
-        logarithm = torch.linalg.slogdet(X).logabsdet[..., None, None]
+        logarithm = linalg.slogdet(X).logabsdet[..., None, None]
         return unimodular(X * torch.exp(-logarithm / shape[-1]))
 
     def dimension(self, shape: Sequence[int]) -> int:
@@ -199,6 +200,6 @@ class SpecialLinear(SquareMatrices, Retraction):
 def _oriented(X: Tensor, sign: int) -> Tensor:
     """The matrices, with the first row negated where the determinant has the other sign."""
     if sign:
-        wrong = torch.linalg.slogdet(X).sign * sign < 0
+        wrong = linalg.slogdet(X).sign * sign < 0
         X[..., 0, :] *= 1 - 2 * wrong.unsqueeze(-1).to(X.dtype)
     return X

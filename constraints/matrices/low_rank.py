@@ -12,6 +12,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
+from constraints.math import linalg
 from constraints.math.autograd import goes_by_operator
 from constraints.math.full_rank import raised_by
 from constraints.math.svd import svd, svdvals
@@ -104,7 +105,7 @@ class LowRank(BoundedRank):
             # An exported model has the plain product, which every runtime knows.
             return U @ V.mT
         with torch.no_grad():
-            bases = torch.linalg.qr(U).Q, torch.linalg.qr(V).Q
+            bases = linalg.qr(U).Q, linalg.qr(V).Q
         return thin_product(U, V, *bases)
 
     def factors(self, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,14 +180,15 @@ class RankOne(Matrices, BoundedRank):
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The outer product of two standard normal vectors."""
         *batch, m, n = shape
-        return self.forward(*random.normal((*batch, m + n)).split([m, n], -1))
+        vectors = random.normal((*batch, m + n))
+        return self.forward(vectors[..., :m], vectors[..., m:])
 
 
 def random_product(shape: tuple[int, ...], rank: int, random: RandomNumbers) -> Tensor:
     """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
     *batch, m, n = shape
-    U, V = random.normal((*batch, m + n, rank)).split([m, n], -2)
-    return U @ V.mT / rank**0.5
+    factors = random.normal((*batch, m + n, rank))
+    return factors[..., :m, :] @ factors[..., m:, :].mT / rank**0.5
 
 
 def _factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:

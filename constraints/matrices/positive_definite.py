@@ -11,6 +11,7 @@ from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
+from constraints.math import linalg
 from constraints.math.covariance import (
     clipped,
     covariance,
@@ -106,10 +107,10 @@ class PositiveDefinite(SquareMatrices):
         mean = W.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
         least = max(share**2, rounding_of(W)) * mean.clamp(min=1)
         # A Cholesky factorization costs less than the eigenvalues.
-        high = torch.linalg.cholesky_ex(W - torch.diag_embed(least.expand(W.shape[:-1]))).info == 0
+        high = linalg.cholesky_ex(W - torch.diag_embed(least.expand(W.shape[:-1]))).info == 0
         if bool(high.all()):
             return value
-        eigenvalues, Q = torch.linalg.eigh(W)
+        eigenvalues, Q = linalg.eigh(W)
         raised = torch.maximum(eigenvalues, 2 * least).unsqueeze(-2)
         return torch.where(high[..., None, None], value, symmetric_part(Q * raised @ Q.mT))
 

@@ -14,6 +14,7 @@ from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices, too_small
+from constraints.math import linalg
 from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
 from constraints.math.matrix import symmetric_part
@@ -154,7 +155,7 @@ class PSDLowRank(SquareMatrices):
         """``(Y L, I)`` with ``L L' = S_+`` where S_+ is regular; else ``(Y, S_+)``."""
         with torch.no_grad():
             S = psd_part(symmetric_part(S))
-            L, info = torch.linalg.cholesky_ex(S)
+            L, info = linalg.cholesky_ex(S)
             regular = (info == 0)[..., None, None]
             identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
             return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)

@@ -13,6 +13,7 @@ from constrained.constraint.tolerance import tolerance
 from constraints.bases.arguments import checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
+from constraints.math import linalg
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
 from constraints.math.matrix import eye_like
 from constraints.math.stable_lyapunov import (
@@ -117,7 +118,7 @@ class Schur(SquareMatrices):
         term = (
             rounding * G.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + finfo.tiny / finfo.eps
         )
-        factor, _ = torch.linalg.cholesky_ex(G + torch.diag_embed(term.expand(G.shape[:-1])))
+        factor, _ = linalg.cholesky_ex(G + torch.diag_embed(term.expand(G.shape[:-1])))
         C = 2 * torch.cholesky_solve(V @ F.mT, factor)
         return self.radius * change_back(C, T) + fade * R
 

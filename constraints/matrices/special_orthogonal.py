@@ -12,6 +12,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
+from constraints.math import linalg
 from constraints.math.orthonormal import orthonormality_error
 from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
 from constraints.math.svd import svd
@@ -101,7 +102,7 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
 
 def _handedness(W: Tensor) -> Tensor:
     """1 or -1, the sign of the determinant, of shape ``(*batch, 1, 1)``."""
-    sign = torch.linalg.slogdet(W.detach()).sign
+    sign = linalg.slogdet(W.detach()).sign
     return torch.where(sign < 0, -1, 1).to(W.dtype)[..., None, None]
 
 

@@ -130,7 +130,8 @@ class Hamiltonian(EvenMatrices, LinearSpace):
         """``(X + J X' J) / 2``."""
         # With X in four blocks [[A, B], [C, D]]: J X' J = [[-D', B'], [C', -A']].
         half = X.shape[-1] // 2
-        (A, B), (C, D) = (rows.split(half, dim=-1) for rows in X.split(half, dim=-2))
+        A, B = X[..., :half, :half], X[..., :half, half:]
+        C, D = X[..., half:, :half], X[..., half:, half:]
         drift = (A - D.mT) / 2
         top = torch.cat((drift, (B + B.mT) / 2), dim=-1)
         bottom = torch.cat(((C + C.mT) / 2, -drift.mT), dim=-1)

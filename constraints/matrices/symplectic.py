@@ -12,6 +12,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.shapes import EvenMatrices
+from constraints.math import linalg
 from constraints.math.complex_polar import polar_of_parts
 from constraints.math.polar import polar
 
@@ -75,7 +76,7 @@ class Symplectic(EvenMatrices):
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W'JW - J|``, over the norm of W: a distance, to first order."""
-        size = torch.linalg.matrix_norm(value).clamp(min=1)[..., None, None]
+        size = linalg.matrix_norm(value).clamp(min=1)[..., None, None]
         unit = value / size
         J = _form(value)
         excess = (unit.mT @ _times(value) - J / size).abs().nan_to_num(nan=torch.inf)

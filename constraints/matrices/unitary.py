@@ -36,6 +36,7 @@ class Unitary(Matrices, Retraction):
         ``(*batch, n, p)``, complex or real.
 
     Example:
+        >>> import torch
         >>> Unitary()(torch.tensor([[2.0j, 0.0], [0.0, -3.0]]))
         tensor([[ 0.+1.j,  0.+0.j],
                 [ 0.+0.j, -1.+0.j]])

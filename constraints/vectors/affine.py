@@ -14,6 +14,7 @@ from constraints.bases.arguments import as_tensor
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Vectors
+from constraints.math import linalg
 
 
 @register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
@@ -90,12 +91,12 @@ class Affine(Retraction):
                 "affine: A must have the shape (k, n) and b the shape (k,), got "
                 f"{tuple(self.A.shape)} and {tuple(self.b.shape)}."
             )
-        U, s, Vh = torch.linalg.svd(self.A, full_matrices=False)
+        U, s, Vh = linalg.svd(self.A, full_matrices=False)
         rank = int((s > s[0] * max(self.A.shape) * torch.finfo(s.dtype).eps).sum())
         self._basis = Vh[:rank].mT.contiguous()
         self._shortest = self._basis @ (U[:, :rank].mT @ self.b / s[:rank])
-        missed = torch.linalg.vector_norm(self.A @ self._shortest - self.b)
-        if missed > 1e-9 * (torch.linalg.vector_norm(self.b) + torch.finfo(s.dtype).tiny):
+        missed = linalg.vector_norm(self.A @ self._shortest - self.b)
+        if missed > 1e-9 * (linalg.vector_norm(self.b) + torch.finfo(s.dtype).tiny):
             raise ValueError("affine: the equations A x = b have no solution.")
 
     def forward(self, y: Tensor) -> Tensor:
@@ -110,9 +111,7 @@ class Affine(Retraction):
         # In units of the largest entry, so that no square leaves the range.
         unit = whole.abs().amax(-1, keepdim=True)
         unit = torch.where(unit > 0, unit, 1)
-        left, whole = (
-            torch.linalg.vector_norm(x / unit, dim=-1, keepdim=True) for x in (left, whole)
-        )
+        left, whole = (linalg.vector_norm(x / unit, dim=-1, keepdim=True) for x in (left, whole))
         rounding = 4 * torch.finfo(y.dtype).eps * whole
         # With the derivative of `near`, through a term that is exactly zero.
         return torch.where(left <= rounding, shortest + (near - near.detach()), near)

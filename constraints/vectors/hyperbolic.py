@@ -12,6 +12,7 @@ from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import checked_positive
 from constraints.bases.shapes import Vectors
+from constraints.math import linalg
 from constraints.math.unit_vectors import scaled
 
 #: The least distance of a point from the boundary, in units of the machine epsilon times the
@@ -86,7 +87,7 @@ class PoincareBall(Vectors):
         """``tanh(c ||y||) y / (c ||y||)``."""
         c = math.sqrt(self.curvature)
         direction, scale = scaled(y)
-        length = c * scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        length = c * scale * linalg.vector_norm(direction, dim=-1, keepdim=True)
         # tanh(t) / t is a smooth function of t^2; its series is used near t = 0, where t has no
         # derivative. Infinity in the branch that is not taken would make its gradient NaN.
         small = length < SMALL
@@ -102,7 +103,7 @@ class PoincareBall(Vectors):
         tanh = (1 - decay) / (1 + decay)
         most = 1 - MARGIN * torch.finfo(y.dtype).eps
         tanh = tanh + (tanh.clamp(max=most) - tanh).detach()
-        unit = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        unit = direction / linalg.vector_norm(direction, dim=-1, keepdim=True)
         return torch.where(small, y * series, unit * (tanh / c))
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class PoincareBall(Vectors):
 
 def _norm(value: Tensor) -> Tensor:
     direction, scale = scaled(value)
-    return scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    return scale * linalg.vector_norm(direction, dim=-1, keepdim=True)
 
 
 def _shortened(value: Tensor, longest: float) -> Tensor:
@@ -217,7 +218,7 @@ class Lorentz(Constraint):
         with f(0) = -a. From these points Newton's method approaches the zero from one side.
         """
         direction, scale = scaled(value[..., 1:])
-        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        norm = linalg.vector_norm(direction, dim=-1, keepdim=True)
         a, x0, R = scale * norm, value[..., :1], 1 / math.sqrt(self.curvature)
         # In units of the largest of the three.
         unit = torch.maximum(torch.maximum(a, x0.abs()), torch.full_like(a, R))

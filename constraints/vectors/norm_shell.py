@@ -12,6 +12,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import check_order, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
+from constraints.math import linalg
 from constraints.math.unit_vectors import normalized, scaled
 from constraints.scalars.box import Box
 
@@ -71,7 +72,7 @@ class MinMaxNorm(Vectors):
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """``(x / ||x||, ||x||)``."""
         direction, scale = scaled(value)
-        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        norm = linalg.vector_norm(direction, dim=-1, keepdim=True)
         return direction / norm, (scale * norm).clamp(self.low, self.high)
 
     def canonical(self, v: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,13 +86,13 @@ class MinMaxNorm(Vectors):
     def violation(self, value: Tensor) -> Tensor:
         """How much too short or too long the vector is."""
         direction, scale = scaled(value)
-        length = (scale * torch.linalg.vector_norm(direction, dim=-1, keepdim=True)).squeeze(-1)
+        length = (scale * linalg.vector_norm(direction, dim=-1, keepdim=True)).squeeze(-1)
         return (self.low - length).clamp(min=0) + (length - self.high).clamp(min=0)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Euclidean norm; for zero, which has none, along ``e_1``."""
         direction, scale = scaled(value)
-        norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        norm = linalg.vector_norm(direction, dim=-1, keepdim=True)
         length, rounding = scale * norm, 2 * torch.finfo(value.dtype).eps
         # Moved inside, where the derivative is the identity; a rounding outside it is another one.
         low, high = self.low * (1 + rounding), self.high * (1 - rounding)
@@ -102,4 +103,4 @@ class MinMaxNorm(Vectors):
         """The direction of a normal vector, with a length that is uniform between the bounds."""
         direction, _ = scaled(random.normal(shape))
         length = self.low + (self.high - self.low) * random.uniform((*shape[:-1], 1))
-        return direction * (length / torch.linalg.vector_norm(direction, dim=-1, keepdim=True))
+        return direction * (length / linalg.vector_norm(direction, dim=-1, keepdim=True))

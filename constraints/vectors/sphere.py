@@ -41,8 +41,9 @@ class Spheres(Retraction):
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
         """The projection onto the tangent space, scaled by ``radius / ||y||``."""
-        vectors = (self.vectors(tensor) for tensor in (y, value, gradient))
-        return (self.element(normalized_gradient(*vectors, self.radius), y),)
+        vectors, values, gradients = map(self.vectors, (y, value, gradient))
+        found = normalized_gradient(vectors, values, gradients, self.radius)
+        return (self.element(found, y),)
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """The element itself."""

@@ -10,6 +10,7 @@ from constrained.constraint.fast_paths import recomputed
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import is_whole
 from constraints.bases.expected_failures import no_derivative
+from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.unit_vectors import is_moderate
 
@@ -173,4 +174,4 @@ def _largest(value: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def _norm(value: Tensor, axes: tuple[int, ...]) -> Tensor:
     # torch takes an empty list of axes for all of them.
-    return torch.linalg.vector_norm(value, dim=axes, keepdim=True) if axes else value.abs()
+    return linalg.vector_norm(value, dim=axes, keepdim=True) if axes else value.abs()

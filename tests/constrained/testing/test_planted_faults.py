@@ -574,6 +574,14 @@ def test_fault_is_caught(cls, law):
     assert not broken(healthy, law)
 
 
+def test_a_generator_that_is_seeded_as_it_was_before_is_seen():
+    np.random.seed(0)
+    before = np.random.get_state()[1].tolist()
+    assert broken(SeedsNumpy, "draws_nothing")
+    # And the law leaves the generators of others as they are.
+    assert np.random.get_state()[1].tolist() == before
+
+
 def test_every_law_catches_a_fault():
     caught = {law for _, law in FAULTS}
     assert caught == {law.__name__ for law in testing.laws()}
