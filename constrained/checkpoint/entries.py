@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -26,7 +27,9 @@ on_infeasible: ContextVar[OnInfeasible] = ContextVar("on_infeasible", default="e
 def own_entries(parametrizations: ParametrizationList) -> dict[str, Any]:
     """What a list saves into a state dict now: its very tensors, without evaluating anything."""
     entries: dict[str, Any] = {}
-    for path, module in parametrizations.named_modules(remove_duplicate=False):
+    named: Iterable[tuple[str, nn.Module]]
+    named = parametrizations.named_modules(remove_duplicate=False)
+    for path, module in named:
         is_list = isinstance(module, ParametrizationList)
         save = nn.Module._save_to_state_dict if is_list else type(module)._save_to_state_dict
         save(module, entries, f"{path}." if path else "", True)

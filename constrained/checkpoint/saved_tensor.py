@@ -119,7 +119,7 @@ class SavedTensor:
                     self._warn(repr(self._constraint), other.origin)
         else:
             known = list(self._of_writer())
-            foreign = [] if known or self._is_signed else self._foreign()
+            foreign: Iterable[FoundValue] = [] if known or self._is_signed else self._foreign()
             found = [*known, *self._plain(), *foreign, *self._old()]
             if not found:
                 self._check_known()

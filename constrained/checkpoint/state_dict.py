@@ -59,7 +59,8 @@ def load_state_dict(
         assign: put the checkpoint's tensors, or what they are mapped to, in the place of the
             model's, with their dtype and device; else they are copied.
         on_infeasible: what becomes of a plain value outside of its set: ``"error"``, or
-            ``"project"``, which loads the point that the constraint's ``project`` gives.
+            ``"project"``, which loads the point that the constraint's ``project`` gives. It is
+            to a checkpoint what ``init`` is to `constrain`.
 
     Returns:
         What ``model.load_state_dict`` returns: ``missing_keys`` and ``unexpected_keys``.

@@ -64,7 +64,9 @@ def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
     """
     del request
     constraint = change.parametrizations.constraint()
-    for place in change.places if constraint is not None else ():
+    if constraint is None:
+        return
+    for place in change.places:
         find = getattr(place.module, "constraint_for_parameter_name", None)
         bound = None if find is None else find(place.name)
         if bound is None or getattr(bound, "enforced", True):

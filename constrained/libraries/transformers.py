@@ -58,7 +58,7 @@ def adapt() -> None:
 
 
 def _replace(owner: Any, name: str, by: Callable[..., Any]) -> None:
-    method = vars(owner).get(name)
+    method: Any = vars(owner).get(name)
     if inspect.isfunction(method):
         setattr(owner, name, by(method))
 
@@ -103,7 +103,7 @@ def _to_be_shared(
     is_known = given.get("recompute_mapping") is False
     pairs = model.all_tied_weights_keys if is_known else model.get_expanded_tied_weights_keys(True)
     available = locations(model) if pairs else {}
-    result = []
+    result: list[tuple[Location, ParametrizationList]] = []
     for target, source in pairs.items():
         if target not in available or source not in available:
             continue
@@ -212,7 +212,7 @@ def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
 
 def _not_among(model: nn.Module, keys: Collection[str]) -> dict[str, Any]:
     """The constraints of tensors of which a checkpoint does not have all the free parameters."""
-    constraints, missing = spec(model), {}
+    constraints, missing = spec(model), dict[str, Any]()
     for path, found, _ in constrained_tensors(model):
         prefix, _, name = path.rpartition(".")
         inside = [f"{prefix}.parametrizations.{name}.{key}" for key in found.names()]
@@ -258,7 +258,7 @@ def _of_tokens(model: Any) -> dict[str, tuple[dict[str, Any], Tensor]]:
     """The constraints of the tensors that have an entry for each token, and the tensors."""
     constraints = spec(model)
     modules = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    found = {}
+    found: dict[str, tuple[dict[str, Any], Tensor]] = {}
     for path, place in locations(model).items():
         if path in constraints and id(place.module) in modules:
             found[path] = constraints[path], getattr(place.module, place.name)

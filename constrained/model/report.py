@@ -120,7 +120,7 @@ class Report:
         """
         plain: dict[str, dict[str, Any]] = {}
         for row in self.rows:
-            data = {**asdict(row), "shape": list(row.shape), "holds": row.holds}
+            data: dict[str, Any] = {**asdict(row), "shape": list(row.shape), "holds": row.holds}
             plain[data.pop("path")] = data
         return plain
 

@@ -85,6 +85,6 @@ def relative_distance(value: Tensor, before: Tensor) -> float:
     if not has_values(value):
         return 0.0
     precise = torch.complex128 if value.is_complex() else torch.float64
-    moved = torch.linalg.vector_norm(value.to(precise) - before.to(precise))
-    norm = torch.linalg.vector_norm(before.to(precise))
+    moved: Tensor = torch.linalg.vector_norm(value.to(precise) - before.to(precise))
+    norm: Tensor = torch.linalg.vector_norm(before.to(precise))
     return float(moved / norm) if norm > 0 else float(moved)

@@ -69,9 +69,8 @@ def prepare_step(tensor: ParametrizationList) -> None:
     if prepared() is before and version(before) == prepared_version:
         return
     with torch.no_grad():
-        found = tensor.chain()[0].step_gradient(  # type: ignore[operator]
-            sharded.whole(before), *map(sharded.whole, mine)
-        )
+        constraint: Any = tensor.chain()[0]
+        found: Tensor = constraint.step_gradient(sharded.whole(before), *map(sharded.whole, mine))
         now = before
         if found is not before and _has_memory_of_its_own(before):
             mine[0].grad = now = found

@@ -197,7 +197,7 @@ def _has(item: Any, trained: set[int]) -> bool:
 
 def _without_history(items: list[Any], histories: list[History], trained: set[int]) -> list[Any]:
     """The items that no L-BFGS steps; those that one steps are restored here if it is at rest."""
-    free = []
+    free: list[Any] = []
     for item in items:
         originals = [p for p in item._parameters.values() if p is not None]
         its = [h for h in histories if h.is_of(originals)]
