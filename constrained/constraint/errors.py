@@ -21,7 +21,7 @@ class SpecError(TypeError, ValueError):
         ...     constrain(nn.Linear(2, 2), "weight", "low_rank(rnak=1)")
         ... except SpecError as error:
         ...     print(str(error).partition(" low_rank takes")[0])
-        low_rank has no argument 'rnak'. Did you mean 'rank'?
+        'weight': low_rank has no argument 'rnak'. Did you mean 'rank'?
     """
 
 

@@ -61,9 +61,17 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
         return psd_part(symmetric_part(X))
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
-        """A parameter of the same element that is nearer to it."""
+        """A parameter of the same element that is nearer to it.
+
+        Where no eigenvalue is positive the element is 0, up to rounding, and the derivative of the
+        map vanishes altogether: there the parameter becomes the element at once.
+        """
         with torch.no_grad():
-            return (relax_to_boundary(symmetric_part(X), self.forward(X), 2),)
+            X = symmetric_part(X)
+            member = self.forward(X)
+            rounding = 64 * X.shape[-1] * torch.finfo(X.dtype).eps
+            most, size = (Y.abs().amax((-2, -1), keepdim=True) for Y in (member, X))
+            return (torch.where(most <= rounding * size, member, relax_to_boundary(X, member, 2)),)
 
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""

@@ -242,3 +242,18 @@ def test_errors_of_correlations():
     W[1, 1] = 1.5
     with pytest.raises(ValueError, match="0.5"):
         Correlation().right_inverse(W)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_parameter_without_a_positive_eigenvalue_trains_again(dtype):
+    """There the derivative of the map vanishes altogether, and no step would lead out of it."""
+    layer = constrain(nn.Linear(3, 3, bias=False, dtype=dtype), "weight", "positive_semidefinite")
+    with torch.no_grad():
+        layer.parametrizations.weight.original.copy_(-torch.eye(3) - torch.ones(3, 3))
+    target = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=dtype))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (layer.weight - target).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), target, atol=1e-3, rtol=0)
