@@ -9,6 +9,7 @@ from constrained.constraint.moved import Names
 
 #: The names of each module by the modules that define them now.
 MOVED: dict[str, Names] = {
+    "constrained.change": {"constrained.model.lazy": "Postponed:LazyChange"},
     "constrained.registry": {
         "constrained.constraint.registry": (
             "register register_adapter register_spelling names get describe did_you_mean"

@@ -15,7 +15,8 @@ from typing import Any
 #: The version in which all that is deprecated since 0.2 goes: it works for two minor versions.
 UNTIL = "0.4"
 
-#: Names, separated by blanks, by the module that they are defined in now.
+#: Names, separated by blanks, by the module that they are defined in now; ``old:new`` for one that
+#: is called otherwise there.
 Names = Mapping[str, str]
 
 
@@ -26,18 +27,23 @@ def find_moved(old: str, names: Names) -> Callable[[str], Any]:
         old: the dotted path of the module.
         names: these names.
     """
-    now = {name: module for module, found in names.items() for name in found.split()}
+    now: dict[str, tuple[str, str]] = {}
+    for module, found in names.items():
+        for entry in found.split():
+            former, _, present = entry.partition(":")
+            now[former] = module, present or former
 
     def find(name: str) -> Any:
         if name not in now:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        module, present = now[name]
         warnings.warn(
-            f"{old}.{name} is {now[name]}.{name} now: import it from there, and save anew what was "
+            f"{old}.{name} is {module}.{present} now: import it from there, and save anew what was "
             f"pickled. The old path will go in version {UNTIL}.",
             DeprecationWarning,
             stacklevel=2,
         )
-        return getattr(import_module(now[name]), name)
+        return getattr(import_module(module), present)
 
     return find
 

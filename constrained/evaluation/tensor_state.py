@@ -51,6 +51,7 @@ class TensorState:
         "_samples",
         "_sums",
         "address",
+        "dtype",
         "nbytes",
         "requires_grad",
         "strides",
@@ -63,7 +64,7 @@ class TensorState:
         self.requires_grad = tensor.requires_grad
         self.address = tensor.data_ptr()
         # Not `numel()`: torch.jit.trace would record, and warn of, that question.
-        self.strides, self.nbytes = tensor.stride(), tensor.nbytes
+        self.strides, self.nbytes, self.dtype = tensor.stride(), tensor.nbytes, tensor.dtype
         self._memory = _memory(tensor)
         self._samples = _samples(self._memory, tensor)
         self._is_foreign = not tensor.untyped_storage().resizable()
@@ -98,6 +99,7 @@ class TensorState:
         state = TensorState.__new__(TensorState)
         state.tensor, state.requires_grad = self.tensor, self.requires_grad
         state.address, state.strides, state.nbytes = self.address, self.strides, self.nbytes
+        state.dtype = self.dtype
         state._memory, state._samples = self._memory, self._samples
         state._is_foreign = self._is_foreign
         state._note(summed=True)
@@ -115,6 +117,7 @@ class TensorState:
             tensor.data_ptr() == self.address
             and tensor.stride() == self.strides
             and tensor.nbytes == self.nbytes
+            and tensor.dtype is self.dtype
             and tensor.requires_grad is self.requires_grad
         )
 

@@ -661,3 +661,13 @@ def test_a_map_that_is_set_between_the_passes_is_not_differentiated_for_the_old_
     cls.forward = lambda self, x: 3 * positive.forward(self, x)
     with pytest.raises(RuntimeError, match="between the"):
         torch.autograd.grad(out, m.parametrizations.weight.original, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_memory_that_is_read_as_another_dtype(dtype):
+    m = constrain(nn.Linear(3, 8), "bias", "box(low=-1, high=1)")
+    assert m.bias is m.bias
+    p = m.parametrizations.bias.original
+    p.data = p.data.view(dtype)
+    assert m.bias.dtype is dtype
+    torch.testing.assert_close(m.bias, m.parametrizations.bias())
