@@ -78,7 +78,7 @@ def test_what_is_said_of_evaluations_is_so():
     """The programs in docs/evaluation.md assert what they claim."""
     page = (DOCS / "evaluation.md").read_text("utf-8")
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(programs) == 3 and all("assert" in program for program in programs)
+    assert len(programs) == 4 and all("assert" in program for program in programs)
     names = {}
     for program in programs:
         exec(program, names)
