@@ -146,13 +146,14 @@ def carry_out(changes: Sequence[Change], optimizer: Optimizer | None) -> None:
     first = [change.places[0] for change in changes if change.is_new]
     check_holds(optimizer, ((place.module, place.name, place.path) for place in first))
     handovers = [change.handover() for change in changes]
+    # Before anything changes: a warning may be turned into an error.
+    _warn_of_flat([c for c in changes if isinstance(c, TensorChange) and c.flat[0]])
     with all_or_nothing(changed, tensors, optimizer):
         for change in changes:
             change.do()
         for handover in handovers:
             if handover is not None:
                 handover.apply(optimizer)
-    _warn_of_flat([c for c in changes if isinstance(c, TensorChange) and c.flat[0]])
 
 
 def _warn_of_flat(changes: Sequence[TensorChange]) -> None:

@@ -155,9 +155,13 @@ class ParametrizationList(EvaluatedTensor):
         with defer_interrupts():
             modules = [] if self.is_pure() else list(self.modules())
             # The right inverse of a foreign module may write into it, and fail then.
-            with torch.no_grad(), all_or_nothing(modules, tensors_of(modules)):
-                self.store_originals(invert(self, expanded(self, value)))
-        warn_of_graph(self, value)
+            with all_or_nothing(modules, tensors_of(modules)):
+                with torch.no_grad():
+                    new = invert(self, expanded(self, value))
+                # Before anything is stored: a warning may be turned into an error.
+                warn_of_graph(self, value)
+                with torch.no_grad():
+                    self.store_originals(new)
 
     def store_originals(self, new: Sequence[Tensor]) -> None:
         """Store originals that `invert` gave. Call it under ``torch.no_grad()``."""

@@ -467,3 +467,19 @@ def test_e21_a_graph_that_holds_the_tensor_survives_a_failure():
         with pytest.raises(KeyboardInterrupt):
             ours.register_parametrization(m, "bias", Squash())
     loss.backward()
+
+
+@pytest.mark.filterwarnings("error")
+def test_e21_a_warning_that_is_an_error_changes_nothing():
+    m = nn.Linear(3, 3)
+    with torch.no_grad():
+        m.weight.fill_(1e-30)
+    before = snapshot(m)
+    with pytest.raises(UserWarning, match="stay next to the boundary"):
+        constrain(m, "weight", "positive")
+    check_same(m, before)
+    constrain(m, "bias", "box(low=-1, high=1)")
+    original = m.parametrizations.bias.original.detach().clone()
+    with pytest.raises(UserWarning, match="was assigned a tensor with a graph"):
+        m.bias = torch.ones(3, requires_grad=True) * 0.5
+    assert torch.equal(m.parametrizations.bias.original, original)
