@@ -9,6 +9,7 @@ from constrained.constraint.moved import Names
 
 #: The sets that each module had. They are all in `constraints` itself.
 _SETS = {
+    "affine": "Affine SumToZero",
     "angle": "Angle",
     "ball": "Ball L1Ball MaxNorm",
     "box": "Box",

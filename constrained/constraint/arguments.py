@@ -100,7 +100,7 @@ class WithArguments(nn.Module):
         self._count_change(maps=name != "training")
 
     def __delattr__(self, name: str) -> None:
-        super().__delattr__(name)
+        super().__delattr__(RENAMED.get(name, name))
         self._count_change()
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:

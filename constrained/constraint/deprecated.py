@@ -43,7 +43,15 @@ class Renamed:
 
 
 def rename_members(cls: type) -> None:
-    """Give the members that a class has under old names their present ones."""
-    for old in RENAMED.keys() & vars(cls).keys():
-        setattr(cls, present_name(old), vars(cls)[old])
-        delattr(cls, old)
+    """Give a class the members under their present names that it has, or inherits, under old ones.
+
+    The old names stay, for methods that ask `super` for them.
+    """
+    for old, new in RENAMED.items():
+        for kind in cls.__mro__:
+            found = vars(kind)
+            if new in found:
+                break
+            if old in found and not isinstance(found[old], Renamed):
+                setattr(cls, present_name(old), found[old])
+                break

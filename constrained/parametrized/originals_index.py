@@ -50,8 +50,10 @@ def call_when_first_indexed(function: Callable[[], None]) -> None:
 
 def index_list(parametrizations: nn.Module) -> None:
     """Index a list under its present originals, and no longer under those that it had before."""
-    while _callbacks:
-        _callbacks.pop()()
+    if _callbacks:
+        with _lock:
+            while _callbacks:
+                _callbacks.pop()()
     entry = _entries.get(id(parametrizations))
     ids = frozenset(id(p) for p in _originals(parametrizations) if p is not None)
     if entry is not None and entry() is parametrizations and entry.ids == ids:

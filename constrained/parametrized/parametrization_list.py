@@ -91,8 +91,7 @@ class ParametrizationList(EvaluatedTensor):
         self._set_up()
         # Everything is checked before `original` is written.
         value = original if start is None else start
-        with torch.no_grad():
-            new = new_originals(self, value.detach().clone(), original)
+        new = new_originals(self, value.detach().clone(), original)
         self._set_count(new)
         self.__dict__["_pending"] = new
         if not deferred:

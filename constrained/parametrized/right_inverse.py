@@ -6,6 +6,7 @@ import dis
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from constrained.atomic import sharded
@@ -45,7 +46,7 @@ def _run_backwards(on: EvaluatedTensor, value: Tensor, *, initial: bool = False)
             if not is_optional or not _was_raised_on_purpose(error):
                 raise
         except InfeasibleError as error:
-            if module is chain[-1]:
+            if initial or module is chain[-1]:
                 raise
             raise InfeasibleError(
                 f"{error} It is an element of the chain {on.described()}, which finds only values "
@@ -84,7 +85,8 @@ def new_originals(
     Raises:
         ValueError: if what the parametrizations return cannot be used.
     """
-    new = _run_backwards(on, value, initial=original is not None)
+    with torch.no_grad():
+        new = _run_backwards(on, value, initial=original is not None)
     check_returned(new)
     if original is not None and isinstance(new, Tensor):
         check_single(original, new)

@@ -58,11 +58,9 @@ def checked_rank(constraint: str, rank: int) -> int:
 
 
 def check_whole(constraint: str, name: str, numbers: Any, least: int = 1) -> None:
-    """Raise unless an argument is None, a whole number from ``least`` on, or a list of such."""
+    """Raise unless an argument is a whole number from ``least`` on, or a list of such."""
     listed: Any = numbers if isinstance(numbers, list | tuple) else [numbers]
     for number in listed:
-        if number is None:
-            continue
         if not is_whole(number):
             raise TypeError(f"{constraint}: {name} must be a whole number, got {short(number)}.")
         if number < least:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -35,14 +37,17 @@ class LengthBound(Vectors):
     The map is the identity inside. Outside, a vector is scaled back to the boundary, or for p = 1
     goes to the nearest point, where small entries are zero. `canonical` moves a parameter that a
     step has led outside back to the boundary little by little: see `relax_to_boundary`.
-
-    Attributes:
-        greatest: the bound.
-        order: p, from 1 on.
     """
 
-    greatest: float
-    order: float = 2.0
+    @property
+    @abstractmethod
+    def greatest(self) -> float:
+        """The bound."""
+
+    @property
+    def order(self) -> float:
+        """The p of the norm, from 1 on."""
+        return 2.0
 
     def length(self, value: Tensor) -> Tensor:
         """The norm of each vector, of shape ``(*batch, 1)``."""

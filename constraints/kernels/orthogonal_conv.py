@@ -110,8 +110,9 @@ class OrthogonalConv(Constraint):
         event_dim: int | None = None,
     ) -> None:
         super().__init__()
-        check_whole("orthogonal_conv", "stride", stride)
-        check_whole("orthogonal_conv", "groups", groups)
+        for name, numbers in (("stride", stride), ("groups", groups)):
+            if numbers is not None:
+                check_whole("orthogonal_conv", name, numbers)
         if event_dim is not None and event_dim not in (3, 4):
             raise ValueError(
                 "orthogonal_conv: event_dim must be 3 or 4, or None for the whole tensor, got "

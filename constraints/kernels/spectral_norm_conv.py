@@ -171,7 +171,8 @@ class SpectralNormConv(Retraction):
         for name, numbers in (
             ("stride", stride), ("groups", groups), ("size", size), ("dilation", dilation)
         ):  # fmt: skip
-            check_whole("spectral_norm_conv", name, numbers)
+            if numbers is not None:
+                check_whole("spectral_norm_conv", name, numbers)
         if event_dim is not None and event_dim not in (3, 4, 5):
             raise ValueError(
                 f"spectral_norm_conv: event_dim must be 3, 4 or 5, or None for the whole tensor, "

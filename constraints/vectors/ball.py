@@ -54,8 +54,8 @@ class Ball(LengthBound):
 
     def __init__(self, radius: float = 1.0, p: float = 2.0) -> None:
         super().__init__()
-        self.radius = self.greatest = checked_positive("ball", radius, "radius")
-        self.p = self.order = checked_bound("ball", p, "p")
+        self.radius = checked_positive("ball", radius, "radius")
+        self.p = checked_bound("ball", p, "p")
         if self.p == 1:
             self.preserves = ("nonnegative", "nonpositive")
             self.expected_failures = kinks_and_outside()
@@ -66,6 +66,16 @@ class Ball(LengthBound):
                 **self.expected_failures,
                 "nearest": "scaling back is nearest for p = 2 only",
             }
+
+    @property
+    def greatest(self) -> float:
+        """The radius."""
+        return self.radius
+
+    @property
+    def order(self) -> float:
+        """The order of the norm."""
+        return self.p
 
 
 @register("l1_ball", aliases=("cross_polytope",))
@@ -110,14 +120,23 @@ class L1Ball(LengthBound):
         tensor([-0.5000, -1.0000])
     """
 
-    order = 1.0
     preserves = ("nonnegative", "nonpositive")
     examples = (({}, (1,)), ({}, (4,)), ({"radius": 2.5}, (3,)), ({"radius": 1.0}, (50,)))
     expected_failures = kinks_and_outside()
 
     def __init__(self, radius: float = 1.0) -> None:
         super().__init__()
-        self.radius = self.greatest = checked_positive("l1_ball", radius, "radius")
+        self.radius = checked_positive("l1_ball", radius, "radius")
+
+    @property
+    def greatest(self) -> float:
+        """The radius."""
+        return self.radius
+
+    @property
+    def order(self) -> float:
+        """1: the sum of absolute values."""
+        return 1.0
 
 
 @register("max_norm")
@@ -154,4 +173,9 @@ class MaxNorm(LengthBound):
 
     def __init__(self, bound: float) -> None:
         super().__init__()
-        self.bound = self.greatest = checked_positive("max_norm", bound, "bound")
+        self.bound = checked_positive("max_norm", bound, "bound")
+
+    @property
+    def greatest(self) -> float:
+        """The bound."""
+        return self.bound

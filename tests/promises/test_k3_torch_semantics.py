@@ -1103,3 +1103,14 @@ def test_the_nested_reading_of_the_documentation(P):
 def test_the_api_has_the_names_of_torch():
     for name in torch_parametrize.__all__:
         assert hasattr(our_parametrize, name) and name in our_parametrize.__all__
+
+
+class AsksAutograd(nn.Module):
+    def forward(self, x):
+        leaf = x.detach().clone().requires_grad_()
+        return x + 0 * torch.autograd.grad(leaf.square().sum(), leaf)[0]
+
+
+def test_a_forward_that_asks_autograd():
+    m = ours.register_parametrization(nn.Linear(3, 3), "weight", AsksAutograd())
+    assert m.weight.shape == (3, 3)
