@@ -184,7 +184,8 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
         with torch.no_grad():
             first = cast(Any, some[0].chain()[0])
             canonicals: tuple[Tensor] = first.canonical(torch.stack([a.original for a in some]))
-            for item, new in zip(some, canonicals[0], strict=True):
+            (canonical,) = canonicals
+            for item, new in zip(some, canonical, strict=True):
                 # A value must not share its memory or its version counter with others.
                 new = new.clone()
                 item.original.copy_(new)

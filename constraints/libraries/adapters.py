@@ -87,7 +87,7 @@ def of_geotorch(manifold: Any) -> Constraint | None:
     Returns:
         A constraint, or None for what is no manifold of geotorch.
     """
-    kind = cast(type, type(manifold))
+    kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
     if kind.__module__.partition(".")[0] != "geotorch" or kind.__name__ not in _MANIFOLDS:
         return None
     name, attributes = _MANIFOLDS[kind.__name__]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from constrained import Constraint, get
 from constrained.constraint.registry import register_adapter, register_spelling
@@ -58,7 +58,7 @@ def of_geoopt(manifold: Any) -> Constraint | None:
         ValueError: for a manifold without a counterpart: in a subspace, of a curvature that is
             learned, of complex matrices, or a product with parts of several dimensions.
     """
-    kind = cast(type, type(manifold))
+    kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
     if kind.__module__.partition(".")[0] != "geoopt" or not hasattr(manifold, "reversible"):
         return None
     if any(parameter.requires_grad for parameter in manifold.parameters()):
