@@ -5,7 +5,9 @@ tensors, or is called after optimizer steps, or adapts another library. The room
 of them; they call whatever has been registered.
 """
 
+# Importing a file registers its feature.
 # ruff: noqa: F401
+# pyright: reportUnusedImport=false
 from constrained.checkpoint import load_hook
 from constrained.libraries import botorch, gpytorch_bounds, gpytorch_kernels, transformers
 from constrained.model import advice, lazy, writable

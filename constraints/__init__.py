@@ -13,8 +13,8 @@ from constraints.composite.masked import Masked
 from constraints.composite.product import Product
 from constraints.kernels.orthogonal_conv import OrthogonalConv
 from constraints.kernels.spectral_norm_conv import SpectralNormConv
-from constraints.libraries import adapters as _adapters  # noqa: F401 - registers what it holds
-from constraints.libraries import geoopt as _geoopt  # noqa: F401 - the same
+from constraints.libraries import adapters as _adapters  # noqa: F401 # pyright: ignore[reportUnusedImport] - registers what it holds
+from constraints.libraries import geoopt as _geoopt  # noqa: F401 # pyright: ignore[reportUnusedImport] - the same
 from constraints.matrices.cholesky_factor import CholeskyFactor
 from constraints.matrices.correlation import Correlation, CorrelationCholesky
 from constraints.matrices.doubly_stochastic import DoublyStochastic, SoftPermutation

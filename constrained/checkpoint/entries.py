@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import invert
+from constrained.torch_internals.modules import submodules
 from constrained.torch_internals.tensors import has_values
 
 #: What `load_state_dict` does about a plain value outside of its constraint set.
@@ -27,11 +27,9 @@ on_infeasible: ContextVar[OnInfeasible] = ContextVar("on_infeasible", default="e
 def own_entries(parametrizations: ParametrizationList) -> dict[str, Any]:
     """What a list saves into a state dict now: its very tensors, without evaluating anything."""
     entries: dict[str, Any] = {}
-    named: Iterable[tuple[str, nn.Module]]
-    named = parametrizations.named_modules(remove_duplicate=False)
-    for path, module in named:
+    for path, module in submodules(parametrizations, remove_duplicate=False):
         is_list = isinstance(module, ParametrizationList)
-        save = nn.Module._save_to_state_dict if is_list else type(module)._save_to_state_dict
+        save = nn.Module._save_to_state_dict if is_list else type(module)._save_to_state_dict  # pyright: ignore[reportUnknownVariableType] - torch declares no types here
         save(module, entries, f"{path}." if path else "", True)
     return entries
 
@@ -96,11 +94,11 @@ def _inverted(
     parametrizations: ParametrizationList, value: Tensor, replaces: bool
 ) -> dict[str, Any]:
     chain = parametrizations.chain()
-    nested: Any = parametrizations._modules.get("parametrizations", {})
+    nested: dict[str, Any] = cast(Any, parametrizations._modules).get("parametrizations", {})
     if nested or not all(isinstance(m, Constraint) for m in chain):
         # The right inverse of a foreign module may write into it.
         parametrizations = copy.deepcopy(parametrizations)
-        nested = parametrizations._modules.get("parametrizations", {})
+        nested = cast(Any, parametrizations._modules).get("parametrizations", {})
     originals = invert(parametrizations, value, replace=replaces)
     first = chain[0]
     if isinstance(first, Constraint) and first.has_own_map() and has_values(value):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from constrained.torch_internals import linalg
 from constrained.torch_internals.tensors import has_values
 
 #: Values by what may have written the keys, the likeliest first.
@@ -77,7 +78,7 @@ def agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
         return True
     a, b = _precise(a), _precise(b).to(a.device)
     bound = torch.finfo(dtype).eps ** 0.75
-    return bool(torch.linalg.vector_norm(a - b) <= bound * torch.linalg.vector_norm(a))
+    return bool(linalg.vector_norm(a - b) <= bound * linalg.vector_norm(a))
 
 
 def _precise(tensor: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def _weight_norm(entries: Values, shape: torch.Size, names: Collection[str]) -> 
     scale = [1 if d in over else v.shape[d] for d in range(v.ndim)]
     if v.shape != shape or list(g.shape) != (scale if g.ndim else []) or v.ndim - len(over) > 1:
         return {}
-    norm = torch.linalg.vector_norm(v, dim=over, keepdim=True) if over else v.abs()
+    norm = linalg.vector_norm(v, dim=over, keepdim=True) if over else v.abs()
     return {"torch's weight_norm": v * (g / norm)}
 
 
@@ -123,7 +124,7 @@ def _one_base(entries: Values, shape: torch.Size, names: Collection[str]) -> Val
     sphere = {"geotorch.sphere": _sphere(X, base)} if base.shape == shape else {}
     if base.shape != (*shape[:-2], n, n) or len(shape) < 2:
         return sphere
-    rows_are_units = torch.allclose(torch.linalg.vector_norm(base, dim=-1), torch.ones(()).to(base))
+    rows_are_units = torch.allclose(linalg.vector_norm(base, dim=-1), torch.ones(()).to(base))
     square = base.mH @ base
     if not torch.allclose(square, torch.eye(n).to(base), atol=0.1):
         return sphere if rows_are_units else {}
@@ -145,7 +146,7 @@ def _orthogonal(X: Tensor, base: Tensor) -> Values:
     reflectors: Values = {}
     if not X.is_complex() and bool((signs.abs() == 1).all()):
         A = X.tril(-1)
-        Q = torch.linalg.householder_product(A, 2 / (1 + (A * A).sum(-2)))
+        Q = linalg.householder_product(A, 2 / (1 + (A * A).sum(-2)))
         reflectors = {"the orthogonal of torch with householder": base @ (Q * signs.unsqueeze(-2))}
     # torch's default depends on the shape.
     square = X.shape[-2] == X.shape[-1]
@@ -155,7 +156,7 @@ def _orthogonal(X: Tensor, base: Tensor) -> Values:
 
 def _cayley(A: Tensor) -> Tensor:
     eye = torch.eye(A.shape[-1]).to(A)
-    return torch.linalg.solve(eye - A / 2, eye + A / 2)
+    return linalg.solve(eye - A / 2, eye + A / 2)
 
 
 _CURVES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -176,8 +177,8 @@ def _columns(X: Tensor, base: Tensor, curve: Callable[[Tensor], Tensor]) -> Tens
 
 def _sphere(v: Tensor, base: Tensor) -> Tensor:
     v = v - (v * base).sum(-1, keepdim=True) * base
-    norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return norm.cos() * base + torch.special.sinc(norm / torch.pi) * v
+    norm = linalg.vector_norm(v, dim=-1, keepdim=True)
+    return norm.cos() * base + torch.sinc(norm / torch.pi) * v
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ def _triangle(entries: Values, shape: torch.Size, names: Collection[str]) -> Val
         return {}
     # Ours keep X symmetric or skew, but for noise that somebody adds; geotorch's leave the upper
     # triangle as it was at the start, which is anything for the first, and zero for the second.
-    asymmetry = torch.linalg.matrix_norm(X - X.mT) / torch.linalg.matrix_norm(X)
+    asymmetry = linalg.matrix_norm(X - X.mT) / linalg.matrix_norm(X)
     if "symmetric" in names and bool((asymmetry > 0.1).any()):
         return {"geotorch.symmetric": X.tril() + X.tril(-1).mT}
     if "skew" in names and not bool(X.triu().any()):

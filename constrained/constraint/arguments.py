@@ -6,7 +6,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -202,13 +202,14 @@ def same_argument(value: Any, default: Any) -> bool:
 def as_data(value: Any) -> Any:
     """An argument as plain data: tensors and tuples as lists."""
     if isinstance(value, Tensor):
-        return value.tolist()
-    return list(map(as_data, value)) if type(value) is tuple else value
+        data: Any = cast(Any, value).tolist()
+        return data
+    return list(map(as_data, cast("tuple[Any, ...]", value))) if type(value) is tuple else value
 
 
 def as_tuple(value: Any) -> Any:
     """An argument with tuples in place of lists, inner ones too."""
-    return tuple(map(as_tuple, value)) if type(value) is list else value
+    return tuple(map(as_tuple, cast("list[Any]", value))) if type(value) is list else value
 
 
 def short_argument(value: Any) -> str:

@@ -189,7 +189,7 @@ def _in_working_precision(
 def _check_returned(constraint: Constraint, name: str, found: Any) -> None:
     """Raise unless a method gave a tensor, or several where it may."""
     may_be_several = name == "right_inverse"
-    parts: Any = found if may_be_several and isinstance(found, (tuple, list)) else [found]
+    parts: Any = found if may_be_several and isinstance(found, (tuple, list)) else [found]  # pyright: ignore[reportUnknownVariableType] - the next line checks the elements
     wrong = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
     if wrong:
         wanted = (

@@ -30,7 +30,7 @@ def adapt() -> None:
     if cls is None or "_cuts_constrained" in vars(cls):
         return
     cls._cuts_constrained = True
-    method: Any = vars(cls).get("subset_output")
+    method: Any = cls.__dict__.get("subset_output")
     if inspect.isfunction(method):
         cls.subset_output = _of_released(method)
 

@@ -44,7 +44,7 @@ def initialize_methods(base: type, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _initialize(self: Any, **values: Any) -> Any:
     try:
-        return super(self._parametrized, self).initialize(**values)
+        return super(self._parametrized, self).initialize(**values)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
     except ValueError as error:
         # An error of a property or a submodule has this form already.
         if isinstance(error, RuntimeError) or values.keys().isdisjoint(self.parametrizations):

@@ -58,7 +58,7 @@ def adapt() -> None:
 
 
 def _replace(owner: Any, name: str, by: Callable[..., Any]) -> None:
-    method: Any = vars(owner).get(name)
+    method: Any = owner.__dict__.get(name)
     if inspect.isfunction(method):
         setattr(owner, name, by(method))
 

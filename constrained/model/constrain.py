@@ -135,7 +135,7 @@ def prepare(
     if init not in INITS:
         raise ValueError(
             f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {short(init)}."
-            f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"
+            f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         )
     original = place.tensor
     existing: Any = deferred(place.module).get(place.name)
@@ -169,13 +169,13 @@ def _requests(
         if constraint is None:
             raise SpecError(f"No constraint was given for {short(target)}.")
         return {target: _parse(target, constraint, view, arguments)}
-    if not isinstance(target, Mapping):
+    if not isinstance(target, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise SpecError(
             "The target must be a path, a glob, or a mapping from these to constraints, got "
             f"{type(target).__name__}."
         )
     for key in target:
-        if not isinstance(key, str):
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise SpecError(f"A target is a path or a glob, a string, got {short(key)}.")
     if constraint is not None or view is not None or arguments:
         raise SpecError(

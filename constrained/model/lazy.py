@@ -77,8 +77,8 @@ def lazy_members(base: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     # One of the hooks that ran before this has given the module another class.
-    forward: Any = type(self).forward
-    return (self._base_class.forward if forward is _forward else forward)(self, *args, **kwargs)
+    forward: Any = type(self).forward  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
+    return (self._base_class.forward if forward is _forward else forward)(self, *args, **kwargs)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
 
 
 def _initialize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -69,7 +69,7 @@ def release(
         True
     """
     check_optimizer(optimizer)
-    if not isinstance(target, str):
+    if not isinstance(target, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
     constrained = {path for path, place in locations(module).items() if _is_released(place)}
     chosen: list[list[Location]] = []

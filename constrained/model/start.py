@@ -13,6 +13,7 @@ from constrained.constraint.errors import SpecError
 from constrained.constraint.spec import Request
 from constrained.constraint.tolerance import working_dtype
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.torch_internals import linalg
 from constrained.torch_internals.tensors import has_values
 
 #: Where a tensor starts when it is constrained; see `constrain`.
@@ -85,6 +86,6 @@ def relative_distance(value: Tensor, before: Tensor) -> float:
     if not has_values(value):
         return 0.0
     precise = torch.complex128 if value.is_complex() else torch.float64
-    moved: Tensor = torch.linalg.vector_norm(value.to(precise) - before.to(precise))
-    norm: Tensor = torch.linalg.vector_norm(before.to(precise))
+    moved = linalg.vector_norm(value.to(precise) - before.to(precise))
+    norm = linalg.vector_norm(before.to(precise))
     return float(moved / norm) if norm > 0 else float(moved)

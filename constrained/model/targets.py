@@ -11,6 +11,7 @@ from torch import nn
 
 from constrained.constraint.plain_data import short
 from constrained.parametrized.locations import Location, locations, why_not_registered
+from constrained.torch_internals.modules import submodules
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def _is_matched(path: str, tokens: Sequence[str]) -> bool:
 def _computed(model: nn.Module, target: str) -> str:
     """A sentence about a target that is a tensor, but neither a parameter nor a buffer."""
     prefix, _, name = target.rpartition(".")
-    owner = dict(model.named_modules(remove_duplicate=False)).get(prefix)
+    owner = dict(submodules(model, remove_duplicate=False)).get(prefix)
     reason = "" if owner is None or len(name) > 200 else why_not_registered(owner, name)
     return reason and f" {reason}"
 

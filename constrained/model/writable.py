@@ -16,7 +16,7 @@ from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import lists_of
 from constrained.parametrized.writable_tensor import WritableTensor, store_written
 from constrained.registration.ties import find_ties, install_ties
-from constrained.torch_internals.modules import INITIALISING, is_normalization
+from constrained.torch_internals.modules import INITIALISING, is_normalization, submodules
 
 
 def writable(module: nn.Module) -> AbstractContextManager[None]:
@@ -130,7 +130,7 @@ class writing(AbstractContextManager[None]):
 
 
 def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, ParametrizationList]]:
-    for prefix, owner in module.named_modules():
+    for prefix, owner in submodules(module):
         if hasattr(type(owner), "_overridable"):
             for name, parametrizations in lists_of(owner).items():
                 if isinstance(parametrizations, ParametrizationList):
@@ -157,7 +157,7 @@ def initialising_methods(base: type, names: tuple[str, ...]) -> dict[str, Callab
 def _writing_method(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with writing(self, is_listed=True):
-            return getattr(super(self._parametrized, self), name)(*args, **kwargs)
+            return getattr(super(self._parametrized, self), name)(*args, **kwargs)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - the class is known at run time only
 
     method.__name__ = name
     return method
@@ -166,12 +166,12 @@ def _writing_method(name: str) -> Callable[..., Any]:
 def _apply(self: Any, fn: Callable[[nn.Module], None]) -> Any:
     # Not listed: a function that collects parameters, say for an optimizer, needs the originals.
     with writing(self, is_listed=False):
-        return super(self._parametrized, self).apply(fn)
+        return super(self._parametrized, self).apply(fn)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     # Normalisation updates its statistics in place, in training only.
     if not self.training:
-        return super(self._parametrized, self).forward(*args, **kwargs)
+        return super(self._parametrized, self).forward(*args, **kwargs)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
     with writing(self, is_listed=False, only=lambda p: not p.is_parameter):
-        return super(self._parametrized, self).forward(*args, **kwargs)
+        return super(self._parametrized, self).forward(*args, **kwargs)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only

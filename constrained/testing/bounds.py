@@ -14,6 +14,7 @@ from torch import Tensor
 from constrained.constraint.base import Constraint
 from constrained.constraint.tolerance import tolerance, working_dtype
 from constrained.testing.case import Case, expect
+from constrained.torch_internals import linalg
 
 #: How many tolerances two computations of one element may lie apart: each of them, and the rounding
 #: of the parameters between them, errs by a few.
@@ -34,7 +35,7 @@ def size(value: Tensor, event_dim: int) -> Tensor:
     magnitude = value.detach().to(working_dtype(value.dtype)).abs()
     if event_dim == 0:
         return magnitude
-    return torch.linalg.vector_norm(magnitude.flatten(magnitude.ndim - event_dim), dim=-1)
+    return linalg.vector_norm(magnitude.flatten(magnitude.ndim - event_dim), dim=-1)
 
 
 def distance(a: Tensor, b: Tensor, event_dim: int) -> Tensor:

@@ -32,7 +32,7 @@ class Case:
     """
 
     cls: type[Constraint]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     event: tuple[int, ...] = ()
     batch: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32

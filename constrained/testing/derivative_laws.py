@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from constrained.testing.bounds import STEPS, half_precision, scale
 from constrained.testing.case import MEMBERS, POINTS, Case, expect
 from constrained.testing.points import SCALES, params, params_at
 from constrained.testing.runner import Scope, law
+from constrained.torch_internals import linalg
 
 EVERYWHERE = Scope(dtypes=(torch.float64,), batches=((),), points=POINTS, effort="long")
 # `dimension` knows no dtype: where complex elements are allowed, it counts those.
@@ -56,14 +57,16 @@ def forward_mode(case: Case) -> None:
             value.shape, dtype=value.dtype, generator=case.generator(f"weight {k}")
         )
         gradient = torch.autograd.grad(function(*free), free, weight, allow_unused=True)
-        pairs = [(g, t) for g, t in zip(gradient, tangent, strict=True) if g is not None]
+        pairs = [(g, t) for g, t in zip(gradient, tangent, strict=True) if g is not None]  # pyright: ignore[reportUnnecessaryComparison] - torch gives None for an unused leaf
         reverse = float(sum((g * t).sum() for g, t in pairs))
         forward = float((weight * found).sum())
-        norms = [float((g.norm() * t.norm()).detach()) for g, t in pairs]
+        norms = [float((linalg.vector_norm(g) * linalg.vector_norm(t)).detach()) for g, t in pairs]
         # Where the derivative vanishes, what is left is the rounding of the value.
-        rounding = STEPS * torch.finfo(case.dtype).eps * float(weight.norm()) * scale(case)
+        rounding = (
+            STEPS * torch.finfo(case.dtype).eps * float(linalg.vector_norm(weight)) * scale(case)
+        )
         bound = rounding + half_precision(case.dtype) * max(
-            [float(weight.norm() * found.norm()), *norms]
+            [float(linalg.vector_norm(weight) * linalg.vector_norm(found)), *norms]
         )
         expect(
             abs(forward - reverse) <= bound,
@@ -102,7 +105,9 @@ def pullback_is_the_gradient(case: Case) -> None:
             "or dtype.",
         )
         difference = float((here - gradient).norm())  # type: ignore[operator]
-        bound = half_precision(case.dtype) * float(torch.maximum(gradient.norm(), weight.norm()))
+        bound = half_precision(case.dtype) * float(
+            torch.maximum(linalg.vector_norm(gradient), linalg.vector_norm(weight))
+        )
         expect(
             difference <= bound,
             case,
@@ -138,8 +143,10 @@ def thin_pullback_is_the_gradient(case: Case) -> None:
         if here is None or there is None:
             expect(here is there, case, f"thin_pullback: a gradient for the parameter {i}, or not.")
             continue
-        difference = float((here - there).norm())
-        bound = half_precision(case.dtype) * float(left.norm() * right.norm() + there.norm())
+        difference = float(linalg.vector_norm(here - there))
+        bound = half_precision(case.dtype) * float(
+            linalg.vector_norm(left) * linalg.vector_norm(right) + linalg.vector_norm(there)
+        )
         expect(
             difference <= bound,
             case,
@@ -215,10 +222,10 @@ def singular_values(case: Case, constraint: Constraint, point: str) -> Tensor:
 def singular_values_at(constraint: Constraint, params: tuple[Tensor, ...]) -> Tensor:
     """The singular values of the Jacobian of ``forward`` at some parameters."""
     function, free = _real_map(constraint, params)
-    blocks = torch.autograd.functional.jacobian(function, free)
+    blocks: tuple[Tensor, ...] = cast(Any, torch.autograd.functional).jacobian(function, free)
     rows = int(function(*free).numel())
     jacobian = torch.cat([block.reshape(rows, -1) for block in blocks], dim=1)
-    return torch.linalg.svdvals(jacobian)
+    return linalg.svdvals(jacobian)
 
 
 def _real_map(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def training_stays_in_the_set(case: Case) -> None:
     entries = torch.cat([p.abs().flatten() for p in free]).double()
     typical = float(entries.square().mean().sqrt()) or 1.0
     rate = 1e-2 * typical
-    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    makers: dict[str, Callable[[Iterator[torch.nn.Parameter]], torch.optim.Optimizer]] = {
         "SGD": lambda free: torch.optim.SGD(free, lr=0.1 / max(steepest**2, 1e-6)),
         "Adam": lambda free: torch.optim.Adam(free, lr=rate),
         "AdamW": lambda free: torch.optim.AdamW(free, lr=rate, weight_decay=0.1),
@@ -65,7 +65,8 @@ def training_stays_in_the_set(case: Case) -> None:
             target = torch.zeros_like(target)
         module = constrained(case.build(), case.sample(constraint, f"start of {kind}"))
         optimizer = make(module.parameters())
-        losses, values = [], []
+        losses: list[float] = []
+        values: list[Tensor] = []
         for _ in range(STEPS):
             optimizer.zero_grad()
             value = module()

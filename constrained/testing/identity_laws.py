@@ -7,7 +7,7 @@ import inspect
 import json
 import pickle
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -211,7 +211,8 @@ def _expect_same_values(found: Constraint, expected: Constraint, case: Case, wha
 
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.tolist()
+        data: Any = cast(Any, value).tolist()
+        return data
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in cast("list[Any] | tuple[Any, ...]", value)]
     return value

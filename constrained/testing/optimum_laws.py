@@ -89,7 +89,8 @@ def solutions(case: Case) -> Iterator[Solution]:
             least = _loss(case, best, target)
             unit = least + 0.5 * scale(case) ** 2 / _entry(case) ** 2
             found = _train(case, constraint, start, target)
-            gaps = ((_loss(case, found, target) - least) / unit).reshape(-1).tolist()
+            losses = _loss(case, found, target)
+            gaps = [float(gap) for gap in ((losses - least) / unit).reshape(-1)]
             titles = [(name, problem.name) for problem in some for name in names]
             for title, gap in zip(titles, gaps, strict=True):
                 yield Solution(*title, gap)
@@ -123,13 +124,13 @@ def starts(case: Case, constraint: Constraint, draw: int = 0) -> dict[str, Tenso
 
 def _problems(case: Case, constraint: Constraint, first: Tensor) -> Iterator[Problem]:
     """The problems for a batch of starts."""
-    options = {"generator": case.generator("targets"), "dtype": first.dtype}
-    beyond = [constraint.sample(first.shape, **options) for _ in range(16)]
+    generator, dtype = case.generator("targets"), first.dtype
+    beyond = [constraint.sample(first.shape, generator=generator, dtype=dtype) for _ in range(16)]
     members = torch.stack([constraint.project(0.6 * first + 0.4 * other) for other in beyond])
     inside = _pick(case, constraint, first, members)
     yield Problem("inside", inside, inside)
     if "nearest" not in constraint.expected_failures:
-        noise = torch.randn((16, *first.shape), **options)
+        noise = torch.randn((16, *first.shape), generator=generator, dtype=dtype)
         target = _pick(case, constraint, first, inside + _entry(case) * noise)
         yield Problem("nearest", target, constraint.project(target))
 

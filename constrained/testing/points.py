@@ -11,6 +11,7 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.tolerance import tolerance
 from constrained.testing.bounds import far, scale
 from constrained.testing.case import MEMBERS, POINTS, Case, unpack
+from constrained.torch_internals import linalg
 
 #: Standard deviations of random parameters.
 SCALES = (0.0, 1e-6, 1e-3, 1.0, 10.0, 1e3, 1e6)
@@ -28,7 +29,7 @@ def points(cls: type[Constraint], event_dim: int) -> tuple[str, ...]:
     zeros, of ones and of far tensors are left out: they may lie as close to the boundary as the
     dtype allows, where the derivative of a map from all of space vanishes.
     """
-    leave_out = _MATRICES if event_dim < 2 else set()
+    leave_out = _MATRICES if event_dim < 2 else set[str]()
     if not cls.closed:
         leave_out = leave_out | {"zeros", "ones", "boundary"}
     return tuple(point for point in POINTS if point not in leave_out)
@@ -169,8 +170,8 @@ def _orthonormal(case: Case) -> tuple[Tensor, Tensor]:
     rank = min(rows, columns)
     wide = torch.complex128 if case.dtype.is_complex else torch.float64
     noise = case.gaussian((*case.batch, *case.event[:-2], rows, rank), "left").to(wide)
-    left = torch.linalg.qr(noise).Q
+    left = linalg.qr(noise).Q
     if rows == columns:
         return left, left
     noise = case.gaussian((*case.batch, *case.event[:-2], columns, rank), "right").to(wide)
-    return left, torch.linalg.qr(noise).Q
+    return left, linalg.qr(noise).Q

@@ -6,7 +6,7 @@ import pickle
 import random
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,9 +91,9 @@ def _snapshot(thing: Any) -> Any:
     if isinstance(thing, nn.Module):
         return (id(thing), _snapshot(vars(thing)))
     if isinstance(thing, Mapping):
-        return [(key, _snapshot(value)) for key, value in thing.items()]
+        return [(key, _snapshot(value)) for key, value in cast("Mapping[Any, Any]", thing).items()]
     if isinstance(thing, list | tuple):
-        return [_snapshot(value) for value in thing]
+        return [_snapshot(value) for value in cast("list[Any] | tuple[Any, ...]", thing)]
     if isinstance(thing, str | int | float | complex | bool | type(None)):
         return repr(thing)
     return id(thing)

@@ -7,7 +7,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -176,11 +176,11 @@ def trials(
     for law in chosen:
         scope = _scopes[law.__name__]
         cases = scope.cases(cls, pairs)
-        chosen = set() if scope.effort == "compiler" else _diagonal(cases)
+        short = set[int]() if scope.effort == "compiler" else _diagonal(cases)
         if scope.effort == "long":
             first = repr(cases[0].kwargs) if cases else ""
-            chosen = {i for i in chosen if repr(cases[i].kwargs) == first}
-        found += [Trial(law, case, is_slow=i not in chosen) for i, case in enumerate(cases)]
+            short = {i for i in short if repr(cases[i].kwargs) == first}
+        found += [Trial(law, case, is_slow=i not in short) for i, case in enumerate(cases)]
     return found
 
 
@@ -217,12 +217,12 @@ def _check_pairs(cls: type[Constraint], pairs: Sequence[Any]) -> None:
             "`examples = (({}, (4,)),)`."
         )
     for pair in pairs if isinstance(pairs, (list, tuple)) else [pairs]:
-        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        is_pair = isinstance(pair, (list, tuple)) and len(cast("Sequence[Any]", pair)) == 2
         if not (
             is_pair
             and isinstance(pair[0], Mapping)
             and isinstance(pair[1], Sequence)
-            and all(isinstance(n, int) for n in pair[1])
+            and all(isinstance(n, int) for n in cast("Sequence[Any]", pair[1]))
         ):
             raise TypeError(
                 f"{cls.__name__}.examples must be a tuple of pairs of constructor arguments and "
@@ -260,7 +260,8 @@ def check(
         raise TypeError("event= goes with an instance; a class is tried on its examples.")
     else:
         cls, examples = constraint, None
-    exempt, broken = [], []
+    exempt: list[Trial] = []
+    broken: list[str] = []
     for trial in trials(cls, laws, examples):
         if trial.exemption:
             exempt.append(trial)

@@ -13,6 +13,7 @@ from constrained.testing.case import Case, expect, unpack
 from constrained.testing.derivative_laws import singular_values_at
 from constrained.testing.points import member, members
 from constrained.testing.runner import Scope, law
+from constrained.torch_internals import linalg
 
 #: What the derivative at a start must reach, as a share of the one at a typical member.
 ENOUGH = 0.01
@@ -151,5 +152,5 @@ def _first_outsider(constraint: Constraint, value: Tensor) -> Tensor:
 
 
 def _condition(value: Tensor) -> float:
-    found = torch.linalg.svdvals(value)
+    found = linalg.svdvals(value)
     return float(found[0] / found[-1]) if float(found[-1]) > 0 else torch.inf

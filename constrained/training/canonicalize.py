@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +182,9 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
             restore(some[0])
             continue
         with torch.no_grad():
-            (canonical,) = some[0].chain()[0].canonical(torch.stack([a.original for a in some]))  # type: ignore[operator]
+            first = cast(Any, some[0].chain()[0])
+            canonicals: tuple[Tensor] = first.canonical(torch.stack([a.original for a in some]))
+            (canonical,) = canonicals
             for item, new in zip(some, canonical, strict=True):
                 # A value must not share its memory or its version counter with others.
                 new = new.clone()
@@ -193,7 +195,8 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
 def _remember_value(tensor: ParametrizationList, first: Any, canonical: Tensor) -> None:
     """Store the value, of which one of the canonical originals is a copy."""
     here = tensor.originals()
-    value = here[first.value_index]
+    index: int = first.value_index
+    value = here[index]
     # In half precision the value is rounded from an evaluation in single precision, so the
     # original may differ from it. And a shard is not the value.
     exact = value.shape == canonical.shape and value.dtype not in _HALF

@@ -148,14 +148,14 @@ def _forward(self: Any, input: Tensor) -> Tensor:
         unread = _unread(tensor, input)
         if unread is not None:
             return direct(_Linear)(unread, input, self.bias, *unread.originals)
-    return super(self._parametrized, self).forward(input)
+    return super(self._parametrized, self).forward(input)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
 
 
 def _is_plain(layer: Any) -> bool:
     """Whether a layer reads its tensors and is applied by torch's own methods."""
-    above = super(layer._parametrized, layer).forward
+    above = super(layer._parametrized, layer).forward  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
     return (
-        type(layer).__getattr__ is _read_attribute and getattr(above, "__func__", None) is _of_torch
+        type(layer).__getattr__ is _read_attribute and getattr(above, "__func__", None) is _of_torch  # pyright: ignore[reportUnknownArgumentType] - the class is known at run time only
     )
 
 

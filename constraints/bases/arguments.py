@@ -15,13 +15,13 @@ from constrained.constraint.plain_data import short
 
 def checked_number(constraint: str, number: Any, name: str) -> float:
     """A real number as a float, or a `TypeError` that names the argument."""
-    if not isinstance(number, Real) or isinstance(number, bool):
+    if not isinstance(number, Real) or isinstance(number, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - a bool is registered as a Real
         raise TypeError(f"{constraint}: {name} must be a number, got {short(number)}.")
     try:
         return float(number)
     except OverflowError:
         # Python's whole numbers may have any number of digits.
-        return math.inf if number > 0 else -math.inf
+        return math.inf if number > 0 else -math.inf  # pyright: ignore[reportOperatorIssue] - every Real is ordered
 
 
 def checked_bound(constraint: str, bound: float, name: str = "bound") -> float:
@@ -59,7 +59,7 @@ def checked_rank(constraint: str, rank: int) -> int:
 
 def check_whole(constraint: str, name: str, numbers: Any, least: int = 1) -> None:
     """Raise unless an argument is a whole number from ``least`` on, or a list of such."""
-    listed: Any = numbers if isinstance(numbers, list | tuple) else [numbers]
+    listed: Any = numbers if isinstance(numbers, list | tuple) else [numbers]  # pyright: ignore[reportUnknownVariableType] - the loop checks the elements
     for number in listed:
         if not is_whole(number):
             raise TypeError(f"{constraint}: {name} must be a whole number, got {short(number)}.")

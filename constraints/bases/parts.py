@@ -17,7 +17,7 @@ from constraints.bases.boundary import relax_to_boundary
 
 def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
     """The constraints of a list of specs, or an error that says which one is wrong."""
-    if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence) or not parts:
+    if isinstance(parts, (str, Mapping)) or not isinstance(parts, Sequence) or not parts:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise ValueError(f"{name}: parts must be a list of constraints, got {parts!r}.")
     built: list[Constraint] = []
     for i, part in enumerate(parts):
@@ -29,7 +29,7 @@ def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
             raise SpecError(f"{name}: part {i} has a view or init, which belong to the whole.")
         if not isinstance(request.constraint, Constraint):
             raise SpecError(f"{name}: part {i} is no Constraint, but {request.constraint!r}.")
-        built.append(request.build())
+        built.append(request.build())  # pyright: ignore[reportArgumentType] - it copies the constraint checked above
     return built
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Product(Composite):
             raise ValueError(
                 f"product: {len(built)} parts need as many sizes, got {len(self.sizes)}."
             )
-        if self.sizes is not None and not all(isinstance(s, int) and s > 0 for s in self.sizes):
+        if self.sizes is not None and not all(isinstance(s, int) and s > 0 for s in self.sizes):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise ValueError(f"product: sizes must be whole numbers from 1 on, got {self.sizes}.")
         self._take(parts, built)
         self.expected_failures = inherited(built)
@@ -220,7 +220,8 @@ class Product(Composite):
         return self.sizes or [total // len(self.parts)] * len(self.parts)
 
     def _slices(self, value: Tensor) -> list[tuple[Constraint, Tensor]]:
-        pieces = value.split(self._lengths(value.shape[self.dim]), self.dim)
+        lengths = self._lengths(value.shape[self.dim])
+        pieces = cast("tuple[Tensor, ...]", value.split(lengths, self.dim))
         return list(zip(self._each(), pieces, strict=True))
 
     def _shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:

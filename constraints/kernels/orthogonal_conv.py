@@ -166,7 +166,7 @@ class OrthogonalConv(Constraint):
         taps, tall = self._taps(value.double() if value.dtype == torch.float32 else value)
         reflections: list[Tensor] = []
         for axis in (-3, -4):
-            found = []
+            found: list[Tensor] = []
             for _ in range(taps.shape[axis] - 1):
                 taps, S = peeled(taps, axis)
                 found.insert(0, S)

@@ -266,7 +266,7 @@ class SpectralNormConv(Retraction):
         if event[0] % (self.groups or 1):
             return f"must have a multiple of groups={self.groups} output channels"
         for name in ("stride", "size", "dilation"):
-            number = getattr(self, name)
+            number: int | Sequence[int] | None = getattr(self, name)
             if isinstance(number, Sequence) and len(number) != axes:
                 return f"must have as many sizes of its kernel as there are in {name}={number!r}"
         per_axis = _each(self.size, axes) if self.size else [self.resolution * k for k in event[2:]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def of_geotorch(manifold: Any) -> Constraint | None:
     Returns:
         A constraint, or None for what is no manifold of geotorch.
     """
-    kind = type(manifold)
+    kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
     if kind.__module__.partition(".")[0] != "geotorch" or kind.__name__ not in _MANIFOLDS:
         return None
     name, attributes = _MANIFOLDS[kind.__name__]
@@ -123,7 +123,7 @@ def of_torch_distributions(constraint: Any) -> Constraint | None:
     if isinstance(constraint, theirs.independent):
         return of_torch_distributions(constraint.base_constraint)
     if isinstance(constraint, (theirs.cat, theirs.stack)):
-        parts = [of_torch_distributions(part) for part in constraint.cseq]
+        parts = [of_torch_distributions(part) for part in cast("list[Any]", constraint.cseq)]
         sizes = getattr(constraint, "lengths", [1] * len(parts))
         return Product(parts=parts, sizes=list(sizes), dim=constraint.dim)
     if kind.__module__ == "pyro.distributions.constraints" and kind.__name__ in _OF_PYRO:

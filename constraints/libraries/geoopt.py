@@ -58,7 +58,7 @@ def of_geoopt(manifold: Any) -> Constraint | None:
         ValueError: for a manifold without a counterpart: in a subspace, of a curvature that is
             learned, of complex matrices, or a product with parts of several dimensions.
     """
-    kind = type(manifold)
+    kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
     if kind.__module__.partition(".")[0] != "geoopt" or not hasattr(manifold, "reversible"):
         return None
     if any(parameter.requires_grad for parameter in manifold.parameters()):

@@ -1,55 +1,53 @@
-"""The functions of `torch.linalg` that are used here, with types, which torch does not declare."""
+"""The functions of `torch.linalg` that the catalogue uses, with types."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
-
-
-class _Cholesky(NamedTuple):
-    L: Tensor
-    info: Tensor
-
-
-class _Inverse(NamedTuple):
-    inverse: Tensor
-    info: Tensor
-
-
-class _SVD(NamedTuple):
-    U: Tensor
-    S: Tensor
-    Vh: Tensor
-
-
-class _QR(NamedTuple):
-    Q: Tensor
-    R: Tensor
-
-
-class _Determinant(NamedTuple):
-    sign: Tensor
-    logabsdet: Tensor
-
-
-_torch: Any = torch.linalg
-LinAlgError: type[RuntimeError] = _torch.LinAlgError
-cholesky_ex: Callable[..., _Cholesky] = _torch.cholesky_ex
-eig: Callable[[Tensor], tuple[Tensor, Tensor]] = _torch.eig
-eigh: Callable[[Tensor], tuple[Tensor, Tensor]] = _torch.eigh
-eigvals: Callable[[Tensor], Tensor] = _torch.eigvals
-eigvalsh: Callable[[Tensor], Tensor] = _torch.eigvalsh
-inv_ex: Callable[[Tensor], _Inverse] = _torch.inv_ex
-matrix_exp: Callable[[Tensor], Tensor] = _torch.matrix_exp
-matrix_norm: Callable[..., Tensor] = _torch.matrix_norm
-qr: Callable[..., _QR] = _torch.qr
-slogdet: Callable[[Tensor], _Determinant] = _torch.slogdet
-solve: Callable[[Tensor, Tensor], Tensor] = _torch.solve
-solve_triangular: Callable[..., Tensor] = _torch.solve_triangular
-svd: Callable[..., _SVD] = _torch.svd
-svdvals: Callable[[Tensor], Tensor] = _torch.svdvals
-vecdot: Callable[[Tensor, Tensor], Tensor] = _torch.vecdot
-vector_norm: Callable[..., Tensor] = _torch.vector_norm
+from constrained.torch_internals.linalg import (
+    LinAlgError as LinAlgError,
+)
+from constrained.torch_internals.linalg import (
+    cholesky_ex as cholesky_ex,
+)
+from constrained.torch_internals.linalg import (
+    eig as eig,
+)
+from constrained.torch_internals.linalg import (
+    eigh as eigh,
+)
+from constrained.torch_internals.linalg import (
+    eigvals as eigvals,
+)
+from constrained.torch_internals.linalg import (
+    eigvalsh as eigvalsh,
+)
+from constrained.torch_internals.linalg import (
+    inv_ex as inv_ex,
+)
+from constrained.torch_internals.linalg import (
+    matrix_exp as matrix_exp,
+)
+from constrained.torch_internals.linalg import (
+    matrix_norm as matrix_norm,
+)
+from constrained.torch_internals.linalg import (
+    qr as qr,
+)
+from constrained.torch_internals.linalg import (
+    slogdet as slogdet,
+)
+from constrained.torch_internals.linalg import (
+    solve as solve,
+)
+from constrained.torch_internals.linalg import (
+    solve_triangular as solve_triangular,
+)
+from constrained.torch_internals.linalg import (
+    svd as svd,
+)
+from constrained.torch_internals.linalg import (
+    svdvals as svdvals,
+)
+from constrained.torch_internals.linalg import (
+    vecdot as vecdot,
+)
+from constrained.torch_internals.linalg import (
+    vector_norm as vector_norm,
+)

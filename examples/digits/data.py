@@ -1,5 +1,7 @@
 """The digits as sequences: one row or one pixel per time step, and then noise."""
 
+# Not strict: scikit-learn leaves types of what is used here unknown.
+# pyright: basic
 from __future__ import annotations
 
 from collections.abc import Iterator

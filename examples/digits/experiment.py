@@ -4,6 +4,8 @@ Nothing in the file is ever executed: YAML is read with the safe loader, and a c
 holds a name and literals.
 """
 
+# Not strict: jsonschema leaves types of what is used here unknown.
+# pyright: basic
 from __future__ import annotations
 
 import difflib

@@ -1,5 +1,7 @@
 """An ordinary training loop: nothing in it knows of constraints."""
 
+# Not strict: torch leaves types of what is used here unknown.
+# pyright: basic
 from __future__ import annotations
 
 import math
