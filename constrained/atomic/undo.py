@@ -34,7 +34,7 @@ class all_or_nothing:
             gave, too, as loading a checkpoint changes it.
     """
 
-    # A generator that is interrupted at its `yield` is closed some time later, and would then put
+    # No @contextmanager: a generator interrupted at its `yield` is closed later, and would then put
     # back what has changed in the meantime.
 
     def __init__(
@@ -120,7 +120,7 @@ class _Contents:
 
     def put_back(self) -> None:
         tensor: Any = self._tensor
-        # Only an inference tensor can be written in inference mode alone.
+        # Inference tensors can be written in inference mode only, and others outside of it.
         with torch.inference_mode(self._alias.is_inference()), torch.no_grad():
             if type(tensor) is not self._class:
                 tensor.__class__ = self._class

@@ -111,7 +111,7 @@ def _spectral_norm(entries: Values, shape: torch.Size, names: Collection[str]) -
     if weight.shape != shape or not rows:
         return {}
     # The weight is seen as a matrix whose rows are one of its dimensions, and u and v are close to
-    # the first singular vectors: of the dimensions that fit, theirs gives the largest number.
+    # the first singular vectors: of the dimensions that fit, take the one with the largest u' W v.
     norms = [torch.vdot(u, weight.movedim(d, 0).flatten(1) @ v) for d in rows]
     return {"torch's spectral_norm": weight / max(norms, key=lambda norm: float(norm.abs()))}
 

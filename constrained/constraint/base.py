@@ -52,7 +52,7 @@ class Constraint(FastPaths, Membership):
       precision), those of `forward` and `draw` by `rounded`;
     * where linear algebra raises because the parameters of an element hold NaN or infinity,
       `forward` gives NaN for it, and `canonical` these parameters;
-    * the value is contiguous, unless a parameter is laid out alike;
+    * the value is contiguous, unless a parameter has the same layout;
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, `draw` an admissible shape, and `violation` a finite tensor:
       an element that holds NaN or infinity has the violation ``inf``.
@@ -289,7 +289,7 @@ class Constraint(FastPaths, Membership):
         """Where training starts: each member stays bit for bit, an outsider goes to one nearby.
 
         From there it can be trained: the derivative of `forward` is no less than a fiftieth of its
-        typical size, as far as the dtype can tell the element from one where it vanishes.
+        typical size, up to rounding of the dtype.
 
         Args:
             value: of shape ``(*batch, *event)``.

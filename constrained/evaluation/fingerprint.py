@@ -36,7 +36,7 @@ _FIXED = (
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
 
-#: What `nn.Module` keeps for itself, and what does not decide the value.
+#: What `nn.Module` keeps for itself, and attributes that do not influence the value.
 _PRIVATE = frozenset(vars(nn.Module())) | {
     *("_revision", "_map_revision", "expected_failures", "preserves"),
 }
@@ -54,8 +54,8 @@ class Facts(NamedTuple):
 
     Attributes:
         own: the parameters of the first module, which are to be the same dictionary.
-        empty: what is to be empty: dictionaries of hooks, and containers.
-        slots: getters, names, and the objects that they are to give.
+        empty: dictionaries of hooks and containers that must still be empty.
+        slots: getters, names, and the objects that they must still return.
         lengths: containers, and how many entries they are to have.
         contents: containers of plain data, and a copy of each.
     """
@@ -89,7 +89,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module], *, lenient: bool = False) -> Fingerprint:
-        """What modules are now, but for the numbers in their tensors: see `renewed`.
+        """The present state of modules, without the numbers in their tensors: see `renewed`.
 
         Args:
             modules: the list of a tensor's parametrizations, and all modules in it. The first of
@@ -111,7 +111,7 @@ class Fingerprint:
         """The same modules, with the numbers that are in their tensors now.
 
         Args:
-            known: what some of the tensors were when it counted.
+            known: states of some of the tensors from before the evaluation.
         """
         before = {id(state.tensor): state for state in known}
         states = [before.get(id(state.tensor)) or state.renewed() for state in self.states]
@@ -143,7 +143,7 @@ class Fingerprint:
         return True
 
     def can_be_differentiated(self) -> bool:
-        """Whether a gradient that is computed now is one of the value that was computed then.
+        """Whether a backward pass now would still be right for the value that was stored.
 
         Hooks and other originals do not change it, nor does a write that autograd does not count.
         """
@@ -262,7 +262,7 @@ def _set_on(members: Mapping[str, Any]) -> list[str]:
 def _deciding(cls: type) -> Iterator[type]:
     """The classes that say what an object of a class computes, in the order of resolution.
 
-    The map of a user's class may call that of an ancestor; one of the catalogue calls none.
+    The map of a user's class may call that of an ancestor; a class of the catalogue calls none.
     """
     is_defined = False
     for kind in cls.__mro__:

@@ -71,7 +71,7 @@ class ReturnedValue:
         )
 
     def is_lost(self) -> bool:
-        """Whether somebody wrote into the value to no lasting effect."""
+        """Whether somebody wrote into the value, which the next evaluation would undo."""
         return not self.state.is_moved() and self.is_written() and not self.is_recorded()
 
 

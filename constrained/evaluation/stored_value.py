@@ -34,7 +34,7 @@ class StoredValue(ReturnedValue):
 
     Args:
         kept: the evaluation, kept for its gradient.
-        inputs: what the value was computed from, as the graph knows it.
+        inputs: the tensors from which the graph of the value starts: aliases of the originals.
         originals: the same, as the module knows it.
         fingerprint: all that it was computed from.
         context: the `cached` block that it is reused in; None if it is reused everywhere.
@@ -61,7 +61,7 @@ class StoredValue(ReturnedValue):
         self._is_source = shares_memory(kept.value, sources)
         trained = [state.tensor for state in fingerprint.states if state.requires_grad]
         self._records = _is_recording() or not trained
-        # Where nothing is recorded, a value that requires a gradient is one of the originals.
+        # Without gradient recording, only an original that is returned as it is requires one.
         if (kept.value.requires_grad and _is_recording()) or isinstance(kept, KeptArguments):
             # The constraint may have parameters of its own.
             more = [t for t in trained if not any(t is x for x in originals)]
@@ -114,7 +114,7 @@ class StoredValue(ReturnedValue):
         return plain
 
     def is_lost(self) -> bool:
-        """Whether somebody wrote into the value to no lasting effect."""
+        """Whether somebody wrote into the value, which the next evaluation would undo."""
         return not self._is_source and super().is_lost()
 
     def _look_around(self) -> tuple[Any, ...] | None:

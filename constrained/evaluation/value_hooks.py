@@ -63,7 +63,7 @@ class ValueHooks:
         self._drop_dead()
         if is_kept and not self._all():
             return
-        # The node of a value holds the hooks that are registered on it, and none of the others.
+        # Autograd calls the hooks of this value by itself; `call` calls those of the others.
         own: Hooks = OrderedDict()
         self._known[id(own)] = weakref.ref(value), own
         call_first(value, partial(_call, weakref.ref(self), own), own)

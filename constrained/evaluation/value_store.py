@@ -66,7 +66,7 @@ class ValueStore:
         """Drop all values, but remember whether one of them was written.
 
         Args:
-            stepped: the originals have new numbers, and nothing else is expected to change.
+            stepped: only the numbers in the originals have changed: how to evaluate is kept.
         """
         self._is_lost = self.is_lost()
         self._drop_values()
@@ -119,7 +119,7 @@ class ValueStore:
         return not (self._values or self._is_lost or self.hooks.wait())
 
     def is_lost(self) -> bool:
-        """Whether a value that a reader has, in any thread, was written to no lasting effect."""
+        """Whether a value that a reader has, in any thread, was written, which is undone next."""
         return self._is_lost or any(value.is_lost() for value in list(self._values.values()))
 
     def read(self, on: EvaluatedTensor) -> Tensor:

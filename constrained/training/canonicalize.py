@@ -30,7 +30,7 @@ _OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision", "_map_revisio
 
 _HALF = (torch.float16, torch.bfloat16)
 
-#: Noted for a tensor whose gradient was never replaced: no gradient, of no version.
+#: Noted for a tensor whose gradient was never replaced: a dead reference, and version 0.
 _NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
 
@@ -133,7 +133,7 @@ def restart(tensor: ParametrizationList, trained: Collection[int] | None = None)
 def _may_write(
     tensor: ParametrizationList, indices: Iterable[int], trained: Collection[int] | None
 ) -> bool:
-    """Whether each of these originals is a constant or is trained; others keep every bit."""
+    """Whether each of these originals is a constant or is trained: others must not change."""
     names = tensor.names()
     return all(
         name in tensor._buffers
@@ -158,7 +158,7 @@ def batch_key(tensor: ParametrizationList) -> Hashable | None:
     if not _has_canonical(first):
         return None
     if first.remembers or first._parameters or first._buffers or first._modules:
-        # Tensors of its own are no arguments, and may differ.
+        # Two constraints of equal arguments may have different tensors of their own.
         return None
     here = tensor.original
     if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:

@@ -53,7 +53,7 @@ class History:
     def is_at_rest(self) -> bool:
         """Whether the step ended by itself, for lack of a gradient or of progress.
 
-        Or it goes on, but two iterations have added nothing to its history, for lack of curvature.
+        Also if it goes on, but two iterations found too little curvature to remember anything.
         """
         before, now, group = self._before, self._state(), self._group()
         iterations = now.get("n_iter", 0) - before.get("n_iter", 0)

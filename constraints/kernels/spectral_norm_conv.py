@@ -307,7 +307,7 @@ class SpectralNormConv(Retraction):
             given = [n // s for n, s in images]
         elif self.padding_mode in PADDING_MODES[1:]:
             stride = [1] * len(kernel)
-        # Steps of two, and looks at each second point, are steps of one in half of the image.
+        # A stride and a dilation of 2 are those of 1 on each subgrid of every second point.
         common = [math.gcd(*pair) for pair in zip(stride, dilation, strict=True)]
         stride = [s // c for s, c in zip(stride, common, strict=True)]
         dilation = [d // c for d, c in zip(dilation, common, strict=True)]

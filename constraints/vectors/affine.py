@@ -105,7 +105,7 @@ class Affine(Retraction):
         # Twice: after one step the rounding errors of a large y may be large beside a small
         # solution.
         near = near - self._miss(near)
-        # Where the difference from the shortest solution is rounding of y, take that one itself.
+        # If it differs from the shortest solution by rounding of y only, that one is the result.
         shortest = self._shortest.to(y.device, y.dtype)
         left, whole = near.detach() - shortest, y.detach() - shortest
         # In units of the largest entry, so that no square leaves the range.
