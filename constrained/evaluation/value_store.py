@@ -119,7 +119,7 @@ class ValueStore:
         return not (self._values or self._is_lost or self.hooks.wait())
 
     def is_lost(self) -> bool:
-        """Whether a value that a reader has, in any thread, was written, which is undone next."""
+        """Whether a reader, in any thread, wrote into a value that will be evaluated anew."""
         return self._is_lost or any(value.is_lost() for value in list(self._values.values()))
 
     def read(self, on: EvaluatedTensor) -> Tensor:
