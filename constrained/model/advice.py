@@ -86,7 +86,8 @@ def warn_of_small_elements(change: TensorChange, request: Request) -> None:
     warnings.warn(
         f"'{place.path}' is a kernel of shape {shape}, of which {constraint!r} constrains "
         f"{small}. "
-        f"For {meant} give view='conv'; view='{same} -> {same}' says that the small ones are meant.",
+        f"For {meant} give view='conv'; view='{same} -> {same}' says that the small ones are "
+        "meant.",
         UserWarning,
         stacklevel=user_stacklevel(),
     )

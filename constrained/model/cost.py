@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from constrained.constraint.base import Constraint
+from constrained.torch_internals.operations import watched
 
 #: From the cheapest: work on each entry; products of matrices, or transforms; decompositions of
 #: matrices, inverses and solutions of linear systems.
@@ -29,52 +29,36 @@ _OTHERS = frozenset(
 )
 
 
-class _Watch(TorchDispatchMode):
-    """Notes the dearest operation that runs inside.
-
-    Args:
-        small: decompositions of matrices with fewer rows or columns cost little beside products.
-    """
-
-    def __init__(self, small: int) -> None:
-        super().__init__()
-        self.small = small
-        self.dearest = 0
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func.namespace == "aten":
-            self.dearest = max(self.dearest, self._rank(func.overloadpacket.__name__, args))
-            return func(*args, **(kwargs or {}))
-        # An operator of the catalogue is made of others, which are to be seen as well.
-        with self:
-            return func(*args, **(kwargs or {}))
-
-    def _rank(self, name: str, args: Sequence[Any]) -> int:
-        kind: Cost = "products" if name in _PRODUCTS or "_fft_" in name else "elementwise"
-        decomposes = name.removeprefix("_").startswith("linalg_") and name not in _CHEAP
-        if decomposes or name in _OTHERS:
-            matrix = args[0]
-            kind = "products" if min(matrix.shape[-2:]) < self.small else "decompositions"
-        return COSTS.index(kind)
-
-
 @torch.no_grad()
-def cost_of(constraint: Constraint, originals: Sequence[Tensor], shape: Sequence[int]) -> Cost:
-    """The class of work that a training step spends on a constraint.
+def cost_of(
+    constraint: Constraint, originals: Sequence[Tensor], shape: Sequence[int]
+) -> Cost | None:
+    """The class of work that a training step spends on a constraint; None if it is unknown.
 
     Args:
         constraint: the constraint.
         originals: its free parameters.
-        shape: of one element.
+        shape: of one element. Decompositions of much smaller matrices cost little beside products.
     """
-    with _Watch(min(shape[-2:], default=0) // 2) as watch:
+    small = min(shape[-2:], default=0) // 2
+    dearest = 0
+
+    def note(name: str, args: Sequence[Any]) -> None:
+        nonlocal dearest
+        dearest = max(dearest, COSTS.index(_kind(name, args, small)))
+
+    watch = watched(note)
+    if watch is None:
+        return None
+    with watch:
         if constraint.has_canonical():
             constraint.canonical(*originals)
         constraint(*originals)
-    return COSTS[watch.dearest]
+    return COSTS[dearest]
+
+
+def _kind(name: str, args: Sequence[Any], small: int) -> Cost:
+    decomposes = name.removeprefix("_").startswith("linalg_") and name not in _CHEAP
+    if decomposes or name in _OTHERS:
+        return "products" if min(args[0].shape[-2:]) < small else "decompositions"
+    return "products" if name in _PRODUCTS or "fft_" in name else "elementwise"
