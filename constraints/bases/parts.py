@@ -49,7 +49,7 @@ class Composite(Constraint):
         self._parts = nn.ModuleList(built)
 
     def _each(self) -> list[Constraint]:
-        return list(self._parts)  # type: ignore[arg-type]
+        return list(self._parts)  # type: ignore[arg-type] - torch types them as plain modules
 
     @property
     def parts(self) -> list[Any]:
@@ -60,13 +60,13 @@ class Composite(Constraint):
         ]
 
     @property
-    def closed(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
+    def closed(self) -> bool:  # type: ignore[override] - computed from the parts
+        """Whether all parts are closed."""
         return all(part.closed for part in self._each())
 
     @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
+    def deterministic(self) -> bool:  # type: ignore[override] - computed from the parts
+        """Whether all parts are deterministic."""
         return all(part.deterministic for part in self._each())
 
 
