@@ -1,4 +1,4 @@
-"""The rooms stand as docs/architecture.md shows them: imports run downwards, no file is long."""
+"""The packages are as docs/architecture.md shows them: imports run downwards, no file is long."""
 
 from __future__ import annotations
 
