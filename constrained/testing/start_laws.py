@@ -144,7 +144,7 @@ def _outsiders(case: Case, inside: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _first_outsider(constraint: Constraint, value: Tensor) -> Tensor:
-    """A tensor of the shape of ``value`` that is no member, if there is one."""
+    """A tensor of the shape of ``value`` that is not a member, or ``value`` if none is found."""
     for candidate in (-value, value - 100, value + 100, 100 * value):
         if not bool(constraint.contains(candidate).all()):
             return candidate

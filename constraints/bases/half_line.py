@@ -15,7 +15,7 @@ from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 
 
 class HalfLine(Constraint):
-    """What half-lines share: an end, and the direction in which they extend from it.
+    """Base of half-lines, which have an end and a direction in which they extend from it.
 
     Attributes:
         end: the bound.

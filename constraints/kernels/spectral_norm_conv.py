@@ -68,8 +68,8 @@ class SpectralNormConv(Retraction):
       padding may increase the norm of an image. For each axis with more than one tap, that is the
       square root of 2, or of 1 plus the width of the border. There are kernels that reach it.
 
-    **Map**: K -> K min(1, c / ||K||), onto the set. A kernel in the set comes back bit for bit, and
-    its derivative is the identity, on the boundary too.
+    **Map**: K -> K min(1, c / ||K||), onto the set. A kernel in the set is returned bit for bit,
+    and there the derivative is the identity, even on the boundary.
 
     **Right inverse**: the kernel itself.
 

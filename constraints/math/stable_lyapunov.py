@@ -157,7 +157,7 @@ def cost(params: tuple[Tensor, ...], value: Tensor) -> Tensor:
 
 
 def cheapest(candidates: Iterable[tuple[Tensor, ...]], value: Tensor) -> tuple[Tensor, ...]:
-    """For each element the first right inverse with a `cost` up to 32 eps, else the cheapest."""
+    """For each element the first right inverse of a `cost` up to 32 eps, else the cheapest."""
     enough = 32 * torch.finfo(value.dtype).eps
     best: tuple[Tensor, ...] = ()
     least = value.new_zeros(())

@@ -159,7 +159,7 @@ class PSDFixedRank(SquareMatrices):
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
 
     def violation(self, value: Tensor) -> Tensor:
-        """The largest of three: asymmetry, negative eigenvalues, eigenvalue number r + 1."""
+        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
         return distance_from_psd_rank(value, self.rank)
 
     def project(self, value: Tensor) -> Tensor:

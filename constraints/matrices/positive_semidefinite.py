@@ -97,7 +97,7 @@ class PSDLowRank(SquareMatrices):
     points.
 
     **Map**: (Y, S) -> Y S_+ Y', with Y of shape (n, r) and S_+ the positive semidefinite part of
-    S (r, r), as under `PositiveSemidefinite`. Onto the set.
+    S (r, r), as for `PositiveSemidefinite`. Onto the set.
 
     **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. Where an
     eigenvalue is zero, the derivative of the usual map, Y Y' alone, would vanish. There, Y has a
@@ -170,7 +170,7 @@ class PSDLowRank(SquareMatrices):
             return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)
 
     def violation(self, value: Tensor) -> Tensor:
-        """The largest of three: asymmetry, negative eigenvalues, eigenvalue number r + 1."""
+        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
         return distance_from_psd_rank(value, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
