@@ -7,15 +7,21 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
-#: All but the changelog, which tells of names that were changed later.
+#: All but the changelog, which tells of names that were changed later, and the pages for users of
+#: other libraries, some of which have `constraints` too.
 PAGES = [
     *(page for folder in ("constrained", "constraints") for page in (ROOT / folder).rglob("*.py")),
-    *(page for folder in ("docs", "tests") for page in (ROOT / folder).rglob("*.md")),
+    *(page for page in ROOT.glob("docs/**/*.md") if page.parent.name != "coming_from"),
+    *ROOT.glob("tests/**/*.md"),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASING.md")),
 ]
 CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)")
 OBJECT = re.compile(r"(?<![\w./-])(?:constrained|constraints|tests)(?:\.\w+)+(?!\w|/)")
-FILE = re.compile(r"(?<![\w./-])(?:constrained|constraints|docs|tests|benchmarks)/[\w./-]*\w/?")
+#: A path is told from other text with slashes by its end: an extension, or a slash.
+FILE = re.compile(
+    r"(?<![\w./-])(?:constrained|constraints|docs|tests|benchmarks)/"
+    r"(?:[\w./-]*(?:\.(?:py|md|svg|png|ipynb)|/))?(?![\w/])"
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
