@@ -26,8 +26,8 @@ class OrthogonalConv(Constraint):
     **Use**: convolutions that keep the length of a signal: 1-Lipschitz and robust convolutional
     networks, invertible layers, deep networks without normalization.
 
-    **Set**: the kernels that are a product $H F_1(z) \dots F_{k-1}(z)$ in one dimension, and
-    $H F_1(z) \dots F_{k-1}(z) G_1(w) \dots G_{l-1}(w)$ in two. $H$ is a matrix with orthonormal
+    **Set**: $\{H F_1(z) \dots F_{k-1}(z)\}$, the kernels that are such a product, in one dimension,
+    and $H F_1(z) \dots F_{k-1}(z) G_1(w) \dots G_{l-1}(w)$ in two. $H$ is a matrix with orthonormal
     rows. The factors are $P + z^{-1} (I - P)$ with orthogonal projections $P$. If there are more
     channels out than in, the set holds the transposes of such products, with orthonormal columns.
     In one dimension these are all orthogonal kernels, in two those that are separable in this

@@ -28,11 +28,11 @@ class CholeskyFactor(SquareMatrices):
     is a bijection onto the positive definite matrices.
 
     **Map**: $X \mapsto$ its lower triangle, with softplus on the diagonal,
-    $L_{ii} = \log(1 + e^{X_{ii}})$, onto the set. Where softplus underflows, the entry is the root
-    of the smallest normal number, as for `Positive`.
+    $L_{ii} = \log(1 + \exp(X_{ii}))$, onto the set. Where softplus underflows, the entry is the
+    root of the smallest normal number, as for `Positive`.
 
-    **Right inverse**: the inverse of softplus, $L_{ii} \mapsto L_{ii} + \log(1 - e^{-L_{ii}})$, on
-    the diagonal. A zero there, which is on the boundary, becomes the machine epsilon, as for
+    **Right inverse**: the inverse of softplus, $L_{ii} \mapsto L_{ii} + \log(1 - \exp(-L_{ii}))$,
+    on the diagonal. A zero there, which is on the boundary, becomes the machine epsilon, as for
     `project`.
 
     **Reference**: Stan Reference Manual, section "Cholesky factors of covariance matrices".

@@ -112,9 +112,9 @@ class SoftPermutation(BirkhoffPolytope):
     **Use**: learned orders and matchings: sorting, alignment of points and channels, latent
     permutations that are hardened by and by.
 
-    **Set**: that of `DoublyStochastic`, the Birkhoff polytope, whatever the temperature $\tau$.
-    Dimension $(n - 1)^2$, closed. Permutation matrices are its vertices; a member need not be near
-    one.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W_{ij} \ge 0, \sum_j W_{ij} = 1, \sum_i W_{ij} =
+    1\}$, that of `DoublyStochastic`, whatever the temperature $\tau$. Dimension $(n - 1)^2$,
+    closed. Permutation matrices are its vertices; a member need not be near one.
 
     **Map**: $X \mapsto \operatorname{diag}(u) \exp(X / \tau) \operatorname{diag}(v)$, the doubly
     stochastic scaling, onto the interior. For a small temperature, parameters of size one, such as

@@ -32,13 +32,14 @@ from constraints.math.stable_lyapunov import (
 
 @register("hurwitz", aliases=("alpha_stable", "continuous_stable"))
 class Hurwitz(SquareMatrices):
-    r"""Matrices with all eigenvalues left of a vertical line: x' = A x decays like exp(-alpha t).
+    r"""Matrices with all eigenvalues left of a vertical line: stable dynamics in continuous time.
 
-    **Use**: stable dynamics in continuous time, $x' = A x$: neural ODEs, state-space models,
-    controllers, whose states must decay.
+    **Use**: dynamics in continuous time: neural ODEs, state-space models, controllers, whose states
+    must decay.
 
     **Set**: $\{A \in \mathbb{R}^{n \times n} : \operatorname{Re} \lambda \le -\alpha \text{ for
-    every eigenvalue } \lambda \text{ of } A\}$. Dimension $n^2$, closed, not convex.
+    every eigenvalue } \lambda \text{ of } A\}$: solutions of $x' = A x$ decay like
+    $\exp(-\alpha t)$. Dimension $n^2$, closed, not convex.
 
     **Map**: $(X, Y, Z) \mapsto T P (S - Q / 2) T^{-1} - \alpha I + h R$, where
     $P = 2 X X^\top / (1 + \operatorname{tr}(X X^\top) / n)$, $Q = Y Y^\top$ and
@@ -47,8 +48,8 @@ class Hurwitz(SquareMatrices):
     the matrix at the start dissipates energy, and a remainder of the size of rounding. The factor
     $h = \max(0, 1 - 16 \lVert X - I \rVert_F^2 / n)^4$ lets $R$ fade.
 
-    **Right inverse**: $X = I$, and $T$ with $T T^\top$ the solution $P$ of the Lyapunov equation
-    $(A + \alpha I) P + P (A + \alpha I)^\top = -I$, or, next to the boundary, $T T^\top = V V^*$
+    **Right inverse**: $X = I$, and $T$ with $T T^\top$ the solution $G$ of the Lyapunov equation
+    $(A + \alpha I) G + G (A + \alpha I)^\top = -I$, or, next to the boundary, $T T^\top = V V^*$
     for the eigenvectors $V$ of $A$; $T = I$ if the symmetric part of $A + \alpha I$ is negative
     semidefinite already. The remainder makes it exact for every member, even on the boundary and
     with Jordan blocks. This has a price if $T$ is ill-conditioned: rounding errors, and with them

@@ -60,7 +60,7 @@ class Orthogonal(Matrices):
     transport, since the coordinates move with $B$. But two matrices are stored, averages or shards
     of them have no meaning, and training keeps the sign of the determinant.
 
-    **Right inverse**: ``"polar"``: the matrix itself. Otherwise $X = 0$ and $B$ = the matrix.
+    **Right inverse**: ``"polar"``: the matrix itself. Otherwise $X = 0$, and $B$ is the matrix.
 
     **Reference**: Edelman, Arias and Smith, The geometry of algorithms with orthogonality
     constraints (1998); Higham, Functions of Matrices (2008), chapter 8, for the polar factor; Wen

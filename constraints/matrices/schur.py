@@ -31,13 +31,14 @@ from constraints.math.svd import svdvals
 
 @register("schur", aliases=("schur_stable", "discrete_stable", "spectral_radius"))
 class Schur(SquareMatrices):
-    r"""Matrices of bounded spectral radius: powers of A grow no faster than those of the bound.
+    r"""Matrices of bounded spectral radius: stable dynamics in discrete time.
 
-    **Use**: stable dynamics in discrete time, $x_{t+1} = A x_t$: linear recurrent networks,
-    state-space models, echo states, Koopman operators, whose states must not explode.
+    **Use**: dynamics in discrete time, $x_{t+1} = A x_t$: linear recurrent networks, state-space
+    models, echo states, Koopman operators, whose states must not explode.
 
     **Set**: $\{A \in \mathbb{R}^{n \times n} : \lvert \lambda \rvert \le r \text{ for every
-    eigenvalue } \lambda \text{ of } A\}$. Dimension $n^2$, closed, not convex.
+    eigenvalue } \lambda \text{ of } A\}$: powers of $A$ grow no faster than those of $r$. Dimension
+    $n^2$, closed, not convex.
 
     **Map**: $(V, F, D) \mapsto 2 r T (F F^\top + D D^\top + V V^\top)^{-1} V F^\top T^{-1} + h R$,
     onto the interior. With $M$ half of the matrix that is inverted, the product is

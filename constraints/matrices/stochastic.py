@@ -61,7 +61,7 @@ class RowStochastic(Stochastic):
     **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} \ge 0, \sum_j W_{ij} = 1\}$. Dimension
     $m (n - 1)$, closed.
 
-    **Map**: softmax of each row, $W_{ij} = e^{X_{ij}} / \sum_k e^{X_{ik}}$, onto the interior.
+    **Map**: softmax of each row, $W_{ij} = \exp(X_{ij}) / \sum_k \exp(X_{ik})$, onto the interior.
 
     **Right inverse**: $W \mapsto \log W$, where a zero is replaced by $\varepsilon / n$.
 
@@ -98,7 +98,8 @@ class ColumnStochastic(Stochastic):
     **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} \ge 0, \sum_i W_{ij} = 1\}$. Dimension
     $(m - 1) n$, closed.
 
-    **Map**: softmax of each column, $W_{ij} = e^{X_{ij}} / \sum_k e^{X_{kj}}$, onto the interior.
+    **Map**: softmax of each column, $W_{ij} = \exp(X_{ij}) / \sum_k \exp(X_{kj})$, onto the
+    interior.
 
     **Right inverse**: $W \mapsto \log W$, where a zero is replaced by $\varepsilon / m$.
 

@@ -89,8 +89,9 @@ class Circulant(SquareMatrices, LinearSpace):
     **Use**: periodic signals and circular convolutions as a dense matrix, compressed layers that
     the Fourier transform makes diagonal.
 
-    **Set**: $\{W \in \mathbb{R}^{n \times n} : W_{ij} = c_{(j - i) \bmod n}\}$. Dimension $n$, a
-    linear space: the matrices of circular convolutions, which the Fourier transform makes diagonal.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W_{ij} = c_{(j - i) \operatorname{mod} n}\}$.
+    Dimension $n$, a linear space: the matrices of circular convolutions, which the Fourier
+    transform makes diagonal.
 
     **Map**: $X \mapsto$ the mean of $X$ along each diagonal that continues around the end, onto the
     set.

@@ -177,8 +177,8 @@ class BlockDiagonal(LinearSpace):
     **Use**: groups of features that do not mix: heads, experts, independent subsystems, grouped
     linear layers.
 
-    **Set**: $\{\operatorname{diag}(W_1, \dots, W_k) : W_i \in \mathbb{R}^{s_i \times s_i}\}$, with
-    $s$ the sizes. Dimension $s_1^2 + \dots + s_k^2$, a linear space.
+    **Set**: $\{\operatorname{diag}(W_1, \dots, W_k) : W_i \text{ of shape } s_i \times s_i\}$.
+    Dimension $s_1^2 + \dots + s_k^2$, a linear space.
 
     **Map**: $X \mapsto$ its blocks, zeros elsewhere, onto the set.
 

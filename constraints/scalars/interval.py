@@ -25,8 +25,8 @@ class Interval(Constraint):
 
     **Set**: $\{x \in \mathbb{R} : l < x < h\}$, elementwise. Dimension 1, open.
 
-    **Map**: the scaled sigmoid $y \mapsto l + (h - l) / (1 + e^{-y})$, onto the set. Where rounding
-    would give a bound, the value is a number just inside, with the same gradient.
+    **Map**: the scaled sigmoid $y \mapsto l + (h - l) / (1 + \exp(-y))$, onto the set. Where
+    rounding would give a bound, the value is a number just inside, with the same gradient.
 
     **Right inverse**: the logit, $x \mapsto \log((x - l) / (h - x))$. A bound, which is not a
     member, is replaced by its projection.

@@ -16,14 +16,14 @@ class Positive(OpenHalfLine):
 
     **Set**: $\{x \in \mathbb{R} : x > 0\}$, elementwise. Dimension 1, open.
 
-    **Map**: softplus, $y \mapsto \log(1 + e^y)$, onto the set, down to the root of the smallest
+    **Map**: softplus, $y \mapsto \log(1 + \exp(y))$, onto the set, down to the root of the smallest
     normal number ($10^{-19}$ in single precision), where a logarithm, a reciprocal and their
     derivatives are still finite. In float16 it goes down to the smallest normal number,
     $6 \cdot 10^{-5}$. A density that divides by higher powers is not finite there, such as that of
     a normal distribution with this standard deviation. For such a density take `GreaterThan` with a
     bound such as $10^{-8}$.
 
-    **Right inverse**: $x \mapsto x + \log(1 - e^{-x})$. The coordinate of a small $x$ is about
+    **Right inverse**: $x \mapsto x + \log(1 - \exp(-x))$. The coordinate of a small $x$ is about
     $\log x$, with a rounding error of $\varepsilon \lvert \log x \rvert$, which is the relative
     error of the round trip. A zero, which is on the boundary, becomes the machine epsilon
     $\varepsilon$, as for `project`: at the smallest positive number the gradient would vanish with
@@ -54,7 +54,7 @@ class Negative(OpenHalfLine):
 
     **Set**: $\{x \in \mathbb{R} : x < 0\}$, elementwise. Dimension 1, open.
 
-    **Map**: $y \mapsto -\log(1 + e^{-y})$, onto the set, increasing.
+    **Map**: $y \mapsto -\log(1 + \exp(-y))$, onto the set, increasing.
 
     **Right inverse**: as for `Positive`, of $-x$. A zero becomes minus the machine epsilon.
 
@@ -79,8 +79,8 @@ class GreaterThan(OpenHalfLine):
 
     **Set**: $\{x \in \mathbb{R} : x > b\}$, elementwise. Dimension 1, open.
 
-    **Map**: $y \mapsto b + \log(1 + e^y)$, onto the set. Where rounding would give the bound, the
-    value is a number just inside, with the same gradient.
+    **Map**: $y \mapsto b + \log(1 + \exp(y))$, onto the set. Where rounding would give the bound,
+    the value is a number just inside, with the same gradient.
 
     **Right inverse**: as for `Positive`, of $x - b$. The bound itself, which is not a member, is
     replaced by its projection.
@@ -118,7 +118,7 @@ class LessThan(OpenHalfLine):
 
     **Set**: $\{x \in \mathbb{R} : x < b\}$, elementwise. Dimension 1, open.
 
-    **Map**: $y \mapsto b - \log(1 + e^{-y})$, onto the set, increasing. Where rounding would give
+    **Map**: $y \mapsto b - \log(1 + \exp(-y))$, onto the set, increasing. Where rounding would give
     the bound, the value is a number just inside, with the same gradient.
 
     **Right inverse**: as for `Positive`, of $b - x$. The bound itself, which is not a member, is

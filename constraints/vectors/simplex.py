@@ -24,8 +24,8 @@ class Simplex(Vectors):
 
     **Set**: $\{x \in \mathbb{R}^n : x_i \ge 0, \sum_i x_i = 1\}$. Dimension $n - 1$, closed.
 
-    **Map**: softmax, $x_i = e^{y_i} / \sum_j e^{y_j}$, onto the interior. A zero can only result
-    from underflow.
+    **Map**: softmax, $x_i = \exp(y_i) / \sum_j \exp(y_j)$, onto the interior. A zero can only
+    result from underflow.
 
     **Right inverse**: $x \mapsto \log x$. A zero is replaced by $\varepsilon / n$, which changes
     $x$ by less than its rounding and leaves a gradient. With the smallest positive number the
