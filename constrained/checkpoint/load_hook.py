@@ -18,9 +18,9 @@ from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.checkpoint.saved_tensor import SavedTensor, reason_of
 from constrained.model.lazy import materialize_from
 from constrained.parametrized.checkpoint_metadata import recorded_chain
-from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import is_parametrized
 
 
 @contribute

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from constrained.constraint.deprecated import Renamed, rename_members
 from constrained.constraint.elements import Params, beside
-from constrained.constraint.fast_paths import FastPaths
 from constrained.constraint.guards import GUARDS, OF_THE_MAP
 from constrained.constraint.membership import Membership
+from constrained.constraint.optional_methods import OptionalMethods
 from constrained.constraint.precision import autocast_disabled, raise_precision
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import working_dtype
@@ -29,7 +29,7 @@ START = 0.02
 FLAT = 1e-6
 
 
-class Constraint(FastPaths, Membership):
+class Constraint(OptionalMethods, Membership):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
     One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions
@@ -128,7 +128,7 @@ class Constraint(FastPaths, Membership):
         cls._map_as_defined = cls.forward
         for method in OF_THE_MAP:
             if _belongs_to_another_map(cls, method):
-                setattr(cls, method, getattr(FastPaths, method))
+                setattr(cls, method, getattr(OptionalMethods, method))
         # Not left to ABC: Pyro, higher and others derive a class from that of each module of a
         # model, with a metaclass of their own, which would conflict with ABC's.
         undefined = {n for n in dir(cls) if _is_abstract(inspect.getattr_static(cls, n, None))}

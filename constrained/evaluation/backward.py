@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from constrained.constraint.fast_paths import evaluated_again
+from constrained.constraint.optional_methods import evaluated_again
 from constrained.constraint.precision import autocast_disabled
 from constrained.evaluation.events import expect_writes
 from constrained.evaluation.fingerprint import Fingerprint

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from constrained.evaluation.tensor_state import TensorState, can_be_watched
+from constrained.evaluation.tensor_state import TensorState, changes_are_noticed
 from constrained.torch_internals.modules import global_hooks, hooks_of
 
 #: What a module may hold without anybody being able to change it in place.
@@ -102,7 +102,7 @@ class Fingerprint:
             UnwatchableError: if a change of them cannot be noticed, or if there are hooks.
         """
         found = Modules(modules, lenient)
-        if any(found.everything.empty) or not all(map(can_be_watched, found.tensors)):
+        if any(found.everything.empty) or not all(map(changes_are_noticed, found.tensors)):
             raise UnwatchableError
         states = [TensorState(tensor, numbers=False) for tensor in found.tensors]
         return cls(found, found.everything, states)

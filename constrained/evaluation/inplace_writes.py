@@ -104,7 +104,7 @@ class UnstoredValue(ReturnedValue):
         return self._is_lost or (self._is_watched and super().is_lost())
 
 
-def can_be_watched(value: Tensor, sources: Iterable[Tensor]) -> bool:
+def writes_are_noticed(value: Tensor, sources: Iterable[Tensor]) -> bool:
     """Whether a write into a value is noticed, and is not a write of what it is computed from."""
     return (
         type(value) is Tensor

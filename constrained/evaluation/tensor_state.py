@@ -251,7 +251,7 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
 
 
-def can_be_watched(tensor: Tensor) -> bool:
+def changes_are_noticed(tensor: Tensor) -> bool:
     """Whether every change of a tensor can be noticed."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)

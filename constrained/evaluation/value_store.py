@@ -26,7 +26,7 @@ from constrained.evaluation.inplace_writes import (
     ReturnedValue,
     UnstoredValue,
     ValueWrittenError,
-    can_be_watched,
+    writes_are_noticed,
 )
 from constrained.evaluation.recipe import Precomputed, Recipe, alias, recipe_of
 from constrained.evaluation.stored_value import StoredValue
@@ -156,7 +156,7 @@ class ValueStore:
     def _unstored(self, on: EvaluatedTensor, thread: int) -> Tensor:
         """Evaluate for this reader only."""
         value = self._with_hooks(on)
-        if can_be_watched(value, _sources(on)):
+        if writes_are_noticed(value, _sources(on)):
             self._keep(thread, UnstoredValue(value))
         return value
 

@@ -18,10 +18,10 @@ from constrained.atomic.undo import all_or_nothing, around
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.constraint.view import View
-from constrained.model.errors import is_ours, named, raise_failed
+from constrained.model.error_messages import is_ours, named, raise_failed
 from constrained.model.start import count_flat, relative_distance, start_of
-from constrained.parametrized.locations import Location
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import Location
 from constrained.registration.install import install
 from constrained.registration.param_groups import ParameterHandover, check_holds
 
@@ -97,14 +97,14 @@ class TensorChange(Change):
                 install(place.module, place.name, self.parametrizations)
 
 
-Advice = Callable[[TensorChange, Request], None]
+ChangeCheck = Callable[[TensorChange, Request], None]
 
-_advice: list[Advice] = []
+_checks: list[ChangeCheck] = []
 
 
-def advise(function: Advice) -> Advice:
+def check_each_change(function: ChangeCheck) -> ChangeCheck:
     """Decorator: call a function for each tensor, to warn of what a user may not have meant."""
-    _advice.append(function)
+    _checks.append(function)
     return function
 
 
@@ -133,7 +133,7 @@ def change_of(here: list[Location], original: Tensor, request: Request, init: st
             raise named(here[0].path, error) from error.__cause__
         raise
     change = TensorChange(here, original, parametrizations, flat=flat)
-    for function in _advice:
+    for function in _checks:
         function(change, request)
     return change
 

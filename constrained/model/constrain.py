@@ -17,12 +17,12 @@ from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
 from constrained.constraint.spec import Request, parse
 from constrained.model.changes import Change, carry_out, change_of, check_not_written, fitted
-from constrained.model.errors import named
+from constrained.model.error_messages import named
 from constrained.model.lazy import LazyChange, check_can_wait
 from constrained.model.start import INITS, Init, check_request
 from constrained.model.targets import select
 from constrained.parametrized.deferred import deferred
-from constrained.parametrized.locations import Location
+from constrained.parametrized.tensor_locations import Location
 from constrained.registration.install import check_can_hold
 from constrained.registration.outside_owners import check_owners
 from constrained.registration.param_groups import check_optimizer

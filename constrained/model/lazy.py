@@ -24,14 +24,13 @@ from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
-from constrained.model.errors import named
+from constrained.model.error_messages import named
 from constrained.parametrized.checkpoint_metadata import (
     SavedChain,
     recorded_chain,
     value_from_entries,
 )
 from constrained.parametrized.deferred import defer, deferred, drop_deferred
-from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import (
     base_class,
     contribute,
@@ -39,6 +38,7 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import Location
 from constrained.registration.param_groups import ParameterHandover
 
 

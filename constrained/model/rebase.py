@@ -9,9 +9,9 @@ from torch import nn
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
-from constrained.model.errors import named
-from constrained.parametrized.locations import constrained_tensors
+from constrained.model.error_messages import named
 from constrained.parametrized.parametrization_list import read
+from constrained.parametrized.tensor_locations import constrained_tensors
 
 M = TypeVar("M", bound=nn.Module)
 

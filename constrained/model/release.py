@@ -14,7 +14,7 @@ from constrained.constraint.registry import did_you_mean
 from constrained.model.lazy import stop
 from constrained.model.targets import is_glob, select
 from constrained.parametrized.deferred import deferred
-from constrained.parametrized.locations import (
+from constrained.parametrized.tensor_locations import (
     Location,
     is_constrained,
     is_parametrized,

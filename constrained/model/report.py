@@ -16,8 +16,8 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.parametrized.deferred import deferred_tensors
 from constrained.parametrized.evaluation_mode import without_side_effects
-from constrained.parametrized.locations import constrained_tensors, parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.parametrized.tensor_locations import constrained_tensors, parametrized_tensors
 from constrained.torch_internals.tensors import has_values
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from constrained.constraint.plain_data import short
-from constrained.parametrized.locations import Location, locations, why_not_registered
+from constrained.parametrized.tensor_locations import Location, locations, why_not_registered
 from constrained.torch_internals.modules import submodules
 
 T = TypeVar("T")

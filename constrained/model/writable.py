@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
-from constrained.parametrized.locations import check_model
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.override import override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import lists_of
+from constrained.parametrized.tensor_locations import check_model
 from constrained.parametrized.writable_tensor import WritableTensor, store_written
 from constrained.registration.ties import find_ties, install_ties
 from constrained.torch_internals.modules import INITIALISING, is_normalization, submodules

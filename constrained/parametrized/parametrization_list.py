@@ -31,7 +31,7 @@ from constrained.parametrized.originals import as_tuple, register_originals
 from constrained.parametrized.originals_index import index_list
 from constrained.parametrized.right_inverse import invert, new_originals
 from constrained.parametrized.unsupported import lost_write_error, warn_of_hooks
-from constrained.torch_internals.graphs import traced_value
+from constrained.torch_internals.compiled_graphs import traced_value
 
 _is_watched = torch.compiler.is_dynamo_compiling
 

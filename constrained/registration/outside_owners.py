@@ -20,10 +20,10 @@ from typing import Any, cast
 from torch import nn
 
 from constrained.parametrized.call_stack import user_stacklevel
-from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import lists_of
+from constrained.parametrized.tensor_locations import Location
 from constrained.registration.stale_parameters import listed
 from constrained.torch_internals.modules import submodules
 

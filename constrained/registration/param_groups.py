@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Adagrad, Optimizer
 
-from constrained.parametrized.locations import parameters_at
+from constrained.parametrized.tensor_locations import parameters_at
 from constrained.registration.stale_parameters import listed, mark_stale
 from constrained.torch_internals.modules import forget_size
 

@@ -18,10 +18,15 @@ from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
 from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.consistency_checks import check_value, check_writable_now
-from constrained.parametrized.locations import is_parametrized, list_of, locations_of, resolve
 from constrained.parametrized.originals import as_tuple, copy_like
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import new_originals
+from constrained.parametrized.tensor_locations import (
+    is_parametrized,
+    list_of,
+    locations_of,
+    resolve,
+)
 from constrained.parametrized.writable_tensor import flush_writes
 from constrained.registration.from_torch import convert_from_torch
 from constrained.registration.install import check_can_change_class, uninstall

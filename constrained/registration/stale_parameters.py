@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from constrained.parametrized.locations import parameters_at
+from constrained.parametrized.tensor_locations import parameters_at
 
 _NAMED = 3
 

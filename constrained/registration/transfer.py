@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from constrained.atomic.contents import store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
-from constrained.parametrized.locations import is_parametrized, list_of
 from constrained.parametrized.module_class import base_class, is_parametrized_class, set_class
 from constrained.parametrized.originals import register_tensor
 from constrained.parametrized.override import override
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import lists_of
+from constrained.parametrized.tensor_locations import is_parametrized, list_of
 from constrained.registration.from_torch import converted_list
 from constrained.registration.install import check_can_hold, install
 from constrained.registration.param_groups import ParameterHandover

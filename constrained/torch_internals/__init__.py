@@ -17,7 +17,7 @@ the versions of torch that all of this was tried on, and the parts that each of 
 * `calls`: how ``torch.func.functional_call`` replaces the tensors of a module;
 * `classes`: what ``torch.nn.utils.parametrize`` writes into the class of a module;
 * `rewriters`: other functions of torch that replace a tensor of a module;
-* `graphs`: one evaluation in each graph that ``torch.compile`` traces;
+* `compiled_graphs`: one evaluation in each graph that ``torch.compile`` traces;
 * `modules`: what torch writes into modules, optimizers and checkpoints;
 * `shards`: what FSDP writes on the modules and parameters that it manages.
 

@@ -1,8 +1,11 @@
 """What is done to the originals of one tensor before and after an optimizer step.
 
-Before the step a constraint may replace the gradient by a better direction (`prepare_step`). After
-it the originals return to the canonical form of the constraint, where its map is cheapest, and the
-value stays (`restore`); many small tensors of a kind do so as one batch (`restore_batch`).
+* `prepare_step`, before the step: the constraint may replace the gradient by a better direction;
+* `canonicalize`, after it: the originals are replaced by canonical ones, by `Constraint.canonical`.
+  They give the same value, and the map is cheapest there;
+* `canonicalize_batch`: the same for many small tensors of a kind at once;
+* `reset_originals`, for L-BFGS instead: the originals are replaced by those that
+  `Constraint.right_inverse` gives for the value.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ _NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 # ------------------------------------------------------------------------------ before the step
 
 
-def has_step_gradient(tensor: ParametrizationList) -> bool:
+def replaces_gradient(tensor: ParametrizationList) -> bool:
     """Whether the constraint replaces the gradient of the first original before a step.
 
     Args:
@@ -58,7 +61,7 @@ def prepare_step(tensor: ParametrizationList) -> None:
     Nothing happens if there is no dense gradient, or if the first FSDP has cut the originals.
 
     Args:
-        tensor: a list with `has_step_gradient`.
+        tensor: a list with `replaces_gradient`.
     """
     mine = tensor.originals()
     before = mine[0].grad
@@ -82,7 +85,7 @@ def prepare_step(tensor: ParametrizationList) -> None:
 # ------------------------------------------------------------------------------- after the step
 
 
-def restore(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
+def canonicalize(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
     """Bring the originals to the canonical form of the first constraint; the value stays.
 
     Shards of originals are restored together with the other processes. The pieces that the
@@ -112,10 +115,10 @@ def restore(tensor: ParametrizationList, trained: Collection[int] | None = None)
             _remember_value(tensor, first, canonical[first.value_index])
 
 
-def restart(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
+def reset_originals(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
     """Set the originals to what `right_inverse` gives for the value.
 
-    One call of `restore` may end short of the canonical form; this does not.
+    One call of `canonicalize` may end short of the canonical form; this does not.
 
     Args:
         tensor: the list of the tensor.
@@ -169,8 +172,8 @@ def batch_key(tensor: ParametrizationList) -> Hashable | None:
     return type(first), frozenset(arguments.items()), here.shape, here.dtype, here.device
 
 
-def restore_batch(alike: Sequence[ParametrizationList]) -> None:
-    """`restore` for lists with the same `batch_key`, many at once.
+def canonicalize_batch(alike: Sequence[ParametrizationList]) -> None:
+    """`canonicalize` for lists with the same `batch_key`, many at once.
 
     Args:
         alike: the lists, at least one.
@@ -179,7 +182,7 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
     for start in range(0, len(alike), count):
         some = alike[start : start + count]
         if len(some) == 1:
-            restore(some[0])
+            canonicalize(some[0])
             continue
         with torch.no_grad():
             first = cast(Any, some[0].chain()[0])

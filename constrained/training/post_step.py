@@ -37,11 +37,11 @@ from constrained.parametrized.originals_index import (
 )
 from constrained.training.canonicalize import (
     batch_key,
-    has_step_gradient,
+    canonicalize,
+    canonicalize_batch,
     prepare_step,
-    restart,
-    restore,
-    restore_batch,
+    replaces_gradient,
+    reset_originals,
 )
 from constrained.training.lbfgs_history import History, has_moved, history_of
 
@@ -96,7 +96,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         _drop_abandoned(steps, frame)
     steps.append(_Step(optimizer, frame))
     trained = _trained(optimizer)
-    prepared = [i for i in _items(optimizer) if _has(i, trained) and has_step_gradient(i)]
+    prepared = [i for i in _items(optimizer) if _has(i, trained) and replaces_gradient(i)]
     if not prepared:
         return None
     _prepare(prepared)
@@ -149,7 +149,9 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for item in items
         if _has(item, trained) and held.isdisjoint(map(id, item._parameters.values()))
     ]
-    _restore(_without_history(due, step.histories, trained) if step.histories else due, trained)
+    if step.histories:
+        due = _without_history(due, step.histories, trained)
+    _canonicalize_all(due, trained)
     if frame is not None:
         expect_writes()
 
@@ -205,20 +207,20 @@ def _without_history(items: list[Any], histories: list[History], trained: set[in
             free.append(item)
         elif all(h.is_at_rest() for h in its):
             before = [p.detach().clone() for p in originals]
-            restart(item, trained)
+            reset_originals(item, trained)
             if has_moved(originals, before):
                 for history in its:
                     history.forget()
     return free
 
 
-def _restore(items: list[Any], trained: set[int]) -> None:
+def _canonicalize_all(items: list[Any], trained: set[int]) -> None:
     alike: dict[Hashable, list[Any]] = {}
     for item in items:
         key = batch_key(item) if len(items) > 1 else None
         if key is None:
-            restore(item, trained)
+            canonicalize(item, trained)
         else:
             alike.setdefault(key, []).append(item)
     for some in alike.values():
-        restore_batch(some)
+        canonicalize_batch(some)

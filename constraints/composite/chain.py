@@ -13,7 +13,7 @@ from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.linear_space import LinearSpace
-from constraints.bases.parts import (
+from constraints.composite.parts import (
     Composite,
     build_parts,
     canonical,

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
-from constraints.bases.arguments import checked_rank
+from constraints.bases.argument_checks import checked_rank
 from constraints.bases.shapes import SquareMatrices, thinner_than, too_small
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues

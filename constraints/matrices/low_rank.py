@@ -9,7 +9,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_rank
+from constraints.bases.argument_checks import checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math import linalg

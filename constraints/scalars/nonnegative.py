@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from constrained import register
-from constraints.bases.arguments import checked_bound
+from constraints.bases.argument_checks import checked_bound
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.half_line import KINK, ClosedHalfLine
 

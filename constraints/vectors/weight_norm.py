@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.optional_methods import recomputed
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import is_whole
+from constraints.bases.argument_checks import is_whole
 from constraints.bases.expected_failures import no_derivative
 from constraints.math import linalg
 from constraints.math.autograd import needs_derivative

@@ -102,7 +102,7 @@ def test_k6_two_processes_train_as_one(wrapper, kind, folder, outcomes, measured
     outcomes(wrapper)
     if wrapper == "fsdp1":
         # Its pieces cannot be restored, nor their gradients be changed.
-        for name in ("prepare_step", "restore"):
+        for name in ("prepare_step", "canonicalize"):
             monkeypatch.setattr(post_step, name, lambda *_: None)
     alone = distributed.model()
     distributed.train(alone, distributed.optimizers(alone.parameters(), kind), range(200))

@@ -23,7 +23,7 @@ from torch import Tensor
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.spec import Request
-from constrained.model.changes import TensorChange, advise
+from constrained.model.changes import TensorChange, check_each_change
 from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.module_class import contribute
 
@@ -54,7 +54,7 @@ def _initialize(self: Any, **values: Any) -> Any:
         ) from error
 
 
-@advise
+@check_each_change
 def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
     """Warn of a bound that a tensor had by its name alone, if its set reaches beyond the bound.
 

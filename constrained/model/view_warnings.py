@@ -9,7 +9,7 @@ from torch import nn
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
-from constrained.model.changes import TensorChange, advise
+from constrained.model.changes import TensorChange, check_each_change
 from constrained.parametrized.call_stack import user_stacklevel
 
 _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -27,7 +27,7 @@ _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 _ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
 
 
-@advise
+@check_each_change
 def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
     """Warn that the recurrent kernels of all gates are constrained as one matrix.
 
@@ -55,7 +55,7 @@ def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
     )
 
 
-@advise
+@check_each_change
 def warn_of_small_elements(change: TensorChange, request: Request) -> None:
     """Warn that the elements of a set are not the filters of a convolution, which most mean.
 

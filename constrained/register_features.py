@@ -9,7 +9,7 @@ of them; they call whatever has been registered.
 # ruff: noqa: F401
 # pyright: reportUnusedImport=false
 from constrained.checkpoint import load_hook
-from constrained.libraries import botorch, gpytorch_bounds, gpytorch_kernels, transformers
-from constrained.model import advice, lazy, writable
+from constrained.interop import botorch, gpytorch_bounds, gpytorch_kernels, transformers
+from constrained.model import lazy, view_warnings, writable
 from constrained.parametrized import parameter_containers, pickling
 from constrained.training import linear_fast_path, post_step

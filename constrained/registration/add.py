@@ -14,15 +14,15 @@ from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.base import Constraint
 from constrained.parametrized.consistency_checks import check_appended
-from constrained.parametrized.locations import (
+from constrained.parametrized.originals_index import list_with_original
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import (
     is_parametrized,
     list_of,
     resolve,
     tied_locations,
     why_not_registered,
 )
-from constrained.parametrized.originals_index import list_with_original
-from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.writable_tensor import flush_writes
 from constrained.registration.from_torch import convert_from_torch
 from constrained.registration.install import check_can_hold, install

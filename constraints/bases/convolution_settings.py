@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from constrained.model.advice import CONVOLUTIONS
+from constrained.model.view_warnings import CONVOLUTIONS
 
 
 @dataclass(frozen=True)
-class Layer:
+class ConvolutionSettings:
     """The settings of a convolution, those of its axes one by one.
 
     Attributes:
@@ -31,7 +31,7 @@ class Layer:
     surplus: tuple[int, ...]
 
 
-def layer_of(module: nn.Module, name: str) -> Layer | None:
+def settings_of(module: nn.Module, name: str) -> ConvolutionSettings | None:
     """The settings of the module whose kernel has this name; None if it is no convolution."""
     if name != "weight" or not isinstance(module, CONVOLUTIONS):
         return None
@@ -43,7 +43,7 @@ def layer_of(module: nn.Module, name: str) -> Layer | None:
         added = spreads if padding == "same" else [0] * len(spreads)
     else:
         added = [2 * p for p in padding]
-    return Layer(
+    return ConvolutionSettings(
         tuple(module.stride),
         tuple(dilation),
         module.groups,

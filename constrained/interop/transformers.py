@@ -26,9 +26,9 @@ from constrained.model.constrain import constrain
 from constrained.model.release import release
 from constrained.model.report import spec
 from constrained.model.writable import writable
-from constrained.parametrized.locations import Location, constrained_tensors, locations
 from constrained.parametrized.module_class import patch_when_imported
 from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.parametrized.tensor_locations import Location, constrained_tensors, locations
 from constrained.registration.install import check_can_hold, share
 
 _MODULE, _CLASS = "transformers.modeling_utils", "PreTrainedModel"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class FastPaths(nn.Module):
+class OptionalMethods(nn.Module):
     """Defaults of the methods that make training faster, or lead it to a better optimum.
 
     The signatures are so wide, as that of `Constraint.forward`, that type checkers let a class name
@@ -134,24 +134,26 @@ class FastPaths(nn.Module):
         return (
             cls.forward is cls._map_as_defined
             and "forward" not in vars(self)
-            and all(m.has_own_map() for m in self._modules.values() if isinstance(m, FastPaths))
+            and all(
+                m.has_own_map() for m in self._modules.values() if isinstance(m, OptionalMethods)
+            )
         )
 
     def has_canonical(self) -> bool:
         """Whether some parameters are better than others of the same element."""
-        return type(self).canonical is not FastPaths.canonical
+        return type(self).canonical is not OptionalMethods.canonical
 
     def has_step_gradient(self) -> bool:
         """Whether an optimizer's step is made from another gradient than that of the loss."""
-        return type(self).step_gradient is not FastPaths.step_gradient
+        return type(self).step_gradient is not OptionalMethods.step_gradient
 
     def has_pullback(self) -> bool:
         """Whether the gradient can be computed without the graph of an evaluation."""
-        return self.recompute_in_backward or type(self).pullback is not FastPaths.pullback
+        return self.recompute_in_backward or type(self).pullback is not OptionalMethods.pullback
 
 
 def recomputed(
-    constraint: FastPaths, gradient: Tensor, params: Sequence[Tensor]
+    constraint: OptionalMethods, gradient: Tensor, params: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """The gradient with respect to parameters, by an evaluation whose graph is not kept."""
     trained = [i for i in range(len(params)) if i not in constraint.frozen]
