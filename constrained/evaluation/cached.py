@@ -43,8 +43,8 @@ def cached() -> Generator[None]:
 
 
 def active_context() -> object | None:
-    """What stands for the outermost `cached` block, of either engine; None outside of one."""
-    theirs = torch_cache()
-    if theirs is not None:
-        return theirs
+    """An object for the outermost `cached` block, torch's or the one above; None outside of one."""
+    of_torch = torch_cache()
+    if of_torch is not None:
+        return of_torch
     return next((block for block in _blocks.get() if block.is_open), None)

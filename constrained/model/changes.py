@@ -18,7 +18,7 @@ from constrained.atomic.undo import all_or_nothing, around
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.constraint.view import View
-from constrained.model.error_messages import is_ours, named, raise_failed
+from constrained.model.error_messages import is_own, named, raise_failed
 from constrained.model.start import count_flat, relative_distance, start_of
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.tensor_locations import Location
@@ -127,7 +127,7 @@ def change_of(here: list[Location], original: Tensor, request: Request, init: st
             parametrizations = _parametrize(original, constraint, init, here[0].module.training)
             flat = count_flat(parametrizations)
     except Exception as error:
-        if not is_ours(error):
+        if not is_own(error):
             raise_failed(here[0].path, request.constraint, error)
         if isinstance(error, (ValueError, TypeError)):
             raise named(here[0].path, error) from error.__cause__

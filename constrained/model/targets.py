@@ -66,7 +66,7 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[L
                 if not is_glob(target):
                     cure = "they name one tied tensor, which has one constraint"
                 raise ValueError(
-                    f"'{place.path}' is meant by two targets, {short(other, 200)} and "
+                    f"'{place.path}' matches two targets, {short(other, 200)} and "
                     f"{short(target, 200)}; {cure}."
                 )
     order = {path: i for i, path in enumerate(available)}

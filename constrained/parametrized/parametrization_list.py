@@ -241,7 +241,7 @@ class ParametrizationList(EvaluatedTensor):
     def check_traced(self, name: str) -> None:
         """`check_written`, and warn of hooks on the value: a tracer sees neither."""
         self.check_written(name)
-        if self._store.hooks.wait():
+        if self._store.hooks.has_lasting():
             warn_of_hooks(self, name)
 
     def forget(self) -> None:

@@ -127,7 +127,7 @@ class Unread:
     def hooks(self) -> Callable[[Tensor], Tensor] | None:
         """The hooks on the value as one function of its gradient; None if there are none by now."""
         store = self._store()
-        return store.hooks.call if store is not None and store.hooks.wait() else None
+        return store.hooks.call if store is not None and store.hooks.has_lasting() else None
 
     def check(self) -> None:
         """Raise a RuntimeError if the value or an original was written since the forward pass."""

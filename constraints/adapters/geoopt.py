@@ -11,13 +11,13 @@ from constraints.composite.product import Product
 from constraints.scalars.real import Real
 from constraints.vectors.hyperbolic import Lorentz, PoincareBall
 
-#: What says nothing about the set: geometry, rounding, and how distances are scaled.
+#: Arguments that do not determine the set: its geometry, rounding, the scale of distances.
 _IGNORED: dict[str, str | None] = dict.fromkeys(
     ("ndim", "default_metric", "max_iter", "tol", "eps", "learnable")
 )
 
 
-#: By the class of geoopt's manifold, our name.
+#: The name here by the class in geoopt.
 _NAMES = {
     "Euclidean": "real",
     "Stiefel": "orthogonal",
@@ -43,20 +43,19 @@ for _class in _BALLS:
 
 @register_adapter
 def of_geoopt(manifold: Any) -> Constraint | None:
-    """The entry of the catalogue with the set of one of geoopt's manifolds.
+    """The constraint here with the same set as a manifold of geoopt.
 
-    A metric, and the scale of one, say nothing about the set. To train by Riemannian gradients, as
-    geoopt does, is not what this gives.
+    The metric of the manifold, and its scale, are not taken over: gradients are not Riemannian.
 
     Args:
         manifold: any object.
 
     Returns:
-        A constraint, or None for what is no manifold of geoopt.
+        A constraint, or None for an object of any other kind.
 
     Raises:
-        ValueError: for a manifold without a counterpart: in a subspace, of a curvature that is
-            learned, of complex matrices, or a product with parts of several dimensions.
+        ValueError: for a manifold that has no counterpart here: in a subspace, with a curvature
+            that is learned, of complex matrices, or a product with parts of several dimensions.
     """
     kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
     if kind.__module__.partition(".")[0] != "geoopt" or not hasattr(manifold, "reversible"):
@@ -80,13 +79,13 @@ def _no_counterpart(manifold: Any, reason: str) -> ValueError:
 
 
 def _stereographic(manifold: Any) -> Constraint:
-    # For a positive curvature the chart of a sphere: all of space.
+    # With a positive curvature it is the chart of a sphere, which is all of space.
     curvature = float(manifold.k)
     return PoincareBall(curvature=-curvature) if curvature < 0 else Real()
 
 
 def _lorentz(manifold: Any) -> Constraint:
-    # Their k is what the inner product of a point with itself is, up to its sign.
+    # In geoopt k is the inner product of a point with itself, up to its sign.
     return Lorentz(curvature=1 / float(manifold.k))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from constrained import Constraint, get
 from constrained.constraint.registry import register_adapter, register_spelling
 
-#: By the class of geotorch's manifold: our name, and our arguments by its own.
+#: By the class in geotorch: the name here, and the argument here for each of its attributes.
 _MANIFOLDS: dict[str, tuple[str, dict[str, str]]] = {
     "Symmetric": ("symmetric", {}),
     "Skew": ("skew", {}),
@@ -32,29 +32,29 @@ _MANIFOLDS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 for _class, (_name, _arguments) in _MANIFOLDS.items():
-    # A size and a choice of coordinates say nothing about the set.
+    # The size and the coordinates do not determine the set.
     _all = {**dict.fromkeys(("size", "triv", "f", "lower")), **_arguments}
     register_spelling(f"geotorch:{_class}", _name, _all)
 
 
 @register_adapter
 def of_geotorch(manifold: Any) -> Constraint | None:
-    """The entry of the catalogue with the set of one of geotorch's manifolds.
+    """The constraint here with the same set as a manifold of geotorch.
 
-    GLp, which promises a positive determinant, is that with ``sign=1``. The coordinates (``triv``,
-    ``f``) are ours. To keep a manifold's own coordinates, register the object by
-    `constrained.parametrize.register_parametrization`.
+    ``GLp``, which promises a positive determinant, becomes ``invertible(sign=1)``. The coordinates
+    of the manifold (``triv``, ``f``) are not taken over. To keep them, register the object itself
+    by `constrained.parametrize.register_parametrization`.
 
     Args:
         manifold: any object.
 
     Returns:
-        A constraint, or None for what is no manifold of geotorch.
+        A constraint, or None for an object of any other kind.
     """
     kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
     if kind.__module__.partition(".")[0] != "geotorch" or kind.__name__ not in _MANIFOLDS:
         return None
     name, attributes = _MANIFOLDS[kind.__name__]
-    arguments = {ours: getattr(manifold, key) for key, ours in attributes.items()}
+    arguments = {argument: getattr(manifold, key) for key, argument in attributes.items()}
     plain = {key: v.item() if isinstance(v, Tensor) else v for key, v in arguments.items()}
     return get(name)(**plain, **({"sign": 1} if kind.__name__ == "GLp" else {}))

@@ -6,27 +6,27 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints as theirs
+from torch.distributions import constraints as distributions
 
 from constrained import Constraint, get
 from constrained.constraint.registry import register_adapter
 from constraints.composite.product import Product
 
-#: By the class of the object of torch.distributions: our name, and our arguments by its attributes.
+#: By the class in torch.distributions: the name here, and its attribute for each argument here.
 _NAMES: dict[type, tuple[str, dict[str, str]]] = {
-    theirs.greater_than: ("greater_than", {"bound": "lower_bound"}),
-    theirs.greater_than_eq: ("at_least", {"bound": "lower_bound"}),
-    theirs.less_than: ("less_than", {"bound": "upper_bound"}),
-    theirs.interval: ("box", {"low": "lower_bound", "high": "upper_bound"}),
-    type(theirs.unit_interval): ("box", {"low": "lower_bound", "high": "upper_bound"}),
-    type(theirs.real): ("real", {}),
-    type(theirs.simplex): ("simplex", {}),
-    type(theirs.lower_triangular): ("lower_triangular", {}),
-    type(theirs.lower_cholesky): ("cholesky_factor", {}),
-    type(theirs.corr_cholesky): ("correlation_cholesky", {}),
-    type(theirs.symmetric): ("symmetric", {}),
-    type(theirs.positive_semidefinite): ("positive_semidefinite", {}),
-    type(theirs.positive_definite): ("positive_definite", {}),
+    distributions.greater_than: ("greater_than", {"bound": "lower_bound"}),
+    distributions.greater_than_eq: ("at_least", {"bound": "lower_bound"}),
+    distributions.less_than: ("less_than", {"bound": "upper_bound"}),
+    distributions.interval: ("box", {"low": "lower_bound", "high": "upper_bound"}),
+    type(distributions.unit_interval): ("box", {"low": "lower_bound", "high": "upper_bound"}),
+    type(distributions.real): ("real", {}),
+    type(distributions.simplex): ("simplex", {}),
+    type(distributions.lower_triangular): ("lower_triangular", {}),
+    type(distributions.lower_cholesky): ("cholesky_factor", {}),
+    type(distributions.corr_cholesky): ("correlation_cholesky", {}),
+    type(distributions.symmetric): ("symmetric", {}),
+    type(distributions.positive_semidefinite): ("positive_semidefinite", {}),
+    type(distributions.positive_definite): ("positive_definite", {}),
 }
 
 
@@ -36,7 +36,7 @@ _OF_PYRO = {
     "_CorrMatrix": "correlation",
     "_OrderedVector": "ordered",
     "_PositiveOrderedVector": "positive_ordered",
-    # These differ from what they derive from in the map only, and the maps here are ours.
+    # These differ from their base classes in the map only, which does not matter here.
     "_SoftplusPositive": "positive",
     "_SoftplusLowerCholesky": "cholesky_factor",
 }
@@ -47,31 +47,32 @@ _AT_ZERO = {"greater_than": "positive", "at_least": "nonnegative", "less_than": 
 
 @register_adapter
 def of_torch_distributions(constraint: Any) -> Constraint | None:
-    """The entry of the catalogue with the set of an object of ``torch.distributions.constraints``.
+    """The constraint here with the same set as an object of ``torch.distributions.constraints``.
 
-    Ours have what these have not: a right inverse, a projection, a distance. ``independent`` is
-    that of its base, ``cat`` and ``stack`` are a `Product`. Those that Pyro adds are known too,
-    without importing it; its ordered vectors are strictly so, ours may have ties.
+    It has a right inverse, a projection and a distance too. ``independent`` becomes the constraint
+    of its base, ``cat`` and ``stack`` a `Product`. The constraints that Pyro adds are known by
+    name; Pyro is not imported. Its ordered vectors have no equal entries, those here may.
 
     Args:
-        constraint: any object; an ``Interval`` has numbers for bounds, not tensors of several.
+        constraint: any object. The bounds of an ``Interval`` must be numbers, or tensors of one.
 
     Returns:
-        A constraint, or None for what is no continuous constraint of that module.
+        A constraint, or None for an object of any other kind.
 
     Raises:
-        ValueError: for one of that module without a counterpart, as discrete ones.
+        ValueError: for a constraint of that module that has no counterpart here, such as a discrete
+            one.
 
     Example:
-        >>> of_torch_distributions(theirs.interval(-1.0, 1.0))
+        >>> of_torch_distributions(distributions.interval(-1.0, 1.0))
         box(low=-1.0, high=1.0)
     """
-    if not isinstance(constraint, theirs.Constraint):
+    if not isinstance(constraint, distributions.Constraint):
         return None
     kind = type(constraint)
-    if isinstance(constraint, theirs.independent):
+    if isinstance(constraint, distributions.independent):
         return of_torch_distributions(constraint.base_constraint)
-    if isinstance(constraint, (theirs.cat, theirs.stack)):
+    if isinstance(constraint, (distributions.cat, distributions.stack)):
         parts = [of_torch_distributions(part) for part in cast("list[Any]", constraint.cseq)]
         sizes = getattr(constraint, "lengths", [1] * len(parts))
         return Product(parts=parts, sizes=list(sizes), dim=constraint.dim)
@@ -83,7 +84,7 @@ def of_torch_distributions(constraint: Any) -> Constraint | None:
             "constraints here, which are sets with a differentiable map onto them."
         )
     name, attributes = _NAMES[kind]
-    arguments = {ours: _number(constraint, key) for ours, key in attributes.items()}
+    arguments = {argument: _number(constraint, key) for argument, key in attributes.items()}
     if arguments == {"bound": 0.0} and name in _AT_ZERO:
         return get(_AT_ZERO[name])()
     return get(name)(**arguments)
