@@ -44,23 +44,23 @@ def load_state_dict(
 
     ``model.load_state_dict`` takes the same checkpoints: those of the model itself; plain ones,
     whose values go through the right inverses; those of ``weight_norm``, ``spectral_norm`` and
-    ``orthogonal`` of torch, and of geotorch's manifolds. A state dict says, in its metadata, which
-    constraint each tensor was written for; the value under another one, or under other arguments,
-    goes through the right inverse as a plain one does. Without metadata, as after a detour through
-    a format that has none, keys and shapes that are the model's own are taken as such. Where
-    foreign keys leave open what they mean a warning says what was assumed; then, and for keys that
-    are not known, load the checkpoint into the model that wrote it, and that model's
-    ``baked_state_dict(model, everything=True)`` here.
+    ``orthogonal`` of torch, and of geotorch's manifolds. The metadata of a state dict names the
+    constraint that each tensor was written for. If it is another one than here, or has other
+    arguments, the value is computed and goes through the right inverse as a plain one does. If
+    there is no metadata, because the file format has none, keys and shapes that are the model's own
+    are taken as such. If foreign keys may mean several things, a warning says what was assumed.
+    Then, and for keys that are not known, load the checkpoint into the model that wrote it, and
+    load that model's ``baked_state_dict(model, everything=True)`` here.
 
     Args:
         model: the model. Its parameters keep their identity, unless ``assign``.
         state_dict: the checkpoint.
         strict: whether every key must have its counterpart.
-        assign: put the checkpoint's tensors, or what they are mapped to, in the place of the
-            model's, with their dtype and device; else they are copied.
+        assign: replace the model's tensors by the checkpoint's, or by what these are mapped to,
+            with their dtype and device; else the numbers are copied.
         on_infeasible: what becomes of a plain value outside of its set: ``"error"``, or
-            ``"project"``, which loads the point that the constraint's ``project`` gives. It is
-            to a checkpoint what ``init`` is to `constrain`.
+            ``"project"``, which loads the point that the constraint's ``project`` gives. It
+            corresponds to ``init`` of `constrain`.
 
     Returns:
         What ``model.load_state_dict`` returns: ``missing_keys`` and ``unexpected_keys``.
@@ -90,10 +90,9 @@ def load_state_dict(
 def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str, Any]:
     """The state dict that the model would have without constraints: values under plain names.
 
-    A model that nobody constrained loads it, and the constraints have left no trace but the
-    values. Keys come in the order in which that model would have them. What a
-    ``register_parametrization`` did, torch's or this package's, belongs to the model: such tensors
-    keep their own keys, which the model's class expects.
+    A model without constraints loads it. Keys come in the order in which that model would have
+    them. What a ``register_parametrization`` did, torch's or this package's, belongs to the model:
+    such tensors keep their own keys, which the model's class expects.
 
     Args:
         model: the model.
@@ -101,12 +100,12 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
             to be constrained instead.
 
     Returns:
-        Copies, which share no memory with the model or with each other, and whole ones of shards
-        (then every process must call this); the model is unchanged.
+        Copies, which share no memory with the model or with each other. Of a shard it is the whole
+        tensor (then every process must call this). The model is unchanged.
 
     Raises:
-        RuntimeError: if the model is offloaded, so that there are no numbers of its plain tensors;
-            or if a value was written in place.
+        RuntimeError: if the model is offloaded, so that its plain tensors hold no numbers; or if a
+            value was written in place.
     """
     parametrized = {
         path: place
@@ -120,7 +119,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
     latest = -1
     for key, value in state.items():
         if not _belongs(key, parametrized):
-            # A key that only its module can explain stays behind its predecessor.
+            # A key of a custom format, made by its module, stays behind the key before it.
             rank[key] = latest = order.get(key, latest)
             entries[key] = whole(value.detach()).clone() if isinstance(value, Tensor) else value
     for path, place in parametrized.items():
@@ -131,7 +130,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
     baked: Any = OrderedDict((key, entries[key]) for key in sorted(entries, key=rank.__getitem__))
     metadata = versions_in(state)
     if metadata is not None:
-        # torch's versions of modules, without those that a plain model does not have.
+        # The versions of modules that torch saves, except for modules that a plain model lacks.
         gone = tuple(f"{_inside(path)}." for path in parametrized)
         left = {_parent(_inside(path)) for path in parametrized}
         left -= {_parent(key) for key in metadata if not f"{key}.".startswith(gone)}
@@ -143,7 +142,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
 
 
 def _inside(path: str) -> str:
-    """Where the list is that parametrizes a tensor."""
+    """The path of the list that parametrizes a tensor."""
     prefix, dot, name = path.rpartition(".")
     return f"{prefix}{dot}parametrizations.{name}"
 
@@ -153,7 +152,7 @@ def _parent(path: str) -> str:
 
 
 def _belongs(key: str, parametrized: Container[str]) -> bool:
-    """Whether a key of a state dict is a part of one of the parametrized tensors."""
+    """Whether a key of a state dict belongs to the list of one of the parametrized tensors."""
     inside = re.finditer(r"(?:^|(?<=\.))parametrizations\.(?=([^.]+)\.)", key)
     return any(key[: found.start()] + found[1] in parametrized for found in inside)
 

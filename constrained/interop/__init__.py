@@ -1,5 +1,6 @@
-"""Methods of other libraries, adapted to constrained tensors: one library or topic in a file.
+"""Methods of other libraries that write into tensors, adapted to constrained ones.
 
-No library is imported here. Each file changes classes of a library, or adds members to the classes
-of its modules, once the library has been imported by somebody else.
+Each file is about one library, or one topic of it. It changes classes of the library, or adds
+members to the classes of its modules, once the user has imported the library. No library is
+imported here.
 """

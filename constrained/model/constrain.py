@@ -1,4 +1,4 @@
-"""`constrain`: tensors of a model are kept inside constraint sets, all or nothing."""
+"""`constrain`: keep tensors of a model inside constraint sets, all or nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
 from constrained.constraint.spec import Request, parse
 from constrained.model.changes import Change, carry_out, change_of, check_not_written, fitted
-from constrained.model.error_messages import named
+from constrained.model.error_messages import with_path
 from constrained.model.lazy import LazyChange, check_can_wait
 from constrained.model.start import INITS, Init, check_request
 from constrained.model.targets import select
@@ -43,9 +43,9 @@ def constrain(
 ) -> M:
     """Keep tensors of a model inside constraint sets from now on.
 
-    Nothing else changes: any optimizer, any training loop. A tensor is then computed from free
-    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied. A tensor
-    that is tied to one of a module outside of ``module`` is an error. After any error the model is
+    Any optimizer and any training loop work as before. A tensor is then computed from free
+    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied. It is an
+    error if a tensor is tied to one of a module outside of ``module``. After any error the model is
     as it was.
 
     Attributes of a parameter, such as ``_no_weight_decay``, are copied to each of the free
@@ -53,26 +53,26 @@ def constrain(
     otherwise.
 
     A tensor of a lazy module, such as ``nn.LazyLinear``, is constrained as soon as it has its
-    shape: on the first forward pass, or when a checkpoint is loaded. What does not fit that shape
-    is an error there.
+    shape: on the first forward pass, or when a checkpoint is loaded. If the constraint does not fit
+    that shape, the error is raised there.
 
     Args:
         module: the model.
         target: a tensor's name, a dotted path, a glob over parameter paths (``*`` stays inside
-            one segment, ``**`` crosses them), or a mapping from these to specs, as it comes out of
-            YAML or JSON.
+            one segment, ``**`` crosses segments), or a mapping from these to specs, as it comes out
+            of YAML or JSON.
         constraint: a registered name, a spec string such as ``"low_rank(rank=8)"``, a mapping
             ``{"name": ..., <arguments>, "view": ..., "init": ...}``, a class path
             ``"package.module:Class"`` of an imported module, a `Constraint` (copied for every
             tensor), or any ``nn.Module`` with a ``forward``.
-        view: an einops pattern that says how the tensor is seen as elements, for example
+        view: an einops pattern that rearranges the tensor into elements, for example
             ``"o i h w -> o (i h w)"``; lengths of its axes may follow as keyword arguments.
         init: where each tensor starts. `report` shows how far it moved.
 
             - ``"keep"``: a member of the set stays as it is; an outsider goes to a member nearby
               from which it can be trained.
             - ``"inside"``: the same, but a member next to the boundary that an optimizer would
-              hardly move goes further inside. ``"keep"`` warns of such members.
+              hardly move is moved further inside. ``"keep"`` warns of such members.
             - ``"sample"``: at a random member.
             - ``"strict"``: where it is; an outsider is an error.
 
@@ -80,8 +80,8 @@ def constrain(
             ``"error"`` is ``"strict"``, and ``"project"`` takes the nearest member instead of one
             that trains well, since a loaded model shall compute what it did.
         optimizer: an optimizer that holds the tensors already: it is given the parameters that
-            take their place. Without it, an optimizer that still holds a tensor which is no
-            longer in the model warns at its next step.
+            replace them. Without it, an optimizer that still holds a tensor which is no longer in
+            the model warns at its next step.
         arguments: arguments of the constraint's constructor.
 
     Returns:
@@ -158,7 +158,7 @@ def prepare(
             later = None if optimizer is None else weakref.ref(optimizer)
             return LazyChange(here, place.path, mine, init, later)
     except (ValueError, TypeError) as error:
-        raise named(place.path, error) from error.__cause__
+        raise with_path(place.path, error) from error.__cause__
     return change_of(here, original, request, init)
 
 
@@ -189,4 +189,4 @@ def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) 
     try:
         return parse(spec, view, **arguments)
     except (ValueError, TypeError) as error:
-        raise named(short(target, 200)[1:-1], error) from error.__cause__
+        raise with_path(short(target, 200)[1:-1], error) from error.__cause__

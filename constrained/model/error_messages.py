@@ -61,10 +61,10 @@ def raise_failed(path: str, module: nn.Module, error: Exception) -> NoReturn:
         error: what it raised.
     """
     if isinstance(error, (ValueError, TypeError)) and isinstance(module, Constraint):
-        raise named(path, error) from error
+        raise with_path(path, error) from error
     reason = f"{type(module).__name__} raised {type(error).__name__}: {error}"
     if isinstance(error, (ValueError, TypeError)):
-        raise named(path, error, reason) from error
+        raise with_path(path, error, reason) from error
     kind = _FOREIGN_TYPES.get(type(error))
     if kind is None:
         # How an error of another type is constructed is unknown.
@@ -79,7 +79,7 @@ def is_own(error: Exception) -> bool:
     return frames[-1].f_globals.get("__name__", "").partition(".")[0] in _PACKAGES
 
 
-def named(
+def with_path(
     path: str, error: ValueError | TypeError, reason: str | None = None
 ) -> ValueError | TypeError:
     """The same error, with a message that begins with the path of the tensor.

@@ -1,4 +1,4 @@
-"""Which tensors of a model a target names: exact paths, globs, ties."""
+"""Which tensors of a model a target names, by an exact path or a glob."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[L
     """Find the tensors that targets name.
 
     A target is a path, which may name a buffer, or a glob over the paths of parameters: ``*``
-    stays inside one segment, ``**`` crosses them (``**.weight`` also matches ``weight``). A path
-    has precedence over a glob. Two globs, or two paths, that map one tensor to different things are
-    an error.
+    stays inside one segment, ``**`` crosses segments (``**.weight`` also matches ``weight``). A
+    path has precedence over a glob. It is an error if two globs, or two paths, map one tensor to
+    different things.
 
     Args:
         model: the model.
@@ -42,7 +42,7 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[L
     available = locations(model)
     tied: dict[int, dict[tuple[nn.Module, str], Location]] = {}
     for place in available.values():
-        # A module that is registered under several names has a tensor once, by its first path.
+        # If a module is registered under several names, its first path counts.
         same = tied.setdefault(id(place.tensor), {})
         same.setdefault((place.module, place.name), place)
     chosen: dict[int, str] = {}
@@ -87,7 +87,7 @@ def _match(target: str, available: Mapping[str, Location]) -> list[Location]:
             f"{short(target)} has too many wildcards: a glob may be cut by them into "
             f"{_MOST_TOKENS} parts."
         )
-    # A quick test: most paths begin or end otherwise than the glob does.
+    # A quick test first: most paths do not begin and end as the glob does.
     first = "" if "*" in tokens[0] else tokens[0]
     last = "" if "*" in tokens[-1] else tokens[-1]
     return [

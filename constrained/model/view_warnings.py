@@ -19,11 +19,11 @@ _TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED
 
 
-#: How many gates have their recurrent kernels in one tensor, one below the other.
+#: How many gates these modules have. The kernels of all gates are one tensor, one below the other.
 _GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
-#: Sets to which a stack of members does not belong: nobody means them for all gates together.
+#: Sets that nobody wants for all gates together: a stack of members is not a member.
 _ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
 
 
@@ -31,8 +31,8 @@ _ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
 def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
     """Warn that the recurrent kernels of all gates are constrained as one matrix.
 
-    Only for orthogonal matrices and the like. A bound of a norm or of a rank is often meant for
-    the whole.
+    There is a warning for orthogonal matrices and the like only. A bound on a norm or a rank is
+    often meant for the whole.
 
     Args:
         change: the change that constrains the tensor.
@@ -57,11 +57,10 @@ def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
 
 @check_each_change
 def warn_of_small_elements(change: TensorChange, request: Request) -> None:
-    """Warn that the elements of a set are not the filters of a convolution, which most mean.
+    """Warn that the elements are smaller than the filters of a convolution, which are mostly meant.
 
     For a set of vectors or of matrices, the last one or two dimensions of a kernel make an element:
-    rows or slices of its taps. A set of numbers, or of whole tensors, means the same for every
-    tensor.
+    rows or slices of its taps. For a set of numbers, or of whole tensors, there is no such doubt.
 
     Args:
         change: the change that constrains the tensor.

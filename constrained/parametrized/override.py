@@ -85,13 +85,13 @@ def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | N
     return overrides.get(key)
 
 
-class _Answers:
+class _Overrides:
     """How ``functional_call`` replaces parametrized tensors for the time of a call.
 
     The methods are described in `constrained.torch_internals.calls`.
     """
 
-    def is_ours(self, module: nn.Module, name: str) -> bool:
+    def is_parametrized(self, module: nn.Module, name: str) -> bool:
         return hasattr(type(module), "_overridable") and name in lists_of(module)
 
     def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
@@ -119,4 +119,4 @@ class _Answers:
         return untied
 
 
-calls.ask(_Answers())
+calls.let_torch_use(_Overrides())

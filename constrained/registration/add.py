@@ -1,4 +1,4 @@
-"""How a tensor becomes parametrized."""
+"""Adding a parametrization to a tensor: the first one, or one more."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bo
 
 
 def _check_same(name: str, tied: ParametrizationList, parametrization: nn.Module) -> None:
-    """Raise unless a tied tensor, parametrized already, is to be parametrized in the same way."""
+    """Raise unless the tied tensor that is parametrized already has the same parametrization."""
     (first, *more) = tied.children()
     if isinstance(first, Constraint) and isinstance(parametrization, Constraint):
         same = first.spec() == parametrization.spec()

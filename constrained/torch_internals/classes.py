@@ -3,7 +3,7 @@
 Torch makes a class for each module: registration writes a property there, removal deletes it. Here
 modules of one kind share a class, which must stay as it is. So the private function that writes the
 property is wrapped, and so is the ``delattr`` that deletes it. Where torch does not work like that,
-`ask` returns False, and the engine makes a class for each module, too.
+`let_torch_use` returns False, and this package makes a class for each module, too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from torch.nn.utils import parametrize
 from constrained.torch_internals.look_up import find
 
 
-class Answers(Protocol):
-    """What the engine says of classes, and does with modules of its own.
+class SharedClasses(Protocol):
+    """The classes of modules with parametrized tensors, which several modules share.
 
-    The engine gives an object of this type to `ask`, since this package imports nothing of it.
+    `constrained.parametrized.module_class` passes an object of this type to `let_torch_use`, since
+    nothing is imported from there.
     """
 
     def is_shared(self, cls: type) -> bool:
-        """Whether a class is one that several modules share."""
+        """Whether several modules may share a class."""
         ...
 
     def give_property(self, module: nn.Module, name: str) -> None:
@@ -31,25 +32,25 @@ class Answers(Protocol):
         ...
 
 
-def ask(answers: Answers) -> bool:
-    """Let torch ask ``answers`` from now on, before it writes into a class; False if it cannot."""
+def let_torch_use(classes: SharedClasses) -> bool:
+    """Let torch use ``classes`` before it writes into a class; False if that is not possible."""
     inject = find("torch.nn.utils.parametrize._inject_property", _injects)
     if inject is None or not _deletes_by_name():
         return False
 
     def inject_property(module: nn.Module, tensor_name: str) -> None:
-        if answers.is_shared(type(module)):
-            answers.give_property(module, tensor_name)
+        if classes.is_shared(type(module)):
+            classes.give_property(module, tensor_name)
         else:
             inject(module, tensor_name)
 
     def delete(holder: Any, name: str) -> None:
-        inherits = isinstance(holder, type) and any(map(answers.is_shared, holder.__mro__))
-        if not inherits or (name in vars(holder) and not answers.is_shared(holder)):
+        inherits = isinstance(holder, type) and any(map(classes.is_shared, holder.__mro__))
+        if not inherits or (name in vars(holder) and not classes.is_shared(holder)):
             delattr(holder, name)
 
     parametrize._inject_property = inject_property
-    # In that file the name is found before the built-in function.
+    # A name that is set in the file hides the built-in function.
     parametrize.delattr = delete  # type: ignore[attr-defined]
     return True
 
