@@ -13,6 +13,7 @@ from constrained.constraint.arguments import as_tuple
 from constrained.constraint.elements import Params, beside
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.precision import autocast_disabled, raise_precision
+from constrained.torch_internals import linalg
 from constrained.torch_internals.tensors import has_values
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 #: What torch's linear algebra raises for NaN, and for very large or small numbers.
-_NO_CONVERGENCE: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+_NO_CONVERGENCE = linalg.LinAlgError
 
 
 def _any_not_finite(tensors: Sequence[Tensor]) -> bool:

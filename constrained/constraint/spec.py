@@ -268,8 +268,8 @@ def _respelled(
                 f"{name} has no argument {short(key)} that is known here."
                 f"{registry.did_you_mean(key, known)} Known are {', '.join(known) or 'none'}."
             )
-    renamed = {known[key]: value for key, value in arguments.items() if known[key] is not None}
-    return registered, renamed  # type: ignore[return-value]
+    renamed = {known[key]: value for key, value in arguments.items()}
+    return registered, {key: value for key, value in renamed.items() if key is not None}
 
 
 def _find_class(name: str) -> type[Constraint]:

@@ -158,7 +158,7 @@ def initialising_methods(base: type, names: tuple[str, ...]) -> dict[str, Callab
 def _writing_method(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with writing(self, is_listed=True):
-            return getattr(super(self._parametrized, self), name)(*args, **kwargs)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - the class is known at run time only
+            return getattr(super(self._parametrized, self), name)(*args, **kwargs)  # pyright: ignore[reportUnknownArgumentType] - the class is known at run time only
 
     method.__name__ = name
     return method

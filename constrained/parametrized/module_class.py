@@ -115,7 +115,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
         for contributed in _contributions:
             members |= contributed(base, names)
         cls = type(base)(f"Parametrized{base.__name__}", (base,), members)
-        cls._parametrized = cls  # type: ignore[attr-defined]
+        cls._parametrized = cls
         if _can_be_shared:
             _classes[base, names] = cls
     return cls

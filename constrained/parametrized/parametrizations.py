@@ -72,4 +72,4 @@ def inherited(module: Any) -> Any:
 def lists_of(module: nn.Module) -> dict[str, nn.Module]:
     """The lists that parametrize the tensors of one module, by the names of the tensors."""
     found = module._modules.get("parametrizations")
-    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}  # type: ignore[arg-type]
+    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}

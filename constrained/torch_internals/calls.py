@@ -130,7 +130,7 @@ def _swap_once(torch_swap_all: Any) -> None:
     ) -> Any:
         return torch_swap_all(self, _once(self.get_submodule, named_tensors), allow_missing)
 
-    NamedMemberAccessor.swap_tensors_dict = swap_tensors_dict  # type: ignore[method-assign]
+    NamedMemberAccessor.swap_tensors_dict = swap_tensors_dict
 
 
 def _once(

@@ -43,7 +43,7 @@ else:
 
     def direct(function: type[Function]) -> Callable[..., Any]:
         """``Function.apply`` itself: the ``apply`` of a derived class may call this."""
-        return functools.partial(Function.apply.__func__, function)  # type: ignore[attr-defined]
+        return functools.partial(Function.apply.__func__, function)
 
 
 # The transform that is running, the tensors that it computes with, and how to leave it for a while.

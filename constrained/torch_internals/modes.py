@@ -160,7 +160,7 @@ def _in_another_thread(body: Callable[..., Any]) -> Callable[..., Any]:
 def _signed_like(body: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
     # Torch reads the schema of an operator from the signature, and would look for the names of
     # its types in this file.
-    run.__signature__ = inspect.signature(body, eval_str=True)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.signature(body, eval_str=True)
     return run
 
 

@@ -35,7 +35,7 @@ def _checked(apply: Any, check: Callable[[nn.Module, str], None]) -> Callable[..
 
 def wrap_synchronization(around: Callable[[Convert, nn.Module], nn.Module]) -> None:
     """Let ``around(convert, module)`` convert a module to an ``nn.SyncBatchNorm``."""
-    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm.__func__  # type: ignore[attr-defined]
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm.__func__
 
     @functools.wraps(convert)
     def converting(cls: Any, module: nn.Module, process_group: Any = None) -> nn.Module:

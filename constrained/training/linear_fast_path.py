@@ -237,7 +237,7 @@ def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
         if found is None:
             return None
     value, copied, fingerprint = found
-    return Unread(first, value, originals, copied, fingerprint, tensor._store)  # type: ignore[arg-type]
+    return Unread(first, value, originals, copied, fingerprint, tensor._store)
 
 
 def _may_be_applied_unread(tensor: ParametrizationList) -> bool:
