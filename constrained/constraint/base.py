@@ -75,7 +75,7 @@ class Constraint(OptionalMethods, Membership):
         complex: whether complex tensors are accepted.
         deterministic: whether `forward` depends on its arguments, the constructor arguments and
             the module's buffers alone. Only then may the engine reuse its value.
-        frozen: which of the free parameters are constants (a base point, say): the engine keeps
+        frozen: which of the free parameters are constants, such as a base point. The engine keeps
             these as buffers, not as parameters.
         value_index: the index of the canonical parameter that is the element itself, if there is
             one, while all others that are trained are zero: ``forward(*canonical(*p)) ==
@@ -166,7 +166,7 @@ class Constraint(OptionalMethods, Membership):
 
     @abstractmethod
     def project(self, value: Tensor) -> Tensor:
-        """A nearest point of the set, or the documented retraction where there is no formula."""
+        """A nearest point of the set, or the documented retraction if there is no formula."""
 
     @abstractmethod
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:

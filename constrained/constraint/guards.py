@@ -35,9 +35,8 @@ def _without_broken(
     """Which elements have parameters that are not finite, and finite parameters for all elements.
 
     Returns:
-        Boolean tensor of shape ``batch``, and the parameters, where those of an element that are
-        not finite are replaced by those of an element whose all are. None if no element has only
-        finite ones, or if the parameters have another batch shape than the value.
+        Boolean tensor of shape ``batch``, and the parameters, where a finite element replaces each
+        broken one. None if no element is finite, or if the batch shape is not that of the value.
     """
     whole = constraint.forward(*(p.detach().to("meta") for p in params)).shape
     batch = whole[: len(whole) - (len(whole) if (e := constraint.event_dim) is None else e)]

@@ -40,7 +40,7 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
     The catalogue is registered before any other package: nobody else can take one of its names.
 
     Args:
-        name: the name in configs, in snake case; that of the class by default.
+        name: the name in configs, in snake case; by default the name of the class.
         aliases: other names under which the same constraint is found.
 
     Raises:
@@ -219,7 +219,7 @@ def _same_class(a: type, b: type) -> bool:
 
 
 def _load_catalogue() -> None:
-    # Each class that is registered calls this, those of the catalogue too: it runs once.
+    # `register` calls this for each class, also in the catalogue. The catalogue is loaded once.
     if _CATALOGUE not in _loaded:
         _load(point for point in _entry_points() if _key(point) == _CATALOGUE)
         _loaded.add(_CATALOGUE)

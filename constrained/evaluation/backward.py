@@ -193,7 +193,7 @@ def recomputing(evaluate: Evaluate, originals: Sequence[Tensor]) -> Pullback:
 
     Args:
         evaluate: gives the value of such originals.
-        originals: tensors of which some require a gradient.
+        originals: the originals, to find out which require a gradient.
     """
     trained = [i for i, t in enumerate(originals) if t.requires_grad]
 

@@ -1,4 +1,4 @@
-"""The context manager inside of which the values of all parametrizations are reused."""
+"""`cached`: the context manager in which the values of all parametrizations are reused."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ that no notification can be missed:
 * the tensors are the same objects, with the same memory, contents, version and ``requires_grad``
   (see `constrained.evaluation.tensor_state`);
 * the modules hold the same tensors and submodules, and their attributes are what they were;
-* there are no hooks, and no ``forward`` of a single instance, either of which may compute anything.
+* no module has hooks, or a ``forward`` that was set on the object: these may compute anything.
 
 What can't be compared has no fingerprint, and its value is evaluated at each read. What surrounds a
 read, such as inference mode, is compared by `constrained.evaluation.stored_value`.
@@ -46,7 +46,7 @@ _CLOSED_PACKAGES = frozenset({"constrained", "constraints", "torch"})
 
 
 class UnwatchableError(Exception):
-    """A module holds something of which nobody can tell whether it is what it was."""
+    """A module holds something that may change unnoticed."""
 
 
 class Facts(NamedTuple):

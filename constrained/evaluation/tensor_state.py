@@ -137,7 +137,7 @@ class TensorState:
         return self.version is not None and self.version != version(self.tensor)
 
     def is_moved(self) -> bool:
-        """Whether the tensor's memory has gone elsewhere as a whole, into shared memory, say."""
+        """Whether the tensor has other memory now, for example shared memory."""
         return self.tensor.data_ptr() != self.address
 
     def _sums_match(self) -> bool:

@@ -223,7 +223,7 @@ class ValueStore:
     def _drop_dead(self) -> None:
         """Drop the values of threads that have ended, but remember whether one was written."""
         alive = {t.ident for t in threading.enumerate()}
-        # Step by step, since other threads store theirs at the same time.
+        # Step by step, since other threads may store values at the same time.
         for dead in set(self._values) - alive:
             value = self._pop(dead)
             self._is_lost = self._is_lost or (value is not None and value.is_lost())

@@ -211,7 +211,7 @@ def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
 
 
 def _not_among(model: nn.Module, keys: Collection[str]) -> dict[str, Any]:
-    """The constraints of tensors of which a checkpoint does not have all the free parameters."""
+    """The constraints of tensors whose free parameters are not all in a checkpoint."""
     constraints, missing = spec(model), dict[str, Any]()
     for path, found, _ in constrained_tensors(model):
         prefix, _, name = path.rpartition(".")

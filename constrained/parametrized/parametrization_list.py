@@ -48,7 +48,7 @@ class ParametrizationList(EvaluatedTensor):
         original: the parameter or buffer that is parametrized. It keeps its identity if there is
             just one original, or just one that is trained.
         unsafe: leave out the checks that the value keeps the shape and dtype of ``original``.
-        start: the value to start from, of the shape of ``original``; that of ``original`` if None.
+        start: the value to start from, of the shape of ``original``; if None, ``original`` itself.
         deferred: leave ``original`` as it is until `attach` is called.
 
     Attributes:

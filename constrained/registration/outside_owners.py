@@ -89,7 +89,7 @@ def check_other_owners(tensors: Iterable[Sequence[Location]]) -> None:
 
 
 def _owned_elsewhere(here: Sequence[Location]) -> set[Any]:
-    """The `Parametrizations` that hold the list of a tensor, except for those of its locations."""
+    """The `Parametrizations` of other modules than the known ones that hold a tensor's list."""
     own = {place.module._modules.get("parametrizations") for place in here}
     return set(getattr(here[0].tensor, "_owners", ())) - own
 
