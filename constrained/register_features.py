@@ -1,8 +1,8 @@
-"""The features that are active as soon as the package is imported.
+"""Imports the files that register features, which so are active as soon as the package is imported.
 
-Each of these files registers itself: it adds members to the classes of modules with parametrized
-tensors, or is called after optimizer steps, or adapts another library. The rooms below import none
-of them; they call whatever has been registered.
+A feature adds members to the classes of modules with parametrized tensors, or is called before and
+after optimizer steps, or adapts another library. The rooms below import none of these files. They
+call whatever has been registered.
 """
 
 # Importing a file registers its feature.
