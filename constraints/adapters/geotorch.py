@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def of_geotorch(manifold: Any) -> Constraint | None:
     Returns:
         A constraint, or None for an object of any other kind.
     """
-    kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
+    kind = cast("type[Any]", type(manifold))
     if kind.__module__.partition(".")[0] != "geotorch" or kind.__name__ not in _MANIFOLDS:
         return None
     name, attributes = _MANIFOLDS[kind.__name__]
