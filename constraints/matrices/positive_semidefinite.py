@@ -113,7 +113,9 @@ class PSDLowRank(SquareMatrices):
     `canonical` moves S into Y. An eigenvalue that a step has pushed out of the cone becomes one of
     a few units in the last place, a column of Y that is short but not zero. Such a column turns as
     fast as a long one, while a zero column would stay along an arbitrary vector of the kernel,
-    though another one might lower the loss.
+    though another one might lower the loss. But it needs many steps to grow. So where S has no
+    positive eigenvalue, and is at least half as far from the cone as the identity is inside of it,
+    S becomes zero, and Y stays as long as it is: what was led that far leads back at once.
 
     Args:
         rank: the largest rank r, from 1 to n.
@@ -162,7 +164,10 @@ class PSDLowRank(SquareMatrices):
     def canonical(self, Y: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
         """``(Y L, I)`` with ``L L' = S_+`` where S_+ is regular; else ``(Y, S_+)``."""
         with torch.no_grad():
-            S = psd_part(symmetric_part(S))
+            S, before = psd_part(symmetric_part(S)), S
+            rounding = 64 * self.rank * torch.finfo(S.dtype).eps
+            most, size = (X.abs().amax((-2, -1), keepdim=True) for X in (S, before))
+            S = S.masked_fill((most <= rounding * size) & (size >= 0.5), 0)
             L, info = linalg.cholesky_ex(S)
             regular = (info == 0)[..., None, None]
             identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
