@@ -111,19 +111,12 @@ class PSDLowRank(SquareMatrices):
     effect of smooth parametrizations on nonconvex optimization landscapes (Mathematical Programming
     209, 2025): second-order critical points in Y are critical points on the set.
 
-<<<<<<< HEAD
-    `canonical` moves S into Y. An eigenvalue that a step has pushed out of the cone becomes one of
-    a few units in the last place, a column of Y that is short but not zero. Such a column turns as
-    fast as a long one, while a zero column would stay along an arbitrary vector of the kernel,
-    though another one might lower the loss. But it needs many steps to grow. So where S has no
-    positive eigenvalue, and is at least half as far from the cone as the identity is inside of it,
-    S becomes zero, and Y stays as long as it is: what was led that far leads back at once.
-=======
     `canonical` moves S into Y. An eigenvalue that a step has made negative becomes a few units in
     the last place, and its column of Y is short but not zero. A short column turns as fast as a
     long one. With a zero eigenvalue in S instead, the column would stay along an arbitrary vector
-    of the kernel, though another vector might lower the loss.
->>>>>>> main
+    of the kernel, though another vector might lower the loss. But a short column needs many steps
+    to grow. So where S has no positive eigenvalue, and its entries reach 1/2, S becomes zero and Y
+    keeps its length: the next steps can lead back at once.
 
     Args:
         rank: the largest rank r, from 1 to n.
