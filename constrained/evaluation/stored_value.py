@@ -42,7 +42,7 @@ class StoredValue(ReturnedValue):
     """
 
     __slots__ = (
-        *("_context", "_fingerprint", "_inference", "_is_alias", "_was_recording", "_kept"),
+        *("_context", "_fingerprint", "_inference", "_kept", "_was_recording"),
         "_surroundings",
     )
 
@@ -60,7 +60,7 @@ class StoredValue(ReturnedValue):
         sources = [state.tensor for state in fingerprint.states]
         # A constraint may return its argument. Whoever writes into that value writes the original,
         # and the write is not lost.
-        self._is_alias = shares_memory(kept.value, sources)
+        self.is_alias = shares_memory(kept.value, sources)
         trained = [state.tensor for state in fingerprint.states if state.requires_grad]
         # If nothing is trained, there is nothing to record.
         self._was_recording = _is_recording() or not trained
@@ -119,7 +119,7 @@ class StoredValue(ReturnedValue):
 
     def is_lost(self) -> bool:
         """Whether somebody wrote into the value, which the next evaluation would undo."""
-        return not self._is_alias and super().is_lost()
+        return not self.is_alias and super().is_lost()
 
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of the GPU, autocast, the `cached` block.

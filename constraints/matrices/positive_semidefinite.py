@@ -114,7 +114,9 @@ class PSDLowRank(SquareMatrices):
     `canonical` moves S into Y. An eigenvalue that a step has made negative becomes a few units in
     the last place, and its column of Y is short but not zero. A short column turns as fast as a
     long one. With a zero eigenvalue in S instead, the column would stay along an arbitrary vector
-    of the kernel, though another vector might lower the loss.
+    of the kernel, though another vector might lower the loss. But a short column needs many steps
+    to grow. So where S has no positive eigenvalue, and its entries reach 1/2, S becomes zero and Y
+    keeps its length: the next steps can lead back at once.
 
     Args:
         rank: the largest rank r, from 1 to n.
@@ -163,7 +165,10 @@ class PSDLowRank(SquareMatrices):
     def canonical(self, Y: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
         """``(Y L, I)`` with ``L L' = S_+`` where S_+ is regular; else ``(Y, S_+)``."""
         with torch.no_grad():
-            S = psd_part(symmetric_part(S))
+            S, before = psd_part(symmetric_part(S)), S
+            rounding = 64 * self.rank * torch.finfo(S.dtype).eps
+            most, size = (X.abs().amax((-2, -1), keepdim=True) for X in (S, before))
+            S = S.masked_fill((most <= rounding * size) & (size >= 0.5), 0)
             L, info = linalg.cholesky_ex(S)
             regular = (info == 0)[..., None, None]
             identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
