@@ -140,7 +140,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
             f"The arguments {short(sorted(arguments))} go with a name or a class; "
             f"{short(spec)} is an object that has its own."
         )
-    made = _adapted(spec)
+    made = registry.adapted(spec)
     if not isinstance(made, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
@@ -153,11 +153,6 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
             f"{type(made).__name__} has none."
         )
     return Request(made, view, sizes, init)
-
-
-def _adapted(thing: Any) -> Any:
-    """The constraint that an adapter makes of an object of another library; else the object."""
-    return thing if isinstance(thing, Constraint) else registry.adapted(thing) or thing
 
 
 def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.base import unguarded
-from constrained.constraint.elements import Params
+from constrained.constraint.elements import Params, unpack
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.parts import (
@@ -20,7 +20,6 @@ from constraints.bases.parts import (
     events,
     inherited,
     largest,
-    unpack,
 )
 
 
