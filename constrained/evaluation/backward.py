@@ -132,7 +132,7 @@ class KeptGraph(Kept):
     def _replay(
         self, end: Tensor, needed: Sequence[bool], gradient: Tensor, create_graph: bool
     ) -> tuple[Tensor | None, ...]:
-        return _gradients(end, self._edges, needed, gradient, create_graph, retain_graph=True)
+        return gradients_of(end, self._edges, needed, gradient, create_graph, retain_graph=True)
 
 
 class KeptArguments(Kept):
@@ -170,10 +170,10 @@ class KeptArguments(Kept):
     def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Evaluate once more, with a graph."""
         end = self._evaluate_again(self._evaluate, len(self.inputs))
-        return _gradients(end, self.inputs, needed, gradient, torch.is_grad_enabled())
+        return gradients_of(end, self.inputs, needed, gradient, torch.is_grad_enabled())
 
 
-def _gradients(
+def gradients_of(
     end: Tensor,
     inputs: Sequence[Any],
     needed: Sequence[bool],

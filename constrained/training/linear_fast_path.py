@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.precision import autocast_disabled, is_autocast
-from constrained.evaluation.backward import written_since
+from constrained.evaluation.backward import gradients_of, written_since
 from constrained.evaluation.events import Events, expect_writes
 from constrained.evaluation.fingerprint import Fingerprint
 from constrained.evaluation.value_store import ValueStore
@@ -294,12 +294,8 @@ def _differentiable(
         # Aliases: the input may itself be computed from the bias or the originals, as in a
         # recurrent network, and autograd would go on from there.
         inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         weight, hooks = unread.constraint(*inputs[2:]), unread.hooks()
         if hooks is not None and weight.requires_grad:
             weight.register_hook(hooks)
         output = F.linear(inputs[0], weight, inputs[1])  # type: ignore[arg-type]
-    found = iter(
-        torch.autograd.grad(output, wanted, gradient, create_graph=is_recorded, allow_unused=True)
-    )
-    return tuple(next(found) if need else None for need in needed)
+    return gradients_of(output, inputs, needed, gradient, is_recorded)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained.constraint.fast_paths import recomputed
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.shapes import Vectors
-from constraints.math import linalg
 from constraints.math.autograd import goes_by_operator, needs_derivative
 from constraints.math.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
 from constraints.math.unit_vectors import is_moderate

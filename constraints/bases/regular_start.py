@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 #: A matrix that the projection moves by at most this share of its norm counts as nearly a member.
 NEARLY = 0.1

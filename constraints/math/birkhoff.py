@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 #: The largest number of Newton steps at one scale of the matrix, and of halvings of a step.
 STEPS, HALVINGS = 100, 40

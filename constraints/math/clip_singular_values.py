@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg, polar
+from constrained.torch_internals import linalg
+from constraints.math import polar
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite, eye_like
 from constraints.math.rounding import least_positive

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import without_derivative
 from constraints.math.nearest_regular import MARGIN, last_sign, orientation
 from constraints.math.svd import svd, svdvals

@@ -27,7 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.singular_vectors import Vectors
 
 #: A square that exceeds 1 by at most this many units of the machine epsilon counts as 1.

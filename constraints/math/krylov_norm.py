@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.svd import svd
 
 #: How many directions are followed: one that is about to become the top one is among them.

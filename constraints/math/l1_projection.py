@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import needs_derivative
 
 #: The length of the step in the gradient mapping at the boundary, in units of the bound.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.clip_singular_values import certainly_inside, clipped_and_vectors
 from constraints.math.singular_vectors import PROBES, SPARE, Vectors, inverse, probe, product
 from constraints.math.subspace import (

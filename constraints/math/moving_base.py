@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.gram import gram
 from constraints.math.polar import ROUNDING, defect, polar, polar_factor

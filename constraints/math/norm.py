@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 
 def norm(M: Tensor) -> Tensor:

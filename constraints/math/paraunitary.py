@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.matrix import eye_like, symmetric_part
 from constraints.math.svd import svd
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import differentiable, may_branch
 from constraints.math.gram import gram
 from constraints.math.matrix import adjoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.clip_singular_values import clip_singular_values
 from constraints.math.matrix import distance_from_symmetric, eye_like, symmetric_part
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.matrix import eye_like
 
 # Both functions are f(A) B with the skew n x n matrix A = X B' - B X', where f(z) is e^z or

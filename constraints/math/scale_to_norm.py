@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import goes_by_operator, needs_derivative, operator
 from constraints.math.krylov_norm import leading
 from constraints.math.matrix import all_finite

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.krylov_norm import generic
 
 #: How many vectors are followed, besides those near the bound, until a step asks for more.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.eigenvalues import eigenvectors
 from constraints.math.matrix import all_finite, eye_like, symmetric_part
 from constraints.math.norm import norm

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import in_front, nestable
 from constraints.math.matrix import all_finite
 

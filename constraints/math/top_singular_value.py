@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 # Derivation. The largest eigenvalue of M = A A' or A' A is the Rayleigh quotient of its vector v:
 #

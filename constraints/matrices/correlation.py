@@ -10,10 +10,10 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.covariance import (
     clipped,

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.determinant import distance_from_unimodular, unimodular
 from constraints.math.nearest_regular import nearest_regular, orientation, regular
 from constraints.math.svd import svd, svdvals

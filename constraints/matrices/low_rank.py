@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
-from constraints.math import linalg
 from constraints.math.autograd import goes_by_operator
 from constraints.math.full_rank import raised_by
 from constraints.math.svd import svd, svdvals

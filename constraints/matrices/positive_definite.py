@@ -9,9 +9,9 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.covariance import (
     clipped,
     covariance,

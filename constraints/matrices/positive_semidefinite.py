@@ -9,12 +9,12 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices, too_small
-from constraints.math import linalg
 from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
 from constraints.math.matrix import symmetric_part

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.orthonormal import orthonormality_error
 from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
 from constraints.math.svd import svd

@@ -10,9 +10,9 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.shapes import EvenMatrices
-from constraints.math import linalg
 from constraints.math.complex_polar import polar_of_parts
 from constraints.math.polar import polar
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import as_tensor
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Vectors
-from constraints.math import linalg
 
 
 @register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))

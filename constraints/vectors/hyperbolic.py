@@ -10,9 +10,9 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_positive
 from constraints.bases.shapes import Vectors
-from constraints.math import linalg
 from constraints.math.unit_vectors import scaled
 
 #: The least distance of a point from the boundary, in units of the machine epsilon times the
