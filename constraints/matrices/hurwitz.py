@@ -24,7 +24,6 @@ from constraints.math.stable_lyapunov import (
     continuous_gramian,
     coordinates,
     fading,
-    margins,
     modal,
     square_root,
 )
@@ -112,17 +111,16 @@ class Hurwitz(SquareMatrices):
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, Y, Z, T, R)``, where T and R are constants."""
-        identity = eye_like(value).expand_as(value).contiguous()
         if value.is_meta:
-            return identity, *(torch.empty_like(identity) for _ in range(4))
+            return tuple(value.new_empty(value.shape) for _ in range(5))
         wide = value.double()
         A = wide + self.alpha * eye_like(wide)
         abscissa = eigenvalues(A).real.amax(-1)[..., None, None]
-        candidates = (
-            (identity, *self._factors(value, *_dissipative(A, abscissa, margin, value.dtype)))
-            for margin in margins(value.dtype)
-        )
-        return cheapest(candidates, value)
+
+        def factors(margin: float) -> tuple[Tensor, ...]:
+            return self._factors(value, *_dissipative(A, abscissa, margin, value.dtype))
+
+        return cheapest(factors, value)
 
     def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
         size = norm(K)[..., 0]
