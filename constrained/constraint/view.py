@@ -25,6 +25,12 @@ def axes(pattern: str) -> set[str]:
     return set(re.findall(r"[A-Za-z]\w*", pattern))
 
 
+def with_view(spec: dict[str, Any], view: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A spec with a view; lengths of axes that are named like arguments in a mapping of theirs."""
+    lengths = {"axes": dict(sizes)} if set(sizes) & set(spec) else sizes
+    return {**spec, "view": view, **lengths}
+
+
 class View(Constraint):
     """A constraint on a rearrangement of the tensor, whose whole is then one element.
 
@@ -60,7 +66,7 @@ class View(Constraint):
         self.sizes = dict(sizes or {})
         self.event_dim = len(self.shape)
         self._there, self._back, self._lengths = _parse(pattern, self.shape, self.sizes)
-        constraint.check_shape(self._see(torch.empty(self.shape, device="meta")).shape)
+        constraint.check_shape(self.seen_shape())
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -71,6 +77,10 @@ class View(Constraint):
     def deterministic(self) -> bool:  # type: ignore[override]
         """Whether the constraint on what is seen is deterministic."""
         return self.constraint.deterministic
+
+    def seen_shape(self) -> torch.Size:
+        """The shape of what is seen."""
+        return self._see(torch.empty(self.shape, device="meta")).shape
 
     def _see(self, value: Tensor) -> Tensor:
         return rearrange(value, self._there, **self._lengths)
@@ -113,7 +123,7 @@ class View(Constraint):
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A random element, distributed as those of ``constraint``."""
-        seen = self._see(torch.empty(shape, device="meta")).shape
+        seen = self.seen_shape()
         return rearrange(random.member(self.constraint, seen), self._back, **self._lengths)
 
     def dimension(self, shape: Sequence[int]) -> int:
@@ -162,7 +172,7 @@ class View(Constraint):
 
     def spec(self) -> dict[str, Any]:
         """The spec of ``constraint``, with the view."""
-        return {**self.constraint.spec(), "view": self.pattern, **self.sizes}
+        return with_view(self.constraint.spec(), self.pattern, self.sizes)
 
     def __repr__(self) -> str:
         return f"{self.constraint!r} viewed as {self.pattern!r}"

@@ -22,11 +22,7 @@ from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized.assignment import expanded, warn_of_graph
 from constrained.parametrized.changed_arguments import check_replaced
 from constrained.parametrized.checkpoint_metadata import record_chain
-from constrained.parametrized.consistency_checks import (
-    check_can_follow,
-    check_trainable_through,
-    check_writable_now,
-)
+from constrained.parametrized.consistency_checks import check_can_follow, check_original
 from constrained.parametrized.memory_format import convert_original
 from constrained.parametrized.originals import register_originals
 from constrained.parametrized.originals_index import index_list
@@ -77,16 +73,14 @@ class ParametrizationList(EvaluatedTensor):
     ) -> None:
         if len(modules) == 0:
             raise ValueError("ParametrizationList requires one or more modules.")
-        check_writable_now(original)
-        check_trainable_through(original, modules)
+        check_original(original, modules)
         nn.ModuleList.__init__(self, modules)
         self.unsafe, self.shape = unsafe, original.shape
         self.persistent, self.moved = True, None
         self._set_up()
         # Everything is checked before `original` is written.
         value = original if start is None else start
-        new = new_originals(self, value.detach().clone(), original)
-        self.__dict__["_pending"] = new
+        self.__dict__["_pending"] = new_originals(self, value.detach().clone(), original)
         if not deferred:
             self.attach(original)
 
@@ -174,10 +168,14 @@ class ParametrizationList(EvaluatedTensor):
             register_originals(self, original, new)
         index_list(self)
 
+    def pending(self) -> tuple[Tensor, ...]:
+        """The originals that there will be once `attach` is called."""
+        return unpack(self.__dict__["_pending"])
+
     def preview(self) -> Tensor:
         """The value that the tensor will have once `attach` is called."""
         with torch.no_grad():
-            return self.evaluator()(*unpack(self.__dict__["_pending"]))
+            return self.evaluator()(*self.pending())
 
     # Names before version 0.2.
     put = renamed_method("put", "store_originals")

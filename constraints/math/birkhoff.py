@@ -78,7 +78,7 @@ def _rows(Z: Tensor) -> Tensor:
     """The point of the simplex nearest to each row."""
     shifted = (Z - Z.amax(-1, keepdim=True)).clamp(min=-1)
     W = F.relu(shifted - rough_threshold(shifted, 1))
-    # Entries that are 0 stay 0: the Newton step depends on which are positive.
+    # The division keeps zeros: the Newton step depends on which entries are positive.
     return W / W.sum(-1, keepdim=True)
 
 
@@ -94,9 +94,9 @@ def _newton_step(W: Tensor, excess: Tensor) -> Tensor:
 
 
 def _search(Z: Tensor, W: Tensor, step: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Z and W after the longest of the halved steps along which phi falls enough, per element.
+    """Z and W after a line search, in which each element takes the longest step that lowers phi.
 
-    The last result is whether any element has moved.
+    Steps are halved until phi falls enough. The last result is whether any element has moved.
     """
     slope = -(step * excess).sum((-2, -1))
     before = _value(Z, W)

@@ -1,4 +1,4 @@
-"""The largest eigenvalues of a symmetric matrix, and how far it is from having no others."""
+"""The largest eigenvalues of a symmetric matrix, and its distance from a bounded rank."""
 
 from __future__ import annotations
 

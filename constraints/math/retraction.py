@@ -80,7 +80,7 @@ def geodesic(B: Tensor, X: Tensor) -> Tensor:
 
 
 def _resolved(X: Tensor) -> Tensor:
-    """X, shortened to the length 1 / (4 eps) if it is longer: longer angles have no exact digit."""
+    """X, shortened to the length 1 / (4 eps) if it is longer: larger angles have no exact digit."""
     length = linalg.matrix_norm(X.detach(), keepdim=True)
     return X * (1 / (4 * torch.finfo(X.dtype).eps * length)).clamp(max=1)
 

@@ -1,4 +1,4 @@
-"""Singular value decompositions that try again where LAPACK does not converge."""
+"""Singular value decompositions that are tried in another way if LAPACK does not converge."""
 
 from __future__ import annotations
 
