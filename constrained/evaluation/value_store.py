@@ -20,6 +20,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from constrained.atomic.undo import tensors_of
 from constrained.evaluation.cached import active_context
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
 from constrained.evaluation.fingerprint import Fingerprint, UnwatchableError
@@ -167,7 +168,7 @@ class ValueStore:
     def _unstored(self, on: EvaluatedTensor, thread: int) -> Tensor:
         """Evaluate for this reader only."""
         value = self._with_hooks(on)
-        if writes_are_noticed(value, _sources(on)):
+        if writes_are_noticed(value, tensors_of(on.watched())):
             self._keep(thread, UnstoredValue(value))
         return value
 
@@ -237,13 +238,3 @@ class ValueStore:
         for dead in set(self._values) - alive:
             value = self._pop(dead)
             self._is_lost = self._is_lost or (value is not None and value.is_lost())
-
-
-def _sources(on: EvaluatedTensor) -> list[Tensor]:
-    return [
-        tensor
-        for module in on.watched()
-        for tensors in (module._parameters, module._buffers)
-        for tensor in tensors.values()
-        if tensor is not None
-    ]

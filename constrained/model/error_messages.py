@@ -17,14 +17,7 @@ from constrained.constraint.errors import (
 )
 
 #: Types of error that this package raises. Each is constructed from a message alone.
-_OWN_TYPES = (
-    ValueError,
-    TypeError,
-    InfeasibleError,
-    OutOfRangeError,
-    SpecError,
-    UnknownNameError,
-)
+_OWN_TYPES = (ValueError, TypeError, InfeasibleError, OutOfRangeError, SpecError, UnknownNameError)
 
 
 #: This package and its catalogue.

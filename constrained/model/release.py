@@ -30,11 +30,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def release(
-    module: M,
-    target: str = "**",
-    *,
-    bake: bool = True,
-    optimizer: Optimizer | None = None,
+    module: M, target: str = "**", *, bake: bool = True, optimizer: Optimizer | None = None
 ) -> M:
     """Make constrained tensors plain parameters again.
 

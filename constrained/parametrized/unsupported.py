@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
 from constrained.parametrized.call_stack import path_in_running_model, user_stacklevel
-from constrained.parametrized.override import overriding
+from constrained.parametrized.override import overridable_lists, overriding
 from constrained.parametrized.parametrizations import inherited, lists_of
 from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
 from constrained.torch_internals.rewriters import check_before_norms
@@ -152,7 +152,7 @@ def _is_distributed(self: Any) -> bool:
 def _check_plain(self: nn.Module, target: str, kind: str) -> None:
     prefix, _, name = target.rpartition(".")
     owner = self.get_submodule(prefix)
-    found: Any = lists_of(owner).get(name) if hasattr(type(owner), "_overridable") else None
+    found = overridable_lists(owner).get(name)
     if found is not None and overriding(owner, name) is None:
         originals = " and ".join(
             f"'{prefix + '.' if prefix else ''}parametrizations.{name}.{original}'"
@@ -214,7 +214,7 @@ def check_not_sparsifying(parametrizations: EvaluatedTensor, module: nn.Module) 
 
 def _check_takes_norm(module: nn.Module, name: str) -> None:
     """Raise if an old norm of ``torch.nn.utils`` is to take a parametrized tensor."""
-    found: Any = lists_of(module).get(name) if hasattr(type(module), "_overridable") else None
+    found = overridable_lists(module).get(name)
     if found is not None:
         cure = f"apply it to {CURE}, a copy without constraints"
         # Torch's lists have no such method.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,37 +21,23 @@ from constrained.torch_internals.look_up import find
 from constrained.torch_internals.modules import submodules
 
 
-class Overrides(Protocol):
+class Overrides(NamedTuple):
     """How parametrized tensors are replaced for the time of a call.
 
-    `constrained.parametrized.override` passes an object of this type to `let_torch_use`, since
-    nothing is imported from there.
+    `constrained.parametrized.override` passes this to `let_torch_use`, since nothing is imported
+    from there.
+
+    Attributes:
+        is_parametrized: whether a tensor of a module is parametrized by this package.
+        swap: replaces a parametrized tensor, or ends that if the tensor is None. Returns what had
+            replaced it before; None if nothing had.
+        untie: completes the given tensors, by their paths, for parametrized ones that are tied to
+            them. The last argument is what torch has completed for plain ones; it is returned.
     """
 
-    def is_parametrized(self, module: nn.Module, name: str) -> bool:
-        """Whether a tensor of a module is parametrized by this package."""
-        ...
-
-    def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
-        """Replace a parametrized tensor, or end that if ``tensor`` is None.
-
-        Returns:
-            What had replaced it before; None if nothing had.
-        """
-        ...
-
-    def untie(
-        self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Complete the given tensors, by their paths, for all tensors that are tied to them.
-
-        Args:
-            module: the module that is called.
-            given: the tensors by their paths, as they were given.
-            untied: the same, completed by torch for plain tensors. It is completed for parametrized
-                ones, and returned.
-        """
-        ...
+    is_parametrized: Callable[[nn.Module, str], bool]
+    swap: Callable[[nn.Module, str, Tensor | None], Tensor | None]
+    untie: Callable[[nn.Module, Mapping[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
 
 def let_torch_use(overrides: Overrides) -> None:

@@ -8,7 +8,8 @@ property is wrapped, and so is the ``delattr`` that deletes it. Where torch does
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -16,37 +17,28 @@ from torch.nn.utils import parametrize
 from constrained.torch_internals.look_up import find
 
 
-class SharedClasses(Protocol):
-    """The classes of modules with parametrized tensors, which several modules share.
+def let_torch_use(
+    is_shared: Callable[[type], bool], give_property: Callable[[nn.Module, str], None]
+) -> bool:
+    """Let torch use these before it writes into a class; False if that is not possible.
 
-    `constrained.parametrized.module_class` passes an object of this type to `let_torch_use`, since
-    nothing is imported from there.
+    Args:
+        is_shared: whether several modules may share a class.
+        give_property: gives a module another class, in which a tensor of this name is a property.
     """
-
-    def is_shared(self, cls: type) -> bool:
-        """Whether several modules may share a class."""
-        ...
-
-    def give_property(self, module: nn.Module, name: str) -> None:
-        """Give a module of such a class a class in which a tensor of this name is a property."""
-        ...
-
-
-def let_torch_use(classes: SharedClasses) -> bool:
-    """Let torch use ``classes`` before it writes into a class; False if that is not possible."""
     inject = find("torch.nn.utils.parametrize._inject_property", _injects)
     if inject is None or not _deletes_by_name():
         return False
 
     def inject_property(module: nn.Module, tensor_name: str) -> None:
-        if classes.is_shared(type(module)):
-            classes.give_property(module, tensor_name)
+        if is_shared(type(module)):
+            give_property(module, tensor_name)
         else:
             inject(module, tensor_name)
 
     def delete(holder: Any, name: str) -> None:
-        inherits = isinstance(holder, type) and any(map(classes.is_shared, holder.__mro__))
-        if not inherits or (name in vars(holder) and not classes.is_shared(holder)):
+        inherits = isinstance(holder, type) and any(map(is_shared, holder.__mro__))
+        if not inherits or (name in vars(holder) and not is_shared(holder)):
             delattr(holder, name)
 
     parametrize._inject_property = inject_property

@@ -56,10 +56,7 @@ def _has_no_memory(value: Tensor) -> bool:
 #: Whether a tensor belongs to a transform of torch.func. Where torch does not tell, its address is
 #: asked for: such a tensor has none.
 is_transformed: Callable[[Tensor], bool] = (
-    find(
-        "torch._C._functorch.is_functorch_wrapped_tensor",
-        lambda f: f(torch.empty(0)) is False,
-    )
+    find("torch._C._functorch.is_functorch_wrapped_tensor", lambda f: f(torch.empty(0)) is False)
     or _has_no_memory
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.base import FLAT, unguarded
+from constrained.constraint.elements import unpack
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import is_whole
 from constraints.composite.parts import (
@@ -20,7 +21,6 @@ from constraints.composite.parts import (
     events,
     inherited,
     largest,
-    unpack,
 )
 
 
