@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from constrained import register
-from constraints.bases.arguments import checked_bound
 from constraints.bases.expected_failures import no_derivative
-from constraints.bases.half_line import KINK, ClosedHalfLine
+from constraints.bases.half_line import KINK, Bounded, ClosedHalfLine
 
 
 @register("nonnegative", aliases=("non_negative", "non_neg"))
@@ -72,7 +71,7 @@ class Nonpositive(ClosedHalfLine):
 
 
 @register("at_least", aliases=("greater_than_eq",))
-class AtLeast(ClosedHalfLine):
+class AtLeast(Bounded, ClosedHalfLine):
     r"""Numbers from a bound upwards.
 
     **Use**: floors that may be reached: a variance of at least $10^{-6}$, a margin, a least
@@ -102,13 +101,9 @@ class AtLeast(ClosedHalfLine):
     expected_failures = no_derivative(KINK, "zeros", "boundary")
     direction = 1
 
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("at_least", bound)
-
 
 @register("at_most", aliases=("less_than_eq",))
-class AtMost(ClosedHalfLine):
+class AtMost(Bounded, ClosedHalfLine):
     r"""Numbers up to a bound.
 
     **Use**: ceilings that may be reached: a log-scale of at most 5, a largest logit, a budget.
@@ -136,7 +131,3 @@ class AtMost(ClosedHalfLine):
     examples = (({"bound": 0.5}, ()), ({"bound": -2.0}, ()))
     expected_failures = no_derivative(KINK, "zeros", "ones")
     direction = -1
-
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("at_most", bound)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from constrained import register
-from constraints.bases.arguments import checked_bound
-from constraints.bases.half_line import OpenHalfLine
+from constraints.bases.half_line import Bounded, OpenHalfLine
 
 
 @register("positive", aliases=("softplus_positive",))
@@ -71,7 +70,7 @@ class Negative(OpenHalfLine):
 
 
 @register("greater_than", aliases=("lower_bounded",))
-class GreaterThan(OpenHalfLine):
+class GreaterThan(Bounded, OpenHalfLine):
     r"""Numbers above a bound.
 
     **Use**: positive scalars with a floor that is never reached: the scale of a density, the noise
@@ -104,13 +103,9 @@ class GreaterThan(OpenHalfLine):
     examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
     direction = 1
 
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("greater_than", bound)
-
 
 @register("less_than", aliases=("upper_bounded",))
-class LessThan(OpenHalfLine):
+class LessThan(Bounded, OpenHalfLine):
     r"""Numbers below a bound.
 
     **Use**: numbers with a ceiling that is never reached, such as the growth rate of a process that
@@ -142,7 +137,3 @@ class LessThan(OpenHalfLine):
 
     examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
     direction = -1
-
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("less_than", bound)
