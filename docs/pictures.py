@@ -287,9 +287,9 @@ def _heat(figure: Any, axes: Any, W: Tensor, bar: bool = True) -> None:
     """A heat map: zeros are white, and the scale is symmetric unless nothing is negative."""
     largest = float(W.abs().max())
     if bool((W >= 0).all()):
-        image = axes.imshow(W, cmap="Blues", vmin=0, vmax=largest)
+        image = axes.imshow(W.numpy(), cmap="Blues", vmin=0, vmax=largest)
     else:
-        image = axes.imshow(W, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        image = axes.imshow(W.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
     axes.spines[["top", "right"]].set_visible(True)
     axes.set_xticks([])
     axes.set_yticks([])
