@@ -32,14 +32,14 @@ class Family:
         title: its title.
         text: which of its sets to take when.
         sets: their names, in a reader's order.
-        boost: how much more than other pages the search prefers it.
+        boost: how far the search prefers it: what is searched for to what mentions it.
     """
 
     file: str
     title: str
     text: str
     sets: str
-    boost: float = 1.0
+    boost: int = 2
 
     @property
     def members(self) -> list[str]:
@@ -71,7 +71,6 @@ FAMILIES = (
         "closed: its optima may be singular. With few factors take `psd_low_rank`.",
         "positive_definite positive_semidefinite psd_low_rank psd_fixed_rank cholesky_factor "
         "correlation correlation_cholesky symmetric skew hermitian",
-        boost=4.0,
     ),
     Family(
         "orthogonal",
@@ -116,12 +115,14 @@ FAMILIES = (
         "Constraints of the convolution itself, a linear map of images, rather than of the kernel "
         "flattened to a matrix. Stride, groups and padding are taken from the layer.",
         "orthogonal_conv spectral_norm_conv",
+        boost=1,
     ),
     Family(
         "composite",
         "Several constraints together",
         "One after another on the same tensor, or side by side on slices of it.",
         "chain product",
+        boost=1,
     ),
 )
 
@@ -202,7 +203,7 @@ def _index() -> str:
     )
     parts = [head]
     for family in FAMILIES:
-        parts += ["", f"### [{family.title}]({family.file}.md)", ""]
+        parts += ["", f"### [{family.title}]({family.file}.md) {{ data-search-exclude }}", ""]
         parts += ["| set | formula | elements | use | cost |", "|---|---|---|---|---|"]
         parts += [_row(name) for name in family.members]
     return "\n".join(parts) + "\n"
@@ -224,7 +225,7 @@ def _link(name: str) -> str:
 
 
 def _page(family: Family) -> str:
-    head = f"---\nsearch:\n  boost: {family.boost:g}\n---\n\n" if family.boost != 1 else ""
+    head = f"---\nsearch:\n  boost: {family.boost}\n---\n\n"
     links = ", ".join(f"[`{name}`](#{_anchor(name)})" for name in family.members)
     head += f"# {family.title}\n\n{_wrapped(_linked(family.text))}\n\n{_wrapped(links)}\n"
     return "\n".join([head, *map(_section, family.members)])
@@ -366,7 +367,7 @@ class Example:
     LAYERS = (
         ((32, 64), "nn.Linear(64, 32)"),
         ((64, 64), "nn.Linear(64, 64)"),
-        ((32, 16, 3, 3), "nn.Conv2d(16, 32, 3, padding=1, padding_mode='circular')"),
+        ((32, 16, 3, 3), 'nn.Conv2d(16, 32, 3, padding=1, padding_mode="circular")'),
     )
 
     def __init__(self, name: str) -> None:

@@ -18,10 +18,10 @@ from constraints.math.logits import inner, logits, probabilities
 
 @register("simplex", aliases=("probability_simplex",))
 class Simplex(Vectors):
-    r"""Vectors of nonnegative numbers that add up to one.
+    r"""Vectors of nonnegative numbers that sum to one: weights and probabilities.
 
-    **Use**: probabilities and weights that sum to one: mixtures, attention over a few choices,
-    ensembles, portfolios, convex combinations of layers.
+    **Use**: mixtures, ensembles, attention over a few choices, portfolios, convex combinations of
+    layers.
 
     **Set**: $\{x \in \mathbb{R}^n : x_i \ge 0, \sum_i x_i = 1\}$. Dimension $n - 1$, closed.
 
