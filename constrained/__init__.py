@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from constrained import features as _features  # noqa: F401 # pyright: ignore[reportUnusedImport] - they take part by themselves
 from constrained import parametrize
+from constrained.checkpoint.load import load
+from constrained.checkpoint.save import save
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
@@ -31,6 +33,7 @@ __all__ = [
     "constrain",
     "describe",
     "get",
+    "load",
     "load_state_dict",
     "names",
     "parametrize",
@@ -38,6 +41,7 @@ __all__ = [
     "register",
     "release",
     "report",
+    "save",
     "spec",
     "tolerance",
     "violations",
