@@ -14,6 +14,7 @@ from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
 from constrained.model.constrain import constrain
+from constrained.model.parameters import param_groups, parameters_of, tensor_paths
 from constrained.model.rebase import rebase
 from constrained.model.release import release
 from constrained.model.report import assert_feasible, report, spec, violations
@@ -36,6 +37,8 @@ __all__ = [
     "load",
     "load_state_dict",
     "names",
+    "param_groups",
+    "parameters_of",
     "parametrize",
     "rebase",
     "register",
@@ -43,6 +46,7 @@ __all__ = [
     "report",
     "save",
     "spec",
+    "tensor_paths",
     "tolerance",
     "violations",
     "writable",
