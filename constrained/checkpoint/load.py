@@ -123,8 +123,8 @@ def _load(model: nn.Module, state: Mapping[str, Any], record: Record | None, ass
     except RuntimeError as error:
         raise UnfitError(_sentence(error)) from None
     # A file may have a tied tensor under one of its keys.
-    given = {id(own[key]) for key in own if key in entries}
-    missing = [names.name(k) for k in keys.missing_keys if id(own.get(k)) not in given]
+    loaded = {id(own[key]) for key in own.keys() - set(keys.missing_keys)}
+    missing = [names.name(k) for k in keys.missing_keys if id(own.get(k)) not in loaded]
     unexpected = [names.name(key) for key in keys.unexpected_keys]
     if missing or unexpected:
         parts = [f"the file lacks {listed(missing)}"] if missing else []

@@ -182,7 +182,8 @@ def _give_value(place: Location, saved: _SavedConstraint, state: Mapping[str, An
             f"'{saved.path}' has the shape {tuple(tensor.shape)} here, and {saved.shape} in the "
             "file."
         )
-    if has_values(tensor):
+    # A buffer that is no part of state dicts stays what it is.
+    if has_values(tensor) and place.name not in place.module._non_persistent_buffers_set:
         prefix, _, name = saved.path.rpartition(".")
         inside = f"{prefix}{prefix and '.'}parametrizations.{name}."
         entries = {k.removeprefix(inside): t for k, t in state.items() if k.startswith(inside)}

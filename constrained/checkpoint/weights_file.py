@@ -260,7 +260,8 @@ def _record(text: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise _RecordError(f"is no JSON: {_reason(error)}") from None
     written = data.get("format") if is_mapping(data) else None
-    if type(written) is int and written > FORMAT:
+    is_number = type(written) is int
+    if is_number and written > FORMAT:
         versions: Any = data.get("versions")
         by = versions.get(_KEY) if is_mapping(versions) else None
         raise _RecordError(
@@ -268,7 +269,7 @@ def _record(text: str) -> Record:
             f"constrained {short(by)[1:-1] if _is_text(by) else 'in a later version'}"
         )
     names = {f.name for f in fields(Record)}
-    if not is_mapping(data) or set(data) != names or written != FORMAT:
+    if not is_mapping(data) or set(data) != names or not is_number or written < 1:
         raise _RecordError(f"is damaged: it must be a mapping of {', '.join(sorted(names))}")
     found = Record(**cast("dict[str, Any]", data))
     for name, is_right in _ITEMS.items():
