@@ -50,8 +50,10 @@ def full_spec(constraint: Constraint) -> dict[str, Any]:
     if isinstance(constraint, View):
         inner = full_spec(constraint.constraint)
         return {**inner, "view": str(constraint.pattern), **constraint.sizes}
+    short_form = constraint.spec()
     every = {key: _plain(as_data(value)) for key, value in _arguments(constraint).items()}
-    return {**{k: v for k, v in every.items() if v is not NotImplemented}, **constraint.spec()}
+    every = {key: value for key, value in every.items() if value is not NotImplemented}
+    return {"name": short_form["name"], **every, **short_form}
 
 
 def _arguments(constraint: Constraint) -> dict[str, Any]:

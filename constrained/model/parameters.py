@@ -41,6 +41,7 @@ def parameters_of(model: nn.Module, target: str) -> dict[str, nn.Parameter]:
     """
     if not isinstance(target, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
+    check_model(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = (parameter for place in _selected(model, target) for parameter in _at(place))
     return {names[id(parameter)]: parameter for parameter in found}
