@@ -36,8 +36,7 @@ class Unwrapped:
 
     def name(self, path: str) -> str:
         """A key or the path of a tensor or of a module, without the names of wrappers."""
-        inside = f"{_inside(path)}."
-        return inside.removeprefix(self.prefix)[:-1] if inside.startswith(self.prefix) else path
+        return f"{_inside(path)}.".removeprefix(self.prefix)[:-1]
 
 
 def _inside(path: str) -> str:

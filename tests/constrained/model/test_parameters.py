@@ -130,7 +130,7 @@ class TestParamGroups:
     def test_hold_every_parameter_once(self, model):
         rules = {"**.weight": {"weight_decay": 0.1}, "layers.**": {"lr": 0.5}, "gain": {"lr": 0.2}}
         groups = param_groups(model, rules)
-        ids = sum(held(groups), [])
+        ids = [i for group in held(groups) for i in group]
         assert sorted(ids) == sorted(map(id, model.parameters())) and len({*ids}) == len(ids)
         options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         assert options == [
