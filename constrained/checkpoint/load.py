@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -44,7 +45,7 @@ def load(path: str | os.PathLike[str], model: M, *, assign: bool = False) -> M:
             their shapes from the file.
         assign: put the tensors of the file in the place of the model's, with their dtypes, on the
             CPU; else their numbers are copied, into the dtypes that the model has. A model on the
-            meta device needs it.
+            meta device needs it; what is no part of state dicts stays there, with a warning.
 
     Returns:
         ``model``.
@@ -86,20 +87,40 @@ def load(path: str | os.PathLike[str], model: M, *, assign: bool = False) -> M:
                     constrain_as_saved(model, state, record)
                 allow_interrupt()
                 _load(model, state, record, assign)
+                _warn_of_meta(model)
             except UnfitError as error:
                 raise ValueError(f"'{place}' does not fit this model: {error}") from error.__cause__
     return model
 
 
 def _check_has_memory(model: nn.Module) -> None:
+    path = next(_on_meta(model), None)
+    if path is not None:
+        raise ValueError(
+            f"'{path}' is on the meta device, which has no memory for numbers: "
+            "load(path, model, assign=True) puts the tensors of the file in its place."
+        )
+
+
+def _warn_of_meta(model: nn.Module) -> None:
+    left = list(_on_meta(model))
+    if left:
+        warnings.warn(
+            f"No file has the numbers of {listed(left)}, on the meta device and no part of state "
+            "dicts: make what is missing anew.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _on_meta(model: nn.Module) -> Iterator[str]:
+    """The paths of the tensors on the meta device."""
     for path, place in locations(model).items():
         found = place.tensor
-        tensors = found.parameters() if isinstance(found, nn.Module) else (found,)
-        if any(t.is_meta for t in tensors):
-            raise ValueError(
-                f"'{path}' is on the meta device, which has no memory for numbers: "
-                "load(path, model, assign=True) puts the tensors of the file in its place."
-            )
+        lists = isinstance(found, nn.Module)
+        tensors = (*found.parameters(), *found.buffers()) if lists else (found,)
+        if any(tensor.is_meta for tensor in tensors):
+            yield path
 
 
 def _load(model: nn.Module, state: Mapping[str, Any], record: Record | None, assign: bool) -> None:
@@ -131,6 +152,8 @@ def _load(model: nn.Module, state: Mapping[str, Any], record: Record | None, ass
         parts += [f"the model lacks {listed(unexpected)}"] if unexpected else []
         tied = record.tied if record else {}
         hints = [f"the file ties '{k}' to '{tied[k]}'" for k in unexpected if k in tied]
+        if record is None and any("parametrizations." in key for key in unexpected):
+            hints = ["it has no record of constraints, so constrain the model first"]
         raise UnfitError(f"{'; '.join([*parts, *hints[:1]])}.")
     for old, places in ties:
         new = next((place.tensor for place in places if place.tensor is not old), old)

@@ -143,6 +143,15 @@ class TestFreshModel:
         assert isinstance(found.head.weight, nn.Parameter)
         check_same(found, model)
 
+    def test_on_the_meta_device_with_buffers_of_no_file(self, file):
+        model = constrain(Network(), {"gain": "sphere"}).eval()
+        constrained.save(model, file)
+        with torch.device("meta"):
+            fresh = Network()
+        with pytest.warns(UserWarning, match="No file has the numbers of 'scratch', on the meta"):
+            constrained.load(file, fresh, assign=True)
+        check_same(fresh, model)
+
     def test_does_not_depend_on_the_file_afterwards(self, file):
         model = constrain(nn.Linear(4, 4), "weight", "sphere")
         constrained.save(model, file)
@@ -323,6 +332,13 @@ class TestFilesOfOthers:
         model = constrained.load(file, constrain(Tied(), "embed.weight", "sphere"))
         torch.testing.assert_close(model.head.weight, source.head.weight)
         check_refused(file, constrain(Tied(), "embed.weight", "positive"), "embed.weight")
+
+    def test_free_parameters_go_into_a_model_with_the_same_constraints(self, file):
+        model = constrain(nn.Linear(3, 3), "weight", "orthogonal")
+        safetensors.torch.save_file(model.state_dict(), file)
+        found = constrained.load(file, constrain(nn.Linear(3, 3), "weight", "orthogonal"))
+        assert torch.equal(found.weight, model.weight)
+        check_refused(file, nn.Linear(3, 3), "no record of constraints, so constrain the model")
 
     def test_missing_keys_are_an_error(self, file):
         safetensors.torch.save_file({"weight": torch.zeros(3, 3)}, file)
