@@ -8,13 +8,14 @@ from constrained.checkpoint.load import load
 from constrained.checkpoint.save import save
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
+from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
 from constrained.model.constrain import constrain
 from constrained.model.parameters import param_groups, parameters_of, tensor_paths
+from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
 from constrained.model.release import release
 from constrained.model.report import assert_feasible, report, spec, violations
@@ -24,8 +25,10 @@ from constrained.old_paths import MOVED as _MOVED
 __version__ = "0.2.0"
 
 __all__ = [
+    "ConfigErrors",
     "Constraint",
     "InfeasibleError",
+    "Plan",
     "SpecError",
     "UnknownNameError",
     "assert_feasible",
@@ -40,6 +43,7 @@ __all__ = [
     "param_groups",
     "parameters_of",
     "parametrize",
+    "plan",
     "rebase",
     "register",
     "release",

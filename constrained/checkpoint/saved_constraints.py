@@ -17,7 +17,7 @@ from constrained.checkpoint.wrapper_names import Unwrapped
 from constrained.constraint.base import Constraint
 from constrained.constraint.description import full_spec
 from constrained.constraint.errors import SpecError
-from constrained.constraint.plain_data import short
+from constrained.constraint.plain_data import is_mapping, short
 from constrained.constraint.registry import did_you_mean
 from constrained.constraint.spec import parse
 from constrained.constraint.view import View
@@ -47,11 +47,11 @@ def constrain_as_saved(model: nn.Module, state: Mapping[str, Any], record: Recor
             hint = did_you_mean(path, here)
             raise UnfitError(f"it has no tensor '{path}', which the file constrains.{hint}")
         _give_value(here[path], saved, state)
-    plain = {p: saved.spec for p, saved in wanted.items() if _is_plain(here[p])}
+    plain = {path: saved.rule() for path, saved in wanted.items() if _is_plain(here[path])}
     with warnings.catch_warnings():
         # Those about the start of a tensor and its constraint were given to whoever trained it.
         warnings.simplefilter("ignore", UserWarning)
-        constrain(model, {here[path].path: spec for path, spec in plain.items()})
+        constrain(model, {here[path].path: rule for path, rule in plain.items()})
     lists: dict[int, str] = {}
     for path, saved in wanted.items():
         found = here[path].tensor
@@ -110,19 +110,35 @@ class _SavedConstraint:
         self.shape = tuple(record.shapes[path])
         self.path = path
 
-    def build(self) -> Constraint:
-        """The constraint, which sees a tensor of the saved shape.
+    def rule(self) -> dict[str, Any]:
+        """The constraint as a spec with an object in it, made only once.
 
         Raises:
             ValueError: if the spec is not valid, or names what is not registered.
         """
+        # The axes of a view may be called like arguments.
+        inner = {key: value for key, value in self.spec.items() if key not in ("view", "axes")}
+        view = {key: value for key, value in self.spec.items() if key in ("view", "axes")}
         try:
-            request = parse(self.spec)
-            if not isinstance(request.constraint, Constraint):
-                raise SpecError(f"{short(self.spec)} is no constraint.")
-            if request.view is None:
-                return request.constraint
-            return View(request.constraint, request.view, self.shape, request.sizes)
+            return {"name": parse(inner).constraint, **view}
+        except (ValueError, TypeError) as error:
+            raise named(self.path, error) from error.__cause__
+
+    def build(self) -> Constraint:
+        """The constraint, which sees a tensor of the saved shape.
+
+        Raises:
+            ValueError: if the spec is not valid, names what is not registered, or does not fit the
+                shape.
+        """
+        rule = self.rule()
+        constraint, view, axes = rule["name"], rule.get("view"), rule.get("axes", {})
+        try:
+            if view is None:
+                return constraint
+            if not isinstance(view, str) or not is_mapping(axes):
+                raise SpecError(f"{short(view)} with {short(axes)} is no view.")
+            return View(constraint, view, self.shape, axes)
         except (ValueError, TypeError) as error:
             raise named(self.path, error) from error.__cause__
 

@@ -48,8 +48,8 @@ def full_spec(constraint: Constraint) -> dict[str, Any]:
     ``spec`` has.
     """
     if isinstance(constraint, View):
-        inner = full_spec(constraint.constraint)
-        return {**inner, "view": str(constraint.pattern), **constraint.sizes}
+        view = {"view": str(constraint.pattern), "axes": dict(constraint.sizes)}
+        return {**full_spec(constraint.constraint), **view}
     short_form = constraint.spec()
     every = {key: _plain(as_data(value)) for key, value in _arguments(constraint).items()}
     every = {key: value for key, value in every.items() if value is not NotImplemented}

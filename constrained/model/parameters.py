@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from constrained.constraint.errors import SpecError
+from constrained.constraint.errors import SpecError, raise_all
 from constrained.constraint.plain_data import is_mapping, short
-from constrained.model.targets import is_glob, select
+from constrained.model.targets import select
 from constrained.parametrized.locations import Location, check_model, locations, parameters_at
 
 
@@ -21,7 +21,7 @@ def parameters_of(model: nn.Module, target: str) -> dict[str, nn.Parameter]:
 
     Args:
         model: the model.
-        target: the path of a tensor, such as ``"fc.weight"``, or a glob over the paths of
+        target: the path of a tensor, such as ``"fc.weight"``, or a pattern over the paths of
             parameters, as in `constrain`.
 
     Returns:
@@ -40,7 +40,7 @@ def parameters_of(model: nn.Module, target: str) -> dict[str, nn.Parameter]:
         ['0.bias', '1.bias']
     """
     if not isinstance(target, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-        raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
+        raise TypeError(f"The target must be a path or a pattern, got {type(target).__name__}.")
     check_model(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = (parameter for place in _selected(model, target) for parameter in _at(place))
@@ -75,13 +75,14 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer, by the paths of the tensors, constrained or not.
 
-    The options of all globs that mean a tensor add up, and the rule of its own path replaces them.
-    Two globs, or two paths of one tied tensor, that give an option different values are an error.
+    The options of all patterns that mean a tensor add up, and the rule of its own path replaces
+    them. Two patterns, or two paths of one tied tensor, that give an option different values are an
+    error: which of them is meant is not guessed.
 
     Args:
         model: the model.
-        rules: options of the optimizer for each target: a path or a glob, as in `constrain`.
-            ``None`` for a glob is an exception from the others: it takes all options from the
+        rules: options of the optimizer for each target: a path or a pattern, as in `constrain`.
+            ``None`` for a pattern is an exception from the others: it takes all options from the
             tensors that it means, unless their own paths give them some.
 
     Returns:
@@ -106,16 +107,20 @@ def param_groups(
     """
     check_model(model)
     _check_rules(rules)
+    available = locations(model)
     chosen: dict[int, _Options] = {}
     for number, (target, options) in enumerate(rules.items()):
-        if is_glob(target) and options is not None and not options:
+        is_path = target in available
+        if not (is_path or options is None or options):
             # It adds nothing, whatever it means.
             continue
         matched = [(place.path, p) for place in _selected(model, target) for p in _at(place)]
         if not matched:
             raise ValueError(f"{short(target)} means a buffer, which has no parameters to train.")
         for path, parameter in matched:
-            chosen.setdefault(id(parameter), _Options(path)).add(number, target, options)
+            chosen.setdefault(id(parameter), _Options(path)).add(
+                _Rule(number, target, is_path, options)
+            )
     groups: dict[tuple[int, ...], dict[str, Any]] = {}
     for parameter in model.parameters():
         found = chosen.get(id(parameter))
@@ -123,6 +128,22 @@ def param_groups(
         groups.setdefault(rank, {"params": [], **options})["params"].append(parameter)
     # The group without options comes last.
     return [groups[rank] for rank in sorted(groups, key=lambda rank: (not rank, rank))]
+
+
+class _Rule(NamedTuple):
+    """A rule that means a parameter.
+
+    Attributes:
+        number: of the rule among all.
+        target: what it is for.
+        is_path: whether that is the path of the tensor; else a pattern.
+        options: None for an exception.
+    """
+
+    number: int
+    target: str
+    is_path: bool
+    options: Mapping[str, Any] | None
 
 
 class _Options:
@@ -134,11 +155,11 @@ class _Options:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._rules: list[tuple[int, str, Mapping[str, Any] | None]] = []
+        self._rules: list[_Rule] = []
 
-    def add(self, number: int, target: str, options: Mapping[str, Any] | None) -> None:
-        """Add a rule that means the tensor, with its number among all."""
-        self._rules.append((number, target, options))
+    def add(self, rule: _Rule) -> None:
+        """Add a rule that means the parameter."""
+        self._rules.append(rule)
 
     def merged(self) -> tuple[tuple[int, ...], dict[str, Any]]:
         """The numbers of the rules that say something, and what they say.
@@ -146,26 +167,26 @@ class _Options:
         Raises:
             ValueError: if they contradict each other.
         """
-        paths = [rule for rule in self._rules if not is_glob(rule[1])]
-        is_excepted = any(options is None for _, _, options in self._rules)
-        rules = paths or ([] if is_excepted else self._rules)
-        found: dict[str, tuple[Any, str]] = {}
-        for _, target, options in rules:
-            for key, value in (options or {}).items():
-                known, other = found.setdefault(key, (value, target))
+        rules = [rule for rule in self._rules if rule.is_path]
+        if not rules and all(rule.options is not None for rule in self._rules):
+            rules = self._rules
+        given: dict[str, tuple[Any, _Rule]] = {}
+        for rule in rules:
+            for key, value in (rule.options or {}).items():
+                known, other = given.setdefault(key, (value, rule))
                 if not _same(known, value):
-                    raise ValueError(self._contradiction(key, (known, other), (value, target)))
-        used = tuple(number for number, _, options in rules if options)
-        return used, {key: value for key, (value, _) in found.items()}
-
-    def _contradiction(self, key: str, one: tuple[Any, str], other: tuple[Any, str]) -> str:
-        cure = "give it one by its path, or map a glob to None that excepts it"
-        if not is_glob(other[1]):
-            cure = "they name one tied tensor"
-        return (
-            f"'{self._path}' has the option {key}={short(one[0])} by {short(one[1])}, and "
-            f"{short(other[0])} by {short(other[1])}; {cure}."
-        )
+                    cure = (
+                        "they name one tied tensor"
+                        if rule.is_path
+                        else "give it one by its path, or map a pattern to None that excepts it"
+                    )
+                    raise ValueError(
+                        f"'{self._path}' has the option {key}={short(known)} by "
+                        f"{short(other.target)}, and {short(value)} by {short(rule.target)}; "
+                        f"{cure}."
+                    )
+        used = tuple(rule.number for rule in rules if rule.options)
+        return used, {key: value for key, (value, _) in given.items()}
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -175,12 +196,12 @@ def _same(one: Any, other: Any) -> bool:
 def _check_rules(rules: Any) -> None:
     if not is_mapping(rules):
         raise TypeError(
-            "The rules are a mapping from paths or globs to options of an optimizer, got "
+            "The rules are a mapping from paths or patterns to options of an optimizer, got "
             f"{short(rules)}."
         )
     for target, options in rules.items():
         if not isinstance(target, str):
-            raise TypeError(f"A target is a path or a glob, a string, got {short(target)}.")
+            raise TypeError(f"A target is a path or a pattern, a string, got {short(target)}.")
         if options is not None and not is_mapping(options):
             raise TypeError(
                 f"{short(target)} must have a mapping of options, such as {{'lr': 0.1}}, or None, "
@@ -196,7 +217,9 @@ def _check_rules(rules: Any) -> None:
 
 def _selected(model: nn.Module, target: str) -> Iterator[Location]:
     """The places of the tensors that a target means, the first one of each."""
-    return (here[0] for here, _ in select(model, {target: None}).values())
+    selection = select(model, {target: None})
+    raise_all("The target is not valid", selection.errors)
+    return (choice.places[0] for choice in selection.choices)
 
 
 def _at(place: Location) -> Iterator[nn.Parameter]:

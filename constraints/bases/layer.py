@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from constrained.model.advice import CONVOLUTIONS
+from constrained.constraint.named_views import CONVOLUTIONS
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,41 @@ class TestFreshModel:
             assert constrained.spec(fresh) == constrained.spec(model)
             assert type(fresh[1]) is nn.Linear
 
+    @pytest.mark.parametrize(
+        ("make", "path", "spec"),
+        [
+            (lambda: nn.Conv2d(2, 4, 3), "weight", {"name": "orthogonal", "view": "conv"}),
+            (lambda: nn.LSTM(3, 4), "weight_hh_l0", {"name": "orthogonal", "view": "gates"}),
+            # An axis that is called like an argument of the ball.
+            (
+                lambda: nn.Linear(6, 4),
+                "weight",
+                {"name": "ball", "view": "p (q r) -> p q r", "q": 2},
+            ),
+            (lambda: nn.Linear(4, 4), "weight", ["positive", "ball(radius=0.5)"]),
+        ],
+    )
+    def test_with_views_and_chains(self, file, make, path, spec):
+        model = constrain(make(), path, spec)
+        constrained.save(moved(model), file)
+        for fresh in (make(), constrain(make(), path, spec)):
+            constrained.load(file, fresh)
+            assert torch.equal(getattr(fresh, path), getattr(model, path))
+            assert constrained.spec(fresh) == constrained.spec(model)
+            assert same(fresh.state_dict(), model.state_dict())
+
+    def test_whose_paths_look_like_patterns(self, file):
+        def make():
+            return nn.ModuleDict({name: nn.Linear(3, 3) for name in ("a*", "ab", "[c]", "{d,e}")})
+
+        model = make()
+        for name in ("a*", "[c]", "{d,e}"):
+            constrain(model, f"{name}.weight", "sphere")
+        constrained.save(model, file)
+        found = constrained.load(file, make())
+        assert constrained.spec(found) == constrained.spec(model)
+        assert same(found.state_dict(), model.state_dict())
+
     def test_of_other_sizes_is_refused(self, file):
         constrained.save(constrain(nn.Linear(4, 4), "weight", "sphere"), file)
         check_refused(file, nn.Linear(3, 4), "'weight'", "(4, 3) here", "(4, 4) in the file")

@@ -65,6 +65,13 @@ class TestParametersOf:
         everything = parameters_of(model, "**")
         assert everything.keys() == dict(model.named_parameters()).keys()
 
+    def test_patterns_of_configs(self, model):
+        assert list(parameters_of(model, "layers.{0..1}.bias")) == [
+            "layers.0.bias",
+            "layers.1.bias",
+        ]
+        assert list(parameters_of(model, "BatchNorm1d.bias")) == ["layers.1.bias"]
+
     def test_tied_tensors_by_any_path(self, model):
         for path in ("embed.weight", "head.weight"):
             assert list(parameters_of(model, path)) == ["embed.parametrizations.weight.original"]
@@ -82,7 +89,7 @@ class TestParametersOf:
     def test_errors(self, model):
         with pytest.raises(ValueError, match=r"No tensor of .*matches 'head.wieght'.*Did you mean"):
             parameters_of(model, "head.wieght")
-        with pytest.raises(TypeError, match="must be a path or a glob, got list"):
+        with pytest.raises(TypeError, match="must be a path or a pattern, got list"):
             parameters_of(model, ["gain"])
         with pytest.raises(TypeError, match=r"A model is a torch\.nn\.Module"):
             parameters_of("model", "gain")
@@ -180,6 +187,7 @@ class TestParamGroups:
         for rules in (
             {"**.weight": {"weight_decay": 0.1}, "layers.1.*": None},
             {"layers.1.*": None, "**.weight": {"weight_decay": 0.1}},
+            {"type=nn.BatchNorm1d": None, "**.weight": {"weight_decay": 0.1}},
         ):
             decayed, others = param_groups(model, rules)
             assert id(model.layers[1].weight) in held([others])[0]
@@ -195,7 +203,7 @@ class TestParamGroups:
         with pytest.raises(
             ValueError,
             match=r"'layers.0.weight' has the option lr=0.1 by '\*\*.weight', and 0.2 by "
-            r"'layers.\*\*'; give it one by its path, or map a glob to None that excepts it\.",
+            r"'layers.\*\*'; give it one by its path, or map a pattern to None that excepts it\.",
         ):
             param_groups(model, {"**.weight": {"lr": 0.1}, "layers.**": {"lr": 0.2}})
         with pytest.raises(ValueError, match="'head.weight'; they name one tied tensor"):
