@@ -18,7 +18,6 @@ from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.checkpoint.saved_constraints import UnfitError, constrain_as_saved
 from constrained.checkpoint.weights_file import Record, place_of, read
 from constrained.checkpoint.wrapper_names import Unwrapped
-from constrained.parametrized.checkpoint_metadata import RECORDS
 from constrained.parametrized.locations import Location, check_model, locations
 from constrained.registration.stale_parameters import listed
 from constrained.torch_internals.modules import put_versions, versions_in
@@ -31,7 +30,8 @@ def load(path: str | os.PathLike[str], model: M, *, assign: bool = False) -> M:
 
     A tensor that the file has constrained, and the model not yet, is constrained as by
     ``constrain(model, spec)``; then the weights are the saved ones, bit for bit. Of a tensor that
-    the model has constrained already, the constraint must be the same. Names that wrappers put
+    the model has constrained already, the constraint must be the same. Make the optimizer
+    afterwards. Names that wrappers put
     into the keys (``module.``, ``_orig_mod.``, ``_forward_module.``) do not matter, on either side.
 
     Any other file of safetensors is loaded as `load_state_dict` loads a state dict: values of
@@ -126,6 +126,7 @@ def _on_meta(model: nn.Module) -> Iterator[str]:
 def _load(model: nn.Module, state: Mapping[str, Any], record: Record | None, assign: bool) -> None:
     """Load the entries of a file, which must be all that the model has."""
     own: dict[str, Any] = model.state_dict(keep_vars=True)
+    shared = {key: id(value) for key, value in own.items() if isinstance(value, Tensor)}
     names, saved = Unwrapped(own), Unwrapped(state)
     here = {names.name(key): key for key in (*locations(model), *own)}
     entries: Any = OrderedDict[str, Any]()
@@ -135,7 +136,7 @@ def _load(model: nn.Module, state: Mapping[str, Any], record: Record | None, ass
         if isinstance(mine, Tensor) and isinstance(value, Tensor):
             value = _fitting(names.name(name), mine, value)
         entries[name] = value
-    _check_ties(own, entries, names)
+    _check_ties(shared, entries, names)
     if record is not None:
         put_versions(entries, _versions(versions_in(model.state_dict()) or {}, record, names))
     ties = list(_ties(model)) if assign else []
@@ -144,8 +145,8 @@ def _load(model: nn.Module, state: Mapping[str, Any], record: Record | None, ass
     except RuntimeError as error:
         raise UnfitError(_sentence(error)) from None
     # A file may have a tied tensor under one of its keys.
-    loaded = {id(own[key]) for key in own.keys() - set(keys.missing_keys)}
-    missing = [names.name(k) for k in keys.missing_keys if id(own.get(k)) not in loaded]
+    loaded = {shared[key] for key in shared.keys() - set(keys.missing_keys)}
+    missing = [names.name(key) for key in keys.missing_keys if shared.get(key) not in loaded]
     unexpected = [names.name(key) for key in keys.unexpected_keys]
     if missing or unexpected:
         parts = [f"the file lacks {listed(missing)}"] if missing else []
@@ -173,11 +174,11 @@ def _fitting(name: str, mine: Tensor, value: Tensor) -> Tensor:
     return part
 
 
-def _check_ties(own: Mapping[str, Any], entries: Mapping[str, Any], names: Unwrapped) -> None:
-    """Raise if the file has different numbers for what is one tensor of the model."""
+def _check_ties(shared: Mapping[str, int], entries: Mapping[str, Any], names: Unwrapped) -> None:
+    """Raise if the file has different numbers for what is one tensor of the model, of one id."""
     known: dict[int, str] = {}
-    for key in entries.keys() & own.keys():
-        first = known.setdefault(id(own[key]), key)
+    for key in entries.keys() & shared.keys():
+        first = known.setdefault(shared[key], key)
         one, other = entries[first], entries[key]
         both = isinstance(one, Tensor) and isinstance(other, Tensor)
         if both and one is not other and not torch.equal(one, other):
@@ -194,8 +195,8 @@ def _versions(
     """The metadata of the saved state dict. That the constraints are the same has been checked."""
     merged: OrderedDict[str, dict[str, Any]] = OrderedDict()
     for path, entry in own.items():
-        saved = record.modules.get(names.name(path), {})
-        merged[path] = {**entry, **{k: v for k, v in saved.items() if k != RECORDS}}
+        version = record.modules.get(names.name(path))
+        merged[path] = entry if version is None else {**entry, "version": version}
     return merged
 
 

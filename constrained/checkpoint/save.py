@@ -11,12 +11,11 @@ import torch.distributed
 from torch import Tensor, nn
 
 from constrained.atomic.sharded import is_shard, whole
-from constrained.checkpoint.weights_file import Record, is_json, place_of, write
+from constrained.checkpoint.weights_file import Record, place_of, write
 from constrained.checkpoint.wrapper_names import Unwrapped
 from constrained.constraint.base import Constraint
 from constrained.constraint.description import full_spec
 from constrained.evaluation.evaluated_tensor import chain_repr
-from constrained.parametrized.checkpoint_metadata import RECORDS
 from constrained.parametrized.locations import check_model, parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.wrappers import is_sharded
@@ -71,7 +70,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     names = Unwrapped(state)
     record = recorded(model, names)
     versions = _versions(versions_in(state) or {})
-    record.modules = {names.name(path): entry for path, entry in versions.items()}
+    record.modules = {names.name(path): version for path, version in versions.items()}
     shards = any(isinstance(t, Tensor) and is_shard(t) for t in state.values())
     entries = {names.name(k): whole(t) if isinstance(t, Tensor) else t for k, t in state.items()}
     if len(entries) < len(state):
@@ -109,9 +108,7 @@ def only_constraint(parametrizations: nn.Module) -> Constraint | None:
     return parametrizations.constraint() if len(chain) == 1 and not nested else None
 
 
-def _versions(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What JSON can hold of the metadata of a state dict; the constraints are recorded already."""
-    return {
-        path: {key: value for key, value in entry.items() if key != RECORDS and is_json(value)}
-        for path, entry in metadata.items()
-    }
+def _versions(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The versions of modules in the metadata of a state dict; constraints are recorded already."""
+    found = {path: entry.get("version") for path, entry in metadata.items()}
+    return {path: version for path, version in found.items() if type(version) is int}

@@ -28,7 +28,6 @@ from constrained.model.lazy import constrain_materialized
 from constrained.parametrized.checkpoint_metadata import value_from_entries
 from constrained.parametrized.deferred import deferred
 from constrained.parametrized.locations import Location, locations
-from constrained.torch_internals.tensors import has_values
 
 
 class UnfitError(Exception):
@@ -191,18 +190,21 @@ def _give_value(place: Location, saved: _SavedConstraint, state: Mapping[str, An
     tensor: Any = place.tensor
     if not _is_plain(place):
         return
-    if is_lazy(tensor):
-        tensor.materialize(saved.shape)
-    if tensor.shape != saved.shape:
+    if not is_lazy(tensor) and tensor.shape != saved.shape:
         raise UnfitError(
             f"'{saved.path}' has the shape {tuple(tensor.shape)} here, and {saved.shape} in the "
             "file."
         )
+    value = None
     # A buffer that is no part of state dicts stays what it is.
-    if has_values(tensor) and place.name not in place.module._non_persistent_buffers_set:
+    if not tensor.is_meta and place.name not in place.module._non_persistent_buffers_set:
         prefix, _, name = saved.path.rpartition(".")
         inside = f"{prefix}{prefix and '.'}parametrizations.{name}."
         entries = {k.removeprefix(inside): t for k, t in state.items() if k.startswith(inside)}
-        store(tensor, saved.value(entries))
+        value = saved.value(entries)
+    if is_lazy(tensor):
+        tensor.materialize(saved.shape)
+    if value is not None:
+        store(tensor, value)
     if deferred(place.module):
         constrain_materialized(place.module)

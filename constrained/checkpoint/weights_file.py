@@ -42,7 +42,7 @@ class Record:
         tied: keys of the state dict that stand for the memory of another key, which has it.
         complex: keys of complex tensors, which the file has as real ones of shape (..., 2).
         other: entries of the state dict that are no tensors.
-        modules: what torch writes about the modules of a model beside its state dict.
+        modules: torch's version of each module, which stands beside a state dict.
     """
 
     format: int = FORMAT
@@ -53,7 +53,7 @@ class Record:
     tied: dict[str, str] = field(default_factory=dict[str, str])
     complex: list[str] = field(default_factory=list[str])
     other: dict[str, Any] = field(default_factory=dict[str, Any])
-    modules: dict[str, dict[str, Any]] = field(default_factory=dict[str, "dict[str, Any]"])
+    modules: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def place_of(path: str | os.PathLike[str]) -> Path:
@@ -93,9 +93,9 @@ def write(place: Path, state: Mapping[str, Any], record: Record) -> None:
     if not place.parent.is_dir():
         raise FileNotFoundError(f"There is no folder '{place.parent}' to write '{place.name}' in.")
     beside = place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
-    # Not by the module `tempfile`: the file shall have the permissions of any other.
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        # Not by the module `tempfile`: the file shall have the permissions of any other.
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         mode = (place if place.exists() else beside).stat().st_mode
         _write(beside, place, tensors, {"format": "pt", _KEY: text})
         beside.chmod(mode)
@@ -141,7 +141,7 @@ def _packed(state: Mapping[str, Any], record: Record) -> dict[str, Tensor]:
     memory: set[Any] = set()
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            if not is_json(value):
+            if not _is_json(value):
                 raise TypeError(
                     f"'{key}' is of type {type(value).__name__}: a file of safetensors holds "
                     "tensors, and beside them what JSON can hold; use torch.save, or let "
@@ -185,7 +185,7 @@ def _check(key: str, tensor: Tensor) -> None:
         raise TypeError(f"'{key}' is on the meta device: it holds no numbers to be saved.")
 
 
-def is_json(value: Any) -> bool:
+def _is_json(value: Any) -> bool:
     """Whether JSON gives a value back as it is."""
     try:
         return _same(json.loads(json.dumps(value, allow_nan=False)), value)
@@ -282,6 +282,10 @@ def _is_shape(value: Any) -> bool:
     return is_list(value) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
 def _is_anything(value: Any) -> bool:
     del value
     return True
@@ -295,7 +299,7 @@ _ITEMS: Mapping[str, Any] = {
     "foreign": _is_text,
     "tied": _is_text,
     "other": _is_anything,
-    "modules": is_mapping,
+    "modules": _is_whole,
 }
 
 

@@ -22,7 +22,7 @@ from constrained.torch_internals.modules import versions_in
 from constrained.torch_internals.tensors import has_values
 
 #: The key of the records in the metadata of a module; they are found by the names of its tensors.
-RECORDS = "constraints"
+_KEY = "constraints"
 
 #: The prefix of the entries of a parametrized tensor.
 _PREFIX = re.compile(r"(?:(?P<owner>.*)\.)?parametrizations\.(?P<name>[^.]+)\.", re.DOTALL)
@@ -45,12 +45,12 @@ def record_chain(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> No
     # A `ParametrizationList` that is saved on its own has no owner with metadata.
     owner = metadata.get(found["owner"] or "") if found and metadata else None
     if found and owner is not None:
-        owner.setdefault(RECORDS, {})[found["name"]] = described(chain)
+        owner.setdefault(_KEY, {})[found["name"]] = described(chain)
 
 
 def recorded_chain(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
     """The record of a tensor in the metadata of its module; None if there is none."""
-    records: Any = metadata.get(RECORDS)
+    records: Any = metadata.get(_KEY)
     if not isinstance(records, Mapping):
         return None
     record: Any = cast("Mapping[str, Any]", records).get(name)
@@ -70,10 +70,10 @@ def without_tensors(
     left = dict(metadata)
     records = {
         name: record
-        for name, record in left.pop(RECORDS, {}).items()
+        for name, record in left.pop(_KEY, {}).items()
         if (f"{owner}.{name}" if owner else name) not in plain
     }
-    return {**left, RECORDS: records} if records else left
+    return {**left, _KEY: records} if records else left
 
 
 class SavedChain:

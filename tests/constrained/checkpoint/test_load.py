@@ -497,7 +497,7 @@ class TestHostileFiles:
             ("complex", ["bias", "bias"], "'bias'"),
             ("other", {"bias": 3}, "is there twice"),
             ("other", {"a": 3}, "the model lacks 'a'"),
-            ("modules", {"": 3}, "'modules' holds something else"),
+            ("modules", {"": "1"}, "'modules' holds something else"),
         ],
     )
     def test_with_something_else_in_the_record(self, file, saved, name, value, words):
