@@ -18,8 +18,8 @@ from constrained.constraint.description import full_spec
 from constrained.evaluation.evaluated_tensor import chain_repr
 from constrained.parametrized.locations import check_model, parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.registration.wrappers import is_sharded
 from constrained.torch_internals.modules import submodules, versions_in
+from constrained.torch_internals.shards import is_managed
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     entries = {names.name(k): whole(t) if isinstance(t, Tensor) else t for k, t in state.items()}
     if len(entries) < len(state):
         raise ValueError("Two tensors have the same name, but for the names of wrappers.")
-    together = shards or any(is_sharded(module) for _, module in submodules(model))
+    together = shards or any(is_managed(module) for _, module in submodules(model))
     if not together:
         write(place, entries, record)
         return
