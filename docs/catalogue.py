@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from torch import nn
@@ -278,12 +278,29 @@ def _arguments(cls: type[Constraint]) -> str:
     described = _described_arguments(cls)
     lines = ["**Arguments**", ""] if signature.parameters else []
     for key, parameter in signature.parameters.items():
-        kind = inspect.formatannotation(parameter.annotation).replace("collections.abc.", "")
-        kind = kind.replace("typing.", "").replace("torch.", "")
         default = parameter.default
         told = "required" if default is inspect.Parameter.empty else f"by default `{default!r}`"
-        lines.append(f"- `{key}` (`{kind}`, {told}): {described[key]}")
+        lines.append(f"- `{key}` ({_kind(parameter.annotation)}, {told}): {described[key]}")
     return "\n".join(lines)
+
+
+#: The names that the package annotated-types gives to bounds.
+_BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+def _kind(annotation: Any) -> str:
+    """A type as a reader sees it, with its range if it has one."""
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value!r}`" for value in get_args(annotation))
+    inner, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
+    told = re.sub(r"\b(collections\.abc|typing|torch)\.", "", inspect.formatannotation(inner))
+    ranges = [
+        f" {sign} {getattr(bound, key):g}"
+        for bound in bounds
+        for key, sign in _BOUNDS.items()
+        if getattr(bound, key, None) is not None
+    ]
+    return f"`{told}`{','.join(ranges)}"
 
 
 # What the docstrings say.
