@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 from torch import nn
@@ -290,17 +291,29 @@ _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 def _kind(annotation: Any) -> str:
     """A type as a reader sees it, with its range if it has one."""
-    if get_origin(annotation) is Literal:
-        return " or ".join(f"`{value!r}`" for value in get_args(annotation))
-    inner, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
-    told = re.sub(r"\b(collections\.abc|typing|torch)\.", "", inspect.formatannotation(inner))
-    ranges = [
-        f" {sign} {getattr(bound, key):g}"
-        for bound in bounds
-        for key, sign in _BOUNDS.items()
-        if getattr(bound, key, None) is not None
-    ]
-    return f"`{told}`{','.join(ranges)}"
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{value!r}`" for value in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_kind, inner))
+    if origin is Annotated:
+        ranges = [
+            f" {sign} {getattr(bound, key):g}"
+            for bound in inner[1:]
+            for key, sign in _BOUNDS.items()
+            if getattr(bound, key, None) is not None
+        ]
+        return _kind(inner[0]) + ",".join(ranges)
+    if inner:
+        held = ", ".join(_kind(each).replace("`", "") for each in inner)
+        return f"`{_name(origin)}[{held}]`"
+    return f"`{_name(annotation)}`"
+
+
+def _name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "None"
+    return getattr(annotation, "__name__", str(annotation)).rpartition(".")[2]
 
 
 # What the docstrings say.
