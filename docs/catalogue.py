@@ -215,7 +215,7 @@ def _row(name: str) -> str:
     formula = re.match(r"\$[^$]*\$", parts["Set"])
     assert formula, f"{name}: the paragraph Set starts with a formula"
     ratio = _measured().get(name, {}).get("256 x 256")
-    cost = Example(name).cost + (f", {_rounded(ratio)} ×" if ratio else "")
+    cost = Example(name).cost + (f", {_rounded(ratio)}×" if ratio else "")
     cells = (_link(name), formula[0], _summary(get(name)), parts["Use"], cost)
     return f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |"
 
