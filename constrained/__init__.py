@@ -14,9 +14,11 @@ from constrained.evaluation.cached import cached
 from constrained.model.constrain import constrain
 from constrained.model.rebase import rebase
 from constrained.model.release import release
-from constrained.model.report import assert_feasible, report, spec, violations
+from constrained.model.specs import spec
 from constrained.model.writable import writable
 from constrained.old_paths import MOVED as _MOVED
+from constrained.seeing.measured import assert_feasible, violations
+from constrained.seeing.report import report
 
 __version__ = "0.2.0"
 

@@ -23,6 +23,7 @@ ROOMS = {
         "",
         "libraries",
         "checkpoint",
+        "seeing",
         "model",
         "training",
         "registration",

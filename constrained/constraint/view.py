@@ -59,7 +59,7 @@ class View(Constraint):
         self.sizes = dict(sizes or {})
         self.event_dim = len(self.shape)
         self._there, self._back, self._lengths = _parse(pattern, self.shape, self.sizes)
-        constraint.check_shape(self._see(torch.empty(self.shape, device="meta")).shape)
+        constraint.check_shape(self.seen_shape())
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -71,7 +71,12 @@ class View(Constraint):
         """Whether the constraint on what is seen is deterministic."""
         return self.constraint.deterministic
 
-    def _see(self, value: Tensor) -> Tensor:
+    def seen_shape(self) -> torch.Size:
+        """The shape of the tensor as it is seen."""
+        return self.see(torch.empty(self.shape, device="meta")).shape
+
+    def see(self, value: Tensor) -> Tensor:
+        """The tensor as it is seen: rearranged by the pattern."""
         return rearrange(value, self._there, **self._lengths)
 
     def forward(self, *params: Tensor) -> Tensor:
@@ -80,35 +85,40 @@ class View(Constraint):
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """Round as the constraint on what is seen."""
-        seen = self.constraint.rounded(self._see(value), dtype)
+        seen = self.constraint.rounded(self.see(value), dtype)
         return rearrange(seen, self._back, **self._lengths)
 
     def right_inverse(self, value: Tensor) -> Params:
         """Free parameters of the rearranged tensor."""
         # The value was checked in the precision that it is stored in.
-        return unguarded(self.constraint, "right_inverse")(self._see(value))
+        return unguarded(self.constraint, "right_inverse")(self.see(value))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest violation among the elements that are seen; a scalar."""
-        return self.constraint.violation(self._see(value)).amax()
+        return self.constraint.violation(self.see(value)).amax()
+
+    def slack(self, value: Tensor) -> Tensor | None:
+        """The least slack among the elements that are seen; a scalar."""
+        found = self.constraint.slack(self.see(value))
+        return None if found is None else found.amin()
 
     def project(self, value: Tensor) -> Tensor:
         """Project the rearranged tensor, and rearrange it back."""
-        return rearrange(self.constraint.project(self._see(value)), self._back, **self._lengths)
+        return rearrange(self.constraint.project(self.see(value)), self._back, **self._lengths)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Move the elements that are seen."""
-        moved = self.constraint.inwards(self._see(value), share)
+        moved = self.constraint.inwards(self.see(value), share)
         return rearrange(moved, self._back, **self._lengths)
 
     def start(self, value: Tensor) -> Tensor:
         """Where the elements that are seen start."""
         self.check_tensor(value)
-        return rearrange(self.constraint.start(self._see(value)), self._back, **self._lengths)
+        return rearrange(self.constraint.start(self.see(value)), self._back, **self._lengths)
 
     def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
         """Which of the elements that are seen lie where the derivative vanishes."""
-        return self.constraint.flat(self._see(value), share)
+        return self.constraint.flat(self.see(value), share)
 
     def sample(
         self,
@@ -120,13 +130,13 @@ class View(Constraint):
     ) -> Tensor:
         """A random element, distributed as those of ``constraint``."""
         self.check_shape(shape)
-        seen = self._see(torch.empty(self.shape, device="meta")).shape
+        seen = self.seen_shape()
         sample = self.constraint.sample(seen, generator=generator, dtype=dtype, device=device)
         return rearrange(sample, self._back, **self._lengths)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """The sum of the dimensions of all elements that are seen."""
-        seen = self._see(torch.empty(tuple(shape), device="meta")).shape
+        seen = self.see(torch.empty(tuple(shape), device="meta")).shape
         inner = self.constraint.event_dim
         split = 0 if inner is None else len(seen) - inner
         return seen[:split].numel() * self.constraint.dimension(seen[split:])
@@ -158,15 +168,15 @@ class View(Constraint):
     def check_member(self, value: Tensor) -> None:
         """Raise the error of the constraint on what is seen, element by element."""
         self.check_tensor(value)
-        self.constraint.check_member(self._see(value))
+        self.constraint.check_member(self.see(value))
 
     def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the elements that are seen."""
-        return self.constraint.measured(self._see(value))
+        return self.constraint.measured(self.see(value))
 
     def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
         """Whether all elements that are seen lie in the set; a scalar."""
-        return self.constraint.contains(self._see(value), tol).all()
+        return self.constraint.contains(self.see(value), tol).all()
 
     def spec(self) -> dict[str, Any]:
         """The spec of ``constraint``, with the view."""

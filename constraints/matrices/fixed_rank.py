@@ -75,6 +75,10 @@ class FixedRank(Constraint):
         s = svdvals(value)
         return s[..., self.rank] if s.shape[-1] > self.rank else s[..., 0] * 0
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The singular value number r: where it is 0 the rank is lower."""
+        return svdvals(value)[..., self.rank - 1]
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure, the truncated decomposition, moved inside by rounding.
 
@@ -160,6 +164,10 @@ class PSDFixedRank(SquareMatrices):
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
         return distance_from_psd_rank(value, self.rank)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The eigenvalue number r: where it is 0 the rank is lower."""
+        return leading_eigenvalues(value, self.rank)[0][..., -1]
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.

@@ -1,0 +1,1 @@
+"""What is seen of the constraints of a model: reports, monitors, pictures."""
