@@ -18,6 +18,7 @@ from constrained.model.specs import spec
 from constrained.model.writable import writable
 from constrained.old_paths import MOVED as _MOVED
 from constrained.seeing.measured import assert_feasible, violations
+from constrained.seeing.monitor import Monitor
 from constrained.seeing.report import report
 
 __version__ = "0.2.0"
@@ -25,6 +26,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Constraint",
     "InfeasibleError",
+    "Monitor",
     "SpecError",
     "UnknownNameError",
     "assert_feasible",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,9 +18,10 @@ from constrained.parametrized.module_class import base_class
 from constrained.seeing import table
 from constrained.seeing.lipschitz import NOT_ASKED, Lipschitz, lipschitz
 from constrained.seeing.measured import Measured, measured_tensors
+from constrained.seeing.reading import drift
 from constrained.seeing.row import Row
 from constrained.seeing.spectrum import seen, spectrum_of
-from constrained.torch_internals.linalg import LinAlgError, vector_norm
+from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
 
@@ -78,7 +78,7 @@ def report(
     model: nn.Module,
     *,
     start: Mapping[str, Tensor] | None = None,
-    spectrum: bool = False,
+    spectrum: bool | None = None,
 ) -> Report:
     """The constrained tensors of a model: constraint, shape, violation, how far each has moved.
 
@@ -91,8 +91,9 @@ def report(
         start: earlier values of its tensors by their paths, as `constrained.baked_state_dict` gave
             them or `constrained.Monitor` keeps them. Then the report tells how far each tensor has
             drifted from there.
-        spectrum: also tell the condition and the rank of matrices with more than 1024 rows and
-            columns, whose singular values take seconds.
+        spectrum: whether to tell the condition and the rank: of all matrices (True), of none
+            (False), or of those with up to 1024 rows or columns (None), since the singular values
+            of larger ones take seconds.
 
     Returns:
         A `Report`, which prints as a table; `Report.to_dict` gives plain data.
@@ -117,7 +118,7 @@ def report(
                 costs[key] = cost_class(tensor.constraint, tensor.shape)
             known["cost"] = costs[key]
         if before is not None and tensor.value is not None:
-            known["drift"] = drift(tensor.path, tensor.value, before)
+            known["drift"] = _drift(tensor.path, tensor.value, before)
         rows.append(
             Row(
                 path=tensor.path,
@@ -134,21 +135,23 @@ def report(
 
 
 @torch.no_grad()
-def _known(tensor: Measured, always: bool) -> dict[str, Any]:
+def _known(tensor: Measured, spectrum: bool | None) -> dict[str, Any]:
     """What is told of a constrained tensor beside its violation."""
     constraint, value = tensor.constraint, tensor.value
     if constraint is None or value is None or not has_values(value) or not value.numel():
         return {}
     known: dict[str, Any] = {}
+    found = None
     try:
         known["flat"] = float(constraint.flat(value).double().mean())
         known |= _boundary(constraint, value)
-        spectrum = spectrum_of(constraint, value, always=always)
+        if spectrum is not False:
+            found = spectrum_of(constraint, value, always=bool(spectrum))
     except (OutOfRangeError, LinAlgError):
         # Finite numbers too large to compute with: the violation is infinite then, too.
         return known
-    if spectrum is not None:
-        known["condition"], known["rank"] = spectrum.condition, spectrum.rank
+    if found is not None:
+        known["condition"], known["rank"] = found.condition, found.rank
     return known
 
 
@@ -161,24 +164,13 @@ def _boundary(constraint: Constraint, value: Tensor) -> dict[str, float]:
     return {"slack": float(slack.min()), "at_boundary": float(at.double().mean())}
 
 
-def drift(path: str, value: Tensor, before: Tensor) -> float:
-    """The distance of a value from an earlier one, relative to the norm of that.
-
-    Raises:
-        ValueError: if they differ in shape.
-    """
+def _drift(path: str, value: Tensor, before: Tensor) -> float:
     if before.shape != value.shape:
         raise ValueError(
             f"'{path}' has the shape {tuple(value.shape)}, but the earlier value that it is "
             f"compared with has {tuple(before.shape)}: give the values of this model."
         )
-    if not has_values(value):
-        return math.nan
-    wide = torch.complex128 if value.is_complex() else torch.float64
-    earlier = before.detach().to(value.device, wide)
-    moved = float(vector_norm(value.detach().to(wide) - earlier))
-    size = float(vector_norm(earlier))
-    return moved / size if size else moved
+    return drift(value, before)
 
 
 def _owner(model: nn.Module, path: str) -> str:
