@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from constrained import features as _features  # noqa: F401 # pyright: ignore[reportUnusedImport] - they take part by themselves
-from constrained import parametrize
+from constrained import parametrize, plot
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
@@ -38,6 +38,7 @@ __all__ = [
     "load_state_dict",
     "names",
     "parametrize",
+    "plot",
     "rebase",
     "register",
     "release",

@@ -186,12 +186,12 @@ def as_text(rows: Sequence[Row], notes: Sequence[str]) -> str:
     width = shutil.get_terminal_size((_WIDTH, 0)).columns
 
     def drawn(columns: Sequence[_Column]) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("tensor", *(column.heading for column in columns)):
-            long = heading in ("tensor", "constraint")
-            made.add_column(
-                heading, overflow="fold", max_width=max(16, width // 3) if long else None
-            )
+        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        made.add_column("tensor", overflow="fold", max_width=max(16, width // 2))
+        for column in columns:
+            # Views are long.
+            most = max(16, width // 3) if column.heading == "constraint" else None
+            made.add_column(column.heading, overflow="fold", max_width=most)
         for label, some in groups:
             made.add_row(*map(Text, (label, *(column.cell(some) for column in columns))))
         return made
@@ -207,6 +207,7 @@ def as_text(rows: Sequence[Row], notes: Sequence[str]) -> str:
         )
         count = next(fitting, 1)
         console.print(drawn(left[:count]))
+        console.print()
         left = left[count:]
     for line in (*_meanings(shown), *notes):
         console.print(Text(line))

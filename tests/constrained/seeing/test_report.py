@@ -307,7 +307,7 @@ def test_it_fits_the_terminal(width, monkeypatch):
     for word in ("violation", "slack", "condition", "moved", "step"):
         assert word in text
     # What does not fit beside the others is below them, with the names of the tensors again.
-    assert (len([line for line in text.splitlines() if line.startswith(" tensor")]) > 1) == (
+    assert (len([line for line in text.splitlines() if line.startswith("tensor")]) > 1) == (
         width < 100
     )
 
