@@ -6,12 +6,13 @@ from constrained import features as _features  # noqa: F401 # pyright: ignore[re
 from constrained import parametrize, plot
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
+from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
 from constrained.model.constrain import constrain
+from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
 from constrained.model.release import release
 from constrained.model.specs import spec
@@ -24,9 +25,11 @@ from constrained.seeing.report import report
 __version__ = "0.2.0"
 
 __all__ = [
+    "ConfigErrors",
     "Constraint",
     "InfeasibleError",
     "Monitor",
+    "Plan",
     "SpecError",
     "UnknownNameError",
     "assert_feasible",
@@ -38,6 +41,7 @@ __all__ = [
     "load_state_dict",
     "names",
     "parametrize",
+    "plan",
     "plot",
     "rebase",
     "register",

@@ -24,6 +24,12 @@ def axes(pattern: str) -> set[str]:
     return set(re.findall(r"[A-Za-z]\w*", pattern))
 
 
+def with_view(spec: dict[str, Any], view: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A spec with a view; lengths of axes that are named like arguments in a mapping of theirs."""
+    lengths = {"axes": dict(sizes)} if set(sizes) & set(spec) else sizes
+    return {**spec, "view": view, **lengths}
+
+
 class View(Constraint):
     """A constraint on a rearrangement of the tensor, whose whole is then one element.
 
@@ -72,7 +78,7 @@ class View(Constraint):
         return self.constraint.deterministic
 
     def seen_shape(self) -> torch.Size:
-        """The shape of the tensor as it is seen."""
+        """The shape of what is seen."""
         return self.see(torch.empty(self.shape, device="meta")).shape
 
     def see(self, value: Tensor) -> Tensor:
@@ -180,7 +186,7 @@ class View(Constraint):
 
     def spec(self) -> dict[str, Any]:
         """The spec of ``constraint``, with the view."""
-        return {**self.constraint.spec(), "view": self.pattern, **self.sizes}
+        return with_view(self.constraint.spec(), self.pattern, self.sizes)
 
     def __repr__(self) -> str:
         return f"{self.constraint!r} viewed as {self.pattern!r}"

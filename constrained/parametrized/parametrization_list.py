@@ -30,7 +30,11 @@ from constrained.parametrized.memory_format import convert_original
 from constrained.parametrized.originals import as_tuple, register_originals
 from constrained.parametrized.originals_index import index_list
 from constrained.parametrized.right_inverse import invert, new_originals
-from constrained.parametrized.unsupported import lost_write_error, warn_of_hooks
+from constrained.parametrized.unsupported import (
+    lost_write_error,
+    warn_of_earlier_write,
+    warn_of_hooks,
+)
 from constrained.torch_internals.graphs import traced_value
 
 _is_watched = torch.compiler.is_dynamo_compiling
@@ -188,10 +192,14 @@ class ParametrizationList(EvaluatedTensor):
         self.is_tensor = isinstance(new, Tensor)
         self.ntensors = len(as_tuple(new))
 
+    def pending(self) -> tuple[Tensor, ...]:
+        """The originals that there will be once `attach` is called."""
+        return as_tuple(self.__dict__["_pending"])
+
     def preview(self) -> Tensor:
         """The value that the tensor will have once `attach` is called."""
         with torch.no_grad():
-            return self.evaluator()(*as_tuple(self.__dict__["_pending"]))
+            return self.evaluator()(*self.pending())
 
     # Names before version 0.2.
     put = renamed_method("put", "store_originals")
@@ -233,10 +241,19 @@ class ParametrizationList(EvaluatedTensor):
         record_chain(destination, prefix, self.chain())
 
     def check_written(self, name: str) -> None:
-        """Raise a RuntimeError if a value that was returned to a reader was written in place."""
+        """Raise a RuntimeError if a value that was returned to a reader was written in place.
+
+        If another value had replaced it by then, warn only: a reader may have used it up.
+        """
         if self._store.is_lost():
             self._store.clear()
             raise lost_write_error(self, name)
+        if self._store.take_written_earlier():
+            self.warn_of_earlier_write()
+
+    def warn_of_earlier_write(self) -> None:
+        """Warn that an earlier value was written in place, which has no effect."""
+        warn_of_earlier_write(self)
 
     def check_traced(self, name: str) -> None:
         """`check_written`, and warn of hooks on the value: a tracer sees neither."""

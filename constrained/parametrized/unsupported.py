@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
-from constrained.parametrized.call_stack import path_in_running_model
+from constrained.parametrized.call_stack import path_in_running_model, user_stacklevel
 from constrained.parametrized.override import overriding
 from constrained.parametrized.parametrizations import inherited, lists_of
 from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
@@ -47,6 +47,20 @@ def lost_write_error(parametrizations: nn.Module, name: str) -> RuntimeError:
         "from its originals, and is as it was. Assign instead: "
         f"`module.{name.rpartition('.')[2]} = new_value`, or write inside of "
         "`with constrained.writable(module):`."
+    )
+
+
+def warn_of_earlier_write(parametrizations: EvaluatedTensor) -> None:
+    """Warn that a value which another one has replaced was written in place."""
+    name = parametrizations.place()
+    warnings.warn(
+        f"'{path_in_running_model(parametrizations, name)}' is computed by "
+        f"{chain_repr(parametrizations)}, and a value that was read before it was last computed "
+        "has been written in place since, which has no effect on the tensor. To change it, assign: "
+        f"`module.{name} = new_value`, or write inside of `with constrained.writable(module):`. If "
+        "the numbers of that time were meant, write into a copy: `module."
+        f"{name}.detach().clone()`.",
+        stacklevel=user_stacklevel(),
     )
 
 

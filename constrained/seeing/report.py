@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
-from constrained.constraint.cost import cost_class
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.tolerance import tolerance
+from constrained.model.cost import Cost, cost_of
 from constrained.parametrized.locations import resolve
 from constrained.parametrized.module_class import base_class
 from constrained.seeing import table
@@ -107,7 +107,7 @@ def report(
         >>> constrained.report(model).rows[0].holds
         True
     """
-    costs: dict[tuple[str, tuple[int, ...]], str | None] = {}
+    costs: dict[tuple[str, tuple[int, ...]], Cost | None] = {}
     rows: list[Row] = []
     for tensor in measured_tensors(model):
         before = (start or {}).get(tensor.path)
@@ -115,7 +115,7 @@ def report(
         if tensor.constraint:
             key = tensor.described, tensor.shape
             if key not in costs:
-                costs[key] = cost_class(tensor.constraint, tensor.shape)
+                costs[key] = cost_of(tensor.constraint, tensor.shape)
             known["cost"] = costs[key]
         if before is not None and tensor.value is not None:
             known["drift"] = _drift(tensor.path, tensor.value, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from constrained.model.cost import Cost
 from constrained.seeing.measured import holds
 
 
@@ -30,7 +31,7 @@ class Row:
             and the smallest one that is not zero.
         rank: of such elements, the least rank.
         drift: how far the value is from the one that `report` was given, relative to its norm.
-        cost: what a training step does for it: see `constrained.constraint.cost.cost_class`.
+        cost: what a training step does for it: see `constrained.model.cost.cost_of`.
     """
 
     path: str
@@ -46,7 +47,7 @@ class Row:
     condition: float | None = None
     rank: int | None = None
     drift: float | None = None
-    cost: str | None = None
+    cost: Cost | None = None
 
     @property
     def holds(self) -> bool | None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
-from io import StringIO
 from typing import Any, NamedTuple
 
-from constrained.constraint.cost import COSTS
+from constrained.model import tables
+from constrained.model.cost import COSTS
 from constrained.seeing.measured import excess
 from constrained.seeing.row import Row
 
 _EMPTY = "No tensor is constrained."
-
-#: The width where there is no terminal that has one.
-_WIDTH = 110
 
 
 class _Column(NamedTuple):
@@ -169,75 +164,36 @@ _COLUMNS = (
         _is_known("drift"),
         "how far it is from the start, relative to the norm there",
     ),
-    _Column("step", _cost, _is_known("cost"), "what a training step takes beyond a plain one"),
+    _Column("cost", _cost, _is_known("cost"), "what a training step takes beyond a plain one"),
 )
 
 
 def as_text(rows: Sequence[Row], notes: Sequence[str]) -> str:
     """The table in the width of the terminal; columns that do not fit are below the others."""
-    if not rows:
-        return _EMPTY
-    # Imported here, so that `import constrained` stays fast.
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    width = shutil.get_terminal_size((_WIDTH, 0)).columns
-
-    def drawn(columns: Sequence[_Column]) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        made.add_column("tensor", overflow="fold", max_width=max(16, width // 2))
-        for column in columns:
-            # Views are long.
-            most = max(16, width // 3) if column.heading == "constraint" else None
-            made.add_column(column.heading, overflow="fold", max_width=most)
-        for label, some in groups:
-            made.add_row(*map(Text, (label, *(column.cell(some) for column in columns))))
-        return made
-
-    text = StringIO()
-    console, endless = Console(file=text, width=width), Console(width=10**6)
-    groups, shown = grouped(rows), _shown(rows)
-    left = shown
-    while left:
-        # A single column that does not fit is folded.
-        fitting = (
-            n for n in range(len(left), 1, -1) if endless.measure(drawn(left[:n])).maximum <= width
-        )
-        count = next(fitting, 1)
-        console.print(drawn(left[:count]))
-        console.print()
-        left = left[count:]
-    for line in (*_meanings(shown), *notes):
-        console.print(Text(line))
-    return "\n".join(map(str.rstrip, text.getvalue().splitlines())).strip("\n")
+    return tables.as_text(*_cells(rows), notes=_below(rows, notes))
 
 
 def as_html(rows: Sequence[Row], notes: Sequence[str]) -> str:
     """The table for a notebook."""
-    if not rows:
-        return f"<p>{_EMPTY}</p>"
+    return tables.as_html(*_cells(rows), notes=_below(rows, notes))
 
-    def line(cells: Iterable[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
+def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The headings, and the text of each row under them."""
     shown = _shown(rows)
-    head = line(("tensor", *(column.heading for column in shown)), "th")
-    body = "".join(
-        line((label, *(column.cell(some) for column in shown)), "td")
-        for label, some in grouped(rows)
-    )
-    below = "<br>".join(map(html.escape, (*_meanings(shown), *notes)))
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p><small>{below}</small></p>"
+    cells = [[label, *(column.cell(some) for column in shown)] for label, some in grouped(rows)]
+    return ["tensor", *(column.heading for column in shown)], cells
+
+
+def _below(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
+    if not rows:
+        return [_EMPTY]
+    told = [f"{column.heading}: {column.meaning}." for column in _shown(rows) if column.meaning]
+    return [*told, *notes]
 
 
 def _shown(rows: Sequence[Row]) -> list[_Column]:
     return [column for column in _COLUMNS if any(map(column.is_known, rows))]
-
-
-def _meanings(columns: Sequence[_Column]) -> list[str]:
-    return [f"{column.heading}: {column.meaning}." for column in columns if column.meaning]
 
 
 # ------------------------------------------------------------------------------- equal layers

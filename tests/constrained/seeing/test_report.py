@@ -304,7 +304,7 @@ def test_it_fits_the_terminal(width, monkeypatch):
     module = constrain(deep(), {"layers.*.*.weight": "orthogonal", "head.weight": "simplex"})
     text = str(report(module))
     assert max(map(len, text.splitlines())) <= width
-    for word in ("violation", "slack", "condition", "moved", "step"):
+    for word in ("violation", "slack", "condition", "moved", "cost"):
         assert word in text
     # What does not fit beside the others is below them, with the names of the tensors again.
     assert (len([line for line in text.splitlines() if line.startswith("tensor")]) > 1) == (

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.view import View
 from constrained.torch_internals import linalg
+from constrained.torch_internals.operations import watched
 
 #: The classes of cost, from the cheapest on.
-COSTS = ("elementwise", "matrix products", "decompositions")
+Cost = Literal["elementwise", "products", "decompositions"]
+
+COSTS: tuple[Cost, ...] = get_args(Cost)
 
 #: The longest side of an element that is tried, if the constraint admits one so small.
 _SIDE = 32
@@ -29,7 +31,7 @@ _DECOMPOSITIONS = ("linalg_", "cholesky", "geqrf", "lu_", "ormqr", "svd", "trian
 _ELEMENTWISE = ("linalg_vector_norm", "linalg_cross", "linalg_diagonal", "linalg_vecdot")
 
 
-def cost_class(constraint: Constraint, shape: Sequence[int]) -> str | None:
+def cost_of(constraint: Constraint, shape: Sequence[int]) -> Cost | None:
     """What a training step under a constraint does beyond that of a plain tensor.
 
     A step is tried, on a small random member: an evaluation, its gradient, a step of plain gradient
@@ -41,23 +43,22 @@ def cost_class(constraint: Constraint, shape: Sequence[int]) -> str | None:
         shape: of the tensor that has it.
 
     Returns:
-        ``"elementwise"``: sums and functions of entries; ``"matrix products"``: a few of these, or
-        Fourier transforms; ``"decompositions"``: of singular values, eigenvalues, triangular
-        factors, or the solution of equations, for a matrix many times as expensive as a product.
-        None if a step cannot be tried.
+        ``"elementwise"``: sums and functions of entries; ``"products"``: a few products of
+        matrices, or Fourier transforms; ``"decompositions"``: of singular values, eigenvalues,
+        triangular factors, or the solution of equations, for a matrix many times as expensive as a
+        product. None if a step cannot be tried.
 
     Example:
         >>> from constrained import get
-        >>> [cost_class(get(name)(), (64, 64)) for name in ("sphere", "orthogonal", "invertible")]
-        ['elementwise', 'matrix products', 'decompositions']
+        >>> [cost_of(get(name)(), (64, 64)) for name in ("sphere", "orthogonal", "invertible")]
+        ['elementwise', 'products', 'decompositions']
     """
     while isinstance(constraint, View):
         shape = constraint.seen_shape()
         constraint = constraint.constraint
     constraint = copy.deepcopy(constraint)
     # Not where the caller makes tensors, which may be the meta device.
-    with torch.device("cpu"), _Recorder() as recorder:
-        recorder.enabled = False
+    with torch.device("cpu"):
         for small in _smaller(constraint, tuple(shape)):
             try:
                 generator = torch.Generator().manual_seed(0)
@@ -68,11 +69,43 @@ def cost_class(constraint: Constraint, shape: Sequence[int]) -> str | None:
             except (ValueError, TypeError, RuntimeError, NotImplementedError):
                 continue
             event = value.shape[-constraint.event_dim :] if constraint.event_dim else value.shape
-            recorder.side = min(event[-2:], default=1)
-            recorder.enabled = True
-            _step(constraint, params, gradient)
-            return COSTS[recorder.worst]
+            return _watched_step(constraint, params, gradient, min(event[-2:], default=1))
     return None
+
+
+def _watched_step(
+    constraint: Constraint, params: tuple[Tensor, ...], gradient: Tensor, side: int
+) -> Cost | None:
+    """The class of the most expensive operation in a step.
+
+    Args:
+        constraint: the constraint.
+        params: of the elements that are stepped.
+        gradient: with respect to the value.
+        side: the shorter side of an element. Decompositions of matrices of less than half of it,
+            such as the core of a low rank, cost no more than products.
+    """
+    worst = 0
+
+    def note(name: str, args: Sequence[Any]) -> None:
+        nonlocal worst
+        worst = max(worst, _class_of(name, args, side))
+
+    watch = watched(note)
+    if watch is None:
+        return None
+    with watch:
+        _step(constraint, params, gradient)
+    return COSTS[worst]
+
+
+def _class_of(name: str, args: Sequence[Any], side: int) -> int:
+    sides = [min(t.shape[-2:]) for t in args if isinstance(t, Tensor) and t.ndim > 1]
+    if name.startswith(_ELEMENTWISE) or max(sides, default=1) < 2:
+        return 0
+    if name.removeprefix("_").startswith(_DECOMPOSITIONS):
+        return 2 if 2 * max(sides) > side else 1
+    return int(name in _PRODUCTS)
 
 
 def _smaller(constraint: Constraint, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -121,32 +154,3 @@ def _length(param: Tensor, gradient: Tensor) -> Tensor:
     """The factor with which a gradient makes a step of the usual length."""
     size = linalg.vector_norm(gradient)
     return _STEP * linalg.vector_norm(param.detach()) / torch.where(size > 0, size, 1)
-
-
-class _Recorder(TorchDispatchMode):
-    """Remembers the most expensive class of the operations that are done under it.
-
-    Attributes:
-        side: the shorter side of an element. Decompositions of matrices of less than half of it,
-            such as the core of a low rank, cost no more than products.
-    """
-
-    enabled = True
-    worst = 0
-    side = 1
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note what an operation is, and do it."""
-        del types
-        if self.enabled:
-            self.worst = max(self.worst, self._class_of(func, args))
-        return func(*args, **(kwargs or {}))
-
-    def _class_of(self, func: Any, args: Any) -> int:
-        name = func.overloadpacket.__name__
-        sides = [min(t.shape[-2:]) for t in args if isinstance(t, Tensor) and t.ndim > 1]
-        if name.startswith(_ELEMENTWISE) or max(sides, default=1) < 2:
-            return 0
-        if name.removeprefix("_").startswith(_DECOMPOSITIONS):
-            return 2 if 2 * max(sides) > self.side else 1
-        return int(name in _PRODUCTS)
