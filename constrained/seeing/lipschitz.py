@@ -66,7 +66,7 @@ def lipschitz(model: nn.Module) -> Lipschitz:
     must be known, and stand in an ``nn.Sequential``, which may hold others.
 
     Args:
-        model: the network.
+        model: the network, or a single layer.
 
     Example:
         >>> import constrained
@@ -77,10 +77,13 @@ def lipschitz(model: nn.Module) -> Lipschitz:
         >>> lipschitz(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))).reason
         "'1' is a LayerNorm, for which no constant is known"
     """
-    if not isinstance(model, nn.Sequential):
-        return Lipschitz(None, f"a {base_class(model).__name__} is no nn.Sequential of layers")
+    kind = base_class(model)
     product = 1.0
     try:
+        if kind is nn.Linear or kind in _CONVOLUTIONS:
+            return Lipschitz(_constant(kind.__name__, model))
+        if not _is_sequence(model):
+            return Lipschitz(None, f"a {kind.__name__} is no nn.Sequential of layers")
         for path, layer in _layers(model, ""):
             product *= _constant(path, layer)
     except _NoBound as error:
@@ -88,19 +91,30 @@ def lipschitz(model: nn.Module) -> Lipschitz:
     return Lipschitz(product)
 
 
+def _is_sequence(module: nn.Module) -> bool:
+    """Whether a module applies others one after another, and does nothing else."""
+    kind: Any = base_class(module)
+    return isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
+
+
 def _layers(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    _check_hooks(prefix or "the network", model)
     for name, layer in model.named_children():
         path = f"{prefix}.{name}" if prefix else name
-        if base_class(layer) is nn.Sequential:
+        if _is_sequence(layer):
             yield from _layers(layer, path)
         else:
             yield path, layer
 
 
+def _check_hooks(path: str, module: nn.Module) -> None:
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise _NoBound(f"'{path}' has hooks, which may change what it does")
+
+
 def _constant(path: str, layer: nn.Module) -> float:
     kind = base_class(layer)
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise _NoBound(f"'{path}' has hooks, which may change what it does")
+    _check_hooks(path, layer)
     if kind in _CONTRACTIONS:
         return 1.0
     if kind in _CONSTANTS:

@@ -87,6 +87,27 @@ def test_a_model_that_is_no_chain_of_layers():
     assert "No bound of the network's Lipschitz constant: a ModuleDict is no" in str(report(module))
 
 
+def test_a_single_layer():
+    layer = nn.Linear(2, 2)
+    layer.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    constrain(layer, "weight", "spectral_norm(bound=2)")
+    assert lipschitz(layer).bound == pytest.approx(2.0)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_a_sequence_that_does_something_else():
+    assert "a Residual is no nn.Sequential" in lipschitz(Residual(nn.Linear(2, 2))).reason
+    assert "'0' is a Residual" in lipschitz(nn.Sequential(Residual(nn.Linear(2, 2)))).reason
+    net = nn.Sequential(nn.Sequential(nn.Identity()))
+    assert lipschitz(net).bound == 1
+    net[0].register_forward_hook(lambda module, inputs, output: 5 * output)
+    assert "'0' has hooks" in lipschitz(net).reason
+
+
 def test_hooks_and_numbers_that_are_not_finite():
     net = nn.Sequential(nn.Linear(3, 3))
     net[0].register_forward_hook(lambda module, inputs, output: 5 * output)
