@@ -81,7 +81,7 @@ def allowed_range(
         high = torch.inf
     if symmetric and first == 0:
         low = -torch.inf
-    return (0.0 if 0 < low < least else low), high
+    return (0.0 if abs(low) < least else low), high
 
 
 def _probe(rows: int, columns: int, symmetric: bool) -> Callable[[Tensor], Tensor]:
