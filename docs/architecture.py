@@ -21,7 +21,7 @@ ROOMS = {
     "constrained": (
         "testing",
         "",
-        "libraries",
+        "interop",
         "checkpoint",
         "seeing",
         "model",
@@ -35,7 +35,7 @@ ROOMS = {
     ),
     "constraints": (
         "",
-        "libraries",
+        "adapters",
         "composite",
         "kernels",
         "matrices",

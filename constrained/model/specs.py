@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from constrained.parametrized.deferred import deferred_tensors
-from constrained.parametrized.locations import constrained_tensors
+from constrained.parametrized.tensor_locations import constrained_tensors
 
 
 def spec(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from constrained.parametrized.locations import is_parametrized, list_of
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import is_parametrized, list_of
 from constrained.seeing.spectrum import LONGEST_SIDE, seen, singular_values
 from constrained.torch_internals.tensors import has_values
 

@@ -14,8 +14,8 @@ from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.evaluation.evaluated_tensor import chain_repr
 from constrained.parametrized.deferred import deferred_tensors
 from constrained.parametrized.evaluation_mode import without_side_effects
-from constrained.parametrized.locations import parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.parametrized.tensor_locations import parametrized_tensors
 from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
@@ -88,9 +88,9 @@ def violation_of(constraint: Constraint, value: Tensor) -> tuple[float, float]:
 def measured_tensors(model: nn.Module) -> Iterator[Measured]:
     """Each parametrized tensor of a model, in the order of the modules; those of lazy ones last."""
     for path, found in parametrized_tensors(model):
-        ours = isinstance(found, ParametrizationList)
-        constraint = found.constraint() if ours else None
-        moved = found.moved if ours else None
+        is_own = isinstance(found, ParametrizationList)
+        constraint = found.constraint() if is_own else None
+        moved = found.moved if is_own else None
         described = repr(constraint) if constraint else chain_repr(found)
         if constraint is None:
             # A foreign module may write into itself when it is evaluated.
@@ -102,7 +102,7 @@ def measured_tensors(model: nn.Module) -> Iterator[Measured]:
             value = read(found, path)
         except (OutOfRangeError, LinAlgError):
             # The numbers are too large to compute with. All other tensors are still measured.
-            shape = tuple(found.shape) if ours else ()
+            shape = tuple(found.shape) if is_own else ()
             yield Measured(path, constraint, described, None, shape, moved, math.inf, 0.0)
             continue
         measured = violation_of(constraint, value)
@@ -134,14 +134,14 @@ def violations(model: nn.Module) -> dict[str, float]:
 def assert_feasible(model: nn.Module) -> None:
     """Raise unless every constrained tensor lies in its set, up to rounding.
 
-    "Feasible" is what a model is whose tensors all lie in their sets. For one value
-    `Constraint.contains` tells whether it is a member, and `Row.holds` whether a tensor's is.
+    Such a model is called feasible. `Constraint.contains` asks the same of a value, and `Row.holds`
+    of a single tensor.
 
     Args:
         model: the model.
 
     Raises:
-        InfeasibleError: naming the tensor that is farthest out, relative to its tolerance.
+        InfeasibleError: names the tensor that is farthest from its set, relative to the tolerance.
 
     Example:
         >>> import torch, constrained

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.constraint.base import Constraint
-from constrained.parametrized.locations import check_model, constrained_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import check_model, constrained_tensors
 from constrained.seeing.reading import Reading, reading_of, value_of
 from constrained.seeing.sinks import Record, progress_line, sinks_of
 

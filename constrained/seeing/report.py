@@ -13,8 +13,8 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.tolerance import tolerance
 from constrained.model.cost import Cost, cost_of
-from constrained.parametrized.locations import resolve
 from constrained.parametrized.module_class import base_class
+from constrained.parametrized.tensor_locations import resolve
 from constrained.seeing import table
 from constrained.seeing.lipschitz import NOT_ASKED, Lipschitz, lipschitz
 from constrained.seeing.measured import Measured, measured_tensors
@@ -83,8 +83,8 @@ def report(
     """The constrained tensors of a model: constraint, shape, violation, how far each has moved.
 
     Tensors that others parametrized, by a ``register_parametrization``, have a row as well. A
-    foreign module declares no set by which its values could be measured: ``?`` stands for whether
-    they hold.
+    foreign module declares no set, so that its values cannot be judged: the column ``holds`` shows
+    ``?``.
 
     Args:
         model: the model.

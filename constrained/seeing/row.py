@@ -19,8 +19,8 @@ class Row:
         violation: the largest one in its batch; NaN if the value has no numbers, as on the meta
             device; None if nothing is known, because a foreign module parametrizes it, or because
             it belongs to a lazy module and has no shape yet.
-        tolerance: the largest violation that is rounding.
-        moved: how far it went when it was constrained, relative to its norm; None if unknown.
+        tolerance: the largest violation that counts as rounding.
+        moved: how far it moved when it was constrained, relative to its norm; None if unknown.
         flat: the share of its elements that lie where the derivative of the map vanishes, next to
             the boundary: an optimizer hardly moves them.
         module: the class of the module that owns it.

@@ -38,7 +38,7 @@ class Spectrum(NamedTuple):
 def seen(constraint: Constraint, value: Tensor) -> tuple[Constraint, Tensor]:
     """The elements of a tensor as its constraint sees them, and the constraint on these."""
     while isinstance(constraint, View):
-        constraint, value = constraint.constraint, constraint.see(value)
+        constraint, value = constraint.constraint, constraint.rearranged(value)
     return constraint, value
 
 

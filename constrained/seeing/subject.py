@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import parse
-from constrained.parametrized.locations import constrained_tensors
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import read
+from constrained.parametrized.tensor_locations import constrained_tensors
 from constrained.seeing.spectrum import seen
 
 #: The most vectors that a picture shows.

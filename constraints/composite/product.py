@@ -11,9 +11,10 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.base import FLAT, unguarded
+from constrained.constraint.elements import unpack
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import is_whole
-from constraints.bases.parts import (
+from constraints.bases.argument_checks import is_whole
+from constraints.composite.parts import (
     Composite,
     build_parts,
     canonical,
@@ -21,7 +22,6 @@ from constraints.bases.parts import (
     inherited,
     largest,
     least,
-    unpack,
 )
 
 

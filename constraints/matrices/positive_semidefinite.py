@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import checked_rank
+from constraints.bases.argument_checks import checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction
@@ -92,8 +92,33 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
         return shape[-1] * (shape[-1] + 1) // 2
 
 
+class PSDOfRank(SquareMatrices):
+    """What sets of positive semidefinite matrices of a given rank share, or of a largest rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = checked_rank(type(self).name or type(self).__name__, rank)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
+        return distance_from_psd_rank(value, self.rank)
+
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
+        """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
+        normal = random.normal((*shape[:-1], self.rank))
+        return symmetric_part(normal @ normal.mT / self.rank)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n r - r (r - 1) / 2``."""
+        return shape[-1] * self.rank - self.rank * (self.rank - 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix of at least r rows."""
+        return super().shape_problem(event) or too_small(event, self.rank)
+
+
 @register("psd_low_rank", aliases=("positive_semidefinite_low_rank",))
-class PSDLowRank(SquareMatrices):
+class PSDLowRank(PSDOfRank):
     """Positive semidefinite matrices of at most a given rank.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) <= r}. Dimension
@@ -147,10 +172,6 @@ class PSDLowRank(SquareMatrices):
         ),
     }
 
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = checked_rank("psd_low_rank", rank)
-
     def forward(self, Y: Tensor, S: Tensor) -> Tensor:
         """``Y S_+ Y'``."""
         return symmetric_part(Y @ psd_part(symmetric_part(S)) @ Y.mT)
@@ -178,10 +199,6 @@ class PSDLowRank(SquareMatrices):
             identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
             return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)
 
-    def violation(self, value: Tensor) -> Tensor:
-        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
-        return distance_from_psd_rank(value, self.rank)
-
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in the Frobenius norm: the r largest eigenvalues, if positive."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
@@ -193,19 +210,6 @@ class PSDLowRank(SquareMatrices):
         # The derivative along A has the size of the eigenvalues, not of their roots.
         raised = raised_by(eigenvalues, value, share**0.5).unsqueeze(-2)
         return symmetric_part((Q * raised) @ Q.mT)
-
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
-        normal = random.normal((*shape[:-1], self.rank))
-        return symmetric_part(normal @ normal.mT / self.rank)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n r - r (r - 1) / 2``."""
-        return shape[-1] * self.rank - self.rank * (self.rank - 1) // 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix of at least r rows."""
-        return super().shape_problem(event) or too_small(event, self.rank)
 
 
 def _unsymmetric(Y: Tensor) -> Tensor:

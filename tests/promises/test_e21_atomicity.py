@@ -391,7 +391,7 @@ def test_e21_constraining_is_interrupted_while_the_model_is_written(where, name,
     ("where", "name"),
     [
         ("constrained.registration.remove", "uninstall"),
-        ("constrained.registration.install", "_sort"),
+        ("constrained.registration.install", "sort"),
     ],
 )
 def test_e21_a_release_is_interrupted_while_the_model_is_written(where, name, call):
@@ -463,7 +463,7 @@ def test_e21_a_graph_that_holds_the_tensor_survives_a_failure():
     m = nn.Linear(3, 3)
     loss = m(torch.ones(1, 3, requires_grad=True)).pow(2).sum()
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, importlib.import_module("constrained.registration.register"), "install", 1)
+        fail_at(patch, importlib.import_module("constrained.registration.add"), "install", 1)
         with pytest.raises(KeyboardInterrupt):
             ours.register_parametrization(m, "bias", Squash())
     loss.backward()
