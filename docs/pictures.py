@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, get, names
+from constrained.seeing.allowed import allowed_range
 
 FOLDER = Path(__file__).with_name("catalogue") / "pictures"
 
@@ -412,13 +413,16 @@ def stable(figure: Any, name: str) -> None:
 def _beside(axes: Any, name: str, size: float) -> None:
     from matplotlib.patches import Circle
 
+    constraint: Any = of(name)
     if name in ("orthogonal", "unitary"):
         axes.add_patch(Circle((0, 0), 1, fill=False, color=GRAY, linewidth=0.8))
     if name == "schur":
-        axes.add_patch(Circle((0, 0), 1, facecolor=PALE, edgecolor=GRAY, linewidth=0.8))
+        axes.add_patch(
+            Circle((0, 0), constraint.radius, facecolor=PALE, edgecolor=GRAY, linewidth=0.8)
+        )
     if name == "hurwitz":
-        axes.axvspan(-size, -0.5, color=PALE, linewidth=0)
-        axes.axvline(-0.5, color=GRAY, linewidth=0.8)
+        axes.axvspan(-size, -constraint.alpha, color=PALE, linewidth=0)
+        axes.axvline(-constraint.alpha, color=GRAY, linewidth=0.8)
 
 
 def singular_values(figure: Any, name: str) -> None:
@@ -426,15 +430,13 @@ def singular_values(figure: Any, name: str) -> None:
     X = gaussian(24, 24) / math.sqrt(24) * 1.3
     axes = figure.subplots()
     constraint = of(name)
-    low, high = {
-        "almost_orthogonal": (0.7, 1.3),
-        "singular_values": (0.5, 1.5),
-        "spectral_norm": (0.0, 1.0),
-    }[name]
-    axes.axhspan(low, high, color=PALE, linewidth=0)
+    projected = torch.linalg.svdvals(constraint.project(X))
+    found = allowed_range(constraint, projected, (24, 24), symmetric=False)
+    assert found, f"{name} bounds no singular values"
+    axes.axhspan(*found, color=PALE, linewidth=0)
     numbers = range(1, 25)
     axes.plot(numbers, torch.linalg.svdvals(X), ".-", color=GRAY, linewidth=0.8)
-    axes.plot(numbers, torch.linalg.svdvals(constraint.project(X)), ".-", color=SET, linewidth=0.8)
+    axes.plot(numbers, projected, ".-", color=SET, linewidth=0.8)
     axes.set(xlabel="$i$", ylabel=r"singular value $\sigma_i$", ylim=(0, None))
     axes.set_xticks([1, 8, 16, 24])
 
