@@ -6,12 +6,14 @@ from constrained import features as _features  # noqa: F401 # pyright: ignore[re
 from constrained import parametrize
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
+from constrained.constraint.documentation import describe
 from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
-from constrained.constraint.registry import describe, get, names, register
+from constrained.constraint.registry import get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
 from constrained.model.config_file import read_config
+from constrained.model.config_schema import schema
 from constrained.model.constrain import constrain
 from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
@@ -44,6 +46,7 @@ __all__ = [
     "register",
     "release",
     "report",
+    "schema",
     "spec",
     "tolerance",
     "violations",

@@ -4,6 +4,9 @@
 * `fast_paths`: what it may define beside that, to be trained faster or better;
 * `guards`: the checks and the precision around the methods that it defines;
 * `arguments`: its constructor arguments: compared, written as data, set later;
+* `argument_schema`: what values they may have, as a JSON schema and in words;
+* `documentation`: what the docstring of a constraint says, as text for a terminal;
+* `latex`: its formulas as text;
 * `view`: a constraint on a rearrangement of a tensor;
 * `registry`: the names of all constraints;
 * `spec`: how a user writes a constraint down, and how that is parsed;

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
-from constraints.bases.arguments import checked_rank
+from constraints.bases.arguments import Count, checked_rank
 from constraints.bases.shapes import SquareMatrices, thinner_than, too_small
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
@@ -57,7 +57,7 @@ class FixedRank(Constraint):
         ({"rank": 3}, (5, 4)),
     )
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank("fixed_rank", rank)
 
@@ -144,7 +144,7 @@ class PSDFixedRank(SquareMatrices):
         ({"rank": 3}, (3, 3)),
     )
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank("psd_fixed_rank", rank)
 

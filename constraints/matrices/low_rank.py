@@ -9,7 +9,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_rank
+from constraints.bases.arguments import Count, checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math import linalg
@@ -95,7 +95,7 @@ class LowRank(BoundedRank):
         *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
     )
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank("low_rank", rank)
 

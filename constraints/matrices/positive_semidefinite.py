@@ -9,7 +9,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_rank
+from constraints.bases.arguments import Count, checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction
@@ -140,7 +140,7 @@ class PSDLowRank(SquareMatrices):
         ),
     }
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank("psd_low_rank", rank)
 

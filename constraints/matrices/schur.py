@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
-from constraints.bases.arguments import checked_positive
+from constraints.bases.arguments import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math import linalg
@@ -99,7 +99,7 @@ class Schur(SquareMatrices):
         ),
     }
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("schur", radius, "radius")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_positive
+from constraints.bases.arguments import PositiveNumber, checked_positive
 from constraints.bases.shapes import Vectors
 from constraints.math import linalg
 from constraints.math.unit_vectors import scaled
@@ -79,7 +79,7 @@ class PoincareBall(Vectors):
         ({"curvature": 9.0}, (20,)),
     )
 
-    def __init__(self, curvature: float = 1.0) -> None:
+    def __init__(self, curvature: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.curvature = checked_positive("poincare_ball", curvature, "curvature")
 
@@ -193,7 +193,7 @@ class Lorentz(Constraint):
         ({"curvature": 4.0}, (20,)),
     )
 
-    def __init__(self, curvature: float = 1.0) -> None:
+    def __init__(self, curvature: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.curvature = checked_positive("lorentz", curvature, "curvature")
 

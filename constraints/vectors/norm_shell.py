@@ -9,7 +9,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import check_order, checked_positive
+from constraints.bases.arguments import PositiveNumber, check_order, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math import linalg
@@ -58,7 +58,7 @@ class MinMaxNorm(Vectors):
         *("zero_params", "zeros", "ones", "boundary"),
     )
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: PositiveNumber, high: PositiveNumber) -> None:
         super().__init__()
         self.low = checked_positive("min_max_norm", low, "low")
         self.high = checked_positive("min_max_norm", high, "high")
