@@ -10,6 +10,7 @@ import torch
 import typer
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.benchmark import Timer
 
 from constrained import constrain
 from constrained.command_line.models import Imports, import_all
@@ -55,9 +56,7 @@ class _Holder(nn.Module):
 
 
 def bench(
-    constraint: Annotated[
-        str, typer.Argument(help="A name, or a string such as 'ball(radius=2)'.")
-    ],
+    constraint: Annotated[str, typer.Argument(help="A name, or text such as 'ball(radius=2)'.")],
     shape: Annotated[str, typer.Option(help="Of the tensor, such as 64x3x3x3.")] = "256x256",
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operation.")] = 1,
     imports: Imports = None,
@@ -79,7 +78,7 @@ def bench(
     except (ValueError, TypeError) as error:
         fail(str(error))
     rows = [_timed("no constraint", _Holder(value), None)]
-    rows.append(_timed(kept.parametrizations.weight[0].__repr__(), kept, rows[0]))
+    rows.append(_timed(repr(request.constraint), kept, rows[0]))
     torchs = _OF_TORCH.get(getattr(request.constraint, "name", None) or "")
     if torchs is not None and len(sizes) == 2:
         rows.append(_timed(f"torch's {torchs.__name__}", torchs(_Holder(value)), rows[0]))
@@ -88,7 +87,8 @@ def bench(
         print_json({**setting, "rows": [asdict(row) for row in rows]})
         return
     cells = [(r.what, _time(r.step), f"{r.ratio:.1f}", _time(r.read)) for r in rows]
-    note = f"{' x '.join(map(str, sizes))}, float32, CPU, threads: {threads}, torch {torch.__version__}"
+    size = " x ".join(map(str, sizes))
+    note = f"{size}, float32, CPU, threads: {threads}, torch {torch.__version__}"
     typer.echo(as_text(("tensor", "training step", "ratio", "read"), cells, [note]))
 
 
@@ -103,8 +103,6 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _timed(what: str, module: Any, plain: Timing | None) -> Timing:
-    from torch.utils.benchmark import Timer
-
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
     gradient = torch.randn_like(module.weight)
 

@@ -44,9 +44,7 @@ def check(
     else:
         typer.echo(str(found))
         if found.errors and key is None and is_mapping(data.get("constraints")):
-            typer.echo(
-                f"{config} has the key 'constraints': --key constraints takes what is there."
-            )
+            typer.echo(f"HINT {config} has a key 'constraints': try --key constraints.")
     raise typer.Exit(1 if found.errors else 0)
 
 

@@ -22,7 +22,7 @@ from constrained.constraint.spec import parse
 from constrained.constraint.view import View
 from constrained.parametrized.checkpoint_metadata import SavedChain, recorded_chain
 from constrained.parametrized.locations import constrained_tensors
-from constrained.torch_internals.modules import versions_in
+from constrained.torch_internals.modules import submodules, versions_in
 
 #: The key of a parametrized tensor's entry.
 _ENTRY = re.compile(
@@ -120,7 +120,9 @@ def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict
         except (ValueError, TypeError):
             # A constraint that is not registered here: its tensors are shown as they are stored.
             continue
-    state |= {key: state[other] for key, other in (tied or {}).items() if other in state}
+    for key, other in tied.items() if is_mapping(tied) else ():
+        if other in state:
+            state[str(key)] = state[other]
     return state, records, shapes
 
 
@@ -163,12 +165,13 @@ def _loaded(path: Path, state: Mapping[str, Any], model: nn.Module) -> Values:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         fail(f"{path} does not fit the model: {' '.join(lines[-1:])[:400]}")
     found = Values(constraints={p: constraint for p, _, constraint in constrained_tensors(model)})
-    for prefix, module in model.named_modules():
+    for prefix, module in submodules(model):
         start = f"{prefix}." if prefix else ""
-        own = {**dict(module.named_parameters(recurse=False))}
-        own |= dict(module.named_buffers(recurse=False))
+        own: dict[str, Any] = {**module._parameters, **module._buffers}
         if "parametrizations." not in start:
-            found.tensors.update({f"{start}{name}": value.detach() for name, value in own.items()})
+            found.tensors.update(
+                {f"{start}{n}": t.detach() for n, t in own.items() if t is not None}
+            )
     for place, _, _ in constrained_tensors(model):
         owner, _, name = place.rpartition(".")
         found.tensors[place] = getattr(model.get_submodule(owner), name).detach()

@@ -16,6 +16,7 @@ from constrained.command_line.models import Imports, Model, import_all, model_of
 from constrained.command_line.output import Json, print_json
 from constrained.constraint.base import Constraint
 from constrained.model.tables import as_text
+from constrained.torch_internals import linalg
 
 #: The spectrum of a larger matrix, by its smaller side, takes too long.
 _LARGEST = 2048
@@ -67,13 +68,13 @@ def diff(
         print_json({"tensors": [asdict(row) for row in rows], "unknown": unknown})
         return
     changed = [row for row in rows if row.distance != 0 or any(row.violations)]
-    notes = [f"{len(rows) - len(changed)} tensors are the same in both."]
-    if len(rows) - len(changed) == 1:
-        notes = ["1 tensor is the same in both."]
+    same = len(rows) - len(changed)
+    notes = [f"{same} tensor{' is' if same == 1 else 's are'} the same in both."]
     if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         notes.append(
-            f"How the value of {unknown[0]!r}{f' and {len(unknown) - 1} more' * (len(unknown) > 1)} "
-            "follows from its parameters is not recorded: give --model."
+            f"How the value of '{unknown[0]}'{more} follows from its parameters is not recorded: "
+            "give --model."
         )
     typer.echo(as_text(_HEADINGS, [_cells(row) for row in changed], notes))
 
@@ -103,8 +104,8 @@ def _violation(constraint: Constraint | None, value: Tensor | None) -> float | N
 
 def _distance(one: Tensor, other: Tensor) -> float:
     one, other = _precise(one), _precise(other)
-    size = float(torch.linalg.vector_norm(one))
-    return float(torch.linalg.vector_norm(one - other)) / (size or 1.0)
+    size = float(linalg.vector_norm(one))
+    return float(linalg.vector_norm(one - other)) / (size or 1.0)
 
 
 def _spectrum(value: Tensor | None) -> tuple[float, float] | None:
@@ -113,9 +114,7 @@ def _spectrum(value: Tensor | None) -> tuple[float, float] | None:
     matrix = _precise(value).flatten(1)
     if min(matrix.shape) > _LARGEST or not bool(torch.isfinite(matrix).all()):
         return None
-    found = torch.linalg.svdvals(
-        matrix.to(torch.complex64 if value.is_complex() else torch.float32)
-    )
+    found = linalg.svdvals(matrix)
     return float(found[0]), float(found[-1])
 
 
@@ -130,17 +129,15 @@ def _cells(row: Difference) -> tuple[str, ...]:
     (a, b), (before, after) = row.shapes, row.spectra
     shapes = [_shape(each) for each in (a, b) if each is not None]
     notes = "in the first only" if b is None else "in the second only" if a is None else ""
-    spectra = [
-        "" if each is None else f"{each[0]:.3g} .. {each[1]:.3g}" for each in (before, after)
-    ]
-    violations = ["" if each is None else f"{each:.1e}" for each in row.violations]
+    spectra = [f"{each[0]:.3g} .. {each[1]:.3g}" for each in (before, after) if each]
+    violations = [f"{each:.1e}" for each in row.violations if each is not None]
     return (
         row.path,
         " -> ".join(dict.fromkeys(shapes)),
         row.constraint,
-        " -> ".join(filter(None, violations)),
+        " -> ".join(violations),
         "" if row.distance is None else f"{row.distance:.2g}",
-        " -> ".join(filter(None, dict.fromkeys(spectra))),
+        " -> ".join(dict.fromkeys(spectra)),
         notes,
     )
 

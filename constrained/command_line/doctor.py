@@ -14,6 +14,7 @@ import typer
 
 import constrained
 from constrained.command_line.output import Json, print_json
+from constrained.constraint.plain_data import is_list, is_mapping
 from constrained.constraint.registry import ENTRY_POINT_GROUP
 
 #: Libraries that take part in some way, by their distributions.
@@ -32,10 +33,10 @@ def doctor(as_json: Json = False) -> None:
 
     The exit code is 1 if something is.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "constrained": constrained.__version__,
         "devices": _devices(),
         "packages": {name: str(_path_of(name)) for name in _PACKAGES},
@@ -124,20 +125,18 @@ def _another_version() -> list[str]:
     try:
         installed = version("constrained-layers")
     except PackageNotFoundError:
-        return [
-            "constrained-layers is not installed: its entry point, and the catalogue, are missing."
-        ]
+        return ["constrained-layers is not installed, so that its catalogue is not found."]
     if installed == constrained.__version__:
         return []
     return [
-        f"constrained-layers {installed} is installed, and {constrained.__version__} is imported from "
-        f"{_path_of('constrained')}."
+        f"constrained-layers {installed} is installed, and {constrained.__version__} is imported, "
+        f"from {_path_of('constrained')}."
     ]
 
 
 def _line(key: str, value: Any) -> str:
-    if isinstance(value, dict):
+    if is_mapping(value):
         value = ", ".join(f"{name} {text}" for name, text in value.items()) or "none"
-    elif isinstance(value, list):
-        value = ", ".join(value)
+    elif is_list(value):
+        value = ", ".join(map(str, value))
     return f"{key:<12} {value}"

@@ -52,9 +52,7 @@ def model_of(path: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        fail(
-            f"{path} is a {type(found).__name__}: it must be a model, or a function that makes one."
-        )
+        fail(f"{path} must be a model, or a function that makes one, not {type(found).__name__}.")
     try:
         made = found()
     except Exception as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from constrained.command_line.output import fail
 from constrained.constraint.base import Constraint
+from constrained.torch_internals import linalg
 
 #: How many members are drawn for the statistics.
 _MEMBERS = 500
@@ -78,7 +79,7 @@ def _one_member(figure: Any, axis: Any, members: Tensor) -> None:
 
 
 def _eigenvalues(axis: Any, members: Tensor) -> None:
-    found = torch.linalg.eigvals(members).flatten()
+    found = linalg.eigvals(members).flatten()
     axis.axhline(0, color="#d0d0d0", linewidth=0.8, zorder=0)
     axis.axvline(0, color="#d0d0d0", linewidth=0.8, zorder=0)
     axis.scatter(found.real, found.imag, s=4, color=_MAIN, alpha=0.4, linewidths=0)
@@ -88,7 +89,7 @@ def _eigenvalues(axis: Any, members: Tensor) -> None:
 
 
 def _singular_values(axis: Any, members: Tensor) -> None:
-    axis.hist(torch.linalg.svdvals(members).flatten(), bins=50, color=_MAIN)
+    axis.hist(linalg.svdvals(members).flatten(), bins=50, color=_MAIN)
     axis.set_title(f"singular values of {_MEMBERS} members")
     axis.set(xlabel="singular value", yticks=[])
 

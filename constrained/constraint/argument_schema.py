@@ -59,7 +59,7 @@ def argument_schemas(cls: type) -> tuple[dict[str, Any], list[str]]:
     schemas: dict[str, Any] = {}
     required: list[str] = []
     for name, parameter in parameters(cls).items():
-        schemas[name] = _schema(annotations(cls).get(name, Any))
+        schemas[name] = _schema(argument_types(cls).get(name, Any))
         if parameter.default is inspect.Parameter.empty:
             required.append(name)
         else:
@@ -74,7 +74,7 @@ def parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 @functools.lru_cache
-def annotations(cls: type) -> dict[str, Any]:
+def argument_types(cls: type) -> dict[str, Any]:
     """The types of a constructor's parameters, with the ranges that they declare."""
     try:
         return typing.get_type_hints(cls.__init__, include_extras=True)
@@ -118,7 +118,7 @@ def in_words(hint: Any) -> str:
     """What values an argument may have, as a phrase: ``"a number greater than 0"``.
 
     Args:
-        hint: the type of the argument; see `annotations`.
+        hint: the type of the argument; see `argument_types`.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

@@ -13,7 +13,6 @@ from typing import Any
 
 from constrained.constraint import registry
 from constrained.constraint.argument_schema import (
-    annotations,
     argument_schemas,
     in_words,
     parameters,
@@ -118,7 +117,7 @@ def documentation(cls: type[Constraint]) -> Documentation:
             heading = ""
         found[heading].append(paragraph)
     texts = dict(_items(sections.get("Args", "")))
-    hints = annotations(cls)
+    hints = argument_types(cls)
     arguments = tuple(
         Argument(
             name,

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from constrained.constraint import registry
-from constrained.constraint.argument_schema import annotations, in_words
+from constrained.constraint.argument_schema import argument_types, in_words
 from constrained.constraint.argument_schema import parameters as parameters_of
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
@@ -234,7 +234,7 @@ def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) ->
     ]
     if missing:
         raise SpecError(f"{name} needs the argument '{missing[0]}'; {takes}")
-    hints = annotations(cls)
+    hints = argument_types(cls)
     for key, value in arguments.items():
         if key in hints and not _fits(value, hints[key]):
             raise SpecError(

@@ -155,7 +155,7 @@ def _any_of(words: Iterable[str]) -> str:
 
 def _named(spellings: Mapping[str, list[str]], every: list[str]) -> dict[str, Any]:
     """A mapping with the name of a constraint and its arguments; it may hold more."""
-    by_name = [
+    by_name: list[dict[str, Any]] = [
         {
             "if": {"required": ["name"], "properties": {"name": {"enum": names_}}},
             "then": {"$ref": f"#/$defs/{_PREFIX}{name}"},
@@ -163,7 +163,7 @@ def _named(spellings: Mapping[str, list[str]], every: list[str]) -> dict[str, An
         for name, names_ in spellings.items()
     ]
     # Some of the arguments stand in the string.
-    insides = {"required": ["name"], "properties": {"name": {"pattern": r"[(|:]"}}}
+    insides: dict[str, Any] = {"required": ["name"], "properties": {"name": {"pattern": r"[(|:]"}}}
     by_name.append({"if": insides, "then": {"additionalProperties": True}})
     return {
         "type": "object",
