@@ -62,9 +62,9 @@ def bench(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """Time a training step that keeps a tensor in a set, beside one that does not.
+    """Time what a constraint costs on this machine.
 
-    The step has nothing but the tensor: in a whole model the ratio is smaller.
+    A training step of one tensor is timed, with the constraint and without. The step has nothing but the tensor: in a whole model the ratio is smaller.
     """
     import_all(imports)
     sizes = _sizes(shape)

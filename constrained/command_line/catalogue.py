@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,7 @@ def list_constraints(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """The names of all constraints, with a sentence about each.
+    """List all constraints, or those that are about some words.
 
     Words are looked for in names, aliases and sentences, and, if they are not there, in the rest of
     the documentation.
@@ -80,15 +81,11 @@ def _table(found: list[Documentation]) -> list[str]:
 
 
 def _row(each: Documentation, longest: int) -> list[str]:
-    import textwrap
-
-    text = each.summary
-    further = " " * (longest + 4)
     return textwrap.wrap(
-        text,
+        each.summary,
         width(),
         initial_indent=f"  {each.name:<{longest}}  ",
-        subsequent_indent=further,
+        subsequent_indent=" " * (longest + 4),
         break_long_words=False,
     )
 
@@ -101,7 +98,7 @@ def show(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """The set, map, right inverse, reference, arguments and an example of a constraint."""
+    """Show a constraint: its set, map, arguments, an example."""
     import_all(imports)
     try:
         # As in "ball(radius=2)".
@@ -120,7 +117,7 @@ def show(
 
 
 def schema(imports: Imports = None, as_json: Json = False) -> None:
-    """A JSON schema of configs, by which editors complete and check them."""
+    """Print a JSON schema of configs, for editors."""
     del as_json  # It is JSON in any case.
     import_all(imports)
     print_json(schema_of_configs())

@@ -27,7 +27,7 @@ def check(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a config would do to a model, and all that is wrong with it.
+    """Show what a config would do to a model, and its errors.
 
     The exit code is 1 if something is wrong with the config, and 2 if the file or the model cannot
     be had.

@@ -51,9 +51,10 @@ def diff(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two checkpoints, tensor by tensor: violation, distance, spectrum.
+    """Compare two checkpoints, tensor by tensor.
 
-    Values of constrained tensors are computed from their free parameters. By which constraints, the
+    The table has the violation of each tensor by its constraint, the distance between both values
+    relative to the first, and the largest and the smallest singular value. Values of constrained tensors are computed from their free parameters. By which constraints, the
     files tell; for files without such a record, and for tensors with a view in those of torch.save,
     give the model.
     """

@@ -29,7 +29,7 @@ _PACKAGES = ("constrained", "constraints")
 
 
 def doctor(as_json: Json = False) -> None:
-    """Print versions, devices and paths, and all that is in the way of a constraint.
+    """Show versions, devices, and what is in the way.
 
     The exit code is 1 if something is.
     """

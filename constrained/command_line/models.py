@@ -52,13 +52,13 @@ def model_of(path: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        fail(f"{path} must be a model, or a function that makes one, not {type(found).__name__}.")
+        fail(f"{path} must be a model, or a function that makes one; it is {type(found).__name__}.")
     try:
         made = found()
     except Exception as error:
         fail(f"{path}() raised {_raised(error)}")
     if not isinstance(made, nn.Module):
-        fail(f"{path}() must return a torch.nn.Module, and returned a {type(made).__name__}.")
+        fail(f"{path}() must return a torch.nn.Module, and returned {type(made).__name__}.")
     return made
 
 

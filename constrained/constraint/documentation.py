@@ -14,6 +14,7 @@ from typing import Any
 from constrained.constraint import registry
 from constrained.constraint.argument_schema import (
     argument_schemas,
+    argument_types,
     in_words,
     parameters,
 )
