@@ -64,7 +64,8 @@ def bench(
 ) -> None:
     """Time what a constraint costs on this machine.
 
-    A training step of one tensor is timed, with the constraint and without. The step has nothing but the tensor: in a whole model the ratio is smaller.
+    A training step of one tensor is timed, with the constraint and without. In a whole model, which
+    does more in a step, the ratio is smaller.
     """
     import_all(imports)
     sizes = _sizes(shape)

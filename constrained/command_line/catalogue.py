@@ -104,7 +104,7 @@ def show(
         # As in "ball(radius=2)".
         cls = get(name.partition("(")[0].strip())
     except UnknownNameError as error:
-        fail(str(error).replace("constrained.names()", "constrained list"))
+        fail(str(error))
     if picture is not None:
         draw(cls, picture)
     found = documentation(cls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,10 +75,14 @@ def _state_dict(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[
         return _safetensors(path)
     try:
         data: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
+    except Exception:
         # Of whatever type: the file may be anything.
-        reason = " ".join(str(error).split())[:200]
-        fail(f"{path}: this is no file of torch.save that holds only tensors: {reason}")
+        if zipfile.is_zipfile(path):
+            fail(
+                f"{path}: the file holds more than tensors, perhaps a whole model, and loading "
+                "that may run code; write torch.save(model.state_dict(), path)."
+            )
+        fail(f"{path}: this is no file of torch.save.")
     for key in _INSIDE:
         if is_mapping(data) and is_mapping(data.get(key)):
             data = data[key]

@@ -31,6 +31,7 @@ class Difference:
         shapes: in both; None where it is missing.
         constraint: of the second one, or else of the first; "" if none is known.
         violations: by that constraint, in both; None if it is not known.
+        holds: whether they are no more than rounding.
         distance: the norm of the difference, relative to the first one; None if there is none.
         spectra: the largest and the smallest singular value, in both, of a matrix, or of a kernel
             as the matrix of its filters.
@@ -40,6 +41,7 @@ class Difference:
     shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
     constraint: str
     violations: tuple[float | None, float | None]
+    holds: tuple[bool | None, bool | None]
     distance: float | None
     spectra: tuple[tuple[float, float] | None, tuple[float, float] | None]
 
@@ -54,7 +56,9 @@ def diff(
     """Compare two checkpoints, tensor by tensor.
 
     The table has the violation of each tensor by its constraint, the distance between both values
-    relative to the first, and the largest and the smallest singular value. Values of constrained tensors are computed from their free parameters. By which constraints, the
+    relative to the first, and the largest and the smallest singular value.
+
+    Values of constrained tensors are computed from their free parameters. By which constraints, the
     files tell; for files without such a record, and for tensors with a view in those of torch.save,
     give the model.
     """
@@ -68,7 +72,7 @@ def diff(
     if as_json:
         print_json({"tensors": [asdict(row) for row in rows], "unknown": unknown})
         return
-    changed = [row for row in rows if row.distance != 0 or any(row.violations)]
+    changed = [row for row in rows if row.distance != 0 or False in row.holds]
     same = len(rows) - len(changed)
     notes = [f"{same} tensor{' is' if same == 1 else 's are'} the same in both."]
     if unknown:
@@ -83,24 +87,30 @@ def diff(
 def _compared(path: str, one: Values, other: Values) -> Difference:
     a, b = one.tensors.get(path), other.tensors.get(path)
     constraint = other.constraints.get(path) or one.constraints.get(path)
+    (before, holds), (after, still) = _measured(constraint, a), _measured(constraint, b)
     return Difference(
         path,
         (None if a is None else tuple(a.shape), None if b is None else tuple(b.shape)),
         "" if constraint is None else repr(constraint),
-        (_violation(constraint, a), _violation(constraint, b)),
+        (before, after),
+        (holds, still),
         None if a is None or b is None or a.shape != b.shape else _distance(a, b),
         (_spectrum(a), _spectrum(b)),
     )
 
 
-def _violation(constraint: Constraint | None, value: Tensor | None) -> float | None:
+def _measured(
+    constraint: Constraint | None, value: Tensor | None
+) -> tuple[float | None, bool | None]:
+    """The largest violation of a value, and whether it is no more than rounding."""
     if constraint is None or value is None or not value.numel():
-        return None
+        return None, None
     try:
-        return float(constraint.violation(value).max())
+        violation, allowed = constraint.measured(value)
     except ValueError:
         # Of another shape than the constraint takes.
-        return None
+        return None, None
+    return float(violation.max()), bool((violation <= allowed).all())
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
@@ -131,7 +141,11 @@ def _cells(row: Difference) -> tuple[str, ...]:
     shapes = [_shape(each) for each in (a, b) if each is not None]
     notes = "in the first only" if b is None else "in the second only" if a is None else ""
     spectra = [f"{each[0]:.3g} .. {each[1]:.3g}" for each in (before, after) if each]
-    violations = [f"{each:.1e}" for each in row.violations if each is not None]
+    violations = [
+        f"{each:.1e}{'' if holds else ' (outside)'}"
+        for each, holds in zip(row.violations, row.holds, strict=True)
+        if each is not None
+    ]
     return (
         row.path,
         " -> ".join(dict.fromkeys(shapes)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import textwrap
 import warnings
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import typer
 
 import constrained
-from constrained.command_line.output import Json, print_json
+from constrained.command_line.output import Json, print_json, width
 from constrained.constraint.plain_data import is_list, is_mapping
 from constrained.constraint.registry import ENTRY_POINT_GROUP
 
@@ -49,7 +50,7 @@ def doctor(as_json: Json = False) -> None:
         print_json({**facts, "problems": problems})
     else:
         for key, value in facts.items():
-            typer.echo(_line(key, value))
+            typer.echo("\n".join(_lines(key, value)))
         for problem in problems:
             typer.echo(f"PROBLEM {problem}")
         typer.echo("" if problems else "\nNothing is in the way.")
@@ -134,9 +135,13 @@ def _another_version() -> list[str]:
     ]
 
 
-def _line(key: str, value: Any) -> str:
+def _lines(key: str, value: Any) -> list[str]:
     if is_mapping(value):
         value = ", ".join(f"{name} {text}" for name, text in value.items()) or "none"
     elif is_list(value):
         value = ", ".join(map(str, value))
-    return f"{key:<12} {value}"
+    indent = " " * 13
+    text = f"{key:<12} {value}"
+    return textwrap.wrap(
+        text, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

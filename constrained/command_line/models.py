@@ -52,7 +52,7 @@ def model_of(path: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        fail(f"{path} must be a model, or a function that makes one; it is {type(found).__name__}.")
+        fail(f"{path} must be a model, or a function that makes one, got {type(found).__name__}.")
     try:
         made = found()
     except Exception as error:

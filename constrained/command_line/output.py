@@ -44,7 +44,8 @@ def print_lines(lines: Iterable[str], headings: Iterable[str] = ()) -> None:
 
 def error_line(sentence: str, kind: str = "Error") -> None:
     """Write a sentence on stderr, in one line."""
-    typer.echo(f"{kind}: {' '.join(sentence.split())}", err=True)
+    sentence = " ".join(sentence.split()).replace("constrained.names()", "'constrained list'")
+    typer.echo(f"{kind}: {sentence}", err=True)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -229,7 +229,9 @@ def test_a_parameter_is_named_once():
 
 def test_a_number_beyond_the_range_is_said_to_be_too_large():
     for name, argument in (("sphere", "radius"), ("low_rank", "rank")):
-        message = rf"'{argument}' must be a .*number .*, got a .* of 1329 bits \(int\), which is too"
+        message = (
+            rf"'{argument}' must be a .*number .*, got a .* of 1329 bits \(int\), which is too"
+        )
         with pytest.raises(ValueError, match=message):
             constrain(nn.Linear(3, 3), {"weight": {"name": name, argument: 10**400}})
 
