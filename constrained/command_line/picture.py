@@ -69,8 +69,8 @@ def _one_member(figure: Any, axis: Any, members: Tensor) -> None:
     """A member as an image; of numbers and vectors a few of them, one in each row."""
     event = members.shape[1:]
     few = members[:10] if len(event) < 2 else members[0]
-    image = few.reshape(-1, few.shape[-1] if event else 1).real
-    limit = float(image.abs().max()) or 1.0
+    image = few.reshape(-1, few.shape[-1] if event else 1).real.numpy()
+    limit = float(abs(image).max()) or 1.0
     shown = axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
     figure.colorbar(shown, ax=axis, shrink=0.8)
     real = "the real part of " if members.is_complex() else ""
@@ -82,19 +82,26 @@ def _eigenvalues(axis: Any, members: Tensor) -> None:
     found = linalg.eigvals(members).flatten()
     axis.axhline(0, color="#d0d0d0", linewidth=0.8, zorder=0)
     axis.axvline(0, color="#d0d0d0", linewidth=0.8, zorder=0)
-    axis.scatter(found.real, found.imag, s=4, color=_MAIN, alpha=0.4, linewidths=0)
+    axis.scatter(found.real.numpy(), found.imag.numpy(), s=4, color=_MAIN, alpha=0.4, linewidths=0)
     axis.set_title(f"eigenvalues of {_MEMBERS} members")
     axis.set(xlabel="real part", ylabel="imaginary part")
     axis.set_aspect("equal", adjustable="datalim")
 
 
 def _singular_values(axis: Any, members: Tensor) -> None:
-    axis.hist(linalg.svdvals(members).flatten(), bins=50, color=_MAIN)
+    _histogram(axis, linalg.svdvals(members))
     axis.set_title(f"singular values of {_MEMBERS} members")
     axis.set(xlabel="singular value", yticks=[])
 
 
 def _entries(axis: Any, members: Tensor) -> None:
-    axis.hist(members.real.flatten(), bins=50, color=_MAIN)
+    _histogram(axis, members.real)
     axis.set_title(f"entries of {_MEMBERS} members")
     axis.set(xlabel="entry", yticks=[])
+
+
+def _histogram(axis: Any, numbers: Tensor) -> None:
+    low, high = float(numbers.min()), float(numbers.max())
+    # Of equal numbers too, as the singular values of orthogonal matrices.
+    margin = 0.05 * max(high - low, abs(high), 1e-3)
+    axis.hist(numbers.flatten().numpy(), bins=50, range=(low - margin, high + margin), color=_MAIN)

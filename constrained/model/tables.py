@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from io import StringIO
 
@@ -17,29 +18,60 @@ def as_text(
 ) -> str:
     """A table as wide as the terminal, without the columns that are empty.
 
+    Where words would have to be cut, the cells of each row stand in a paragraph instead.
+
     Args:
         headings: of the columns.
         rows: the cells of each row.
         notes: lines of text below.
     """
+    headings, rows = _filled(headings, rows)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+    lines = _table(headings, rows, width) if _fits(headings, rows, width) else []
+    for row in rows if not lines else ():
+        given = (f"{h} {cell}" for h, cell in zip(headings[1:], row[1:], strict=True) if cell)
+        lines += [row[0], *_wrapped("; ".join(given), width, "    ")]
+    for note in notes:
+        lines += _wrapped(note, width)
+    return "\n".join(lines)
+
+
+def _fits(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether a table has room for the longest word of each column."""
+    return sum(_longest_words(headings, rows)) + 3 * len(headings) + 1 <= width
+
+
+def _longest_words(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    columns = zip(headings, *rows, strict=True)
+    return [max(map(len, " ".join(column).split()), default=0) for column in columns]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    if not rows:
+        return []
     # Imported here, so that `import constrained` stays fast.
     from rich.console import Console
     from rich.table import Table
 
-    headings, rows = _filled(headings, rows)
     table = Table(*headings)
-    for column in table.columns:
-        column.overflow = "fold"
+    for column, longest in zip(table.columns, _longest_words(headings, rows), strict=True):
+        column.overflow, column.min_width = "fold", longest
     for row in rows:
         table.add_row(*row)
     text = StringIO()
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    console = Console(file=text, width=width, markup=False, highlight=False)
-    if rows:
-        console.print(table)
-    for note in notes:
-        console.print(note)
-    return "\n".join(map(str.rstrip, text.getvalue().splitlines())).rstrip()
+    Console(file=text, width=width, markup=False, highlight=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def as_html(

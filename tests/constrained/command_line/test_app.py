@@ -58,7 +58,7 @@ def test_in_a_process(tmp_path):
 
 
 def test_a_terminal_without_the_characters_of_formulas(tmp_path):
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     command = [*COMMAND, "show", "orthogonal"]
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
@@ -102,6 +102,7 @@ def test_the_entry_point_is_declared():
     assert entry_points(group="constrained.constraints")
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_are_one_line(run, folder):
     (folder / "warns.py").write_text("import warnings\nwarnings.warn('old\\nthing')\n", "utf-8")
     result = run("list", "simplex", "--import", "warns", "--json")

@@ -44,7 +44,7 @@ def test_list_by_words(run, problem):
     assert found("LIPSCHITZ") == ["spectral_norm"]
     assert found("zeros", "diagonal") == ["banded", "lower_triangular", "upper_triangular"]
     # Only in the text of the documentation.
-    assert "doubly_stochastic" in found("sinkhorn")
+    assert "hurwitz" in found("Lyapunov")
     assert problem("list", "ortogonal") == (
         "No constraint is about 'ortogonal'. Did you mean 'orthogonal'?"
     )
