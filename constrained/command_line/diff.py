@@ -150,7 +150,7 @@ def _cells(row: Difference) -> tuple[str, ...]:
         row.path,
         " -> ".join(dict.fromkeys(shapes)),
         row.constraint,
-        " -> ".join(violations),
+        " -> ".join(dict.fromkeys(violations)),
         "" if row.distance is None else f"{row.distance:.2g}",
         " -> ".join(dict.fromkeys(spectra)),
         notes,

@@ -15,6 +15,9 @@ from constrained.torch_internals import linalg
 #: How many members are drawn for the statistics.
 _MEMBERS = 500
 
+#: Of an element with more entries, another example is drawn if there is one.
+_ENTRIES = 64
+
 _MAIN = "#1f5fa8"
 
 
@@ -22,7 +25,7 @@ def draw(cls: type[Constraint], path: Path) -> None:
     """Draw members of a set: one as an image, and the spectra or the entries of many.
 
     Args:
-        cls: the class of a constraint with examples; the largest of them is drawn.
+        cls: the class of a constraint with examples, one of which is drawn.
         path: of the file, whose ending says in which format.
     """
     try:
@@ -34,7 +37,7 @@ def draw(cls: type[Constraint], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    arguments, event = max(cls.examples, key=lambda example: torch.Size(example[1]).numel())
+    arguments, event = max(cls.examples, key=lambda example: _legible(example[1]))
     constraint = cls(**arguments)
     numbers = torch.Generator().manual_seed(0)
     is_complex = cls.complex and not _takes_real(constraint, event)
@@ -55,6 +58,12 @@ def draw(cls: type[Constraint], path: Path) -> None:
         fail(f"{path}: {getattr(error, 'strerror', None) or error}.")
     finally:
         pyplot.close(figure)
+
+
+def _legible(event: tuple[int, ...]) -> int:
+    """How many entries an element has, unless they are too many to be seen."""
+    count = torch.Size(event).numel()
+    return count if count <= _ENTRIES else -count
 
 
 def _takes_real(constraint: Constraint, event: tuple[int, ...]) -> bool:

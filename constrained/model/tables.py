@@ -27,7 +27,7 @@ def as_text(
     """
     headings, rows = _filled(headings, rows)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    lines = _table(headings, rows, width) if _fits(headings, rows, width) else []
+    lines = _table(headings, rows, _widths(headings, rows, width))
     for row in rows if not lines else ():
         given = (f"{h} {cell}" for h, cell in zip(headings[1:], row[1:], strict=True) if cell)
         lines += [row[0], *_wrapped("; ".join(given), width, "    ")]
@@ -36,30 +36,38 @@ def as_text(
     return "\n".join(lines)
 
 
-def _fits(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether a table has room for the longest word of each column."""
-    return sum(_longest_words(headings, rows)) + 3 * len(headings) + 1 <= width
+def _widths(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """How wide each column is, without its frame; nothing if the longest words have no room."""
+    columns = list(zip(headings, *rows, strict=True))
+    found = [max(map(len, " ".join(column).split()), default=0) for column in columns]
+    wanted = [max(map(len, column)) for column in columns]
+    spare = width - sum(found) - 3 * len(columns) - 1
+    while spare > 0 and found != wanted:
+        # To the column that lacks most.
+        most = max(range(len(columns)), key=lambda i: wanted[i] - found[i])
+        found[most] += 1
+        spare -= 1
+    return found if spare >= 0 else []
 
 
-def _longest_words(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    columns = zip(headings, *rows, strict=True)
-    return [max(map(len, " ".join(column).split()), default=0) for column in columns]
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    if not rows:
+def _table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]
+) -> list[str]:
+    if not rows or not widths:
         return []
     # Imported here, so that `import constrained` stays fast.
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*headings)
-    for column, longest in zip(table.columns, _longest_words(headings, rows), strict=True):
-        column.overflow, column.min_width = "fold", longest
+    for column, width in zip(table.columns, widths, strict=True):
+        column.overflow, column.width = "fold", width
     for row in rows:
         table.add_row(*row)
     text = StringIO()
-    Console(file=text, width=width, markup=False, highlight=False).print(table)
+    Console(
+        file=text, width=sum(widths) + 3 * len(widths) + 1, markup=False, highlight=False
+    ).print(table)
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 

@@ -23,7 +23,7 @@ def test_no_word_is_cut(monkeypatch, width):
     assert "empty" not in words
     longest = max(map(len, words)) + 4
     assert max(map(len, text.splitlines())) <= max(width, longest)
-    assert ("━" in text) == (width >= 80)
+    assert ("━" in text) == (width >= 60)
 
 
 def test_without_rows_there_are_only_notes():
