@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from constrained.checkpoint import weights_file
 from constrained.checkpoint.state_dict import load_state_dict
 from constrained.command_line.output import fail
 from constrained.constraint.base import Constraint
@@ -22,7 +22,7 @@ from constrained.constraint.plain_data import is_mapping
 from constrained.constraint.spec import parse
 from constrained.constraint.view import View
 from constrained.parametrized.checkpoint_metadata import SavedChain, recorded_chain
-from constrained.parametrized.locations import constrained_tensors
+from constrained.parametrized.tensor_locations import constrained_tensors
 from constrained.torch_internals.modules import submodules, versions_in
 
 #: The key of a parametrized tensor's entry.
@@ -99,36 +99,21 @@ def _state_dict(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[
 
 def _safetensors(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, Any]]:
     try:
-        from safetensors import safe_open
-    except ImportError:
-        fail(f"{path}: reading it needs safetensors: pip install safetensors.")
-    try:
-        opened: Any = safe_open(path, "pt")
-        with opened as file:
-            metadata: Any = file.metadata() or {}
-            state: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}
-        written: Any = json.loads(metadata.get("constrained", "{}"))
-    except Exception as error:
-        fail(f"{path}: this is no file of safetensors: {' '.join(str(error).split())[:200]}.")
-    if not is_mapping(written):
-        return state, {}, {}
-    shapes, specs, tied = (written.get(key) for key in ("shapes", "constraints", "tied"))
-    shapes = dict(shapes) if is_mapping(shapes) else {}
+        state, record = weights_file.read(path)
+    except (OSError, ValueError) as error:
+        fail(str(error))
     records: dict[str, list[Any]] = {}
-    for name, spec in specs.items() if is_mapping(specs) else ():
+    for name, spec in record.constraints.items() if record else ():
         try:
             request = parse(spec)
             constraint: Any = request.constraint
-            if request.view is not None:
-                constraint = View(constraint, request.view, shapes.get(name, ()), request.sizes)
+            if request.view is not None and record:
+                constraint = View(constraint, request.view, record.shapes[name], request.sizes)
             records[name] = described([constraint])
         except (ValueError, TypeError):
             # A constraint that is not registered here: its tensors are shown as they are stored.
             continue
-    for key, other in tied.items() if is_mapping(tied) else ():
-        if other in state:
-            state[str(key)] = state[other]
-    return state, records, shapes
+    return state, records, dict(record.shapes) if record else {}
 
 
 def _values(

@@ -1,15 +1,16 @@
 """What a constraint is, what it is called, and how it is written down.
 
 * `base`: the class `Constraint`, and what a new one defines;
-* `fast_paths`: what it may define beside that, to be trained faster or better;
+* `optional_methods`: what it may define beside that, to be trained faster or better;
 * `guards`: the checks and the precision around the methods that it defines;
 * `arguments`: its constructor arguments: compared, written as data, set later;
 * `argument_schema`: what values they may have, as a JSON schema and in words;
 * `documentation`: what the docstring of a constraint says, as text for a terminal;
 * `latex`: its formulas as text;
-* `view`: a constraint on a rearrangement of a tensor;
+* `sampling`, `membership`: how members are drawn, and how values are measured and checked;
+* `view`, `named_views`: a constraint on a rearrangement of a tensor, and rearrangements by name;
 * `registry`: the names of all constraints;
-* `spec`: how a user writes a constraint down, and how that is parsed;
+* `spec`, `spec_strings`: how a user writes a constraint down, and how that is parsed;
 * `description`: how a checkpoint writes it down;
 * `plain_data`: limits to data from outside, and its quotation in messages;
 * `errors`, `tolerance`, `precision`, `elements`: what all of these use;
@@ -28,7 +29,7 @@ if not TYPE_CHECKING:
             "constrained.constraint.base": "Constraint FLAT START unguarded",
             "constrained.constraint.elements": "Params",
             "constrained.constraint.errors": "InfeasibleError OutOfRangeError",
-            "constrained.constraint.fast_paths": "recomputed",
+            "constrained.constraint.optional_methods": "recomputed",
             "constrained.constraint.precision": "autocast_disabled is_autocast",
             "constrained.torch_internals.tensors": "has_values is_transformed",
         },

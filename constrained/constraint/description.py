@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint import registry
+from constrained.constraint.arguments import as_data
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
@@ -40,6 +41,21 @@ def _described(module: nn.Module) -> Any:
     return {"name": name, "arguments": {key: v for key, v in found if v is not NotImplemented}}
 
 
+def full_spec(constraint: Constraint) -> dict[str, Any]:
+    """The spec of a constraint with all its arguments, so that a default may change later.
+
+    `constrained.constrain` takes it. Of the parts of a `chain` or a `product` it has what their own
+    ``spec`` has.
+    """
+    if isinstance(constraint, View):
+        view = {"view": str(constraint.pattern), "axes": dict(constraint.sizes)}
+        return {**full_spec(constraint.constraint), **view}
+    short_form = constraint.spec()
+    every = {key: _plain(as_data(value)) for key, value in _arguments(constraint).items()}
+    every = {key: value for key, value in every.items() if value is not NotImplemented}
+    return {"name": short_form["name"], **every, **short_form}
+
+
 def _arguments(constraint: Constraint) -> dict[str, Any]:
     # A class need not store each of its arguments.
     names = inspect.signature(type(constraint).__init__).parameters
@@ -50,7 +66,7 @@ def _plain(value: Any) -> Any:
     """A value in types that ``torch.load`` takes from any file; NotImplemented if it has none."""
     if value is None or isinstance(value, bool):
         return value
-    # Converted: numbers of numpy, say, or members of an Enum, are of subclasses of these types.
+    # Converted, since numbers of numpy or members of an Enum are of subclasses of these types.
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
@@ -72,7 +88,7 @@ def built(entry: Any, shape: Sequence[int] | None) -> Constraint:
 
     Args:
         entry: one element of what `described` gave.
-        shape: that of the tensor, which a view needs.
+        shape: the shape of the tensor, which a view needs.
 
     Raises:
         ValueError: if it is not registered, or its arguments are not valid.

@@ -13,14 +13,11 @@ from constrained.constraint.arguments import as_tuple
 from constrained.constraint.elements import Params, beside
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.precision import autocast_disabled, raise_precision
+from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
 if TYPE_CHECKING:
     from constrained.constraint.base import Constraint
-
-
-#: What torch's linear algebra raises on NaN, and on numbers at the ends of the range.
-_NO_CONVERGENCE: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 def _any_not_finite(tensors: Sequence[Tensor]) -> bool:
@@ -31,12 +28,11 @@ def _any_not_finite(tensors: Sequence[Tensor]) -> bool:
 def _without_broken(
     constraint: Constraint, params: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor] | None]:
-    """Which elements have parameters that are not finite, and parameters without them.
+    """Which elements have parameters that are not finite, and finite parameters for all elements.
 
     Returns:
-        Boolean tensor of shape ``batch``, and parameters in which those that are not finite are
-        replaced by those of a finite element; None if there is no finite element, or if the
-        parameters are not in the batch shape of the value.
+        Boolean tensor of shape ``batch``, and the parameters, where a finite element replaces each
+        broken one. None if no element is finite, or if the batch shape is not that of the value.
     """
     whole = constraint.forward(*(p.detach().to("meta") for p in params)).shape
     batch = whole[: len(whole) - (len(whole) if (e := constraint.event_dim) is None else e)]
@@ -64,7 +60,7 @@ def _out_of_range(
 def _nan_where_broken(
     constraint: Constraint, method: Callable[..., Tensor], params: Sequence[Tensor]
 ) -> Tensor:
-    """The value of a map on parameters some of which are not finite: NaN for their elements."""
+    """The value of a map: NaN for each element with parameters that are not finite."""
     broken, sound = _without_broken(constraint, params)
     if sound is None:
         # A sum over the parameters, so that the gradients are NaN as well.
@@ -93,7 +89,7 @@ def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raised = [*map(raise_precision, params)]
             try:
                 value = method(self, *raised)
-            except _NO_CONVERGENCE as error:
+            except LinAlgError as error:
                 if not has_values(first):
                     raise
                 if not _any_not_finite(params):
@@ -132,7 +128,7 @@ def _guard_canonical(
         with autocast_disabled(params[0]):
             try:
                 better = method(self, *map(raise_precision, params))
-            except (ValueError, _NO_CONVERGENCE) as error:
+            except (ValueError, LinAlgError) as error:
                 if _any_not_finite(params):
                     # Parameters that are NaN stay; those of the other elements are improved.
                     broken, sound = _without_broken(self, [*map(raise_precision, params)])
@@ -142,7 +138,7 @@ def _guard_canonical(
                         torch.where(beside(broken, new), old, new)
                         for new, old in zip(method(self, *sound), params, strict=True)
                     )
-                elif isinstance(error, _NO_CONVERGENCE):
+                elif isinstance(error, LinAlgError):
                     # The next evaluation raises the error.
                     return params
                 else:
@@ -174,7 +170,7 @@ def _in_working_precision(
     with autocast_disabled(value):
         try:
             found = method(constraint, raise_precision(value), *others)
-        except _NO_CONVERGENCE as error:
+        except LinAlgError as error:
             if not has_values(value):
                 raise
             raise _out_of_range(constraint, name, [value]) from error
@@ -208,7 +204,7 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         batch = 0 if self.event_dim is None else value.ndim - self.event_dim
         event = tuple(range(batch, value.ndim))
         elements = finite.all(dim=event, keepdim=True) if event else finite
-        # Linear algebra raises on NaN, or does not return: it gets zeros, and the result is inf.
+        # For NaN linear algebra raises, or does not return. It gets zeros, and the result is inf.
         safe = torch.where(elements, value, torch.zeros_like(value))
         result = _in_working_precision(self, method, "violation", safe)
         if result.shape != value.shape[:batch]:
@@ -216,10 +212,41 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 f"{self!r}: `violation` must give one number for each element, a tensor of shape "
                 f"{tuple(value.shape[:batch])} here, but its shape is {tuple(result.shape)}."
             )
-        # Also where the method's own arithmetic overflows to NaN.
+        # The result is inf also where the method's own arithmetic overflows to NaN.
         return torch.where(elements.reshape(result.shape) & ~result.isnan(), result, torch.inf)
 
     return violation
+
+
+def _guard_slack(
+    method: Callable[..., Tensor | None],
+) -> Callable[..., Tensor | None]:
+    @functools.wraps(method)
+    def slack(self: Constraint, value: Tensor) -> Tensor | None:
+        self.check_shape(value.shape)
+        value = raise_precision(value)
+        finite = torch.isfinite(value)
+        batch = 0 if self.event_dim is None else value.ndim - self.event_dim
+        if batch < value.ndim:
+            finite = finite.flatten(batch).all(-1)
+        safe = torch.where(beside(finite, value), value, torch.zeros_like(value))
+        with autocast_disabled(value):
+            try:
+                result = method(self, safe)
+            except LinAlgError as error:
+                if not has_values(value):
+                    raise
+                raise _out_of_range(self, "slack", [value]) from error
+        if result is None:
+            return None
+        if result.shape != finite.shape:
+            raise ValueError(
+                f"{self!r}: `slack` must give one number for each element, a tensor of shape "
+                f"{tuple(finite.shape)} here, but its shape is {tuple(result.shape)}."
+            )
+        return torch.where(finite, result, torch.nan)
+
+    return slack
 
 
 def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -245,7 +272,7 @@ def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]
         with autocast_disabled(gradient):
             try:
                 found = method(self, raise_precision(gradient), *map(raise_precision, params))
-            except _NO_CONVERGENCE:
+            except LinAlgError:
                 # The optimizer's step will show that the numbers are not finite.
                 return gradient
         return found.to(gradient.dtype)
@@ -264,7 +291,7 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args, **kwargs)
             self._check_event_dim()
-            # A list could be changed in place, which nothing would notice.
+            # A list could be changed in place, and nothing would notice it.
             for name in self._argument_names:
                 if type(state.get(name)) is list:
                     state[name] = as_tuple(state[name])
@@ -274,7 +301,7 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-#: The methods that belong to one `forward`: a derived class with another one loses them.
+#: The methods that belong to one `forward`. A class with another `forward` does not inherit them.
 OF_THE_MAP = ("canonical", "pullback", "thin_pullback", "step_gradient", "factors")
 
 
@@ -286,6 +313,7 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "step_gradient": _guard_step_gradient,
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
+    "slack": _guard_slack,
     "project": _guard_project,
     "inwards": _guard_move,
     "admit": _guard_move,

@@ -26,7 +26,7 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
 from constrained.constraint.named_views import check_name, is_named
 from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
-from constrained.constraint.spec_strings import LONGEST, links, parse_string
+from constrained.constraint.spec_strings import LONGEST, links_of_chain, parse_string
 from constrained.constraint.view import axes
 
 #: A spec may contain so many specs, those in its parts included.
@@ -35,7 +35,7 @@ _MOST_SPECS = 128
 #: The largest number, by the type that an argument must have.
 _LARGEST = {int: 2**63 - 1, float: sys.float_info.max}
 
-#: How many specs there are in the one that is being parsed, so far.
+#: How many specs have been found so far in the one that is being parsed.
 _count: ContextVar[list[int] | None] = ContextVar("count", default=None)
 
 
@@ -45,7 +45,7 @@ class Request:
 
     Attributes:
         constraint: the constraint; `build` copies it for each tensor.
-        view: an einops pattern.
+        view: an einops pattern, or the name of a view, as in `named_views`.
         sizes: lengths of axes of the view.
         init: see `constrained.constrain`.
     """
@@ -59,11 +59,11 @@ class Request:
         """Whether two specs mean the same, however they are written."""
         if not isinstance(other, Request):
             return NotImplemented
-        mine, theirs = self.constraint, other.constraint
-        if isinstance(mine, Constraint) and isinstance(theirs, Constraint):
-            same = mine.spec() == theirs.spec()
+        one, another = self.constraint, other.constraint
+        if isinstance(one, Constraint) and isinstance(another, Constraint):
+            same = one.spec() == another.spec()
         else:
-            same = mine is theirs
+            same = one is another
         return same and (self.view, self.sizes, self.init) == (other.view, other.sizes, other.init)
 
     def build(self) -> Constraint | nn.Module:
@@ -81,8 +81,8 @@ def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
             ``"package.module:Class"``; a `Constraint`; a subclass of it; or any ``nn.Module`` with
             a ``forward``.
         view: an einops pattern, or one of `constrained.constraint.named_views`. The lengths of axes
-            may stand among the arguments; those named like an argument of the constraint, and any
-            others, in a mapping ``axes``.
+            may stand among the arguments, or in a mapping ``axes``, which is needed for an axis
+            that has the name of an argument.
         arguments: further constructor arguments.
 
     Raises:
@@ -92,7 +92,7 @@ def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
     count = _count.get()
     if count is None:
         check_extent((spec, arguments))
-        # In a context of its own: it ends with the call, even if Ctrl-C interrupts that.
+        # The count is set in a new context, which ends with the call even if Ctrl-C interrupts it.
         return copy_context().run(_parse_first, spec, view, arguments)
     count[0] += 1
     if count[0] > _MOST_SPECS:
@@ -132,7 +132,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     elif is_list(spec):
         spec, arguments = "chain", _merge("chain", {"parts": list(spec)}, arguments)
     if isinstance(spec, str):
-        parts = links(spec) if len(spec) <= LONGEST else [spec]
+        parts = links_of_chain(spec) if len(spec) <= LONGEST else [spec]
         name, positional, more = (
             parse_string(spec) if len(parts) == 1 else ("chain", (), {"parts": parts})
         )
@@ -149,9 +149,9 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     elif arguments:
         raise SpecError(
             f"The arguments {short(sorted(arguments))} go with a name or a class; "
-            f"{short(spec)} is an object that has its own."
+            f"{short(spec)} is an object, which has its arguments already."
         )
-    made = _adapted(spec)
+    made = registry.adapted(spec)
     if not isinstance(made, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
@@ -177,7 +177,7 @@ def _sizes(
         arguments: the arguments of the constructor, with lengths of axes among them.
 
     Raises:
-        SpecError: if the view is none, or an argument may be the length of an axis as well.
+        SpecError: if the view is not valid, or an argument may be the length of an axis as well.
     """
     if not isinstance(view, str):
         raise SpecError(f"A view must be an einops pattern, got {short(view)}.")
@@ -197,13 +197,8 @@ def _sizes(
             f"'{unclear[0]}' is an argument of the constraint and an axis of the view {view!r}: "
             "call the axis something else."
         )
-    among = {axis: arguments.pop(axis) for axis in (names & set(arguments)) - set(parameters)}
-    return {**among, **sizes}, arguments
-
-
-def _adapted(thing: Any) -> Any:
-    """The constraint that an adapter makes of an object of another library; else the object."""
-    return thing if isinstance(thing, Constraint) else registry.adapted(thing) or thing
+    given = {axis: arguments.pop(axis) for axis in (names & set(arguments)) - set(parameters)}
+    return {**given, **sizes}, arguments
 
 
 def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:
@@ -254,11 +249,11 @@ def _merge(name: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> di
 def _respelled(
     name: str, positional: tuple[Any, ...], arguments: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The registered name and its arguments for those of another library."""
-    ours = registry.respelled(name) if ":" in name else None
-    if ours is None:
+    """The registered name, and its arguments, for the class path of another library."""
+    found = registry.respelled(name) if ":" in name else None
+    if found is None:
         return name, arguments
-    known = ours[1]
+    registered, known = found
     if positional:
         raise SpecError(f"{name} needs its arguments by name: {', '.join(known) or 'none'}.")
     for key in arguments:
@@ -267,8 +262,8 @@ def _respelled(
                 f"{name} has no argument {short(key)} that is known here."
                 f"{registry.did_you_mean(key, known)} Known are {', '.join(known) or 'none'}."
             )
-    renamed = {known[key]: value for key, value in arguments.items() if known[key] is not None}
-    return ours[0], renamed  # type: ignore[return-value]
+    renamed = {known[key]: value for key, value in arguments.items()}
+    return registered, {key: value for key, value in renamed.items() if key is not None}
 
 
 def _find_class(name: str) -> type[Constraint]:
@@ -337,10 +332,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _meant(value: Any, hint: Any) -> str:
-    """A hint for a number that does not fit: it is too large, or YAML has read it as a string.
-
-    YAML 1.1 reads 1e-3 as a string.
-    """
+    """Why a number does not fit: it is too large, or YAML has read it as a string, as 1e-3."""
     if isinstance(value, int) and not isinstance(value, bool) and _fits(1, hint):
         return ", which is too large"
     if not isinstance(value, str) or not _fits(0.5, hint):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 import shutil
-import sys
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import StringIO
 
 #: The width of a table that is not printed on a terminal, as in the log of a job.
@@ -18,80 +16,61 @@ def as_text(
 ) -> str:
     """A table as wide as the terminal, without the columns that are empty.
 
-    Where words would have to be cut, the cells of each row stand in a paragraph instead.
+    Columns that do not fit beside the others stand below them, after the first column once more.
 
     Args:
         headings: of the columns.
         rows: the cells of each row.
         notes: lines of text below.
     """
-    headings, rows = _filled(headings, rows)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    lines = _table(headings, rows, _widths(headings, rows, width))
-    for row in rows if not lines else ():
-        given = (f"{h} {cell}" for h, cell in zip(headings[1:], row[1:], strict=True) if cell)
-        lines += [row[0], *_wrapped("; ".join(given), width, "    ")]
-    for note in notes:
-        lines += _wrapped(note, width)
-    return "\n".join(lines)
-
-
-def _widths(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """How wide each column is, without its frame; nothing if the longest words have no room."""
-    columns = list(zip(headings, *rows, strict=True))
-    found = [max(map(len, " ".join(column).split()), default=0) for column in columns]
-    wanted = [max(map(len, column)) for column in columns]
-    spare = width - sum(found) - 3 * len(columns) - 1
-    while spare > 0 and found != wanted:
-        # To the column that lacks most.
-        most = max(range(len(columns)), key=lambda i: wanted[i] - found[i])
-        found[most] += 1
-        spare -= 1
-    return found if spare >= 0 else []
-
-
-def _table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]
-) -> list[str]:
-    if not rows or not widths:
-        return []
     # Imported here, so that `import constrained` stays fast.
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*headings)
-    for column, width in zip(table.columns, widths, strict=True):
-        column.overflow, column.width = "fold", width
-    for row in rows:
-        table.add_row(*row)
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+
+    def drawn(columns: Sequence[int]) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for i in (0, *columns):
+            # What is longer is folded.
+            most = max(16, width // (3 if i else 2))
+            made.add_column(headings[i], overflow="fold", max_width=most)
+        for row in rows:
+            made.add_row(*(Text(row[i]) for i in (0, *columns)))
+        return made
+
+    headings, rows = _filled(headings, rows)
     text = StringIO()
-    Console(
-        file=text, width=sum(widths) + 3 * len(widths) + 1, markup=False, highlight=False
-    ).print(table)
-    return [line.rstrip() for line in text.getvalue().splitlines()]
-
-
-def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    console, endless = Console(file=text, width=width), Console(width=10**6)
+    left = list(range(1, len(headings)))
+    if rows and not left:
+        console.print(drawn([]))
+    while rows and left:
+        fitting = (
+            n for n in range(len(left), 1, -1) if endless.measure(drawn(left[:n])).maximum <= width
+        )
+        count = next(fitting, 1)
+        console.print(drawn(left[:count]))
+        console.print()
+        left = left[count:]
+    for note in notes:
+        console.print(Text(note))
+    return "\n".join(map(str.rstrip, text.getvalue().splitlines())).strip("\n")
 
 
 def as_html(
     headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
 ) -> str:
     """The same as HTML, every text of it escaped."""
+
+    def line(cells: Iterable[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
     headings, rows = _filled(headings, rows)
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join(line(row, "td") for row in rows)
+    table = f"<table><thead>{line(headings, 'th')}</thead><tbody>{body}</tbody></table>"
     below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return f"{table if rows else ''}{below}"
 

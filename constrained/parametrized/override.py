@@ -1,4 +1,4 @@
-"""Overriding a parametrized tensor for a while, by another tensor that is read instead.
+"""Overriding a parametrized tensor for a while: another tensor is read in its place.
 
 ``torch.func.functional_call(module, {"weight": tensor}, x)`` does it for one call: nothing is
 projected, stored or evaluated. `constrained.writable` does it while the tensor may be written.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from threading import get_ident
 from typing import Any
 
@@ -25,12 +25,12 @@ _lock = threading.Lock()
 
 
 class Override(ABC):
-    """A tensor that is read, and written, instead of a parametrized one.
+    """A tensor that is read and written in the place of a parametrized one.
 
     Args:
-        name: the tensor's, or its path, for messages.
-        parametrizations: the tensor's.
-        is_listed: whether it is listed among the parameters of its module.
+        name: the name of the parametrized tensor, or its path, for messages.
+        parametrizations: its list.
+        is_listed: whether it is listed among the parameters of its module meanwhile.
     """
 
     def __init__(self, name: str, parametrizations: Any, is_listed: bool) -> None:
@@ -49,8 +49,8 @@ class Override(ABC):
 
 def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
     """What overrides a tensor of the module in this thread; None if nothing does."""
-    # An attribute that is None on the class, here and below. torch.compile guards an attribute; it
-    # does not guard a key that is missing from `__dict__`.
+    # None is the value of the attribute on the class. torch.compile guards the value of an
+    # attribute, but it does not guard that a key is missing from `__dict__`.
     overrides = getattr(module, "_overrides", None)
     if overrides is None:
         return None
@@ -62,7 +62,7 @@ def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
 
 
 def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
-    """Override a tensor, or with None end that; returns what has overridden it before."""
+    """Override a tensor, or end that with None. Returns what has overridden the tensor before."""
     if torch.compiler.is_compiling():
         return _override(module, (name, 0), by)
     with _lock:
@@ -85,35 +85,48 @@ def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | N
     return overrides.get(key)
 
 
-class _Answers:
-    """What ``functional_call`` asks before it replaces tensors for the time of a call."""
-
-    def is_ours(self, module: nn.Module, name: str) -> bool:
-        return hasattr(type(module), "_overridable") and name in lists_of(module)
-
-    def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
-        before = override(module, name, tensor)
-        return before if before is None or isinstance(before, Tensor) else before.read()
-
-    def untie(
-        self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        paths_of: dict[int, list[str]] = {}
-        for prefix, owner in submodules(module, remove_duplicate=False):
-            if hasattr(type(owner), "_overridable"):
-                for name, parametrizations in lists_of(owner).items():
-                    path = f"{prefix}.{name}" if prefix else name
-                    paths_of.setdefault(id(parametrizations), []).append(path)
-        for paths in paths_of.values():
-            tied = [given[path] for path in paths if path in given]
-            if any(tensor is not tied[0] for tensor in tied):
-                raise ValueError(
-                    f"functional_call got multiple values for keys {sorted(paths)}, "
-                    "which are tied. Consider using tie_weights=False"
-                )
-            if tied:
-                untied.update(dict.fromkeys(paths, tied[0]))
-        return untied
+# ------------------------------------------------ what ``functional_call`` asks before it swaps
 
 
-calls.ask(_Answers())
+def overridable_lists(module: nn.Module) -> dict[str, Any]:
+    """The lists that parametrize the tensors of a module, if these can be overridden."""
+    return lists_of(module) if hasattr(type(module), "_overridable") else {}
+
+
+def lists_below(
+    root: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """For each tensor below a module that can be overridden: its path, owner, name and list."""
+    for prefix, owner in submodules(root, remove_duplicate=remove_duplicate):
+        for name, parametrizations in overridable_lists(owner).items():
+            yield f"{prefix}.{name}" if prefix else name, owner, name, parametrizations
+
+
+def _is_parametrized(module: nn.Module, name: str) -> bool:
+    return name in overridable_lists(module)
+
+
+def _swap(module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+    before = override(module, name, tensor)
+    return before if before is None or isinstance(before, Tensor) else before.read()
+
+
+def _untie(
+    module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    paths_of: dict[int, list[str]] = {}
+    for path, _, _, parametrizations in lists_below(module, remove_duplicate=False):
+        paths_of.setdefault(id(parametrizations), []).append(path)
+    for paths in paths_of.values():
+        tied = [given[path] for path in paths if path in given]
+        if any(tensor is not tied[0] for tensor in tied):
+            raise ValueError(
+                f"functional_call got multiple values for keys {sorted(paths)}, "
+                "which are tied. Consider using tie_weights=False"
+            )
+        if tied:
+            untied.update(dict.fromkeys(paths, tied[0]))
+    return untied
+
+
+calls.let_torch_use(calls.Overrides(_is_parametrized, _swap, _untie))

@@ -1,8 +1,8 @@
-"""Ties to constrained tensors that are made while these can be written like plain ones.
+"""Ties to constrained tensors that a user makes inside of `constrained.writable`.
 
-``a.weight = b.weight`` ties plain parameters. Inside of `constrained.writable` a constrained
-``b.weight`` is read as a parameter for a while, so this ties ``a.weight`` to that parameter. When
-the tensor is constrained again, ``a`` is given its parametrizations.
+``a.weight = b.weight`` ties plain parameters. In the block a constrained ``b.weight`` is read as a
+plain parameter, so this ties ``a.weight`` to that parameter. At the end of the block ``a`` is given
+the parametrizations of ``b.weight``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.registration.install import check_can_hold, install
+from constrained.registration.install import check_can_hold
 
 Tie = tuple[nn.Module, str, ParametrizationList]
 
@@ -39,9 +39,3 @@ def find_ties(
     for owner, name, _ in tied:
         check_can_hold(owner, name)
     return tied
-
-
-def install_ties(tied: Iterable[Tie]) -> None:
-    """Give the modules that `find_ties` found the constrained tensors."""
-    for owner, name, found in tied:
-        install(owner, name, found)

@@ -46,6 +46,7 @@ from constrained.testing.set_laws import (
 from constrained.testing.distance_laws import (
     nearest,
     projects,
+    slack_is_not_negative,
     violation_grows,
     violation_separates,
 )
@@ -59,16 +60,8 @@ from constrained.testing.derivative_laws import (
     thin_pullback_is_the_gradient,
     second_derivative,
 )
-from constrained.testing.start_laws import (
-    every_start_trains,
-    flat_members_are_told,
-    members_stay,
-)
-from constrained.testing.batch_laws import (
-    batch_is_a_loop,
-    strides_do_not_matter,
-    vmap_is_a_loop,
-)
+from constrained.testing.start_laws import every_start_trains, flat_members_are_told, members_stay
+from constrained.testing.batch_laws import batch_is_a_loop, strides_do_not_matter, vmap_is_a_loop
 from constrained.testing.precision_laws import (
     agrees_with_double,
     autocast_changes_nothing,
@@ -138,6 +131,7 @@ __all__ = [
     "right_inverse_inverts",
     "samples_are_reproducible",
     "second_derivative",
+    "slack_is_not_negative",
     "spec_rebuilds",
     "stale_exemptions",
     "state_dict_restores",

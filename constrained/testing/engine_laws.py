@@ -1,4 +1,4 @@
-"""Laws about training: `constrained.constrain` keeps members, and optimizers stay in the set."""
+"""Laws about training: `constrained.constrain` keeps members; optimizer steps stay in the set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from constrained.constraint.base import Constraint
 from constrained.testing.bounds import expect_close, expect_member
 from constrained.testing.case import Case, expect
 from constrained.testing.derivative_laws import singular_values
-from constrained.testing.holder import constrained
+from constrained.testing.one_tensor_model import constrained_model
 from constrained.testing.points import params_at
 from constrained.testing.runner import Scope, law
 
@@ -28,7 +28,7 @@ def constrain_keeps_a_member(case: Case) -> None:
     """A parameter that lies in the set keeps its value when it is constrained."""
     constraint = case.build()
     inside = case.sample(constraint)
-    module = constrained(case.build(), inside)
+    module = constrained_model(case.build(), inside)
     expect_close(module.weight, inside, case, "the weight after constrain()")
     expect(
         len(list(module.parameters())) > 0 and module.weight.requires_grad,
@@ -41,13 +41,13 @@ def constrain_keeps_a_member(case: Case) -> None:
 def training_stays_in_the_set(case: Case) -> None:
     """100 steps of SGD, Adam and AdamW with weight decay stay in the set and lower the loss.
 
-    So do 100 large steps of Adam towards zero, where a value may be small that was computed from
-    numbers that are not; whether the loss can be lowered there depends on the set.
+    100 large steps of Adam towards zero stay in the set too. Values there may be small although
+    they are computed from large numbers. Whether the loss can fall there depends on the set.
     """
     constraint = case.build()
     free = params_at(case, constraint, "random")
-    # A tenth of the inverse curvature of the loss for gradient descent; a hundredth of a typical
-    # parameter for the optimizers whose steps have the size of the learning rate.
+    # Learning rates: a tenth of the inverse curvature of the loss for gradient descent; a hundredth
+    # of a typical parameter for the optimizers whose steps have the size of the learning rate.
     steepest = float(singular_values(case, constraint, "random").amax())
     entries = torch.cat([p.abs().flatten() for p in free]).double()
     typical = float(entries.square().mean().sqrt()) or 1.0
@@ -59,11 +59,11 @@ def training_stays_in_the_set(case: Case) -> None:
         TO_ZERO: lambda free: torch.optim.Adam(free, lr=10 * rate),
     }
     for kind, make in makers.items():
-        # Another start and another target for each: what one of them does may be luck.
+        # Each optimizer gets another start and target, since a success with one may be luck.
         target = case.sample(constraint, f"target of {kind}")
         if kind == TO_ZERO:
             target = torch.zeros_like(target)
-        module = constrained(case.build(), case.sample(constraint, f"start of {kind}"))
+        module = constrained_model(case.build(), case.sample(constraint, f"start of {kind}"))
         optimizer = make(module.parameters())
         losses: list[float] = []
         values: list[Tensor] = []
@@ -86,7 +86,7 @@ def training_stays_in_the_set(case: Case) -> None:
 
 
 def _expect_members(values: list[Tensor], case: Case, constraint: Constraint, what: str) -> None:
-    """Raise unless all values are finite members, together where elements can form a batch."""
+    """Raise unless all values are finite members; they are checked as one batch if possible."""
     expect(
         all(bool(torch.isfinite(value).all()) for value in values),
         case,
@@ -104,8 +104,8 @@ def _expect_members(values: list[Tensor], case: Case, constraint: Constraint, wh
 def checkpoints_restore(case: Case) -> None:
     """The state dict and the pickle of a constrained module restore its weight bit for bit."""
     constraint = case.build()
-    module = constrained(case.build(), case.sample(constraint))
-    twin = constrained(case.build(), case.sample(constraint, "other"))
+    module = constrained_model(case.build(), case.sample(constraint))
+    twin = constrained_model(case.build(), case.sample(constraint, "other"))
     twin.load_state_dict(module.state_dict(), strict=True)
     expect(
         torch.equal(twin.weight, module.weight),

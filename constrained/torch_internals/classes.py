@@ -3,12 +3,13 @@
 Torch makes a class for each module: registration writes a property there, removal deletes it. Here
 modules of one kind share a class, which must stay as it is. So the private function that writes the
 property is wrapped, and so is the ``delattr`` that deletes it. Where torch does not work like that,
-`ask` returns False, and the engine makes a class for each module, too.
+`let_torch_use` returns False, and this package makes a class for each module, too.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -16,40 +17,32 @@ from torch.nn.utils import parametrize
 from constrained.torch_internals.look_up import find
 
 
-class Answers(Protocol):
-    """What the engine says of classes, and does with modules of its own.
+def let_torch_use(
+    is_shared: Callable[[type], bool], give_property: Callable[[nn.Module, str], None]
+) -> bool:
+    """Let torch use these before it writes into a class; False if that is not possible.
 
-    The engine gives an object of this type to `ask`, since this package imports nothing of it.
+    Args:
+        is_shared: whether several modules may share a class.
+        give_property: gives a module another class, in which a tensor of this name is a property.
     """
-
-    def is_shared(self, cls: type) -> bool:
-        """Whether a class is one that several modules share."""
-        ...
-
-    def give_property(self, module: nn.Module, name: str) -> None:
-        """Give a module of such a class a class in which a tensor of this name is a property."""
-        ...
-
-
-def ask(answers: Answers) -> bool:
-    """Let torch ask ``answers`` from now on, before it writes into a class; False if it cannot."""
     inject = find("torch.nn.utils.parametrize._inject_property", _injects)
     if inject is None or not _deletes_by_name():
         return False
 
     def inject_property(module: nn.Module, tensor_name: str) -> None:
-        if answers.is_shared(type(module)):
-            answers.give_property(module, tensor_name)
+        if is_shared(type(module)):
+            give_property(module, tensor_name)
         else:
             inject(module, tensor_name)
 
     def delete(holder: Any, name: str) -> None:
-        inherits = isinstance(holder, type) and any(map(answers.is_shared, holder.__mro__))
-        if not inherits or (name in vars(holder) and not answers.is_shared(holder)):
+        inherits = isinstance(holder, type) and any(map(is_shared, holder.__mro__))
+        if not inherits or (name in vars(holder) and not is_shared(holder)):
             delattr(holder, name)
 
     parametrize._inject_property = inject_property
-    # In that file the name is found before the built-in function.
+    # A name that is set in the file hides the built-in function.
     parametrize.delattr = delete  # type: ignore[attr-defined]
     return True
 

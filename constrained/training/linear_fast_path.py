@@ -1,14 +1,14 @@
 """Linear layers that are applied without forming their weight, or the gradient of it.
 
 A weight that is a product of thin matrices is applied factor by factor: the product costs more than
-the layer itself. And the gradient of a linear layer with respect to its weight is a product too,
-of a rank that is at most the number of rows of input. Where these are few, some constraints compute
+the layer itself. And the gradient of a linear layer with respect to its weight is a product too, of
+a rank that is at most the number of rows of input. If there are few rows, some constraints compute
 the gradient of their parameters from the two factors, for a fraction of the time.
 
 Neither way reads the weight. So neither is taken if somebody has read it since the last step, or
-hooks are registered on it: what was asked of that tensor (a hook, ``retain_grad``, a write) holds
-for the layer as well. A hook that is registered after the layer was applied is called by its
-backward pass, with the whole gradient, but not by that of a layer that was applied by factors.
+has registered hooks on it: a hook, ``retain_grad`` or a write must take effect in the layer too. If
+a hook is registered after the layer was applied, the backward pass calls it with the whole
+gradient, but not if the layer was applied by factors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.precision import autocast_disabled, is_autocast
-from constrained.evaluation.backward import written_since
-from constrained.evaluation.events import expect_writes, happened
+from constrained.evaluation.backward import gradients_of, written_since
+from constrained.evaluation.events import Events, expect_writes
 from constrained.evaluation.fingerprint import Fingerprint
 from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized.module_class import contribute
@@ -34,7 +34,7 @@ from constrained.torch_internals.modes import has_saving_hooks, is_transformed
 from constrained.torch_internals.modules import is_replica
 from constrained.torch_internals.tensors import is_batch, version
 
-_is_compiling, _is_watched = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
+_is_compiling, _is_tracing = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 
 _read_attribute = nn.Module.__getattr__
 
@@ -43,10 +43,10 @@ _HALF = (torch.float16, torch.bfloat16)
 #: A gradient is thin if its rank, times this, is at most the smaller dimension of the weight.
 _THIN = 4
 
-#: So many saved multiplications are worth the overhead of a second matrix product.
+#: The saved multiplications that make up for the overhead of a second matrix product.
 _SAVED = 2**19
 
-#: Torch's own method, to be compared with: a program may have replaced it.
+#: Torch's method as it was imported. A program may replace it later.
 _of_torch = nn.Linear.forward
 
 
@@ -58,34 +58,25 @@ def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[...
     return {"forward": _forward}
 
 
-def has_factors(constraint: object) -> TypeGuard[Constraint]:
-    """Whether a constraint has thin factors of its value, by which a layer may be applied."""
+def _defines(constraint: object, method: str) -> TypeGuard[Constraint]:
+    """Whether a constraint defines an optional method, for the map that it has now."""
     return (
         isinstance(constraint, Constraint)
-        and type(constraint).factors is not Constraint.factors
-        and constraint.has_own_map()
-    )
-
-
-def has_thin_pullback(constraint: object) -> TypeGuard[Constraint]:
-    """Whether a constraint has the gradient of its parameters from thin factors of its value's."""
-    return (
-        isinstance(constraint, Constraint)
-        and type(constraint).thin_pullback is not Constraint.thin_pullback
+        and getattr(type(constraint), method) is not getattr(Constraint, method)
         and constraint.has_own_map()
     )
 
 
 class Unread:
-    """A value that a layer is applied with, while nobody else has read it.
+    """A value that a layer is applied with, and that nobody else has read.
 
     Args:
         constraint: the constraint of the value.
-        value: without a graph.
+        value: the value, without a graph.
         originals: the parameters that it was computed from.
-        copied: the index of the original that the value is a copy of, if any. The value is used
-            instead of this one.
-        fingerprint: the state that it was computed from.
+        copied: the index of the original that the value is a copy of, if any. The value is used in
+            its place.
+        fingerprint: what the value was computed from.
         store: the store of the value, which has the hooks on it.
     """
 
@@ -105,7 +96,7 @@ class Unread:
         self._store = weakref.ref(store)
 
     def gradients(self, left: Tensor, right: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the originals from that of the value, ``left' right``.
+        """The gradients of the originals, given the gradient ``left' right`` of the value.
 
         Raises:
             RuntimeError: if the value or an original was written in the meantime.
@@ -127,7 +118,7 @@ class Unread:
     def hooks(self) -> Callable[[Tensor], Tensor] | None:
         """The hooks on the value as one function of its gradient; None if there are none by now."""
         store = self._store()
-        return store.hooks.call if store is not None and store.hooks.wait() else None
+        return store.hooks.call if store is not None and store.hooks.has_lasting() else None
 
     def check(self) -> None:
         """Raise a RuntimeError if the value or an original was written since the forward pass."""
@@ -137,9 +128,8 @@ class Unread:
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
-    # A layer that is called often in a step comes here each time, and mostly finds that its weight
-    # has been read.
-    tensor = None if _is_watched() else _list(self)
+    # `_list` comes first, since it is cheap: in most calls the weight has been read already.
+    tensor = None if _is_tracing() else _list(self)
     if tensor is not None and not _is_compiling() and _is_plain(self):
         factors = _factors(tensor, _rows(input))
         if factors is not None:
@@ -176,7 +166,7 @@ def _list(layer: Any) -> ParametrizationList | None:
     is_applicable = found._notes.get("linear")
     if is_applicable is None:
         first = found.chain()[0]
-        is_applicable = has_factors(first) or has_thin_pullback(first)
+        is_applicable = _defines(first, "factors") or _defines(first, "thin_pullback")
         found._notes["linear"] = is_applicable
     return found if is_applicable else None
 
@@ -189,7 +179,7 @@ def _factors(tensor: ParametrizationList, rows: int) -> tuple[Tensor, Tensor] | 
         rows: the number of rows of the input.
     """
     first, *rest = tensor.chain()
-    if rest or not has_factors(first) or not _may_be_applied_unread(tensor):
+    if rest or not _defines(first, "factors") or not _may_be_applied_unread(tensor):
         return None
     originals = tensor.originals()
     # In half precision two products are rounded more than one.
@@ -199,34 +189,34 @@ def _factors(tensor: ParametrizationList, rows: int) -> tuple[Tensor, Tensor] | 
     if found is None:
         return None
     (m, r), n = found[0].shape, found[1].shape[-1]
-    # By the rows of one call, not of all calls: equal calls must give equal bits.
+    # The rows of this call count, not those of all calls: equal calls must give equal bits.
     return found if rows * (m * n - r * (m + n)) > _SAVED else None
 
 
 def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
-    """The value, if a linear layer may be applied by it and have a thin gradient, unread."""
+    """The value, if the layer may be applied without a reader, and with a thin gradient."""
     first, *rest = tensor.chain()
-    if rest or not torch.is_grad_enabled() or not has_thin_pullback(first):
+    if rest or not torch.is_grad_enabled() or not _defines(first, "thin_pullback"):
         return None
     if not _may_be_applied_unread(tensor) or not tensor.is_pure():
         return None
     originals = tensor.originals()
-    ours, kind = originals[0], type(input)
+    original, kind = originals[0], type(input)
     if (
         kind not in (Tensor, nn.Parameter)
-        or (input.dtype, input.device) != (ours.dtype, ours.device)
-        or ours.dtype in _HALF
+        or (input.dtype, input.device) != (original.dtype, original.device)
+        or original.dtype in _HALF
         or input.layout is not torch.strided
         or len(tensor.shape) != 2
         or input.ndim < 1
         or input.shape[-1] != tensor.shape[1]
         or not any(t.requires_grad for t in originals)
-        or is_autocast(ours)
+        or is_autocast(original)
     ):
         return None
     rows = input.shape[:-1].numel()
     total = _count_rows(tensor, rows)
-    # Many thin gradients cost more than one gradient of a value that all calls share.
+    # Several thin gradients may cost more than the gradient of one value that all calls share.
     if total > rows and total > min(tensor.shape) // _THIN:
         return None
     found = tensor._store.precomputed(tensor)
@@ -238,12 +228,12 @@ def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
         if found is None:
             return None
     value, copied, fingerprint = found
-    return Unread(first, value, originals, copied, fingerprint, tensor._store)  # type: ignore[arg-type]
+    return Unread(first, value, originals, copied, fingerprint, tensor._store)
 
 
 def _may_be_applied_unread(tensor: ParametrizationList) -> bool:
     """Whether no saved-tensor hook, transform or replica is active, and the value has a recipe."""
-    # Checkpointing runs a layer again and expects the same saved tensors: always the usual way.
+    # Checkpointing runs a layer again and expects the same saved tensors, so it is not done there.
     return (
         not has_saving_hooks()
         and not is_transformed()
@@ -255,7 +245,7 @@ def _may_be_applied_unread(tensor: ParametrizationList) -> bool:
 def _count_rows(tensor: ParametrizationList, rows: int) -> int:
     """How many rows the layer was applied to since the last step or backward pass."""
     since, before = tensor._notes.get("rows", (None, 0))
-    now = happened()
+    now = Events.count
     total = rows + (before if since == now else 0)
     tensor._notes["rows"] = now, total
     return total
@@ -278,7 +268,7 @@ class _Linear(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         of_x, of_bias, *of_originals = ctx.needs_input_grad[1:]
         with autocast_disabled(unread.value):
-            # For a batch of gradients, as of vmap, constraints have only the rule of autograd.
+            # Under vmap there is a batch of gradients, for which only autograd has a rule.
             if torch.is_grad_enabled() or is_batch(gradient):
                 return None, *_differentiable(unread, x, bias, gradient, ctx.needs_input_grad[1:])
             left = gradient.reshape(-1, gradient.shape[-1])
@@ -303,12 +293,8 @@ def _differentiable(
         # Aliases: the input may itself be computed from the bias or the originals, as in a
         # recurrent network, and autograd would go on from there.
         inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         weight, hooks = unread.constraint(*inputs[2:]), unread.hooks()
         if hooks is not None and weight.requires_grad:
             weight.register_hook(hooks)
         output = F.linear(inputs[0], weight, inputs[1])  # type: ignore[arg-type]
-    found = iter(
-        torch.autograd.grad(output, wanted, gradient, create_graph=is_recorded, allow_unused=True)
-    )
-    return tuple(next(found) if need else None for need in needed)
+    return gradients_of(output, inputs, needed, gradient, is_recorded)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from constrained import Constraint
 from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.argument_checks import checked_bound
 from constraints.bases.boundary import STEEPNESS
 from constraints.math.autograd import needs_derivative
 from constraints.math.rounding import kept, least_positive
@@ -15,7 +16,7 @@ from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 
 
 class HalfLine(Constraint):
-    """What half-lines share: an end, and the direction in which they extend from it.
+    """Base of half-lines, which have an end and a direction in which they extend from it.
 
     Attributes:
         end: the bound.
@@ -30,6 +31,10 @@ class HalfLine(Constraint):
         """How far a number lies beyond the bound."""
         return F.relu(self.direction * (self.end - value))
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance from the bound."""
+        return self.direction * (value - self.end)
+
     def _at(self, distance: Tensor) -> Tensor:
         """The number inside at this distance from the bound."""
         return self.end + self._upwards(distance)
@@ -39,8 +44,16 @@ class HalfLine(Constraint):
         return y if self.direction > 0 else -y
 
 
+class Bounded(HalfLine):
+    """A half-line from a bound that is given."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound(type(self).name or type(self).__name__, bound)
+
+
 class OpenHalfLine(HalfLine):
-    """A half-line without its end: the image of the real line under softplus."""
+    """A half-line without its end, as the image of the real line under softplus."""
 
     closed = False
 
@@ -53,7 +66,7 @@ class OpenHalfLine(HalfLine):
         return (torch.sigmoid(self._upwards(y)).mul_(gradient),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """The inverse of softplus, of the distance from the bound."""
+        """The inverse of softplus, applied to the distance from the bound."""
         distance = (self.direction * (self.project(value) - self.end)).clamp(
             min=least_positive(value.dtype)
         )
@@ -132,5 +145,5 @@ class ClosedHalfLine(HalfLine):
         return self._at(random.normal(shape).abs())
 
 
-#: The reason for which the laws of derivatives fail at the bound of a closed half-line.
+#: Why the laws about derivatives fail at the bound of a closed half-line.
 KINK = "a kink at the bound, as every map of the line onto it that leaves it with a nonzero slope"

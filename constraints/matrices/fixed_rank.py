@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.sampling import RandomNumbers
+from constrained import register
 from constrained.constraint.tolerance import tolerance
-from constraints.bases.arguments import Count, checked_rank
-from constraints.bases.shapes import SquareMatrices, thinner_than, too_small
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by
-from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
+from constraints.math.leading_eigenvalues import leading_eigenvalues
 from constraints.math.matrix import symmetric_part
 from constraints.math.svd import svd, svdvals
-from constraints.matrices.low_rank import random_product
+from constraints.matrices.low_rank import OfRank
+from constraints.matrices.positive_semidefinite import PSDOfRank
 
 
 @register("fixed_rank", aliases=("fixed_rank_embedded",))
-class FixedRank(Constraint):
-    """Matrices of a given rank, no less and no more.
+class FixedRank(OfRank):
+    """Matrices of exactly a given rank.
 
     **Set**: {W in R^(m x n) : rank(W) = r}. A manifold of dimension r (m + n - r). Its closure,
-    where the violation is zero, contains the matrices of lower rank too (`low_rank`).
+    where the violation is zero, also contains the matrices of lower rank (`low_rank`).
 
     **Map**: (A, B) -> A B' + c polar(A) polar(B)' with A of shape (m, r) and B of shape (n, r). The
-    rounding term, with c = 2 n eps |A| |B|, keeps the rank from falling. Onto the set, up to
-    matrices whose smallest singular value is rounding beside the largest.
+    rounding term, with c = 2 n eps |A| |B|, keeps the rank from falling. Onto the set, except for
+    matrices whose smallest singular value is a rounding error of the largest.
 
-    **Right inverse**: balanced factors of the singular value decomposition, less the rounding term.
+    **Right inverse**: balanced factors of the singular value decomposition, without the rounding
+    term.
 
     **Reference**: Mishra, Meyer, Bonnabel and Sepulchre, Fixed-rank matrix factorizations and
     Riemannian low-rank optimization (Computational Statistics 29, 2014), section 3.1; Ge, Jin and
-    Zheng, No spurious local minima in nonconvex low rank problems (ICML 2017). With orthonormal
-    factors and a positive definite matrix between them, section 3.2 of the former, training ends at
-    lower ranks, which it cannot cross.
+    Zheng, No spurious local minima in nonconvex low rank problems (ICML 2017). With the coordinates
+    of section 3.2 of the former, orthonormal factors and a positive definite matrix between them,
+    training gets stuck at lower ranks, which it cannot cross.
 
     Args:
         rank: the rank r, from 1 to min(m, n).
@@ -47,7 +44,6 @@ class FixedRank(Constraint):
         True
     """
 
-    event_dim = 2
     closed = False
     examples = (
         ({"rank": 1}, (1, 1)),
@@ -57,16 +53,12 @@ class FixedRank(Constraint):
         ({"rank": 3}, (5, 4)),
     )
 
-    def __init__(self, rank: Count) -> None:
-        super().__init__()
-        self.rank = checked_rank("fixed_rank", rank)
-
     def forward(self, A: Tensor, B: Tensor) -> Tensor:
-        """``A B'`` and the rounding term."""
+        """``A B'`` plus the rounding term."""
         return full_rank_product(A, B)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Balanced factors of the singular value decomposition, less the rounding term."""
+        """Balanced factors of the singular value decomposition, without the rounding term."""
         U, s, Vh = svd(value)
         return factors(U[..., : self.rank], s[..., : self.rank], Vh[..., : self.rank, :].mT)
 
@@ -75,11 +67,15 @@ class FixedRank(Constraint):
         s = svdvals(value)
         return s[..., self.rank] if s.shape[-1] > self.rank else s[..., 0] * 0
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The singular value number r: where it is 0 the rank is lower."""
+        return svdvals(value)[..., self.rank - 1]
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure, the truncated decomposition, moved inside by rounding.
 
-        Nearest in every unitarily invariant norm. Singular values are raised to 4 n eps times their
-        sum at least. A matrix whose singular values are as large already stays as it is.
+        It is nearest in every unitarily invariant norm. Singular values are raised to at least
+        4 n eps times their sum. A matrix that needs no such change is returned as it is.
         """
         U, s, Vh = svd(value)
         leading_values = s[..., : self.rank]
@@ -90,39 +86,27 @@ class FixedRank(Constraint):
         return torch.where(inside[..., None, None], value, nearest)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Small singular values are raised, to ``share^2`` of the mean of r of them, or of 1."""
+        """Small singular values raised to ``share^2`` of the mean of the r largest, or of 1."""
         U, s, Vh = svd(value)
         leading_values = s[..., : self.rank]
         raised = raised_by(leading_values, value, share)
         moved = (U[..., : self.rank] * raised.unsqueeze(-2)) @ Vh[..., : self.rank, :]
         return torch.where((raised == leading_values).all(-1)[..., None, None], value, moved)
 
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
-        return random_product(shape, self.rank, random)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``r (m + n - r)``."""
-        return self.rank * (shape[-2] + shape[-1] - self.rank)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """Both sides of the matrix are at least the rank."""
-        return thinner_than(event, self.rank)
-
 
 @register("psd_fixed_rank", aliases=("positive_semidefinite_fixed_rank",))
-class PSDFixedRank(SquareMatrices):
-    """Positive semidefinite matrices of a given rank, no less and no more.
+class PSDFixedRank(PSDOfRank):
+    """Positive semidefinite matrices of exactly a given rank.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) = r}. A manifold of dimension
-    n r - r (r - 1) / 2. Its closure, where the violation is zero, contains lower ranks too
-    (`psd_low_rank`).
+    n r - r (r - 1) / 2. Its closure, where the violation is zero, also contains the matrices of
+    lower rank (`psd_low_rank`).
 
     **Map**: A -> A A' + c polar(A) polar(A)' with A of shape (n, r). The rounding term, with
-    c = 2 n eps |A|^2, keeps the rank from falling. Onto the set, up to matrices whose smallest
-    eigenvalue is rounding beside the largest.
+    c = 2 n eps |A|^2, keeps the rank from falling. Onto the set, except for matrices whose smallest
+    eigenvalue is a rounding error of the largest.
 
-    **Right inverse**: eigenvectors times roots of the eigenvalues, less the rounding term.
+    **Right inverse**: eigenvectors times roots of the eigenvalues, without the rounding term.
 
     **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
     semidefinite matrices (SIAM Journal on Optimization 20, 2010).
@@ -144,28 +128,24 @@ class PSDFixedRank(SquareMatrices):
         ({"rank": 3}, (3, 3)),
     )
 
-    def __init__(self, rank: Count) -> None:
-        super().__init__()
-        self.rank = checked_rank("psd_fixed_rank", rank)
-
     def forward(self, A: Tensor) -> Tensor:
-        """``A A'`` and the rounding term."""
+        """``A A'`` plus the rounding term."""
         return symmetric_part(full_rank_product(A, A))
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """Eigenvectors times roots of the eigenvalues, less the rounding term."""
+        """Eigenvectors times roots of the eigenvalues, without the rounding term."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
 
-    def violation(self, value: Tensor) -> Tensor:
-        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
-        return distance_from_psd_rank(value, self.rank)
+    def slack(self, value: Tensor) -> Tensor:
+        """The eigenvalue number r: where it is 0 the rank is lower."""
+        return leading_eigenvalues(value, self.rank)[0][..., -1]
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.
 
-        It keeps the r largest eigenvalues, raised to 4 n eps times their sum at least. A matrix
-        whose eigenvalues are as large already stays as it is.
+        It keeps the r largest eigenvalues, raised to at least 4 n eps times their sum. A matrix
+        that needs no such change is returned as it is.
         """
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         eigenvalues = eigenvalues.clamp(min=0)
@@ -175,21 +155,8 @@ class PSDFixedRank(SquareMatrices):
         return torch.where(inside[..., None, None], value, symmetric_part((Q * kept) @ Q.mT))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Small eigenvalues are raised, to ``share^2`` of the mean of r of them, or of 1."""
+        """Small eigenvalues raised to ``share^2`` of the mean of the r largest, or of 1."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         raised = raised_by(eigenvalues, value, share)
         moved = symmetric_part((Q * raised.unsqueeze(-2)) @ Q.mT)
         return torch.where((raised == eigenvalues).all(-1)[..., None, None], value, moved)
-
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
-        normal = random.normal((*shape[:-1], self.rank))
-        return symmetric_part(normal @ normal.mT / self.rank)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n r - r (r - 1) / 2``."""
-        return shape[-1] * self.rank - self.rank * (self.rank - 1) // 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix of at least r rows."""
-        return super().shape_problem(event) or too_small(event, self.rank)

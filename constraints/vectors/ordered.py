@@ -12,21 +12,15 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_bound
+from constraints.bases.argument_checks import checked_bound
 from constraints.bases.boundary import STEEPNESS
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math.isotonic import isotonic
 
-_KINK = no_derivative(
-    "a kink where two entries are equal, as every map from all of "
-    "space onto the cone that leaves its boundary with a nonzero slope",
-    *("zero_params", "zeros", "ones", "boundary"),
-)
-
 
 class Increments(Vectors):
-    """What the cones of ordered vectors share: the parameters are the increments.
+    """Base of the cones of ordered vectors, whose parameters are the increments.
 
     An increment of zero or more is taken as it is. A negative one is folded back, with the slope
     -1 / 2^20, and `canonical` replaces it by its value: see `constraints.bases.half_line`. In terms
@@ -34,9 +28,15 @@ class Increments(Vectors):
     leave it again, independently of the others.
 
     Args:
-        gap: the least difference of neighbours, zero or more. The entry number i of a vector of the
-            cone is moved by i times the gap, and so are the map and the projection.
+        gap: the least difference of neighbours, zero or more. It shifts the cone: i times the gap
+            is added to entry number i, counted from 0.
     """
+
+    expected_failures = no_derivative(
+        "a kink where two entries are equal, as every map from all of "
+        "space onto the cone that leaves its boundary with a nonzero slope",
+        *("zero_params", "zeros", "ones", "boundary"),
+    )
 
     def __init__(self, gap: Annotated[float, Ge(0)] = 0.0) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Increments(Vectors):
 
     @abstractmethod
     def free(self) -> int:
-        """How many increments, the first ones, may have either sign."""
+        """How many increments, counted from the first, may have either sign."""
 
     def forward(self, y: Tensor) -> Tensor:
         """The running sum of the increments."""
@@ -56,7 +56,7 @@ class Increments(Vectors):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The increments."""
         value = self._spread(value, -1)
-        # Entries that rounding has left out of order would be folded, and the errors add up.
+        # Negative increments by rounding would be folded, and these errors would add up.
         least = value if self.free() else value.clamp(min=0)
         ascending = least.cummax(-1).values
         return torch.cat([ascending[..., :1], ascending.diff(dim=-1)], -1)
@@ -66,14 +66,35 @@ class Increments(Vectors):
         bounded = torch.arange(y.shape[-1], device=y.device) >= self.free()
         return (torch.where(bounded & (y < 0), y / -STEEPNESS, y),)
 
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Standard normal numbers, or their absolute values if none may be negative, sorted.
+    def violation(self, value: Tensor) -> Tensor:
+        """The least change of entries that makes an element, by the entry that changes most."""
+        value = self._spread(value, -1)
+        # If moving each entry by t at most puts them in order, then x_i <= x_j + 2 t for i < j.
+        # Half of the largest such difference suffices: put each entry halfway between itself and
+        # the largest one before it.
+        order = (value.cummax(-1).values - value).amax(-1) / 2
+        return order if self.free() else torch.maximum(order, F.relu(-value).amax(-1))
 
-        With a gap they are moved apart by it.
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm."""
+        # The nearest vector with the bound is the nearest one without it, clamped at the bound.
+        nearest = isotonic(self._spread(value, -1))
+        return self._spread(nearest if self.free() else nearest.clamp(min=0))
+
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
+        """Sorted standard normal numbers, or absolute values of such if none may be negative.
+
+        A gap is added between them.
         """
         normal = random.normal(shape)
         in_order = (normal if self.free() else normal.abs()).sort(-1).values
         return self._spread(in_order)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """By how much the least difference of neighbours exceeds the gap; infinite without any."""
+        # The entries before the first one: none, or the zero below which it may not fall.
+        first = torch.full_like(value[..., :1], -torch.inf if self.free() else 0)
+        return torch.cat([first, self._spread(value, -1)], -1).diff(dim=-1).amin(-1)
 
     def _spread(self, value: Tensor, sign: int = 1) -> Tensor:
         """A vector of the cone moved to where neighbours are ``gap`` apart, or back."""
@@ -100,10 +121,10 @@ class Ordered(Increments):
 
     `project` is the nearest point in the Euclidean norm.
 
-    Equal entries are members, and a vector that is out of order starts with some. Where a
-    likelihood divides by their differences or takes logarithms of these, as that of the cutpoints
-    of an ordinal regression, it is not finite there: a gap keeps entries apart, from the start on,
-    as long as it is more than the rounding of the entries.
+    Entries may be equal, and a vector that is out of order starts with equal entries. A likelihood
+    that divides by differences of entries or takes their logarithms, such as that of the cutpoints
+    of an ordinal regression, is not finite there. A gap keeps entries apart from the start on, if
+    it is larger than the rounding errors of the entries.
 
     Args:
         gap: the least difference g of neighbours, zero or more.
@@ -123,23 +144,10 @@ class Ordered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    expected_failures = _KINK
 
     def free(self) -> int:
-        """The first one."""
+        """1: only the first increment may be negative."""
         return 1
-
-    def violation(self, value: Tensor) -> Tensor:
-        """The least change of entries that makes an element, by the entry that changes most."""
-        value = self._spread(value, -1)
-        # If moving each entry by t at most puts them in order, then x_i <= x_j + 2 t for i < j.
-        # Half of the largest such difference suffices: put each entry halfway between itself and
-        # the largest one before it.
-        return (value.cummax(-1).values - value).amax(-1) / 2
-
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm."""
-        return self._spread(isotonic(self._spread(value, -1)))
 
 
 @register("positive_ordered", aliases=("positive_ordered_vector",))
@@ -174,19 +182,7 @@ class PositiveOrdered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    expected_failures = _KINK
 
     def free(self) -> int:
-        """None."""
+        """0: no increment may be negative."""
         return 0
-
-    def violation(self, value: Tensor) -> Tensor:
-        """The least change of entries that makes an element, by the entry that changes most."""
-        value = self._spread(value, -1)
-        order = (value.cummax(-1).values - value).amax(-1) / 2
-        return torch.maximum(order, F.relu(-value).amax(-1))
-
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm."""
-        # The nearest vector with the bound is the nearest one without it, clamped at the bound.
-        return self._spread(isotonic(self._spread(value, -1)).clamp(min=0))

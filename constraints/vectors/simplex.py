@@ -12,6 +12,7 @@ from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Vectors
+from constraints.math.l1_projection import threshold_of
 from constraints.math.logits import inner, logits, probabilities
 
 
@@ -21,10 +22,10 @@ class Simplex(Vectors):
 
     **Set**: {x in R^n : x_i >= 0, sum_i x_i = 1}. Dimension n - 1, closed.
 
-    **Map**: softmax, onto the interior: a zero is reached by underflow alone.
+    **Map**: softmax, onto the interior. A zero can only result from underflow.
 
-    **Right inverse**: x -> log(x). A zero is taken for eps / n, which changes x by less than its
-    rounding and leaves a gradient; the logarithm of the smallest positive number would not.
+    **Right inverse**: x -> log(x). A zero is replaced by eps / n, which changes x by less than its
+    rounding and leaves a gradient. With the smallest positive number the gradient would vanish.
 
     **Reference**: the projection is due to Held, Wolfe and Crowder, Validation of subgradient
     optimization (Mathematical Programming 6, 1974); Duchi et al., Efficient projections
@@ -61,6 +62,10 @@ class Simplex(Vectors):
         largest = value.detach().abs().amax(-1).clamp(1 / value.shape[-1], 1)
         return torch.maximum(F.relu(-value).amax(-1), (value.sum(-1) - 1).abs() * largest)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry."""
+        return value.amin(-1)
+
     def project(self, value: Tensor) -> Tensor:
         r"""The nearest point in the Euclidean norm.
 
@@ -70,20 +75,14 @@ class Simplex(Vectors):
 
         .. math:: t = \max_k \frac{x_{(1)} + \dots + x_{(k)} - 1}{k}.
         """
-        # Shifting all entries shifts t, and entries more than 1 below the largest one become 0. So
-        # the numbers may be brought between -1 and 0, where no digits of the 1 are lost.
+        # Shifting all entries shifts t as much, and entries more than 1 below the largest become 0.
+        # So entries are shifted and clamped to between -1 and 0, where no digits of 1 are lost.
         shifted = (value - value.amax(-1, keepdim=True)).clamp(min=-1)
-        count = torch.arange(1, value.shape[-1] + 1, dtype=value.dtype, device=value.device)
-        descending = shifted.sort(-1, descending=True).values
-        threshold = ((descending.cumsum(-1) - 1) / count).amax(-1, keepdim=True)
-        # One Newton step on the sum of the entries, for the digits that the running sum has lost.
-        above = F.relu(shifted - threshold)
-        excess = (above.sum(-1, keepdim=True) - 1) / (above > 0).sum(-1, keepdim=True)
-        nearest = F.relu(shifted - (threshold + excess))
+        nearest = F.relu(shifted - threshold_of(shifted, 1))
         return nearest / nearest.sum(-1, keepdim=True)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Vectors whose least entry is ``share`` of the mean entry; the others are scaled down."""
+        """Small entries raised to ``share`` of the mean entry, or a little above."""
         return inner(value, share)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import pickle
 import subprocess
@@ -48,7 +49,7 @@ def test_every_way_to_import():
         [sys.executable, "-W", "default", "-c", "\n".join(lines)], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    # Each warning is about the line of the user.
+    # Each warning points to the user's line.
     assert result.stderr.count("<string>:") == result.stderr.count("Warning") == 5
 
 
@@ -114,6 +115,24 @@ def test_a_member_of_a_constraint_under_its_old_name(old):
     assert getattr(constraint, new) == value and old not in vars(constraint)
 
 
+@pytest.mark.parametrize("old", MEMBERS)
+def test_an_old_name_that_is_added_to_a_class_later(old):
+    new, value = MEMBERS[old]
+    base = type("Base", (Orthogonal,), {})
+    mine = type("Mine", (base,), {})
+    made = mine()
+    setattr(base, old, value)
+    with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now") as told:
+        # A constraint is copied for each tensor that it constrains.
+        copied = copy.deepcopy(made)
+    assert len(told) == 1
+    assert getattr(copied, new) == getattr(mine(), new) == getattr(base(), new) == value
+    setattr(mine, old, None)
+    with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now"):
+        mine()
+    assert getattr(mine, new) is None and getattr(base, new) == value
+
+
 def test_a_constraint_that_was_pickled_with_a_member_of_the_old_name():
     constraint = Orthogonal()
     constraint.__setstate__({**constraint.__getstate__(), "keeps": ("positive",)})
@@ -150,7 +169,7 @@ def test_a_model_in_a_file_of_version_0_1(pickled):
         owner, _, name = path.rpartition(".")
         value = getattr(model.get_submodule(owner), name)
         torch.testing.assert_close(value, torch.tensor(expected))
-    # What waited in the lazy layer is applied when it gets its shape.
+    # The constraint postponed by the lazy layer is applied when the layer gets its shape.
     model[3](torch.ones(1, 5))
     assert constrained.spec(model)["3.weight"] == {"name": "sphere"}
 

@@ -15,7 +15,7 @@ torch_today = pytest.mark.torch_today
 
 
 class Bad:
-    """Parametrizations whose registration fails, each at another point."""
+    """Parametrizations whose registrations fail at different points."""
 
     class Forward(nn.Module):
         def forward(self, x):
@@ -302,7 +302,7 @@ def test_e21_an_interrupted_rebase_changes_nothing():
         check_same(layer, before)
 
 
-# ------------------------------------------------------------ whatever fails, and wherever it does
+# ------------------------------------------------------------------ failures at every point
 
 
 class Writes(nn.Module):
@@ -391,7 +391,7 @@ def test_e21_constraining_is_interrupted_while_the_model_is_written(where, name,
     ("where", "name"),
     [
         ("constrained.registration.remove", "uninstall"),
-        ("constrained.registration.install", "_sort"),
+        ("constrained.registration.install", "sort"),
     ],
 )
 def test_e21_a_release_is_interrupted_while_the_model_is_written(where, name, call):
@@ -417,7 +417,7 @@ def test_e21_an_interruption_while_an_optimizer_is_told(when):
     optimizer.zero_grad()
     before = everything(m, optimizer)
     with pytest.MonkeyPatch.context() as patch:
-        # By then the groups have changed, and the state of the predecessor is taken out.
+        # By then the groups have changed, and the state of the old parameter has been removed.
         fail_at(
             patch,
             importlib.import_module("constrained.registration.param_groups"),
@@ -453,7 +453,7 @@ def test_e21_a_tensor_that_an_aborted_registration_held_is_free():
         fail_at(patch, importlib.import_module("constrained.registration.install"), "set_class", 1)
         with pytest.raises(KeyboardInterrupt) as aborted:
             ours.register_parametrization(m, "weight", Squash())
-    # The traceback keeps what was being installed alive; the tensor is not tied to that.
+    # The traceback keeps the failed list alive, but the tensor must not count as tied to it.
     assert aborted.value.__traceback__ is not None
     ours.register_parametrization(m, "weight", Scaled())
     assert [type(p) for p in m.parametrizations.weight] == [Scaled]
@@ -463,7 +463,7 @@ def test_e21_a_graph_that_holds_the_tensor_survives_a_failure():
     m = nn.Linear(3, 3)
     loss = m(torch.ones(1, 3, requires_grad=True)).pow(2).sum()
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, importlib.import_module("constrained.registration.register"), "install", 1)
+        fail_at(patch, importlib.import_module("constrained.registration.add"), "install", 1)
         with pytest.raises(KeyboardInterrupt):
             ours.register_parametrization(m, "bias", Squash())
     loss.backward()

@@ -1,1 +1,0 @@
-"""Objects of other libraries that mean constraints of this catalogue."""
