@@ -30,7 +30,7 @@ def test_rows(run):
 def test_the_table(run):
     result = run("bench", "ball(radius=2)", "--shape", "4x3x3")
     assert result.exit_code == 0, result.output
-    assert "│ ball(radius=2.0)" in result.stdout
+    assert "\nball(radius=2.0) " in result.stdout
     assert "4 x 3 x 3, float32, CPU, threads: 1, torch" in result.stdout
 
 

@@ -62,11 +62,22 @@ def test_values_follow_from_the_records(run, files, factory):
         assert "2.parametrizations.weight.original" in found
 
 
+def test_a_file_of_save_records_everything(run, files, folder):
+    constrained.save(files, folder / "saved.safetensors")
+    found = rows(run("diff", "saved.safetensors", "b.pt", "--model", "toy_models:kept", "--json"))
+    assert all(row["distance"] == 0 for row in found.values())
+    alone = rows(run("diff", "saved.safetensors", "saved.safetensors", "--json"))
+    assert "viewed as" in alone["2.weight"]["constraint"]
+    assert alone["2.weight"]["shapes"][0] == [4, 8, 3]
+    assert alone["2.weight"]["spectra"] == found["2.weight"]["spectra"]
+
+
 def test_the_table(run, files):
     result = run("diff", "a.pt", "b.pt")
-    assert "│ 0.weight " in result.stdout
+    assert "\n0.weight " in result.stdout
     assert "5 tensors are the same in both." in result.stdout
-    assert "'2.weight' follows from its parameters is not recorded: give --model." in result.stdout
+    text = " ".join(result.stdout.split())
+    assert "'2.weight' follows from its parameters is not recorded: give --model." in text
 
 
 def test_a_plain_file_is_measured_by_the_constraint_of_the_other(run, files):
@@ -108,7 +119,7 @@ def test_files_that_are_no_checkpoints(problem, folder):
     assert problem("diff", "none.pt", "a.pt") == "none.pt: there is no such file."
     assert "write torch.save(model.state_dict(), path)" in problem("diff", "a.pt", "whole.pt")
     assert problem("diff", "a.pt", "junk.pt") == "junk.pt: this is no file of torch.save."
-    assert "this is no file of safetensors" in problem("diff", "junk.safetensors", "a.pt")
+    assert "is no file of safetensors" in problem("diff", "junk.safetensors", "a.pt")
     assert problem("diff", "no.pt", "a.pt") == "no.pt: the file holds no state dict."
     assert "a.pt does not fit the model" in problem(
         "diff", "a.pt", "a.pt", "--model", "toy_models:kept"
