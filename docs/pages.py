@@ -104,12 +104,17 @@ def pages() -> list[Page]:
     return [page for page in found if any(block.language in runs for block in page.blocks())]
 
 
-def run(page: Page, folder: Path) -> Iterator[tuple[Block, str]]:
+def run(page: Page, folder: Path) -> list[tuple[Block, str]]:
     """Run a page in a folder: each block that shows what was printed, with what it should show.
 
     Raises:
         AssertionError: for a block that prints what the page does not show, or the reverse.
     """
+    with _inside(folder):
+        return list(_outputs(page, folder))
+
+
+def _outputs(page: Page, folder: Path) -> Iterator[tuple[Block, str]]:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed: str | None = None
     for block in page.blocks():
@@ -125,7 +130,7 @@ def run(page: Page, folder: Path) -> Iterator[tuple[Block, str]]:
             printed = None
         elif block.language == "python":
             code = compile("\n" * block.line + block.code, page.name, "exec")
-            with contextlib.redirect_stdout(io.StringIO()) as out, _inside(folder):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(code, namespace)
             printed = _plain(out.getvalue())
         elif block.language == "console":
@@ -160,20 +165,27 @@ def _plain(text: str) -> str:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
+    """In a folder, whose modules can be imported until the end and are forgotten then."""
+    before, known = Path.cwd(), set(sys.modules)
     os.chdir(folder)
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         os.chdir(before)
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - known:
+            if str(folder) in (getattr(sys.modules[name], "__file__", None) or ""):
+                del sys.modules[name]
 
 
 def _commands(block: Block, folder: Path, where: str) -> Iterator[str]:
     bin_ = Path(sys.executable).parent
+    places = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(folder)]
     environment = {
         **os.environ,
         "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
         "COLUMNS": "100",
         "OMP_NUM_THREADS": "1",
     }
@@ -201,7 +213,7 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp())
         text = page.text
         # From the end, so that the places of the others stay.
-        for block, output in reversed(list(run(page, folder))):
+        for block, output in reversed(run(page, folder)):
             end = block.start + len(block.code)
             if not same(block.code, output):
                 text = text[: block.start] + output + text[end:]

@@ -66,4 +66,4 @@ class TestComparing:
     def test_what_is_printed_has_to_be_shown(self, tmp_path):
         page = SCRIPT["Page"](SCRIPT["ROOT"] / "a.md", "```python\nprint(1)\n```\n")
         with pytest.raises(AssertionError, match="does not show '1"):
-            list(SCRIPT["run"](page, tmp_path))
+            SCRIPT["run"](page, tmp_path)
