@@ -6,12 +6,13 @@ from constrained import features as _features  # noqa: F401 # pyright: ignore[re
 from constrained import parametrize
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import InfeasibleError, SpecError, UnknownNameError
+from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
 from constrained.model.constrain import constrain
+from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
 from constrained.model.release import release
 from constrained.model.report import assert_feasible, report, spec, violations
@@ -21,8 +22,10 @@ from constrained.old_paths import MOVED as _MOVED
 __version__ = "0.2.0"
 
 __all__ = [
+    "ConfigErrors",
     "Constraint",
     "InfeasibleError",
+    "Plan",
     "SpecError",
     "UnknownNameError",
     "assert_feasible",
@@ -34,6 +37,7 @@ __all__ = [
     "load_state_dict",
     "names",
     "parametrize",
+    "plan",
     "rebase",
     "register",
     "release",

@@ -1,8 +1,8 @@
 """The catalogue: ready-made constraints, each a set with a map onto it and a right inverse.
 
-Importing this package puts them all into the registry of `constrained`, which does so by itself
-when it looks up a name it does not know yet. One file holds one constraint, or a family that shares
-its mathematics.
+Importing this package adds all of them to the registry of `constrained`. The registry does that
+itself when it looks up a name that it does not know yet. One file holds one constraint, or a family
+with the same mathematics.
 """
 
 from typing import TYPE_CHECKING

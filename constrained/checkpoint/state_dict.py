@@ -1,4 +1,4 @@
-"""State dicts of constrained models: written as a plain model's, and loaded, all or nothing."""
+"""Load a state dict into a constrained model, all or nothing; write one without constraints."""
 
 from __future__ import annotations
 
@@ -44,31 +44,32 @@ def load_state_dict(
 
     ``model.load_state_dict`` takes the same checkpoints: those of the model itself; plain ones,
     whose values go through the right inverses; those of ``weight_norm``, ``spectral_norm`` and
-    ``orthogonal`` of torch, and of geotorch's manifolds. A state dict says, in its metadata, which
-    constraint each tensor was written for; the value under another one, or under other arguments,
-    goes through the right inverse as a plain one does. Without metadata, as after a detour through
-    a format that has none, keys and shapes that are the model's own are taken as such. Where
-    foreign keys leave open what they mean a warning says what was assumed; then, and for keys that
-    are not known, load the checkpoint into the model that wrote it, and that model's
+    ``orthogonal`` of torch, and of geotorch's manifolds.
+
+    The metadata of a state dict says which constraint each tensor was written for. A value written
+    for another constraint, or for other arguments, goes through the right inverse like a plain one.
+    Some file formats drop the metadata. Then keys and shapes that match the model's own are taken
+    to be its own. Where foreign keys are ambiguous, a warning says what was assumed. In that case,
+    and for unknown keys, load the checkpoint into the model that wrote it, and load that model's
     ``baked_state_dict(model, everything=True)`` here.
 
     Args:
         model: the model. Its parameters keep their identity, unless ``assign``.
         state_dict: the checkpoint.
-        strict: whether every key must have its counterpart.
-        assign: put the checkpoint's tensors, or what they are mapped to, in the place of the
-            model's, with their dtype and device; else they are copied.
-        on_infeasible: what becomes of a plain value outside of its set: ``"error"``, or
+        strict: whether the keys of the checkpoint and of the model must be the same.
+        assign: replace the model's tensors by those of the checkpoint (or by what the right
+            inverses make of them), with their dtype and device; by default numbers are copied.
+        on_infeasible: what happens to a plain value outside of its set: ``"error"``, or
             ``"project"``, which loads the point that the constraint's ``project`` gives. It is
-            to a checkpoint what ``init`` is to `constrain`.
+            the counterpart of ``init`` of `constrain`.
 
     Returns:
         What ``model.load_state_dict`` returns: ``missing_keys`` and ``unexpected_keys``.
 
     Raises:
-        RuntimeError: torch's, with everything that does not fit: keys and shapes, values outside
-            of their sets, NaN and infinity in constrained tensors. The model is as it was.
-        ValueError: if ``on_infeasible`` is neither of the two.
+        RuntimeError: torch's own, which lists everything that does not fit: keys and shapes, values
+            outside of their sets, NaN and infinity in constrained tensors. The model is unchanged.
+        ValueError: if ``on_infeasible`` is neither ``"error"`` nor ``"project"``.
     """
     if on_infeasible not in _CHOICES:
         raise ValueError(
@@ -90,23 +91,22 @@ def load_state_dict(
 def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str, Any]:
     """The state dict that the model would have without constraints: values under plain names.
 
-    A model that nobody constrained loads it, and the constraints have left no trace but the
-    values. Keys come in the order in which that model would have them. What a
-    ``register_parametrization`` did, torch's or this package's, belongs to the model: such tensors
-    keep their own keys, which the model's class expects.
+    A model without constraints can load it. Its keys are in that model's order. Tensors
+    parametrized by ``register_parametrization``, torch's or this package's, are part of the model:
+    they keep their own keys, because the model's class expects them.
 
     Args:
         model: the model.
-        everything: write the values of such tensors under plain names too, as for a model that is
-            to be constrained instead.
+        everything: write the values of such tensors under plain names too, for a model that has no
+            such parametrizations.
 
     Returns:
-        Copies, which share no memory with the model or with each other, and whole ones of shards
-        (then every process must call this); the model is unchanged.
+        Copies that share no memory with the model or with each other. Shards are gathered into
+        whole tensors, so every process must call this. The model is unchanged.
 
     Raises:
-        RuntimeError: if the model is offloaded, so that there are no numbers of its plain tensors;
-            or if a value was written in place.
+        RuntimeError: if the model is offloaded, so that its plain tensors hold no numbers, or if a
+            value was written in place.
     """
     parametrized = {
         path: place
@@ -120,7 +120,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
     latest = -1
     for key, value in state.items():
         if not _belongs(key, parametrized):
-            # A key that only its module can explain stays behind its predecessor.
+            # An unknown key, written by its module, stays behind its predecessor.
             rank[key] = latest = order.get(key, latest)
             entries[key] = whole(value.detach()).clone() if isinstance(value, Tensor) else value
     for path, place in parametrized.items():
@@ -131,7 +131,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
     baked: Any = OrderedDict((key, entries[key]) for key in sorted(entries, key=rank.__getitem__))
     metadata = versions_in(state)
     if metadata is not None:
-        # torch's versions of modules, without those that a plain model does not have.
+        # torch's versions of modules, without those of modules that a plain model does not have.
         gone = tuple(f"{_inside(path)}." for path in parametrized)
         left = {_parent(_inside(path)) for path in parametrized}
         left -= {_parent(key) for key in metadata if not f"{key}.".startswith(gone)}
@@ -143,7 +143,7 @@ def baked_state_dict(model: nn.Module, *, everything: bool = False) -> dict[str,
 
 
 def _inside(path: str) -> str:
-    """Where the list is that parametrizes a tensor."""
+    """The path of the list that parametrizes a tensor."""
     prefix, dot, name = path.rpartition(".")
     return f"{prefix}{dot}parametrizations.{name}"
 
@@ -153,7 +153,7 @@ def _parent(path: str) -> str:
 
 
 def _belongs(key: str, parametrized: Container[str]) -> bool:
-    """Whether a key of a state dict is a part of one of the parametrized tensors."""
+    """Whether a key of a state dict belongs to one of the parametrized tensors."""
     inside = re.finditer(r"(?:^|(?<=\.))parametrizations\.(?=([^.]+)\.)", key)
     return any(key[: found.start()] + found[1] in parametrized for found in inside)
 
@@ -163,12 +163,12 @@ def _value(parametrizations: Any) -> Tensor:
         parametrizations.is_pure() or is_sharded(parametrizations)
     ):
         return parametrizations.value().detach().clone()
-    # A foreign module may write into itself when it is evaluated.
+    # Evaluated on a copy, since a foreign module may write into itself.
     return whole(copy.deepcopy(parametrizations)().detach()).clone()
 
 
 def _plain_keys(module: nn.Module, prefix: str, baked: Container[str]) -> Iterator[str]:
-    """The keys of the model's state dict, in their order, with the values of baked tensors."""
+    """The keys of the state dict that the model would have without constraints, in order."""
     container: Any = module._modules.get("parametrizations") if is_parametrized(module) else None
     every: dict[str, Any] = {} if container is None else container._modules
     lists = {name: found for name, found in every.items() if prefix + name in baked}

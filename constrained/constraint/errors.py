@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class InfeasibleError(ValueError):
     """A value does not lie in the set of a constraint."""
@@ -40,3 +42,59 @@ class UnknownNameError(KeyError, ValueError):
     def __str__(self) -> str:
         # KeyError shows the repr of its argument, which would put the sentence in quotes.
         return str(self.args[0])
+
+
+class ConfigErrors(ExceptionGroup[Exception], ValueError):
+    """All that is wrong with a config: an exception group, whose text is a list of sentences.
+
+    Example:
+        >>> from constrained import ConfigErrors, constrain
+        >>> from torch import nn
+        >>> try:
+        ...     constrain(nn.Linear(2, 2), {"weight": "orthogonl", "bais": "sphere"})
+        ... except ConfigErrors as errors:
+        ...     print(len(errors.exceptions))
+        2
+    """
+
+    #: The most sentences in the text.
+    MOST = 20
+
+    def derive(self, excs: Sequence[Exception], /) -> ConfigErrors:  # pyright: ignore[reportIncompatibleMethodOverride] - all of these are exceptions
+        """A group of some of the errors, as `split` and ``except*`` make them."""
+        return ConfigErrors(self.message, excs)
+
+    def __str__(self) -> str:
+        sentences = grouped(self.exceptions)
+        lines = [f"  - {sentence}" for sentence in sentences[: self.MOST]]
+        if len(sentences) > self.MOST:
+            lines.append(f"  - and {len(sentences) - self.MOST} more.")
+        return "\n".join([f"{self.message}: {len(self.exceptions)} errors.", *lines])
+
+
+def raise_all(message: str, errors: Sequence[Exception]) -> None:
+    """Raise the only one of the errors, or a `ConfigErrors` of several; nothing if there is none.
+
+    Args:
+        message: what was wrong, without a full stop.
+        errors: the errors.
+    """
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigErrors(message, errors) from None
+
+
+def grouped(errors: Sequence[Exception]) -> list[str]:
+    """The sentences of errors; those that differ in the path of the tensor alone are one."""
+    paths: dict[str, list[str]] = {}
+    for error in errors:
+        path, colon, reason = str(error).partition("': ")
+        if not (colon and path.startswith("'")):
+            path, reason = "", str(error)
+        paths.setdefault(reason, []).append(path.removeprefix("'"))
+    sentences: list[str] = []
+    for reason, (first, *more) in paths.items():
+        others = f" and {len(more)} more tensor{'s' * (len(more) > 1)}" if more else ""
+        sentences.append(f"'{first}'{others}: {reason}" if first else reason)
+    return sentences

@@ -1,17 +1,15 @@
 """How a constraint is written down: strings, mappings, class paths. No code in them is executed.
 
-A spec string is parsed by ``ast`` and may contain literals only. A class path names a class of a
-module that is imported already, and none of the module's code runs to find it.
+A class path names a class of a module that is imported already, and none of the module's code runs
+to find it.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
 import functools
 import inspect
 import math
-import re
 import sys
 import types
 import typing
@@ -25,19 +23,16 @@ from torch import nn
 from constrained.constraint import registry
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
+from constrained.constraint.named_views import check_name, is_named
 from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
+from constrained.constraint.spec_strings import LONGEST, links, parse_string
 from constrained.constraint.view import axes
-
-#: A string of more characters is not parsed.
-_LONGEST = 10_000
 
 #: A spec may contain so many specs, those in its parts included.
 _MOST_SPECS = 128
 
 #: How many specs there are in the one that is being parsed, so far.
 _count: ContextVar[list[int] | None] = ContextVar("count", default=None)
-
-_SPELLING = re.compile(r"\s*(?P<name>[\w.-]+(:[\w.]+)?)\s*(?P<call>\(.*\))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +72,13 @@ def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
 
     Args:
         spec: a name; a string ``"name(argument=literal)"``; several of these with ``|`` between
-            them, whose maps are applied one after another; a mapping with the key ``name``, the
-            arguments, and perhaps ``view`` and ``init``; a class path ``"package.module:Class"``;
-            a `Constraint`; a subclass of it; or any ``nn.Module`` with a ``forward``.
-        view: an einops pattern; the lengths of its axes may stand among the arguments.
+            them, or a list of specs, whose maps are applied one after another; a mapping with the
+            key ``name``, the arguments, and perhaps ``view``, ``axes`` and ``init``; a class path
+            ``"package.module:Class"``; a `Constraint`; a subclass of it; or any ``nn.Module`` with
+            a ``forward``.
+        view: an einops pattern, or one of `constrained.constraint.named_views`. The lengths of axes
+            may stand among the arguments; those named like an argument of the constraint, and any
+            others, in a mapping ``axes``.
         arguments: further constructor arguments.
 
     Raises:
@@ -106,6 +104,9 @@ def _parse_first(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
 def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     init = None
     positional: tuple[Any, ...] = ()
+    if is_list(spec) and len(spec) == 1:
+        # A chain of one.
+        spec = spec[0]
     if is_mapping(spec):
         given = dict(spec)
         if not all(isinstance(key, str) for key in given):
@@ -119,20 +120,21 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
         view = given.pop("view", view)
         init = given.pop("init", None)
         arguments = _merge(spec, given, arguments)
+    elif is_list(spec):
+        spec, arguments = "chain", _merge("chain", {"parts": list(spec)}, arguments)
     if isinstance(spec, str):
-        links = _links(spec) if len(spec) <= _LONGEST else [spec]
+        parts = links(spec) if len(spec) <= LONGEST else [spec]
         name, positional, more = (
-            _parse_string(spec) if len(links) == 1 else ("chain", (), {"parts": links})
+            parse_string(spec) if len(parts) == 1 else ("chain", (), {"parts": parts})
         )
         arguments = _merge(name, more, arguments)
         name, arguments = _respelled(name, positional, arguments)
         spec = _find_class(name)
-    if view is not None and not isinstance(view, str):
-        raise SpecError(f"A view must be an einops pattern, got {short(view)}.")
     sizes: dict[str, int] = {}
     if view is not None:
-        constructor = _parameters(spec) if isinstance(spec, type) else {}
-        sizes = {a: arguments.pop(a) for a in axes(view) & set(arguments) if a not in constructor}
+        sizes, arguments = _sizes(
+            view, _parameters(spec) if isinstance(spec, type) else {}, arguments
+        )
     if isinstance(spec, type) and issubclass(spec, Constraint):
         spec = instantiate(spec, *positional, **arguments)
     elif arguments:
@@ -153,6 +155,41 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
             f"{type(made).__name__} has none."
         )
     return Request(made, view, sizes, init)
+
+
+def _sizes(
+    view: Any, parameters: Mapping[str, Any], arguments: dict[str, Any]
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """The lengths of a view's axes, and the arguments without them.
+
+    Args:
+        view: the view that was given.
+        parameters: of the constructor.
+        arguments: the arguments of the constructor, with lengths of axes among them.
+
+    Raises:
+        SpecError: if the view is none, or an argument may be the length of an axis as well.
+    """
+    if not isinstance(view, str):
+        raise SpecError(f"A view must be an einops pattern, got {short(view)}.")
+    if is_named(view):
+        check_name(view)
+    names = set[str]() if is_named(view) else axes(view)
+    sizes: Any = None if "axes" in parameters else arguments.pop("axes", None)
+    sizes = {} if sizes is None else sizes
+    if not is_mapping(sizes) or not names.issuperset(sizes):
+        raise SpecError(
+            f"The axes must be a mapping from axes of the view {short(view)} to their lengths, got "
+            f"{short(sizes)}."
+        )
+    unclear = sorted(names & set(parameters) & set(arguments) - set(sizes))
+    if unclear:
+        raise SpecError(
+            f"'{unclear[0]}' is an argument of the constraint and an axis of the view {view!r}: "
+            "call the axis something else."
+        )
+    among = {axis: arguments.pop(axis) for axis in (names & set(arguments)) - set(parameters)}
+    return {**among, **sizes}, arguments
 
 
 def _adapted(thing: Any) -> Any:
@@ -203,53 +240,6 @@ def _merge(name: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> di
     if twice:
         raise SpecError(f"{short(name)} was given the argument '{twice[0]}' twice.")
     return {**first, **second}
-
-
-def _links(text: str) -> list[str]:
-    """The specs of a chain, ``"symmetric | ball(radius=2)"``: split outside of parentheses."""
-    links, depth = [""], 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "|" and depth == 0:
-            links.append("")
-        else:
-            links[-1] += character
-    return [link.strip() for link in links]
-
-
-def _parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    match = _SPELLING.fullmatch(text) if len(text) <= _LONGEST else None
-    if match is None:
-        raise SpecError(
-            f"{short(text)} is not a valid spec: write a name, or a name with literal arguments "
-            "such as 'low_rank(rank=8)'."
-        )
-    if match["call"] is None:
-        return match["name"], (), {}
-    unquoted = ""
-    try:
-        call = ast.parse("f" + match["call"].replace("\n", " "), mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-            raise ValueError
-        unquoted = next((f"'{a.id}'" for a in call.args if isinstance(a, ast.Name)), "")
-        positional = tuple(ast.literal_eval(a) for a in call.args)
-        arguments: dict[str, Any] = {}
-        for keyword in call.keywords:
-            if keyword.arg is None or keyword.arg in arguments:
-                raise ValueError
-            if isinstance(keyword.value, ast.Name):
-                unquoted = f"{keyword.arg}='{keyword.value.id}'"
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        if unquoted:
-            raise SpecError(
-                f"{short(text)} is not a valid spec: text stands in quotes, as in {unquoted[:60]}."
-            ) from None
-        raise SpecError(
-            f"{short(text)} is not a valid spec: arguments must be literals such as 8, 0.5, "
-            "'cayley', True or (0, 1), each given once."
-        ) from None
-    return match["name"], positional, arguments
 
 
 def _respelled(

@@ -24,6 +24,12 @@ def axes(pattern: str) -> set[str]:
     return set(re.findall(r"[A-Za-z]\w*", pattern))
 
 
+def with_view(spec: dict[str, Any], view: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A spec with a view; lengths of axes that are named like arguments in a mapping of theirs."""
+    lengths = {"axes": dict(sizes)} if set(sizes) & set(spec) else sizes
+    return {**spec, "view": view, **lengths}
+
+
 class View(Constraint):
     """A constraint on a rearrangement of the tensor, whose whole is then one element.
 
@@ -59,7 +65,7 @@ class View(Constraint):
         self.sizes = dict(sizes or {})
         self.event_dim = len(self.shape)
         self._there, self._back, self._lengths = _parse(pattern, self.shape, self.sizes)
-        constraint.check_shape(self._see(torch.empty(self.shape, device="meta")).shape)
+        constraint.check_shape(self.seen_shape())
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -70,6 +76,10 @@ class View(Constraint):
     def deterministic(self) -> bool:  # type: ignore[override]
         """Whether the constraint on what is seen is deterministic."""
         return self.constraint.deterministic
+
+    def seen_shape(self) -> torch.Size:
+        """The shape of what is seen."""
+        return self._see(torch.empty(self.shape, device="meta")).shape
 
     def _see(self, value: Tensor) -> Tensor:
         return rearrange(value, self._there, **self._lengths)
@@ -120,7 +130,7 @@ class View(Constraint):
     ) -> Tensor:
         """A random element, distributed as those of ``constraint``."""
         self.check_shape(shape)
-        seen = self._see(torch.empty(self.shape, device="meta")).shape
+        seen = self.seen_shape()
         sample = self.constraint.sample(seen, generator=generator, dtype=dtype, device=device)
         return rearrange(sample, self._back, **self._lengths)
 
@@ -170,7 +180,7 @@ class View(Constraint):
 
     def spec(self) -> dict[str, Any]:
         """The spec of ``constraint``, with the view."""
-        return {**self.constraint.spec(), "view": self.pattern, **self.sizes}
+        return with_view(self.constraint.spec(), self.pattern, self.sizes)
 
     def __repr__(self) -> str:
         return f"{self.constraint!r} viewed as {self.pattern!r}"

@@ -5,23 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 
-from torch import nn
-
 from constrained.constraint.base import Constraint
+from constrained.constraint.named_views import CONVOLUTIONS, GATES, TRANSPOSED
 from constrained.constraint.spec import Request
 from constrained.model.changes import TensorChange, advise
 from constrained.parametrized.call_stack import user_stacklevel
-
-_TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-
-
-#: The layers whose weight is the kernel of a convolution; lazy ones are of these classes too.
-CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED
-
-
-#: How many gates have their recurrent kernels in one tensor, one below the other.
-_GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
-
 
 #: Sets to which a stack of members does not belong: nobody means them for all gates together.
 _ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
@@ -40,7 +28,7 @@ def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
     """
     place, shape = change.places[0], tuple(change.original.shape)
     module, constraint = place.module, request.constraint
-    gates = next((n for kind, n in _GATES.items() if isinstance(module, kind)), None)
+    gates = next((n for kind, n in GATES.items() if n > 1 and isinstance(module, kind)), None)
     if gates is None or not place.name.startswith("weight_hh") or request.view is not None:
         return
     if not isinstance(constraint, Constraint) or constraint.name not in _ISOMETRIES:
@@ -48,8 +36,8 @@ def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
     warnings.warn(
         f"'{place.path}' holds the kernels of {gates} gates, and {constraint!r} constrains all of "
         f"it as one matrix of {shape[0]} x {shape[1]}. For {gates} matrices of "
-        f"{shape[0] // gates} x {shape[1]}, one for each gate, give view='(g h) k -> g h k', "
-        f"g={gates}; view='h k -> h k' says that the one is meant.",
+        f"{shape[0] // gates} x {shape[1]}, one for each gate, give view='gates'; "
+        "view='h k -> h k' says that the one is meant.",
         UserWarning,
         stacklevel=user_stacklevel(),
     )
@@ -77,16 +65,12 @@ def warn_of_small_elements(change: TensorChange, request: Request) -> None:
     if event not in (1, 2):
         return
     groups, axes = module.groups, " ".join("dhw"[-(len(shape) - 2) :])
-    transposed = isinstance(module, _TRANSPOSED)
+    transposed = isinstance(module, TRANSPOSED)
     inputs, outputs = shape[1], shape[0]
     if transposed:
         # Its kernel is (in, out / groups, *taps).
         inputs, outputs = shape[0] // groups, shape[1] * groups
     length, count = inputs * taps, math.prod(shape[:-event])
-    first, second = ("i", "o") if transposed else ("o", "i")
-    filters = "o"
-    if groups > 1 and (transposed or event == 2):
-        first, filters = f"({groups} {first})", f"({groups} o)" if event == 1 else f"{groups} o"
     if event == 1:
         small = f"{count} vectors of {shape[-1]}"
         meant = f"{outputs} vectors of {length}, one for each filter,"
@@ -100,9 +84,10 @@ def warn_of_small_elements(change: TensorChange, request: Request) -> None:
             meant = f"one matrix of {matrix}"
     same = f"i o {axes}" if transposed else f"o i {axes}"
     warnings.warn(
-        f"'{place.path}' is a kernel of shape {shape}, of which {constraint!r} constrains {small}. "
-        f"For {meant} give view='{first} {second} {axes} -> {filters} (i {axes})'; "
-        f"view='{same} -> {same}' says that the small ones are meant.",
+        f"'{place.path}' is a kernel of shape {shape}, of which {constraint!r} constrains "
+        f"{small}. "
+        f"For {meant} give view='conv'; view='{same} -> {same}' says that the small ones are "
+        "meant.",
         UserWarning,
         stacklevel=user_stacklevel(),
     )

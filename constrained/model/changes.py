@@ -17,7 +17,7 @@ from constrained.atomic.contents import recording
 from constrained.atomic.undo import all_or_nothing, around
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
-from constrained.constraint.view import View
+from constrained.model.config import viewed
 from constrained.model.errors import is_ours, named, raise_failed
 from constrained.model.start import count_flat, relative_distance, start_of
 from constrained.parametrized.locations import Location
@@ -124,7 +124,7 @@ def change_of(here: list[Location], original: Tensor, request: Request, init: st
     try:
         constraint = fitted(here, request)
         with recording(original):
-            parametrizations = _parametrize(original, constraint, init, here[0].module.training)
+            parametrizations = _parametrize(here[0], original, constraint, init)
             flat = count_flat(parametrizations)
     except Exception as error:
         if not is_ours(error):
@@ -204,13 +204,12 @@ def fitted(here: list[Location], request: Request) -> Request:
 
 
 def _parametrize(
-    original: Tensor, request: Request, init: str, training: bool
+    place: Location, original: Tensor, request: Request, init: str
 ) -> ParametrizationList:
     constraint = request.build()
-    if request.view is not None:
-        assert isinstance(constraint, Constraint)
-        constraint = View(constraint, request.view, original.shape, request.sizes)
-    constraint.train(training)
+    if isinstance(constraint, Constraint):
+        constraint = viewed(constraint, request, place, original.shape)
+    constraint.train(place.module.training)
     start = original.detach().clone()
     if isinstance(constraint, Constraint):
         start = start_of(constraint, start, init)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
-from constrained.constraint.errors import SpecError
-from constrained.constraint.plain_data import short
-from constrained.constraint.registry import did_you_mean
-from constrained.constraint.spec import Request, parse
-from constrained.model.changes import Change, carry_out, change_of, check_not_written, fitted
-from constrained.model.errors import named
-from constrained.model.lazy import LazyChange, check_can_wait
-from constrained.model.start import INITS, Init, check_request
+from constrained.atomic.interrupts import defer_interrupts
+from constrained.constraint.errors import SpecError, raise_all
+from constrained.model.changes import Change, carry_out
+from constrained.model.config import Rule
+from constrained.model.plan import Plan
+from constrained.model.prepare import prepare_all, rules_of
+from constrained.model.start import Init
 from constrained.model.targets import select
-from constrained.parametrized.deferred import deferred
-from constrained.parametrized.locations import Location
-from constrained.registration.install import check_can_hold
 from constrained.registration.outside_owners import check_owners
 from constrained.registration.param_groups import check_optimizer
-from constrained.registration.wrappers import check_not_wrapped
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def constrain(
     module: M,
-    target: str | Mapping[str, Any],
+    target: str | Mapping[str, Any] | Plan | object,
     constraint: Any = None,
     *,
     view: str | None = None,
@@ -58,15 +49,27 @@ def constrain(
 
     Args:
         module: the model.
-        target: a tensor's name, a dotted path, a glob over parameter paths (``*`` stays inside
-            one segment, ``**`` crosses them), or a mapping from these to specs, as it comes out of
-            YAML or JSON.
+        target: which tensors.
+
+            - A tensor's name, or its dotted path.
+            - A pattern over the paths of parameters: ``*`` stays inside one segment, ``**`` crosses
+              them, ``?`` is one character, ``[seq]`` one of some, ``{q,k}_proj`` are alternatives,
+              ``{0..3}`` numbers; ``type=nn.Linear.weight``, or ``Linear.weight``, are the weights
+              of all modules of a type.
+            - A config: a mapping from these to specs, as it comes out of YAML, JSON, TOML, Hydra or
+              a dataclass. Nested mappings mean the same as dotted keys. A later pattern overrides
+              an earlier one, and a path any pattern. None (``"none"`` in TOML) is an exception: it
+              leaves its tensors unconstrained.
+            - A `Plan`, which `plan` has made of any of these.
         constraint: a registered name, a spec string such as ``"low_rank(rank=8)"``, a mapping
-            ``{"name": ..., <arguments>, "view": ..., "init": ...}``, a class path
-            ``"package.module:Class"`` of an imported module, a `Constraint` (copied for every
-            tensor), or any ``nn.Module`` with a ``forward``.
-        view: an einops pattern that says how the tensor is seen as elements, for example
-            ``"o i h w -> o (i h w)"``; lengths of its axes may follow as keyword arguments.
+            ``{"name": ..., <arguments>, "view": ..., "axes": ..., "init": ..., "where": ...}``, a
+            class path ``"package.module:Class"`` of an imported module, a `Constraint` (copied for
+            every tensor), any ``nn.Module`` with a ``forward``, or a list of these: a chain.
+        view: how the tensor is seen as elements: an einops pattern, for example
+            ``"o i h w -> o (i h w)"``; lengths of its axes may follow as keyword arguments, or in
+            ``axes``. Or one of some names: ``"conv"`` (a kernel as the matrix of its filters),
+            ``"gates"`` (the weight of each gate of an LSTM or a GRU), ``"heads(n)"`` and
+            ``"qkv(n)"`` (the heads of attention).
         init: where each tensor starts. `report` shows how far it moved.
 
             - ``"keep"``: a member of the set stays as it is; an outsider goes to a member nearby
@@ -82,7 +85,10 @@ def constrain(
         optimizer: an optimizer that holds the tensors already: it is given the parameters that
             take their place. Without it, an optimizer that still holds a tensor which is no
             longer in the model warns at its next step.
-        arguments: arguments of the constraint's constructor.
+        arguments: arguments of the constraint's constructor, and perhaps ``where``: which of the
+            tensors that the target matches are taken. ``"all"``, the default: one that cannot carry
+            the constraint is an error. ``"fits"``: those that can carry it. ``"matrices"``,
+            ``"vectors"``: those of them with two dimensions, or one. `plan` lists what is skipped.
 
     Returns:
         ``module``, of the type that it has.
@@ -92,7 +98,8 @@ def constrain(
             NaN or infinite values, for a tensor that a module outside of this one owns as well,
             for an optimizer that holds nothing of a tensor that is trained, and under
             ``init="strict"`` for a tensor outside the set (`InfeasibleError`). The message is one
-            sentence that names the tensor by its path.
+            sentence that names the tensor by its path. Several errors are raised together, as a
+            `ConfigErrors`.
         RuntimeError: if DistributedDataParallel or FSDP has wrapped the model already.
 
     Example:
@@ -103,90 +110,25 @@ def constrain(
         True
     """
     check_optimizer(optimizer)
-    requests = _requests(target, constraint, view, arguments)
+    message = f"{type(module).__name__} cannot be constrained"
+    if isinstance(target, Plan):
+        if constraint is not None or view is not None or arguments:
+            raise SpecError("A plan holds the constraints; none may be given beside it.")
+        raise_all(message, target.errors)
+        rules, errors = dict(target.rules), list[Exception]()
+    else:
+        rules, errors = rules_of(module, target, constraint, view, arguments)
     with defer_interrupts():
+        selection = select(module, rules, Rule.why_not)
+        errors += selection.errors
         changes: list[Change] = []
-        for tied, request in select(module, requests).values():
-            allow_interrupt()
-            start = init if request.init is None else request.init
-            changes.append(prepare(tied, request, start, optimizer))
+        for _, found in prepare_all(selection, init, optimizer):
+            if isinstance(found, Exception):
+                errors.append(found)
+            else:
+                changes.append(found)
+        raise_all(message, errors)
         held = ((change.places, len(change.tensors())) for change in changes)
         check_owners(module, held)
         carry_out(changes, optimizer)
     return module
-
-
-def prepare(
-    here: list[Location], request: Request, init: str, optimizer: Optimizer | None = None
-) -> Change:
-    """The change that constrains a tensor; nothing of the model is written.
-
-    Args:
-        here: the tensor's locations; several if it is tied.
-        request: the constraint and its view.
-        init: one of `INITS`.
-        optimizer: an optimizer to give the new parameters to, for a tensor of a lazy module.
-
-    Raises:
-        ValueError: if the tensor cannot be constrained like that. It names the tensor.
-        TypeError: likewise.
-    """
-    place = here[0]
-    if init not in INITS:
-        raise ValueError(
-            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {short(init)}."
-            f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-        )
-    original = place.tensor
-    existing: Any = deferred(place.module).get(place.name)
-    if isinstance(original, nn.Module):
-        existing = " then ".join(repr(p) for p in original.children())
-    if existing is not None or isinstance(original, nn.Module):
-        raise ValueError(
-            f"'{place.path}' is constrained already, by {existing}; release it by this path first."
-        )
-    try:
-        check_request(request, init)
-        for other in here:
-            check_not_wrapped(other.module, other.path)
-            check_can_hold(other.module, other.name)
-            check_not_written(other)
-            if is_lazy(original):
-                check_can_wait(other.module)
-        if is_lazy(original):
-            mine = replace(request, constraint=fitted(here, request).build())
-            later = None if optimizer is None else weakref.ref(optimizer)
-            return LazyChange(here, place.path, mine, init, later)
-    except (ValueError, TypeError) as error:
-        raise named(place.path, error) from error.__cause__
-    return change_of(here, original, request, init)
-
-
-def _requests(
-    target: str | Mapping[str, Any], constraint: Any, view: str | None, arguments: dict[str, Any]
-) -> dict[str, Request]:
-    if isinstance(target, str):
-        if constraint is None:
-            raise SpecError(f"No constraint was given for {short(target)}.")
-        return {target: _parse(target, constraint, view, arguments)}
-    if not isinstance(target, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-        raise SpecError(
-            "The target must be a path, a glob, or a mapping from these to constraints, got "
-            f"{type(target).__name__}."
-        )
-    for key in target:
-        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
-            raise SpecError(f"A target is a path or a glob, a string, got {short(key)}.")
-    if constraint is not None or view is not None or arguments:
-        raise SpecError(
-            "A mapping of targets holds the constraints with their views and arguments; none may "
-            "be given beside it."
-        )
-    return {key: _parse(key, spec, None, {}) for key, spec in target.items()}
-
-
-def _parse(target: str, spec: Any, view: str | None, arguments: dict[str, Any]) -> Request:
-    try:
-        return parse(spec, view, **arguments)
-    except (ValueError, TypeError) as error:
-        raise named(short(target, 200)[1:-1], error) from error.__cause__

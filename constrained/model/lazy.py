@@ -23,6 +23,7 @@ from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
+from constrained.constraint.view import with_view
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
 from constrained.model.errors import named
 from constrained.parametrized.checkpoint_metadata import (
@@ -173,10 +174,10 @@ class LazyChange(Change):
         constraint, view = self.request.constraint, self.request.view
         if not isinstance(constraint, Constraint):
             return None
-        more: dict[str, Any] = {} if view is None else {"view": view, **self.request.sizes}
-        if self.init != "keep":
-            more["init"] = self.init
-        return {**constraint.spec(), **more}
+        plain = constraint.spec()
+        if view is not None:
+            plain = with_view(plain, view, self.request.sizes)
+        return plain if self.init == "keep" else {**plain, "init": self.init}
 
     def value_from(self, entries: Mapping[str, Any], written_for: list[Any] | None) -> Tensor:
         """The value that the tensor's entries in a state dict stand for.

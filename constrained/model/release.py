@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
+from constrained.constraint.errors import raise_all
 from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
 from constrained.model.lazy import stop
-from constrained.model.targets import is_glob, select
+from constrained.model.targets import select
 from constrained.parametrized.deferred import deferred
 from constrained.parametrized.locations import (
     Location,
@@ -74,8 +75,11 @@ def release(
     constrained = {path for path, place in locations(module).items() if _is_released(place)}
     chosen: list[list[Location]] = []
     if target != "**" or constrained:
-        matched = [here for here, _ in select(module, {target: None}).values()]
-        chosen = [here for here in matched if _is_released(here[0], named=not is_glob(target))]
+        selection = select(module, {target: None})
+        raise_all("The target is not valid", selection.errors)
+        matched = [choice.places for choice in selection.choices]
+        is_path = any(place.path == target for here in matched for place in here)
+        chosen = [here for here in matched if _is_released(here[0], named=is_path)]
         if target != "**" and not chosen:
             others = [here[0].path for here in matched if is_parametrized(*_owner(here[0]))]
             cure = f" Name {others[0]!r}, which others parametrized, by its path." if others else ""

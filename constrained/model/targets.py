@@ -1,43 +1,92 @@
-"""Which tensors of a model a target names: exact paths, globs, ties."""
+"""Which tensors of a model a target names: exact paths, patterns, ties."""
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from torch import nn
 
 from constrained.constraint.plain_data import short
+from constrained.model.patterns import is_pattern, match, match_type
 from constrained.parametrized.locations import Location, locations, why_not_registered
 from constrained.torch_internals.modules import submodules
 
 T = TypeVar("T")
 
+#: After so many errors no more are looked for.
+_MOST_ERRORS = 20
 
-#: The most parts, wildcards and what is between them, that a glob may have.
-_MOST_TOKENS = 64
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """A tensor that targets name.
+
+    Attributes:
+        places: all its locations in the model; several if it is tied.
+        target: the target that counts for it.
+        value: what that target maps to.
+        overridden: the other targets that match it and map it to something else.
+    """
+
+    places: list[Location]
+    target: str
+    value: T
+    overridden: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The first path of the tensor."""
+        return self.places[0].path
 
 
-def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[Location], T]]:
-    """Find the tensors that targets name.
+@dataclass
+class Selection(Generic[T]):
+    """What targets name in a model.
 
-    A target is a path, which may name a buffer, or a glob over the paths of parameters: ``*``
-    stays inside one segment, ``**`` crosses them (``**.weight`` also matches ``weight``). A path
-    has precedence over a glob. Two globs, or two paths, that map one tensor to different things are
-    an error.
+    Attributes:
+        choices: one for each distinct tensor, in the order of the model.
+        errors: one for each target that matches nothing, is malformed, or contradicts another.
+        skipped: for each target and the path of each tensor that it matches and does not take, why.
+        unused: the targets that are overridden for every tensor that they take.
+    """
+
+    choices: list[Choice[T]] = field(default_factory=list[Choice[T]])
+    errors: list[Exception] = field(default_factory=list[Exception])
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    unused: list[str] = field(default_factory=list[str])
+
+
+def _takes_all(value: object, place: Location) -> str:
+    del value, place
+    return ""
+
+
+def select(
+    model: nn.Module,
+    targets: Mapping[str, T],
+    why_not: Callable[[T, Location], str] = _takes_all,
+) -> Selection[T]:
+    """Find the tensors that targets name, and what each is mapped to.
+
+    A target is a path, which may name a buffer, or a pattern over the paths of parameters:
+
+    - ``*`` stays inside one segment, ``**`` crosses them (``**.weight`` also matches ``weight``);
+    - ``?`` is one character, ``[seq]`` one of some, ``[!seq]`` one of all others;
+    - ``{q,k}_proj`` are alternatives, ``{0..11}`` all numbers of a range;
+    - ``type=nn.Linear.weight``, or ``Linear.weight`` where no such path exists, are the tensors of
+      all modules of a type or one derived from it; ``type=nn.Linear`` are all parameters of theirs.
+
+    A path has precedence over a pattern, and among patterns a later one over an earlier one. Two
+    paths that map one tied tensor to different things are an error.
 
     Args:
         model: the model.
         targets: what each target maps to.
-
-    Returns:
-        For the first path of each distinct tensor: all its locations in the model, and what its
-        target maps to.
-
-    Raises:
-        ValueError: if a target matches nothing, or two targets contradict each other.
+        why_not: tells why what a target maps to does not take a tensor that it matches; "" if it
+            takes it. All are taken by default.
     """
     available = locations(model)
     tied: dict[int, dict[tuple[nn.Module, str], Location]] = {}
@@ -45,91 +94,71 @@ def select(model: nn.Module, targets: Mapping[str, T]) -> dict[str, tuple[list[L
         # A module that is registered under several names has a tensor once, by its first path.
         same = tied.setdefault(id(place.tensor), {})
         same.setdefault((place.module, place.name), place)
-    chosen: dict[int, str] = {}
-    result: dict[str, tuple[list[Location], T]] = {}
-    # Paths first: they have precedence.
-    for target in sorted(targets, key=is_glob):
-        matched = _match(target, available)
-        if not matched:
-            raise ValueError(
-                f"No tensor of {type(model).__name__} matches {short(target, 200)}."
-                f"{_computed(model, target) or _suggest(target, available)}"
-            )
-        for place in matched:
-            other = chosen.get(id(place.tensor))
-            if other is None:
-                same = [*tied[id(place.tensor)].values()]
-                result[same[0].path] = (same, targets[target])
-                chosen[id(place.tensor)] = target
-            elif is_glob(other) == is_glob(target) and targets[other] != targets[target]:
-                cure = "name it by its path to say which one counts"
-                if not is_glob(target):
-                    cure = "they name one tied tensor, which has one constraint"
-                raise ValueError(
-                    f"'{place.path}' is meant by two targets, {short(other, 200)} and "
-                    f"{short(target, 200)}; {cure}."
+    matching: dict[int, list[str]] = {}
+    found = Selection[T]()
+    # What comes last counts: paths after patterns.
+    for target in sorted(targets, key=lambda target: target in available):
+        if len(found.errors) >= _MOST_ERRORS:
+            break
+        try:
+            places = _match(model, target, available)
+            reasons = {place.path: why_not(targets[target], place) for place in places}
+            skipped = {path: reason for path, reason in reasons.items() if reason}
+            if len(skipped) == len(reasons):
+                raise ValueError(_none_taken(target, skipped))
+        except ValueError as error:
+            found.errors.append(error)
+            continue
+        if skipped:
+            found.skipped[target] = skipped
+        for place in places:
+            if place.path not in skipped:
+                matching.setdefault(id(place.tensor), []).append(target)
+    counting: set[str] = set()
+    for key, names in matching.items():
+        # A pattern may match a tied tensor at several of its paths.
+        target = names[-1]
+        others = [name for name in dict.fromkeys(names) if targets[name] != targets[target]]
+        counting.update(name for name in names if name not in others)
+        choice = Choice([*tied[key].values()], target, targets[target], tuple(others))
+        found.choices.append(choice)
+        for other in others:
+            if other in available and target in available:
+                found.errors.append(
+                    ValueError(
+                        f"'{choice.path}' matches two targets, {short(other, 200)} and "
+                        f"{short(target, 200)}; they name one tied tensor, which has one "
+                        "constraint."
+                    )
                 )
     order = {path: i for i, path in enumerate(available)}
-    return dict(sorted(result.items(), key=lambda item: order[item[0]]))
+    found.choices.sort(key=lambda choice: order[choice.path])
+    taken = {name for names in matching.values() for name in names}
+    found.unused = [name for name in targets if name in taken and name not in counting]
+    return found
 
 
-def is_glob(target: str) -> bool:
-    """Whether a target is a pattern; else it is the path of a tensor."""
-    return "*" in target
+def _none_taken(target: str, skipped: Mapping[str, str]) -> str:
+    path, reason = next(iter(skipped.items()))
+    others = f", nor does it take {len(skipped) - 1} more tensors" if len(skipped) > 1 else ""
+    return f"{short(target, 200)} does not take '{path}': {reason.rstrip('.')}{others}."
 
 
-def _match(target: str, available: Mapping[str, Location]) -> list[Location]:
-    if not is_glob(target):
-        return [available[target]] if target in available else []
-    tokens = re.findall(r"\*\*\.|\.\*\*|\*\*|\*|[^*]+?(?=\.?\*|$)", target, re.DOTALL)
-    if len(tokens) > _MOST_TOKENS:
-        raise ValueError(
-            f"{short(target)} has too many wildcards: a glob may be cut by them into "
-            f"{_MOST_TOKENS} parts."
-        )
-    # A quick test: most paths begin or end otherwise than the glob does.
-    first = "" if "*" in tokens[0] else tokens[0]
-    last = "" if "*" in tokens[-1] else tokens[-1]
-    return [
-        p
-        for path, p in available.items()
-        if p.is_parameter
-        and path.startswith(first)
-        and path.endswith(last)
-        and _is_matched(path, tokens)
-    ]
+def _match(model: nn.Module, target: str, available: Mapping[str, Location]) -> list[Location]:
+    """The locations that a target names: at least one.
 
-
-def _is_matched(path: str, tokens: Sequence[str]) -> bool:
-    """Whether a glob, cut into wildcards and what is between them, matches a path.
-
-    All positions in the path that the tokens so far can reach are followed together. Trying one
-    way after another would take exponentially long.
+    Raises:
+        ValueError: if it matches nothing or is malformed.
     """
-    ends = {0}
-    for token in tokens:
-        if token == "*":
-            # Up to the end of the segment, each position once.
-            there: set[int] = set()
-            for end in sorted(ends):
-                while end not in there:
-                    there.add(end)
-                    if end < len(path) and path[end] != ".":
-                        end += 1
-            ends = there
-        elif token == "**":
-            ends = set(range(min(ends), len(path) + 1))
-        elif token == "**.":
-            # No segments at all, or any number of them.
-            ends |= {i + 1 for i in range(min(ends), len(path)) if path[i] == "."}
-        elif token == ".**":
-            dots = [end for end in ends if path[end : end + 1] == "."]
-            ends |= set(range(min(dots) + 1, len(path) + 1)) if dots else set()
-        else:
-            ends = {end + len(token) for end in ends if path.startswith(token, end)}
-        if not ends:
-            return False
-    return len(path) in ends
+    if target in available:
+        return [available[target]]
+    found = (match if is_pattern(target) else match_type)(model, target, available)
+    if not found:
+        raise ValueError(
+            f"No tensor of {type(model).__name__} matches {short(target, 200)}."
+            f"{_computed(model, target) or _suggest(target, available)}"
+        )
+    return found
 
 
 def _computed(model: nn.Module, target: str) -> str:
@@ -146,7 +175,7 @@ def _suggest(target: str, available: Mapping[str, Location]) -> str:
     last = target.rsplit(".", 1)[-1]
     # Comparing takes long for long words and for many.
     likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
-    endings = [path for path in available if not is_glob(target) and path.endswith(f".{last}")]
+    endings = [path for path in available if not is_pattern(target) and path.endswith(f".{last}")]
     close = [] if len(target) > 200 else difflib.get_close_matches(target, likely, 1, cutoff=0.6)
     close = close or endings[:1]
     if close:

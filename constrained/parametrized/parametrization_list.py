@@ -188,10 +188,14 @@ class ParametrizationList(EvaluatedTensor):
         self.is_tensor = isinstance(new, Tensor)
         self.ntensors = len(as_tuple(new))
 
+    def pending(self) -> tuple[Tensor, ...]:
+        """The originals that there will be once `attach` is called."""
+        return as_tuple(self.__dict__["_pending"])
+
     def preview(self) -> Tensor:
         """The value that the tensor will have once `attach` is called."""
         with torch.no_grad():
-            return self.evaluator()(*as_tuple(self.__dict__["_pending"]))
+            return self.evaluator()(*self.pending())
 
     # Names before version 0.2.
     put = renamed_method("put", "store_originals")

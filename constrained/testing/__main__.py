@@ -1,4 +1,4 @@
-"""``python -m constrained.testing sphere``: try the laws on one constraint; faults are grouped."""
+"""``python -m constrained.testing sphere``: try the laws on one constraint, list the faults."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def main(
         everything = trials(cls, chosen)
     except (TypeError, ValueError) as error:
         _fail(str(error))
-    # A law that was asked for by its name is tried on all cases.
+    # A law that is asked for by name is tried on all cases.
     due = [trial for trial in everything if slow or law or not trial.is_slow]
     raise typer.Exit(1 if _report(due, len(everything) - len(due)) else 0)
 
 
 def _report(due: list[Trial], slow: int) -> bool:
-    """Run trials and print what came out of them; whether a law is broken."""
+    """Run trials and print the outcome. Returns whether a law is broken."""
     console, began = Console(highlight=False, soft_wrap=True), time.perf_counter()
     broken: list[tuple[Trial, AssertionError]] = []
     exempt: Counter[tuple[str, str]] = Counter()
@@ -95,7 +95,7 @@ def _class(name: str) -> type[Constraint]:
             return get(name)
         except KeyError:
             _fail(f"there is no constraint {name!r}.{_nearest(name, names())}")
-    # A script of the working directory, as for `python -m`.
+    # As under `python -m`, a file in the working directory can be imported.
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(path)

@@ -1,4 +1,4 @@
-"""Laws about batches: each element is treated on its own, wherever it lies."""
+"""Laws about batches: each element is treated alone, whatever its position and memory layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCHED = Scope(batches=((2, 3),))
 
 @law(BATCHED)
 def batch_is_a_loop(case: Case) -> None:
-    """Every method gives for a batch what it gives for each of its elements."""
+    """Every method gives for a batch what it gives for each element alone."""
     constraint = case.build()
     inside = case.sample(constraint)
     outside = inside + case.gaussian()
@@ -60,7 +60,7 @@ def vmap_is_a_loop(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float32,), batches=((2,),)))
 def strides_do_not_matter(case: Case) -> None:
-    """A value that is not contiguous in memory gives what its contiguous copy gives."""
+    """A tensor that is not contiguous in memory gives what its contiguous copy gives."""
     constraint = case.build()
     inside = case.sample(constraint)
     outside = inside + case.gaussian()
@@ -75,7 +75,7 @@ def strides_do_not_matter(case: Case) -> None:
 
 
 def _strided(value: Tensor) -> Tensor:
-    """The same numbers, with the dimensions of memory reversed and gaps between them."""
+    """The same numbers, with the order of strides reversed and gaps between entries."""
     backwards = tuple(reversed(range(value.ndim)))
     memory = torch.full((*(value.shape[i] for i in backwards), 2), torch.nan, dtype=value.dtype)
     view = memory[..., 0].permute(backwards)

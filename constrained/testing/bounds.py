@@ -1,7 +1,7 @@
-"""What counts as equal: every numerical bound of the laws, derived from the one tolerance.
+"""When two results count as equal: the numerical bounds of all laws, derived from `tolerance`.
 
-No class has bounds of its own. A bound that is too tight for a constraint says that the constraint
-loses digits, or that the library's tolerance is wrong.
+No class has bounds of its own. If a constraint fails a bound, either the constraint loses digits or
+the library's tolerance is wrong.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from constrained.constraint.tolerance import tolerance, working_dtype
 from constrained.testing.case import Case, expect
 from constrained.torch_internals import linalg
 
-#: How many tolerances two computations of one element may lie apart: each of them, and the rounding
-#: of the parameters between them, errs by a few.
+#: How many tolerances two computations of one element may differ by. Each computation errs by a
+#: few, and so does the rounding of the parameters between them.
 STEPS = 8.0
 
 
 def half_precision(dtype: torch.dtype) -> float:
-    """The square root of the unit in the last place: agreement to half of the digits.
+    """The square root of the machine epsilon: agreement to half of the digits.
 
-    For derivatives, whose conditioning is worse than that of values, and for telling what is
-    certainly not rounding.
+    It is the bound for derivatives, which are worse conditioned than values, and for differences
+    that are too large to be rounding.
     """
     return torch.finfo(dtype).eps ** 0.5
 
@@ -46,7 +46,7 @@ def distance(a: Tensor, b: Tensor, event_dim: int) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def typical(case: Case) -> Tensor:
-    """A few samples of the set: their magnitude is the scale on which the constraint computes."""
+    """A few samples of the set. Their magnitude is the scale on which the constraint computes."""
     shape = (8, *case.event)
     return case.build().sample(shape, generator=case.generator("typical"), dtype=case.dtype)
 
@@ -61,8 +61,8 @@ def scale(case: Case) -> float:
 def slack(value: Tensor, case: Case) -> Tensor:
     """How far from ``value`` an equal element may lie: `STEPS` tolerances, of shape ``batch``.
 
-    The tolerance of the value or that of a typical element, whichever is larger: an element next to
-    zero is computed from numbers of typical size.
+    It is the tolerance of the value or of a typical element, whichever is larger, because even an
+    element close to zero is computed from numbers of typical size.
     """
     event_dim = case.event_dim
     floor = tolerance(typical(case), event_dim).amax()
@@ -70,7 +70,7 @@ def slack(value: Tensor, case: Case) -> Tensor:
 
 
 def far(found: Tensor, expected: Tensor, case: Case) -> Tensor:
-    """Which elements differ by far more than rounding: in the leading half of their digits."""
+    """Which elements differ by far more than rounding: in the first half of their digits."""
     event_dim = case.event_dim
     norm = size(expected, event_dim) + scale(case)
     return distance(found, expected, event_dim) > half_precision(working_dtype(case.dtype)) * norm
@@ -95,7 +95,7 @@ def expect_close(found: Tensor, expected: Tensor, case: Case, what: str) -> None
 
 
 def expect_member(value: Tensor, case: Case, constraint: Constraint, what: str) -> None:
-    """Raise an `AssertionError` unless each element violates the constraint by rounding only."""
+    """Raise an `AssertionError` unless each element lies in the set, up to rounding."""
     violation = constraint.violation(value)
     expect(
         violation.shape == case.batch,

@@ -1,4 +1,4 @@
-"""One constraint on one shape in one dtype: what a law is tried on."""
+"""A case: one constraint, shape and dtype to try a law on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from constrained.constraint.base import Constraint
 from constrained.constraint.elements import Params
 
-#: Members of a set by name, and with them the places where a derivative is taken.
+#: Names of members of a set, and of all points at which derivatives are taken.
 MEMBERS = ("random", "zeros", "ones", "eye", "repeated", "boundary")
 POINTS = ("random_params", "zero_params", *MEMBERS)
 
@@ -28,7 +28,7 @@ class Case:
         event: shape of one element.
         batch: shape of the batch of elements.
         dtype: dtype of the tensors.
-        point: for laws about derivatives, where they are taken; one of `POINTS`.
+        point: for laws about derivatives, the point where they are taken; one of `POINTS`.
     """
 
     cls: type[Constraint]
@@ -53,15 +53,16 @@ class Case:
         return self.cls(**self.kwargs)
 
     def generator(self, salt: str = "") -> torch.Generator:
-        """A random generator that is the same in every run, and another one in every case."""
-        # The class and shape alone: all dtypes and points of an example see the same numbers.
+        """A random generator with a fixed seed for each case and ``salt``."""
+        # Only class and shape set the seed: all dtypes and points of an example get the same
+        # numbers.
         seed = zlib.crc32(f"{self.cls.__qualname__} {self.shape} {salt}".encode())
         return torch.Generator().manual_seed(seed)
 
     def gaussian(self, shape: Sequence[int] | None = None, salt: str = "gaussian") -> Tensor:
-        """Standard normal numbers of the case's dtype (and, by default, shape)."""
+        """Standard normal numbers in the case's dtype, by default in its shape."""
         size = self.shape if shape is None else tuple(shape)
-        # Drawn in double, then rounded: the same numbers in every dtype.
+        # Drawn in double precision and then rounded, so that they are the same in every dtype.
         wide = torch.complex128 if self.dtype.is_complex else torch.float64
         return torch.randn(size, generator=self.generator(salt), dtype=wide).to(self.dtype)
 

@@ -1,4 +1,4 @@
-"""Laws about derivatives: right to second order, in both modes, everywhere, and none is dead."""
+"""Laws about derivatives: correct to second order, in both modes, and of full rank on the set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from constrained.testing.runner import Scope, law
 from constrained.torch_internals import linalg
 
 EVERYWHERE = Scope(dtypes=(torch.float64,), batches=((),), points=POINTS, effort="long")
-# `dimension` knows no dtype: where complex elements are allowed, it counts those.
+# `dimension` takes no dtype: for a constraint that allows complex elements it counts those.
 ON_THE_SET = Scope(dtypes=(torch.float64,), real=False, batches=((),), points=MEMBERS)
 
 
@@ -49,8 +49,8 @@ def forward_mode(case: Case) -> None:
             for i, p in enumerate(free)
         )
         with warnings.catch_warnings():
-            # Importing the rules of forward mode warns of torch's own use of torch.jit, in a
-            # category that depends on the version.
+            # When torch imports its forward-mode rules, it warns about its own use of torch.jit.
+            # The category of the warning depends on the version.
             warnings.filterwarnings("ignore", "`torch.jit.script`")
             value, found = torch.func.jvp(function, tuple(p.detach() for p in free), tangent)[:2]
         weight = torch.randn(
@@ -61,7 +61,7 @@ def forward_mode(case: Case) -> None:
         reverse = float(sum((g * t).sum() for g, t in pairs))
         forward = float((weight * found).sum())
         norms = [float((linalg.vector_norm(g) * linalg.vector_norm(t)).detach()) for g, t in pairs]
-        # Where the derivative vanishes, what is left is the rounding of the value.
+        # Where the derivative vanishes, only the rounding of the value remains.
         rounding = (
             STEPS * torch.finfo(case.dtype).eps * float(linalg.vector_norm(weight)) * scale(case)
         )
@@ -104,7 +104,7 @@ def pullback_is_the_gradient(case: Case) -> None:
             f"pullback: expected a gradient like the parameter {i}, found none, or another shape "
             "or dtype.",
         )
-        difference = float((here - gradient).norm())  # type: ignore[operator]
+        difference = float((here - gradient).norm())  # type: ignore[operator] - not None: see above
         bound = half_precision(case.dtype) * float(
             torch.maximum(linalg.vector_norm(gradient), linalg.vector_norm(weight))
         )
@@ -157,7 +157,7 @@ def thin_pullback_is_the_gradient(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float32, torch.float64), effort="long"))
 def gradient_is_finite(case: Case) -> None:
-    """Parameters of every scale, zero included, have a finite gradient."""
+    """The gradient is finite at parameters of every scale, zero included."""
     constraint = case.build()
     for spread in SCALES:
         function, free = _real_map(constraint, params(case, constraint, spread))
@@ -180,11 +180,11 @@ def gradient_is_finite(case: Case) -> None:
 
 @law(ON_THE_SET)
 def no_dead_directions(case: Case) -> None:
-    """The Jacobian of ``forward`` has the rank of the set's dimension, and no less at any member.
+    """The rank of the Jacobian of ``forward`` is the set's dimension at every member.
 
-    A singular value counts when it exceeds the square root of the unit roundoff times the largest
-    one; on a closed set the largest one at a random member counts as well, because the
-    boundary belongs to the set.
+    A singular value counts if it exceeds the square root of the machine epsilon times the largest
+    one. On a closed set it must also exceed that share of the largest one at a random member,
+    because the boundary belongs to the set.
     """
     constraint = case.build()
     expected = constraint.dimension(case.event)
@@ -204,10 +204,10 @@ def _expect_checked(
     case: Case, check: Callable[..., Any], function: Callable[..., Tensor], free: tuple[Tensor, ...]
 ) -> None:
     try:
-        # Fast: one random projection instead of a difference quotient per entry.
+        # Fast mode takes one random projection instead of a difference quotient per entry.
         check(function, free, fast_mode=len(free) * free[0].numel() > 16)
     except GradcheckError as error:
-        # The numbers follow, of a whole Jacobian.
+        # The rest of the message is a whole Jacobian in numbers.
         sentence = " ".join(str(error).split()).partition(", numerical")[0]
         raise AssertionError(
             f"{case}: expected the difference quotient: {sentence:.300}."

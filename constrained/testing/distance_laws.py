@@ -1,4 +1,4 @@
-"""Laws about distance: what the violation measures, and where the projection ends."""
+"""Laws about distances: what `violation` measures, and which point `project` gives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from constrained.testing.runner import Scope, law
 
 @law()
 def violation_separates(case: Case) -> None:
-    """Exactly what `project` has to move violates the constraint."""
+    """The violation is positive exactly where `project` moves the value."""
     constraint = case.build()
     for name, value in candidates(case, constraint):
         violation = constraint.violation(value)
@@ -56,9 +56,10 @@ def violation_separates(case: Case) -> None:
 
 @law()
 def violation_grows(case: Case) -> None:
-    """The violation doubles with the distance: it is like a distance, not like its square.
+    """The violation grows in proportion to the distance, not to its square.
 
-    Close to the set, a thousand tolerances away, as well as at a hundredth of an element's size.
+    It doubles with the distance, both at a thousand tolerances from the set and at a hundredth of
+    an element's size.
     """
     constraint = case.build()
     event_dim = case.event_dim
@@ -88,7 +89,7 @@ def violation_grows(case: Case) -> None:
 
 @law(Scope(effort="long"))
 def projects(case: Case) -> None:
-    """`project` gives members, leaves members, and so gives the same when applied again."""
+    """`project` gives a member and leaves members as they are, so it is idempotent."""
     constraint = case.build()
     for name, value in candidates(case, constraint):
         nearby = constraint.project(value)
@@ -113,9 +114,9 @@ def projects(case: Case) -> None:
 
 @law(Scope(batches=((),)))
 def nearest(case: Case) -> None:
-    """No member is nearer than the projection: neither random ones nor the projection's neighbours.
+    """No member is nearer than the projection, among random ones and the projection's neighbours.
 
-    On an open set up to half of the digits, since there is no nearest member, only nearer ones.
+    An open set may have no nearest member, so there it holds up to half of the digits only.
     """
     constraint = case.build()
     event_dim = case.event_dim

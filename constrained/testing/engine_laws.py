@@ -1,4 +1,4 @@
-"""Laws about training: `constrained.constrain` keeps members, and optimizers stay in the set."""
+"""Laws about training: `constrained.constrain` keeps members; optimizer steps stay in the set."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def constrain_keeps_a_member(case: Case) -> None:
 def training_stays_in_the_set(case: Case) -> None:
     """100 steps of SGD, Adam and AdamW with weight decay stay in the set and lower the loss.
 
-    So do 100 large steps of Adam towards zero, where a value may be small that was computed from
-    numbers that are not; whether the loss can be lowered there depends on the set.
+    100 large steps of Adam towards zero stay in the set too. Values there may be small although
+    they are computed from large numbers. Whether the loss can fall there depends on the set.
     """
     constraint = case.build()
     free = params_at(case, constraint, "random")
-    # A tenth of the inverse curvature of the loss for gradient descent; a hundredth of a typical
-    # parameter for the optimizers whose steps have the size of the learning rate.
+    # Learning rates: a tenth of the inverse curvature of the loss for gradient descent; a hundredth
+    # of a typical parameter for the optimizers whose steps have the size of the learning rate.
     steepest = float(singular_values(case, constraint, "random").amax())
     entries = torch.cat([p.abs().flatten() for p in free]).double()
     typical = float(entries.square().mean().sqrt()) or 1.0
@@ -59,7 +59,7 @@ def training_stays_in_the_set(case: Case) -> None:
         TO_ZERO: lambda free: torch.optim.Adam(free, lr=10 * rate),
     }
     for kind, make in makers.items():
-        # Another start and another target for each: what one of them does may be luck.
+        # Each optimizer gets another start and target, since a success with one may be luck.
         target = case.sample(constraint, f"target of {kind}")
         if kind == TO_ZERO:
             target = torch.zeros_like(target)
@@ -86,7 +86,7 @@ def training_stays_in_the_set(case: Case) -> None:
 
 
 def _expect_members(values: list[Tensor], case: Case, constraint: Constraint, what: str) -> None:
-    """Raise unless all values are finite members, together where elements can form a batch."""
+    """Raise unless all values are finite members; they are checked as one batch if possible."""
     expect(
         all(bool(torch.isfinite(value).all()) for value in values),
         case,

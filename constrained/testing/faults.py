@@ -1,4 +1,4 @@
-"""Broken laws grouped by what is wrong: one fault may show in many cases."""
+"""Group failed trials by what is wrong, since one fault may show in many cases."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from constrained.testing.case import Case
 from constrained.testing.runner import Trial
 
-#: A number in a message: the same fault gives another one in each case.
+#: A number in a message. It differs between cases of the same fault.
 _NUMBER = r"[-+]?\b(?:\d[\d.]*(?:e[-+]?\d+)?|inf|nan)\b"
 
-#: In a batch the message has a list of them.
+#: For a batch, the message has a list of numbers.
 _NUMBERS = re.compile(rf"\[{_NUMBER}(?:, {_NUMBER})*\]|{_NUMBER}")
 
 
@@ -22,8 +22,8 @@ class Fault:
 
     Attributes:
         law: the name of the law.
-        sentence: what the law says of the first case, without the name of the case.
-        cases: all cases in which it says the same, but for numbers.
+        sentence: the law's message for the first case, without the name of the case.
+        cases: all cases with the same message up to its numbers.
     """
 
     law: str
@@ -32,13 +32,13 @@ class Fault:
 
 
 def grouped(broken: Iterable[tuple[Trial, AssertionError]]) -> list[Fault]:
-    """Group broken laws into faults: by the law, and by its sentence without the numbers.
+    """Group broken laws into faults, by the law and by its message without numbers.
 
     Args:
         broken: trials that have failed, and what they raised.
 
     Returns:
-        The faults, in the order in which each was first seen.
+        The faults, in the order of their first cases.
     """
     found: dict[tuple[str, str], tuple[str, list[Case]]] = {}
     for trial, error in broken:

@@ -1,4 +1,4 @@
-"""Laws about tensors without numbers: meta tensors and compiled graphs."""
+"""Laws about code that cannot see the numbers: meta tensors and compiled graphs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def meta_tensors_pass(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True, effort="compiler"))
 def compiles(case: Case) -> None:
-    """``torch.compile(fullgraph=True)`` gives the values and gradients of the eager mode."""
+    """``torch.compile(fullgraph=True)`` gives the values and gradients of eager mode."""
     constraint = case.build()
     free = params(case, constraint)
     weight = case.gaussian(salt="weight")

@@ -1,4 +1,4 @@
-"""A module with one constrained tensor: what the laws about training train."""
+"""A module with one constrained tensor, which the laws about training train."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def constrained(constraint: Constraint, value: Tensor) -> Any:
     from constrained import constrain
 
     with warnings.catch_warnings():
-        # Laws try members next to the boundary too, of which `constrain` warns.
+        # Laws also try members next to the boundary, and `constrain` warns about those.
         warnings.simplefilter("ignore", UserWarning)
         return constrain(Holder(value), "weight", constraint)

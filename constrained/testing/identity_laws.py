@@ -1,4 +1,4 @@
-"""Laws about what a constraint is called, how it is written down, copied and stored."""
+"""Laws about a constraint's name, spec, repr, documentation, copies and state dict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADINGS = ("Set", "Map", "Right inverse", "Reference")
 
 @law(ONCE)
 def arguments_are_stored(case: Case) -> None:
-    """Every argument of the constructor is stored under its own name, with the value given."""
+    """Every argument of the constructor is stored unchanged under its own name."""
     constraint = case.build()
     for name, parameter in inspect.signature(case.cls.__init__).parameters.items():
         if name == "self":
@@ -45,7 +45,7 @@ def arguments_are_stored(case: Case) -> None:
 
 @law(ONCE)
 def spec_rebuilds(case: Case) -> None:
-    """The spec survives JSON, and rebuilds a constraint of the same spec and the same values."""
+    """The spec survives JSON and rebuilds a constraint with the same spec and values."""
     constraint = case.build()
     spec = constraint.spec()
     text = json.dumps(spec, allow_nan=False)
@@ -65,7 +65,7 @@ def spec_rebuilds(case: Case) -> None:
 
 @law(ONCE)
 def repr_is_short(case: Case) -> None:
-    """The repr names the constraint and fits into a message."""
+    """The repr is one short line that starts with the constraint's name."""
     shown = repr(case.build())
     name = case.cls.name or case.cls.__name__
     expect(
@@ -109,7 +109,7 @@ def state_dict_restores(case: Case) -> None:
 
 @law(Scope())
 def samples_are_reproducible(case: Case) -> None:
-    """A generator fixes the sample and leaves the global one alone; else the global one decides."""
+    """``sample`` draws from the generator it is given, else from the global one, never both."""
     constraint = case.build()
 
     def draw(seed: int | None) -> torch.Tensor:
@@ -168,7 +168,7 @@ def dimension_counts(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True))
 def documented(case: Case) -> None:
-    """The docstring states set, map, right inverse and reference; what the class declares is so."""
+    """The docstring states set, map, right inverse and reference; the declarations are valid."""
     text = inspect.getdoc(case.cls) or ""
     for heading in HEADINGS:
         expect(

@@ -1,4 +1,4 @@
-"""The law that training gets there: Adam ends at the known optimum of a tiny problem."""
+"""The law that training succeeds: Adam reaches the known optimum of a small problem."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from constrained.testing.holder import constrained
 from constrained.testing.points import degenerate
 from constrained.testing.runner import Scope, law
 
-#: Steps of Adam, and its first learning rate in units of a typical parameter; it falls to zero.
+#: Steps of Adam, and its first learning rate in units of a typical parameter. The rate falls to
+#: zero.
 STEPS = 1000
 RATE = 0.1
 
-#: How often each start is tried, with other random numbers: what one draw reaches may be luck.
+#: How often each start is tried, with other random numbers, since one success may be luck.
 DRAWS = 2
 
-#: Into how many steps the way to a target is divided, to see whether the set is left on it.
+#: Into how many steps the line to a target is divided, to see whether it leaves the set.
 WAY = 8
 
-#: What the loss at the end may exceed the optimum by, relative to `Solution.gap`'s unit.
+#: By how much the final loss may exceed the optimum, in the unit of `Solution.gap`.
 GAP = 1e-3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """To lie as near as possible to a target.
+    """The problem of lying as near as possible to a target.
 
     Attributes:
         name: ``"inside"``, to reach a member of the set, or ``"nearest"``, to find the member that
             is nearest to a tensor outside.
-        target: one for each start.
-        best: the optimum.
+        target: the target of each start.
+        best: the optimum for each start.
     """
 
     name: str
@@ -50,10 +51,10 @@ class Solution:
     """How a problem ended.
 
     Attributes:
-        start: where training began.
-        problem: the name of what was to be solved.
-        gap: how much higher than the optimum the loss ended, in units of the optimum and of the
-            loss of missing it by the norm of a typical element.
+        start: the name of the start.
+        problem: the name of the problem.
+        gap: how far above the optimum the loss ended. The unit is the optimal loss plus the loss
+            of missing the optimum by the norm of a typical element.
     """
 
     start: str
@@ -62,15 +63,15 @@ class Solution:
 
 
 def solutions(case: Case) -> Iterator[Solution]:
-    """Train a weight to lie as near as possible to a target, from degenerate starts and others.
+    """Train a weight to lie as near as possible to a target, from random and degenerate starts.
 
     The loss is half the squared distance, relative to a typical entry of the set. Its optimum is
-    known: zero for a target in the set; for one outside that of `Constraint.project`, where that is
-    the nearest member. A target lies on the start's side of a random member, since a set may be in
-    several pieces that no gradient step connects.
+    known. For a target in the set it is zero. For a target outside it is at `Constraint.project`,
+    if the class promises that this is the nearest member. Targets are chosen near the start, since
+    a set may have several components that no gradient step connects.
     """
     constraint = case.build()
-    # Elements of a batch know nothing of each other, and Adam works entry by entry.
+    # All starts train as one batch: its elements are independent, and Adam works entry by entry.
     together = constraint.event_dim is not None
     begin = {
         f"{name}, draw {draw}": value
@@ -81,7 +82,7 @@ def solutions(case: Case) -> Iterator[Solution]:
     for names in groups:
         first = torch.stack([begin[name] for name in names]) if together else begin[names[0]]
         problems = list(_problems(case, constraint, first))
-        # One training for all of them, where it takes no element for a part of another.
+        # One training run for all problems, if elements can form a batch.
         for some in [problems] if together else [[problem] for problem in problems]:
             start = torch.cat([first] * len(some)) if together else first
             target = torch.cat([p.target for p in some]) if together else some[0].target
@@ -98,7 +99,7 @@ def solutions(case: Case) -> Iterator[Solution]:
 
 @law(Scope(dtypes=(torch.float32,), batches=((),), one_shape=True, effort="long"))
 def adam_reaches_the_optimum(case: Case) -> None:
-    """From ten starts, degenerate ones among them, Adam ends within 1e-3 of a known optimum."""
+    """From ten starts, some of them degenerate, Adam ends within 1e-3 of a known optimum."""
     if case.build().dimension(case.event) == 0:
         return
     for solution in solutions(case):
@@ -111,7 +112,7 @@ def adam_reaches_the_optimum(case: Case) -> None:
 
 
 def starts(case: Case, constraint: Constraint, draw: int = 0) -> dict[str, Tensor]:
-    """Five elements by name, six for matrices: random ones, and where degenerate tensors start."""
+    """Five elements by name, six for matrices: random ones and starts of degenerate tensors."""
     salt = f"start {draw}" if draw else "start"
     names = ("zeros", "ones") if case.event_dim < 2 else ("zeros", "ones", "eye")
     return {
@@ -138,9 +139,10 @@ def _problems(case: Case, constraint: Constraint, first: Tensor) -> Iterator[Pro
 def _pick(case: Case, constraint: Constraint, first: Tensor, targets: Tensor) -> Tensor:
     """Of 16 targets for each start, the one whose member is the fourth nearest to it.
 
-    In a piece of the set that is not the start's there is another optimum; and right beside the
-    start nothing is to be learned. How far it is, is told by the longest of some steps along the
-    projection of the straight line: one that jumps from a piece to another is longer than all.
+    In another component of the set than the start's there is another optimum; right beside the
+    start there is nothing to learn. The distance is measured by the longest of `WAY` steps along
+    the projection of the straight line to the target, because a step that jumps to another
+    component is longer than all others.
     """
     last, longest = first.expand_as(targets), torch.zeros(())
     for k in range(1, WAY + 1):

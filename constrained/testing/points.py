@@ -1,4 +1,4 @@
-"""Members, parameters and outsiders of a constraint: random, degenerate, and of every scale."""
+"""Tensors to try the laws on: members, parameters and outsiders of a constraint, of every scale."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from constrained.torch_internals import linalg
 #: Standard deviations of random parameters.
 SCALES = (0.0, 1e-6, 1e-3, 1.0, 10.0, 1e3, 1e6)
 
-#: How many times the tolerance a violation must reach to be no rounding for certain.
+#: A violation of more tolerances than this is certainly not rounding.
 CERTAIN = 16.0
 
 _MATRICES = {"eye", "repeated"}
 
 
 def points(cls: type[Constraint], event_dim: int) -> tuple[str, ...]:
-    """The points of `POINTS` at which derivatives of a constraint are looked at.
+    """The points of `POINTS` at which derivatives of a constraint are checked.
 
     The identity and repeated singular values need matrices. On an open set the projections of
-    zeros, of ones and of far tensors are left out: they may lie as close to the boundary as the
-    dtype allows, where the derivative of a map from all of space vanishes.
+    zeros, of ones and of far tensors are left out. They may lie as close to the boundary as the
+    dtype allows, and there the derivative of a map from all of space vanishes.
     """
     leave_out = _MATRICES if event_dim < 2 else set[str]()
     if not cls.closed:
@@ -56,7 +56,7 @@ def params(
 ) -> tuple[Tensor, ...]:
     """Random parameters, normal with the standard deviation ``spread``.
 
-    Parameters that the class declares as frozen keep the values that its right inverse gives them.
+    Frozen parameters keep the values that the right inverse gives them.
     """
     start = unpack(constraint.right_inverse(case.sample(constraint)))
     return tuple(
@@ -93,10 +93,10 @@ def params_at(case: Case, constraint: Constraint, point: str) -> tuple[Tensor, .
 
 
 def candidates(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by name, of which most lie outside of most sets."""
+    """Tensors by name. Most of them lie outside of most sets."""
     inside = case.sample(constraint)
     noise = case.gaussian()
-    # The mean square of a typical entry, so that the noise is as large as the elements.
+    # The root mean square of a typical element's entries, so that noise is as large as elements.
     entry = scale(case) / max(1, noise[(0,) * len(case.batch)].numel()) ** 0.5
     yield "member + 1e-2 * randn", inside + 1e-2 * entry * noise
     yield "member + randn", inside + entry * noise
@@ -108,7 +108,7 @@ def candidates(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor
 
 
 def outsiders(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]]:
-    """The candidates of which every element violates the constraint for certain."""
+    """The candidates whose elements all violate the constraint by more than rounding."""
     for name, value in candidates(case, constraint):
         violation = constraint.violation(value)
         if bool((violation > CERTAIN * tolerance(value, case.event_dim)).all()):
@@ -118,7 +118,7 @@ def outsiders(case: Case, constraint: Constraint) -> Iterator[tuple[str, Tensor]
 def is_everything(case: Case, constraint: Constraint) -> bool:
     """Whether the set is all of space, up to a set of measure zero, so that it has no outsiders.
 
-    It is, if it has the dimension of space, and `project` leaves all candidates where they are.
+    That is so if it has the dimension of space and `project` moves none of the candidates.
     """
     entries = torch.Size(case.event).numel() * (2 if case.dtype.is_complex else 1)
     return constraint.dimension(case.event) == entries and not any(
@@ -128,7 +128,7 @@ def is_everything(case: Case, constraint: Constraint) -> bool:
 
 
 def graded(case: Case) -> Tensor:
-    """A tensor whose singular values, or else entries, go down to 1e-6 or 1e-12, from 1."""
+    """A tensor whose singular values (entries, for vectors) fall from 1 to 1e-6, or 1e-12."""
     decades = 12 if case.dtype in (torch.float64, torch.complex128) else 6
     wide = torch.complex128 if case.dtype.is_complex else torch.float64
     if case.event_dim < 2:
@@ -140,7 +140,7 @@ def graded(case: Case) -> Tensor:
 
 
 def degenerate(case: Case, point: str) -> Tensor:
-    """The tensor of a point of `MEMBERS`, but for the random one, before it is projected."""
+    """The tensor of a point of `MEMBERS` other than ``"random"``, before it is projected."""
     value = torch.zeros(case.shape, dtype=case.dtype)
     if point == "zeros":
         return value
@@ -165,7 +165,7 @@ def _repeated_singular_values(case: Case) -> Tensor:
 
 
 def _orthonormal(case: Case) -> tuple[Tensor, Tensor]:
-    """Matrices with orthonormal columns, in double precision; the same one twice for squares."""
+    """Two matrices with orthonormal columns, in double precision; equal for a square shape."""
     rows, columns = case.event[-2:]
     rank = min(rows, columns)
     wide = torch.complex128 if case.dtype.is_complex else torch.float64

@@ -1,4 +1,4 @@
-"""Laws about dtypes: low precision rounds once, and autocast changes nothing."""
+"""Laws about dtypes: low precision errs by its rounding, and autocast changes nothing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LOWER = (torch.float32, torch.bfloat16, torch.float16)
 
 @law(Scope(dtypes=LOWER))
 def agrees_with_double(case: Case) -> None:
-    """``forward`` in a lower precision errs by the rounding of the dtype.
+    """``forward`` in a lower precision errs by no more than the rounding of the dtype.
 
-    The reference is ``forward`` in double, of the same parameters.
+    The reference is ``forward`` in double precision of the same parameters.
     """
     constraint = case.build()
     start = unpack(constraint.right_inverse(case.sample(constraint)))
@@ -63,7 +63,7 @@ def autocast_changes_nothing(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float64,), batches=((),)))
 def moves_between_dtypes(case: Case) -> None:
-    """One instance serves all dtypes; a member stays one when it is stored in another precision."""
+    """One instance takes all dtypes; a member is still one after rounding to another precision."""
     constraint = case.build()
     lower = (torch.complex64,) if case.dtype.is_complex else LOWER
     for dtype in (case.dtype, *lower):

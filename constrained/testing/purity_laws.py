@@ -1,4 +1,4 @@
-"""Laws about side effects: there are none."""
+"""Laws that methods have no side effects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONCE = Scope(dtypes=(torch.float32,))
 
 @law(ONCE)
 def writes_nothing(case: Case) -> None:
-    """Neither the constraint nor an argument is changed by any method."""
+    """No method changes the constraint or its arguments."""
     constraint = case.build()
     for method, arguments in _calls(case, constraint).items():
         versions = [argument._version for argument in arguments]
@@ -44,7 +44,7 @@ def writes_nothing(case: Case) -> None:
 
 @law(ONCE)
 def draws_nothing(case: Case) -> None:
-    """No method draws from, or seeds, a global random generator; neither does the constructor."""
+    """No method, nor the constructor, draws from or seeds a global random generator."""
     with _as_nobody_seeds_them():
         before = _random_state()
         constraint = case.build()
@@ -57,7 +57,7 @@ def draws_nothing(case: Case) -> None:
 
 @law(ONCE)
 def repeats(case: Case) -> None:
-    """The same arguments give the same bits, from the same instance and from another one."""
+    """The same arguments give the same bits again, also from another instance."""
     constraint, other = case.build(), case.build()
     for method, arguments in _calls(case, constraint).items():
         if method == "forward" and not constraint.deterministic:
@@ -101,9 +101,10 @@ def _snapshot(thing: Any) -> Any:
 
 @contextmanager
 def _as_nobody_seeds_them() -> Generator[None]:
-    """Global generators in states that no seed gives, and as they were afterwards.
+    """Advance the global generators to states that no seed gives; restore them afterwards.
 
-    Who seeds one with the seed that it was last given would otherwise change nothing.
+    Otherwise code that seeds a generator with the seed it was last given would change nothing and
+    stay unnoticed.
     """
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:

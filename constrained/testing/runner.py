@@ -1,4 +1,4 @@
-"""What a law is, on which cases it is tried, and how all laws are run on a constraint."""
+"""The registry of laws: the cases each is tried on, and how all are run on a constraint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from constrained.testing.points import points
 
 LawFunction = Callable[[Case], None]
 
-#: How long a law takes. The tests that take seconds try a long one on the first arguments of each
-#: class only. They leave out those that call a compiler, which takes long for the smallest matrix.
+#: How long a law takes. The fast tests try a long law on the first arguments of each class only,
+#: and leave out laws that call a compiler, which is slow even for the smallest matrix.
 Effort = Literal["short", "long", "compiler"]
 
 _laws: dict[str, LawFunction] = {}
@@ -35,9 +35,9 @@ class Scope:
     Attributes:
         dtypes: real dtypes; their complex counterparts are added for a constraint that declares
             ``complex``.
-        real: whether a constraint that declares ``complex`` is tried on real dtypes as well.
+        real: whether a constraint that declares ``complex`` is also tried on real dtypes.
         batches: batch shapes.
-        points: those of `POINTS` of which each makes a case of its own; none by default.
+        points: points of `POINTS`, each of which is a case of its own; none by default.
         one_shape: whether the largest shape is enough for each choice of constructor arguments,
             because the law is expensive.
         effort: how long the law takes; see `Effort`.
@@ -68,7 +68,7 @@ class Scope:
         ]
 
     def _batches(self, constraint: Constraint) -> list[tuple[int, ...]]:
-        # Where the whole tensor is one element, there are no batches.
+        # event_dim is None where the whole tensor is one element, so there are no batches.
         return [batch for batch in self.batches if not batch or constraint.event_dim is not None]
 
     def _places(self, cls: type[Constraint], event_dim: int) -> Sequence[str | None]:
@@ -84,8 +84,8 @@ class Trial:
     Attributes:
         law: the law.
         case: the case.
-        is_slow: whether it is left to the slow tests: by the law's `Effort`, or because other
-            cases try the same example, the same dtype and the same batch.
+        is_slow: whether only the slow tests run it: because of the law's `Effort`, or because
+            other cases try the same example, the same dtype and the same batch.
     """
 
     law: LawFunction
@@ -99,8 +99,8 @@ class Trial:
 
     @property
     def exemption(self) -> str | None:
-        """The reason that the constraint declares for which the law cannot hold here, if any."""
-        # An instance may declare others than its class, by its arguments.
+        """The declared reason why the law cannot hold here, if there is one."""
+        # An instance may declare more than its class, depending on its arguments.
         exempt, name = self.case.build().expected_failures, self.law.__name__
         return exempt.get(f"{name}:{self.case.point}") or exempt.get(name)
 
@@ -130,7 +130,7 @@ def law(scope: Scope = Scope()) -> Callable[[LawFunction], LawFunction]:
         @functools.wraps(function)
         def wrapped(case: Case) -> None:
             with torch.random.fork_rng(devices=[]):
-                # Not `torch.manual_seed`: other generators are not given back.
+                # Not `torch.manual_seed`, which also seeds generators that are not restored here.
                 torch.default_generator.manual_seed(zlib.crc32(str(case).encode()))
                 try:
                     function(case)
@@ -149,7 +149,7 @@ def law(scope: Scope = Scope()) -> Callable[[LawFunction], LawFunction]:
 
 
 def laws() -> list[LawFunction]:
-    """All laws, in the order in which they should be read."""
+    """All laws, in the order to read them."""
     return list(_laws.values())
 
 
@@ -166,8 +166,8 @@ def trials(
         examples: pairs ``(constructor kwargs, event shape)``; ``cls.examples`` by default.
 
     Raises:
-        TypeError: for examples that are no such pairs.
-        ValueError: for a class without examples, on which nothing would be tried.
+        TypeError: if an example is not such a pair.
+        ValueError: if the class has no examples, so that nothing would be tried.
     """
     chosen = list(_laws.values() if laws is None else laws)
     pairs = cls.examples if examples is None else examples
@@ -185,13 +185,13 @@ def trials(
 
 
 def _diagonal(cases: Sequence[Case]) -> set[int]:
-    """The indices of cases with each example in each dtype, and with each batch.
+    """The indices of cases that cover each example in each dtype and with each batch.
 
-    A law has a case for every combination of example, dtype, batch and point. Here an example is
-    not tried in each dtype with each batch. Which dtype goes with which batch changes from one
-    example to the next, as on the diagonals of a square, so that two examples have all pairs. So
-    every fault of ``tests/constrained/testing/test_planted_faults.py`` is found as by all cases,
-    but for one of them by two laws fewer of 18.
+    A law has a case for every combination of example, dtype, batch and point. This selection tries
+    an example in each dtype and with each batch, but not in all pairs of them. The pairs change
+    from one example to the next, like the diagonals of a square, so that two examples cover all
+    pairs. All faults of ``tests/constrained/testing/test_planted_faults.py`` are still found by the
+    same laws, except for one, which 16 laws find instead of 18.
     """
     examples: dict[str, list[int]] = {}
     for i, case in enumerate(cases):
@@ -245,11 +245,12 @@ def check(
         laws: these laws only.
 
     Returns:
-        The trials that were left out, because the class declares that the law cannot hold.
+        The trials that were left out because the class declares that the law cannot hold.
 
     Raises:
         AssertionError: if laws are broken, with one line for each.
-        ValueError: for a class without examples, on which nothing would be tried.
+        TypeError: if ``event`` is missing for an instance, or given for a class.
+        ValueError: if the class has no examples, so that nothing would be tried.
     """
     if isinstance(constraint, Constraint):
         if event is None:
@@ -276,7 +277,7 @@ def check(
 
 
 def stale_exemptions(cls: type[Constraint]) -> list[str]:
-    """The superfluous keys of ``cls.expected_failures``: they name no law, or one that holds.
+    """The superfluous keys of ``cls.expected_failures``, which name no law or one that holds.
 
     Args:
         cls: the class.

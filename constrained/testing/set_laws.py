@@ -1,4 +1,4 @@
-"""Laws about the set: the map lands in it, is inverted, and outsiders are told from members."""
+"""Laws about the set: the map lands in it and can be inverted; outsiders are rejected."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lands_in_the_set(case: Case) -> None:
 
 @law(Scope(dtypes=ALL_DTYPES))
 def right_inverse_inverts(case: Case) -> None:
-    """``forward(right_inverse(x)) == x`` for random members, degenerate ones, and all values."""
+    """``forward(right_inverse(x)) == x`` for random and degenerate members and mapped values."""
     constraint = case.build()
     shapes = None
     for name, value in members(case, constraint):
@@ -79,7 +79,7 @@ def right_inverse_inverts(case: Case) -> None:
 
 @law(Scope(dtypes=ALL_DTYPES))
 def members_are_accepted(case: Case) -> None:
-    """Random and degenerate members have no violation but rounding."""
+    """Random and degenerate members have no violation beyond rounding."""
     constraint = case.build()
     for name, value in members(case, constraint):
         expect(
@@ -93,10 +93,10 @@ def members_are_accepted(case: Case) -> None:
 
 @law()
 def graded_members_return(case: Case) -> None:
-    """Members with numbers of every size come back, with a finite gradient.
+    """``forward(right_inverse(x)) == x`` for badly scaled members, with a finite gradient.
 
-    They are nearest to tensors whose singular values, or entries, spread evenly over 6 decades in
-    single and 12 in double precision, at scales from 1e-6 to 1e6.
+    They are projections of tensors whose singular values, or entries, spread evenly over 6 decades
+    in single and 12 in double precision, at scales from 1e-6 to 1e6.
     """
     constraint = case.build()
     for factor in (1e-6, 1.0, 1e6):
@@ -116,7 +116,7 @@ def graded_members_return(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float32,), batches=((0,), (2, 0))))
 def empty_batches_pass(case: Case) -> None:
-    """A batch without elements goes through every method, with the right shape."""
+    """Every method takes a batch without elements and gives the right shape."""
     constraint = case.build()
     empty = torch.empty(case.shape, dtype=case.dtype)
     free = unpack(constraint.right_inverse(empty))
@@ -137,7 +137,7 @@ def empty_batches_pass(case: Case) -> None:
 
 @law()
 def outsiders_are_rejected(case: Case) -> None:
-    """``right_inverse`` of an outsider, in a batch of members too, says how far it is outside."""
+    """``right_inverse`` of an outsider, alone or among members, raises and states the violation."""
     constraint = case.build()
     inside = case.sample(constraint)
     found = list(outsiders(case, constraint))
@@ -177,7 +177,7 @@ def outsiders_are_rejected(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float32,), batches=((2,),)))
 def malformed_is_rejected(case: Case) -> None:
-    """NaN, infinity, too few dimensions and dtypes of another kind are told apart and refused."""
+    """NaN, infinity, too few dimensions and wrong dtypes are refused, each with its own error."""
     constraint = case.build()
     inside = case.sample(constraint)
     for bad in (torch.nan, torch.inf, -torch.inf):
@@ -256,7 +256,7 @@ def canonical_keeps_the_element(case: Case) -> None:
 
 @law()
 def factors_give_the_element(case: Case) -> None:
-    """The product of ``factors``, where a class has them, is what ``forward`` gives."""
+    """The product of ``factors``, where a class defines them, is what ``forward`` gives."""
     constraint = case.build()
     free = params(case, constraint)
     found = constraint.factors(*free)
@@ -267,7 +267,7 @@ def factors_give_the_element(case: Case) -> None:
 
 @law(Scope(batches=((2,),)))
 def keeps_what_it_says(case: Case) -> None:
-    """``forward`` maps members of the sets that are named in ``preserves`` to such members."""
+    """``forward`` maps members of each set named in ``preserves`` into that set."""
     constraint = case.build()
     for name in constraint.preserves:
         other = registry.get(name)()
@@ -293,7 +293,7 @@ def keeps_what_it_says(case: Case) -> None:
 
 
 def _representable(constraint: Constraint, free: tuple[Tensor, ...], case: Case) -> bool:
-    # A set may hold numbers that half precision cannot: no constraint can store these.
+    # A set may contain numbers beyond the range of half precision, which no constraint can store.
     exact = constraint(*(param.double() for param in free))
     return bool(exact.abs().max() <= torch.finfo(case.dtype).max) if exact.numel() else True
 

@@ -1,4 +1,4 @@
-"""Laws about where training starts: members stay, outsiders go where they can be trained."""
+"""Laws about `Constraint.start`: it keeps members and moves outsiders to where they can train."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from constrained.testing.points import member, members
 from constrained.testing.runner import Scope, law
 from constrained.torch_internals import linalg
 
-#: What the derivative at a start must reach, as a share of the one at a typical member.
+#: The least derivative at a start, as a share of the one at a typical member.
 ENOUGH = 0.01
 
-#: How much worse conditioned than samples of the set a start may be.
+#: How many times the condition number of samples a start may have.
 WORSE = 100.0
 
-#: Of the members of a closed set those that lie on its boundary, mostly.
+#: Points of `MEMBERS` that lie on the boundary of most closed sets.
 _BOUNDARY = ("zeros", "ones", "boundary")
 
 
 @law(Scope(real=False, batches=((),), effort="long"))
 def every_start_trains(case: Case) -> None:
-    """From where an outsider starts, all of the set's directions can be trained.
+    """Where an outsider starts, all directions of the set can be trained.
 
-    The least singular value of the Jacobian that the dimension of the set counts is no less than a
-    hundredth of the one at a typical member. In an open set of regular matrices, what is as
-    well-conditioned as its samples starts as a matrix of a similar condition.
+    For a set of dimension d, the d-th singular value of the Jacobian is at least a hundredth of
+    the one at a typical member. In an open set of regular matrices, a matrix as well-conditioned
+    as the samples starts at a matrix of similar condition.
     """
     constraint = case.build()
     if constraint.dimension(case.event) == 0:
@@ -68,13 +68,13 @@ def every_start_trains(case: Case) -> None:
 
 @law()
 def members_stay(case: Case) -> None:
-    """``start`` leaves a member bit for bit as it is, whatever the rest of the batch."""
+    """``start`` returns a member bit for bit, whatever else the batch contains."""
     constraint = case.build()
     for name, value in members(case, constraint):
         if not bool(constraint.contains(value).all()):
             continue
         if not case.cls.closed and not torch.equal(constraint.project(value), value):
-            # It is next to the boundary, which does not belong to the set.
+            # It is next to the boundary of an open set.
             continue
         found = constraint.start(value)
         expect(torch.equal(found, value), case, f"start of the member {name!r}: it has moved.")
@@ -90,7 +90,7 @@ def members_stay(case: Case) -> None:
 
 @law(Scope(dtypes=(torch.float64,), real=False, batches=((),)))
 def flat_members_are_told(case: Case) -> None:
-    """``flat`` tells of members at which the derivative vanishes, and of none where it is large."""
+    """``flat`` reports members where the derivative vanishes, and none where it is large."""
     constraint = case.build()
     if constraint.dimension(case.event) == 0:
         return
@@ -117,7 +117,7 @@ def flat_members_are_told(case: Case) -> None:
 
 
 def _derivative(case: Case, constraint: Constraint, value: Tensor) -> Tensor:
-    """The least singular value of the Jacobian along the set, at an element."""
+    """The least singular value of the Jacobian along the set at an element, 0 if rank is lost."""
     params = tuple(p.clone() for p in unpack(constraint.right_inverse(value)))
     found = singular_values_at(constraint, params)
     count = constraint.dimension(case.event)
@@ -125,7 +125,7 @@ def _derivative(case: Case, constraint: Constraint, value: Tensor) -> Tensor:
 
 
 def _outsiders(case: Case, inside: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that people have: of layers, constants, of both signs, of any size."""
+    """Tensors as people have them: weights of layers and constants, of both signs and any size."""
     fan_in = max(1, case.event[-1]) if case.event else 1
     noise = case.gaussian(salt="layer")
     yield "a default layer", noise / (3 * fan_in) ** 0.5
@@ -144,7 +144,7 @@ def _outsiders(case: Case, inside: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _first_outsider(constraint: Constraint, value: Tensor) -> Tensor:
-    """A tensor of the shape of ``value`` that is no member, if there is one."""
+    """A tensor of the shape of ``value`` that is not a member, or ``value`` if none is found."""
     for candidate in (-value, value - 100, value + 100, 100 * value):
         if not bool(constraint.contains(candidate).all()):
             return candidate

@@ -1,1 +1,1 @@
-"""Classes that several constraints share, and what checks their arguments."""
+"""Base classes that several constraints share, and checks of their arguments."""

@@ -73,11 +73,11 @@ def is_whole(number: Any) -> bool:
 
 
 def as_tensor(given: Tensor | Sequence[Any]) -> Tensor:
-    """A copy of a tensor, or the tensor that nested lists stand for.
+    """A copy of a tensor, or a tensor made from nested lists.
 
     Raises:
         TypeError, ValueError or RuntimeError: if it is neither, as `torch.as_tensor` does.
     """
-    # Lists make a tensor with values under `torch.device("meta")` too.
+    # Under `torch.device("meta")` lists still make a tensor with values.
     device = given.device if isinstance(given, Tensor) else "cpu"
     return torch.as_tensor(given, device=device).detach().clone()

@@ -15,7 +15,7 @@ from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 
 
 class HalfLine(Constraint):
-    """What half-lines share: an end, and the direction in which they extend from it.
+    """Base of half-lines, which have an end and a direction in which they extend from it.
 
     Attributes:
         end: the bound.
@@ -40,7 +40,7 @@ class HalfLine(Constraint):
 
 
 class OpenHalfLine(HalfLine):
-    """A half-line without its end: the image of the real line under softplus."""
+    """A half-line without its end, as the image of the real line under softplus."""
 
     closed = False
 
@@ -53,7 +53,7 @@ class OpenHalfLine(HalfLine):
         return (torch.sigmoid(self._upwards(y)).mul_(gradient),)
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """The inverse of softplus, of the distance from the bound."""
+        """The inverse of softplus, applied to the distance from the bound."""
         distance = (self.direction * (self.project(value) - self.end)).clamp(
             min=least_positive(value.dtype)
         )
@@ -132,5 +132,5 @@ class ClosedHalfLine(HalfLine):
         return self._at(random.normal(shape).abs())
 
 
-#: The reason for which the laws of derivatives fail at the bound of a closed half-line.
+#: Why the laws about derivatives fail at the bound of a closed half-line.
 KINK = "a kink at the bound, as every map of the line onto it that leaves it with a nonzero slope"

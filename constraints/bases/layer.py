@@ -1,4 +1,4 @@
-"""The settings of a convolution that belong to the meaning of its kernel."""
+"""The settings of a convolution layer that determine what its kernel does."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from constrained.model.advice import CONVOLUTIONS
+from constrained.constraint.named_views import CONVOLUTIONS
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The settings of a convolution, those of its axes one by one.
+    """The settings of a convolution layer.
 
     Attributes:
-        stride: how far the kernel goes at a time.
-        dilation: how far its taps are apart; 1 for a single tap.
+        stride: the step of the kernel along each axis.
+        dilation: the distance of neighbouring taps along each axis; 1 for a single tap.
         groups: into how many groups the channels are divided.
         padding_mode: ``"zeros"``, ``"circular"``, ``"reflect"`` or ``"replicate"``.
-        surplus: how much larger an image becomes along an axis, but for the stride.
+        surplus: by how many points an image would grow along each axis if the stride were 1.
     """
 
     stride: tuple[int, ...]
@@ -32,10 +32,10 @@ class Layer:
 
 
 def layer_of(module: nn.Module, name: str) -> Layer | None:
-    """The settings of the module whose kernel has this name; None if it is no convolution."""
+    """The settings of a layer, or None if the tensor of this name is not a convolution kernel."""
     if name != "weight" or not isinstance(module, CONVOLUTIONS):
         return None
-    # (Transposed ones have no other padding than with zeros, and no name for it.)
+    # Transposed convolutions have padding as numbers only, and only with zeros.
     dilation = [d if k > 1 else 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     spreads = [d * (k - 1) for d, k in zip(dilation, module.kernel_size, strict=True)]
     padding = module.padding
@@ -53,11 +53,11 @@ def layer_of(module: nn.Module, name: str) -> Layer | None:
 
 
 def taken_from(constraint: Any, **settings: tuple[Any, Any]) -> Any:
-    """The constraint with the arguments that were left out taken from its layer.
+    """The constraint, with arguments that were left out taken from its layer.
 
     Args:
         constraint: each of the arguments is an attribute, None if it was left out.
-        settings: argument -> the layer's setting, and what it means to leave the argument out.
+        settings: for each argument, the layer's setting and the value that None stands for.
 
     Returns:
         The constraint itself if nothing changes, else a copy.
@@ -84,7 +84,7 @@ def taken_from(constraint: Any, **settings: tuple[Any, Any]) -> Any:
 
 
 def _as_argument(setting: Any) -> Any:
-    """One number for equal ones, else a list, as JSON gives it."""
+    """A setting as JSON would give it: one number if all are equal, else a list."""
     if not isinstance(setting, Sequence) or isinstance(setting, str):
         return setting
     numbers: list[Any] = list(setting)  # pyright: ignore[reportUnknownArgumentType] - of any kind

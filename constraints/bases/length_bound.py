@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained.constraint.fast_paths import recomputed
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.shapes import Vectors
-from constraints.math import linalg
 from constraints.math.autograd import goes_by_operator, needs_derivative
 from constraints.math.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
 from constraints.math.unit_vectors import is_moderate
@@ -22,7 +22,7 @@ KINK = "a kink on the boundary: the identity inside, a scaling or a projection o
 
 
 def kinks_and_outside() -> dict[str, str]:
-    """The laws that fail for a map whose gradient outside is not its derivative."""
+    """The laws that fail for p = 1, where the gradient outside is not the derivative of the map."""
     why = (
         "outside it is the gradient at the element, of which a step is made: an entry that the map "
         "sends to 0 has no other"
@@ -32,7 +32,7 @@ def kinks_and_outside() -> dict[str, str]:
 
 
 class LengthBound(Vectors):
-    """What sets of vectors share whose p-norm is at most a bound.
+    """Base of sets of vectors whose p-norm is at most a bound.
 
     The map is the identity inside. Outside, a vector is scaled back to the boundary, or for p = 1
     goes to the nearest point, where small entries are zero. `canonical` moves a parameter that a
@@ -54,12 +54,12 @@ class LengthBound(Vectors):
         return linalg.vector_norm(value, self.order, dim=-1, keepdim=True)
 
     def forward(self, y: Tensor) -> Tensor:
-        """The vector itself inside; a vector on the boundary for one outside."""
+        """A vector inside itself; for one outside, a vector on the boundary."""
         if self.order == 1:
             value = onto_l1_ball(y, self.greatest)
             # Compiled code does not call `pullback`, which gives this gradient.
             return value.detach() + (y - y.detach()) if goes_by_operator() else value
-        # Only for p = 2: the error of another norm grows with the logarithm of the numbers.
+        # Only for p = 2: other powers are computed by logarithms, whose size enters the error.
         if self.order == 2 and not needs_derivative(y):
             length = self.length(y)
             if is_moderate(length[length > self._most(y)]):
@@ -67,7 +67,7 @@ class LengthBound(Vectors):
         scaled, scale = scaled_to_one(y)
         length, bound = scale * self.length(scaled), self.greatest
         outside = length > bound
-        # Infinity in the branch that is not taken would make its gradient NaN.
+        # Infinity in the branch that is not selected would make the gradient NaN.
         factor = bound / torch.where(outside, length, 1)
         return torch.where(outside, y * factor, y)
 
@@ -78,8 +78,8 @@ class LengthBound(Vectors):
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient itself inside; outside its component along the boundary, scaled as y is.
 
-        For p = 1 the gradient itself everywhere, from which `step_gradient` is made: outside, the
-        derivative of the map with respect to an entry that it sends to 0 is zero.
+        For p = 1 it is the gradient itself everywhere, from which `step_gradient` makes a step. The
+        derivative of the map outside would be zero for each entry that the map sends to 0.
         """
         if self.order == 1:
             return (gradient,)
@@ -107,7 +107,7 @@ class LengthBound(Vectors):
         return torch.where(length > self._most(length), self.greatest / length, 1)
 
     def _most(self, y: Tensor) -> float:
-        # A length that is summed in another order may exceed the bound by some roundings.
+        # Summed in another order, a length may exceed the bound by some rounding errors.
         return self.greatest * (1 + 4 * torch.finfo(y.dtype).eps)
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class LengthBound(Vectors):
         return self._inside(value)
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """A parameter of the same element that is nearer to it."""
+        """A parameter of the same element, nearer to the boundary if it is outside."""
         if self.order == 1:
             return (relax_to_boundary(y, self._inside(onto_l1_ball(y, self.greatest)), 1),)
         if self.order == 2 and not needs_derivative(y):
@@ -126,9 +126,9 @@ class LengthBound(Vectors):
         return (relax_to_boundary(y, self._inside(y), 1),)
 
     def violation(self, value: Tensor) -> Tensor:
-        """How much longer than the bound the vector is.
+        """The excess of the norm over the bound.
 
-        For p = 1: by how much the largest entry of the nearest point is less.
+        For p = 1 it is the largest change of an entry by the projection.
         """
         if self.order == 1:
             return beyond_l1_ball(value, self.greatest)
@@ -148,7 +148,7 @@ class LengthBound(Vectors):
         return direction * (share * self.greatest / self.length(direction))
 
     def _inside(self, value: Tensor) -> Tensor:
-        # Moved inside, where the derivative is the identity; a rounding outside it is another one.
+        # Moved inside by a rounding, where the derivative is the identity; outside it is not.
         eps, bound = torch.finfo(value.dtype).eps, self.greatest
         scaled, scale = scaled_to_one(value)
         length = scale * self.length(scaled)

@@ -11,19 +11,18 @@ from constraints.bases.retraction import Retraction
 
 
 class LinearSpace(Retraction):
-    """What constraints share whose set is a linear space.
+    """Base of constraints whose set is a linear space.
 
-    A subclass defines the orthogonal projection P as `part`. The map is P, on all of space, and the
-    right inverse the identity. P is linear: its derivative is P everywhere, every direction in the
-    set has a gradient, and a step of plain SGD in the free parameter is the projected step in the
-    set.
+    A subclass defines the orthogonal projection P as `part`. The map is P and the right inverse is
+    the identity. Since P is linear, its derivative is P everywhere, every direction in the set has
+    a gradient, and a step of plain SGD in the free parameter is the projected step in the set.
     """
 
     event_dim: int  # pyright: ignore[reportIncompatibleVariableOverride] - never None here
 
     @abstractmethod
     def part(self, X: Tensor) -> Tensor:
-        """The orthogonal projection of X onto the space; it leaves members as they are."""
+        """The orthogonal projection of X onto the space; members are returned as they are."""
 
     def forward(self, X: Tensor) -> Tensor:
         """The orthogonal projection."""

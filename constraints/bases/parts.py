@@ -1,4 +1,4 @@
-"""Constraints that are made of others: their parts."""
+"""Base of constraints that are made of other constraints, their parts."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def build_parts(name: str, parts: Sequence[Any]) -> list[Constraint]:
 
 
 class Composite(Constraint):
-    """What constraints share that are made of others, their parts.
+    """Base of constraints that are made of others, their parts.
 
-    What follows from the parts is computed when it is read, since an argument of a part may be set.
+    Attributes that depend on the parts are computed at each read, since a part may be changed.
     """
 
     def _take(self, parts: Sequence[Any], built: list[Constraint]) -> None:
-        """Store the parts, and how each was given."""
+        """Store the parts, and the form in which each was given."""
         specs = [part.spec() for part in built]
         self._given = [
             (spec if isinstance(part, Constraint) else part, spec)
@@ -49,24 +49,24 @@ class Composite(Constraint):
         self._parts = nn.ModuleList(built)
 
     def _each(self) -> list[Constraint]:
-        return list(self._parts)  # type: ignore[arg-type]
+        return list(self._parts)  # type: ignore[arg-type] - torch types them as plain modules
 
     @property
     def parts(self) -> list[Any]:
-        """The parts as plain data: as they were given, until an argument of one is set."""
+        """The parts as plain data: each as it was given, or its spec if it has changed since."""
         return [
             spelling if part.spec() == meant else part.spec()
             for (spelling, meant), part in zip(self._given, self._each(), strict=True)
         ]
 
     @property
-    def closed(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
+    def closed(self) -> bool:  # type: ignore[override] - computed from the parts
+        """Whether all parts are closed."""
         return all(part.closed for part in self._each())
 
     @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
+    def deterministic(self) -> bool:  # type: ignore[override] - computed from the parts
+        """Whether all parts are deterministic."""
         return all(part.deterministic for part in self._each())
 
 
@@ -93,7 +93,7 @@ def largest(violation: Tensor, batch: int) -> Tensor:
 
 
 def inherited(parts: list[Constraint]) -> dict[str, str]:
-    """The laws that fail for a part, which fail for the whole too."""
+    """The laws that fail for a part, and so for the whole."""
     return {
         law: f"{part!r}: {reason}"
         for part in parts
@@ -102,10 +102,10 @@ def inherited(parts: list[Constraint]) -> dict[str, str]:
 
 
 def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
-    """Better parameters of a part.
+    """Canonical parameters of a part.
 
-    `step_gradient`, by which a constraint leaves its boundary again, is not called for parts. So
-    the parameter of a part that has one is moved back to the boundary little by little.
+    `step_gradient`, which lets a constraint leave its boundary, is not called for parts. So a part
+    that defines it is moved back to the boundary little by little: see `relax_to_boundary`.
     """
     if not part.has_step_gradient():
         return part.canonical(*params)
@@ -114,7 +114,7 @@ def canonical(part: Constraint, *params: Tensor) -> tuple[Tensor, ...]:
         # The constants, such as directions, depend on the parameter.
         member, *constants = part.canonical(*params)
     else:
-        # Without the guard, which raises for NaN.
+        # Without the checks of arguments, which raise for NaN.
         member = unguarded(part, "project")(X)
     dim = X.ndim if part.event_dim is None else part.event_dim
     return relax_to_boundary(X, member, dim), *constants

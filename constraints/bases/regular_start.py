@@ -1,4 +1,4 @@
-"""The start for a matrix that is far from an open set of regular matrices."""
+"""Where a matrix outside of an open set of regular matrices starts training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 #: A matrix that the projection moves by at most this share of its norm counts as nearly a member.
 NEARLY = 0.1
@@ -21,13 +21,13 @@ def admitted(constraint: Constraint, value: Tensor, candidate: Tensor, share: fl
     """Members to start from in place of matrices outside; see `Constraint.admit`.
 
     A matrix that is nearly a member, such as a covariance matrix that is not quite symmetric, is
-    meant to be one: it is projected, and then moved inwards no farther than necessary. Any other
-    matrix is assumed to be random: ``candidate`` takes its place, moved well inside.
+    meant to be one. It is projected and then moved inwards no farther than necessary. Any other
+    matrix is assumed to be random, and is replaced by ``candidate``, moved well inside.
 
     Args:
         constraint: the set.
         value: shape ``(*batch, m, n)``.
-        candidate: a member made of ``value`` that keeps its condition.
+        candidate: a member made of ``value`` that is as well-conditioned.
         share: as for `Constraint.inwards`.
     """
     nearest = constraint.project(value)

@@ -1,4 +1,4 @@
-"""Maps that leave the members of a set where they are: retractions."""
+"""Base of constraints whose map is a retraction: it leaves members as they are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from constrained import Constraint
 
 
 class Retraction(Constraint):
-    """What constraints share whose map is a retraction: r(x) = x for every member x.
+    """Base of constraints whose map is a retraction: r(x) = x for every member x.
 
-    The free parameter is a tensor of the element's shape, so that the right inverse is the identity
-    and the map may serve as the projection.
+    The free parameter has the element's shape, so the right inverse is the identity and the map may
+    serve as the projection.
     """
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -19,5 +19,5 @@ class Retraction(Constraint):
         return value
 
     def project(self, value: Tensor) -> Tensor:
-        """What the map makes of the tensor."""
+        """The value of the map."""
         return self.forward(value)

@@ -1,4 +1,4 @@
-"""Sets of vectors and of matrices: which shapes one element may have."""
+"""Bases of sets of vectors and of matrices: the shapes that one element may have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from constrained import Constraint
 
 
 class Vectors(Constraint):
-    """What sets of vectors share: an element is the last dimension of a tensor, and not empty."""
+    """Base of sets of vectors: an element is the last dimension of a tensor, and not empty."""
 
     event_dim = 1
 
@@ -16,7 +16,7 @@ class Vectors(Constraint):
 
 
 class Matrices(Constraint):
-    """What sets of matrices share: an element is the last two dimensions, and not empty."""
+    """Base of sets of matrices: an element is the last two dimensions, and not empty."""
 
     event_dim = 2
 
@@ -26,7 +26,7 @@ class Matrices(Constraint):
 
 
 class SquareMatrices(Matrices):
-    """What sets of square matrices share."""
+    """Base of sets of square matrices."""
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element has as many rows as columns, and at least one."""
@@ -35,7 +35,7 @@ class SquareMatrices(Matrices):
 
 
 class EvenMatrices(SquareMatrices):
-    """What sets of square matrices of four equal blocks share."""
+    """Base of sets of square matrices of four equal blocks."""
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """An element is a square matrix with an even number of rows."""

@@ -28,16 +28,16 @@ from constraints.bases.parts import (
 class Chain(Composite):
     """Several constraints on the same tensor, one map after another: ``"symmetric | ball"``.
 
-    **Set**: the members of all parts' sets, A and B and ... Its dimension is that of the first
-    part's set less the codimensions of the others.
+    **Set**: the intersection of the parts' sets. Its dimension is that of the first part's set
+    less the codimensions of the others.
 
-    **Map**: that of the first part, then those of the others, each from a tensor to the one of its
-    set that belongs to it, such as a nearest one. A map follows others only if its class declares
-    that it keeps their sets (`Constraint.preserves`): ``positive_definite | special_linear`` scales
-    a positive definite matrix to determinant one, ``symmetric | spectral_norm`` cuts the
-    eigenvalues of a symmetric matrix. In the order that is not declared, or where none is, there is
-    an error. Rounding errors that a map adds across a linear space are taken away; across other
-    sets they stay, and grow with the condition of the matrix.
+    **Map**: that of the first part, then those of the others in turn. A part may follow others only
+    if its class declares that its map keeps their sets (`Constraint.preserves`):
+    ``positive_definite | special_linear`` scales a positive definite matrix to determinant one,
+    ``symmetric | spectral_norm`` cuts the eigenvalues of a symmetric matrix. An order that is not
+    declared is an error. If the first set is a linear space, its projection at the end removes the
+    rounding errors by which later maps leave it. For other sets these errors stay, and grow with
+    the condition number of the matrix.
 
     **Right inverse**: those of the parts, from the last one to the first.
 
@@ -69,7 +69,7 @@ class Chain(Composite):
         if len(built) < 2:
             raise ValueError("chain: there must be two parts or more.")
         for i, part in enumerate(built):
-            # An element has a known number of dimensions.
+            # Raises for a part whose elements have no fixed number of dimensions.
             events(part)
             for former in built[:i]:
                 if former.name not in part.preserves:
@@ -84,20 +84,20 @@ class Chain(Composite):
         kinks = inherited(built)
         self.expected_failures = {
             **kinks,
-            # A random member of the first set lies outside of the others, and ends on a boundary.
+            # A random member of the first set lies outside of the others, so it ends on a boundary.
             **{k.replace(":boundary", ":random"): kinks[k] for k in kinks if ":boundary" in k},
             "nearest": "the nearest member of all sets has no formula: project() goes from one to "
             "the next",
         }
 
     @property
-    def event_dim(self) -> int:  # type: ignore[override]
-        """That of the part with the largest elements."""
+    def event_dim(self) -> int:  # type: ignore[override] - computed from the parts
+        """The largest ``event_dim`` of the parts."""
         return max(events(part) for part in self._each())
 
     @property
-    def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Those of the first part."""
+    def frozen(self) -> tuple[int, ...]:  # type: ignore[override] - computed from the parts
+        """The frozen parameters of the first part, which has all parameters."""
         return self._each()[0].frozen
 
     def forward(self, *params: Tensor) -> Tensor:
@@ -106,24 +106,24 @@ class Chain(Composite):
         value = first(*params)
         for part in others:
             value = part(value)
-        # A linear map takes away what rounding has added across its space.
+        # A projection onto a linear space removes the rounding errors by which others left it.
         return first(value) if isinstance(first, LinearSpace) else value
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """As all parts round: what is rounded already stays."""
+        """Rounded by each part in turn; a value that is already rounded does not change."""
         for part in self._each():
             value = part.rounded(value, dtype).to(value.dtype)
         return value.to(dtype)
 
     def right_inverse(self, value: Tensor) -> Params:
-        """The right inverses, from the last to the first."""
+        """The parts' right inverses, from the last to the first."""
         first, *others = self._each()
         for part in reversed(others):
             (value,) = unpack(unguarded(part, "right_inverse")(value))
         return unguarded(first, "right_inverse")(value)
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
-        """That of the second part, if it follows a linear one alone; else that of the first."""
+        """The second part's, if there are two and the first is linear; else the first part's."""
         first, *others = self._each()
         if not self._hands_over():
             return canonical(first, *params)
@@ -131,19 +131,19 @@ class Chain(Composite):
             return canonical(others[0], first(*params))
 
     def restored_together(self, count: int) -> Sequence[Sequence[int]]:
-        """As those of the first part: a part that follows it has one."""
+        """The groups of the first part: a part that follows another has a single parameter."""
         return self._each()[0].restored_together(count)
 
     def param_count(self) -> int:
-        """Those of the first part."""
+        """The number of parameters of the first part."""
         return self._each()[0].param_count()
 
     def has_canonical(self) -> bool:
-        """Whether a part has better parameters."""
+        """Whether `canonical` may change the parameters."""
         return self._hands_over() or self._each()[0].has_canonical()
 
     def _hands_over(self) -> bool:
-        # The parameter of a linear part is a member of its set as well.
+        # A member of a linear space is a parameter of itself, so the second part's may replace it.
         first, *others = self._each()
         alone = isinstance(first, LinearSpace) and len(others) == 1
         return alone and others[0].has_canonical()
@@ -162,7 +162,7 @@ class Chain(Composite):
         return first.project(value) if isinstance(first, LinearSpace) else value
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """What the parts admit, one after another."""
+        """The parts' starts, one after another."""
         del share
         first, *others = self._each()
         value = first.start(value)
@@ -189,7 +189,7 @@ class Chain(Composite):
         return dimensions[0] - sum(space - d for d in dimensions[1:])
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """Every part admits it."""
+        """The first problem that a part has with the shape."""
         for part in self._each():
             problem = part.shape_problem(event[len(event) - events(part) :])
             if problem:

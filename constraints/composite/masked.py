@@ -1,4 +1,4 @@
-"""Tensors with zeros where a mask has them: fixed sparsity."""
+"""Tensors of fixed sparsity: zeros wherever a mask has zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from constraints.bases.linear_space import LinearSpace
 
 @register("masked", aliases=("sparsity",))
 class Masked(LinearSpace):
-    """Tensors with zeros wherever a mask has them.
+    """Tensors with zeros wherever a mask has zeros.
 
     **Set**: {W : W_i = 0 where mask_i = 0}. A linear space, whose dimension is the number
     of ones in the mask.
@@ -34,7 +34,7 @@ class Masked(LinearSpace):
         ``(*batch, *mask.shape)``.
 
     Raises:
-        ValueError: if the mask has no entries, or others than zeros and ones.
+        ValueError: if the mask has no entries, or entries other than zeros and ones.
 
     Example:
         >>> Masked(mask=[[1, 0], [1, 1]])(torch.ones(2, 2))

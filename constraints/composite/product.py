@@ -31,7 +31,7 @@ class Product(Composite):
     **Set**: the Cartesian product of the parts' sets, {x : x[first slice] in A, x[second slice] in
     B, ...}. Its dimension is the sum of theirs; it is closed if all are.
 
-    **Map**: that of each part on its slice, from the free parameters of all of them.
+    **Map**: that of each part, from its own free parameters to its slice.
 
     **Right inverse**: that of each part on its slice.
 
@@ -41,14 +41,16 @@ class Product(Composite):
         parts: a constraint for each slice: names, strings or mappings as `constrained.constrain`
             takes them, or `Constraint` objects.
         sizes: the length of each slice; None for slices of the same length.
-        dim: the dimension that is cut: -1, -2 ... from the end of each element, or 0, 1 ... from
-            the start, where the whole tensor is one element.
+        dim: the dimension that is cut into slices. A negative one counts from the end of each
+            element. With 0, 1, ... the whole tensor is one element.
 
     Shape:
-        one element has the dimensions from ``dim`` on, and as many as the largest part's elements.
+        One element has the last ``-dim`` dimensions, or as many as the largest part's elements if
+        that is more.
 
     Raises:
-        ValueError: if there are no parts, or a part, a size or dim is wrong.
+        TypeError: if dim is not an integer.
+        ValueError: if there are no parts, or a part or a size is wrong.
 
     Example:
         >>> head = Product(parts=["box(low=-1, high=1)", "nonnegative"], sizes=[1, 2], dim=-1)
@@ -82,22 +84,22 @@ class Product(Composite):
         self.expected_failures = inherited(built)
 
     @property
-    def event_dim(self) -> int | None:  # type: ignore[override]
-        """The dimensions from ``dim`` on, and as many as the largest part's elements."""
+    def event_dim(self) -> int | None:  # type: ignore[override] - computed from the parts
+        """``-dim``, or the largest ``event_dim`` of the parts if that is more."""
         parts = self._each()
         if self.dim >= 0 or any(part.event_dim is None for part in parts):
             return None
         return max(-self.dim, *(events(part) for part in parts))
 
     @property
-    def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Those of all parts."""
+    def frozen(self) -> tuple[int, ...]:  # type: ignore[override] - computed from the parts
+        """The frozen parameters of all parts."""
         places = zip(self._bounds, self._each(), strict=True)
         return tuple(start + i for (start, _), part in places for i in part.frozen)
 
     @property
     def _bounds(self) -> list[tuple[int, int]]:
-        """Where the parameters of each part start and end."""
+        """The indices at which the parameters of each part start and end."""
         return list(pairwise([0, *accumulate(part.param_count() for part in self._each())]))
 
     def forward(self, *params: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class Product(Composite):
         return torch.cat(elements, self.dim)
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """Each slice as its part rounds."""
+        """Each slice rounded by its part."""
         pieces = [part.rounded(piece, dtype) for part, piece in self._slices(value)]
         return torch.cat(pieces, self.dim)
 
@@ -127,7 +129,7 @@ class Product(Composite):
         return tuple(free)
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
-        """That of each part."""
+        """The canonical parameters of each part."""
         better: list[Tensor] = []
         for part, (start, end) in zip(self._each(), self._bounds, strict=True):
             better += canonical(part, *params[start:end])
@@ -143,11 +145,11 @@ class Product(Composite):
         ]
 
     def param_count(self) -> int:
-        """Those of all parts."""
+        """The number of parameters of all parts."""
         return self._bounds[-1][1]
 
     def has_canonical(self) -> bool:
-        """Whether some part has better parameters."""
+        """Whether `canonical` of some part may change its parameters."""
         return any(part.has_canonical() for part in self._each())
 
     def violation(self, value: Tensor) -> Tensor:
@@ -157,22 +159,22 @@ class Product(Composite):
         return torch.stack([largest(each, len(batch)) for each in found]).amax(0)
 
     def project(self, value: Tensor) -> Tensor:
-        """Each slice projected by its part: nearest where all of these are."""
+        """Each slice projected by its part: a nearest point if all of these are."""
         pieces = [part.project(piece) for part, piece in self._slices(value)]
         return torch.cat(pieces, self.dim)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Each slice moved by its part."""
+        """Each slice moved inwards by its part."""
         pieces = [part.inwards(piece, share) for part, piece in self._slices(value)]
         return torch.cat(pieces, self.dim)
 
     def start(self, value: Tensor) -> Tensor:
-        """Where each slice starts."""
+        """The start of each slice."""
         self.check_tensor(value)
         return torch.cat([part.start(piece) for part, piece in self._slices(value)], self.dim)
 
     def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
-        """Which elements of the slices lie where the derivative vanishes, one slice after another.
+        """Whether the derivative vanishes at each element of each slice, slice after slice.
 
         Returns:
             Boolean tensor of one dimension.
@@ -197,7 +199,7 @@ class Product(Composite):
         return total
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """The slices fill the dimension, and each part admits its own."""
+        """The slices fill the dimension, and each has a shape that its part accepts."""
         if not -len(event) <= self.dim < len(event):
             return f"must have a dimension {self.dim}"
         length = event[self.dim]

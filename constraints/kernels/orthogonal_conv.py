@@ -21,55 +21,56 @@ from constraints.math.polar import polar
 
 @register("orthogonal_conv", aliases=("orthogonal_convolution", "bcop", "aoc", "block_orthogonal"))
 class OrthogonalConv(Constraint):
-    r"""Kernels whose convolution is orthogonal: it keeps the length of every signal, or loses some.
+    r"""Kernels of orthogonal convolutions: these, or their transposes, keep every signal's length.
 
     **Set**: the kernels that are a product :math:`H F_1(z) \ldots F_{k-1}(z)` in one dimension, and
-    :math:`H F_1(z) \ldots F_{k-1}(z) G_1(w) \ldots G_{l-1}(w)` in two, of a matrix H with
-    orthonormal rows and factors :math:`P + z^{-1} (I - P)` with orthogonal projections P; their
-    transposes, with orthonormal columns, where there are more channels out than in. In one
-    dimension these are all orthogonal kernels, in two those that are separable in this sense.
-    Closed, in pieces: one for each choice of ranks of the projections. The dimension, that of the
-    largest piece for square kernels, is :math:`m (m - 1) / 2` and :math:`m^2 / 4` for each factor.
+    :math:`H F_1(z) \ldots F_{k-1}(z) G_1(w) \ldots G_{l-1}(w)` in two. H is a matrix with
+    orthonormal rows. The factors are :math:`P + z^{-1} (I - P)` with orthogonal projections P. If
+    there are more channels out than in, the set holds the transposes of such products, with
+    orthonormal columns. In one dimension these are all orthogonal kernels, in two those that are
+    separable in this sense. The set is closed and in pieces, one for each choice of ranks of the
+    projections. For square kernels, the largest piece has the dimension :math:`m (m - 1) / 2` plus
+    :math:`m^2 / 4` for each factor.
 
-    With circular padding the convolution is orthogonal, whatever the size of the image (a multiple
-    of the stride, and no smaller than the kernel): it keeps lengths if there are at least as many
-    channels out as in, times the stride; else its transpose does, and singular values are 1 and 0.
-    With zeros for padding it is a part of such an operator: no singular value is above 1, those of
-    waves at the border are below.
+    With circular padding the convolution is orthogonal for images of every size that is a multiple
+    of the stride and no smaller than the kernel. It keeps lengths if it has at least as many
+    channels out as channels in times the stride. Otherwise its transpose keeps lengths, and its
+    singular values are 1 and 0. With zero padding it is a part of such an operator: no singular
+    value is above 1, and those of waves at the border are below 1.
 
     **Map**: (H, M) -> the product for the polar factor of H, and for P = (I + S) / 2 with S the
     polar factor of the symmetric part of each matrix in M, a reflection. Onto.
 
-    **Right inverse**: the factors come off one by one: P projects onto the directions that are in
-    the first tap rather than in the last one. The more taps, the shorter are some of these, and the
-    more digits are lost: none that count up to five taps, half of them at nine.
+    **Right inverse**: the factors are divided off one by one. P projects onto the directions that
+    are in the first tap rather than in the last one. The more taps there are, the shorter are some
+    of these directions, and digits are lost: hardly any up to five taps, half of them at nine.
 
     **Reference**: Vaidyanathan, Multirate Systems and Filter Banks (1993), section 14.4; Gao,
     Nguyen and Strang, On factorization of M-channel paraunitary filterbanks (IEEE Transactions on
     Signal Processing 49, 2001); Li et al., Preventing gradient attenuation in Lipschitz constrained
     convolutional networks (NeurIPS 2019), for two dimensions.
 
-    `project` is a retraction: what the map makes of the factors that come off. For a kernel with a
-    bounded norm, and no more, there is `spectral_norm_conv`.
+    `project` is a retraction: the map, applied to the factors that are divided off. If only the
+    norm is to be bounded, take `spectral_norm_conv`.
 
-    `constrained.constrain` takes the stride and the groups from a torch layer where they are left
-    out, and refuses a layer that does something else, such as to pad with reflections.
+    `constrained.constrain` takes arguments that are left out from a torch layer. It refuses a layer
+    whose convolution is not orthogonal, such as one that pads with reflections.
 
     Args:
         stride: the stride of the layer, one for all axes or one for each; 1 without a layer. Each
             divides the size of the kernel, or is larger.
-        groups: the number of groups of the layer; 1 without a layer. With a view it is not taken
-            from there.
+        groups: the number of groups of the layer; 1 without a layer. For a weight with a view it is
+            not taken from the layer.
         event_dim: how many trailing dimensions make one kernel, 2 more than the convolution has;
-            by default the whole tensor is one.
+            by default the whole tensor is one kernel.
 
     Shape:
-        ``(*batch, out, in / groups, *kernel)`` with one or two sizes of a kernel: the weight of a
-        Conv1d or Conv2d, and that of their transposes.
+        ``(*batch, out, in / groups, *kernel)`` with one or two kernel sizes: the weight of a Conv1d
+        or Conv2d, or of their transposes.
 
     Raises:
-        TypeError: if an argument is no whole number.
-        ValueError: if an argument is out of its range, or does not go with the shape.
+        TypeError: if an argument is not a whole number.
+        ValueError: if an argument is out of its range, or does not fit the shape.
 
     Example:
         >>> orthogonal_conv = OrthogonalConv()
@@ -121,7 +122,7 @@ class OrthogonalConv(Constraint):
         self.stride, self.groups, self.event_dim = stride, groups, event_dim
 
     def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> OrthogonalConv:
-        """With the stride and the groups of a convolution."""
+        """The constraint with the stride and the groups of a convolution."""
         layer = layer_of(module, name)
         if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
             return self
@@ -149,7 +150,7 @@ class OrthogonalConv(Constraint):
         matrix = polar(wide(H.reshape(*H.shape[: -dims - 1], channels * math.prod(phases))))
         product = matrix[..., None, None, :, :]
         for reflections in M:
-            # The second axis has one dimension more: the shapes say which factors there are.
+            # Parameters of the second axis have one dimension more, which tells the axes apart.
             axis = -3 if reflections.ndim == H.ndim - dims + 2 else -4
             S = polar(symmetric_part(reflections))
             S = S.squeeze(-4) if axis == -3 else S
@@ -179,7 +180,7 @@ class OrthogonalConv(Constraint):
         return tuple(param.to(value.dtype).contiguous() for param in (H, *reflections))
 
     def canonical(self, H: Tensor, *M: Tensor) -> tuple[Tensor, ...]:
-        """The same with an orthogonal H, and reflections."""
+        """Parameters of the same element: an orthogonal H, and reflections."""
         dims = H.ndim - 3 if self.event_dim is None else self.event_dim - 2
         with torch.no_grad():
             matrix = polar(H.flatten(-dims - 1)).reshape(H.shape)
@@ -190,10 +191,11 @@ class OrthogonalConv(Constraint):
         return [[i] for i in range(count)]
 
     def violation(self, value: Tensor) -> Tensor:
-        """The larger of two: the defect of the Gram matrix, and what is not separable.
+        """The larger of two errors: of orthogonality, and of separability.
 
-        The first is the largest entry of half of ``K(z) K(1/z)' - I``, over all powers of z; the
-        second, where there are taps along two axes, that of the difference from the projection.
+        The first is the largest entry of half of ``K(z) K(1/z)' - I``, over all powers of z. The
+        second, for kernels with taps along two axes, is the largest entry of the difference from
+        the projection.
         """
         taps, _ = self._taps(value)
         defect = gram_defect(taps)
@@ -205,7 +207,7 @@ class OrthogonalConv(Constraint):
         return torch.maximum(defect, rest.amax(dims) if rest.numel() else rest.sum(dims))
 
     def project(self, value: Tensor) -> Tensor:
-        """A retraction: what the map makes of the factors that come off."""
+        """A retraction: the map, applied to the factors of the right inverse."""
         return self._retracted(value)
 
     def _retracted(self, value: Tensor) -> Tensor:
@@ -214,7 +216,7 @@ class OrthogonalConv(Constraint):
         return unguarded(self, "forward")(*factors).to(value.dtype)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """The map at random factors: H uniform, projections of half of the rank, also uniform."""
+        """The map at random factors: uniform H, uniform projections of half of the full rank."""
         event = tuple(shape if self.event_dim is None else shape[-self.event_dim :])
         batch = tuple(shape[: len(shape) - len(event)])
         phases, counts = self._phases(event)
@@ -231,7 +233,7 @@ class OrthogonalConv(Constraint):
         return self.forward(H, *reflections)
 
     def dimension(self, shape: Sequence[int]) -> int:
-        """Of the largest piece: an orthogonal matrix, and projections of half of the rank."""
+        """That of the largest piece: an orthogonal matrix, and projections of half the rank."""
         event = tuple(shape)
         phases, counts = self._phases(event)
         rows, columns = event[0] // self._groups(), event[1] * math.prod(phases)
@@ -262,13 +264,16 @@ class OrthogonalConv(Constraint):
         return tuple(stride) if isinstance(stride, Sequence) else (stride or 1,) * dims
 
     def _phases(self, event: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """How many phases of the input each axis has, and how many taps these."""
+        """How many phases of the input each axis has, and how many taps each phase has."""
         sizes = event[2:]
         phases = tuple(map(min, sizes, self._strides(len(sizes))))
         return phases, tuple(k // p for k, p in zip(sizes, phases, strict=True))
 
     def _taps(self, value: Tensor) -> tuple[Tensor, bool]:
-        """Wide matrices, shape ``(*batch, groups, taps, taps, rows, columns)``; if transposed."""
+        """The taps as wide matrices, and whether they were transposed for that.
+
+        The shape is ``(*batch, groups, taps, taps, rows, columns)``.
+        """
         event = tuple(value.shape if self.event_dim is None else value.shape[-self.event_dim :])
         batch = value.shape[: value.ndim - len(event)]
         phases, counts = self._phases(event)

@@ -1,4 +1,4 @@
-"""Kernels of convolutions that enlarge no image by more than a factor."""
+"""Kernels of convolutions whose operator norm is bounded."""
 
 from __future__ import annotations
 
@@ -21,33 +21,36 @@ from constraints.math.autograd import goes_by_operator, has_numbers
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
 
-# Derivation. Padding with images of the image is a linear map P of it, and what the layer does is a
-# part of what the convolution without a border makes of P f: no larger than ||K|| ||P||. Along one
-# axis of n points, with p more at each end, replicating makes P'P diagonal with 1 + p at both ends.
-# (For n = 1 the image is constant there, and so is what the layer gives if it adds no points: the
-# symbol at the frequency zero.) Reflecting is a part of an even image on the circle of 2 (n - 1)
-# points, where each point has at most one mirror image, and what the layer gives is there not more
-# than once, as it adds no points. Several axes are padded one after the other.
+# Derivation. Padding an image f with its own points is a linear map P. The layer's output is a part
+# of the convolution of P f on the infinite lattice, so its norm is at most ||K|| ||P||. Several
+# axes are padded one after the other, so it is enough to consider one axis, of n points, with p
+# more at each end.
+#   Replicating: P'P is diagonal, with 1 + p at both ends. (For n = 1 the image is constant along
+# this axis, and so is the output if the layer adds no points: the symbol at the frequency zero.)
+#   Reflecting: the padded image is a part of an even image on the circle of 2 (n - 1) points, where
+# each point has at most one mirror image. The output occurs there at most once, as the layer adds
+# no points.
 
-#: How many times longer padding makes an image, by the width of the border along one axis.
+#: By how much padding may increase the norm of an image, from the width of the border on one axis.
 LONGER: dict[str, Callable[[int], float]] = {
     "reflect": lambda border: 2**0.5,
     "replicate": lambda border: (1 + border) ** 0.5,
 }
 
 
-#: In units of the machine epsilon: how far below the bound the map ends, and how far above
-#: it a norm is rounding. Between the two no rounding error makes of one the other.
+#: In units of the machine epsilon: how far below the bound the map scales a kernel, and how far
+#: above it a norm still counts as inside. The gap is so wide that no rounding error bridges it.
 BELOW, ABOVE = 16.0, 2.0
 
 
-#: What no machine holds: the numbers of a kernel's symbol at all frequencies.
+#: Kernels whose symbols at all frequencies have more numbers than this are refused: no machine
+#: could hold them.
 MOST_NUMBERS = 2**36
 
 
 @register("spectral_norm_conv")
 class SpectralNormConv(Retraction):
-    r"""Kernels of convolutions that enlarge no image by more than a factor.
+    r"""Kernels of convolutions that increase the norm of no image by more than a factor.
 
     **Set**: :math:`\{K : \lVert K \rVert_{\mathrm{op}} \le c\}`, where the norm is that of the
     convolution as a linear map of images, the Lipschitz constant of the layer: closed, convex, of
@@ -55,17 +58,18 @@ class SpectralNormConv(Retraction):
     smaller by a factor of up to the square root of the number of taps.
 
     - ``padding_mode="zeros"``: an upper bound of the norm on images of every size, padded with any
-      number of zeros: the largest norm of the symbol on a grid of frequencies, times what it may
-      grow between them. It is at most ``cos(pi / (2 resolution)) ** -d`` times the norm on the
-      infinite lattice in d dimensions: 2 % above it for one dimension, 4 % for two, 6 % for three.
-    - ``padding_mode="circular"``: with a ``size``, the norm on images of that size, exactly; else
+      number of zeros. It is the largest norm of the symbol on a grid of frequencies, times the most
+      by which it may grow between them. It is at most ``cos(pi / (2 resolution)) ** -d`` times the
+      norm on the infinite lattice in d dimensions: 2 % above it for one dimension, 4 % for two, 6 %
+      for three.
+    - ``padding_mode="circular"``: with a ``size``, exactly the norm on images of that size; else
       the same upper bound.
-    - ``padding_mode="reflect"`` and ``"replicate"``: that upper bound, times how much longer the
-      padding may make an image: the square root of 2, or of 1 and the width of the border, for each
-      axis with more than one tap. There are kernels that reach it.
+    - ``padding_mode="reflect"`` and ``"replicate"``: that upper bound, times the most by which the
+      padding may increase the norm of an image. For each axis with more than one tap, that is the
+      square root of 2, or of 1 plus the width of the border. There are kernels that reach it.
 
-    **Map**: K -> K min(1, c / ||K||), onto the set. A kernel in the set comes back bit for bit, and
-    its derivative is the identity, on the boundary too.
+    **Map**: K -> K min(1, c / ||K||), onto the set. A kernel in the set is returned bit for bit,
+    and there the derivative is the identity, even on the boundary.
 
     **Right inverse**: the kernel itself.
 
@@ -73,45 +77,46 @@ class SpectralNormConv(Retraction):
     the symbol; M. Riesz, Eine trigonometrische Interpolationsformel (1914), for what lies between
     the points of a grid.
 
-    Training ends at the optimum where the bound stops the loss from falling. It would not, were the
-    kernel scaled back to the bound after each step: that makes all of it smaller when only a few
-    frequencies are too loud. The price is that the norm of a kernel which a step took outside has
-    no gradient. Its member stays on the boundary, as with the usual spectral normalization, until
+    If the optimum is on the boundary, training ends there. It would not if the kernel were scaled
+    back to the bound after each step, because that shrinks all of it when only a few frequencies
+    exceed the bound. The price is that the norm of a kernel that a step has led outside has no
+    gradient. The value stays on the boundary, as with the usual spectral normalization, until
     weight decay makes the kernel smaller or `constrained.rebase` starts anew from the boundary.
 
     `project` is the map. It gives a nearest member in the operator norm; the nearest one in the
     Frobenius norm has no closed form.
 
-    An evaluation costs a Cholesky decomposition for each of the frequencies, 144 for 3 x 3 taps, of
-    a matrix with as many rows as there are channels out, or in if these are fewer.
+    An evaluation costs one Cholesky decomposition for each frequency, 144 for 3 x 3 taps, of a
+    matrix with as many rows as there are channels out, or channels in if these are fewer.
 
-    What the layer does is an argument too. `constrained.constrain` takes it from a torch layer
-    where it is left out, and refuses what contradicts the layer. (It does not look again when a
-    setting of the layer is changed later.)
+    The layer's settings are arguments too. `constrained.constrain` takes those that are left out
+    from a torch layer, and refuses those that contradict the layer. Settings of the layer that
+    change later are not noticed.
 
     Args:
         bound: the largest norm c, greater than zero.
         stride: the stride of the layer, one for all axes or one for each; 1 without a layer. It
-            counts as 1 where the images are padded with anything but zeros and have no ``size``:
-            one that the stride does not divide wraps around out of step.
-        groups: the number of groups of the layer; 1 without a layer. With a view it is not taken
-            from there.
-        padding_mode: that of the layer; ``"circular"`` without a layer if there is a size, else
-            ``"zeros"``. But for zeros, the padding must make no image larger, up to the stride.
-        size: the size of the images, with ``"circular"`` only: one for all axes or one for each, a
+            counts as 1 if images are padded with anything but zeros and no ``size`` is given: the
+            stride may not divide the size of an image, which then wraps around out of step.
+        groups: the number of groups of the layer; 1 without a layer. For a weight with a view it is
+            not taken from the layer.
+        padding_mode: that of the layer; without a layer, ``"circular"`` if there is a size, else
+            ``"zeros"``. Padding with anything but zeros must not make images larger, apart from the
+            stride.
+        size: the size of the images, for ``"circular"`` only: one for all axes or one for each, a
             multiple of the stride and not smaller than the kernel.
-        resolution: without a size, how many frequencies there are for each tap but the first.
+        resolution: without a size, the number of frequencies per tap after the first.
         event_dim: how many trailing dimensions make one kernel, 2 more than the convolution has;
-            by default the whole tensor is one.
+            by default the whole tensor is one kernel.
         dilation: the dilation of the layer, one for all axes or one for each; 1 without a layer.
 
     Shape:
-        ``(*batch, out, in / groups, *kernel)`` with 1 to 3 sizes of a kernel: the weight of a
-        Conv1d, Conv2d or Conv3d, and that of their transposes, of which the norms are the same.
+        ``(*batch, out, in / groups, *kernel)`` with 1 to 3 kernel sizes: the weight of a Conv1d,
+        Conv2d or Conv3d, or of their transposes, whose norms are the same.
 
     Raises:
-        TypeError: if an argument is no number, or no whole one.
-        ValueError: if an argument is out of its range, or does not go with the shape.
+        TypeError: if an argument is not a number, or not a whole one.
+        ValueError: if an argument is out of its range, or does not fit the shape.
 
     Example:
         >>> spectral_norm_conv = SpectralNormConv(padding_mode="circular", size=8)
@@ -188,7 +193,7 @@ class SpectralNormConv(Retraction):
         self.dilation = dilation
 
     def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> SpectralNormConv:
-        """With the stride, dilation, groups and padding mode of a convolution."""
+        """The constraint with the stride, dilation, groups and padding mode of a convolution."""
         layer = layer_of(module, name)
         if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
             return self
@@ -216,7 +221,7 @@ class SpectralNormConv(Retraction):
         event = self._event(K.shape)
         scaled, unit = _scaled(K, tuple(range(-len(event), 0)))
         kernels, sizes, points, factor = self._symbols(scaled, event)
-        # In units of the largest entry, so that neither norms nor their squares overflow.
+        # In units of the largest entry neither norms nor their squares overflow.
         eps = torch.finfo(K.dtype).eps
         limit = (1 + ABOVE * eps) * (self.bound / factor / unit)
         loudest = None
@@ -259,7 +264,7 @@ class SpectralNormConv(Retraction):
         return share[(..., *[None] * len(self._event(shape)))] * gaussian
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a kernel, and fits the stride, the groups and the size of the images."""
+        """An element is a kernel that fits the stride, the groups and the size of the images."""
         if not 3 <= len(event) <= 5 or min(event) < 1:
             return "must be a kernel of 3 to 5 dimensions, (out, in / groups, *kernel), none empty"
         axes = len(event) - 2
@@ -286,7 +291,7 @@ class SpectralNormConv(Retraction):
 
     def _event(self, shape: Sequence[int]) -> tuple[int, ...]:
         self.check_shape(shape)
-        # For torch.jit.trace the sizes are tensors, and would become part of the trace.
+        # Under torch.jit.trace sizes are tensors, and would become part of the trace.
         return tuple(map(int, shape if self.event_dim is None else shape[-self.event_dim :]))
 
     def _symbols(
@@ -296,7 +301,7 @@ class SpectralNormConv(Retraction):
 
         Returns:
             Tensor of shape ``(*batch, groups, out, in, taps)``; the sizes; how many frequencies
-            there are along each axis; and how many times larger the norm may be than there.
+            there are along each axis; and by which factor the norm may exceed that at these.
         """
         kernel, groups = event[2:], self.groups or 1
         stride, dilation = (_each(n, len(kernel)) for n in (self.stride, self.dilation))
@@ -307,12 +312,12 @@ class SpectralNormConv(Retraction):
             given = [n // s for n, s in images]
         elif self.padding_mode in PADDING_MODES[1:]:
             stride = [1] * len(kernel)
-        # A stride and a dilation of 2 are those of 1 on each subgrid of every second point.
+        # A common factor of both, such as 2, acts separately on each subgrid of every second point.
         common = [math.gcd(*pair) for pair in zip(stride, dilation, strict=True)]
         stride = [s // c for s, c in zip(stride, common, strict=True)]
         dilation = [d // c for d, c in zip(dilation, common, strict=True)]
         if self.size is None:
-            # With steps of one the norm on the lattice is the same however far a kernel looks.
+            # With stride 1 the norm on the infinite lattice does not depend on the dilation.
             dilation = [1 if s == 1 else d for s, d in zip(stride, dilation, strict=True)]
         K = K.reshape(*K.shape[: K.ndim - len(event)], groups, event[0] // groups, *event[1:])
         K, sizes = symbol.polyphase(K, kernel, stride, dilation)
@@ -325,7 +330,7 @@ class SpectralNormConv(Retraction):
 
 
 def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """``(K / unit, unit)``: the unit is the largest entry of a kernel, held constant."""
+    """``(K / unit, unit)``, where the unit is the largest entry of a kernel, held constant."""
     finite = torch.isfinite(K).all(axes, keepdim=True)
     K = torch.where(finite, K, 0)
     unit = K.detach().abs().amax(axes, keepdim=True)
@@ -334,5 +339,5 @@ def _scaled(K: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _each(number: int | Sequence[int] | None, axes: int) -> list[int]:
-    """One for each axis; ones for what was left out."""
+    """The number for each axis, 1 if it was left out."""
     return list(number) if isinstance(number, Sequence) else [number or 1] * axes

@@ -1,1 +1,1 @@
-"""Objects of other libraries that mean constraints of this catalogue."""
+"""Constraints of this catalogue for objects of other libraries."""

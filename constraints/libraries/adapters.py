@@ -1,4 +1,4 @@
-"""Objects of other libraries that say what a constraint is."""
+"""Constraints for objects of torch.distributions, Pyro and geotorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from constrained import Constraint, get
 from constrained.constraint.registry import register_adapter, register_spelling
 from constraints.composite.product import Product
 
-#: By the class of the object of torch.distributions: our name, and our arguments by its attributes.
+#: By class of torch.distributions: our name, and our argument for each of its attributes.
 _NAMES: dict[type, tuple[str, dict[str, str]]] = {
     theirs.greater_than: ("greater_than", {"bound": "lower_bound"}),
     theirs.greater_than_eq: ("at_least", {"bound": "lower_bound"}),
@@ -30,13 +30,13 @@ _NAMES: dict[type, tuple[str, dict[str, str]]] = {
 }
 
 
-#: The same for the constraints that Pyro adds, by the names of their classes.
+#: Our names for the constraints that Pyro adds, by the names of their classes.
 _OF_PYRO = {
     "_Sphere": "sphere",
     "_CorrMatrix": "correlation",
     "_OrderedVector": "ordered",
     "_PositiveOrderedVector": "positive_ordered",
-    # These differ from what they derive from in the map only, and the maps here are ours.
+    # These differ from their base classes only in the map, and the maps here are ours.
     "_SoftplusPositive": "positive",
     "_SoftplusLowerCholesky": "cholesky_factor",
 }
@@ -45,7 +45,7 @@ _OF_PYRO = {
 _AT_ZERO = {"greater_than": "positive", "at_least": "nonnegative", "less_than": "negative"}
 
 
-#: By the class of geotorch's manifold: our name, and our arguments by its own.
+#: By class of geotorch: our name, and our argument for each of its own.
 _MANIFOLDS: dict[str, tuple[str, dict[str, str]]] = {
     "Symmetric": ("symmetric", {}),
     "Skew": ("skew", {}),
@@ -68,26 +68,26 @@ _MANIFOLDS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 for _class, (_name, _arguments) in _MANIFOLDS.items():
-    # A size and a choice of coordinates say nothing about the set.
+    # The size and the choice of coordinates do not affect the set.
     _all = {**dict.fromkeys(("size", "triv", "f", "lower")), **_arguments}
     register_spelling(f"geotorch:{_class}", _name, _all)
 
 
 @register_adapter
 def of_geotorch(manifold: Any) -> Constraint | None:
-    """The entry of the catalogue with the set of one of geotorch's manifolds.
+    """The constraint of the catalogue with the set of one of geotorch's manifolds.
 
-    GLp, which promises a positive determinant, is that with ``sign=1``. The coordinates (``triv``,
-    ``f``) are ours. To keep a manifold's own coordinates, register the object by
-    `constrained.parametrize.register_parametrization`.
+    For GLp, which promises a positive determinant, it is `invertible` with ``sign=1``. The
+    coordinates (``triv``, ``f``) are ours. To keep a manifold's own coordinates, register the
+    object by `constrained.parametrize.register_parametrization`.
 
     Args:
         manifold: any object.
 
     Returns:
-        A constraint, or None for what is no manifold of geotorch.
+        A constraint, or None if the object is not a manifold of geotorch.
     """
-    kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
+    kind = cast("type[Any]", type(manifold))
     if kind.__module__.partition(".")[0] != "geotorch" or kind.__name__ not in _MANIFOLDS:
         return None
     name, attributes = _MANIFOLDS[kind.__name__]
@@ -98,20 +98,20 @@ def of_geotorch(manifold: Any) -> Constraint | None:
 
 @register_adapter
 def of_torch_distributions(constraint: Any) -> Constraint | None:
-    """The entry of the catalogue with the set of an object of ``torch.distributions.constraints``.
+    """The constraint of the catalogue with the set of one of ``torch.distributions.constraints``.
 
-    Ours have what these have not: a right inverse, a projection, a distance. ``independent`` is
-    that of its base, ``cat`` and ``stack`` are a `Product`. Those that Pyro adds are known too,
-    without importing it; its ordered vectors are strictly so, ours may have ties.
+    Ours add a right inverse, a projection and a distance. ``independent`` gives the constraint of
+    its base; ``cat`` and ``stack`` give a `Product`. The constraints that Pyro adds are known too,
+    without importing Pyro. Its ordered vectors are strictly increasing; ours may have ties.
 
     Args:
-        constraint: any object; an ``Interval`` has numbers for bounds, not tensors of several.
+        constraint: any object. Bounds must be numbers, or tensors of one number.
 
     Returns:
-        A constraint, or None for what is no continuous constraint of that module.
+        A constraint, or None if the object is not a constraint of torch.distributions.
 
     Raises:
-        ValueError: for one of that module without a counterpart, as discrete ones.
+        ValueError: for a constraint without a counterpart, such as a discrete one.
 
     Example:
         >>> of_torch_distributions(theirs.interval(-1.0, 1.0))

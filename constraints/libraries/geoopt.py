@@ -1,9 +1,9 @@
-"""Manifolds of geoopt as constraints. geoopt is not imported."""
+"""Constraints for manifolds of geoopt, which is not imported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from constrained import Constraint, get
 from constrained.constraint.registry import register_adapter, register_spelling
@@ -11,13 +11,13 @@ from constraints.composite.product import Product
 from constraints.scalars.real import Real
 from constraints.vectors.hyperbolic import Lorentz, PoincareBall
 
-#: What says nothing about the set: geometry, rounding, and how distances are scaled.
+#: Arguments that do not affect the set: of its geometry, of rounding, of the scale of distances.
 _IGNORED: dict[str, str | None] = dict.fromkeys(
     ("ndim", "default_metric", "max_iter", "tol", "eps", "learnable")
 )
 
 
-#: By the class of geoopt's manifold, our name.
+#: Our names by class of geoopt.
 _NAMES = {
     "Euclidean": "real",
     "Stiefel": "orthogonal",
@@ -43,22 +43,22 @@ for _class in _BALLS:
 
 @register_adapter
 def of_geoopt(manifold: Any) -> Constraint | None:
-    """The entry of the catalogue with the set of one of geoopt's manifolds.
+    """The constraint of the catalogue with the set of one of geoopt's manifolds.
 
-    A metric, and the scale of one, say nothing about the set. To train by Riemannian gradients, as
-    geoopt does, is not what this gives.
+    Only the set is taken over, not the metric or its scale. Training does not use Riemannian
+    gradients, as geoopt's optimizers do.
 
     Args:
         manifold: any object.
 
     Returns:
-        A constraint, or None for what is no manifold of geoopt.
+        A constraint, or None if the object is not a manifold of geoopt.
 
     Raises:
-        ValueError: for a manifold without a counterpart: in a subspace, of a curvature that is
-            learned, of complex matrices, or a product with parts of several dimensions.
+        ValueError: for a manifold without a counterpart: one in a subspace, with a learned
+            curvature, of complex matrices, or a product with parts of several dimensions.
     """
-    kind: type[Any] = type(manifold)  # pyright: ignore[reportUnknownVariableType] - its library may be missing
+    kind = cast("type[Any]", type(manifold))
     if kind.__module__.partition(".")[0] != "geoopt" or not hasattr(manifold, "reversible"):
         return None
     if any(parameter.requires_grad for parameter in manifold.parameters()):
@@ -80,13 +80,13 @@ def _no_counterpart(manifold: Any, reason: str) -> ValueError:
 
 
 def _stereographic(manifold: Any) -> Constraint:
-    # For a positive curvature the chart of a sphere: all of space.
+    # With a positive curvature it is a chart of the sphere, and the set is all of space.
     curvature = float(manifold.k)
     return PoincareBall(curvature=-curvature) if curvature < 0 else Real()
 
 
 def _lorentz(manifold: Any) -> Constraint:
-    # Their k is what the inner product of a point with itself is, up to its sign.
+    # Their k is the inner product of a point with itself, up to its sign; ours is 1 / k.
     return Lorentz(curvature=1 / float(manifold.k))
 
 

@@ -39,25 +39,25 @@ class DirectFunction(Function):
 
 
 def goes_by_operator() -> bool:
-    """Whether a tracer is active, so that an operator has to stand for code that branches."""
+    """Whether a tracer is active, so that code that branches must be called as an operator."""
     return torch.compiler.is_compiling() or is_traced()
 
 
 def has_numbers(X: Tensor) -> bool:
-    """Whether Python may branch on the numbers of X: not on meta, nor when traced or batched."""
+    """Whether X holds numbers that Python can read: not on meta, not traced, not transformed."""
     return type(X) in (Tensor, Parameter) and not X.is_meta and not is_transformed(X)
 
 
 def may_branch(X: Tensor) -> bool:
-    """Whether Python may branch on the numbers of X, and no tracer would miss it."""
+    """Whether Python may branch on the numbers of X, with no tracer that would miss the branch."""
     return not goes_by_operator() and has_numbers(X)
 
 
 def needs_derivative(X: Tensor) -> bool:
-    """Whether a computation with X must be one that autograd or a tracer can follow.
+    """Whether a computation with X must consist of operations that autograd or a tracer records.
 
     If not, X is on the CPU and its numbers may be read. On other devices the answer is always yes,
-    because reading a number there means to wait for the device.
+    because reading a number there means waiting for the device.
     """
     return (
         not (X.is_cpu and may_branch(X))
@@ -80,7 +80,7 @@ def nestable(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def in_front(info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Iterator[Any]:
-    """The inputs of a `vmap` rule with the new dimension in front, as one more batch dimension.
+    """The inputs of a `vmap` rule, with the new dimension in front as one more batch dimension.
 
     Arguments that are not tensors are passed on as they are.
     """
@@ -105,11 +105,12 @@ def operator(
 
     Args:
         name: the operator's name, ``"constraints::..."``. Exported programs refer to it.
-        function: takes a tensor first; leading dimensions of all tensors are batch dimensions, in
-            its results too. Results are contiguous and share no memory with the arguments. Its
-            parameter names and annotations are the schema of the operator, which exported programs
-            refer to as well.
-        fake: the shapes of the results, as empty tensors; by default that of the first argument.
+        function: its first argument is a tensor. Leading dimensions of all tensors, results
+            included, are batch dimensions. Results are contiguous and share no memory with the
+            arguments. Parameter names and annotations are the schema of the operator, to which
+            exported programs refer as well.
+        fake: from the same arguments, empty tensors of the results' shapes; by default one like the
+            first argument.
         schema: the schema, where older versions of torch cannot derive it from the annotations.
     """
 
@@ -161,20 +162,19 @@ def differentiable(
 ) -> Callable[..., Tensor]:
     """A function of one tensor that branches on numbers, differentiable in every mode and order.
 
-    The derivative is a self-adjoint linear map in each of the functions that are made this way, so
-    one rule serves forward and reverse mode. It is given twice: `derivative` consists of operations
-    that can be differentiated again; `gradient` need not, may branch on numbers, and is used for
-    first-order gradients because it is cheaper.
+    The derivative must be a self-adjoint linear map, so that one rule serves forward and reverse
+    mode. It is given twice. `derivative` consists of differentiable operations. `gradient` need
+    not, may branch on numbers, and is used for first-order gradients because it is cheaper.
 
     Args:
-        name: of the operator for ``function``.
-        function: ``function(X, *numbers)``, as `operator` wants it.
-        gradient_name: of the operator for ``gradient``.
+        name: the name of the operator for ``function``.
+        function: ``function(X, *numbers)``, as for `operator`.
+        gradient_name: the name of the operator for ``gradient``.
         gradient: ``gradient(X, W, V, *numbers)``, the derivative at X, where the value is W, in
-            direction V; as `operator` wants it.
+            direction V; as for `operator`.
         derivative: the same, differentiable.
         saves_input: whether the two rules take X. If not, they are called without it, and X is not
-            kept for the backward pass.
+            saved for the backward pass.
 
     Returns:
         ``apply(X, *numbers)``.
@@ -221,7 +221,7 @@ def differentiable(
         result = gradient_operator(*ctx.saved_tensors, G, *ctx.numbers)
         return result, *(None,) * len(ctx.numbers)
 
-    # The operator has the backward too, since torch.compile takes no Function that defines `jvp`.
+    # The operator has a backward of its own: torch.compile takes no Function that defines `jvp`.
     value_operator.register_autograd(operator_backward, setup_context=operator_save)
 
     def apply(X: Tensor, *numbers: float) -> Tensor:

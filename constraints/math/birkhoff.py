@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 #: The largest number of Newton steps at one scale of the matrix, and of halvings of a step.
 STEPS, HALVINGS = 100, 40
@@ -80,7 +80,7 @@ def _rows(Z: Tensor) -> Tensor:
     descending = shifted.sort(-1, descending=True).values
     threshold = ((descending.cumsum(-1) - 1) / count).amax(-1, keepdim=True)
     W = F.relu(shifted - threshold)
-    # Entries that are 0 stay 0: the Newton step depends on which are positive.
+    # The division keeps zeros: the Newton step depends on which entries are positive.
     return W / W.sum(-1, keepdim=True)
 
 
@@ -96,9 +96,9 @@ def _newton_step(W: Tensor, excess: Tensor) -> Tensor:
 
 
 def _search(Z: Tensor, W: Tensor, step: Tensor, excess: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Z and W after the longest of the halved steps along which phi falls enough, per element.
+    """Z and W after a line search, in which each element takes the longest step that lowers phi.
 
-    The last result is whether any element has moved.
+    Steps are halved until phi falls enough. The last result is whether any element has moved.
     """
     slope = -(step * excess).sum((-2, -1))
     before = _value(Z, W)

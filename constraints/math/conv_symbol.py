@@ -1,4 +1,4 @@
-"""The symbol of a convolution: the matrix by which it acts on each frequency, and its norm."""
+"""The symbol of a convolution, the matrix by which it acts on each frequency, and its norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.top_singular_value import largest_singular_value
 
@@ -50,19 +50,19 @@ _ROUNDING = 8.0
 def polyphase(
     K: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """The kernel of stride and dilation 1 that acts on the phases of an image as this one on it.
+    """The kernel of stride and dilation 1 that does on the phases of an image what K does on it.
 
     Args:
         K: shape ``(*batch, out, in, *kernel)``.
-        kernel: its sizes.
-        stride: the strides, one for each of them.
-        dilation: the distances of the taps.
+        kernel: the sizes of the kernel.
+        stride: the stride along each axis.
+        dilation: the dilation along each axis.
 
     Returns:
         Tensor of shape ``(*batch, out, in * phases, taps)``, a kernel of stride and dilation 1, and
         its sizes, whose product is ``taps``.
     """
-    # (For torch.jit.trace the sizes of a tensor are tensors.)
+    # The sizes are an argument, since under torch.jit.trace those of a tensor are tensors.
     axes, lead = len(kernel), K.shape[: K.ndim - len(kernel)]
     phases: list[int] = []
     sizes: list[int] = []
@@ -90,7 +90,7 @@ def operator_norm(
         K: shape ``(*batch, groups, out, in, taps)``, finite and real, of stride and dilation 1.
         sizes: those of the kernel, whose product is ``taps``.
         points: the number of frequencies along each axis.
-        loudest: the result of `loudest_wave`, if it is known.
+        loudest: the result of `loudest_wave`, if it has been computed.
 
     Returns:
         Tensor of shape ``batch``.
@@ -152,11 +152,11 @@ def loudest_wave(
 
 
 def _is_above(N: Tensor, limit: Tensor) -> Tensor:
-    """Whether an eigenvalue of a Hermitian matrix ``-N`` is above a limit, or nearly."""
+    """Whether an eigenvalue of the Hermitian matrix ``-N`` is above a limit, up to rounding."""
     diagonal = N.diagonal(dim1=-2, dim2=-1)
     kept = diagonal.clone()
-    # In place, and on the conjugate, whose memory layout LAPACK takes without a copy: there may be
-    # a hundred matrices, and to copy them takes as long as to multiply them by a vector.
+    # In place, and on the conjugate, whose memory layout LAPACK takes without a copy. Copying the
+    # matrices, of which there may be a hundred, takes as long as multiplying them by a vector.
     diagonal.add_(limit.unsqueeze(-1))
     above = linalg.cholesky_ex(N.mT).info != 0
     diagonal.copy_(kept)
@@ -166,7 +166,7 @@ def _is_above(N: Tensor, limit: Tensor) -> Tensor:
 def _negated_squares(
     K: Tensor, sizes: Sequence[int], points: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """``-A A^H`` or ``-A^H A`` for all symbols A of kernels, in parts that fit into memory.
+    """``-A A^H``, or ``-A^H A`` if smaller, for all symbols A, in parts that fit into memory.
 
     Args:
         K: shape ``(batch, groups, out, in, taps)``.
@@ -189,8 +189,8 @@ def _negated_squares(
         some, angle = names[:, first : first + step], angles[first : first + step]
         cosines, sines = -angle.cos(), -angle.sin()
         N = torch.complex(cosines @ even, sines @ odd).reshape(batch, some.numel(), n, n)
-        # The product of each square with a vector comes from the products of few matrices with it.
-        # It is the vector of the Rayleigh quotient.
+        # One power iteration gives the vector of the Rayleigh quotient. The products of all squares
+        # with the start follow from those of a few matrices with it.
         y, z = (part.reshape(*part.shape[:-1], n, n) @ start for part in (even, odd))
         y = torch.complex(cosines @ y, sines @ z).reshape(batch, some.numel(), n, 1)
         # Scaled, so that squares do not overflow.
@@ -201,7 +201,7 @@ def _negated_squares(
 
 
 def _correlations(K: Tensor, sizes: Sequence[int]) -> tuple[list[tuple[int, ...]], Tensor, Tensor]:
-    """The taps R[z] of the squares, as even and odd parts, for the z from 0 on in lexical order.
+    """The taps R[z] of the squares, as even and odd parts, for z >= 0 in lexicographic order.
 
     Args:
         K: shape ``(batch, groups, rows, columns, taps)``.
@@ -228,7 +228,7 @@ def _correlations(K: Tensor, sizes: Sequence[int]) -> tuple[list[tuple[int, ...]
 
 @functools.lru_cache(maxsize=64)
 def _pairs(sizes: tuple[int, ...]) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """The positions z of `_correlations`, and the sign of each pair of taps in both parts.
+    """The positions z of `_correlations`, and the signs of each pair of taps in both parts.
 
     Returns:
         The positions, and an array of shape (taps, taps, 2 * positions).
@@ -259,11 +259,11 @@ def _angles(points: Sequence[int], positions: Sequence[tuple[int, ...]], like: T
         w = torch.arange(count, device=like.device) * (whole // n)
         z = torch.tensor([position[axis] for position in positions], device=like.device)
         turns = (turns.unsqueeze(1) + w.unsqueeze(-1) * z).flatten(0, 1)
-    # Integers up to here: the only rounding error of the angle is that of the last product.
+    # Computed in integers up to here, so the last product makes the only rounding error.
     return (turns % whole).to(like.dtype) * (2 * math.pi / whole)
 
 
-# Only the index comes from an operator: a tracer sees real numbers only, and no eigenvalues.
+# Only the index is computed by an operator, so a tracer sees no eigenvalues and no complex numbers.
 
 
 def _loudest(K: Tensor, sizes: list[int], points: list[int]) -> Tensor:
@@ -301,7 +301,7 @@ _found_loudest = without_derivative(
 
 
 def lattice_points(sizes: Sequence[int], resolution: int) -> list[int]:
-    """The number of frequencies per axis that represent the infinite lattice, for kernel sizes."""
+    """The number of frequencies per axis that represent the infinite lattice."""
     return [max(1, resolution * (k - 1)) for k in sizes]
 
 

@@ -1,11 +1,11 @@
-"""Covariance matrices X X', positive definite in floating-point arithmetic too, and roots."""
+"""Covariance matrices X X' that are positive definite despite rounding, and their roots."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.gram import gram, is_mirrored
 from constraints.math.matrix import symmetric_part
@@ -15,7 +15,7 @@ from constraints.math.transpose import plus_transpose
 def covariance(X: Tensor) -> Tensor:
     """``X X'``, with its diagonal enlarged by a rounding term, so that it has a Cholesky factor."""
     rounding, finfo = rounding_of(X), torch.finfo(X.dtype)
-    # Smaller squares are so near to underflow that they have lost digits.
+    # Smaller squares are so close to underflow that they have lost digits.
     least = finfo.tiny / finfo.eps
     W = squares(X)
     if not needs_derivative(X):
@@ -88,11 +88,11 @@ def reflected(W: Tensor) -> Tensor:
 def rounding_of(W: Tensor) -> float:
     """The relative size of the term that keeps the Cholesky factorization from breaking down.
 
-    W = X X' in floating-point arithmetic errs by some eps |x_i| |x_j| in the entry i, j, and the
-    factorization of W by as much again. Scaled to unit diagonal, both errors are matrices of a norm
-    of at most n times that. Measured in single precision for n from 2 to 1024, on columns of like
-    size, falling, rising, nearly dependent: n eps / 2 suffices up to n = 128, and 2 n eps for the
-    blocked factorization of larger matrices that one column dominates.
+    Computed, W = X X' errs by some eps |x_i| |x_j| in the entry i, j, and the factorization of W by
+    as much again. Scaled to unit diagonal, both errors are matrices of norm n eps, up to a small
+    factor. It was measured in single precision for n from 2 to 1024, on columns of similar, falling
+    and rising size, and nearly dependent ones: n eps / 2 suffices up to n = 128, and 2 n eps for
+    the blocked factorization of larger matrices that one column dominates.
     """
     return 2 * W.shape[-1] * torch.finfo(W.dtype).eps
 
@@ -102,7 +102,7 @@ def _diagonal(W: Tensor) -> Tensor:
 
 
 def _clipped(eigenvalues: Tensor, relative: float) -> Tensor:
-    """Eigenvalues no less than ``relative`` times the largest one; of a zero matrix, eps."""
+    """Eigenvalues raised to ``relative`` times the largest one, or to eps for a zero matrix."""
     finfo = torch.finfo(eigenvalues.dtype)
     largest = eigenvalues.abs().amax(-1, keepdim=True)
     least = torch.where(largest > finfo.tiny / finfo.eps, relative * largest, finfo.eps)

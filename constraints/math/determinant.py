@@ -1,18 +1,18 @@
-"""The matrix near a given one whose determinant is one."""
+"""The nearest matrix with determinant one, or the nearest to a multiple of a given matrix."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import without_derivative
 from constraints.math.nearest_regular import MARGIN, last_sign, orientation
 from constraints.math.svd import svd, svdvals
 
-#: A matrix whose determinant has a logarithm up to the first number goes to the nearest matrix of
-#: determinant 1. Any other is multiplied by a factor before, which brings the logarithm below the
-#: second number. Below log(2) the nearest matrix is a continuous function.
+#: If the logarithm of the determinant is at most the first number, the result is the nearest matrix
+#: of determinant 1. Any other matrix is first multiplied by a factor that brings the logarithm
+#: below the second number. Below log(2) the nearest matrix is a continuous function.
 NEAR, FAR = 0.2, 0.6
 
 #: The largest number of steps that find the multiplier.
@@ -183,9 +183,9 @@ def distance_from_unimodular(X: Tensor) -> Tensor:
 def _nearest_smaller(s: Tensor, every: Tensor) -> Tensor:
     """The positive numbers a with product 1 nearest to numbers s with a larger product.
 
-    Either all a are the larger root of ``a (s - a) = m``, as in ``every`` if there is such an m, or
-    the last one is the smaller root t. Then ``log t = -sum log a_i(t)``, which iteration from 0
-    reaches from below.
+    Either all a are the larger root of ``a (s - a) = m``, which gives ``every`` if such an m
+    exists, or the last one is the smaller root t. In the latter case ``log t = -sum log a_i(t)``,
+    which fixed-point iteration from t = 0 approaches from below.
     """
     s = s.clamp(min=torch.finfo(s.dtype).tiny)
     others, last = s[..., :-1], s[..., -1:]

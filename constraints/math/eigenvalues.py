@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.norm import norm
 
 #: An estimate is improved if the distance of the eigenvalues exceeds it by more than this factor.

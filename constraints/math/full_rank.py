@@ -13,8 +13,8 @@ def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
     """``A B' + c P Q'`` with the polar factors P and Q of A and B, and c = `share` |A| |B|.
 
     If A = U S^(1/2) and B = V S^(1/2) this is U (S + c) V': every singular value is raised by c,
-    which is of the size of rounding, so that the product has full rank in floating-point arithmetic
-    too. Where A or B has not full rank, P or Q is not unique, and the value jumps by 2 c.
+    which is of the size of rounding, so that the computed product has full rank too. Where A or B
+    does not have full rank, P or Q is not unique, and the value jumps by 2 c.
 
     Args:
         A: shape ``(*batch, m, r)``.
@@ -24,7 +24,7 @@ def full_rank_product(A: Tensor, B: Tensor) -> Tensor:
         Tensor of shape ``(*batch, m, n)``.
     """
     c = share(A, B) * _size(A) * _size(B)
-    # A smaller c would be so near to underflow that digits are lost.
+    # A smaller c would be so close to underflow that digits are lost.
     finfo = torch.finfo(A.dtype)
     c = c + (c.clamp(min=finfo.tiny / finfo.eps) - c).detach()
     P, Q = polar(A), polar(B)
@@ -57,16 +57,16 @@ def least(values: Tensor, like: Tensor) -> Tensor:
 def raised_by(values: Tensor, like: Tensor, portion: float) -> Tensor:
     """The leading singular values of matrices, with small ones raised.
 
-    The derivative of a product of balanced factors is proportional to their singular values, which
-    are the roots of those of the product. A raised singular value of a factor is at least
-    ``portion`` of the root of the mean, or of 1 if that is more.
+    The derivative of a product of balanced factors is proportional to the singular values of the
+    factors, which are the roots of those of the product. They are raised such that those of the
+    factors are at least ``portion`` of the root of the mean, or of 1 if that is more.
     """
     lowest = max(portion**2, share(like, like)) * values.mean(-1, keepdim=True).clamp(min=1)
     return torch.where(values < lowest, 2 * lowest, values)
 
 
 def share(A: Tensor, B: Tensor) -> float:
-    """2 n eps: a smaller ratio of a singular value to the largest one may be rounding."""
+    """2 n eps. A singular value smaller than this share of the largest one may be rounding."""
     return 2 * max(*A.shape[-2:], *B.shape[-2:]) * torch.finfo(A.dtype).eps
 
 

@@ -10,7 +10,7 @@ MIRRORED = 512
 
 
 def gram(X: Tensor) -> Tensor:
-    """``X' X`` without a derivative; for a large X in three quarters of the time of a product.
+    """``X' X`` without a derivative. For a large X it takes three quarters of a product's time.
 
     Args:
         X: shape ``(*batch, n, p)``.

@@ -1,22 +1,23 @@
 """A gradient at the boundary of the spectral norm ball with which any optimizer finds the optimum.
 
-At a matrix with singular values at the bound, a step against the gradient that leads outside is
-projected back. For plain gradient descent that is right. But a step of Adam is a step in another
-metric: it comes to rest beside the optimum, where the step leads outwards and the projection back
-to the same point (measured: a loss of up to one and a half times the optimum). What vanishes at the
-optimum, and only there, is the *gradient mapping*: the change made by a step of gradient descent
-and the projection after it, divided by the length of the step,
+At a matrix with singular values at the bound, a step that leads outside is projected back. For
+plain gradient descent that is right. But a step of Adam is a step in another metric: it comes to
+rest beside the optimum, where the step leads outwards and the projection back to the same point
+(measured: a loss of up to one and a half times the optimum). The *gradient mapping* vanishes at the
+optimum and nowhere else. It is the change made by a step of gradient descent and the projection
+after it, divided by the step size,
 
     (W - cut(W - t G)) / t.
 
-It is the gradient where the step stays inside, and for short steps the projection of the gradient
-onto the tangent cone. An optimizer whose steps are much longer than t circles around the optimum,
-because the boundary is sharply curved where other singular values are near. The longer t is, the
-slower parameters near the boundary move. With a step as long as the bound, ``t = bound / ||G||``,
-gradient descent, momentum and Adam reached the optimum to ten digits at constant rates from 0.003
-to 0.03; at 0.1 Adam circled around it (8 x 8, a loss 4e-4 above it, relatively). With only the
-singular vectors within 1 % of the bound, gradient descent came to rest up to a hundredth above the
-optimum at a rate of 0.09, and Adam up to a thousandth at 0.03. So all followed vectors are used.
+It is the gradient itself where the step stays inside. For short steps it is the projection of the
+gradient onto the tangent cone. An optimizer whose steps are much longer than t circles around the
+optimum, because the boundary is sharply curved where other singular values are near. The longer t
+is, the slower parameters near the boundary move. With a step as long as the bound,
+``t = bound / ||G||``, gradient descent, momentum and Adam reached the optimum to ten digits at
+constant rates from 0.003 to 0.03; at 0.1 Adam circled around it (8 x 8, a loss 4e-4 above it,
+relatively). With only the singular vectors within 1 % of the bound, gradient descent came to rest
+up to a hundredth above the optimum at a rate of 0.09, and Adam up to a thousandth at 0.03. So all
+followed vectors are used.
 
 Reference:
     Nesterov, Lectures on Convex Optimization (2nd ed., 2018), section 2.2.4.
@@ -27,7 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.singular_vectors import Vectors
 
 #: A square that exceeds 1 by at most this many units of the machine epsilon counts as 1.
@@ -37,7 +38,7 @@ _ROUNDING = 32.0
 def inward_gradient(G: Tensor, bound: float, vectors: Vectors) -> Tensor:
     """The gradient mapping at a member W, in the span of its leading singular vectors.
 
-    Where no singular value is at the bound it is G itself.
+    If no singular value is at the bound it is G itself.
 
     Args:
         G: the gradient with respect to the value, of shape ``(*batch, n, p)``.
@@ -75,8 +76,8 @@ def thin_inward_gradient(
     a, d, S, at = left @ U, right @ V, vectors.S, int(vectors.at.sum())
     E, below = None, len(S) - at
     if at > 2 * len(left):
-        # Any basis of the space of equal singular values consists of singular vectors. In one that
-        # contains the rows of a and d, the step does not change the others.
+        # Any basis of the space of equal singular values consists of singular vectors. If a basis
+        # contains the rows of a and d, the step leaves its other vectors unchanged.
         E = linalg.qr(torch.cat((a, d))[:, below:].mT).Q
         a, d = (torch.cat((x[:, :below], x[:, below:] @ E), -1) for x in (a, d))
         S = torch.cat((S[:below], S[-1:].expand(E.shape[-1])))
@@ -91,7 +92,7 @@ def thin_inward_gradient(
 def _taken(
     M: Tensor, size: Tensor, bound: float, S: Tensor, at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The change of the step by the projection, per length: two factors in the basis of vectors.
+    """What the projection adds to the gradient: two factors in the basis of the vectors.
 
     Args:
         M: ``U' G V``, of shape ``(*batch, r, r)``.

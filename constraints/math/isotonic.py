@@ -11,10 +11,11 @@ from constraints.math.autograd import without_derivative
 def isotonic(y: Tensor) -> Tensor:
     """The nearest vector, in the Euclidean norm, whose entries do not decrease.
 
-    It is constant on blocks, with the mean of the block's entries as its value. Two neighbouring
-    blocks of which the first has the larger mean lie in one block of the solution, in whatever
-    order blocks are merged. So in each round all such pairs, in all vectors, are merged at once,
-    until none is left. A vector whose entries do not decrease is returned bit for bit.
+    The solution is constant on blocks, with the mean of the block's entries as its value. If of two
+    neighbouring blocks the first has the larger mean, they are part of one block of the solution.
+    The order of merging does not matter. So in each round all such pairs, in all vectors, are
+    merged at once, until none is left. A vector whose entries do not decrease is returned bit for
+    bit.
 
     Args:
         y: shape ``(*batch, n)``.

@@ -8,38 +8,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.svd import svd
 
-#: How many directions are followed: one that is about to become the top one is among them.
+#: How many directions are followed: the top one, and the one most likely to overtake it.
 _FOLLOWED = 2
 
 #: From this number of products with the directions on, a decomposition is faster.
 _LIMIT = 32
 
-#: The share of generic directions in each start. Without it, singular vectors may remain exact, in
-#: a diagonal matrix for example, while another one that no product shows overtakes them.
+#: The share of generic directions in each start. Without it, the followed vectors may remain exact
+#: singular vectors, as in a diagonal matrix, while another one overtakes them unseen.
 _GENERIC = 1e-3
 
 #: How much the last product may add to the norm, in units of ``eps ||X||_F``.
 _ROUNDING = 4.0
 
-#: A lower direction is assumed to rise by at most this many times as much as in the last product.
+#: A lower direction is assumed to rise by at most this many times its last rise.
 _MISTRUST = 4.0
 
 #: Squares within this share of the largest count as equal to it, and the least number of products
-#: with the directions that distinguishes such.
+#: that is needed to tell such squares apart.
 _FLAT, _DEPTH = 2e-3, 8
 
 
 def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     r"""The largest singular value of X, and the directions that X stretches most.
 
-    A block Krylov method: after a step of an optimizer, a few products improve the directions from
-    before it. It stops when the last product added no more than rounding to the largest value, and
-    too little to the others for these to overtake it; where the others are nearly equal to it, a
-    least number of products is made. The result is an estimate from below: a direction that no
-    product has led to yet is found a step later. After too many products, a singular value
+    It is a block Krylov method: a few products improve the directions from before an optimizer's
+    step. It stops when the last product added no more than rounding to the largest value, and too
+    little to the others for these to overtake it. If the others are nearly equal to it, a minimum
+    number of products is made. The result is an estimate from below: a direction that no product
+    has reached yet is found at a later step. After too many products, a singular value
     decomposition is computed instead.
 
     Args:
@@ -73,7 +73,7 @@ def leading(X: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         rise = now - before[..., -r:]
         rise[..., :-1] *= _MISTRUST
         converged = rise <= rounding * top + (squares[..., -1:] - now)
-        # Among nearly equal values, few products do not tell which is the largest.
+        # A few products do not tell which of several nearly equal values is the largest.
         alone = (now[..., :1] < (1 - _FLAT) * squares[..., -1:]) | (basis.shape[-2] >= _DEPTH * r)
         if bool((converged & alone).all()):
             return top.squeeze(-1), (vectors[..., -r:].mT @ basis).flip(-2)
@@ -92,14 +92,14 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 
 def generic(like: Tensor) -> Tensor:
-    """Directions without any pattern, of the shape of ``like``, of norm `_GENERIC` in each row."""
-    # Made anew on the device of `like`: a cached tensor could be an inference tensor or a fake one.
+    """Directions without any pattern, of the shape of ``like``, with rows of norm `_GENERIC`."""
+    # A new tensor at each call: a cached one could be an inference tensor or a fake tensor.
     return torch.as_tensor(_pattern(*like.shape[-2:]), dtype=like.dtype, device=like.device)
 
 
 @functools.lru_cache(maxsize=64)
 def _pattern(rows: int, size: int) -> np.ndarray:
-    """Numbers without any pattern that a weight might share, of norm `_GENERIC` in each row."""
+    """Numbers without any pattern that a weight might share, with rows of norm `_GENERIC`."""
     i = np.arange(1, rows * size + 1, dtype=np.float64).reshape(rows, size)
     x = np.cos(0.7 * i * i)
     return _GENERIC * x / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import needs_derivative
 
 #: The length of the step in the gradient mapping at the boundary, in units of the bound.
@@ -16,7 +16,7 @@ _STEP = 0.1
 def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
     r"""The nearest vector with ``sum_i |x_i| <= bound``; a vector inside is returned bit for bit.
 
-    Outside it is ``sign(y_i) max(|y_i| - t, 0)`` with the only t for which the sum is the bound.
+    Outside it is ``sign(y_i) max(|y_i| - t, 0)`` with the t for which the sum is the bound.
     Every set K of k entries has ``sum_K (|y_i| - t) <= sum_i max(|y_i| - t, 0) = bound``, with
     equality where K holds the entries above t, which are the k largest. So
 
@@ -33,8 +33,8 @@ def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
     total = size.sum(-1, keepdim=True)
     outside = total > bound
     # Shifting all entries shifts t as much, and an entry that is smaller than the largest one by
-    # more than the bound becomes 0. So the entries of large vectors are made as small as the bound,
-    # and its digits are not lost.
+    # more than the bound becomes 0. So entries are shifted and clamped to between -bound and 0,
+    # where the digits of the bound are not lost.
     largest = size.amax(-1, keepdim=True)
     shifted = (size - largest).clamp(min=-bound)
     if needs_derivative(y):
@@ -71,8 +71,8 @@ def _climbed(shifted: Tensor, bound: float, start: Tensor) -> Tensor:
         left = rest.sign_().sum(-1, keepdim=True)
         if not bool((left < count).any()):
             return threshold
-        # By rounding, an entry could cross the threshold again and again. The count of those above
-        # may only fall, so that the loop ends.
+        # Rounding could move an entry across the threshold again and again. The loop ends because
+        # the count of entries above it may only fall.
         count = torch.minimum(count, left)
         threshold = threshold + (excess / left).clamp(min=0)
 
@@ -85,10 +85,10 @@ def l1_ball_gradient(gradient: Tensor, value: Tensor, bound: float) -> Tensor:
     .. math:: (x - \mathrm{onto}(x - t g)) / t, \qquad t = \mathrm{bound} / (10 \lVert g \rVert),
 
     which is 0 at an optimum and nowhere else, so that any optimizer comes to rest there: see
-    `constraints.math.inward_gradient`. The shorter t is, the sooner a small entry becomes 0, and
-    the shorter the steps that overshoot. With a tenth of the bound, gradient descent, momentum,
-    RMSprop and Adam reached sparse optima at constant rates from 0.003 to 0.1; with 0.03 of the
-    bound gradient descent circled around one.
+    `constraints.math.inward_gradient`. The smaller t is, the sooner a small entry becomes 0, and
+    the shorter must be the steps of an optimizer. With a tenth of the bound, gradient descent,
+    momentum, RMSprop and Adam reached sparse optima at constant rates from 0.003 to 0.1; with 0.03
+    of the bound gradient descent circled around one.
 
     Args:
         gradient: shape ``(*batch, n)``.

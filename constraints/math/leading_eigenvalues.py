@@ -1,11 +1,11 @@
-"""The largest eigenvalues of a symmetric matrix, and how far it is from having no others."""
+"""The largest eigenvalues of a symmetric matrix, and its distance from a bounded rank."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.matrix import distance_from_symmetric, symmetric_part
 
 

@@ -1,8 +1,8 @@
-"""Cutting a matrix at a bound by the leading singular vectors, followed from step to step.
+"""Cut the singular values of a matrix at a bound, with vectors followed from step to step.
 
-A matrix that an optimizer step has moved is cut at a bound by those of its singular vectors whose
-values are above it. Nearly the same vectors were right before the step: a few products with them
-find the new ones, hundreds of times faster than a decomposition.
+To cut a matrix, only the singular vectors whose values are above the bound are needed. An optimizer
+step changes them little, so a few products with those from before the step give the new ones,
+hundreds of times faster than a decomposition.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.clip_singular_values import certainly_inside, clipped_and_vectors
 from constraints.math.singular_vectors import PROBES, SPARE, Vectors, inverse, probe, product
 from constraints.math.subspace import (
@@ -24,16 +24,15 @@ from constraints.math.subspace import (
     ritz,
 )
 
-#: The largest number of vectors that are followed besides those near the bound, and the smallest:
-#: with fewer, a value could rise above the bound without having been among them before.
+#: The largest and the smallest number of vectors that are followed besides those near the bound.
+#: With fewer, a value that is not followed could rise above the bound.
 _MOST_SPARE, _LEAST_SPARE = 104, 4
 
-#: Fewer vectors are followed where all others are this many times farther below the bound than a
-#: step leads.
+#: Fewer vectors are followed if all others are farther below the bound than this many steps.
 _RICH = 8
 
-#: How many times less than expected the generic directions may show of a step that is mainly along
-#: one direction: one such step in a thousand shows less than half.
+#: By this factor the generic directions may underestimate a step that is mainly along one
+#: direction: for one such step in a thousand they show less than half of it.
 _UNSEEN = 2.0
 
 #: Products with this many columns take no longer than with fewer.
@@ -42,39 +41,39 @@ _COLUMNS = 16
 #: This many rows of a matrix stay in the cache.
 _ROWS = 128
 
-#: In units of ``eps ||X||_F``: half of the library's tolerance.
+#: A rounding error, in units of ``eps ||X||_F``: half of the library's tolerance.
 _ROUNDING = 4.0
 
-#: How far the residuals may let a value exceed the bound, in units of the rounding above. Values
-#: are cut by that much more, at most some 1e-4 of the bound in single precision.
+#: By how much, according to the residuals, a value may exceed the bound, in units of the rounding
+#: above. Values are cut by that much more, at most some 1e-4 of the bound in single precision.
 _WRONG = 5.0
 
-#: In units of ``eps ||X||_F``: how far below the bound a value may be and count as equal to it.
+#: How far below the bound a value may be and still count as equal to it, in ``eps ||X||_F``.
 _AT_THE_BOUND = 16.0
 
-#: To follow more than this share of all vectors is slower than a decomposition.
+#: Following more than this share of all vectors is slower than a decomposition.
 _SHARE = 0.75
 
-#: As many products as this with all columns of a matrix are slower than its decomposition.
+#: This many products with all columns of a matrix are slower than its decomposition.
 _LIMIT = 8
 
-#: Vectors that were of no help are not tried at the next step, nor at the next 2, 4, ... after more
-#: failures, up to this many.
+#: Vectors that did not help are not tried at the next step. After repeated failures they are not
+#: tried at the next 2, 4, ... steps, up to this many.
 _PATIENCE = 16
 
 #: Between these no square of an entry leaves the range of single precision.
 _MODERATE = 1e-10, 1e10
 
-#: From how many roundings of error on a polynomial is worth its products.
+#: From this error on, in units of rounding, a polynomial is worth its products.
 _WORTH = 4.0
 
 
 def cut(X: Tensor, bound: float, before: Vectors | None) -> tuple[Tensor, Vectors | None]:
     """X with singular values of at most ``bound``, and the leading vectors of the result.
 
-    It takes a few products with the vectors of a similar matrix where these suffice, else a
-    decomposition. The products leave values above the bound by the library's tolerance at most, as
-    far as the residuals tell: a vector that no product has led to yet is found a step later.
+    It takes a few products with the vectors of a similar matrix if these suffice, else a
+    decomposition. As far as the residuals tell, the products leave no value above the bound by more
+    than the library's tolerance. A vector that no product has reached yet is found at a later step.
 
     Args:
         X: shape ``(*batch, n, p)``, single or double precision, not traced.
@@ -82,10 +81,10 @@ def cut(X: Tensor, bound: float, before: Vectors | None) -> tuple[Tensor, Vector
         before: the vectors of a similar matrix, if any are known.
 
     Returns:
-        A matrix of the shape of X, or X itself; and its vectors, or None if it is small and inside.
+        The cut matrix, or X itself; and its vectors, or None if it is small and inside.
 
     Reference:
-        That of `constraints.math.subspace`.
+        See `constraints.math.subspace`.
     """
     if before is None or not before.fits(X) or X.ndim > 2:
         small = X.ndim > 2 or _SHARE * min(X.shape) <= SPARE
@@ -105,7 +104,7 @@ def cut(X: Tensor, bound: float, before: Vectors | None) -> tuple[Tensor, Vector
 
 
 def vectors_of(X: Tensor, bound: float) -> Vectors | None:
-    """The leading vectors of a member; None of a matrix outside or without values at the bound."""
+    """The leading vectors of a member; None for a matrix outside or without values at the bound."""
     W, vectors = _decomposed(X, bound, even_inside=False)
     return vectors if torch.equal(W, X) else None
 
@@ -145,7 +144,7 @@ def _decomposed(X: Tensor, bound: float, even_inside: bool) -> tuple[Tensor, Vec
 def _share(size: Tensor, bound: float) -> float:
     """The share of the bound by which a singular value may be below it and count as equal."""
     share = _AT_THE_BOUND * torch.finfo(size.dtype).eps * max(float(size) / bound, 1.0)
-    # The size of a matrix far outside is not limited.
+    # A matrix far outside may be of any size.
     return min(share, NEAR)
 
 
@@ -155,7 +154,7 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
     if not _MODERATE[0] < bound < _MODERATE[1]:
         return None
     eps = torch.finfo(X.dtype).eps
-    # A step hardly changes the size.
+    # A step hardly changes the norm of the matrix.
     rounding = _ROUNDING * eps * max(before.size / bound, 2.0)
     left = before.from_left
     basis = _start(before, bound * (1 - NEAR))
@@ -191,7 +190,7 @@ def _followed(X: Tensor, bound: float, before: Vectors) -> tuple[Tensor, Vectors
     if wrong <= _WRONG * rounding and found.spare >= _LEAST_SPARE and moved <= room:
         W, vectors = _cut_by(X, basis, image, found, bound, left, wrong, rounding, state)
         return W, vectors._replace(from_left=not left)
-    # Columns of the size of the others are told apart from rounding.
+    # Scaled to the size of the other columns, so that their directions exceed rounding.
     new = new / linalg.vector_norm(new, dim=0).clamp(min=torch.finfo(X.dtype).tiny) * bound
     return _iterated(X, new, image, bound, left, rounding, floor, state, images.shape[-1])
 
@@ -229,8 +228,8 @@ def _iterated(
         image = product(X, basis, left)
         spent += basis.shape[-1]
         squares = image.mT @ image
-        # The vectors before the last product were singular vectors up to a rest that is orthogonal
-        # to them.
+        # The columns before the last product were singular vectors, up to a residual that is
+        # orthogonal to them.
         found = ritz(squares, within.mT, bound, floor)
         if found is None:
             return None
@@ -242,7 +241,7 @@ def _iterated(
             basis = torch.cat((apart(basis.new_zeros(len(basis), missing), basis), basis), -1)
             if basis.shape[-1] > _SHARE * least:
                 return None
-        # New columns were seen from one side only, until the next product.
+        # Until the next product, new columns are known from one side only.
         one_sided, explained = explained < image.shape[-1], image.shape[-1]
         if missing > 0 or (found.wrong > _WORTH * rounding and not one_sided):
             half, degree = polynomial(found.S, found.wrong / rounding)
@@ -258,7 +257,7 @@ def _iterated(
 def _room(S: Tensor) -> float:
     """How far the values that are not followed are below 1.
 
-    It is read off some way above the lowest followed values, which have not converged.
+    It is read off somewhat above the lowest followed values, since these have not converged.
     """
     below = int((S < 1 - NEAR).sum())
     return 1 - float(S[min(below // 2, 2 * PROBES)])
@@ -290,7 +289,7 @@ def _cut_by(
         side = int(state.from_left)
         P = probe(U if side else V, X)
         probed[side] = probed[side] - (V_m @ (over.mT @ P) if side else over @ (V_m.mT @ P))
-    # At the last step they may have been cut by more than rounding.
+    # At the last step the values may have been cut by more than rounding.
     at = S >= 1 - _AT_THE_BOUND / _ROUNDING * rounding - state.wrong
     S = S.clamp(max=level) * bound
     return W, Vectors(U, S, V, at, state.size, left, wrong, tuple(probed), state.spare)
@@ -309,7 +308,7 @@ def _start(before: Vectors, level: float) -> Tensor:
     """The vectors near the bound, some below, and a few directions that are not among them."""
     basis = before.U if before.from_left else before.V
     near = int((before.S >= level).sum())
-    # Where many are near the bound, many others are next to them. Columns come in whole groups.
+    # If many values are near the bound, many others are just below. Columns come in whole groups.
     count = max(before.spare, near // 8)
     count += -(near + count + PROBES) % _COLUMNS
     basis = basis[:, max(0, basis.shape[-1] - near - count + PROBES) :]

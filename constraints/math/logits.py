@@ -9,7 +9,7 @@ from torch import Tensor
 def probabilities(X: Tensor) -> Tensor:
     """Softmax over the last dimension, with a sum of 1 up to a few roundings."""
     share = torch.softmax(X, -1)
-    # torch adds up one entry after the other, so that 10,000 of them miss the sum 1 by 20 eps.
+    # torch adds up one entry after the other, so the sum of 10,000 of them misses 1 by 20 eps.
     return share / share.sum(-1, keepdim=True).detach()
 
 
@@ -28,8 +28,8 @@ def inner(W: Tensor, share: float) -> Tensor:
 def logits(W: Tensor) -> Tensor:
     """``log(W)``, with a zero replaced by eps / n, which is less than the rounding of a row.
 
-    The logarithms are not centred: those of large entries are small and thus precise, and would
-    lose digits by subtracting a mean that the small entries dominate.
+    The logarithms are not centred. Those of large entries are small and thus precise; subtracting a
+    mean, which the small entries dominate, would lose their digits.
     """
     finfo = torch.finfo(W.dtype)
     positive = torch.where(W > 0, W, finfo.eps / W.shape[-1])

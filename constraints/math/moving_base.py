@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.gram import gram
 from constraints.math.polar import ROUNDING, defect, polar, polar_factor
 from constraints.math.transpose import minus_transpose
 
-# The series I + S + S^2 / 2 of a skew S is the exponential and the Cayley transform up to third
-# order, and orthogonal up to S^4 / 4, from which its polar factor differs by half as much. So after
-# a small step there is nothing to do but B <- B (I + S + S^2 / 2): a product for S^2 = -S' S, which
+# For a skew S, the series I + S + S^2 / 2 agrees with the exponential and the Cayley transform up
+# to third order. It is orthogonal up to S^4 / 4, and its polar factor differs from it by half of
+# that. So after a small step B <- B (I + S + S^2 / 2) is enough: a product for S^2 = -S' S, which
 # is symmetric, and one with B. With the gradient, skew(B' G), that is less than three products.
 
 #: How many columns of a large matrix are checked for orthogonality.
@@ -23,7 +23,7 @@ SAMPLED = 16
 def quadratic(B: Tensor, X: Tensor) -> Tensor:
     """``B (I + S + S^2 / 2)`` with the skew part S of X; a copy of B at S = 0.
 
-    Where S is large it is a multiple of that, with the same polar factor.
+    If S is large it is a multiple of that, with the same polar factor.
 
     Args:
         B: shape ``(*batch, n, n)``, orthogonal.
@@ -37,9 +37,9 @@ def quadratic(B: Tensor, X: Tensor) -> Tensor:
 
 
 def rebased(X: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero, and the polar factor of ``quadratic(B, X)``: parameters of the same matrix.
+    """Zero and the polar factor of ``quadratic(B, X)``: parameters of the same matrix.
 
-    They have no derivative.
+    The results have no derivative.
     """
     if needs_derivative(X.detach()):
         return torch.zeros_like(X), polar(quadratic(B, X)).detach()

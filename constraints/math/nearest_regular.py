@@ -1,11 +1,11 @@
-"""Matrices near a given one whose determinant is not zero, or of a given sign."""
+"""Matrices near a given one, with a determinant that is not zero or has a given sign."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import may_branch, without_derivative
 from constraints.math.svd import svd
 
@@ -55,15 +55,15 @@ def regular(X: Tensor, sign: int = 0) -> Tensor:
 def nearest_regular(X: Tensor, sign: int = 0) -> Tensor:
     """The nearest matrix, in the Frobenius norm, with a determinant of the given sign.
 
-    Matrices of the other sign lie beyond the singular ones. In place of a singular matrix, which
-    would be the nearest to them, one is taken whose least singular value is just large enough.
-    Arguments and result are as for `regular`; the derivative is that of the identity.
+    For a matrix of the other sign, the nearest point of the closure is a singular matrix. A matrix
+    whose least singular value is just large enough is returned in its place. Arguments and result
+    are as for `regular`; the derivative is that of the identity.
     """
     return X + _lift(X.detach(), sign, False)[0]
 
 
 def _find_lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What to add to X after its reflection, and what the reflection's derivative consists of.
+    """What to add to X after its reflection, and what the derivative of the reflection needs.
 
     Args:
         X: shape ``(*batch, n, n)``.
@@ -108,8 +108,8 @@ def _find_lift(X: Tensor, sign: int, across: bool) -> tuple[Tensor, Tensor, Tens
         vectors = torch.where(moved.unsqueeze(-1), Vh.mT, 0).contiguous()
         weights = torch.where(moved, ~last / apart, 0)
         reflection = (Y @ Vh.mT[..., -1:]) @ Vh[..., -1:, :] * (-2 * wrong.unsqueeze(-1))
-    # By rounding, a singular value of zero may be computed as larger than the margin, and then is
-    # not raised: hence the larger and larger margins.
+    # Rounding may make a singular value of zero appear larger than the margin, so that it is not
+    # raised. Hence larger and larger margins are tried.
     for k in range(8):
         target = torch.maximum(s, least * 2**k)
         if across:

@@ -1,15 +1,15 @@
-"""The Frobenius norm of matrices whose squares leave the range of their dtype."""
+"""The Frobenius norm, also of matrices whose squares leave the range of their dtype."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 
 def norm(M: Tensor) -> Tensor:
-    """The Frobenius norm of each matrix; infinity only where it is beyond the range itself.
+    """The Frobenius norm of each matrix; infinity only if the norm itself is out of range.
 
     Args:
         M: shape ``(*batch, m, n)``.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.matrix import eye_like, symmetric_part
 from constraints.math.svd import svd
 
@@ -28,7 +28,7 @@ _fft: Any = torch.fft
 
 
 def gram_defect(taps: Tensor) -> Tensor:
-    """Half of the largest entry of the autocorrelation of the taps, less the identity."""
+    """Half of the largest entry of the autocorrelation of the taps minus the identity."""
     if taps.numel() == 0:
         return taps.sum((-5, -4, -3, -2, -1))
     sizes = [2 * t - 1 for t in taps.shape[-4:-2]]
@@ -47,7 +47,7 @@ def wide(H: Tensor) -> Tensor:
 
 
 def kernel_of(taps: Tensor, phases: tuple[int, ...], channels: int) -> Tensor:
-    """The kernel whose polyphase matrices these are."""
+    """The kernel with the given polyphase matrices."""
     p1, p2 = (*phases, 1)[:2]
     t1, t2, rows = taps.shape[-4:-1]
     split = taps.reshape(*taps.shape[:-1], channels, p1, p2)
@@ -73,12 +73,12 @@ def peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """
     first, last = taps.narrow(axis, 0, 1), taps.narrow(axis, taps.shape[axis] - 1, 1)
     upper, lower = first.flatten(-4, -2), last.flatten(-4, -2)
-    # Not by squares, in which a short tap would be lost beside a long one: with
-    # [upper; lower] = U D V', the two parts of U show for each direction, however short, in which
-    # tap it is. Rows of zeros make V square.
+    # Squares would lose a short tap beside a long one. Instead, with [upper; lower] = U D V', the
+    # two parts of U show for each direction, however short, in which tap it is. Rows of zeros make
+    # V square.
     nothing = torch.zeros_like(upper[..., :1, :]).expand(*upper.shape[:-2], upper.shape[-1], -1)
     U, s, Vh = svd(torch.cat((upper, lower, nothing), dim=-2))
-    # The sign of a direction that is in neither tap would be that of rounding errors.
+    # A direction that is in neither tap is set to zero: rounding errors would decide its sign.
     rounding = torch.finfo(taps.dtype).eps * taps.shape[-1]
     size = linalg.vector_norm(taps, dim=(-4, -3, -2, -1)).unsqueeze(-1)
     U = U * (s > rounding * size).unsqueeze(-2)
@@ -86,9 +86,9 @@ def peeled(taps: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     U1, U2 = U[..., :n, :], U[..., n : n + lower.shape[-2], :]
     eigenvalues, inner = linalg.eigh(U1.mT @ U1 - U2.mT @ U2)
     Q = Vh.mT @ inner
-    # For a member they are 1, -1, and 0 where a direction is in neither tap. For those near 0 the
-    # sign is chosen such that P has half of the full rank, as nearly as possible: there is only one
-    # P of rank zero and one of full rank, which training could not leave. The order is ascending.
+    # For a member they are 1, -1, or 0 if a direction is in neither tap, in ascending order. For
+    # those near 0 the signs are chosen such that P has about half of the full rank: there is only
+    # one P of rank zero and only one of full rank, which training could not leave.
     half = torch.arange(eigenvalues.shape[-1], device=taps.device) < eigenvalues.shape[-1] // 2
     negative = torch.where(eigenvalues.abs() > rounding**0.5, eigenvalues < 0, half)
     signs = torch.where(negative, -1, 1).to(taps.dtype)

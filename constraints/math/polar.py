@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import differentiable, may_branch
 from constraints.math.gram import gram
 from constraints.math.matrix import adjoint
@@ -33,8 +33,8 @@ def polar(X: Tensor) -> Tensor:
     derivative is the projection onto the tangent space.
 
     At a matrix without full rank W is not unique and not differentiable. The result is one of the
-    nearest matrices, a symmetric one if X is symmetric (Hermitian, if X is complex). Derivatives
-    are finite: their undefined part is set to zero. NaN or infinity in an element gives NaN in that
+    nearest matrices, a symmetric one if X is symmetric (Hermitian if X is complex). Derivatives are
+    finite: their undefined part is set to zero. NaN or infinity in an element gives NaN in that
     element.
 
     Args:
@@ -132,7 +132,7 @@ def _factor(X: Tensor) -> Tensor:
     else:
         W = _svd_factor(X)
     if W.ndim > 2 and bool((distances <= rounding).any()):
-        # An orthogonal element stays as it is, whatever else is in the batch.
+        # An orthogonal element is returned as it is, whatever else the batch contains.
         W = torch.where((distances <= rounding)[..., None, None], X, W)
     return W.contiguous()
 
@@ -180,11 +180,11 @@ def _minus_half(V: Tensor, W: Tensor, S: Tensor) -> Tensor:
 
 
 def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Tensor:
-    # X (I + E)^(-1/2) with E = X' X - I is the polar factor. Of the series I - E/2 + 3/8 E^2 - ...
-    # the first two terms are the Newton-Schulz iteration, which leaves 3/4 ||E||^2 at most; one
-    # more leaves 5/8 ||E||^3, and costs a product of p x p matrices but no other Gram matrix. With
-    # ||E|| < 1 it converges. The error that is left may be a quarter of what counts as rounding, so
-    # that the result counts as orthogonal.
+    # The polar factor is X (I + E)^(-1/2) with E = X' X - I. The first two terms of the series
+    # I - E/2 + 3/8 E^2 - ... are the Newton-Schulz iteration, which leaves an error of at most
+    # 3/4 ||E||^2. One more term leaves 5/8 ||E||^3, and costs a product of p x p matrices but no
+    # other Gram matrix. It converges if ||E|| < 1. The error that is left may be a quarter of what
+    # counts as rounding, so that the result counts as orthogonal.
     while True:
         if 0.75 * distance**2 <= rounding / 4:
             return _minus_half(X, X, E)

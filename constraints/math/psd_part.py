@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.clip_singular_values import clip_singular_values
 from constraints.math.matrix import distance_from_symmetric, eye_like, symmetric_part
 
@@ -19,7 +19,7 @@ def psd_part(S: Tensor) -> Tensor:
     With c at least the norm of S, the matrix Y = I - S / c has the singular values 1 - s / c for
     the eigenvalues s of S. Those above 1 belong to negative eigenvalues, and cutting them at 1
     changes Y by the negative part of S, in units of c. The error is of the size eps c, which may be
-    large relative to a small result: where anything was cut, 8 eps c is added to the diagonal.
+    large relative to a small result. So 8 eps c is added to the diagonal if anything was cut.
 
     Args:
         S: shape ``(*batch, n, n)``, symmetric, single or double precision.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.matrix import eye_like
 
 # Both functions are f(A) B with the skew n x n matrix A = X B' - B X', where f(z) is e^z or
@@ -80,7 +80,7 @@ def geodesic(B: Tensor, X: Tensor) -> Tensor:
 
 
 def _resolved(X: Tensor) -> Tensor:
-    """X, shortened to the length 1 / (4 eps) if it is longer: longer angles have no exact digit."""
+    """X, shortened to the length 1 / (4 eps) if it is longer: larger angles have no exact digit."""
     length = linalg.matrix_norm(X.detach(), keepdim=True)
     return X * (1 / (4 * torch.finfo(X.dtype).eps * length)).clamp(max=1)
 

@@ -1,4 +1,4 @@
-"""Numbers near the end of an open interval: how near a dtype allows, and how to stay there."""
+"""Numbers near the end of an open interval: how near they may come, and a clamp to that."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from constraints.math.autograd import needs_derivative
 def least_positive(dtype: torch.dtype) -> float:
     """The least value of maps onto the positive numbers: the root of the smallest normal number.
 
-    There a logarithm and a reciprocal, and the derivatives of both, are still finite. At the
-    smallest normal number itself they overflow, and their product with the vanishing derivative of
-    the map is NaN. The range of float16 is too short for this, its root being 0.008: there it is
-    the smallest normal number, whose logarithm, the derivative of that, and reciprocal are finite.
+    There, logarithm and reciprocal and the derivatives of both are still finite. At the smallest
+    normal number itself they overflow, and their product with the vanishing derivative of the map
+    is NaN. In float16 that root is 0.008, which is too large. There it is the smallest normal
+    number itself, where the logarithm, its derivative and the reciprocal are finite.
     """
     tiny = torch.finfo(dtype).tiny
     return tiny if dtype == torch.float16 else math.sqrt(tiny)

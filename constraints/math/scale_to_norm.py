@@ -1,4 +1,4 @@
-"""Matrices scaled back to a bound of the spectral norm, which is followed from step to step."""
+"""Scale matrices back to a bound on the spectral norm, which is tracked from step to step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import goes_by_operator, needs_derivative, operator
 from constraints.math.krylov_norm import leading
 from constraints.math.matrix import all_finite
@@ -70,7 +70,8 @@ def tracked_radial(X: Tensor, directions: Tensor, bound: float) -> tuple[Tensor,
 def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
     """The gradient at X from that at ``radial(X, directions, bound)``.
 
-    Where X was scaled it has no part along X. On the boundary it is the gradient itself.
+    Where X was scaled down, the result is orthogonal to X. Inside and on the boundary it is the
+    gradient itself.
 
     Args:
         gradient: with respect to the value, of shape ``(*batch, n, p)``.
@@ -85,7 +86,7 @@ def radial_gradient(gradient: Tensor, X: Tensor, directions: Tensor, bound: floa
 
 
 def radial_step(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -> Tensor:
-    """The gradient without the part by which a step from the boundary would lead outside.
+    """The gradient without the component that would lead a step from the boundary outside.
 
     Args:
         gradient: with respect to X, of shape ``(*batch, n, p)``.
@@ -102,7 +103,7 @@ def radial_step(gradient: Tensor, X: Tensor, directions: Tensor, bound: float) -
 def _largest(X: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     """The image of the first direction, the direction, the norm, and its relative rounding."""
     v = directions[..., :1, :].mT
-    # It was of length 1 in the dtype in which it was found, which may be a lower precision.
+    # Its length was 1 in the dtype in which it was found, which may be a lower precision.
     v = v / linalg.vector_norm(v, dim=-2, keepdim=True)
     u = X @ v
     norm = linalg.vector_norm(u, dim=-2, keepdim=True)
@@ -113,7 +114,7 @@ def _largest(X: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, flo
 def _without(
     gradient: Tensor, X: Tensor, u: Tensor, v: Tensor, norm: Tensor, where: Tensor
 ) -> Tensor:
-    """The gradient, less its part that changes the norm of X, where the last argument is true."""
+    """The gradient, made orthogonal to X by a multiple of ``u v'`` where ``where`` is true."""
     along = linalg.vecdot(gradient.flatten(-2), X.flatten(-2))[..., None, None]
     along = torch.where(where, along / norm.square(), 0)
     return torch.addcmul(gradient, along * u, v.mT, value=-1)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.krylov_norm import generic
 
 #: How many vectors are followed, besides those near the bound, until a step asks for more.
 SPARE = 24
 
-#: How many generic directions show what a step brings in from outside the followed subspace.
+#: How many generic directions are used to see what a step adds outside the followed subspace.
 PROBES = 8
 
 
@@ -26,15 +26,16 @@ class Vectors(NamedTuple):
         V: orthonormal columns, shape ``(*batch, p, r)``.
         at: which of them belong to singular values at the bound, shape ``(*batch, r)``.
         size: the largest Frobenius norm.
-        from_left: whether the next product is one with U, which is exactly orthonormal; else it is
-            one with V.
-        wrong: by how much, in units of the bound, the residuals let a singular value exceed it.
+        from_left: whether the next product is with U, whose columns are then exactly orthonormal;
+            otherwise it is with V.
+        wrong: by how much a singular value may exceed the bound according to the residuals, in
+            units of the bound.
         probed: the products of a similar matrix with generic directions, from the right and from
             the left.
-        spare: how many vectors are to be followed besides those near the bound. It grows where a
-            step is longer than the distance of the lowest of them from the bound.
-        wait: how many more times a decomposition is taken without trying these vectors.
-        waited: how large ``wait`` was when they last were of no help.
+        spare: how many vectors to follow besides those near the bound. It grows if a step is longer
+            than the distance of the lowest of them from the bound.
+        wait: how many more times to decompose without trying these vectors.
+        waited: the value of ``wait`` when they last did not help.
     """
 
     U: Tensor
@@ -57,7 +58,7 @@ class Vectors(NamedTuple):
 
 
 class OneSide(NamedTuple):
-    """The singular vectors on the shorter side alone, where both take too much memory.
+    """Only the singular vectors on the shorter side, if both sides take too much memory.
 
     Attributes:
         basis: orthonormal columns.
@@ -74,7 +75,7 @@ class OneSide(NamedTuple):
     left: bool
 
     def vectors(self, X: Tensor) -> Vectors:
-        """Both sides, the other one from a product with the matrix."""
+        """The vectors of both sides, the other one by a product with the matrix."""
         other = product(X, self.basis, self.left) * inverse(self.S).unsqueeze(-2)
         U, V = (self.basis, other) if self.left else (other, self.basis)
         return Vectors(U, self.S, V, self.at, self.size, self.left)
@@ -99,6 +100,6 @@ def inverse(S: Tensor) -> Tensor:
 
 
 def probe(basis: Tensor, X: Tensor) -> Tensor:
-    """Generic directions on the side of a basis, the same at each step; they show changes of X."""
+    """Generic directions on the side of a basis, the same at each step, to see changes of X."""
     rows = generic(X.new_empty(PROBES, len(basis)))
     return (rows / linalg.vector_norm(rows, dim=-1, keepdim=True)).mT

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import differentiable
 from constraints.math.matrix import all_finite
 
@@ -34,9 +34,10 @@ def sinkhorn(X: Tensor) -> Tensor:
     over the doubly stochastic matrices: the gradient, with respect to X, of a convex function. It
     does not change when a constant is added to a row or a column of X.
 
-    Rows and columns are divided by their sums in turn until the sums are 1 up to rounding, which
-    takes a few rounds if the matrix is near the mean 1/n; where that is slow, as it is for logits
-    of large spread, Newton's method on the dual finds u and v, from small logits to large ones.
+    Rows and columns are divided by their sums in turn until the sums are 1 up to rounding. That
+    takes a few rounds if the matrix is near the one with all entries 1/n. If it is slow, as for
+    logits of large spread, Newton's method on the dual finds u and v, from small logits to large
+    ones.
 
     NaN or infinity in an element gives NaN in that element.
 

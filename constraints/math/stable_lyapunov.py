@@ -1,4 +1,4 @@
-"""Lyapunov equations of stable matrices, and the right inverses of maps that are built on them."""
+"""Lyapunov equations of stable matrices, and right inverses that are computed from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.eigenvalues import eigenvectors
 from constraints.math.matrix import all_finite, eye_like, symmetric_part
 from constraints.math.norm import norm
@@ -23,8 +23,8 @@ def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
 
     P is the sum of :math:`A^k B B^\top A^{\top k}` over k. Each round doubles the number of terms;
     it takes about :math:`\log_2(1 / (1 - \rho))` rounds for the spectral radius :math:`\rho`.
-    Factors are added by a QR decomposition, not products: the condition of P is the square of that
-    of L, so that L loses half as many digits.
+    Terms are added by a QR decomposition of factors, not of P itself: the condition number of P is
+    the square of that of L, so that L loses half as many digits.
 
     Args:
         A: shape ``(*batch, n, n)``, with a spectral radius below 1.
@@ -51,7 +51,7 @@ def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
 
 
 def _least(L: Tensor) -> Tensor:
-    """The norm of the shortest row: the next terms must be small relative to each row."""
+    """The norm of the shortest row, since further terms must be small relative to each row."""
     return linalg.vector_norm(L, dim=-1).amin(-1)
 
 
@@ -88,7 +88,7 @@ def coordinates(L: Tensor, A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
     T = (L / L.abs().amax((-2, -1), keepdim=True)).to(dtype)
     changed = change(A, T.to(A.dtype))
     fits = all_finite(T)
-    # In the right coordinates A is nearer to a normal matrix, and so its norm is not larger.
+    # In suitable coordinates A is nearer to a normal matrix, so its norm is not much larger.
     norms = (norm(x) for x in (changed, 10 * A))
     fits = fits & torch.less_equal(*norms)
     return torch.where(fits, T, eye_like(T)).contiguous(), torch.where(fits, changed, A)
@@ -124,10 +124,10 @@ def margins(dtype: torch.dtype) -> Iterator[float]:
     """Relative distances by which a matrix near the boundary is moved inwards, to be tried in turn.
 
     The first one is for the interior. 0 stands for the coordinates of the eigenvectors, in which
-    the matrix need not be moved. For a defective eigenvalue of order k there are none, and the k-th
-    root of eps is best: it balances the distance and the rounding errors in the coordinates, whose
-    condition is the reciprocal of the distance to the power k - 1. Infinity stands for the original
-    coordinates.
+    the matrix need not be moved. For a defective eigenvalue of order k these do not exist, and the
+    k-th root of eps is best. It balances the distance and the rounding errors in the coordinates,
+    whose condition number is the reciprocal of the distance to the power k - 1. Infinity stands for
+    the original coordinates.
     """
     eps = torch.finfo(dtype).eps
     yield from (eps ** (2 / 3), 0.0, eps ** (1 / 2), eps ** (1 / 3), eps ** (1 / 4), eps ** (1 / 6))
@@ -137,7 +137,7 @@ def margins(dtype: torch.dtype) -> Iterator[float]:
 def fading(X: Tensor) -> Tensor:
     """1 at X = I, with a derivative of 0; 0 where the columns of X have moved by 1/4 or more.
 
-    It is the factor of the remainder in a right inverse, which is right for the first matrix only.
+    It multiplies the remainder in a right inverse, which is only correct for the first matrix.
     """
     moved = (X - eye_like(X)).square().sum((-2, -1), keepdim=True) / X.shape[-1]
     return F.relu(1 - 16 * moved) ** 4

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.krylov_norm import generic
 from constraints.math.singular_vectors import product
 
@@ -26,9 +26,9 @@ NEAR = 0.01
 #: The squares of a matrix that exceeds the bound by more than this factor have too few digits.
 FAR = 1.5
 
-#: How many times more than the residuals say a value may rise. They hold for the vectors before the
-#: last product, and for vectors that are orthogonal to all others, which a gap makes wrong by up to
-#: a factor of two. Measured: at most 3.
+#: A value may rise by this many times what the residuals say. They hold for the vectors before the
+#: last product. They also assume that the vectors are orthogonal to all others, which may be wrong
+#: by a factor of up to two. Measured: at most 3.
 _MISTRUST = 4.0
 
 
@@ -38,7 +38,7 @@ class Ritz(NamedTuple):
     Attributes:
         S: the singular values.
         Q: their vectors, in coordinates of the basis.
-        wrong: by how much they may be too small where they are the largest.
+        wrong: by how much the largest of them may be too small.
         spare: how many are not near the bound.
     """
 
@@ -54,8 +54,8 @@ def ritz(squares: Tensor, within: Tensor, bound: float, floor: float) -> Ritz | 
     Args:
         squares: the Gram matrix of the image of a basis.
         within: the explained part of the image, in an orthonormal basis; the rest is orthogonal.
-        bound: of the singular values.
-        floor: singular values below this one, in units of the bound, do not matter.
+        bound: the bound of the singular values.
+        floor: singular values below this, in units of the bound, are known not to rise above it.
     """
     # NaN and infinity of a matrix are in all its images, and LAPACK stops at them.
     if not float(squares.diagonal().amax()) < (FAR * bound) ** 2:
@@ -102,7 +102,7 @@ def orthonormal(image: Tensor) -> Tensor:
 
 
 def apart(spare: Tensor, top: Tensor) -> Tensor:
-    """Orthonormal columns near to given ones, or generic for zeros, orthogonal to ``top``."""
+    """Orthonormal columns near given ones (generic ones for zeros), orthogonal to ``top``."""
     zero = ~spare.any(0)
     if bool(zero.any()):
         spare = torch.where(zero, generic(spare.mT).mT, spare)

@@ -1,11 +1,11 @@
-"""Singular value decompositions that try again where LAPACK does not converge."""
+"""Singular value decompositions that are tried in another way if LAPACK does not converge."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 
 def svd(X: Tensor) -> tuple[Tensor, Tensor, Tensor]:

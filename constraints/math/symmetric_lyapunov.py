@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import in_front, nestable
 from constraints.math.matrix import all_finite
 
@@ -31,7 +31,8 @@ def lyapunov(H: Tensor, C: Tensor, h: Tensor, Q: Tensor) -> Tensor:
     r"""The solution Y of ``H Y + Y H = C``.
 
     With ``H = Q diag(h) Q'`` the equation reads ``(h_i + h_j) (Q' Y Q)_ij = (Q' C Q)_ij``. Where
-    both eigenvalues vanish, that entry of Y is 0: the solution of least norm, and finite always.
+    both eigenvalues vanish, that entry of ``Q' Y Q`` is 0. So it is the solution of least norm, and
+    always finite.
 
     Args:
         H: shape ``(*batch, n, n)``, symmetric (Hermitian) and positive.
@@ -43,7 +44,7 @@ def lyapunov(H: Tensor, C: Tensor, h: Tensor, Q: Tensor) -> Tensor:
 
 
 def right_divide(M: Tensor, H: Tensor, h: Tensor, Q: Tensor) -> Tensor:
-    """The solution Z of ``Z H = M``; like `lyapunov`, 0 in the directions where H vanishes.
+    """The solution Z of ``Z H = M``, which is 0 in the directions where H vanishes.
 
     Args:
         M: shape ``(*batch, m, n)``.
@@ -77,8 +78,8 @@ def _reciprocal(x: Tensor, largest: Tensor) -> Tensor:
 #
 # So the gradients are Cbar = L_H^-1(G) and Hbar = -A(Cbar), where A is the adjoint of
 # dH -> L_dH(Y). For L_H(Y) = H Y + Y H it is A(Cbar) = Cbar Y' + Y' Cbar, for L_H(Z) = Z H it is
-# Z' Cbar. The derivatives contain nothing but solutions of the same equation, so that they have
-# derivatives too. h and Q are functions of H: they carry no gradient of their own.
+# Z' Cbar. The derivatives contain only solutions of the same equation, so they are differentiable
+# too. h and Q are functions of H and carry no gradient of their own.
 
 
 def _solver(

@@ -1,4 +1,4 @@
-"""Products of thin factors whose computed rank is right even where columns cancel."""
+"""Products of thin factors with the right computed rank, even if columns cancel."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch import Tensor
 def thin_product(A: Tensor, B: Tensor, P: Tensor, Q: Tensor) -> Tensor:
     """``A B'``, computed as ``P (P' A B' Q) Q'``.
 
-    Where columns cancel, A B' is small relative to A and B, and its rounding errors would make
-    singular values that are not small relative to the product: its rank would appear too high. The
-    errors of the product on the right are relative to its own size. The derivative is that of
-    ``A B'``, where this does not occur.
+    If columns cancel, A B' is small relative to A and B. Its rounding errors, which are relative to
+    A and B, would then appear as further singular values, and its rank as too high. The errors of
+    ``P (P' A B' Q) Q'`` are relative to its own size. The derivative is that of ``A B'``.
 
     Args:
         A: shape ``(*batch, m, r)``.

@@ -1,11 +1,11 @@
-"""The largest singular value of a matrix, with finite derivatives even where some are equal."""
+"""The largest singular value of a matrix, with finite derivatives even if others equal it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 # Derivation. The largest eigenvalue of M = A A' or A' A is the Rayleigh quotient of its vector v:
 #
@@ -18,8 +18,8 @@ from constraints.math import linalg
 #     v + R (M - M_0) v.
 #
 # Its quotient agrees with mu to third order, so that automatic differentiation of it, with v and R
-# held constant, gives the first three derivatives of mu. The only differences of eigenvalues that
-# occur are those from mu.
+# held constant, gives the first three derivatives of mu. It contains only differences between mu
+# and other eigenvalues.
 
 
 def largest_singular_value(A: Tensor) -> Tensor:

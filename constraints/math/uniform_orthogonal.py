@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 
 
 def uniform_orthogonal(gaussian: Tensor) -> Tensor:
     """The Q of ``gaussian = Q R`` with a positive diagonal of R: uniform (Haar measure).
 
-    Without the choice of signs the distribution would depend on the algorithm. The columns are
-    orthonormal up to the rounding errors of the decomposition.
+    Without that choice of signs the distribution would depend on LAPACK's algorithm. The columns
+    are orthonormal up to the rounding errors of the decomposition.
 
     Args:
         gaussian: independent standard normal entries; shape ``(*batch, n, p)`` with n >= p.

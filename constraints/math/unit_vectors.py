@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.autograd import needs_derivative
 
 #: The error of the length of a scaled vector, in units of the machine epsilon.
@@ -37,8 +37,8 @@ def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: floa
         y = y.detach().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(normalized(y, radius), y, gradient)[0]
-    # Each pass over the memory takes time: the result reuses the memory of the products, and a
-    # parameter that was put back onto the sphere needs no factor.
+    # Each pass over memory takes time. So the result reuses the memory of the products, and the
+    # factor is skipped for a parameter that was put back onto the sphere.
     products = gradient * value
     along = products.sum(-1, keepdim=True)
     across = torch.addcmul(gradient, value, along, value=-1 / radius**2, out=products)
@@ -69,7 +69,7 @@ def is_moderate(norm: Tensor) -> bool:
 
 
 def distance_from_sphere(value: Tensor, radius: float) -> Tensor:
-    """The change of the largest entry by which a vector is scaled to the radius."""
+    """The change of the largest entry when a vector is scaled to the radius."""
     direction, scale = scaled(value)
     norm = linalg.vector_norm(direction, dim=-1)
     return (scale.squeeze(-1) * norm - radius).abs() / norm.detach()
@@ -82,8 +82,8 @@ def scaled(y: Tensor) -> tuple[Tensor, Tensor]:
     their squares neither overflow nor underflow. A function of the direction of y alone does not
     depend on s, and has all its derivatives with s held constant.
 
-    A zero vector gives ``y + e_1`` with s = 0: its derivative, the tangent projection at ``e_1``,
-    takes the place of one that does not exist.
+    A zero vector gives ``y + e_1`` with s = 0. The direction has no derivative there; that at
+    ``e_1``, the tangent projection, takes its place.
     """
     largest = y.detach().abs().amax(-1, keepdim=True)
     zero = largest < torch.finfo(y.dtype).tiny

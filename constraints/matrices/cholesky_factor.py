@@ -21,14 +21,14 @@ class CholeskyFactor(SquareMatrices):
     """Lower triangular matrices with a positive diagonal.
 
     **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0}. Dimension n (n + 1) / 2, open in the
-    space of the lower triangular matrices. L -> L L' maps it onto the positive definite matrices,
-    one to one.
+    space of lower triangular matrices. L -> L L' is a bijection onto the positive definite
+    matrices.
 
     **Map**: X -> its lower triangle, with softplus on the diagonal, onto the set. Where softplus
-    underflows the entry stays at the root of the smallest normal number, as under `Positive`.
+    underflows, the entry is the root of the smallest normal number, as for `Positive`.
 
     **Right inverse**: the inverse of softplus, y -> y + log(1 - exp(-y)), on the diagonal. A zero
-    there, which lies on the boundary, becomes the machine epsilon, as under `project`.
+    there, which is on the boundary, becomes the machine epsilon, as for `project`.
 
     **Reference**: Stan Reference Manual, section "Cholesky factors of covariance matrices".
 
@@ -55,7 +55,7 @@ class CholeskyFactor(SquareMatrices):
         return inside.tril(-1) + torch.diag_embed(inverse_softplus(diagonal))
 
     def violation(self, value: Tensor) -> Tensor:
-        """The largest entry above the diagonal, or negative one on it, in absolute value."""
+        """The largest absolute value of entries above the diagonal and negative ones on it."""
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         above = value.triu(1).abs()
         return torch.maximum(above.amax((-2, -1)), (-diagonal).clamp(min=0).amax(-1))
@@ -67,7 +67,7 @@ class CholeskyFactor(SquareMatrices):
         return value.tril(-1) + torch.diag_embed(positive)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Where the diagonal is small, the number at which the derivative is ``share``."""
+        """Small diagonal entries raised to the number at which the derivative is ``share``."""
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         raised = diagonal.clamp(min=least_softplus(share))
         return value + torch.diag_embed(raised - diagonal)

@@ -10,10 +10,10 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.covariance import (
     clipped,
@@ -40,9 +40,9 @@ class Correlation(SquareMatrices):
     **Set**: {W in R^(n x n) : W = W', W_ii = 1, x'Wx > 0 for all x != 0}, the interior of the
     elliptope. Dimension n (n - 1) / 2, open in the matrices of unit diagonal, convex.
 
-    **Map**: X -> the correlation matrix of the covariance matrix X X', as under
-    `PositiveDefinite`: entry i, j is divided by the roots of the diagonal entries i and j. Onto the
-    set, up to the rounding term that keeps the result positive definite.
+    **Map**: X -> the correlation matrix of the covariance matrix X X' of `PositiveDefinite`: entry
+    i, j is divided by the roots of the diagonal entries i and j. Onto the set, up to the rounding
+    term that keeps the result positive definite.
 
     **Right inverse**: the Cholesky factor, whose rows have length one.
 
@@ -131,7 +131,7 @@ class Correlation(SquareMatrices):
         return torch.where(high[..., None, None], value, mixed)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """As `project`, but negative eigenvalues become positive; then moved inwards."""
+        """As `project`, but with negative eigenvalues negated; then moved inwards."""
         candidate = _scaled(clipped(reflected(_spread(symmetric_part(value)))))
         return admitted(self, value, candidate, share)
 
@@ -150,21 +150,20 @@ class CorrelationCholesky(SquareMatrices):
     """Cholesky factors of correlation matrices.
 
     **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0, rows of length one}. Dimension
-    n (n - 1) / 2, open in the triangular matrices with rows of length one. L -> L L' maps it onto
-    the correlation matrices, one to one.
+    n (n - 1) / 2, open in the triangular matrices with rows of length one. L -> L L' is a bijection
+    onto the correlation matrices.
 
     **Map**: X -> its lower triangle, with softplus on the diagonal, the rows scaled to length one,
     onto the set.
 
-    **Right inverse**: the inverse of softplus on the diagonal. A zero there, which lies on the
-    boundary, becomes the machine epsilon, as under `project`.
+    **Right inverse**: the inverse of softplus on the diagonal. A zero there, which is on the
+    boundary, becomes the machine epsilon, as for `project`.
 
     **Reference**: Stan Reference Manual, section "Cholesky factors of correlation matrices", for
     the set; Pinheiro and Bates, Unconstrained parametrizations for variance-covariance matrices
     (Statistics and Computing 6, 1996), section 2.3, for rows on the sphere.
 
-    `canonical` makes the rows of the parameter such that they have length one before they are
-    scaled.
+    `canonical` gives the parameter for which the rows have length one before they are scaled.
 
     Example:
         >>> L = CorrelationCholesky()(torch.zeros(2, 2))
@@ -193,7 +192,7 @@ class CorrelationCholesky(SquareMatrices):
         return (self.right_inverse(self.forward(X)),)
 
     def violation(self, value: Tensor) -> Tensor:
-        """The largest of three: entries above the diagonal, negative ones on it, row lengths."""
+        """The largest of three errors: above the diagonal, negative on it, of a row's length."""
         above = value.triu(1).abs().amax((-2, -1))
         below = (-value.diagonal(dim1=-2, dim2=-1)).clamp(min=0).amax(-1)
         length = linalg.vector_norm(value, dim=-1)
@@ -265,7 +264,7 @@ def _scaled(W: Tensor) -> Tensor:
 
 
 def _spread(W: Tensor) -> Tensor:
-    """The matrix with rows and columns of the identity where a variance is zero or less."""
+    """The matrix, with the identity's row and column where a variance is zero or less."""
     variance = W.diagonal(dim1=-2, dim2=-1)
     none = variance <= 0
     identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)

@@ -20,7 +20,7 @@ from constraints.math.sinkhorn import sinkhorn
 
 
 class BirkhoffPolytope(SquareMatrices):
-    """What constraints to doubly stochastic matrices share, whatever their coordinates."""
+    """Base of constraints to doubly stochastic matrices, which differ in their coordinates."""
 
     expected_failures = failing(
         "the boundary is the limit of the map at infinity: its derivative there is as small as the "
@@ -65,13 +65,13 @@ class DoublyStochastic(BirkhoffPolytope):
     Birkhoff polytope. Dimension (n - 1)^2, closed.
 
     **Map**: :math:`X \mapsto \mathrm{diag}(u) \exp(X) \mathrm{diag}(v)`, with the u, v > 0 that
-    make the sums 1, onto the interior. The iteration runs until they are 1 up to rounding: after
-    20 rounds the errors are 0.07 for logits of spread 10. Derivatives are those of the limit, by
-    implicit differentiation.
+    make the sums 1, onto the interior. The iteration runs until they are 1 up to rounding. (After
+    20 rounds the errors would still be 0.07 for logits of spread 10.) Derivatives are those of the
+    limit, by implicit differentiation.
 
-    **Right inverse**: log(W), a zero being replaced by eps / n, which changes W by less than its
-    rounding. At a permutation matrix, gradients are as small as that: in single precision Adam
-    leaves it, in double precision its own epsilon (1e-8) must be lowered.
+    **Right inverse**: log(W). A zero is replaced by eps / n, which changes W by less than its
+    rounding. At a permutation matrix gradients are as small as that. In single precision Adam can
+    leave it; in double precision Adam's own epsilon (1e-8) must be lowered for that.
 
     **Reference**: Sinkhorn and Knopp, Concerning nonnegative matrices and doubly stochastic
     matrices (Pacific Journal of Mathematics 21, 1967); Li, Sun and Toh, On the efficient
@@ -109,11 +109,11 @@ class SoftPermutation(BirkhoffPolytope):
     (n - 1)^2, closed. Permutation matrices are its vertices; a member need not be near one.
 
     **Map**: :math:`X \mapsto` the doubly stochastic scaling of :math:`\exp(X / \tau)`, onto the
-    interior. For a small temperature :math:`\tau` parameters of size one, weights of a network say,
-    give matrices near a permutation: the one that maximizes :math:`\sum_i X_{i \pi(i)}`, in the
-    limit. Lowering the argument during training hardens the matrix.
+    interior. For a small temperature :math:`\tau`, parameters of size one, such as weights of a
+    network, give matrices near a permutation: in the limit the one that maximizes
+    :math:`\sum_i X_{i \pi(i)}`. Lowering the temperature during training hardens the matrix.
 
-    **Right inverse**: :math:`\tau \log(W)`, a zero being replaced by eps / n.
+    **Right inverse**: :math:`\tau \log(W)`, where a zero is replaced by eps / n.
 
     **Reference**: Mena, Belanger, Linderman and Snoek, Learning latent permutations with
     Gumbel-Sinkhorn networks (ICLR 2018); for the projection as for `DoublyStochastic`.
@@ -162,7 +162,10 @@ class SoftPermutation(BirkhoffPolytope):
         return self.temperature * logits(value)
 
     def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
-        """As usual, with a smaller ``share`` at a low temperature, where most members are flat."""
+        """As in the base class, with a smaller ``share`` at a low temperature.
+
+        There, most members are flat.
+        """
         return super().flat(value, share ** max(1.0, 1 / self.temperature))
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:

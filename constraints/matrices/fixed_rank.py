@@ -21,22 +21,23 @@ from constraints.matrices.low_rank import random_product
 
 @register("fixed_rank", aliases=("fixed_rank_embedded",))
 class FixedRank(Constraint):
-    """Matrices of a given rank, no less and no more.
+    """Matrices of exactly a given rank.
 
     **Set**: {W in R^(m x n) : rank(W) = r}. A manifold of dimension r (m + n - r). Its closure,
-    where the violation is zero, contains the matrices of lower rank too (`low_rank`).
+    where the violation is zero, also contains the matrices of lower rank (`low_rank`).
 
     **Map**: (A, B) -> A B' + c polar(A) polar(B)' with A of shape (m, r) and B of shape (n, r). The
-    rounding term, with c = 2 n eps |A| |B|, keeps the rank from falling. Onto the set, up to
-    matrices whose smallest singular value is rounding beside the largest.
+    rounding term, with c = 2 n eps |A| |B|, keeps the rank from falling. Onto the set, except for
+    matrices whose smallest singular value is a rounding error of the largest.
 
-    **Right inverse**: balanced factors of the singular value decomposition, less the rounding term.
+    **Right inverse**: balanced factors of the singular value decomposition, without the rounding
+    term.
 
     **Reference**: Mishra, Meyer, Bonnabel and Sepulchre, Fixed-rank matrix factorizations and
     Riemannian low-rank optimization (Computational Statistics 29, 2014), section 3.1; Ge, Jin and
-    Zheng, No spurious local minima in nonconvex low rank problems (ICML 2017). With orthonormal
-    factors and a positive definite matrix between them, section 3.2 of the former, training ends at
-    lower ranks, which it cannot cross.
+    Zheng, No spurious local minima in nonconvex low rank problems (ICML 2017). With the coordinates
+    of section 3.2 of the former, orthonormal factors and a positive definite matrix between them,
+    training gets stuck at lower ranks, which it cannot cross.
 
     Args:
         rank: the rank r, from 1 to min(m, n).
@@ -62,11 +63,11 @@ class FixedRank(Constraint):
         self.rank = checked_rank("fixed_rank", rank)
 
     def forward(self, A: Tensor, B: Tensor) -> Tensor:
-        """``A B'`` and the rounding term."""
+        """``A B'`` plus the rounding term."""
         return full_rank_product(A, B)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Balanced factors of the singular value decomposition, less the rounding term."""
+        """Balanced factors of the singular value decomposition, without the rounding term."""
         U, s, Vh = svd(value)
         return factors(U[..., : self.rank], s[..., : self.rank], Vh[..., : self.rank, :].mT)
 
@@ -78,8 +79,8 @@ class FixedRank(Constraint):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure, the truncated decomposition, moved inside by rounding.
 
-        Nearest in every unitarily invariant norm. Singular values are raised to 4 n eps times their
-        sum at least. A matrix whose singular values are as large already stays as it is.
+        It is nearest in every unitarily invariant norm. Singular values are raised to at least
+        4 n eps times their sum. A matrix that needs no such change is returned as it is.
         """
         U, s, Vh = svd(value)
         leading_values = s[..., : self.rank]
@@ -90,7 +91,7 @@ class FixedRank(Constraint):
         return torch.where(inside[..., None, None], value, nearest)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Small singular values are raised, to ``share^2`` of the mean of r of them, or of 1."""
+        """Small singular values raised to ``share^2`` of the mean of the r largest, or of 1."""
         U, s, Vh = svd(value)
         leading_values = s[..., : self.rank]
         raised = raised_by(leading_values, value, share)
@@ -112,17 +113,17 @@ class FixedRank(Constraint):
 
 @register("psd_fixed_rank", aliases=("positive_semidefinite_fixed_rank",))
 class PSDFixedRank(SquareMatrices):
-    """Positive semidefinite matrices of a given rank, no less and no more.
+    """Positive semidefinite matrices of exactly a given rank.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) = r}. A manifold of dimension
-    n r - r (r - 1) / 2. Its closure, where the violation is zero, contains lower ranks too
-    (`psd_low_rank`).
+    n r - r (r - 1) / 2. Its closure, where the violation is zero, also contains the matrices of
+    lower rank (`psd_low_rank`).
 
     **Map**: A -> A A' + c polar(A) polar(A)' with A of shape (n, r). The rounding term, with
-    c = 2 n eps |A|^2, keeps the rank from falling. Onto the set, up to matrices whose smallest
-    eigenvalue is rounding beside the largest.
+    c = 2 n eps |A|^2, keeps the rank from falling. Onto the set, except for matrices whose smallest
+    eigenvalue is a rounding error of the largest.
 
-    **Right inverse**: eigenvectors times roots of the eigenvalues, less the rounding term.
+    **Right inverse**: eigenvectors times roots of the eigenvalues, without the rounding term.
 
     **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
     semidefinite matrices (SIAM Journal on Optimization 20, 2010).
@@ -149,11 +150,11 @@ class PSDFixedRank(SquareMatrices):
         self.rank = checked_rank("psd_fixed_rank", rank)
 
     def forward(self, A: Tensor) -> Tensor:
-        """``A A'`` and the rounding term."""
+        """``A A'`` plus the rounding term."""
         return symmetric_part(full_rank_product(A, A))
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """Eigenvectors times roots of the eigenvalues, less the rounding term."""
+        """Eigenvectors times roots of the eigenvalues, without the rounding term."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
 
@@ -164,8 +165,8 @@ class PSDFixedRank(SquareMatrices):
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.
 
-        It keeps the r largest eigenvalues, raised to 4 n eps times their sum at least. A matrix
-        whose eigenvalues are as large already stays as it is.
+        It keeps the r largest eigenvalues, raised to at least 4 n eps times their sum. A matrix
+        that needs no such change is returned as it is.
         """
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         eigenvalues = eigenvalues.clamp(min=0)
@@ -175,7 +176,7 @@ class PSDFixedRank(SquareMatrices):
         return torch.where(inside[..., None, None], value, symmetric_part((Q * kept) @ Q.mT))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Small eigenvalues are raised, to ``share^2`` of the mean of r of them, or of 1."""
+        """Small eigenvalues raised to ``share^2`` of the mean of the r largest, or of 1."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         raised = raised_by(eigenvalues, value, share)
         moved = symmetric_part((Q * raised.unsqueeze(-2)) @ Q.mT)

@@ -1,4 +1,4 @@
-"""Subspaces, by their orthonormal bases."""
+"""Subspaces, represented by orthonormal bases."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from constraints.math.polar import polar
 
 @register("grassmann", aliases=("grassmannian", "subspace"))
 class Grassmann(Matrices):
-    """Subspaces of dimension p in R^n, by an orthonormal basis.
+    """Subspaces of dimension p in R^n, represented by orthonormal bases.
 
     **Set**: {W in R^(n x p) : W'W = I}, where W and W Q, for an orthogonal Q, stand for the same
-    subspace; W W' = I for n < p, with rows for columns. The subspaces are a closed manifold of
-    dimension p (n - p).
+    subspace. For n < p it is W W' = I, and rows take the place of columns. The subspaces are a
+    closed manifold of dimension p (n - p).
 
-    **Map**: X -> polar(B + (I - B B') X), where B is a constant member: directions within the
-    subspace change nothing, so that no gradient and no momentum has a component along them. The map
-    reaches one basis of every subspace that contains no vector orthogonal to all of B. These are
-    all but a set of measure zero; the others are limits.
+    **Map**: X -> polar(B + (I - B B') X), where B is a constant member. Changes of X within the
+    subspace of B have no effect, so that no gradient and no momentum has a component along them.
+    The map reaches one basis of every subspace that contains no vector orthogonal to all of B.
+    These are all but a set of measure zero; the others are limits.
 
     **Right inverse**: X = 0 and B = the matrix itself.
 
@@ -34,8 +34,8 @@ class Grassmann(Matrices):
     sections 3.4.4 and 3.6.2, for horizontal directions; their example 4.1.5 for a retraction like
     this one.
 
-    A loss must depend on the subspace alone, as that of principal components does. For one that
-    depends on the basis take `orthogonal`.
+    The loss must depend on the subspace alone, as that of principal components does. For a loss
+    that depends on the basis take `orthogonal`.
 
     Example:
         >>> grassmann = Grassmann()
@@ -61,10 +61,10 @@ class Grassmann(Matrices):
 
     def _tall(self, X: Tensor, B: Tensor) -> Tensor:
         if B.shape[-2] == B.shape[-1]:
-            # There is only one subspace: the derivative is zero, without rounding.
+            # There is only one subspace, so the derivative is exactly zero.
             return polar(B) + 0 * X
         across = X - B @ (B.mT @ X)
-        # Twice: for a large X the rounding error along B is not small after one projection.
+        # Projected twice: for a large X one projection leaves a rounding error along B.
         return polar(B + (across - B @ (B.mT @ across)))
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class Grassmann(Matrices):
         return polar(value)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Uniformly distributed subspaces, and bases: the polar factor of a Gaussian matrix."""
+        """Uniformly distributed subspaces and bases: the polar factor of a Gaussian matrix."""
         return polar(random.normal(shape))
 
     def dimension(self, shape: Sequence[int]) -> int:

@@ -11,10 +11,10 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_bound
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
 from constraints.math.matrix import eye_like
 from constraints.math.norm import norm
@@ -39,20 +39,21 @@ class Hurwitz(SquareMatrices):
 
     **Map**: :math:`(X, Y, Z) \mapsto T \, P \, (S - Q / 2) \, T^{-1} - \alpha I + h R`, where
     :math:`P = 2 X X^\top / (1 + \mathrm{tr}(X X^\top) / n)`, :math:`Q = Y Y^\top` and
-    :math:`S = (Z - Z^\top) / 2`; onto the interior, since the matrices P (S - Q / 2) are those for
-    which :math:`x^\top P^{-1} x` does not increase. T and R are constants: coordinates in which the
-    first matrix dissipates energy, and a remainder of the size of rounding;
-    :math:`h = \max(0, 1 - 16 \lVert X - I \rVert_F^2 / n)^4` lets R fade.
+    :math:`S = (Z - Z^\top) / 2`. It is onto the interior, since the matrices P (S - Q / 2) are
+    those for which :math:`x^\top P^{-1} x` does not increase. T and R are constants: coordinates in
+    which the matrix at the start dissipates energy, and a remainder of the size of rounding. The
+    factor :math:`h = \max(0, 1 - 16 \lVert X - I \rVert_F^2 / n)^4` lets R fade.
 
     **Right inverse**: X = I, and T with :math:`T T^\top` the solution of the Lyapunov equation
     :math:`(A + \alpha I) P + P (A + \alpha I)^\top = -I`, or, next to the boundary,
     :math:`V V^*` for the eigenvectors V of A; T = I if the symmetric part of :math:`A + \alpha I`
-    is negative semidefinite already. The remainder makes it exact for every member, on the boundary
-    and with Jordan blocks too. What it costs: where T is ill-conditioned, rounding and with it R
-    reach eps cond(T), and until R has faded a value may violate the constraint by as much. In
-    single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers projected
-    Gaussian matrices. One with a Jordan block of size k on the boundary is moved inside by
-    eps^(1/k) |A|, for which R makes up; there the set is so thin that gradient steps are useless.
+    is negative semidefinite already. The remainder makes it exact for every member, even on the
+    boundary and with Jordan blocks. This has a price if T is ill-conditioned: rounding errors, and
+    with them R, reach eps cond(T), and until R has faded a value may violate the constraint by as
+    much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers
+    projected Gaussian matrices. A matrix with a Jordan block of size k on the boundary is moved
+    inside by eps^(1/k) |A|, which R compensates; there the set is so thin that gradient steps are
+    useless.
 
     **Reference**: Boyd, El Ghaoui, Feron and Balakrishnan, Linear Matrix Inequalities in System and
     Control Theory (1994), chapter 5, for quadratic Lyapunov functions; Gillis and Sharma, On
@@ -141,8 +142,8 @@ class Hurwitz(SquareMatrices):
     def violation(self, value: Tensor) -> Tensor:
         """The spectral abscissa plus alpha, divided by the condition of the eigenvalue.
 
-        More precisely the largest of these numbers, in which the distance of the matrix is
-        measured; see `constraints.math.eigenvalues.spectral_distance`.
+        More precisely it is the largest such number, which estimates the distance of the matrix
+        from the set; see `constraints.math.eigenvalues.spectral_distance`.
         """
 
         def way(x: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class Hurwitz(SquareMatrices):
     def project(self, value: Tensor) -> Tensor:
         """A retraction: all eigenvalues of an outsider are shifted left, by a multiple of I.
 
-        It is not a nearest point: finding one is a problem that is not convex.
+        It is not a nearest point; finding one is not a convex problem.
         """
         abscissa = eigenvalues(value).real.amax(-1)[..., None, None]
         identity = eye_like(value)
@@ -165,10 +166,10 @@ class Hurwitz(SquareMatrices):
         return torch.where(inside[..., None, None], value, shifted)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Eigenvalues next to the line are shifted, by a multiple of I.
+        """A matrix with eigenvalues next to the line is shifted left, by a multiple of I.
 
-        The derivative has the size of the root of their distance from it, which becomes ``share``
-        of the size of the matrix, or of 1.
+        Their distance from the line, with whose root the derivative grows, becomes ``share`` of the
+        size of the matrix, or of 1.
         """
         size = _mean_size(value)
         excess = eigenvalues(value).real.amax(-1)[..., None, None] + self.alpha + share * size
@@ -221,9 +222,9 @@ def _mean_size(A: Tensor) -> Tensor:
 def _rounding(P: Tensor, K: Tensor) -> Tensor:
     """The distance by which the eigenvalues of a product P K are shifted left.
 
-    Where P and K are large and the product is small, the error of the product is large beside it,
-    and would count as a violation, since the distance of a matrix from the set is compared with
-    its own size.
+    If P and K are large and their product is small, the error of the product is large relative to
+    it. It would count as a violation, since the distance of a matrix from the set is compared with
+    the size of the matrix.
 
     Args:
         P: the mean eigenvalue of P.

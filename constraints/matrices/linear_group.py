@@ -1,4 +1,4 @@
-"""Groups of matrices: the invertible ones, and those with determinant one."""
+"""Groups of matrices: invertible ones, and those with determinant one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.determinant import distance_from_unimodular, unimodular
 from constraints.math.nearest_regular import nearest_regular, orientation, regular
 from constraints.math.svd import svd, svdvals
@@ -23,24 +23,22 @@ class Invertible(SquareMatrices, Retraction):
     r"""Invertible matrices, with a determinant of either sign or of a given one.
 
     **Set**: GL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W \ne 0\}`, open, of dimension
-    n^2, and dense: its closure holds all matrices. For ``sign=1`` it is the group GL+(n) of the
-    matrices with a positive determinant, for ``sign=-1`` its other half.
+    n^2, and dense: its closure is the set of all matrices. For ``sign=1`` it is the group GL+(n) of
+    the matrices with a positive determinant, for ``sign=-1`` its other half.
 
-    **Map**: the matrix itself, so that the identity is a start like any other. Singular values
-    below 4 eps times the Frobenius norm are raised to that: each value has an inverse in
-    floating-point arithmetic, and a condition of 1 / (2 eps) at most. Where the determinant has the
-    wrong sign, the least singular value changes its own: continuous, and smooth but where the two
-    least singular values are equal. Onto the set, but for matrices that are singular up to
-    rounding.
+    **Map**: the matrix itself. Singular values below 4 eps times the Frobenius norm are raised to
+    that, so that each value has an inverse in floating-point arithmetic, and a condition number of
+    at most 1 / (2 eps). Where the determinant has the wrong sign, the least singular value is
+    negated. This is continuous, and smooth except where the two least singular values are equal.
+    Onto the set, except for matrices that are singular up to rounding.
 
     **Right inverse**: the matrix itself.
 
     **Reference**: Golub and Van Loan, Matrix Computations (2013), section 2.4, for the distance
     from the singular matrices, which is the least singular value.
 
-    `violation` measures the distance from the closure: zero, but for a determinant of the wrong
-    sign, where it is the least singular value. For a smaller bound of the condition there is
-    `SingularValues`.
+    `violation` measures the distance from the closure: the least singular value if the determinant
+    has the wrong sign, else zero. To bound the condition number by less, take `SingularValues`.
 
     Args:
         sign: 1 for positive determinants, -1 for negative ones, None for both.
@@ -97,10 +95,9 @@ class Invertible(SquareMatrices, Retraction):
         return nearest_regular(value, self.sign or 0)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """Where the determinant has the wrong sign, the least singular value changes its own.
+        """Where the determinant has the wrong sign, the least singular value is negated.
 
-        Singular values of a singular matrix are raised to ``share`` of the mean one, or of 1 if all
-        are zero.
+        Small singular values are raised to ``share`` of their mean, or of 1 if all are zero.
         """
         U, s, Vh = svd(value)
         mean = s.mean(-1, keepdim=True)
@@ -123,28 +120,29 @@ class SpecialLinear(SquareMatrices, Retraction):
     **Set**: SL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W = 1\}`, closed, of dimension
     n^2 - 1.
 
-    **Map**: the nearest point for a determinant between 0 and 1.2: with X = U S V', where
+    **Map**: the nearest point if the determinant is between 0 and 1.2. With X = U S V', where
     det(U V') = 1 and so the last singular value may be negative, it is U a V' with
     :math:`a_i = (s_i + \sqrt{s_i^2 + 4 \lambda}) / 2`, and :math:`\lambda` such that the product is
     1. Onto the set. A matrix with a determinant of larger absolute value is scaled down first, to
-    one of less than 1.9: the nearest point, which jumps, may have a singular value that no dtype
-    holds. Smooth where singular values are equal; not at a matrix whose last singular value is
-    minus the one before it, or that has rank n - 2 or less.
+    one of less than 1.9, because the nearest point jumps there and may have a singular value that
+    no dtype can hold. The map is smooth where singular values are equal. It is not smooth at a
+    matrix whose last singular value is minus the one before it, or whose rank is n - 2 or less.
 
-    At a member the derivative is the orthogonal projection onto the tangent space. Division by the
-    n-th root of the determinant, the usual map, is no projection, and loses as many digits as the
-    condition has: this one loses none, whatever the condition.
+    At a member the derivative is the orthogonal projection onto the tangent space. The usual map,
+    division by the n-th root of the determinant, is not a projection, and loses as many digits as
+    the condition number has. This map loses none, whatever the condition number.
 
-    **Right inverse**: the matrix itself. It holds to rounding while the condition is below
-    1 / (4 eps), 2e6 in single precision: beyond, singular values are rounding errors.
+    **Right inverse**: the matrix itself. It is exact up to rounding while the condition number is
+    below 1 / (4 eps), 2e6 in single precision. Above that, the least singular values are rounding
+    errors.
 
     **Reference**: Helmke and Moore, Optimization and Dynamical Systems (1994), for the group as a
     manifold; Lewis, Derivatives of spectral functions (Mathematics of Operations Research 21,
     1996), for why equal singular values do no harm.
 
-    `violation` is the Frobenius distance, of a matrix with a larger determinant too, whose nearest
-    member is another one than the map's. It sees what rounding does: the error of the determinant
-    itself is that of the entries times the condition.
+    `violation` is the Frobenius distance, also for a matrix with a larger determinant, whose
+    nearest member is not the map's value. Unlike the error of the determinant, it is of the size of
+    the rounding errors of the entries: in the determinant the condition number multiplies them.
 
     Shape:
         ``(*batch, n, n)``.
@@ -167,7 +165,7 @@ class SpecialLinear(SquareMatrices, Retraction):
     }
 
     def forward(self, X: Tensor) -> Tensor:
-        """The member that belongs to X."""
+        """The nearest member, or the one nearest to a multiple of X."""
         return unimodular(X)
 
     def canonical(self, X: Tensor) -> tuple[Tensor]:
@@ -186,7 +184,7 @@ class SpecialLinear(SquareMatrices, Retraction):
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A normal matrix with a positive determinant, divided by its n-th root.
 
-        The direction is uniformly distributed. Then the value of the map, against rounding.
+        The direction is uniformly distributed. The map is applied last, to correct rounding.
         """
         X = _oriented(random.normal(shape), 1)
         logarithm = linalg.slogdet(X).logabsdet[..., None, None]

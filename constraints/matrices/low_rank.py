@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
-from constraints.math import linalg
 from constraints.math.autograd import goes_by_operator
 from constraints.math.full_rank import raised_by
 from constraints.math.svd import svd, svdvals
@@ -20,7 +20,7 @@ from constraints.math.thin_product import thin_product
 
 
 class BoundedRank(Constraint):
-    """What sets of matrices of bounded rank share, in terms of two balanced factors.
+    """Base of sets of matrices of bounded rank, which are products of two balanced factors.
 
     Attributes:
         rank: the largest rank.
@@ -41,7 +41,7 @@ class BoundedRank(Constraint):
         return left @ right.mT
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """The nearest point, with small singular values raised so that both factors can move."""
+        """The nearest point, with small singular values raised so that both factors can train."""
         left, right, sigma = _leading(value, self.rank)
         larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
         return left * larger.unsqueeze(-2) @ right.mT
@@ -55,16 +55,16 @@ class BoundedRank(Constraint):
 class LowRank(BoundedRank):
     """Matrices of at most a given rank.
 
-    **Set**: {W in R^(m x n) : rank(W) <= r}. Dimension r (m + n - r), closed; not a manifold, but a
-    variety whose singular points are the matrices of smaller rank.
+    **Set**: {W in R^(m x n) : rank(W) <= r}. Dimension r (m + n - r), closed. It is not a manifold
+    but a variety, whose singular points are the matrices of smaller rank.
 
     **Map**: (U, V) -> U V' with U of shape (m, r) and V of shape (n, r), onto the set.
 
     **Right inverse**: the balanced factors of the singular value decomposition, with
-    U'U = V'V = diag(sigma). Where a singular value is zero, the columns of both factors would be
-    zero and have no gradient: there U has a column as long as the longest one, orthogonal to the
-    others, and V has the zero. So the zero matrix gives orthonormal columns and V = 0, from where
-    the first step is that of an unconstrained W, projected onto the columns of U.
+    U'U = V'V = diag(sigma). Where a singular value is zero, both columns would be zero and have no
+    gradient. There, only the column of V is zero, and U has a column as long as the longest one,
+    orthogonal to the others. So the zero matrix gives orthonormal columns and V = 0, from where the
+    first step is that of an unconstrained W, projected onto the columns of U.
 
     **Reference**: Eckart and Young, The approximation of one matrix by another of lower rank
     (Psychometrika 1, 1936), for the projection; Ge, Jin and Zheng, No spurious local minima in
@@ -102,7 +102,7 @@ class LowRank(BoundedRank):
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
         """``U V'``."""
         if goes_by_operator():
-            # An exported model has the plain product, which every runtime knows.
+            # An exported model has the plain product, which every runtime supports.
             return U @ V.mT
         with torch.no_grad():
             bases = linalg.qr(U).Q, linalg.qr(V).Q
@@ -135,14 +135,14 @@ class RankOne(Matrices, BoundedRank):
     """Outer products of two vectors.
 
     **Set**: {x y' : x in R^m, y in R^n}, the matrices of rank 0 or 1. Dimension m + n - 1, closed;
-    a manifold but for the zero matrix.
+    a manifold except at the zero matrix.
 
     **Map**: (x, y) -> x y', onto the set, from two parameters of shapes (*batch, m), (*batch, n).
 
     **Right inverse**: vectors of equal length, from the singular value decomposition. For the zero
-    matrix x is a unit vector and y zero, so that a gradient is left.
+    matrix x is a unit vector and y is zero, so that the gradient does not vanish.
 
-    **Reference**: as for `LowRank`, whose set with rank 1 it is.
+    **Reference**: as for `LowRank`, of which it is the case of rank 1.
 
     Example:
         >>> rank_one = RankOne()
@@ -204,8 +204,8 @@ def _factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _leading(value: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """``(P, Q S, s)`` for the leading singular values s; if there are no others, ``W = P (Q S)'``.
 
-    Q S is computed as ``W' P``, without the errors of Q and s. Then P P' W still differs from W by
-    the error of P, a few times that of a matrix product: one more product corrects the difference.
+    Q S is computed as ``W' P``, which avoids the errors of Q and s. P P' W still differs from W by
+    the error of P, a few times that of a matrix product. One more product corrects that.
     """
     left, sigma, _ = svd(value)
     left = left[..., :rank]

@@ -22,7 +22,7 @@ from constraints.math.uniform_orthogonal import uniform_orthogonal
 _CURVES = {"cayley": cayley, "exp": geodesic}
 
 
-#: By the name of the map: which canonical parameter is the element itself.
+#: For each map, the index of the canonical parameter that is the element itself.
 _MAPS = {"polar": 0, "rebased": 1, "cayley": None, "exp": None}
 
 
@@ -36,24 +36,24 @@ class Orthogonal(Matrices):
     components: det W = 1 and det W = -1.
 
     **Map**: ``"polar"``: :math:`X \mapsto` the nearest member, the polar factor of X. Onto. The
-    free parameter is the near-orthogonal matrix itself; kept orthogonal after each optimizer step,
-    it costs one matrix product forward and two, the projection of the gradient onto the tangent
-    space, backward. It ignores a positive factor, so that weight decay is harmless. Not
-    differentiable at a matrix that has not full rank, where the gradient is cut off. Training keeps
-    the sign of the determinant of a square matrix, though it is a map onto both components: W + W A
-    with a skew A, a step along a gradient, has that of W, and the steps of other optimizers change
-    it only where they are about as long as W.
+    free parameter is the near-orthogonal matrix itself. Since it is made orthogonal after each
+    optimizer step, the map costs one matrix product forward and two backward, for the projection of
+    the gradient onto the tangent space. It does not depend on a positive factor of X, so weight
+    decay is harmless. It is not differentiable at a matrix without full rank, where the gradient is
+    cut off. It is onto both components, but training keeps the sign of the determinant of a square
+    matrix: a gradient step gives W + W A with a skew A, whose determinant has the sign of that of
+    W, and the steps of other optimizers change it only if they are about as long as W.
 
     ``"cayley"`` and ``"exp"``: :math:`X \mapsto f(X B^\top - B X^\top) B`, where f is the Cayley
-    transform or the exponential, B is a constant member, and X is free: a curve through B
-    for each direction X. Square matrices keep the sign of their determinant; the Cayley transform
-    misses the members with :math:`B^\top W` having an eigenvalue -1. Weight decay pulls towards B.
+    transform or the exponential, B is a constant member, and X is free: a curve through B for each
+    direction X. Square matrices keep the sign of their determinant. The Cayley transform misses the
+    members for which :math:`B^\top W` has an eigenvalue -1. Weight decay pulls towards B.
 
     ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of :math:`B (I + S + S^2
-    / 2)` with the skew part S of X, where B moves to the value after each optimizer step, and X to
-    zero. A step costs three matrix products at most, one less than under ``"polar"``, and momentum
-    needs no transport, since the coordinates move with B. But two matrices are stored, an average
-    or a shard of which has no meaning, and training keeps the determinant.
+    / 2)` with the skew part S of X. After each optimizer step B becomes the value, and X becomes
+    zero. A step costs at most three matrix products, one less than for ``"polar"``, and momentum
+    needs no transport, since the coordinates move with B. But two matrices are stored, averages or
+    shards of them have no meaning, and training keeps the sign of the determinant.
 
     **Right inverse**: ``"polar"``: the matrix itself. Otherwise X = 0 and B = the matrix.
 
@@ -125,7 +125,7 @@ class Orthogonal(Matrices):
     ) -> tuple[Tensor | None, ...]:
         """The projection onto the tangent space, where the parameters are canonical.
 
-        The graph of the curves would hold six weights, so that they are evaluated once more.
+        The curves are evaluated again in the backward pass: their graph would hold six matrices.
         """
         if self.map == "polar":
             return (polar_gradient(params[0], value, gradient),)
@@ -161,7 +161,7 @@ class Orthogonal(Matrices):
         return polar(uniform_orthogonal(random.normal(shape)))
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is no empty matrix, and a square one for ``"rebased"``."""
+        """An element is a matrix that is not empty, and square for ``"rebased"``."""
         if self.map == "rebased" and event[0] != event[1]:
             return "must be a square matrix for map='rebased'"
         return super().shape_problem(event)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.covariance import (
     clipped,
     covariance,
@@ -32,9 +32,9 @@ class PositiveDefinite(SquareMatrices):
     **Set**: {W in R^(n x n) : W = W', x'Wx > 0 for all x != 0}. Dimension n (n + 1) / 2, open.
 
     **Map**: X -> X X' with X of shape (n, n). Onto the set, up to a rounding term: the diagonal is
-    enlarged by the factor 1 + 2 n eps, so that the result has a Cholesky factor in floating-point
-    arithmetic too, whatever X. The term is relative to each row: small rows beside large ones keep
-    their digits, and what it bounds is the condition number of the correlation matrix.
+    enlarged by the factor 1 + 2 n eps, so that for every X the computed result has a Cholesky
+    factor. The term is relative to each row, so small rows beside large ones keep their digits. It
+    bounds the condition number of the correlation matrix, not that of the result.
 
     A gradient step in X is one in the Bures-Wasserstein geometry of W, and leaves the neighbourhood
     of the boundary at an exponential rate. With the usual choice, a Cholesky factor with softplus
@@ -42,7 +42,7 @@ class PositiveDefinite(SquareMatrices):
     training stalls.
 
     **Right inverse**: the Cholesky factor, after division of the diagonal by 1 + 2 n eps. A matrix
-    that has none, being singular up to rounding, is replaced by the nearest one whose eigenvalues
+    without one, which is singular up to rounding, is replaced by the nearest one whose eigenvalues
     are at least eps times the largest.
 
     **Reference**: Bhatia, Jain and Lim, On the Bures-Wasserstein distance between positive definite
@@ -92,12 +92,12 @@ class PositiveDefinite(SquareMatrices):
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.
 
         The eigenvalues of the symmetric part are clipped at 2 n eps times the largest of them in
-        absolute value. A symmetric matrix that has a Cholesky factor stays as it is.
+        absolute value. A symmetric matrix that has a Cholesky factor is returned as it is.
         """
         return clipped(value)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Small eigenvalues are raised to ``share^2`` of the mean one, or of 1 if that is more.
+        """Small eigenvalues raised to ``share^2`` of the mean one, or of 1 if that is more.
 
         In the basis of the eigenvectors of W, an entry of the derivative is the sum of the roots of
         two eigenvalues.

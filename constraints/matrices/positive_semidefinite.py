@@ -9,12 +9,12 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices, too_small
-from constraints.math import linalg
 from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
 from constraints.math.matrix import symmetric_part
@@ -31,9 +31,10 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
     convex cone.
 
     **Map**: the nearest member: the symmetric part, with negative eigenvalues replaced by zero.
-    Onto the set. A member comes back bit for bit, with the symmetric part as its derivative, on the
-    boundary and at zero too. The derivative of the usual map, X X', is zero at zero, and at a
-    singular matrix has no component that leads to a higher rank: training cannot leave it.
+    Onto the set. A member is returned bit for bit. There the derivative is the symmetric part, even
+    on the boundary and at zero. The usual map, X X', has the derivative zero at zero, and at a
+    singular matrix no component of its derivative leads to a higher rank, so that training cannot
+    leave that rank.
 
     **Right inverse**: the identity.
 
@@ -63,8 +64,8 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """A parameter of the same element that is nearer to it.
 
-        Where no eigenvalue is positive the element is 0, up to rounding, and the derivative of the
-        map vanishes altogether: there the parameter becomes the element at once.
+        Where no eigenvalue is positive, the element is 0 up to rounding and the derivative of the
+        map vanishes. There the parameter becomes the element at once.
         """
         with torch.no_grad():
             X = symmetric_part(X)
@@ -96,24 +97,24 @@ class PSDLowRank(SquareMatrices):
     points.
 
     **Map**: (Y, S) -> Y S_+ Y', with Y of shape (n, r) and S_+ the positive semidefinite part of
-    S (r, r), as under `PositiveSemidefinite`. Onto the set.
+    S (r, r), as for `PositiveSemidefinite`. Onto the set.
 
-    **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. The usual
-    map, Y Y' alone, would have the derivative zero where an eigenvalue is zero. There, Y has a
+    **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. Where an
+    eigenvalue is zero, the derivative of the usual map, Y Y' alone, would vanish. There, Y has a
     column as long as the longest one, along some vector of the kernel, and S has the zero. So the
     zero matrix gives orthonormal columns and S = 0. A perturbation of one unit in the last place,
-    the same in every run, is added: a column that is an eigenvector of the gradient as well would
-    never turn, and rounding alone would decide whether training leaves the point.
+    the same in every run, is added to Y. Without it, a column that is also an eigenvector of the
+    gradient would never turn, and rounding would decide whether training leaves the point.
 
     **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
     semidefinite matrices (SIAM Journal on Optimization 20, 2010); Levin, Kileel and Boumal, The
     effect of smooth parametrizations on nonconvex optimization landscapes (Mathematical Programming
-    209, 2025): Y Y' has no critical point of second order that the set does not have.
+    209, 2025): second-order critical points in Y are critical points on the set.
 
-    `canonical` moves S into Y. An eigenvalue that a step has pushed out of the cone becomes one of
-    a few units in the last place, a column of Y that is short but not zero. Such a column turns as
-    fast as a long one, while a zero column would stay along an arbitrary vector of the kernel,
-    though another one might lower the loss.
+    `canonical` moves S into Y. An eigenvalue that a step has made negative becomes a few units in
+    the last place, and its column of Y is short but not zero. A short column turns as fast as a
+    long one. With a zero eigenvalue in S instead, the column would stay along an arbitrary vector
+    of the kernel, though another vector might lower the loss.
 
     Args:
         rank: the largest rank r, from 1 to n.
@@ -149,7 +150,7 @@ class PSDLowRank(SquareMatrices):
         return symmetric_part(Y @ psd_part(symmetric_part(S)) @ Y.mT)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """``(Y, S)``, where S holds the eigenvalues that are zero, and ones for the others."""
+        """``(Y, S)`` with a diagonal S: 0 for eigenvalues that are zero, 1 for the others."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         eigenvalues = eigenvalues.clamp(min=0)
         largest = eigenvalues[..., :1]
@@ -173,12 +174,12 @@ class PSDLowRank(SquareMatrices):
         return distance_from_psd_rank(value, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
-        """A nearest point in the Frobenius norm, of the r largest eigenvalues if positive."""
+        """A nearest point in the Frobenius norm: the r largest eigenvalues, if positive."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return symmetric_part((Q * eigenvalues.clamp(min=0).unsqueeze(-2)) @ Q.mT)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """The nearest point, with r eigenvalues so large that every direction has a gradient."""
+        """The nearest point, with r eigenvalues raised so that every direction has a gradient."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         # The derivative along A has the size of the eigenvalues, not of their roots.
         raised = raised_by(eigenvalues, value, share**0.5).unsqueeze(-2)

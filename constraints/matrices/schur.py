@@ -10,10 +10,10 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
 from constraints.math.matrix import eye_like
 from constraints.math.stable_lyapunov import (
@@ -31,7 +31,7 @@ from constraints.math.svd import svdvals
 
 @register("schur", aliases=("schur_stable", "discrete_stable", "spectral_radius"))
 class Schur(SquareMatrices):
-    r"""Matrices of bounded spectral radius: the powers of A grow no faster than those of a radius.
+    r"""Matrices of bounded spectral radius: powers of A grow no faster than those of the bound.
 
     **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : |\lambda| \le r` for every eigenvalue
     :math:`\lambda` of :math:`A\}`. Dimension n^2, closed, not convex.
@@ -40,19 +40,19 @@ class Schur(SquareMatrices):
     T^{-1} + h R`, onto the interior. With M half of the matrix that is inverted, the product is
     :math:`M^{-1} V F^\top`, for which :math:`x^\top M (V V^\top)^{-1} M x` does not increase. A
     common factor of V, F and D changes nothing, so that weight decay is harmless. T and R are
-    constants: coordinates in which the first matrix is a contraction, and a remainder of the size
-    of rounding; :math:`h = \max(0, 1 - 16 \lVert V - I \rVert_F^2 / n)^4` lets R fade. Not
-    differentiable at V = F = D = 0.
+    constants: coordinates in which the matrix at the start is a contraction, and a remainder of the
+    size of rounding. The factor :math:`h = \max(0, 1 - 16 \lVert V - I \rVert_F^2 / n)^4` lets R
+    fade. The map is not differentiable at V = F = D = 0.
 
     **Right inverse**: V = I, F = C', D = (I - C'C)^(1/2) with :math:`C = T^{-1} A T / r`, where
     :math:`T T^\top = P` solves the Lyapunov equation :math:`P - A P A^\top / r^2 = I`, or, next to
     the boundary, :math:`T T^\top = V V^*` for the eigenvectors V of A; T = I if the spectral norm
-    of A is r at most, as it is for an orthogonal matrix. The remainder makes it exact for every
-    member, on the boundary and with Jordan blocks too. What it costs: where T is ill-conditioned,
-    rounding and with it R reach eps cond(T), and until R has faded a value may violate the
+    of A is at most r, as for an orthogonal matrix. The remainder makes it exact for every member,
+    even on the boundary and with Jordan blocks. This has a price if T is ill-conditioned: rounding
+    errors, and with them R, reach eps cond(T), and until R has faded a value may violate the
     constraint by as much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000,
-    which covers projected Gaussian matrices. One with a Jordan block of size k on the boundary is
-    moved inside by eps^(1/k) |A|, for which R makes up; there the set is so thin that gradient
+    which covers projected Gaussian matrices. A matrix with a Jordan block of size k on the boundary
+    is moved inside by eps^(1/k) |A|, which R compensates; there the set is so thin that gradient
     steps are useless.
 
     **Reference**: Revay, Wang and Manchester, Recurrent equilibrium networks: flexible dynamic
@@ -113,7 +113,7 @@ class Schur(SquareMatrices):
         unit = torch.where(unit > 1, unit, 1)
         factors, V, F = factors / unit, V / unit, F / unit
         G = factors @ factors.mT
-        # Enlarging G keeps A stable. With the term it has a Cholesky factor for all parameters.
+        # Enlarging G keeps A stable, and gives G a Cholesky factor for all parameters.
         rounding = 2 * V.shape[-1] * finfo.eps
         term = (
             rounding * G.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) + finfo.tiny / finfo.eps
@@ -148,8 +148,8 @@ class Schur(SquareMatrices):
     def violation(self, value: Tensor) -> Tensor:
         """The excess of the spectral radius, divided by the condition of the eigenvalue.
 
-        More precisely the largest of these numbers, in which the distance of the matrix is
-        measured; see `constraints.math.eigenvalues.spectral_distance`.
+        More precisely it is the largest such number, which estimates the distance of the matrix
+        from the set; see `constraints.math.eigenvalues.spectral_distance`.
         """
 
         def way(x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Schur(SquareMatrices):
     def project(self, value: Tensor) -> Tensor:
         """A retraction: an outsider is scaled to the spectral radius r.
 
-        It is not a nearest point: finding one is a problem that is not convex.
+        It is not a nearest point; finding one is not a convex problem.
         """
         radius = eigenvalues(value).abs().amax(-1)[..., None, None]
         outside = radius > self.radius
@@ -171,9 +171,9 @@ class Schur(SquareMatrices):
         return torch.where(inside[..., None, None], value, value * factor.to(value.dtype))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Matrices with nearly the spectral radius r are scaled down, by ``share``.
+        """A matrix whose spectral radius is nearly r is scaled down, by ``share``.
 
-        The derivative has the size of the root of the distance of the eigenvalues from the circle.
+        The derivative grows with the root of the distance of the eigenvalues from the circle.
         """
         radius = eigenvalues(value).abs().amax(-1)[..., None, None] / self.radius
         factor = torch.where(radius > 1 - share, (1 - 2 * share) / radius.clamp(min=0.5), 1)

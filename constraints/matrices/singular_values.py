@@ -26,11 +26,11 @@ _KINK = (
 
 
 class SpectrumBound(Matrices, Retraction):
-    """What sets of matrices share whose singular values lie between two bounds.
+    """Base of sets of matrices whose singular values lie between two bounds.
 
-    The map is the projection, and the parameter the matrix itself. `canonical` takes a parameter
-    that a step has led outside back to the boundary by a tenth of the way:
-    `constraints.bases.boundary.relax_to_boundary` says why not all of it.
+    The map is the projection, and the parameter is the matrix itself. `canonical` moves a parameter
+    that a step has led outside a tenth of the way back to the boundary:
+    `constraints.bases.boundary.relax_to_boundary` says why not all the way.
     """
 
     @abstractmethod
@@ -51,7 +51,7 @@ class SpectrumBound(Matrices, Retraction):
             return (relax_to_boundary(X, self.forward(X), 2),)
 
     def violation(self, value: Tensor) -> Tensor:
-        """How far the worst singular value is from the interval, the distance in spectral norm."""
+        """The largest distance of a singular value from the interval: that in the spectral norm."""
         low, high = self.bounds()
         # LAPACK errs up to ten times as much on a wide matrix as on its transpose.
         s = svdvals(value if value.shape[-2] >= value.shape[-1] else value.mT)
@@ -72,21 +72,21 @@ class SingularValues(SpectrumBound):
     r"""Matrices whose singular values lie between two bounds.
 
     **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : l \le \sigma_i(W) \le h, i \le \min(n, p)\}`:
-    closed, of dimension np. Square matrices are in two pieces, of either sign of the determinant,
-    if l > 0. The condition is h / l at most.
+    closed, of dimension np. If l > 0, the square matrices are in two pieces, one for each sign of
+    the determinant. The condition number is at most h / l.
 
-    **Map**: the nearest member, :math:`U \min(\max(S, l), h) V^\top`. Onto the set. A member comes
-    back bit for bit, its derivative being the identity, on the boundary too. Outside, the
-    derivative holds no difference of singular values in a denominator that can vanish.
+    **Map**: the nearest member, :math:`U \min(\max(S, l), h) V^\top`. Onto the set. A member is
+    returned bit for bit. There the derivative is the identity, even on the boundary. Outside, the
+    derivative divides by no difference of singular values that can vanish.
 
-    **Right inverse**: the matrix itself, what is rounding being cut off.
+    **Right inverse**: the matrix itself, with singular values outside by rounding clamped.
 
     **Reference**: Higham, Functions of Matrices (2008), chapter 8, for the nearest matrix; Sedghi,
     Gupta and Long, The singular values of convolutional layers (2019), for the projection as a
     constraint in training.
 
-    Where a singular value is 0, and l > 0, the nearest member is not unique, and one of them is
-    taken; the gradient is cut off there.
+    If a singular value is 0 and l > 0, the nearest member is not unique. One of them is taken, and
+    the gradient is cut off there.
 
     Args:
         low: the least singular value, 0 or more.
@@ -133,18 +133,18 @@ class SingularValues(SpectrumBound):
 
 @register("almost_orthogonal", aliases=("near_orthogonal",))
 class AlmostOrthogonal(SpectrumBound):
-    r"""Matrices that change no length by more than a given share.
+    r"""Matrices that change the length of no vector by more than a given share.
 
     **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : |\sigma_i(W) - 1| \le r, i \le \min(n, p)\}`,
-    the matrices within the spectral distance r of an orthogonal one, of one with orthonormal
-    columns if tall, rows if wide. Closed, of dimension np. Square matrices are in two pieces, of
-    either sign of the determinant.
+    the matrices within the spectral distance r of a matrix with orthonormal columns (if tall) or
+    rows (if wide). Closed, of dimension np. The square matrices are in two pieces, one for each
+    sign of the determinant.
 
     **Map**: the nearest member, as for `SingularValues`: onto the set, boundary included.
 
-    **Right inverse**: the matrix itself, what is rounding being cut off.
+    **Right inverse**: the matrix itself, with singular values outside by rounding clamped.
 
-    **Reference**: as for `SingularValues`; for r = 0 it is the set of `Orthogonal`.
+    **Reference**: as for `SingularValues`. For r = 0 it would be the set of `Orthogonal`.
 
     Args:
         radius: the largest distance r of a singular value from 1, between 0 and 1, both excluded.

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import SquareMatrices
-from constraints.math import linalg
 from constraints.math.orthonormal import orthonormality_error
 from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
 from constraints.math.svd import svd
@@ -26,11 +26,11 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
     **Set**: {W in R^(n x n) : W'W = I, det W = 1}, the group SO(n): the component of O(n) that
     holds the identity. Dimension n (n - 1) / 2, closed.
 
-    **Map**: X -> the polar factor of X, with its last column reversed if its determinant is -1.
-    Onto the set. The free parameter is the near-orthogonal matrix itself, as under `Orthogonal`
-    with ``map="polar"``: it ignores a positive factor, costs one matrix product forward and two
-    backward where it is kept orthogonal after each step, and is not differentiable at a matrix that
-    has not full rank.
+    **Map**: X -> the polar factor of X, with its last column negated if its determinant is -1.
+    Onto the set. The free parameter is the near-orthogonal matrix itself, as for `Orthogonal` with
+    ``map="polar"``. The map does not depend on a positive factor of X. It costs one matrix product
+    forward and two backward, since X is made orthogonal after each step. It is not differentiable
+    at a matrix without full rank.
 
     **Right inverse**: the matrix itself.
 
@@ -38,7 +38,7 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
     Crystallographica A32, 1976), for the projection; Higham, Functions of Matrices (2008),
     chapter 8, for the polar factor.
 
-    `orthogonal` has both components. Training under it stays in the one where it starts, unless a
+    `orthogonal` has both components of O(n). Training stays in the one where it starts, unless a
     step of the optimizer is about as long as the matrix.
 
     Example:
@@ -52,7 +52,7 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
     expected_failures = no_derivative(NO_POLAR_FACTOR, "zero_params")
 
     def forward(self, X: Tensor) -> Tensor:
-        """The polar factor, with its last column reversed if its determinant is -1."""
+        """The polar factor, with its last column negated if its determinant is -1."""
         W = polar(X)
         return _reverse_last(W, _handedness(W))
 
@@ -83,8 +83,8 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
     def project(self, value: Tensor) -> Tensor:
         """The nearest rotation in the Frobenius norm.
 
-        The polar factor; if that has determinant -1, the singular vector of the smallest singular
-        value is reversed.
+        It is the polar factor. If that has determinant -1, the singular vector of the smallest
+        singular value is negated.
         """
         W = polar(value)
         U, _, Vh = svd(value)
@@ -92,7 +92,7 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
         return torch.where(_handedness(W) < 0, reversed_, W)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Uniformly distributed (Haar measure): as under `Orthogonal`, the last column reversed."""
+        """Uniformly distributed (Haar measure): as for `Orthogonal`, then the map."""
         return self.forward(uniform_orthogonal(random.normal(shape)))
 
     def dimension(self, shape: Sequence[int]) -> int:

@@ -24,21 +24,22 @@ from constraints.math.scale_to_norm import radial, radial_gradient, radial_step,
 from constraints.math.singular_vectors import OneSide, Vectors, one_side
 from constraints.math.svd import svdvals
 
-#: By constraint: some entries of the value that `canonical` returned last, and its singular
+#: For each constraint: some entries of the value that `canonical` returned last, and its singular
 #: vectors. This is a cache and not part of any state: if it is lost, a decomposition finds the
 #: vectors.
 _followed: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
 
 
-#: By constraint: some entries of the last gradient, and the two factors whose product it is.
+#: For each constraint: some entries of the last gradient, and the two factors of it.
 _thin: weakref.WeakKeyDictionary[SpectralNorm, Any] = weakref.WeakKeyDictionary()
 
 
-#: By so many entries a tensor is recognized: an optimizer's step moves all of them.
+#: A tensor is recognized by this many entries: an optimizer's step changes all of them.
 _SAMPLE = 64
 
 
-#: If the vectors take more memory than this share of the matrix, one side is kept, or nothing.
+#: If the vectors take more memory than this share of the matrix, those of only one side are kept,
+#: or none.
 _MEMORY = 0.7
 
 
@@ -47,7 +48,7 @@ def _sample(X: Tensor) -> Tensor:
 
 
 def _is_of(sample: Tensor, X: Tensor) -> bool:
-    """Whether a sample may be of X: what was kept is of the same dtype, and on the same device."""
+    """Whether a sample may be of X: same numbers, dtype and device."""
     same = (sample.dtype, sample.device) == (X.dtype, X.device)
     return same and torch.equal(sample, _sample(X))
 
@@ -60,39 +61,42 @@ def _entries(*tensors: Tensor) -> int:
 class SpectralNorm(Matrices):
     r"""Matrices that stretch no vector by more than a bound.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : \lVert W \rVert_2 \le c\}`, the matrices with
-    largest singular value c at most: closed, convex, of dimension np. For a linear layer this
+    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : \lVert W \rVert_2 \le c\}`, the matrices whose
+    largest singular value is at most c: closed, convex, of dimension np. For a linear layer this
     means a Lipschitz constant of at most c.
 
-    **Map**: ``"clip"`` takes the nearest member in the Frobenius norm: singular values above c are
-    replaced by c. ``"scale"`` divides by the norm what is outside, :math:`X c / \lVert X
-    \rVert_2`. Both are onto the set, and leave a matrix in the set as it is, bit for bit; the norm
-    is that of a decomposition, but for ``"scale"`` in compiled code.
+    **Map**: ``"clip"`` gives the nearest member in the Frobenius norm: singular values above c are
+    replaced by c. ``"scale"`` divides a matrix outside by its norm, :math:`X c / \lVert X
+    \rVert_2`. Both are onto the set, and return a member bit for bit. The norm comes from a
+    decomposition, except for ``"scale"`` in compiled code, which iterates.
 
     **Right inverse**: the matrix itself, and for ``"scale"`` the directions that it stretches most.
-    A matrix outside is an error, and projected by `constrained.constrain` and `project` only.
+    It raises for a matrix outside; `constrained.constrain` and `project` project such a matrix.
 
     **Reference**: Sedghi, Gupta and Long, The singular values of convolutional layers (2019), for
     the projection as a constraint in training; Miyato, Kataoka, Koyama and Yoshida, Spectral
     normalization for generative adversarial networks (2018), for the division by the norm.
 
-    ``"clip"`` is the default: it reaches an optimum on the boundary, to 1e-4 of the loss, while a
-    division by the norm shrinks all singular values, where only some are pushed outside, and came
+    ``"clip"`` is the default, because it reaches an optimum on the boundary, to 1e-4 of the loss.
+    A division by the norm shrinks all singular values where only some are pushed outside, and came
     to rest 0.3 to 5 % above it (the nearest matrix to a Gaussian one of norm 4, with SGD and Adam,
-    8 x 8 and 32 x 32). What a step of an optimizer has led outside, `canonical` brings back to the
-    boundary, so that the parameter is the element itself. It does so by the singular vectors near
-    the bound, which are followed from step to step by a few products of the matrix with them, and
-    are no state: where they are lost, or of no help, as after a very large step or where most
-    singular values are near the bound, the matrix is decomposed. In training, the bound was never
-    exceeded by more than 1e-4 of it (`constraints.math.leading_vectors`); without that hook, and in
-    compiled code, the map is computed by a decomposition. A step at the boundary is made of a
-    gradient by which Adam too comes to rest at the optimum: see `constraints.math.inward_gradient`.
-    It takes the place of the parameter's ``grad`` when the step begins; read gradients before it.
+    8 x 8 and 32 x 32).
 
-    ``"scale"`` follows two vectors only: a step of an optimizer ends with a few products of the
-    matrix with them. It finds the norm from the directions that were stretched most before: an
-    estimate from below, of which no product can say that it is the largest. The bound was exceeded
-    by less than 1e-4 of it at each step that was tried, from random and small matrices up to
+    With ``"clip"``, `canonical` moves a parameter that a step has led outside back to the boundary,
+    so that the parameter is the element itself. It uses the singular vectors near the bound, which
+    it follows from step to step by a few products of the matrix with them. They are not stored as
+    state. Where they are lost or do not help, as after a very large step or where most singular
+    values are near the bound, the matrix is decomposed. In training, the bound was never exceeded
+    by more than 1e-4 of it (`constraints.math.leading_vectors`). Without `canonical`, and in
+    compiled code, the map is computed by a decomposition. On the boundary, steps use a modified
+    gradient with which Adam too comes to rest at the optimum: see
+    `constraints.math.inward_gradient`. It replaces the parameter's ``grad`` when the step begins;
+    read gradients before that.
+
+    ``"scale"`` follows two vectors only, by a few products of the matrix with them after each step.
+    It computes the norm from the directions that were stretched most before. That is an estimate
+    from below: no product can show that it is the largest singular value. The bound was exceeded by
+    less than 1e-4 of it at each step that was tried, from random and small matrices up to
     1024 x 1024, with SGD and Adam; by 1e-3 at most in the first steps from a matrix with many equal
     singular values. `violation` and `constrained.violations` decompose.
 
@@ -139,13 +143,13 @@ class SpectralNorm(Matrices):
         self.map = map
         if map == "scale":
             self.frozen = (1,)
-            # Its map takes a second parameter, which it can have only as the first of a chain.
+            # Its map takes a second parameter, so in a chain it can only be the first part.
             self.preserves = ()
             nearest = "project() divides by the norm, as the map does"
             self.expected_failures = {**self.expected_failures, "nearest": nearest}
 
     def forward(self, X: Tensor, *directions: Tensor) -> Tensor:
-        """X itself inside; outside the nearest matrix, or the multiple, on the boundary."""
+        """X itself if it is a member; otherwise the nearest member, or the multiple of X."""
         if self.map == "scale":
             return radial(X, directions[0], self.bound)
         return clip_singular_values(X, self.bound)
@@ -160,7 +164,7 @@ class SpectralNorm(Matrices):
         return value, directions.clone()
 
     def canonical(self, X: Tensor, *directions: Tensor) -> tuple[Tensor, ...]:
-        """Parameters of the same element that are nearer to it, or the element itself."""
+        """The element itself, and for ``"scale"`` the directions that it stretches most."""
         with torch.no_grad():
             if self.map == "scale":
                 return tracked_radial(X, directions[0], self.bound)
@@ -173,7 +177,7 @@ class SpectralNorm(Matrices):
     def pullback(
         self, value: Tensor, gradient: Tensor, X: Tensor, *directions: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The gradient itself of a member; for ``"scale"``, what is along the boundary."""
+        """The gradient itself at a member; for ``"scale"``, its part along the boundary outside."""
         if X is not value and not torch.equal(X, value):
             return recomputed(self, gradient, (X, *directions))
         if self.map == "clip":
@@ -184,7 +188,7 @@ class SpectralNorm(Matrices):
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...] | None:
-        """The same for ``"clip"``, whose factors are remembered until a step is made of it."""
+        """As `pullback`, for ``"clip"``. The factors are kept for `step_gradient`."""
         if self.map == "scale" or params[0] is not value:
             return None
         gradient = left.mT @ right
@@ -192,7 +196,7 @@ class SpectralNorm(Matrices):
         return (gradient,)
 
     def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
-        """On the boundary, a gradient along it or inside: see `math.inward_gradient`."""
+        """On the boundary, the gradient mapping of `constraints.math.inward_gradient`."""
         if not has_values(gradient):
             return gradient
         if self.map == "scale":
@@ -206,7 +210,7 @@ class SpectralNorm(Matrices):
         return inward_gradient(gradient, self.bound, vectors)
 
     def _vectors_of(self, X: Tensor | None) -> Vectors | None:
-        """The singular vectors of X that are at the bound and near it, or of what was last seen."""
+        """The singular vectors of X at the bound and near it; if X is None, those stored last."""
         sample, vectors = _followed.get(self, (None, None))
         if X is None:
             return None if isinstance(vectors, OneSide) else vectors
@@ -230,9 +234,10 @@ class SpectralNorm(Matrices):
         return F.relu(svdvals(value)[..., 0] - self.bound)
 
     def project(self, value: Tensor) -> Tensor:
-        """The nearest member in the Frobenius norm for ``"clip"``; for ``"scale"`` the multiple.
+        """The nearest member in the Frobenius norm; for ``"scale"`` the multiple on the boundary.
 
-        Singular values that are cut are equal, and then nothing follows the largest of them.
+        With ``"scale"`` only the largest singular value ends at the bound. Clipping makes several
+        equal, and then following the largest one would not work.
         """
         if self.map == "scale":
             return radial(value, generic_directions(value), self.bound)

@@ -17,7 +17,7 @@ _ROWS = Simplex()
 
 
 class Stochastic(Matrices):
-    """What matrices share whose rows, or whose columns, are vectors of probabilities."""
+    """Base of matrices whose rows, or whose columns, are vectors of probabilities."""
 
     expected_failures = failing(
         "the boundary is the limit of softmax at infinity: its derivative there is as small as the "
@@ -27,7 +27,7 @@ class Stochastic(Matrices):
     )
 
     def rows(self, W: Tensor) -> Tensor:
-        """The matrix with the vectors of probabilities as its rows; also the way back."""
+        """The matrix with the vectors of probabilities as its rows. It is its own inverse."""
         return W
 
     def forward(self, X: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Stochastic(Matrices):
         return self.rows(_ROWS.project(self.rows(value)))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Small entries are raised to ``share`` of the mean entry, or a little above."""
+        """Small entries raised to ``share`` of the mean entry, or a little above."""
         return self.rows(inner(self.rows(value), share))
 
 
@@ -60,7 +60,7 @@ class RowStochastic(Stochastic):
 
     **Map**: softmax of each row, onto the interior.
 
-    **Right inverse**: log(W), a zero being replaced by eps / n.
+    **Right inverse**: log(W), where a zero is replaced by eps / n.
 
     **Reference**: as for `Simplex`.
 
@@ -94,7 +94,7 @@ class ColumnStochastic(Stochastic):
 
     **Map**: softmax of each column, onto the interior.
 
-    **Right inverse**: log(W), a zero being replaced by eps / m.
+    **Right inverse**: log(W), where a zero is replaced by eps / m.
 
     **Reference**: as for `Simplex`.
 

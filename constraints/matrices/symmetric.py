@@ -1,4 +1,4 @@
-"""Symmetric matrices and their kin: spaces that a reflection of the matrix leaves as they are."""
+"""Symmetric, skew, Hermitian, Hamiltonian and traceless matrices: linear spaces."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class Skew(SquareMatrices, LinearSpace):
 class Hermitian(SquareMatrices, LinearSpace):
     """Hermitian matrices: complex ones that equal their conjugate transpose.
 
-    **Set**: {W in C^(n x n) : W = W*}, of dimension n^2 over the real numbers, over which it is a
-    linear space. A real tensor is taken for a complex one without imaginary part: then the set is
-    that of the symmetric matrices.
+    **Set**: {W in C^(n x n) : W = W*}, a linear space over the real numbers, of dimension n^2. A
+    real tensor counts as a complex one without imaginary part, so that the set is that of the
+    symmetric matrices.
 
     **Map**: X -> (X + X*) / 2, onto the set.
 
@@ -110,7 +110,7 @@ class Hamiltonian(EvenMatrices, LinearSpace):
     """Hamiltonian matrices: the linear vector fields that keep the symplectic form.
 
     **Set**: {W in R^(2n x 2n) : (J W)' = J W} with J = [[0, I], [-I, 0]]. Dimension n (2 n + 1), a
-    linear space. exp(W) is symplectic, and with an eigenvalue z of W, -z is one too.
+    linear space. exp(W) is symplectic. If z is an eigenvalue of W, so is -z.
 
     **Map**: X -> (X + J X' J) / 2, onto the set.
 
@@ -168,7 +168,7 @@ class Traceless(SquareMatrices, LinearSpace):
         """``X - (tr X / n) I``."""
         diagonal = X.diagonal(dim1=-2, dim2=-1)
         mean = diagonal.mean(-1, keepdim=True)
-        # Rounding leaves a trace as large as that of the mean, next to which the rest may be small.
+        # Subtracting a large mean leaves a trace by rounding, which may be large beside the rest.
         left = (diagonal - mean).mean(-1, keepdim=True)
         for trace in (mean, left):
             X = X - torch.diag_embed(trace.expand_as(diagonal))

@@ -10,9 +10,9 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
+from constrained.torch_internals import linalg
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.shapes import EvenMatrices
-from constraints.math import linalg
 from constraints.math.complex_polar import polar_of_parts
 from constraints.math.polar import polar
 
@@ -23,21 +23,22 @@ class Symplectic(EvenMatrices):
 
     **Set**: :math:`\{W \in \mathbb{R}^{2n \times 2n} : W^\top J W = J\}` with J = [[0, I],
     [-I, 0]], the group Sp(2n, R): closed, unbounded, connected, of dimension n (2n + 1). Its
-    members have determinant one, and with a singular value s have 1 / s.
+    members have determinant one. If s is a singular value, so is 1 / s.
 
     **Map**: (X, Y) -> O P, the polar decomposition of a symplectic matrix. O is the polar factor of
-    the part of X that commutes with J, a unitary matrix of n rows in real numbers; and
-    P = K + (I + K^2)^(1/2), where K is the part of Y that is symmetric and anticommutes with J, a
-    positive definite symplectic matrix. Onto the set. P is exp(arsinh(K)), and grows like K, where
-    the exponential of a Hamiltonian matrix overflows, and is not onto.
+    the part of X that commutes with J: a unitary matrix of n rows, in real numbers. P is the
+    positive definite symplectic matrix K + (I + K^2)^(1/2), where K is the part of Y that is
+    symmetric and anticommutes with J. Onto the set. P is exp(arsinh(K)) and grows like K. The
+    exponential of a Hamiltonian matrix, the usual map, overflows and is not onto.
 
-    **Right inverse**: W and J'WJ = O P^-1 have the mean O cosh and half the difference O K: O is
-    the polar factor of the part of W that commutes with J, and K is O' times the other part.
+    **Right inverse**: J'WJ is O P^-1. Half the sum of W and J'WJ is O (I + K^2)^(1/2), and half
+    their difference is O K. So O is the polar factor of the part of W that commutes with J, and K
+    is O' times the other part.
 
     **Reference**: de Gosson, Symplectic Geometry and Quantum Mechanics (2006), section 2.2, for
     the polar decomposition.
 
-    `canonical` restores X = O, where the polar factor is cheapest.
+    `canonical` sets X = O, for which the polar factor is cheapest.
 
     Shape:
         ``(*batch, 2n, 2n)``: positions first, then momenta.
@@ -66,7 +67,7 @@ class Symplectic(EvenMatrices):
         return _factors(value)
 
     def canonical(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with an orthogonal X."""
+        """Parameters of the same element: X = O and Y = K."""
         with torch.no_grad():
             return _unitary(X), _anticommuting(Y)
 
@@ -83,9 +84,9 @@ class Symplectic(EvenMatrices):
         return excess.amax((-2, -1))
 
     def project(self, value: Tensor) -> Tensor:
-        """A retraction: what `forward` makes of the factors that `right_inverse` would take.
+        """A retraction: `forward`, applied to the factors that `right_inverse` would give.
 
-        A member stays as it is.
+        A member is returned as it is.
         """
         inside = (self.violation(value) <= tolerance(value, 2))[..., None, None]
         unitary, K = _factors(value)
@@ -108,7 +109,7 @@ def _factors(W: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positive(K: Tensor) -> Tensor:
-    """``K + (I + K^2)^(1/2)``: with the polar decomposition [K; I] = Q H, H is that root."""
+    """``K + (I + K^2)^(1/2)``, where the root is H in the polar decomposition [K; I] = Q H."""
     identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device).expand_as(K)
     stacked = torch.cat((K, identity), dim=-2)
     root = polar(stacked).mT @ stacked
@@ -134,8 +135,8 @@ def _conjugate(W: Tensor) -> Tensor:
 def _unitary(X: Tensor) -> Tensor:
     """The polar factor of the part of X that commutes with J.
 
-    That part is [[A, B], [-B, A]], the complex matrix A + iB in real numbers, and so is its factor:
-    computed with complex numbers it commutes with J exactly.
+    That part is [[A, B], [-B, A]], the complex matrix A + iB in real numbers. Its polar factor has
+    the same form. Computed in complex numbers, it commutes with J exactly.
     """
     (A, B), (C, D) = (rows.chunk(2, dim=-1) for rows in X.chunk(2, dim=-2))
     real, imaginary = polar_of_parts((A + D) / 2, (B - C) / 2)

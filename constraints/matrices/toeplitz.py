@@ -16,8 +16,8 @@ from constraints.bases.shapes import Matrices, SquareMatrices
 class Toeplitz(Matrices, LinearSpace):
     """Matrices that are constant along every diagonal, rectangular ones too.
 
-    **Set**: {W in R^(m x n) : W_ij = c_(j - i)}. Dimension m + n - 1, a linear space: the matrices
-    of the convolutions of sequences, stationary kernels.
+    **Set**: {W in R^(m x n) : W_ij = c_(j - i)}. Dimension m + n - 1, a linear space. Convolutions
+    of sequences and stationary kernels have such matrices.
 
     **Map**: X -> the mean of X along each diagonal, onto the set.
 
@@ -77,10 +77,10 @@ class Hankel(Matrices, LinearSpace):
 
 @register("circulant")
 class Circulant(SquareMatrices, LinearSpace):
-    """Square matrices each of whose rows is the one above it, shifted by one place, around the end.
+    """Square matrices each of whose rows is the row above, shifted circularly by one place.
 
     **Set**: {W in R^(n x n) : W_ij = c_((j - i) mod n)}. Dimension n, a linear space: the matrices
-    of the circular convolutions, which the Fourier transform makes diagonal.
+    of circular convolutions, which the Fourier transform makes diagonal.
 
     **Map**: X -> the mean of X along each diagonal that continues around the end, onto the set.
 
@@ -126,7 +126,7 @@ def _means(X: Tensor, line: Tensor, lines: int) -> Tensor:
     count = count.index_add(0, line, torch.ones_like(line, dtype=X.dtype))
     sums = torch.zeros((*flat.shape[:-1], lines), dtype=X.dtype, device=X.device)
     mean = sums.index_add(-1, line, flat) / count
-    # Corrected by the mean of the differences, so that the mean of equal numbers is that number.
+    # Corrected by the mean of the differences, so that the mean of equal numbers is exact.
     rest = flat - mean.index_select(-1, line)
     mean = mean + sums.index_add(-1, line, rest) / count
     return mean.index_select(-1, line).reshape(X.shape)

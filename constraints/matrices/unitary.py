@@ -21,8 +21,8 @@ class Unitary(Matrices, Retraction):
 
     **Set**: :math:`\{W \in \mathbb{C}^{n \times p} : W^* W = I\}` for :math:`n \ge p`, and
     :math:`W W^* = I` for :math:`n < p`: closed, of dimension :math:`2 n p - p^2` over the real
-    numbers (p the smaller side), connected. A real tensor is taken for a complex one without
-    imaginary part: then the set is that of `Orthogonal`.
+    numbers (p the smaller side), connected. A real tensor counts as a complex one without imaginary
+    part, so that the set is that of `Orthogonal`.
 
     **Map**: X -> the nearest member in the Frobenius norm, the polar factor of X. Onto the set; as
     for `Orthogonal` with ``map="polar"``.
@@ -66,7 +66,7 @@ class Unitary(Matrices, Retraction):
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Uniformly distributed (Haar measure): the polar factor of a Gaussian matrix.
 
-        The default dtype is that of torch, which is real.
+        Without a dtype, matrices are of torch's default dtype, which is real.
         """
         return polar(random.normal(shape))
 

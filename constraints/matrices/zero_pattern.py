@@ -12,8 +12,8 @@ from constraints.bases.arguments import is_whole
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.shapes import Matrices
 
-# A mask is computed from row and column numbers when it is needed. It costs less than the product
-# that follows, and a constraint that stores no mask fits matrices of any size.
+# Masks are computed from row and column numbers at each call. That costs less than the product that
+# follows, and a constraint that stores no mask fits matrices of any size.
 
 
 @register("diagonal")
@@ -172,7 +172,7 @@ class BlockDiagonal(LinearSpace):
         sizes: the numbers of rows of the blocks.
 
     Raises:
-        ValueError: if a size is no positive whole number, or there is none.
+        ValueError: if there are no sizes, or one is not a positive whole number.
 
     Example:
         >>> BlockDiagonal(sizes=[1, 2])(torch.ones(3, 3))
@@ -210,7 +210,7 @@ class BlockDiagonal(LinearSpace):
         return sum(size**2 for size in self.sizes)
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix with as many rows as the blocks have together."""
+        """An element is a square matrix with as many rows as all blocks together."""
         rows = sum(self.sizes)
         if event[-2] == event[-1] == rows:
             return None

@@ -18,17 +18,17 @@ from constraints.bases.retraction import Retraction
 class Angle(Retraction):
     """Angles in radians, between minus and plus half a turn.
 
-    **Set**: {x in R : -pi <= x <= pi}, elementwise, whose two ends are the same angle. Dimension 1,
+    **Set**: {x in R : -pi <= x <= pi}, elementwise. Both ends are the same angle. Dimension 1,
     closed.
 
     **Map**: y -> y minus the nearest multiple of 2 pi, onto the set. The derivative is 1
-    everywhere: an optimizer goes around the circle as on the line.
+    everywhere, so an optimizer moves around the circle as on the line.
 
     **Right inverse**: the identity.
 
     **Reference**: Mardia and Jupp, Directional Statistics (2000), section 3.1, for the wrapping.
 
-    `project` wraps too: the same angle, which is not always the nearest number of the set.
+    `project` wraps too. It gives the same angle, which is not always the nearest number of the set.
 
     Example:
         >>> Angle()(torch.tensor([0.0, 3.0, 4.0, -7.0]))
@@ -48,7 +48,7 @@ class Angle(Retraction):
         return _wrapped(y)
 
     def canonical(self, y: Tensor) -> tuple[Tensor]:
-        """The angle, wrapped into the set: far from zero a number has few digits for it."""
+        """The angle, wrapped into the set: a number far from zero has few digits for the angle."""
         return (_wrapped(y),)
 
     def violation(self, value: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ class Angle(Retraction):
 
 
 def _wrapped(y: Tensor) -> Tensor:
-    # A number inside stays bit for bit. The number of turns is held constant: the derivative is 1.
+    # A number inside stays bit for bit. The number of turns is held constant for derivative 1.
     turns = torch.where(y.detach().abs() <= math.pi, 0, torch.round(y.detach() / (2 * math.pi)))
     value = y - 2 * math.pi * turns
-    # A number so large that it has no digits for the angle may be rounded to far outside: clamped.
-    # The term y - y is zero and carries the derivative 1.
+    # Clamped, since the result for a number so large that it has no digits for the angle may be far
+    # outside. The term y - y is zero and carries the derivative 1.
     return value.clamp(-math.pi, math.pi).detach() + (y - y.detach())

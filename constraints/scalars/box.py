@@ -1,4 +1,4 @@
-"""Numbers between two bounds, with the bounds."""
+"""Numbers between two bounds, including the bounds."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from constraints.math.autograd import needs_derivative
 
 @register("box", aliases=("closed_interval", "bounds"))
 class Box(Retraction):
-    """Numbers between two bounds, with the bounds.
+    """Numbers between two bounds, including the bounds.
 
     **Set**: {x in R : low <= x <= high}, elementwise. Dimension 1, closed.
 
-    **Map**: the identity inside. Outside, the line is folded back, onto the set: a number that lies
-    d beyond a bound has a value inside, at the distance h s / (1 + s) from the bound, where h is
-    half of the interval and s = d / (2^20 h). So a number that an optimizer moved out has a value
-    at the bound, up to a millionth of how far it went, and a gradient that leads back.
+    **Map**: the identity inside. Outside, the line is folded back: a number at the distance d
+    beyond a bound has a value inside, at the distance h s / (1 + s) from the bound, where h is half
+    of the interval and s = d / (2^20 h). So a number that an optimizer has moved outside has a
+    value at the bound, up to a millionth of the distance, and a gradient that leads back. Onto the
+    set.
 
     **Right inverse**: the identity.
 
     **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
 
-    A sine has the gradient zero at the bounds, and a sigmoid never reaches them. `canonical`
-    replaces a parameter by its value: an optimizer step ends like one of projected gradients.
+    Usual maps are worse: a sine has the gradient zero at the bounds, and a sigmoid never reaches
+    them. `canonical` replaces a parameter by its value, so that an optimizer step ends like one of
+    projected gradients.
 
     Args:
         low: the lower bound.
@@ -62,7 +64,7 @@ class Box(Retraction):
         check_order("box", self.low, self.high)
 
     def forward(self, y: Tensor) -> Tensor:
-        """The number itself inside; a number next to a bound for one outside."""
+        """A number inside itself; for one outside, a number next to the bound."""
         half = (self.high - self.low) / 2
         if not needs_derivative(y):
             value = y.clamp(self.low, self.high)
@@ -77,7 +79,7 @@ class Box(Retraction):
         return torch.where(inside, y, folded)
 
     def pullback(self, value: Tensor, gradient: Tensor, y: Tensor) -> tuple[Tensor]:
-        """The gradient inside; where the line is folded back, reversed and scaled by the slope."""
+        """The gradient inside; outside, the gradient times the small negative slope."""
         if y is value:
             return (gradient.clone(),)
         half = (self.high - self.low) / 2

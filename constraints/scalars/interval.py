@@ -22,10 +22,10 @@ class Interval(Constraint):
     **Set**: {x in R : low < x < high}, elementwise. Dimension 1, open.
 
     **Map**: y -> low + (high - low) / (1 + exp(-y)), onto the set. Where rounding would give a
-    bound, the value is a number next to it, inside, and keeps the gradient.
+    bound, the value is a number just inside, with the same gradient.
 
-    **Right inverse**: the logit, x -> log((x - low) / (high - x)). A bound, which lies on the
-    boundary, is replaced by its projection.
+    **Right inverse**: the logit, x -> log((x - low) / (high - x)). A bound, which is not a member,
+    is replaced by its projection.
 
     **Reference**: Stan Reference Manual, section "Lower and upper bounded scalar".
 
@@ -90,7 +90,7 @@ class Interval(Constraint):
         inside = self.project(value)
         width = self.high - self.low
         least = least_positive(value.dtype)
-        # Between 0 and 1, and clamped from below, neither the parts nor their ratio overflow.
+        # Both are between 0 and 1 and clamped from below, so that their ratio does not overflow.
         below = ((inside - self.low) / width).clamp(min=least)
         above = ((self.high - inside) / width).clamp(min=least)
         return torch.log(below / above)
@@ -100,7 +100,7 @@ class Interval(Constraint):
         return F.relu(self.low - value) + F.relu(value - self.high)
 
     def project(self, value: Tensor) -> Tensor:
-        """A number outside goes inside of the nearer bound, by eps times the larger bound."""
+        """A number outside moves inside of the nearer bound, by eps times the larger bound."""
         margin = torch.finfo(value.dtype).eps * max(abs(self.low), abs(self.high))
         margin = min(margin, (self.high - self.low) / 4)
         inside = (value > self.low) & (value < self.high)
@@ -108,7 +108,7 @@ class Interval(Constraint):
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Next to a bound, the number at which the derivative is ``share`` of the largest."""
-        # The derivative is u (1 - u) of the width, for a number u of the way from bound to bound.
+        # At low + u width the derivative is u (1 - u) width.
         u = (1 - math.sqrt(1 - share)) / 2
         least, greatest = (
             self.low + u * (self.high - self.low),

@@ -1,4 +1,4 @@
-"""The closed half-lines: numbers of one sign or zero, and numbers up to a bound."""
+"""The closed half-lines: numbers of one sign or zero, and numbers up to or from a bound."""
 
 from __future__ import annotations
 

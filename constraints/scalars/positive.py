@@ -16,14 +16,14 @@ class Positive(OpenHalfLine):
     **Map**: softplus, y -> log(1 + exp(y)), onto the set, down to the root of the smallest normal
     number (1e-19 in single precision), where a logarithm, a reciprocal and their derivatives are
     still finite. In float16 it goes down to the smallest normal number, 6e-5. A density that
-    divides by higher powers is not finite there, such as that of the normal distribution with this
-    standard deviation: for these take `GreaterThan` with a bound of 1e-8, say.
+    divides by higher powers is not finite there, such as that of a normal distribution with this
+    standard deviation. For such a density take `GreaterThan` with a bound such as 1e-8.
 
-    **Right inverse**: x -> x + log(1 - exp(-x)). The coordinate of a small x is about log(x), which
-    a floating-point number resolves to eps |log(x)|; this is the relative error of the round trip.
-    A zero, which lies on the boundary, becomes the machine epsilon, as under `project`: at the
-    smallest positive number the gradient would vanish with the value. A member below the least
-    value of the map becomes that value.
+    **Right inverse**: x -> x + log(1 - exp(-x)). The coordinate of a small x is about log(x), with
+    a rounding error of eps |log(x)|, which is the relative error of the round trip. A zero, which
+    is on the boundary, becomes the machine epsilon, as for `project`: at the smallest positive
+    number the gradient would vanish with the value. A member below the least value of the map
+    becomes that value.
 
     **Reference**: Dugas et al., Incorporating second-order functional knowledge for better option
     pricing (NIPS 2000). It is preferred to exp, whose gradient grows with the value.
@@ -70,9 +70,9 @@ class GreaterThan(OpenHalfLine):
     **Set**: {x in R : x > bound}, elementwise. Dimension 1, open.
 
     **Map**: y -> bound + softplus(y), onto the set. Where rounding would give the bound, the
-    value is a number next to it, and keeps the gradient.
+    value is a number just inside, with the same gradient.
 
-    **Right inverse**: as for `Positive`, of x - bound. The bound itself, on the boundary, is
+    **Right inverse**: as for `Positive`, of x - bound. The bound itself, which is not a member, is
     replaced by its projection.
 
     **Reference**: Stan Reference Manual, section "Lower bounded scalar", with softplus for exp.
@@ -106,9 +106,9 @@ class LessThan(OpenHalfLine):
     **Set**: {x in R : x < bound}, elementwise. Dimension 1, open.
 
     **Map**: y -> bound - softplus(-y), onto the set, increasing. Where rounding would give the
-    bound, the value is a number next to it, and keeps the gradient.
+    bound, the value is a number just inside, with the same gradient.
 
-    **Right inverse**: as for `Positive`, of bound - x. The bound itself, on the boundary, is
+    **Right inverse**: as for `Positive`, of bound - x. The bound itself, which is not a member, is
     replaced by its projection.
 
     **Reference**: Stan Reference Manual, section "Upper bounded scalar", with softplus for exp.

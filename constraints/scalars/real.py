@@ -1,4 +1,4 @@
-"""All tensors: the unconstrained part of a tensor of which other parts are constrained."""
+"""All tensors: for the unconstrained part of a tensor whose other parts are constrained."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import as_tensor
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Vectors
-from constraints.math import linalg
 
 
 @register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
@@ -39,7 +39,7 @@ class SumToZero(Vectors, LinearSpace):
     def part(self, X: Tensor) -> Tensor:
         """``x - mean(x)``."""
         centred = X - X.mean(-1, keepdim=True)
-        # Twice, because rounding of the mean of large entries loses the digits of small ones.
+        # Twice, because with large entries one subtraction leaves a mean by rounding.
         return centred - centred.mean(-1, keepdim=True)
 
     def dimension(self, shape: Sequence[int]) -> int:
@@ -102,7 +102,7 @@ class Affine(Retraction):
     def forward(self, y: Tensor) -> Tensor:
         """The nearest solution."""
         near = y - self._miss(y)
-        # Twice: after one step the rounding errors of a large y may be large beside a small
+        # Twice, because after one step the rounding errors of a large y may be large beside a small
         # solution.
         near = near - self._miss(near)
         # If it differs from the shortest solution by rounding of y only, that one is the result.

@@ -1,4 +1,4 @@
-"""Balls: vectors whose length is bounded."""
+"""Balls: vectors whose norm is bounded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Ball(LengthBound):
 
     **Set**: {x in R^n : ||x||_p <= radius}. Dimension n, closed, convex.
 
-    **Map**: the identity inside; outside y -> radius y / ||y||_p, and for p = 1 the nearest point,
-    as under `L1Ball`. Onto the set.
+    **Map**: the identity inside; outside y -> radius y / ||y||_p, or for p = 1 the nearest point,
+    as for `L1Ball`. Onto the set.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
@@ -24,9 +24,8 @@ class Ball(LengthBound):
     `project` is the nearest point in the Euclidean norm for p = 1 and p = 2. For other p it scales
     the vector back along its direction.
 
-    For p = 1 the gradient outside of the ball, and the gradient from which a step is made, are
-    those of `L1Ball`: ``grad`` is not the derivative of the map there, and a step rewrites it.
-    ``create_graph=True`` gives the derivative.
+    For p = 1 gradients are those of `L1Ball`. Outside of the ball ``grad`` is not the derivative of
+    the map, and a step rewrites it. ``create_graph=True`` gives the derivative.
 
     Args:
         radius: the largest norm, greater than zero.
@@ -80,14 +79,15 @@ class Ball(LengthBound):
 
 @register("l1_ball", aliases=("cross_polytope",))
 class L1Ball(LengthBound):
-    """Vectors whose absolute values add up to a radius at most.
+    """Vectors whose absolute values add up to at most a radius.
 
     **Set**: {x in R^n : |x_1| + ... + |x_n| <= radius}. Dimension n, closed, convex.
 
     **Map**: the identity inside; outside the nearest point, sign(y_i) max(|y_i| - t, 0) with the t
-    for which the sum is the radius. Onto the set. Small entries are zero, as those of most optima
-    on the boundary are; scaled back as a whole, entries that should be zero would change their sign
-    at each step. `canonical` leads a parameter that a step has led outside back to the boundary.
+    for which the sum is the radius. Onto the set. Small entries become zero, as in most optima on
+    the boundary. If the whole vector were scaled back instead, entries that should be zero would
+    change their sign at each step. `canonical` moves a parameter that a step has led outside back
+    to the boundary.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
@@ -98,11 +98,11 @@ class L1Ball(LengthBound):
     `project` is the nearest point in the Euclidean norm.
 
     Outside of the ball the derivative of the map with respect to an entry that it sends to 0 is
-    zero, so that the entry would stay 0. There, `backward` gives the gradient with respect to the
-    element instead, as a straight-through estimator does; with ``create_graph=True``, and under
-    `torch.func`, it is the derivative of the map. A step on the boundary is made of the gradient
+    zero, so that the entry would stay 0. Therefore `backward` gives the gradient with respect to
+    the element there, as a straight-through estimator does. With ``create_graph=True``, and under
+    `torch.func`, it gives the derivative of the map. On the boundary, steps use the gradient
     mapping of `constraints.math.l1_projection`: the parameter's ``grad`` is rewritten when the step
-    begins. Read gradients before it, and call ``zero_grad`` after it.
+    begins. Read gradients before the step, and call ``zero_grad`` after it.
 
     Args:
         radius: the largest sum, greater than zero.
@@ -141,11 +141,11 @@ class L1Ball(LengthBound):
 
 @register("max_norm")
 class MaxNorm(LengthBound):
-    """Vectors, such as the weights into each unit, whose Euclidean length is at most a bound.
+    """Vectors whose Euclidean length is at most a bound, such as the weights into each unit.
 
     **Set**: {x in R^n : ||x|| <= bound}. Dimension n, closed, convex.
 
-    **Map**: the identity inside; outside the vector is scaled back, as under `Ball`.
+    **Map**: the identity inside; outside the vector is scaled back, as for `Ball`.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 

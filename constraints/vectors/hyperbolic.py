@@ -10,18 +10,18 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import checked_positive
 from constraints.bases.shapes import Vectors
-from constraints.math import linalg
 from constraints.math.unit_vectors import scaled
 
 #: The least distance of a point from the boundary, in units of the machine epsilon times the
-#: radius: so far that its norm is less than the radius, whatever the order of summation.
+#: radius. It is such that the norm is less than the radius for every order of summation.
 MARGIN = 16.0
 
 
-#: The distance from the boundary at which `PoincareBall.project` ends, in the same units: 1 -
-#: ||x||, on which every hyperbolic distance depends, is then known to three digits.
+#: The distance from the boundary to which `PoincareBall.project` moves a point, in the same units.
+#: There, 1 - ||x||, on which every hyperbolic distance depends, is known to three digits.
 PROJECTED = 1024.0
 
 
@@ -40,20 +40,20 @@ class PoincareBall(Vectors):
 
     **Map**: the exponential map at the origin, y -> tanh(c ||y||) y / (c ||y||) with
     c = sqrt(curvature), onto the set: straight lines from zero become geodesics, and the distance
-    from the origin is 2 ||y||. Where tanh is 1 up to 16 roundings, the point stays at that distance
-    from the boundary and keeps the gradient.
+    from the origin is 2 ||y||. Where tanh is 1 up to 16 eps, the point stays at that distance from
+    the boundary, with the same gradient.
 
     **Right inverse**: the logarithmic map, x -> artanh(c ||x||) x / (c ||x||). A point that is
-    nearer to the boundary than 16 roundings is moved to that distance.
+    nearer to the boundary than 16 eps of the radius is moved to that distance.
 
     **Reference**: Ganea, Becigneul and Hofmann, Hyperbolic neural networks (NeurIPS 2018),
     section 2.4.
 
-    In single precision the ball ends 2e-6 of its radius before the boundary, at a hyperbolic
-    distance of 14 / sqrt(curvature) from the origin; in double precision at 34. A Euclidean
-    gradient d radii away from the boundary arrives in y scaled by about 2 d in the radial
-    direction: a hyperbolic loss, whose gradient in x grows like 1 / d, has one of moderate size in
-    y everywhere, while a Euclidean loss moves a point off the boundary slowly.
+    In single precision points come no nearer to the boundary than 2e-6 of the radius, a hyperbolic
+    distance of 14 / sqrt(curvature) from the origin; in double precision it is 34. At d radii from
+    the boundary, the radial component of the gradient in y is about 2 d times that in x. So a
+    hyperbolic loss, whose gradient in x grows like 1 / d, has a gradient of moderate size in y
+    everywhere, while a Euclidean loss moves a point away from the boundary slowly.
 
     Args:
         curvature: minus the sectional curvature, greater than zero.
@@ -88,17 +88,17 @@ class PoincareBall(Vectors):
         c = math.sqrt(self.curvature)
         direction, scale = scaled(y)
         length = c * scale * linalg.vector_norm(direction, dim=-1, keepdim=True)
-        # tanh(t) / t is a smooth function of t^2; its series is used near t = 0, where t has no
-        # derivative. Infinity in the branch that is not taken would make its gradient NaN.
+        # tanh(t) / t is a smooth function of t^2. Its series is used near t = 0, where t has no
+        # derivative. Infinity in the branch that is not selected would make the gradient NaN.
         small = length < SMALL
         square = torch.where(small, c * y, 0).square().sum(-1, keepdim=True)
         series = torch.zeros_like(square)
         for coefficient in reversed(SERIES):
             series = series * square + coefficient
         # Written with exp, the radial derivative keeps its digits where tanh is almost 1. The
-        # radial derivative of the unit vector is zero, as a difference of large numbers that must
-        # cancel before anything is added to them: so the unit vector has a norm of its own, which
-        # is not shared with the length in tanh.
+        # radial derivative of the unit vector is zero, as a difference of large numbers. They must
+        # cancel before anything is added to them, so the norm for the unit vector is computed
+        # separately from the length in tanh.
         decay = torch.exp(-2 * torch.where(small, 1, length))
         tanh = (1 - decay) / (1 + decay)
         most = 1 - MARGIN * torch.finfo(y.dtype).eps
@@ -119,12 +119,15 @@ class PoincareBall(Vectors):
         return (_norm(value).squeeze(-1) - self._radius()).clamp(min=0)
 
     def project(self, value: Tensor) -> Tensor:
-        """A point outside goes along its direction to 1024 roundings inside of the boundary."""
+        """A point outside moves along its direction to 1024 eps (of the radius) inside."""
         inside = _norm(value) < self._radius()
         return torch.where(inside, value, self._inside(value, PROJECTED))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Along its direction, to where the radial derivative is ``share`` of that at zero."""
+        """A point nearer to the boundary moves to where the radial derivative is ``share``.
+
+        The unit is the derivative at zero.
+        """
         # 1 - tanh^2 = 1 - t^2 at the share t of the radius.
         longest = self._radius() * math.sqrt(1 - share)
         return _shortened(value, longest)
@@ -146,7 +149,7 @@ def _norm(value: Tensor) -> Tensor:
 
 
 def _shortened(value: Tensor, longest: float) -> Tensor:
-    """Vectors that are longer than ``longest``, scaled to that length."""
+    """The vectors, with longer ones scaled down to the length ``longest``."""
     length = _norm(value)
     outside = length > longest
     return torch.where(outside, value * (longest / torch.where(outside, length, 1)), value)
@@ -159,8 +162,9 @@ class Lorentz(Constraint):
     **Set**: {x in R^(n+1) : -x_0^2 + x_1^2 + ... + x_n^2 = -1 / curvature, x_0 > 0}, the upper
     sheet of a hyperboloid, of sectional curvature ``-curvature``. Dimension n, closed.
 
-    **Map**: y in R^n -> (sqrt(1 / curvature + ||y||^2), y), onto the set: it is a graph. The
-    exponential map, with its hyperbolic sine, overflows in single precision from ||y|| = 89 on.
+    **Map**: y in R^n -> (sqrt(1 / curvature + ||y||^2), y), onto the set, which is the graph of
+    this root. The exponential map contains a hyperbolic sine, which overflows in single precision
+    from ||y|| = 89 on.
 
     **Right inverse**: all entries but the first one.
 
@@ -206,11 +210,11 @@ class Lorentz(Constraint):
         return value[..., 1:].contiguous()
 
     def violation(self, value: Tensor) -> Tensor:
-        """How far the first entry is from that of the element with the same other entries."""
+        """The distance of the first entry from that of the member with the same other entries."""
         return (value[..., :1] - self._height(value[..., 1:])).abs().squeeze(-1)
 
     def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm; on the axis, where many may be, one of them.
+        """A nearest point in the Euclidean norm, which is unique except for points on the axis.
 
         It is (h(s), s x' / a) with x' = (x_1, ..., x_n), a = ||x'|| and h(s) = sqrt(R^2 + s^2),
         where s >= 0 minimizes (s - a)^2 + (h(s) - x_0)^2: a zero of f(s) = 2 s - a - x_0 s / h(s).

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import check_order, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
-from constraints.math import linalg
 from constraints.math.unit_vectors import normalized, scaled
 from constraints.scalars.box import Box
 
@@ -23,10 +23,10 @@ class MinMaxNorm(Vectors):
 
     **Set**: {x in R^n : low <= ||x|| <= high}. Dimension n, closed.
 
-    **Map**: (v, l) -> l v / ||v||, with a length l that is folded at the bounds as under `box`, and
-    the first unit vector in place of zero. Onto the set. Direction and length are two parameters:
-    weight decay would hold a single one at the lower bound, where the gradient of a projection has
-    no component outwards.
+    **Map**: (v, l) -> l v / ||v||, where l is folded at the bounds as for `box`, and the first unit
+    vector takes the place of the direction of v = 0. Onto the set. Direction and length are two
+    parameters, because weight decay would keep a single one below the lower bound, where the
+    gradient of a projection has no radial component.
 
     **Right inverse**: (x / ||x||, ||x||).
 
@@ -35,7 +35,7 @@ class MinMaxNorm(Vectors):
     The vectors are the last dimension of the tensor: the rows of the weight of ``nn.Linear``.
 
     Args:
-        low: the least length, greater than zero; `max_norm` is for those without one.
+        low: the least length, greater than zero; without one take `max_norm`.
         high: the greatest length, greater than ``low``.
 
     Raises:
@@ -94,7 +94,7 @@ class MinMaxNorm(Vectors):
         direction, scale = scaled(value)
         norm = linalg.vector_norm(direction, dim=-1, keepdim=True)
         length, rounding = scale * norm, 2 * torch.finfo(value.dtype).eps
-        # Moved inside, where the derivative is the identity; a rounding outside it is another one.
+        # Moved inside by a rounding, where the derivative is the identity; outside it is not.
         low, high = self.low * (1 + rounding), self.high * (1 - rounding)
         outside = (length < low) | (length > high)
         return torch.where(outside, direction * (length.clamp(low, high) / norm), value)

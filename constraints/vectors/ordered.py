@@ -24,7 +24,7 @@ _KINK = no_derivative(
 
 
 class Increments(Vectors):
-    """What the cones of ordered vectors share: the parameters are the increments.
+    """Base of the cones of ordered vectors, whose parameters are the increments.
 
     An increment of zero or more is taken as it is. A negative one is folded back, with the slope
     -1 / 2^20, and `canonical` replaces it by its value: see `constraints.bases.half_line`. In terms
@@ -32,8 +32,8 @@ class Increments(Vectors):
     leave it again, independently of the others.
 
     Args:
-        gap: the least difference of neighbours, zero or more. The entry number i of a vector of the
-            cone is moved by i times the gap, and so are the map and the projection.
+        gap: the least difference of neighbours, zero or more. It shifts the cone: i times the gap
+            is added to entry number i, counted from 0.
     """
 
     def __init__(self, gap: float = 0.0) -> None:
@@ -45,7 +45,7 @@ class Increments(Vectors):
 
     @abstractmethod
     def free(self) -> int:
-        """How many increments, the first ones, may have either sign."""
+        """How many increments, counted from the first, may have either sign."""
 
     def forward(self, y: Tensor) -> Tensor:
         """The running sum of the increments."""
@@ -54,7 +54,7 @@ class Increments(Vectors):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The increments."""
         value = self._spread(value, -1)
-        # Entries that rounding has left out of order would be folded, and the errors add up.
+        # Negative increments by rounding would be folded, and these errors would add up.
         least = value if self.free() else value.clamp(min=0)
         ascending = least.cummax(-1).values
         return torch.cat([ascending[..., :1], ascending.diff(dim=-1)], -1)
@@ -65,9 +65,9 @@ class Increments(Vectors):
         return (torch.where(bounded & (y < 0), y / -STEEPNESS, y),)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Standard normal numbers, or their absolute values if none may be negative, sorted.
+        """Sorted standard normal numbers, or absolute values of such if none may be negative.
 
-        With a gap they are moved apart by it.
+        A gap is added between them.
         """
         normal = random.normal(shape)
         in_order = (normal if self.free() else normal.abs()).sort(-1).values
@@ -98,10 +98,10 @@ class Ordered(Increments):
 
     `project` is the nearest point in the Euclidean norm.
 
-    Equal entries are members, and a vector that is out of order starts with some. Where a
-    likelihood divides by their differences or takes logarithms of these, as that of the cutpoints
-    of an ordinal regression, it is not finite there: a gap keeps entries apart, from the start on,
-    as long as it is more than the rounding of the entries.
+    Entries may be equal, and a vector that is out of order starts with equal entries. A likelihood
+    that divides by differences of entries or takes their logarithms, such as that of the cutpoints
+    of an ordinal regression, is not finite there. A gap keeps entries apart from the start on, if
+    it is larger than the rounding errors of the entries.
 
     Args:
         gap: the least difference g of neighbours, zero or more.
@@ -124,7 +124,7 @@ class Ordered(Increments):
     expected_failures = _KINK
 
     def free(self) -> int:
-        """The first one."""
+        """1: only the first increment may be negative."""
         return 1
 
     def violation(self, value: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class PositiveOrdered(Increments):
     expected_failures = _KINK
 
     def free(self) -> int:
-        """None."""
+        """0: no increment may be negative."""
         return 0
 
     def violation(self, value: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ class Simplex(Vectors):
 
     **Set**: {x in R^n : x_i >= 0, sum_i x_i = 1}. Dimension n - 1, closed.
 
-    **Map**: softmax, onto the interior: a zero is reached by underflow alone.
+    **Map**: softmax, onto the interior. A zero can only result from underflow.
 
-    **Right inverse**: x -> log(x). A zero is taken for eps / n, which changes x by less than its
-    rounding and leaves a gradient; the logarithm of the smallest positive number would not.
+    **Right inverse**: x -> log(x). A zero is replaced by eps / n, which changes x by less than its
+    rounding and leaves a gradient. With the smallest positive number the gradient would vanish.
 
     **Reference**: the projection is due to Held, Wolfe and Crowder, Validation of subgradient
     optimization (Mathematical Programming 6, 1974); Duchi et al., Efficient projections
@@ -70,8 +70,8 @@ class Simplex(Vectors):
 
         .. math:: t = \max_k \frac{x_{(1)} + \dots + x_{(k)} - 1}{k}.
         """
-        # Shifting all entries shifts t, and entries more than 1 below the largest one become 0. So
-        # the numbers may be brought between -1 and 0, where no digits of the 1 are lost.
+        # Shifting all entries shifts t as much, and entries more than 1 below the largest become 0.
+        # So entries are shifted and clamped to between -1 and 0, where no digits of 1 are lost.
         shifted = (value - value.amax(-1, keepdim=True)).clamp(min=-1)
         count = torch.arange(1, value.shape[-1] + 1, dtype=value.dtype, device=value.device)
         descending = shifted.sort(-1, descending=True).values
@@ -83,7 +83,7 @@ class Simplex(Vectors):
         return nearest / nearest.sum(-1, keepdim=True)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Vectors whose least entry is ``share`` of the mean entry; the others are scaled down."""
+        """Small entries raised to ``share`` of the mean entry, or a little above."""
         return inner(value, share)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:

@@ -16,9 +16,9 @@ from constraints.math.unit_vectors import distance_from_sphere, normalized, norm
 
 
 class Spheres(Retraction):
-    """What products of spheres share: vectors of one length, laid out in the element in some way.
+    """Base of products of spheres: an element consists of vectors that all have the same length.
 
-    The map divides each vector by its length. `canonical` puts the parameter back onto the set, so
+    The map divides each vector by its length. `canonical` replaces the parameter by the element, so
     that its gradient, which is inversely proportional to ||y||, keeps its size.
     """
 
@@ -27,7 +27,7 @@ class Spheres(Retraction):
     radius: float
 
     def vectors(self, value: Tensor) -> Tensor:
-        """The vectors along the last dimension of the result."""
+        """The vectors of an element, along the last dimension of the result."""
         return value
 
     def element(self, vectors: Tensor, like: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ class Sphere(Vectors, Spheres):
     **Reference**: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds (2008),
     section 4.1.1. The derivative at a point of the sphere is the projection onto its tangent space.
 
-    `project` is the nearest point in the Euclidean norm; for zero, which has none, that of the map.
+    `project` is the nearest point in the Euclidean norm. For zero all points are equally near, and
+    it gives the value of the map.
 
     Args:
         radius: the length, greater than zero.
@@ -151,8 +152,8 @@ class FrobeniusNorm(Matrices, Spheres):
 
     **Set**: {W in R^(m x n) : ||W||_F = radius}, a sphere. Dimension m n - 1, closed.
 
-    **Map**: X -> radius X / ||X||_F, onto the set. The zero matrix is mapped to one whose only
-    entry that is not zero is the first.
+    **Map**: X -> radius X / ||X||_F, onto the set. The zero matrix is mapped to the matrix whose
+    first entry is the radius and all others zero.
 
     **Right inverse**: the identity.
 

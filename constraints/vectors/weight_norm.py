@@ -1,4 +1,4 @@
-"""A tensor in polar coordinates: the lengths of its slices and their directions."""
+"""Tensors in polar coordinates: the lengths of slices, and their directions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.fast_paths import recomputed
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.arguments import is_whole
 from constraints.bases.expected_failures import no_derivative
-from constraints.math import linalg
 from constraints.math.autograd import needs_derivative
 from constraints.math.unit_vectors import is_moderate
 
@@ -20,16 +20,16 @@ class WeightNorm(Constraint):
     r"""Any tensor, with the lengths of its slices as parameters of their own.
 
     **Set**: :math:`\mathbb{R}^n`, all finite tensors: closed, of dimension n, the number of
-    entries. Nothing is constrained. It is the coordinates that matter: a gradient step on a
-    direction leaves the length alone.
+    entries. Nothing is constrained. Only the coordinates matter: a gradient step on a direction
+    does not change the length.
 
     **Map**: (g, v) -> g v / ||v||, slice by slice, onto the set. There is a slice for each index
-    along ``dim``, and ||v|| is its Euclidean length. A direction v = 0 is a slice by itself: its
-    value is 0, its derivative that of v -> v.
+    along ``dim``, and ||v|| is its Euclidean length. At v = 0 the value is 0, and the derivative is
+    that of v -> v.
 
-    **Right inverse**: x -> (||x||, x). So a slice of zeros has g = 0 and v = 0: the first step of
-    an optimizer gives it a direction, all further ones a length. (With another v the factor g = 0
-    would stop all directions but one.)
+    **Right inverse**: x -> (||x||, x). So a slice of zeros has g = 0 and v = 0. The first step of
+    an optimizer gives it a direction, and further steps a length. (With another v the factor
+    g = 0 would leave a gradient along v only.)
 
     **Reference**: Salimans and Kingma, Weight normalization: a simple reparameterization to
     accelerate training of deep neural networks (2016).
@@ -47,8 +47,8 @@ class WeightNorm(Constraint):
         event but ``dim``, or the shape ``batch`` with ``dim=None``.
 
     Raises:
-        TypeError: if an argument is no integer.
-        ValueError: if an element has no dimension ``dim``, or no entry.
+        TypeError: if an argument is not an integer.
+        ValueError: if an element has no dimension ``dim``, or no entries.
 
     Example:
         >>> weight_norm = WeightNorm()
@@ -94,7 +94,7 @@ class WeightNorm(Constraint):
         self.event_dim = event_dim
 
     def forward(self, g: Tensor, v: Tensor) -> Tensor:
-        """``g v / ||v||``, and v where it is zero."""
+        """``g v / ||v||``, or v itself where it is zero."""
         axes, event = self._axes(v)
         if not needs_derivative(v) and not needs_derivative(g):
             norm = _norm(v, axes)
@@ -111,7 +111,7 @@ class WeightNorm(Constraint):
     def pullback(
         self, value: Tensor, gradient: Tensor, g: Tensor, v: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The component along v for the lengths; the one across v, scaled, for the directions."""
+        """The component along v for the lengths; that across v, scaled, for the directions."""
         axes, event = self._axes(v)
         norm = _norm(v, axes)
         if not (v.is_cpu and is_moderate(norm)):
@@ -123,7 +123,7 @@ class WeightNorm(Constraint):
         return along.reshape(g.shape), across
 
     def _along(self, g: Tensor, event: int) -> Tensor:
-        """The lengths, in a shape that goes with the slices."""
+        """The lengths, in a shape that broadcasts with v."""
         return g.reshape(*g.shape, *[1] * event) if self.dim is None else g
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,12 @@ def build(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     Raises:
         ExperimentError: if a learning rate is given to a tensor that there is not.
     """
-    try:
-        chosen = select(model, training.learning_rates)
-    except ValueError as error:
+    selection = select(model, training.learning_rates)
+    for error in selection.errors:
         raise ExperimentError(f"training.learning_rates: {error}") from error
     rates = dict.fromkeys(model.parameters(), training.learning_rate)
-    for places, rate in chosen.values():
-        tensor = places[0].tensor
+    for choice in selection.choices:
+        tensor, rate = choice.places[0].tensor, choice.value
         # The free parameters of a constrained tensor stand for it.
         free = tensor.parameters() if isinstance(tensor, nn.Module) else [tensor]
         rates |= {parameter: rate for parameter in free if isinstance(parameter, nn.Parameter)}

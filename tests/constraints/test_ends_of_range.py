@@ -10,7 +10,7 @@ from constrained import constrain, get
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.tolerance import tolerance
 from constrained.testing.case import unpack
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.eigenvalues import eigenvalues, eigenvectors
 from tests.promises.catalogue import configurations, every_constraint
 

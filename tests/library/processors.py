@@ -1,9 +1,9 @@
-"""Run the tests as other processors would: ``python -m tests.library.processors``.
+"""Run the tests with other processors' instructions: ``python -m tests.library.processors``.
 
-Which instructions a sum is made of, and so in which order it is rounded, depends on the processor
-and on the number of threads. The libraries behind torch can be told to use fewer instructions than
-there are. A test that passes under one setting and not under another rests on rounding: its bound,
-its start, or what it tests is wrong.
+The instructions that compute a sum, and so the order of its rounding errors, depend on the
+processor and on the number of threads. The libraries behind torch can be told to use fewer
+instructions than available. A test that passes under one setting and fails under another depends
+on rounding: its bound, its start, or what it tests is wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 #: Vector instructions of x86, from the fewest to the most, as torch names them.
 LEVELS = ("DEFAULT", "AVX2", "AVX512")
 
-#: Why a setting was left out.
+#: The message for a setting that was left out.
 LACKING = "not on this processor"
 
 HEAD = """# Processors
@@ -52,7 +52,7 @@ class Setting:
 
 
 def instructions(aten: str, mkl: str, onednn: str) -> dict[str, str]:
-    """The variables by which ATen, MKL and oneDNN are told which instructions to use."""
+    """The environment variables that tell ATen, MKL and oneDNN which instructions to use."""
     return {
         "ATEN_CPU_CAPABILITY": aten,
         "MKL_ENABLE_INSTRUCTIONS": mkl,
@@ -74,7 +74,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the tests under a setting: how many passed, and the names of those that failed.
+    """The outcome of the tests under a setting.
 
     Attributes:
         passed: how many tests passed.
@@ -95,7 +95,7 @@ def capability() -> str:
 
 
 def can_run(setting: Setting, available: str) -> bool:
-    """Whether a processor has the instructions of a setting: torch would use them unasked."""
+    """Whether a processor has the instructions of a setting. If not, torch would still use them."""
     known = LEVELS.index(available) if available in LEVELS else 0
     return LEVELS.index(setting.level) <= known
 
@@ -128,12 +128,12 @@ def run(setting: Setting, arguments: Sequence[str]) -> Outcome:
 
 
 def is_error(case: ET.Element) -> bool:
-    """Whether a test could not be begun or ended."""
+    """Whether a test failed in setup or teardown."""
     return case.find("error") is not None
 
 
 def table(rows: Iterable[tuple[Setting, Outcome]]) -> str:
-    """The outcomes in Markdown: a row for each setting, and the names of what failed."""
+    """The outcomes in Markdown: a row for each setting, and the names of failed tests."""
     lines = ["| setting | environment | passed | failed |", "|---|---|---:|---:|"]
     names = []
     for setting, outcome in rows:
@@ -146,7 +146,7 @@ def table(rows: Iterable[tuple[Setting, Outcome]]) -> str:
 
 
 def main() -> int:
-    """Run the tests under every setting that this processor can take, and print the table."""
+    """Run the tests under every setting that this processor supports, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--share", type=float, default=1.0, help="the share of the tests, 0 to 1")
     parser.add_argument("--law-share", type=float, default=1.0, help="the share of the laws")
@@ -175,7 +175,7 @@ def main() -> int:
 
 
 def facts(given: argparse.Namespace, available: str) -> str:
-    """On what the tests ran, and which of them."""
+    """The versions and the processor on which the tests ran, and the share of the tests."""
     version, where = torch.__version__.partition("+")[0], ", ".join(given.tests)
     shares = f"{given.share:.1%} of the tests that are not slow, {given.law_share:.1%} of the laws"
     which = f"{shares}{where and ' in ' + where} (seed {given.seed})"

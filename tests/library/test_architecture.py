@@ -1,4 +1,4 @@
-"""The rooms stand as docs/architecture.md shows them: imports run downwards, no file is long."""
+"""The packages are as docs/architecture.md shows them: imports run downwards, no file is long."""
 
 from __future__ import annotations
 
@@ -57,10 +57,3 @@ def test_the_picture_is_of_these_files(tmp_path):
     # Lines are drawn a little differently by other versions of the library.
     texts = [re.findall(r">([^<>]+)</text>", picture) for picture in (now, then)]
     assert texts[0] == texts[1], "run `make architecture`"
-
-
-def test_the_page_names_files_that_are_there():
-    page = (DOCS / "architecture.md").read_text("utf-8")
-    named = re.findall(r"`((?:constrained|constraints)/[\w/.]*)`", page)
-    assert named
-    assert [name for name in named if not (DOCS.parent / name).exists()] == []

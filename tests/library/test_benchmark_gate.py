@@ -1,4 +1,4 @@
-"""The gate that compares benchmarks with the committed ones: what counts as slower."""
+"""The gate that compares benchmarks with the committed ones: when a row counts as slower."""
 
 from __future__ import annotations
 

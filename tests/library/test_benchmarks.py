@@ -1,4 +1,4 @@
-"""The harness measures what it says; the documents show what was measured."""
+"""The benchmark harness measures what it should; the documents show the measured numbers."""
 
 import time
 

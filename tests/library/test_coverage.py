@@ -1,4 +1,4 @@
-"""The page on coverage: what is counted, and where it goes."""
+"""The page on coverage: which lines are counted, and where the figures are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo: what its configs accept, what it writes and draws, and its errors."""
+"""The demo: the configs it accepts, the files and figures it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def demo(*arguments: object):
 
 
 def edited(folder: Path, old: str, new: str, name: str = "memory") -> Path:
-    """The experiment with one of its lines written otherwise."""
+    """The experiment's config with one line replaced."""
     text = FILES[name].read_text("utf-8")
     assert text.count(old) == 1
     path = folder / "edited.yaml"

@@ -19,7 +19,7 @@ def minor(version: str) -> tuple[int, ...]:
 
 
 def deprecated() -> dict[str, str]:
-    """What the changelog says under "Deprecated", by version."""
+    """The changelog's entries under "Deprecated", by version."""
     found = re.findall(r"^## (\S+).*?(?=^## |\Z)", CHANGELOG, re.M | re.S)
     texts = re.split(r"^## \S+.*\n", CHANGELOG, flags=re.M)[1:]
     section = re.compile(r"^### Deprecated\n(.*?)(?=^###? |\Z)", re.M | re.S)

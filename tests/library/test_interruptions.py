@@ -24,7 +24,7 @@ from constrained.registration.register import register_parametrization
 
 @pytest.fixture(autouse=True)
 def _ctrl_c_interrupts():
-    """As in a terminal: a process that runs in the background of a shell ignores it."""
+    """Let Ctrl-C interrupt, as in a terminal: in the background a process ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -99,12 +99,12 @@ DOINGS = {
     "remove": (changed, lambda m: remove_parametrizations(m, "0.weight", optimizer=m.optimizer)),
     "argument": (changed, set_argument),
 }
-#: What is done tensor by tensor, as torch does it: each is as it was, or as it was to become.
+#: Actions that work tensor by tensor, as in torch: each tensor is in its old or its new state.
 EACH = ("torch's load",)
 
 
 def state(model):
-    """All that there is to be seen of a model, but for the identity of tensors."""
+    """The whole observable state of a model, except for the identity of tensors."""
     found = {}
     for path, module in model.named_modules():
         own = vars(module)
@@ -140,7 +140,7 @@ def value_of(model, name):
 
 
 class Doing:
-    """Something that is done to a model, and how the model is before it and after it."""
+    """An action on a model, with the states of the model before and after it."""
 
     def __init__(self, name):
         self.name = name
@@ -154,7 +154,7 @@ class Doing:
         self.handler = signal.getsignal(signal.SIGINT)
 
     def check(self, model, is_done):
-        """Whether it is still to be done; and that the model is whole."""
+        """Check that the model is in its old or new state, and return whether it is the old one."""
         assert torch.is_grad_enabled()
         assert signal.getsignal(signal.SIGINT) == self.handler
         assert not any("_overrides" in vars(module) for module in model.modules())
@@ -169,7 +169,8 @@ class Doing:
         return same(now, self.before)
 
 
-#: Another process, which waits for nobody's turn: it reads delays, and presses Ctrl-C after each.
+#: Another process, which needs no lock of this interpreter: it reads delays, and sends Ctrl-C
+#: after each.
 SENDER = """
 import os, signal, struct, time
 while delay := os.read(0, 8):
@@ -177,12 +178,12 @@ while delay := os.read(0, 8):
     os.kill(os.getppid(), signal.SIGINT)
     os.write(1, b".")
 """
-#: How many of these come in a test; it has been tried with 1,000.
+#: How many interruptions a test makes; it has been tried with 1,000.
 SIGNALS = 100
 
 
 class Interruption:
-    """Ctrl-C at a certain line of the engine."""
+    """Ctrl-C at a given line of the engine."""
 
     def __init__(self, at):
         self.at, self.count = at, 0
@@ -190,7 +191,7 @@ class Interruption:
     def __call__(self, frame, event, arg):
         if not frame.f_code.co_filename.startswith(ENGINE):
             return None
-        # What is called when an object goes cannot raise: Python prints the error, and goes on.
+        # The callback of a weak reference cannot raise: Python prints the error and goes on.
         around = frame
         while around is not None and around.f_code is not originals_index._forget.__code__:
             around = around.f_back
@@ -205,7 +206,7 @@ class Interruption:
 
 
 def interrupted(doing, at):
-    """Whether Ctrl-C has come, and how many lines there were."""
+    """Whether the interruption came, and the number of lines."""
     model, interruption = doing.make(), Interruption(at)
     is_done = False
     before = sys.gettrace()
@@ -230,12 +231,12 @@ def lines(doing):
 @pytest.mark.parametrize("name", DOINGS)
 def test_it_is_as_it_was_or_as_it_was_to_become(name):
     doing = Doing(name)
-    # The first time some more is done, which is kept.
+    # The first run does more, since its results are cached for the others.
     total = min(lines(doing) for _ in range(3))
     chosen = random.Random(0).sample(range(1, total + 1), 40 if total < 500 else 8)
     for at in [1, *chosen, total - 1, total]:
         is_interrupted, reached = interrupted(doing, at)
-        # Some lines run in one time and not in the next, where something is known by then.
+        # Some lines run once only, when their result is not yet cached.
         assert is_interrupted or reached < at
 
 
@@ -243,15 +244,15 @@ def test_it_is_as_it_was_or_as_it_was_to_become(name):
 @pytest.mark.parametrize("name", DOINGS)
 def test_at_lines_all_over(name):
     doing = Doing(name)
-    # The first time some more is done, which is kept.
+    # The first run does more, since its results are cached for the others.
     total = min(lines(doing) for _ in range(3))
     for at in range(1, total + 1, max(1, total // 150)):
         is_interrupted, reached = interrupted(doing, at)
-        # Some lines run in one time and not in the next, where something is known by then.
+        # Some lines run once only, when their result is not yet cached.
         assert is_interrupted or reached < at
 
 
-# In what is called when an object goes Python prints an error, and goes on.
+# Errors in a weak reference's callback are only printed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOINGS)

@@ -34,7 +34,7 @@ def test_one_number_of_the_originals(name, arguments, shape):
     for parameter, number in itertools.product(parameters, NUMBERS):
         layer.load_state_dict(before)
         parameter.grad = torch.zeros_like(parameter)
-        # On the diagonal of a matrix, and in the last row, which no triangle leaves out.
+        # Put where no triangular set ignores it: on the diagonal, in the last row.
         parameter.grad.view(-1)[-1] = number
         torch.optim.SGD([parameter], lr=1.0).step()
         value = layer.weight
@@ -43,7 +43,7 @@ def test_one_number_of_the_originals(name, arguments, shape):
         assert found["good.weight"] < 1e-5
         assert [row.holds for row in report(module).rows] == [is_finite, True]
         if is_finite:
-            # A softplus has a limit at infinity, and a mask does not look at all numbers.
+            # Softplus has a limit at infinity, and a mask ignores some numbers.
             assert found["bad.weight"] < 1e-5
             assert_feasible(module)
         else:

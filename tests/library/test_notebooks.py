@@ -1,4 +1,4 @@
-"""The notebooks are committed executed, and the functions that draw their figures are right."""
+"""The notebooks are committed with their outputs; the functions for their figures are right."""
 
 import math
 import re

@@ -48,7 +48,7 @@ def test_every_way_to_import():
         [sys.executable, "-W", "default", "-c", "\n".join(lines)], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    # Each warning is about the line of the user.
+    # Each warning points to the user's line.
     assert result.stderr.count("<string>:") == result.stderr.count("Warning") == 5
 
 
@@ -150,7 +150,7 @@ def test_a_model_in_a_file_of_version_0_1(pickled):
         owner, _, name = path.rpartition(".")
         value = getattr(model.get_submodule(owner), name)
         torch.testing.assert_close(value, torch.tensor(expected))
-    # What waited in the lazy layer is applied when it gets its shape.
+    # The constraint postponed by the lazy layer is applied when the layer gets its shape.
     model[3](torch.ones(1, 5))
     assert constrained.spec(model)["3.weight"] == {"name": "sphere"}
 

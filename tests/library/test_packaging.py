@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PACKAGES = ("constrained", "constraints")
 
 
-#: A program, which no import of the library runs: it may use what the extra `testing` installs.
+#: A program that no import of the library runs, so it may use what the extra `testing` installs.
 PROGRAM = ROOT / "constrained" / "testing" / "__main__.py"
 
 
@@ -58,7 +58,7 @@ def test_the_version_is_the_newest_of_the_changelog():
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("setuptools") is None, reason="it is built by setuptools")
 def test_the_wheel_holds_both_packages_and_no_tests(tmp_path):
-    # Of a copy: what an earlier build left in a checkout would be in the wheel too.
+    # From a copy, since files of an earlier build in a checkout would be in the wheel too.
     source = tmp_path / "source"
     source.mkdir()
     for path in ROOT.iterdir():

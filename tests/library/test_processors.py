@@ -25,7 +25,7 @@ def test_instructions_that_a_processor_lacks_are_not_asked_for():
     runnable = {level: [s for s in SETTINGS if can_run(s, level)] for level in processors.LEVELS}
     assert len(runnable["DEFAULT"]) < len(runnable["AVX2"]) < len(runnable["AVX512"])
     assert runnable["AVX512"] == list(SETTINGS)
-    # A processor that is no x86 says what it has in other words.
+    # A processor that is not an x86 has other names for its instructions.
     assert [s for s in SETTINGS if can_run(s, "SVE256")] == runnable["DEFAULT"]
 
 

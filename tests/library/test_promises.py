@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 
 @functools.cache
 def named() -> dict[str, list[tuple[str, bool]]]:
-    """For each promise: its test functions, and whether each is one of torch."""
+    """For each promise its test functions, and whether each is about torch's engine."""
     found: dict[str, list[tuple[str, bool]]] = {key: [] for key in table.PROMISES}
     for path in table.FOLDER.glob("test_*.py"):
         for key, nodes in table.ids_in(path).items():

@@ -23,7 +23,7 @@ def blocks(language):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """What a snippet registers is gone afterwards, and nothing else."""
+    """Remove afterwards what a snippet has registered, and nothing else."""
     registry.names()
     monkeypatch.setattr(registry, "_constraints", dict(registry._constraints))
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
@@ -39,7 +39,7 @@ def test_the_snippets_run(registered, capsys):
 
 
 def layout(table):
-    """A table without its numbers, which are random and rounded, and the widths these make."""
+    """A table without its numbers, which are random and rounded, and without column widths."""
     numbers = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "0", table)
     return re.sub(r"[ ━─┏┳┓┡╇┩└┴┘│┃]+", " ", numbers).split("\n")
 
@@ -73,7 +73,7 @@ def test_what_it_says_of_a_state_dict():
 
 @pytest.fixture
 def example(registered):
-    """The module that holds what "Add a constraint" shows, whose types `make types` checks."""
+    """The module with the code of "Add a constraint", whose types `make types` checks."""
     yield importlib.import_module("examples.linear_phase")
     del sys.modules["examples.linear_phase"]
 

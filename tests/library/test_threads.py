@@ -18,7 +18,7 @@ from tests.promises.threads import run_all
 
 @pytest.fixture
 def busy():
-    """Threads take turns all the time."""
+    """Make threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -26,7 +26,7 @@ def busy():
 
 
 def together(*doings, seconds=0.7):
-    """Do all of these at the same time, again and again, and each of them three times at least."""
+    """Run all of these at the same time, repeatedly, each at least three times."""
     end = time.monotonic() + seconds
 
     def again(doing):
@@ -114,7 +114,7 @@ def test_a_step_while_a_parameter_leaves_elsewhere(monkeypatch):
                 yield item
                 thread = threading.Thread(target=depart)
                 thread.start()
-                # It waits for this one, unless nothing makes it wait.
+                # The other thread waits for this one; without a lock it would not.
                 thread.join(0.05)
 
     kept = []

@@ -12,7 +12,7 @@ from tests.promises.table import FOLDER, NOT_RUN, PROMISES, Outcomes, index
 
 START, END = "<!-- table: generated -->", "<!-- end of table -->"
 
-#: Which file tests what.
+#: The index of the test files.
 INDEX = FOLDER / "README.md"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -59,7 +59,7 @@ def engine(
 def write(table: str, path: Path) -> None:
     """Put the table between its marks in a Markdown file.
 
-    A promise that no test of this run is about keeps the row that it has there.
+    A promise without a test in this run keeps its row.
     """
     text = path.read_text("utf-8")
     before, start, rest = text.partition(START)

@@ -1,4 +1,4 @@
-"""Every registered constraint, on linear layers: what a promise about the catalogue is tried on."""
+"""Every registered constraint on linear layers, for the promises about the whole catalogue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from constrained import constrain, get, names
 
 
 def configurations() -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
-    """Each registered name with each set of arguments in its examples, and one event shape."""
+    """Each registered name, with each choice of arguments in its examples and one event shape."""
     found: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {}
     for name in names():
         for arguments, event in get(name).examples:
@@ -22,9 +22,9 @@ def configurations() -> list[tuple[str, dict[str, Any], tuple[int, ...]]]:
 
 
 def every_constraint(*shapes: tuple[int, ...]) -> pytest.MarkDecorator:
-    """Parametrize a test by ``name``, ``arguments`` and each of the ``shapes`` that is admissible.
+    """Parametrize a test by ``name``, ``arguments`` and each of the ``shapes`` that is allowed.
 
-    Where none is, the shape is that of the example.
+    If none of them is, the shape is that of the example.
     """
     cases = [
         pytest.param(name, arguments, shape, id=f"{name}{i}-{'x'.join(map(str, shape))}")
@@ -40,7 +40,7 @@ def admissible(
     event: tuple[int, ...],
     shapes: Sequence[tuple[int, ...]],
 ) -> list[tuple[int, ...]]:
-    """Those shapes that can carry the constraint; else a batch of events, or else an event."""
+    """The shapes that the constraint allows; if none, a batch of events, or one event."""
     fitting = [shape for shape in shapes if _fits(name, arguments, shape)]
     batch = (3, 3, *event)[-2:] if len(event) < 2 else event
     return fitting or [batch if _fits(name, arguments, batch) else event]
@@ -55,7 +55,7 @@ def _fits(name: str, arguments: Mapping[str, Any], shape: tuple[int, ...]) -> bo
 
 
 class Flattened(nn.Module):
-    """A linear layer whose weight is a tensor of any shape, seen as a matrix."""
+    """A linear layer whose weight is a tensor of any shape, viewed as a matrix."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
         super().__init__()

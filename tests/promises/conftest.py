@@ -1,4 +1,4 @@
-"""What every promise test starts from: a number of threads, the same random numbers."""
+"""Fixtures of the promise tests: the number of threads, and the same random numbers."""
 
 import gc
 import os
@@ -23,8 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    # `torch.manual_seed` notes the whole stack for each kind of accelerator that has not started,
-    # and keeps it: of a test that does nothing, half of the time.
+    # `torch.manual_seed` records the whole stack for each kind of accelerator that has not started,
+    # and keeps it. That takes half the time of a test that does nothing.
     seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
     seed(0)
 
@@ -33,7 +33,7 @@ def _seeded():
 def swap_mode(request):
     """Both ways in which ``nn.Module`` can replace the contents of a parameter."""
     if request.param:
-        # No other reference may be left to a tensor that is swapped.
+        # A tensor can only be swapped if there is no other reference to it.
         gc.collect()
     torch.__future__.set_swap_module_params_on_conversion(request.param)
     yield request.param
@@ -42,7 +42,7 @@ def swap_mode(request):
 
 @pytest.fixture
 def fast_switching():
-    """Threads take turns as often as they can."""
+    """Make threads switch as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -51,7 +51,7 @@ def fast_switching():
 
 @pytest.fixture
 def measured(record_property):
-    """Note what a test saw, for the table in the docs: ``measured("1 evaluation")``."""
+    """Record what a test measured, for the table in the docs: ``measured("1 evaluation")``."""
 
     def note(text: str) -> None:
         record_property("measured", text)

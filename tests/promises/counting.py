@@ -14,7 +14,7 @@ from constrained import Constraint
 
 
 def evaluations(*modules: nn.Module) -> int:
-    """How often the parametrizations below these modules have been evaluated."""
+    """How often the parametrizations in these modules have been evaluated."""
     counts = {id(m): m.__dict__.get("count", 0) for root in modules for m in root.modules()}
     return sum(counts.values())
 
@@ -31,7 +31,7 @@ def original(module: nn.Module, name: str = "weight") -> nn.Parameter:
 
 
 class _Counted(Constraint):
-    """What the counted constraints share: a count, and trivial answers to the other questions."""
+    """Base of the counted constraints: a counter, and trivial answers to all other methods."""
 
     event_dim = 0
 
@@ -157,7 +157,7 @@ class Anchored(_Counted):
 
 
 class Noisy(_Counted):
-    """A constraint that says of itself that it is random."""
+    """A constraint that declares its values to be random."""
 
     deterministic = False
 

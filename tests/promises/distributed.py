@@ -1,7 +1,7 @@
-"""Checks that several processes make together: a script, started by the tests of E39.
+"""Checks that several processes run together: a script, started by the tests of E39.
 
 ``python -m tests.promises.distributed FOLDER WRAPPER RANK`` runs every check that is
-meant for a wrapper, each on models of its own, and writes what became of them.
+meant for a wrapper, each on models of its own, and writes the outcomes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from tests.promises.counting import Anchored, Sphere, evaluations, reset
 
 WORLD = 2
 WRAPPERS = ("ddp", "fsdp2", "fsdp2_layers", "fsdp2_kept", "fsdp1")
-#: FSDP2 asks streams of the CPU for what some versions of torch give those of a GPU alone: there
-#: not even a plain model is trained.
+#: FSDP2 uses a method of streams that some versions of torch define for GPUs only. With these,
+#: not even a plain model can be trained on the CPU.
 HAS_FSDP2 = hasattr(torch.cpu.current_stream(), "record_event")
 FSDP2 = ("fsdp2", "fsdp2_layers", "fsdp2_kept")
 SPECS = {
@@ -57,7 +57,7 @@ _checks: list[tuple[Callable[..., str | None], tuple[str, ...]]] = []
 
 
 def check(*wrappers: str) -> Callable[[Any], Any]:
-    """Have a function ``(wrapper, rank, folder) -> what was measured`` run for these wrappers."""
+    """Register a check ``(wrapper, rank, folder) -> what was measured`` for these wrappers."""
 
     def register(function: Callable[..., str | None]) -> Callable[..., str | None]:
         _checks.append((function, wrappers))
@@ -166,7 +166,7 @@ def assert_same_everywhere(tensors: dict[str, Tensor]) -> None:
 
 @check(*WRAPPERS)
 def training(wrapper: str, rank: int, folder: Path) -> str:
-    """200 steps: the processes stay equal to the bit."""
+    """The processes stay equal, bit for bit, in 200 steps."""
     for kind in ("sgd", "adamw"):
         m = model(seed=0 if wrapper.startswith("fsdp") else rank)
         wrapped = wrap(m, wrapper)
@@ -182,7 +182,7 @@ def training(wrapper: str, rank: int, folder: Path) -> str:
 
 @check("ddp", *FSDP2)
 def accumulation(wrapper: str, rank: int, folder: Path) -> None:
-    """Gradients of several batches, exchanged with the last of them only."""
+    """Gradients of several batches, exchanged with the last batch only."""
     m, alone = model(), model()
     wrapped = wrap(m, wrapper)
     ours, theirs = optimizers(wrapped.parameters(), "sgd"), optimizers(alone.parameters(), "sgd")
@@ -205,7 +205,7 @@ def accumulation(wrapper: str, rank: int, folder: Path) -> None:
 
 @check(*WRAPPERS)
 def evaluation(wrapper: str, rank: int, folder: Path) -> str:
-    """How often a tensor is evaluated, and that what is read is right."""
+    """The number of evaluations of a tensor, and that the values read are right."""
 
     class Cell(nn.Module):
         def __init__(self) -> None:
@@ -219,7 +219,7 @@ def evaluation(wrapper: str, rank: int, folder: Path) -> str:
 
     torch.manual_seed(0)
     cell = nn.Sequential(Cell())
-    # Some versions write all buffers before a forward pass, and what is written is evaluated anew.
+    # Some versions write all buffers before a forward pass, which makes stored values stale.
     wrapped = wrap(cell, wrapper, broadcast_buffers=False)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     counts = []
@@ -236,13 +236,13 @@ def evaluation(wrapper: str, rank: int, folder: Path) -> str:
             for _ in range(3):
                 wrapped(torch.ones(2, 4))
         assert evaluations(cell) == 4
-    # What FSDP manages is evaluated at each read.
+    # Tensors that FSDP manages are evaluated at each read.
     return f"{wrapper}: 500 reads, {counts[-1] if counts[-1] == 1 else counts[-1] // 2} evaluations"
 
 
 @check("ddp")
 def no_wrapper(wrapper: str, rank: int, folder: Path) -> None:
-    """In a program with several processes, a model of one of them."""
+    """A model without a wrapper, in a program with several processes."""
     m = constrain(nn.Linear(4, 4), "weight", Sphere())
     optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
     reset(m)
@@ -277,7 +277,7 @@ def written_by_collectives(wrapper: str, rank: int, folder: Path) -> None:
 
 @check("ddp")
 def wrapped_anew(wrapper: str, rank: int, folder: Path) -> None:
-    """Wrapping writes the numbers of the first process over those of the others."""
+    """Wrapping overwrites the numbers of all other processes with those of the first."""
     m = constrain(nn.Linear(64, 64), "weight", Sphere())
     with torch.no_grad():
         m.parametrizations.weight.original[7, 3] += rank
@@ -289,7 +289,7 @@ def wrapped_anew(wrapper: str, rank: int, folder: Path) -> None:
 
 @check("ddp")
 def redundancy_free_optimizer(wrapper: str, rank: int, folder: Path) -> None:
-    """Of its parameters, a process steps some, and gets the others written by collectives."""
+    """Each process steps some of the parameters; collectives write the others."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     torch.manual_seed(0)
@@ -308,7 +308,7 @@ def redundancy_free_optimizer(wrapper: str, rank: int, folder: Path) -> None:
 
 @check("ddp")
 def options(wrapper: str, rank: int, folder: Path) -> None:
-    """The ways in which DDP can look for gradients."""
+    """The options of DDP that change how it collects gradients."""
     alone = model()
     theirs = optimizers(alone.parameters(), "sgd")
     train(alone, theirs, range(3))
@@ -344,9 +344,9 @@ def unused(wrapper: str, rank: int, folder: Path) -> None:
 
 @check(*WRAPPERS)
 def two_forwards_one_backward(wrapper: str, rank: int, folder: Path) -> None:
-    """As in the step of a critic: real and generated, then one backward pass."""
+    """Two forward passes and one backward pass, as for the critic of a GAN."""
     m, alone = model(), model()
-    # Some versions write all buffers before each forward pass, which no backward pass may follow.
+    # Some versions write all buffers before each forward pass, so that backward passes raise.
     wrapped = wrap(m, wrapper, broadcast_buffers=False)
     ours, theirs = optimizers(wrapped.parameters(), "sgd"), optimizers(alone.parameters(), "sgd")
     for step in range(3):
@@ -395,7 +395,7 @@ def looking(wrapper: str, rank: int, folder: Path) -> None:
     assert_same_everywhere(baked)
     for k in (0, 2, 6, 8, 10):
         assert_close(m[k].weight, alone[k].weight, check_stride=False)
-    # A gradient through a read outside of the forward pass arrives where it belongs.
+    # The gradient of a read outside of the forward pass arrives at the parameters.
     wrapped.zero_grad(), alone.zero_grad()
     m[10].weight.sin().sum().backward()
     alone[10].weight.sin().sum().backward()
@@ -434,7 +434,7 @@ def looking_through_flat_parameters(wrapper: str, rank: int, folder: Path) -> No
 
 @check(*FSDP2)
 def assignment(wrapper: str, rank: int, folder: Path) -> None:
-    """A value that all processes assign is there in the next forward pass."""
+    """The next forward pass uses a value that all processes have assigned."""
     m, alone = model(), model()
     wrapped = wrap(m, wrapper)
     train(wrapped, optimizers(wrapped.parameters(), "sgd"), range(2), rank, WORLD)
@@ -447,7 +447,7 @@ def assignment(wrapper: str, rank: int, folder: Path) -> None:
     assert_close(m[0].weight.detach(), new)
     x, _ = batch(0)
     assert_close(wrapped(x), alone(x))
-    # The forward pass has left some tensors gathered: they are not written before they are back.
+    # The forward pass has left some tensors gathered; they are written once they are sharded.
     reshard(wrapped)
     constrained.rebase(wrapped), constrained.rebase(alone)
     assert_close(wrapped(x), alone(x))
@@ -469,7 +469,7 @@ def assignment(wrapper: str, rank: int, folder: Path) -> None:
 
 @check(*WRAPPERS)
 def refusals(wrapper: str, rank: int, folder: Path) -> None:
-    """Too late to constrain or to release: refused with the cure, and nothing has changed."""
+    """Constraining and releasing a wrapped model is refused with the cure; nothing changes."""
 
     m = model()
     wrapped = wrap(m, wrapper)
@@ -505,21 +505,21 @@ def refusals(wrapper: str, rank: int, folder: Path) -> None:
     if wrapper != "fsdp1":
         assert parametrize.type_before_parametrizations(m[1]) is nn.Tanh
     train(wrapped, optimizers(wrapped.parameters(), "sgd"), range(2), rank, WORLD)
-    # Another model is nobody's business, nor is one whose wrapper is gone.
+    # Other models are not affected, nor is a model whose wrapper is gone.
     constrain(nn.Linear(4, 4), "weight", "orthogonal")
     if wrapper == "ddp":
         plain = copy.deepcopy(wrapped.module)
         constrained.release(plain)
         x, _ = batch(0)
         assert_close(plain(x), m(x))
-        # The actions, too, hold on to it.
+        # The actions keep it alive too.
         del wrapped, actions, act
         constrained.release(m)
 
 
 @check("ddp", *FSDP2)
 def saved_by_many(wrapper: str, rank: int, folder: Path) -> None:
-    """Model and optimizer, saved by two processes in two ways; a test loads them in one."""
+    """Two processes save model and optimizer in two ways, for a test that loads them in one."""
     wrapped = wrap(model(), wrapper)
     optimizer = optimizers(wrapped.parameters(), "adamw")
     train(wrapped, optimizer, range(4), rank, WORLD)
@@ -538,13 +538,13 @@ def saved_by_many(wrapper: str, rank: int, folder: Path) -> None:
 
 @check("ddp", *FSDP2)
 def saved_by_one(wrapper: str, rank: int, folder: Path) -> None:
-    """What one process saved, in two ways, loaded by two, which go on as that one did."""
+    """Two processes load what one has saved, in two ways, and train on as it did."""
     expected = torch.load(folder / "went_on.pt")
     x, _ = batch(0)
     for way in ("dcp", "full"):
         wrapped = wrap(model(seed=5), wrapper)
         optimizer = optimizers(wrapped.parameters(), "adamw")
-        # A value from before the checkpoint is there, to be forgotten.
+        # Store a value before loading, which must be dropped.
         wrapped(x)
         reshard(wrapped)
         if way == "dcp":
@@ -570,7 +570,7 @@ def saved_by_one(wrapper: str, rank: int, folder: Path) -> None:
 
 @check("ddp", *FSDP2)
 def released_copy(wrapper: str, rank: int, folder: Path) -> None:
-    """Out of the wrapper again: the full state in a model without one."""
+    """The full state of a wrapped model, loaded into a model without a wrapper."""
     wrapped = wrap(model(), wrapper)
     train(wrapped, optimizers(wrapped.parameters(), "sgd"), range(2), rank, WORLD)
     plain = model(seed=3)
@@ -604,14 +604,14 @@ def run(folder: Path, wrapper: str, rank: int) -> None:
         outcomes[function.__name__] = outcome
         (folder / f"{wrapper}_{rank}.json").write_text(json.dumps(outcomes))
         if outcome["error"]:
-            # The other process may be anywhere in this check, and the two cannot go on together.
+            # The other process may be at any point of this check, so the two cannot go on together.
             return
     dist.barrier()
     dist.destroy_process_group()
 
 
 def start(folder: Path, wrapper: str) -> list[dict[str, dict[str, str | None]]]:
-    """Start two processes and give, for each of them, what became of its checks."""
+    """Start two processes, and return the outcomes of the checks of each."""
     module = "tests.promises.distributed"
     processes = [
         subprocess.Popen(

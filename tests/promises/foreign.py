@@ -1,4 +1,4 @@
-"""Foreign parametrizations: plain modules, of which the engine knows nothing."""
+"""Foreign parametrizations: plain modules that are not constraints."""
 
 import torch
 from torch import nn

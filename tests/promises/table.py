@@ -1,4 +1,4 @@
-"""The promises in words, the index of their tests, and the table of what was seen when they ran."""
+"""The promises in words, the index of their tests, and the table of the tests' outcomes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 #: The tests of the promises.
 FOLDER = Path(__file__).parent
 
-#: Each promise by its id: what holds here.
+#: Each promise by its id.
 PROMISES = {
     "K1": "One original keeps its identity through register, assign and remove.",
     "K2": "The `state_dict` keys are torch's.",
@@ -65,7 +65,7 @@ PROMISES = {
     "E40": "Fusion, quantization and pruning work on released copies, and else say so.",
 }
 
-#: What stands in the table where nothing was seen.
+#: The entry of the table for a promise without an outcome.
 NOT_RUN = "no test ran"
 
 _ID = re.compile(r"test_([ek]\d+)_")
@@ -96,7 +96,7 @@ def index() -> str:
     for path in files:
         ids = sorted(ids_in(path), key=list(PROMISES).index)
         about = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").splitlines()[0]
-        # The column beside it has the ids.
+        # The ids are in the column beside it.
         about = re.sub(r"^[EK]\d+( (and|to) [EK]\d+)*: | \([EK]\d+( to [EK]\d+)?\)", "", about)
         about = about[0].upper() + about[1:]
         lines.append(f"| {_subject(path)} | {', '.join(ids)} | {_link(path.name)} | {about} |")
@@ -113,7 +113,7 @@ def _link(name: str) -> str:
 
 @dataclass
 class Seen:
-    """What the tests of one promise saw, of one engine."""
+    """The outcomes of one promise's tests on one engine."""
 
     passed: int = 0
     failed: int = 0
@@ -126,14 +126,14 @@ class Seen:
 
 
 class Outcomes:
-    """A pytest plugin that gathers what the tests of the promises saw."""
+    """A pytest plugin that collects the outcomes of the promises' tests."""
 
     def __init__(self) -> None:
         self.here: dict[str, Seen] = defaultdict(Seen)
         self.torch: dict[str, Seen] = defaultdict(Seen)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note the outcome of a test; with pytest-xdist, on the controlling process."""
+        """Record the outcome of a test; with pytest-xdist, in the controlling process."""
         key = promise_of(report.nodeid)
         if key is None or (report.when != "call" and report.passed):
             return

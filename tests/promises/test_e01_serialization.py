@@ -1,4 +1,4 @@
-"""E01 and E04: a model pickles and copies, in every way and place."""
+"""E01 and E04: a model can be pickled and copied in every way, and between processes."""
 
 import copy
 import pickle

@@ -66,7 +66,7 @@ def test_e02_sixty_four_layers_of_one_model_compile_once(name, measured):
         layer_(x).sum().backward()
         expected.append([p.grad for p in layer_.parameters()])
         layer_.zero_grad()
-        # Layer by layer, as whoever compiles the blocks of a large model does.
+        # Layer by layer, as for a large model whose blocks are compiled separately.
         layer_.compile(backend=counter, fullgraph=True)
     for layer_, grads in zip(model, expected, strict=True):
         layer_(x).sum().backward()
@@ -88,7 +88,7 @@ def test_e02_other_arguments_are_not_shared():
             m = constrain(nn.Linear(4, 4), "weight", name, **given)
             assert_close(run(m, x), m(x))
         counts.append(counter.frame_count)
-    # A number that has had two values becomes an input of the graph.
+    # A number that has had two values becomes an input of the compiled graph.
     assert counts == [4, 4]
 
 

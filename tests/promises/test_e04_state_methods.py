@@ -17,7 +17,7 @@ torch_today = pytest.mark.torch_today
 
 
 class Locked(nn.Linear):
-    """A module that leaves something out of its state, and counts how often it was loaded."""
+    """A module that leaves something out of its state, and counts how often it is loaded."""
 
     def __init__(self):
         super().__init__(3, 3)
@@ -34,7 +34,7 @@ class Locked(nn.Linear):
 
 
 class Tupled(nn.Linear):
-    """A module whose state is no dictionary."""
+    """A module whose state is not a dictionary."""
 
     def __init__(self):
         super().__init__(3, 3)
@@ -68,7 +68,7 @@ def test_e04_deepcopy_of_a_recurrent_layer_after_training():
 
 
 class Plain(nn.Linear):
-    """A module whose copies its author wanted to be fresh ones."""
+    """A module whose own copy method makes a new module."""
 
     def __deepcopy__(self, memo):
         memo[id(self)] = twin = Plain(3, 3)

@@ -184,7 +184,7 @@ def test_e05_adam_goes_on_in_a_fresh_model():
 
 
 def test_e05_random_models():
-    """Any tree of modules, any names in any order: the parameters stay in order."""
+    """Parameters stay in order in random trees of modules, with random names."""
     generator = torch.Generator().manual_seed(0)
 
     def pick(n):

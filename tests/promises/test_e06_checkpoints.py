@@ -90,7 +90,7 @@ def test_e06_strict_and_not(strict):
         missing, unexpected = model.load_state_dict(state, strict=strict)
         assert (missing, unexpected) == (["shift"], ["other"])
     assert_close(model.gain, plain.gain, atol=1e-5, rtol=1e-5)
-    # What is in neither spelling is reported under the model's own name.
+    # A tensor that is missing in both spellings is reported under the model's own key.
     del state["gain"]
     missing, _ = model.load_state_dict(state, strict=False)
     own = [f"parametrizations.gain.original{i}" for i in range(2)]
@@ -129,7 +129,7 @@ def test_e06_part_constrained_and_both_spellings_in_one_checkpoint():
     assert {k for k in mixed if "weight" in k} == {"0.parametrizations.weight.original", "1.weight"}
     model.load_state_dict(mixed)
     assert_close(model[1].weight, other[1].weight)
-    # Both spellings of one tensor: they agree, or the plain one is an unexpected key.
+    # With both spellings of one tensor, they must agree; else the plain one is an unexpected key.
     model.load_state_dict({**own, **plain})
     assert_close(model[0].weight, other[0].weight)
     contradicts = {**own, **plain, "0.weight": plain["0.weight"].flip(0)}
@@ -286,7 +286,7 @@ def test_e06_infeasible(measured):
     message = str(error.value)
     assert "'weight': orthogonal(): the value violates the constraint by 3" in message
     assert "on_infeasible='project'" in message and "Missing" not in message
-    # As in torch, the rest is loaded; the offending tensor is as it was.
+    # As in torch, the rest is loaded; the offending tensor is unchanged.
     own = "parametrizations.weight.original"
     assert torch.equal(model.state_dict()[own], before[own])
     assert torch.equal(model.bias, torch.ones(2))
@@ -322,7 +322,7 @@ def test_e06_a_boundary_point_of_an_open_set():
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("spec", CATALOGUE)
 def test_e06_a_checkpoint_of_another_precision(spec, saved):
-    """A member, up to the rounding of the checkpoint's dtype, loads as its nearest member."""
+    """A value that is a member up to the rounding of its dtype loads as the nearest member."""
     model, plain = constrained_and_plain(spec, CATALOGUE[spec])
     model.load_state_dict(plain.to(saved).state_dict())
     assert model.weight.dtype == torch.float32
@@ -390,7 +390,7 @@ class Encoder(nn.Module):
 
 @pytest.mark.parametrize("target", ["conv.bias", "norm.bias", "**.bias"])
 def test_e06_what_a_class_parametrizes_itself_stays(target):
-    """Beside a constrained tensor of the same module, which adopts what torch has put there."""
+    """Also beside a constrained tensor of the same module, whose class adopts torch's lists."""
     model, plain = Encoder(), Encoder()
     if target == "**.bias":
         ours.remove_parametrizations(model, "head.bias")
@@ -430,7 +430,7 @@ def test_e06_baked_state_dict_of_torchs_models():
 
 
 def test_e06_baked_state_dict_leaves_other_keys_alone():
-    """A module of the user's that is called ``parametrizations``; keys that a hook adds."""
+    """Such as those of a user's module called ``parametrizations``, or those that a hook adds."""
     inner = nn.Sequential(constrain(nn.Linear(2, 2), "weight", "sphere"))
     model = nn.ModuleDict({"0": nn.Linear(2, 2), "user": nn.Module()})
     model["user"].parametrizations = nn.Sequential(inner)
@@ -472,7 +472,7 @@ def test_e06_nothing_leaks_in_torch_today(measured):
 def test_e06_values_are_not_stale_and_originals_canonical():
     model, plain = constrained_and_plain("orthogonal", (4, 4))
     with torch.no_grad():
-        plain.weight.mul_(1 + 1e-6)  # A member, but for rounding, and not its own polar factor.
+        plain.weight.mul_(1 + 1e-6)  # A member up to rounding, but not its own polar factor.
     old = model.weight
     model.load_state_dict(plain.state_dict())
     assert not torch.equal(model.weight, old)
@@ -521,7 +521,7 @@ def test_e06_averaged_models():
 
 
 def test_e06_a_checkpoint_takes_the_place_of_a_lost_write():
-    """A value that was written in place is no reason not to load another."""
+    """A checkpoint still loads after a value was written in place."""
     for own in (False, True):
         model, plain = constrained_and_plain("orthogonal", (3, 3))
         state = copy.deepcopy(model.state_dict()) if own else plain.state_dict()

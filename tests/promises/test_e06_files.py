@@ -64,7 +64,7 @@ def test_e06_safetensors_files(tmp_path):
         twin = copy.deepcopy(b)
         twin.load_state_dict(safetensors.load_file(tmp_path / name))
         assert_close(dict(twin.state_dict()), dict(a.state_dict()))
-    # Baked state dicts share no memory, so that tied tensors need no care.
+    # Baked state dicts share no memory, so tied tensors need no special treatment.
     tied, _ = pair()
     safetensors.save_file(without_extra_state(baked_state_dict(tied)), tmp_path / "tied")
     other, _ = pair()
@@ -130,7 +130,7 @@ def test_e06_distributed_checkpoint_in_one_process(tmp_path, measured):
     dcp.load(state, checkpoint_id=tmp_path / "plain")
     b.load_state_dict(state)
     assert_close(b(torch.ones(2, 4)), a(torch.ones(2, 4)), atol=1e-5, rtol=1e-5)
-    # What it makes full it fills up with the entries of the model, which are no checkpoint's.
+    # Full state dicts are completed with entries of the model, which are not the checkpoint's.
     for full, strict in ((False, True), (True, True), (True, False)):
         _, b = pair()
         options = StateDictOptions(full_state_dict=full, strict=strict)

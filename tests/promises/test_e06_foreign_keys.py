@@ -34,7 +34,7 @@ def fresh(shape, spec):
 
 
 def loaded(model, state, sure=True):
-    """The weight after loading, and that it was said if the keys leave their meaning open."""
+    """The weight after loading. Checks that there was a warning if the keys are ambiguous."""
     before = [id(p) for p in model.parameters()]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -74,7 +74,7 @@ def test_e06_spectral_norm(shape, old):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_e06_spectral_norm_that_has_not_settled_is_infeasible(old):
-    """torch's estimate is from below, so that its weight is longer than 1."""
+    """torch underestimates the norm, so that its weight has a norm above 1."""
     function = torch.nn.utils.spectral_norm if old else torchs.spectral_norm
     source = function(nn.Linear(20, 20)).eval()
     state = source.state_dict()
@@ -100,7 +100,7 @@ def test_e06_spectral_norm_of_convolutions():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_e06_orthogonal_of_torch(shape):
-    """Before training all of torch's maps are at their base, and their keys say all."""
+    """Before training, all of torch's maps are at their base, so the keys determine the value."""
     for chart in ("matrix_exp", "cayley", "householder"):
         source = torchs.orthogonal(linear(shape), orthogonal_map=chart)
         weight = loaded(fresh(shape, "orthogonal"), source.state_dict())
@@ -158,7 +158,7 @@ def test_e06_nested_prefixes_strict_and_other_keys():
     wrapped.load_state_dict(state, strict=True)
     assert_close(model[1].weight, source[1].weight, atol=1e-5, rtol=1e-5)
     assert wrapped.load_state_dict({**state, "x": 1}, strict=False) == ([], ["x"])
-    # Old keys beside the tensor are its own business where the module has tensors of that name.
+    # Keys of old hooks are not converted if the module itself has tensors of those names.
     layer = nn.Linear(3, 3)
     layer.weight_g, layer.weight_v = nn.Parameter(torch.ones(3, 1)), nn.Parameter(torch.ones(3, 3))
     constrain(layer, "weight", "symmetric")
@@ -168,7 +168,7 @@ def test_e06_nested_prefixes_strict_and_other_keys():
 
 
 def test_e06_both_old_and_plain_keys():
-    """As torch 1.0 wrote spectral_norm: the value, and what it came from."""
+    """torch 1.0 wrote both for spectral_norm: the value, and the original it came from."""
     source = converged_spectral_norm(nn.Linear(4, 4), old=True)
     state = source.state_dict()
     model = fresh((4, 4), "spectral_norm")
@@ -197,7 +197,7 @@ def test_e06_keys_that_nobody_knows(measured):
 
 @torch_today
 def test_e06_keys_that_nobody_knows_in_torch_today(measured):
-    """Coordinates of another map load, without strict, as if they were the module's own."""
+    """Without strict, coordinates of another map load as if they were the module's own."""
     source = trained(torchs.orthogonal(nn.Linear(4, 4)))
     target = torchs.spectral_norm(nn.Linear(4, 4))
     target.load_state_dict(source.state_dict(), strict=False)
@@ -209,7 +209,7 @@ def test_e06_keys_that_nobody_knows_in_torch_today(measured):
 
 # --------------------------------------------------------------------------------------- geotorch
 
-#: geotorch's functions, the constraint that takes their place, whether the keys say all.
+#: geotorch's functions, the constraint in their place, and whether the keys fix the value.
 GEOTORCH = [
     ("orthogonal", {}, "orthogonal", SHAPES),
     ("sphere", {}, "sphere", SHAPES),
@@ -261,7 +261,7 @@ def test_e06_geotorch_by_way_of_its_own_model(name, arguments, spec, shapes):
 
 @pytest.mark.parametrize("name", ["symmetric", "skew"])
 def test_e06_geotorch_keys_that_look_like_the_models_own(name):
-    """They are taken as such, and this is said where it makes a difference."""
+    """They are taken as the model's own, with a warning where that makes a difference."""
     source = trained(geotorchs(name, (4, 4)))
     model = fresh((4, 4), name)
     with pytest.warns(UserWarning, match=rf"read as those of {name}\(\).*geotorch.{name}; if"):

@@ -25,7 +25,7 @@ class Softplus(nn.Module):
 
 
 def members(seed):
-    """A member of each entry of the catalogue that has any of this shape."""
+    """A member of each constraint of the catalogue that allows this shape."""
     generator = torch.Generator().manual_seed(seed)
     for name in names():
         for arguments, _ in get(name).examples:
@@ -97,7 +97,7 @@ def test_e06_other_arguments_views_and_chains_count_as_others(written, here, ass
     nest.load_state_dict(state, strict=not assign, assign=assign)
     assert_close(target.weight, source.weight, atol=1e-4, rtol=1e-4)
     assert assign or [id(p) for p in target.parameters()] == before
-    # What is written now is the tensor's own.
+    # A state dict written now names the new constraint.
     again = held(here, init="sample")
     again.load_state_dict(target.state_dict())
     assert torch.equal(again.weight, target.weight)
@@ -120,7 +120,7 @@ def test_e06_a_value_outside_of_the_other_set_is_refused_or_projected():
 
 
 def test_e06_what_the_metadata_survives():
-    """Files, the prefix of a wrapper, and what a plain model loads says nothing of constraints."""
+    """It survives files and the prefix of a wrapper; a plain model's state dict has none."""
     source = held("positive", torch.full(SHAPE, 0.5))
     wrapped = nn.ModuleDict({"module": source})
     buffer = io.BytesIO()
@@ -132,7 +132,7 @@ def test_e06_what_the_metadata_survives():
     target.load_state_dict(state)
     assert_close(target.weight, source.weight)
     assert baked_state_dict(source)._metadata == Held(torch.eye(4)).state_dict()._metadata
-    # Keys are torch's, and torch's engine says nothing, nor minds what is said.
+    # Keys are torch's. torch's engine writes no such metadata and ignores it.
     assert list(state) == ["bias", "parametrizations.weight.original"]
     torch_model = Held(torch.eye(4))
     torch.nn.utils.parametrize.register_parametrization(torch_model, "weight", Softplus())
@@ -162,7 +162,7 @@ def test_e06_arguments_of_any_kind_are_known_again_from_a_file(spec):
         target.load_state_dict(state, assign=where == "meta")
         if where == "cpu":
             assert torch.equal(target.w, source.w)
-            # As its own they are copied, with no way through the value.
+            # Taken as the model's own, they are copied without the right inverse.
             for name, parameter in source.named_parameters():
                 assert torch.equal(originals[name], parameter)
         else:
@@ -186,7 +186,7 @@ def test_e06_other_modules_take_a_constraints_checkpoint_and_say_nothing_of_them
     assert foreign.state_dict()._metadata[""] == {"version": 1}
     foreign.load_state_dict(source.state_dict())
     assert_close(foreign.weight, source.weight)
-    # After a constraint they are known by their class, and are not made from a checkpoint.
+    # Parts that follow a constraint are named by class, and are not built from a checkpoint.
     ours.register_parametrization(source, "weight", Softplus(), unsafe=True)
     with pytest.raises(RuntimeError, match=r"for positive\(\) then Softplus, and here is ball\(\)"):
         held("ball").load_state_dict(source.state_dict())
@@ -237,7 +237,7 @@ def test_e06_nothing_in_a_checkpoint_is_executed(said, monkeypatch):
 
 
 class Evil(constrained.Constraint):
-    """A class that nobody registered."""
+    """A class that is not registered."""
 
     event_dim = 0
     forward = right_inverse = violation = project = sample = dimension = lambda *_: None

@@ -1,4 +1,4 @@
-"""E07: a buffer that is no part of state dicts stays so."""
+"""E07: a buffer that is not part of state dicts stays so."""
 
 import copy
 
@@ -30,7 +30,7 @@ def test_e07_register_load_save_remove(make, measured):
     for name in ("kept", "scratch"):
         ours.register_parametrization(model, name, make())
     keys, scratch = list(model.state_dict()), model.scratch.clone()
-    # Other tensors of the parametrization are its own state, as in torch.
+    # Other tensors of the parametrization are in the state dict, as in torch.
     assert not [k for k in keys if "scratch.original" in k]
     assert [k for k in keys if "kept.original" in k]
     model.load_state_dict(model.state_dict())

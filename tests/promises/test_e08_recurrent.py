@@ -52,14 +52,14 @@ def plain(m):
 
 
 def lists(m):
-    """Each parametrized tensor: its path in a plain twin, its list."""
+    """For each parametrized tensor, its path in a plain twin and its list."""
     for prefix, each in m.named_modules():
         for name, found in getattr(each, "parametrizations", {}).items():
             yield f"{prefix}.{name}".lstrip("."), found
 
 
 def touch(m):
-    """Whatever was stored before is of no use."""
+    """Write to all originals, so that stored values are stale, and reset the counts."""
     with torch.no_grad():
         for p in m.parameters():
             p.mul_(1.0)
@@ -240,7 +240,7 @@ def test_e08_cells_over_five_hundred_steps(kind, measured):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often torch's fused kernels ran."""
+    """How often torch's fused kernels have run."""
     found = {}
     for name in (
         "_native_multi_head_attention",
@@ -329,7 +329,7 @@ def test_e08_encoder_values_gradients_evaluations(masked, measured):
 
     def run(module):
         out = module(x, src_key_padding_mask=mask)
-        # In its fast path the encoder leaves zeros, elsewhere numbers, where the mask hides.
+        # At masked positions the encoder gives zeros in its fast path, and other numbers elsewhere.
         return out if mask is None else out.masked_fill(mask[..., None], 0)
 
     check(m, run)

@@ -1,4 +1,4 @@
-"""One evaluation serves every read until something changes: counted (E08)."""
+"""One evaluation serves every read until something changes (E08)."""
 
 import copy
 
@@ -88,7 +88,7 @@ def test_e08_an_evaluation_loop_is_one_evaluation(mode):
 
 
 def test_e08_training_serves_the_evaluation_after_it():
-    """A value with a graph serves reads without gradients; the reverse costs one evaluation."""
+    """A value with a graph is reused without gradients; the reverse costs one evaluation."""
     m = layer()
     _ = m.weight
     with torch.no_grad():

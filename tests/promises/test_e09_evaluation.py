@@ -1,4 +1,4 @@
-"""E09: in an evaluation loop a constrained layer does what a plain one does. Times: benchmarks."""
+"""E09: in an evaluation loop a constrained layer computes what a plain one does."""
 
 import pytest
 import torch
@@ -16,12 +16,12 @@ from tests.promises.counting import (
     reset,
 )
 
-# So says torch's profiler, in some versions, of cycles that there are none of here.
+# Some versions of torch's profiler warn of reference cycles that do not exist here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 
 
 def operations(model, x):
-    """What torch is asked to compute in one forward pass."""
+    """The operations that torch runs in one forward pass."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         model(x)
     return sorted(event.key for event in profiler.key_averages() if event.key.startswith("aten::"))
@@ -45,7 +45,7 @@ def test_e09_the_operations_of_a_plain_layer(name, arguments, shape):
     model = linear(name, arguments, shape).eval()
     x = torch.ones(1, model.in_features)
     with torch.no_grad():
-        # Read: a weight of low rank that nobody has read is applied by its factors.
+        # Read first: a weight of low rank that has not been read is applied by its factors.
         _ = model.weight
         model(x)
         assert operations(model, x) == operations(plain(shape), x)

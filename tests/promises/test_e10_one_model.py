@@ -1,9 +1,10 @@
 """Threads and tasks that work on one model at the same time (E10).
 
-What is promised. Each thread has its own values: a value, and the graph behind it, is never handed
-to another thread. A value is computed again if an original moved while it was computed, a few times
-at most; what was still torn in the end is returned, as on a plain module, but never stored. A step
-between another thread's forward and backward pass raises there, as it does on a plain module.
+Each thread has its own values: a value and its graph are never returned to another thread. If an
+original changes during an evaluation, the value is computed again, a few times at most. If it
+still changed during the last evaluation, the value is returned, as by a plain module, but not
+stored. A step between another thread's forward and backward pass raises there, as it does on a
+plain module.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ from tests.promises.threads import run_all, train
 
 
 class Interrupted(Sphere):
-    """Vectors of length one; something happens between the two looks at the argument."""
+    """Vectors of length one; something happens between the two reads of the argument."""
 
     def __init__(self):
         super().__init__()
@@ -93,7 +94,7 @@ def test_e10_a_torn_value_is_never_stored(write, mode, measured):
         assert evaluations(m) == _ATTEMPTS
         assert not m.parametrizations.weight._store._values
         if torn.requires_grad and write == "in place":
-            # It is not without a gradient: that would be a loss in silence.
+            # It has a gradient: without one, training would silently lose it.
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 torch.autograd.grad(torn.sum(), original(m))
         w = m.weight
@@ -105,7 +106,7 @@ def test_e10_a_torn_value_is_never_stored(write, mode, measured):
 
 @pytest.mark.parametrize("times", [1, _ATTEMPTS])
 def test_e10_a_step_when_a_value_is_about_to_be_stored(times, monkeypatch):
-    """The graph is there already, but the nodes of its inputs have been exchanged."""
+    """The graph has been built, but the nodes of its inputs have been replaced."""
     m = layer(Sphere())
     left = [1.0] * times
 
@@ -169,7 +170,7 @@ def test_e10_one_model_in_a_training_and_two_evaluating_threads(make, fast_switc
                 if make is Sphere:
                     before = original(m)._version
                     w = m.weight.clone()
-                    # If nothing moved meanwhile, the value is of one state of the original.
+                    # If nothing changed meanwhile, the value belongs to one state of the original.
                     if original(m)._version == before:
                         assert_close(w.norm(dim=1), torch.ones(3))
                         looks.append(1)
@@ -194,7 +195,7 @@ def plain_or_constrained(constrained):
 
 @pytest.mark.parametrize("inside_cached", [False, True])
 def test_e10_threads_accumulate_gradients_of_one_model(inside_cached, fast_switching, measured):
-    """Forward and backward at the same time, and a step when all are done: as in one thread."""
+    """Concurrent forward and backward passes, then one step, give what one thread gives."""
     m, alone = plain_or_constrained(True), plain_or_constrained(True)
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (m, alone)]
     x = torch.randn(4, 5, 4, dtype=torch.double)
@@ -221,7 +222,7 @@ def test_e10_threads_accumulate_gradients_of_one_model(inside_cached, fast_switc
 
 
 def test_e10_threads_that_take_steps_by_turns(fast_switching):
-    """Each under a lock: as one thread that takes all steps, and nothing of before is used."""
+    """Steps under a lock give what one thread gives; no stale value is used."""
     m, alone = plain_or_constrained(True), plain_or_constrained(True)
     x = torch.randn(5, 4, dtype=torch.double)
     lock = threading.Lock()
@@ -303,7 +304,7 @@ def test_e10_a_step_between_forward_and_backward_of_another_thread(constrained):
 
 @pytest.mark.torch_today
 def test_e10_two_training_threads_in_torch_today(measured):
-    """Both inside ``cached()``: they share one value, and the second backward pass fails."""
+    """Inside ``cached()`` both share one value, and the second backward pass fails."""
     m = torchs.register_parametrization(nn.Linear(3, 3), "weight", nn.Tanh())
     errors = []
     both = threading.Barrier(2)
@@ -332,7 +333,7 @@ def test_e10_two_training_threads_in_torch_today(measured):
 
 @pytest.mark.parametrize("inside_cached", [False, True])
 def test_e10_tasks_that_train_and_evaluate_by_turns(inside_cached):
-    """They are interrupted between a read and its use, in one thread."""
+    """Tasks in one thread are interrupted between a read and its use."""
     m = layer(Sphere())
     with torch.no_grad():
         original(m).mul_(0.5)
@@ -378,7 +379,7 @@ def test_e10_tasks_that_train_and_evaluate_by_turns(inside_cached):
 
 @pytest.mark.parametrize("make", [Sphere, Foreign])
 def test_e10_a_generator_without_gradients_is_left_in_the_middle(make):
-    """Torch's modes stay off while it is suspended; what it read is of no use in training."""
+    """Gradients stay off while it is suspended; its value is not reused in training."""
     m = layer(make())
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from tests.promises.threads import run_all
 
 @pytest.mark.parametrize("inside_cached", [False, True])
 def test_e10_replicas_compute_from_what_they_hold(inside_cached):
-    """What ``DataParallel`` does with a module: shallow copies, whose parameters are replaced."""
+    """``DataParallel`` makes shallow copies of a module and replaces their parameters."""
     root = nn.Sequential(layer(Sphere()))
     _ = root[0].weight
     x = torch.ones(2, 3)
@@ -53,7 +53,7 @@ def test_e10_replicas_compute_from_what_they_hold(inside_cached):
 
 @pytest.fixture
 def replicate(monkeypatch):
-    """``torch.nn.parallel.replicate`` as it is, but for the copies from one device to others."""
+    """``torch.nn.parallel.replicate`` without the copies to other devices."""
     from torch.nn.parallel import replicate
 
     module = sys.modules["torch.nn.parallel.replicate"]
@@ -91,7 +91,7 @@ def model():
 @pytest.mark.parametrize("read_first", [False, True])
 @pytest.mark.parametrize("inside_cached", [False, True])
 def test_e10_replicas_train_in_threads(replicate, read_first, inside_cached, measured):
-    """Each thread computes with its replica; the gradients meet at the originals."""
+    """Each thread computes with its replica; gradients accumulate in the originals."""
     m, alone = model(), model()
     ours_, theirs = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (m, alone))
     x = torch.randn(6, 4)

@@ -1,4 +1,4 @@
-"""Threads, tasks and replicas: a value belongs to its reader (E10)."""
+"""Threads, tasks and generators: a value is never returned to another reader (E10)."""
 
 import asyncio
 import copy
@@ -90,7 +90,7 @@ def test_e10_a_thread_outside_is_not_inside():
 
 
 def test_e10_many_short_threads(fast_switching):
-    """Each leaves a value behind; they are dropped, and never served to another thread wrongly."""
+    """Each leaves a stored value behind, which is dropped and never returned to another thread."""
     m = layer(Sphere())
 
     def read():
@@ -320,7 +320,7 @@ def test_e10_a_generator_that_ends_in_another_task():
 
 
 def test_e10_shared_memory_is_never_trusted():
-    """Another process may write there, and no counter of this one moves."""
+    """Another process may write there without changing a version counter of this one."""
     m = layer(Positive())
     m.share_memory()
     reset(m)

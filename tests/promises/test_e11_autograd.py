@@ -1,4 +1,4 @@
-"""Derivatives through a kept value: any number of backward passes, of any order.
+"""Derivatives through a stored value: any number of backward passes, of any order.
 
 The reference is an unconstrained expression of the originals, differentiated by plain autograd.
 """
@@ -99,7 +99,7 @@ def test_a_backward_pass_that_fails_leaves_the_value_usable():
 
 
 def test_adversarial_training():
-    """The steps of a GAN: each network's value lives through the other's backward pass."""
+    """In the steps of a GAN, each network's value outlives the other's backward pass."""
 
     def networks():
         torch.manual_seed(4)
@@ -127,7 +127,7 @@ def test_adversarial_training():
 
 
 def test_an_old_value_after_a_step_still_has_its_own_derivative():
-    """What autograd would allow without a cache stays allowed: a linear map saves nothing."""
+    """A linear map saves nothing, so autograd allows this without a stored value, and so do we."""
     m = layer(Symmetric())
     loss = m.weight.sum()
     with torch.no_grad():
@@ -251,7 +251,7 @@ def test_hessian_vector_products(constraint):
 @pytest.mark.parametrize("retain", [True, False])
 @pytest.mark.parametrize("make", [lambda: layer(Sphere()), lambda: layer(Foreign())])
 def test_reads_after_a_hessian_vector_product(make, retain):
-    """Differentiating a gradient may free its graph; the next read must not depend on it."""
+    """Differentiating a gradient may free its graph; the next read must not use that graph."""
     m = make()
     x = torch.randn(4, 3)
 
@@ -286,7 +286,7 @@ def test_two_gradient_penalties_side_by_side():
 
 
 def test_the_gradient_of_an_input_is_differentiable():
-    """The gradient penalty of a critic: differentiated for the input, then for the originals."""
+    """As for a critic's gradient penalty: first by the input, then by the originals."""
     m = layer(Sphere())
     x = torch.randn(4, 3, requires_grad=True)
     results = []
@@ -369,7 +369,7 @@ def test_a_hook_on_an_original_may_change_the_gradient():
 
 
 def test_optimizer_in_the_backward_pass():
-    """A step taken in a hook, as soon as the gradient is there."""
+    """A step is taken in a hook as soon as the gradient has been accumulated."""
     m = layer(Sphere())
     optimizer = torch.optim.SGD([original(m)], lr=0.1)
 
@@ -435,12 +435,12 @@ def embedding_gradient(P, make, sparse):
 
 @pytest.mark.parametrize("make", [Positive, Sphere])
 def test_sparse_gradients(make):
-    """A constraint is asked about a dense one, whatever arrives at its value."""
+    """A constraint always gets a dense gradient, even if a sparse one arrives at its value."""
     assert_close(*(embedding_gradient(ours, make, sparse) for sparse in (True, False)))
 
 
 def test_sparse_gradients_of_a_foreign_module():
-    """What becomes of them is its business."""
+    """A foreign module gets them as they are."""
     for P in (ours, torchs):
         with pytest.raises((RuntimeError, NotImplementedError), match="Sparse"):
             embedding_gradient(P, nn.Tanh, True)
@@ -470,7 +470,7 @@ def test_anomaly_detection():
 
 
 def test_gradient_modes_inside_a_backward_pass():
-    """A read from inside a custom function's backward sees what a read outside sees."""
+    """A read in a custom function's backward gives the same value as one outside."""
     m = layer(Sphere())
 
     class Straight(torch.autograd.Function):

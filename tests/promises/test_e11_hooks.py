@@ -1,4 +1,4 @@
-"""Hooks that read, count and change, around values that are kept (E11)."""
+"""Hooks that read a stored value, count reads, or change originals (E11)."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.promises.counting import (
 
 
 def by_hand(m, f):
-    """The gradient of a function of the weight for the original, through plain autograd."""
+    """The gradient, by the original, of a function of the weight, by plain autograd."""
     return torch.autograd.grad(f(m.parametrizations.weight()), original(m))[0]
 
 
@@ -53,7 +53,7 @@ def test_e11_a_hook_that_reads_without_gradients(mode):
 
 @pytest.mark.parametrize("full", ["register_full_backward_hook", "register_full_backward_pre_hook"])
 def test_e11_a_hook_that_reads_in_the_backward_pass(full):
-    """Gradients are off there: what is read is no part of the graph that is being walked."""
+    """Gradients are off there, so the value is not part of the graph of this backward pass."""
     m = layer(Sphere())
     seen = []
     getattr(m, full)(lambda module, *gradients: seen.append(module.weight.requires_grad))
@@ -102,7 +102,7 @@ def test_e11_hooks_that_run_before_the_gradient_arrives():
 
 
 def test_e11_a_step_in_a_hook_between_two_backward_passes():
-    """The second loss was computed before the step: an error, not a wrong gradient."""
+    """The second loss was computed before the step, so its backward pass raises."""
     m = layer(Sphere())
     first, second = m(torch.ones(1, 3)).sum(), m(torch.ones(1, 3)).pow(2).sum()
 

@@ -170,7 +170,7 @@ def test_classes_are_freed():
     assert parametrized_class(Local, ("weight",)) is type(m)
     del m, Local
     gc.collect()
-    gc.collect()  # the class, then its base, which the table of classes held until then
+    gc.collect()  # first the class, then its base, which the table of classes kept alive until then
     assert [r() for r in refs] == [None, None]
 
 

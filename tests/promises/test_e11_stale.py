@@ -27,7 +27,7 @@ from tests.promises.counting import (
 
 
 def check(m, name="weight"):
-    """What is read, with and without gradients, is what an evaluation gives now."""
+    """A read, with and without gradients, gives what an evaluation gives now."""
     fresh = m.parametrizations[name]()
     for _ in range(2):
         with torch.no_grad():
@@ -153,7 +153,7 @@ def new_parameter_same_memory(m):
 
 
 def swapped(m):
-    # Other references, a stored graph's too, would forbid that.
+    # Any other reference, also one from a stored graph, would prevent that.
     m.parametrizations.weight.forget()
     torch.utils.swap_tensors(original(m), nn.Parameter(original(m).detach() * 1.5))
 
@@ -392,7 +392,7 @@ def test_e11_sgd_written_by_hand(n):
 @SIZES
 @pytest.mark.parametrize("frozen", [True, False])
 def test_e11_a_target_network(n, frozen):
-    """Soft updates write through ``.data``, and no backward pass ever meets the target."""
+    """Soft updates write through ``.data``; the target is in no backward pass."""
     online, target = layer(Positive(), n), layer(Positive(), n)
     target.requires_grad_(not frozen)
     for _ in range(4):
@@ -447,7 +447,7 @@ def test_e11_one_entry_of_a_small_tensor():
 
 
 def test_e11_a_row_of_a_large_tensor():
-    """Every way of writing that autograd can see is seen, however little is written."""
+    """Every write that autograd can see is noticed, however few entries it changes."""
     m = layer(n=64)
     for i in range(0, 64, 7):
         _ = m.weight
@@ -780,7 +780,7 @@ def test_e11_a_value_made_to_require_a_gradient_stays_so_for_its_reader_only(fro
 
 
 def test_e11_writes_where_the_value_is_the_original():
-    """A constraint may hand out its argument: then a write is a write of the original."""
+    """If a constraint returns its argument, a write into the value is one into the original."""
 
     class Free(Symmetric):
         def forward(self, x):

@@ -1,6 +1,6 @@
 """E11: under transforms, fake tensors and tracing, values are neither stored nor reused.
 
-Each transform is used before and after ordinary reads, since a kept value could leak either way.
+Each transform is used before and after ordinary reads, since a stored value could leak either way.
 """
 
 import copy
@@ -43,7 +43,7 @@ from tests.promises.counting import (
 )
 
 CONSTRAINTS = pytest.mark.parametrize("constraint", [Positive, Sphere, Outer, Anchored])
-# What torch says of its own doings in some of these.
+# Warnings of torch about its own code.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.script",
     "ignore:Attempted to insert a get_attr Node:UserWarning",
@@ -262,7 +262,7 @@ def test_checkpoint_inside_cached_in_torch_today():
 
 
 def test_checkpoint_after_a_step_between_forward_and_backward():
-    """Torch would differentiate another weight than the one that the forward pass had."""
+    """Torch would differentiate another weight than that of the forward pass."""
     m = layer(Sphere())
     x = torch.randn(2, 3, requires_grad=True)
     out = checkpoint(m, x, use_reentrant=False)
@@ -299,7 +299,7 @@ def test_save_on_cpu(before):
 
 @BEFORE
 def test_saved_tensor_hooks_see_nothing_of_the_evaluation(before):
-    """A region that is run once more must save the same, whether it evaluates or not."""
+    """A region that is recomputed must save the same tensors, whether it evaluates or not."""
     m = layer(Sphere())
     read(m, before)
     packed = []
@@ -332,8 +332,8 @@ def test_a_checkpoint_evaluates_once(make, reentrant):
     checkpoint(run, x, use_reentrant=reentrant).sum().backward()
     for p, g in zip([x, *m.parameters()], expected, strict=True):
         assert_close(p.grad, g)
-    # Once for the value, and once more for its gradient where nothing may be kept for it; the
-    # reentrant one reads without gradients first.
+    # Once for the value, and once more for its gradient if no graph may be stored. The
+    # reentrant checkpoint first reads without gradients.
     assert evaluations(m) <= 2
 
 

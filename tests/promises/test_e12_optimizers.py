@@ -1,4 +1,4 @@
-"""E12: `optimizer=` hands parameters over; without it a warning tells of those that left."""
+"""E12: `optimizer=` replaces its parameters; without it a warning names those that are stale."""
 
 import copy
 import gc
@@ -19,7 +19,7 @@ torch_today = pytest.mark.torch_today
 
 
 class Transposed(nn.Module):
-    """One original of another shape, which keeps its identity."""
+    """A parametrization with one original of another shape, which keeps its identity."""
 
     def forward(self, x):
         return x.mT
@@ -29,7 +29,7 @@ class Transposed(nn.Module):
 
 
 class Scale(nn.Module):
-    """A parametrization that is trained itself."""
+    """A parametrization with a trained parameter of its own."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ def same(a, b):
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("constraint", [Split, Transposed, "low_rank(rank=1)", "orthogonal"])
 def test_e12_training_goes_on_through_constrain_and_release(make, constraint):
-    """Whatever the optimizer, it trains all there is, with no step left out and no error."""
+    """Every kind of optimizer trains all parameters in each step, without an error."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     constraint = constraint() if isinstance(constraint, type) else constraint
     optimizer = make(model.parameters())
@@ -100,7 +100,7 @@ def test_e12_training_goes_on_through_constrain_and_release(make, constraint):
 
 
 def check_trained(change):
-    """Whether an optimizer that was made before a change trains the weight after it."""
+    """Check that an optimizer made before a change trains the weight after it."""
     model = nn.Linear(3, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     change(model, optimizer)
@@ -161,7 +161,7 @@ def test_e12_moments_go_to_what_has_their_shape(make, measured):
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_e12_moments_of_another_shape_are_dropped(make):
-    """The original is the old parameter, and yet its moments fit it no more."""
+    """The original is the old parameter object, but its moments no longer have its shape."""
     model = nn.Linear(3, 5)
     optimizer = make(model.parameters())
     step(optimizer, model)
@@ -380,7 +380,7 @@ def test_e12_a_step_warns_of_parameters_that_have_left(measured):
         "constrain(..., optimizer=optimizer), or make it afterwards."
     )
     assert warning.filename == __file__
-    # Once is enough.
+    # The warning comes only once.
     step(optimizer, model)
 
 
@@ -425,27 +425,27 @@ def test_e12_many_tensors_are_one_sentence():
 
 
 def test_e12_no_warning_without_need():
-    """Each of these is as it should be, and warnings are errors here."""
+    """Each of these optimizers has the right parameters; warnings are errors here."""
     model, optimizer = model_and_optimizer()
     constrain(model, "0.weight", Split(), optimizer=optimizer)
     step(optimizer, model)
     constrain(model, "1.weight", Squash())
     step(optimizer, model)
-    # Made afterwards.
+    # The optimizer is made afterwards.
     model, _ = model_and_optimizer()
     constrain(model, "0.weight", Split())
     step(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    # Handed over by hand.
+    # The parameters are added by hand.
     model, optimizer = model_and_optimizer()
     constrain(model, "0.weight", Split())
     optimizer.add_param_group({"params": list(model[0].parametrizations.weight.parameters())})
     step(optimizer, model)
-    # Another model.
+    # Another model is constrained.
     model, optimizer = model_and_optimizer()
     other, _ = model_and_optimizer()
     constrain(other, "0.weight", Split())
     step(optimizer, model)
-    # Frozen: nobody trained it before, either.
+    # The weight is frozen, so it was not trained before either.
     model, optimizer = model_and_optimizer()
     model[0].weight.requires_grad_(False)
     constrain(model, "0.weight", Split())

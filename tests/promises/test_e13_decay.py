@@ -18,7 +18,7 @@ torch_today = pytest.mark.torch_today
 
 
 def every_constraint(*, others_are_slow=False):
-    """Each example of each constraint; if asked for, all but the first are slow."""
+    """Each example of each constraint; optionally, all but the first are marked slow."""
     cases = [
         pytest.param(
             name,
@@ -48,18 +48,18 @@ class Layer(nn.Module):
         return list(self.parametrizations.p.parameters())
 
     def check(self):
-        """Finite, in the set, and trainable: the gradient of some function is not zero."""
+        """Check that the value is finite, in the set, and that some function has a gradient."""
         value = self.p
         assert torch.isfinite(value).all()
         assert self.constraint.contains(value.detach()).all()
         if not self.trains():
-            # A projection has no derivative from outside of the set; the step of any optimizer
-            # brings the parameters back to where it has one.
+            # Outside of the set a projection may have the derivative zero. A step of any optimizer
+            # moves the parameters back to where it is not.
             torch.optim.SGD(self.originals(), lr=0.0).step()
             assert self.trains()
 
     def trains(self):
-        """On the boundary one of two opposite functions may have its optimum, but not both."""
+        """Whether a function or its negative has a gradient: at a boundary one may be optimal."""
         found = self.is_a_point()
         for sign in (-1, 1):
             gradients = torch.autograd.grad(sign * (self.p * self.weights).sum(), self.originals())

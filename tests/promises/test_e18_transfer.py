@@ -39,7 +39,7 @@ SOURCES = {
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
 def test_e18_the_copy_has_the_value_and_nothing_is_shared(make):
-    """Also where the right inverse would not take the target's own tensor, or writes state."""
+    """Also if the right inverse would refuse the target's own tensor, or writes state."""
     source, target = make().eval(), nn.Linear(3, 3).eval()
     value = source.weight.detach().clone()
     state = {k: v.clone() for k, v in source.state_dict().items()}

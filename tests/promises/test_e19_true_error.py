@@ -1,4 +1,4 @@
-"""E19: an error inside a parametrization is shown as what it is."""
+"""E19: an error inside a parametrization is raised as it is."""
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ torch_today = pytest.mark.torch_today
 
 
 class HalfPrecisionKernel(nn.Module):
-    """A right inverse whose kernel does not exist for the dtype."""
+    """A right inverse that calls a kernel which does not exist for the dtype."""
 
     def forward(self, x):
         return x
@@ -98,7 +98,7 @@ def test_e20_not_finite_in_torch_today():
 
 
 def test_e20_a_value_that_is_not_finite_is_refused():
-    """Without a right inverse the tensor itself becomes the original, whatever comes of it."""
+    """Without a right inverse the tensor becomes the original, and the value may be anything."""
 
     class Logarithm(nn.Module):
         def forward(self, x):

@@ -15,7 +15,7 @@ torch_today = pytest.mark.torch_today
 
 
 class Bad:
-    """Parametrizations whose registration fails, each at another point."""
+    """Parametrizations whose registrations fail at different points."""
 
     class Forward(nn.Module):
         def forward(self, x):
@@ -302,7 +302,7 @@ def test_e21_an_interrupted_rebase_changes_nothing():
         check_same(layer, before)
 
 
-# ------------------------------------------------------------ whatever fails, and wherever it does
+# ------------------------------------------------------------------ failures at every point
 
 
 class Writes(nn.Module):
@@ -417,7 +417,7 @@ def test_e21_an_interruption_while_an_optimizer_is_told(when):
     optimizer.zero_grad()
     before = everything(m, optimizer)
     with pytest.MonkeyPatch.context() as patch:
-        # By then the groups have changed, and the state of the predecessor is taken out.
+        # By then the groups have changed, and the state of the old parameter has been removed.
         fail_at(
             patch,
             importlib.import_module("constrained.registration.param_groups"),
@@ -453,7 +453,7 @@ def test_e21_a_tensor_that_an_aborted_registration_held_is_free():
         fail_at(patch, importlib.import_module("constrained.registration.install"), "set_class", 1)
         with pytest.raises(KeyboardInterrupt) as aborted:
             ours.register_parametrization(m, "weight", Squash())
-    # The traceback keeps what was being installed alive; the tensor is not tied to that.
+    # The traceback keeps the failed list alive, but the tensor must not count as tied to it.
     assert aborted.value.__traceback__ is not None
     ours.register_parametrization(m, "weight", Scaled())
     assert [type(p) for p in m.parametrizations.weight] == [Scaled]

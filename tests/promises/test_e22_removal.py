@@ -21,7 +21,7 @@ MODES = {
 
 
 class MatrixProduct(nn.Module):
-    """Autocast would compute this in low precision."""
+    """A product that autocast would compute in low precision."""
 
     def forward(self, x):
         return x @ torch.eye(3)
@@ -110,7 +110,7 @@ def test_e22_release_of_a_frozen_model(mode):
 
 
 def kinds(P):
-    """What removal makes of a parameter, under no_grad and of a frozen one."""
+    """The kinds of tensor after removal: of a parameter, under no_grad, and of a frozen one."""
     found = []
     for frozen in (False, True):
         m = nn.Linear(3, 3)

@@ -21,7 +21,7 @@ PAIRS = list(itertools.product(NAMES, NAMES))
 
 
 def outcome(first, second, engine):
-    """What comes of one of torch's own functions over another one, on either engine."""
+    """The outcome of registering one of torch's parametrizations over another, on an engine."""
     m = getattr(torchs_own, first)(nn.Linear(3, 3))
     if engine == "ours":
         convert_from_torch(m)
@@ -130,7 +130,7 @@ def test_e23_a_wrong_signature_is_refused():
 
 
 def test_e23_looking_moves_no_state():
-    """Neither a power iteration nor a random number generator moves on in an append."""
+    """Appending advances neither a power iteration nor a random number generator."""
     m = torchs_own.spectral_norm(nn.Linear(3, 3))
     convert_from_torch(m)
     state = {k: v.clone() for k, v in m.state_dict().items()}

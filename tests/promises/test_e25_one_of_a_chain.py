@@ -211,7 +211,7 @@ def test_e25_kept_values_are_forgotten():
     first = constrain(nn.Linear(3, 3), "weight", "orthogonal")
     ours.register_parametrization(first, "weight", Scaled())
     ours.remove_parametrizations(first, "weight", index=0)
-    # The constraint whose parameters were kept canonical is gone.
+    # The constraint whose parameters were made canonical has been removed.
     first.weight.sum().backward()
     torch.optim.SGD(first.parameters(), lr=0.1).step()
     assert_close(first.weight, 2 * first.parametrizations.weight.original)

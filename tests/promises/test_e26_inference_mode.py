@@ -16,7 +16,7 @@ FOREIGN = [Squash, Split, Scaled]
 
 
 def steps(module):
-    """How many parameters a training step moves."""
+    """How many parameters a training step changes."""
     before = [p.detach().clone() for p in module.parameters()]
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     (module(torch.ones(2, 4)) + module(-torch.ones(2, 4)).tanh()).pow(2).sum().backward()
@@ -114,7 +114,7 @@ def test_e26_a_module_that_was_built_inside_is_not_released_outside():
 
 
 class Times(nn.Module):
-    """Multiplies by a number that it keeps."""
+    """Multiplication by a stored number."""
 
     def __init__(self):
         super().__init__()

@@ -193,7 +193,7 @@ def test_e27_compile():
 
 
 def check_overrides(m, call, prefix=""):
-    """One call with the module's own value, and calls with others, which alternate with it."""
+    """Calls with the module's own value alternate with calls with other values."""
     x, own = torch.randn(2, 3), m.weight.detach().clone()
     for _ in range(2):
         assert_close(call(x), x @ own.T + m.bias)

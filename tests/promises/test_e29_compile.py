@@ -1,4 +1,4 @@
-"""E29: compiled, a graph holds one evaluation, and training is what it is in eager mode."""
+"""E29: a compiled graph has one evaluation, and training gives what eager mode gives."""
 
 import copy
 import functools
@@ -47,7 +47,7 @@ class Reads(nn.Module):
 
 
 class Recorded:
-    """A backend that keeps the graphs it is given, and those of the passes made of them."""
+    """A backend that records its graphs, and the forward and backward graphs made from them."""
 
     def __init__(self) -> None:
         self.traced, self.passes = [], []
@@ -78,7 +78,7 @@ def operations(graph):
 
 
 def operations_of_reads(module):
-    """How many operations are compiled for one read of a weight, and for three."""
+    """The number of operations that are compiled for one read of a weight, and for three."""
     counts = []
     for reads in (1, 3):
         torch._dynamo.reset()
@@ -139,11 +139,11 @@ def test_e29_a_foreign_module_runs_at_each_read():
     assert added > unconstrained[1] - unconstrained[0]
 
 
-# ----------------------------------------- what happens between two reads in one graph is heeded
+# ------------------------------------------------- changes between two reads in one graph
 
 
 def written(m, x):
-    # Of the value alone: torch.compile gets the gradient wrong here, of plain parameters as well.
+    # Only the value is checked: here torch.compile gets the gradient of plain parameters wrong too.
     a = m(x).detach()
     with torch.no_grad():
         original(m).add_(1.0)
@@ -384,7 +384,7 @@ def train(model, run, optimizer, steps):
     [("SGD", torch.float32), ("Adam", torch.float64)],
 )
 def test_e29_the_whole_catalogue_trains_as_in_eager_mode(optimizer, dtype, measured):
-    # In single precision Adam tells a gradient of 1e-9 from 0, which rounding cannot.
+    # Adam makes a full step for a gradient of 1e-9, which in single precision may be rounding.
     steps = 20
     eager = Everything().to(dtype)
     compiled = copy.deepcopy(eager)
@@ -428,7 +428,7 @@ def test_e29_what_writes_through_a_plain_tensor_compiles():
 
 @pytest.mark.parametrize("name", ["orthogonal", "spectral_norm", "doubly_stochastic", "sphere"])
 def test_e29_a_gradient_of_a_compiled_functional_call(name):
-    """Instead of a compiled `grad`, in which torch differentiates no custom operator."""
+    """Instead of a compiled `grad`, in which torch cannot differentiate custom operators."""
     m = constrain(nn.Linear(4, 4, dtype=torch.float64), "weight", name, init="sample")
     x = torch.randn(3, 4, dtype=torch.float64)
     given = {k: v.detach().requires_grad_() for k, v in m.named_parameters()}

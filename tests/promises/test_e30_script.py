@@ -1,4 +1,4 @@
-"""E30: `jit.script` is refused at once, with the cure."""
+"""E30: `jit.script` is refused at once, with an error that names the alternative."""
 
 import copy
 

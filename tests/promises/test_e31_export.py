@@ -1,4 +1,4 @@
-"""E31: export, of constrained modules by torch.export, of released copies to ONNX."""
+"""E31: torch.export takes constrained modules, and released copies can be exported to ONNX."""
 
 import copy
 import io
@@ -13,7 +13,7 @@ from constrained import constrain, release
 from tests.promises.catalogue import Everything, every_constraint, linear
 
 torch_today = pytest.mark.torch_today
-# The exporters warn of their own habits.
+# The exporters warn about their own code.
 quiet = pytest.mark.filterwarnings("ignore")
 
 
@@ -50,7 +50,7 @@ def to_onnx(model, x, dynamo):
     return content.getvalue()
 
 
-# So says torch 2.6 of its own graph, which computes what it should.
+# torch 2.6 warns about its own graph, which is right.
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")
 @pytest.mark.filterwarnings("ignore:Node .* does not reference an nn.Module:UserWarning")
 @pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.slow), False])
@@ -118,7 +118,7 @@ def test_e31_onnx_of_a_constrained_module_of_plain_operators(name):
 @quiet
 @pytest.mark.parametrize("name", ["orthogonal", "spectral_norm"])
 def test_e31_onnx_has_no_operator_for_a_polar_factor(name):
-    """It says which; a released copy needs none."""
+    """The error names the operator; a released copy does not need it."""
     model = constrain(nn.Linear(4, 4), "weight", name).eval()
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
         to_onnx(model, torch.randn(2, 4), dynamo=True)

@@ -16,7 +16,7 @@ torch_today = pytest.mark.torch_today
 
 
 def relative_error(layer):
-    """The distance to the value in double precision, of the same originals, over the largest."""
+    """The largest error against double precision, relative to the largest entry."""
     exact = copy.deepcopy(layer).double().weight
     found = layer.weight.double()
     return float(((found - exact).abs().max() / exact.abs().max().clamp(min=1e-30)).detach())
@@ -60,7 +60,7 @@ def test_e32_under_autocast_the_value_is_the_same(name, arguments, shape, dtype)
     layer = linear(name, arguments, shape)
     expected = layer.weight.detach().clone()
     with torch.no_grad():
-        # The same numbers, at another version: the value is computed anew.
+        # The numbers stay the same, but the version changes, so the value is computed again.
         layer.parametrizations.weight.forget()
     with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(layer.weight, expected)
@@ -80,7 +80,7 @@ def test_e32_orthogonality_in_half_precision(map, dtype, measured):
         steps(layer, 1)
         W = layer.weight.double()
         worst = max(worst, float((W.T @ W - torch.eye(64)).abs().max().detach()))
-    # Each entry of W is off by half a unit, and a row has the length 1.
+    # Each entry of W errs by half a unit in the last place, and each row has length 1.
     assert worst <= 2 * torch.finfo(dtype).eps
     measured(f"{str(dtype)[6:]} {map}: {worst:.0e}")
 

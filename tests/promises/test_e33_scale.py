@@ -1,4 +1,4 @@
-"""E33: an orthogonal matrix stays one, however long its coordinates and its training are."""
+"""E33: values stay orthogonal for coordinates of any size and after long training."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_e33_after_ten_thousand_steps(map, optimizer, shape, measured):
     targets = torch.randn(32, *shape)
     for i in range(steps):
         stepper.zero_grad()
-        # The goal changes all the time, so that the weight never comes to rest.
+        # The target changes at each step, so that the weight never converges.
         (layer.weight * targets[i % 32]).sum().backward()
         stepper.step()
         if i % 500 == 499:

@@ -1,4 +1,4 @@
-"""E34: one tolerance, calibrated: at no size does a visible error count as none."""
+"""E34: there is one calibrated tolerance; a visible error is rejected at every size."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_e34_the_tolerance_follows_the_norm_and_not_the_number_of_entries():
 
 
 def test_e34_members_count_as_members_at_every_size():
-    """Calibrated means that rounding passes: samples of the whole catalogue are accepted."""
+    """Rounding errors are accepted: samples of the whole catalogue count as members."""
     for name, arguments, event in configurations():
         constraint = get(name)(**arguments)
         for shape in [(*([128] * (2 - len(event))), *event), (256, 256)]:
@@ -63,7 +63,7 @@ def test_e34_members_count_as_members_at_every_size():
 
 @pytest.mark.torch_today
 def test_e34_in_torch_today(measured):
-    """What decides there whether a base point is orthogonal already, and is taken as it is."""
+    """torch decides by another tolerance whether a base point is already orthogonal."""
     error = 9.7e-3
     bad = member((8192, 2)) * (1 + error) ** 0.5
     found = float((bad.T @ bad - torch.eye(2)).abs().max())

@@ -1,4 +1,4 @@
-"""E35: the bound on a norm is exact, for convolutions too; state follows assignment; 0 is safe."""
+"""E35: bounds on norms are exact, also for convolutions and zeros; state follows assignment."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from constrained import constrain
 
 torch_today = pytest.mark.torch_today
 
-#: What rounding may add to a bound of 1 in single precision.
+#: By how much rounding may exceed a bound of 1 in single precision.
 ROUNDING = 1e-5
 
 
@@ -25,7 +25,7 @@ def largest(matrix):
 
 
 def operator(layer, size):
-    """The convolution of a layer as a matrix: what it makes of every unit vector."""
+    """The convolution of a layer as a matrix, whose columns are the images of unit vectors."""
     channels = layer.in_channels
     images = torch.eye(channels * size**2).reshape(-1, channels, size, size)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from tests.promises.catalogue import every_constraint, plain
 
 
 def draws(action):
-    """Whether an action moves the global generator."""
+    """Whether an action advances the global generator."""
     before = torch.get_rng_state()
     action()
     return not torch.equal(before, torch.get_rng_state())

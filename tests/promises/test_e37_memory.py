@@ -1,4 +1,4 @@
-"""E37: memory is that of the weight, whatever its shape; and nothing is left behind."""
+"""E37: memory is of the size of the weight for every shape, and all of it is freed."""
 
 import gc
 import math
@@ -16,16 +16,16 @@ from constrained.parametrized import originals_index
 from constrained.parametrized.module_class import _classes
 from tests.promises.catalogue import every_constraint, linear
 
-# So says torch's profiler, in some versions, of cycles that there are none of here.
+# Some versions of torch's profiler warn of reference cycles that do not exist here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 
 SHAPES = (16, 1024), (1024, 16), (128, 128)
 
 
 def held(make, use):
-    """How many bytes of tensors are alive after ``use(make())``, those inside of graphs included.
+    """The bytes of tensors that are alive after ``use(make())``, also those in graphs.
 
-    Both happen inside, so that what is freed is subtracted from what was allocated.
+    Both run while memory is recorded, so that freed memory is subtracted.
     """
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -54,12 +54,12 @@ def evaluate(model):
 
 
 def beyond(make, use, shape):
-    """What a model holds beyond its plain weight, in units of the weight."""
+    """The memory that a model holds beyond its plain weight, in units of the weight."""
     weight = 4 * math.prod(shape)
     return held(make, use) / weight - 1
 
 
-#: Five matrices stand for one, three of them trained: the promise does not hold.
+#: These have five matrices for one, three of them trained: the promise does not hold for them.
 MORE = "hurwitz", "schur"
 
 
@@ -74,16 +74,16 @@ def test_e37_at_most_twice_the_weight(name, arguments, shape, request):
         assert beyond(lambda: linear(name, arguments, shape), use, shape) <= 2 + small
 
 
-#: The stages of a chain, and an eigendecomposition, are kept from the forward to the backward pass.
+#: These save the stages of a chain, or an eigendecomposition, for the backward pass.
 STAGES = "chain", "positive_semidefinite"
-#: A kernel is multiplied out of many small factors.
+#: Here a kernel is the product of many small factors.
 FACTORS = ("orthogonal_conv",)
 
 
 @pytest.mark.slow
 @every_constraint((128, 128))
 def test_e37_between_the_forward_pass_and_the_step(name, arguments, shape):
-    """With the graph of a value, and what the layer itself keeps."""
+    """With the graph of a value, and what the layer itself saves."""
     kept = []
 
     def forward(model):
@@ -173,7 +173,7 @@ def test_e37_ten_thousand_registrations_leave_nothing(name, measured):
     cycle(times)
     more, sizes_after, memory_after = left()
     assert type(layer) is nn.Linear and sizes_after == sizes
-    # The interpreter has a handful of objects of its own that come and go.
+    # The interpreter creates and frees a few objects of its own.
     assert more - objects < 100
     grown = (memory_after - memory) / memory
     assert grown < 0.02

@@ -36,7 +36,7 @@ def test_e38_a_lazy_layer_is_constrained_in_its_first_forward_pass(measured):
     constrained.assert_feasible(m)
     measured(f"LazyLinear: violation {constrained.violations(m)['0.weight']:.0e}")
     assert constrained.spec(m) == {"0.weight": {"name": "orthogonal"}}
-    # Nothing is left of having waited, and the layer is as one that was never lazy.
+    # No trace of the postponed constraint is left: the layer is like one that was never lazy.
     never = constrained.constrain(nn.Linear(5, 4), "weight", "orthogonal")
     assert type(m[0]) is type(never) and vars(m[0]).keys() == vars(never).keys()
     assert not m[0]._forward_pre_hooks and not m[0]._load_state_dict_pre_hooks
@@ -118,7 +118,7 @@ def test_e38_a_state_dict_materializes():
         nn.init.orthogonal_(plain[0].weight)
     m = constrained.constrain(model(), "0.weight", "orthogonal", init="strict")
     m.load_state_dict(plain.state_dict())
-    # Torch makes it a Linear layer in the first forward pass only.
+    # Torch turns it into a Linear layer only in the first forward pass.
     assert ours.type_before_parametrizations(m[0]) is nn.LazyLinear
     constrained.assert_feasible(m)
     assert torch.allclose(m(X), plain(X), atol=1e-5)
@@ -135,7 +135,7 @@ def test_e38_a_plain_state_dict_outside_of_the_set(init):
     m = constrained.constrain(model(), "0.weight", "orthogonal", init=init)
     with pytest.raises((RuntimeError, ValueError), match="'0.weight': orthogonal"):
         constrained.load_state_dict(m, plain.state_dict())
-    # All or nothing: it is as lazy as before.
+    # All or nothing: it is still lazy.
     assert is_lazy(m[0].weight) and is_lazy(m[2].weight) and constrained.spec(m)
     if init == "keep":
         m(torch.ones(3, 7))
@@ -152,7 +152,7 @@ def test_e38_a_plain_state_dict_outside_of_the_set(init):
 )
 def test_e38_a_constrained_state_dict_materializes(spec, assign):
     source = constrained.constrain(model(), "0.weight", spec)
-    # Torch puts a lazy tensor itself there, which would materialize with the model.
+    # Torch stores the lazy tensor itself there, which would materialize with the model.
     waiting = copy.deepcopy(source.state_dict())
     source(X)
     m = constrained.constrain(model(), "0.weight", spec)
@@ -160,7 +160,7 @@ def test_e38_a_constrained_state_dict_materializes(spec, assign):
     assert is_lazy(m[0].weight)
     m.load_state_dict(source.state_dict(), assign=assign)
     assert ours.is_parametrized(m[0], "weight")
-    # It is lazy until this pass is over, which reads the weight; a later one may apply its factors.
+    # It is lazy until the end of this pass, which reads the weight. Later ones may apply factors.
     torch.testing.assert_close(m(X), source(X))
     assert torch.equal(m[0].weight, source[0].weight)
     assert torch.equal(m(X), source(X))
@@ -256,8 +256,8 @@ def test_e38_lazy_statistics():
 
 
 def test_e38_compiled_before_the_first_forward_pass():
-    # Another test's layers of another size would let torch compile for sizes that are symbols, of
-    # which no lazy layer can be made.
+    # Layers of another size in another test would let torch compile with symbolic sizes, for
+    # which no lazy layer can be created.
     torch.compiler.reset()
     m = constrained.constrain(model(), "*.weight", "spectral_norm")
     compiled = torch.compile(m, backend="eager")
@@ -271,7 +271,7 @@ def test_e38_twice_and_without_a_lazy_module_are_refused():
     m = constrained.constrain(model(), "0.weight", "orthogonal")
     with pytest.raises(ValueError, match="'0.weight' is constrained already, by orthogonal"):
         constrained.constrain(m, "0.weight", "positive")
-    # All or nothing: what would have waited does not.
+    # All or nothing: nothing is postponed either.
     m = model()
     with pytest.raises(ValueError, match=r"3\.weight"):
         constrained.constrain(m, {"0.weight": "orthogonal", "3.weight": "positive_definite"})

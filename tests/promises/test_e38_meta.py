@@ -51,7 +51,7 @@ def test_e38_reports_of_a_model_without_values(measured):
         "0.weight": {"name": "orthogonal"},
         "1.weight": {"name": "low_rank", "rank": 1},
     }
-    # No numbers, of which nobody can tell whether they are in the set.
+    # There are no numbers, so nobody can tell whether they are in the set.
     found = constrained.violations(m)
     assert set(found) == {"0.weight", "1.weight"} and all(map(math.isnan, found.values()))
     assert [row.holds for row in constrained.report(m).rows] == [None, None]

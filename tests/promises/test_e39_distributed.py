@@ -38,7 +38,7 @@ IGNORED = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarni
 
 def saved(both, place):
     with warnings.catch_warnings():
-        # That there is one process only is what is meant.
+        # There is only one process, on purpose.
         warnings.simplefilter("ignore", UserWarning)
         dcp.save(both, checkpoint_id=place)
 
@@ -55,7 +55,7 @@ def fully_shard(m, **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With what one process saved, and where it came to when it went on."""
+    """A folder with a checkpoint of one process, and the result of its further training."""
     folder = tmp_path_factory.mktemp("distributed")
     m = distributed.model()
     optimizer = distributed.optimizers(m.parameters(), "adamw")
@@ -98,10 +98,10 @@ def test_e39_two_processes(name, wrapper, outcomes, measured):
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize("wrapper", distributed.WRAPPERS)
 def test_k6_two_processes_train_as_one(wrapper, kind, folder, outcomes, measured, monkeypatch):
-    """200 steps on half of each batch lead where 200 steps on all of it lead."""
+    """200 steps with half of each batch per process give what one process gives."""
     outcomes(wrapper)
     if wrapper == "fsdp1":
-        # Its pieces cannot be restored, nor their gradients be changed.
+        # The shards cannot be made canonical, and their gradients cannot be changed.
         for name in ("prepare_step", "restore"):
             monkeypatch.setattr(post_step, name, lambda *_: None)
     alone = distributed.model()
@@ -147,7 +147,7 @@ def test_e39_saved_by_two_loaded_by_one(wrapper, way, folder, outcomes):
 
 @pytest.fixture
 def group():
-    """A group of this process alone: nothing is started."""
+    """A group of this process alone, so that none is started."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -212,7 +212,7 @@ def test_e39_the_error_names_tensor_and_wrapper(group):
 
 
 class Parts(nn.Module):
-    """Layers of every kind that a style of torch cuts into shards."""
+    """Layers of every kind that torch's parallel styles cut into shards."""
 
     def __init__(self):
         super().__init__()
@@ -287,7 +287,7 @@ def test_e39_a_layer_outside_of_the_plan_of_tensor_parallelism_is_constrained(la
 @pytest.mark.torch_today
 @pytest.mark.slow
 def test_e39_too_late_in_torch_today(measured):
-    """Torch registers; the gradients of what came late are those of each process alone."""
+    """Torch registers it, but the gradients of the new parameters are not exchanged."""
     script = """
 import sys, torch, torch.distributed as dist
 from torch import nn
@@ -395,7 +395,7 @@ def test_e39_one_evaluation_for_each_step(wrapper, group, measured):
 @pytest.mark.parametrize("change", ["step", "load_state_dict"])
 @pytest.mark.parametrize("n", [3, 200])
 def test_e39_never_stale(wrapper, change, n, group):
-    """What a forward pass computes is of the parameters as they are, however they came there."""
+    """A forward pass uses the current parameters, however they were written."""
     m = layer(Sphere(), n=n)
     wrapped = wrap(m, wrapper)
     x = torch.randn(4, n)
@@ -405,7 +405,7 @@ def test_e39_never_stale(wrapper, change, n, group):
         out = wrapped(x)
         out.pow(2).sum().backward()
         if change == "step":
-            # One row moves, so that most entries stay as they are.
+            # One row changes, so that most entries stay as they are.
             for p in wrapped.parameters():
                 if p.ndim == 2 or wrapper == "fsdp1":
                     g = p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad
@@ -443,7 +443,7 @@ def test_e39_a_value_from_before_wrapping(wrapper, group):
 
 
 def test_e39_hooks_of_ddp_see_each_gradient_once(group):
-    """A gradient that comes through a kept value is exchanged once, with the rest of its bucket."""
+    """A gradient through a stored value is exchanged once, with the rest of its bucket."""
     m = layer(Sphere())
     wrapped = wrap(m, "ddp")
     seen = []
@@ -510,7 +510,7 @@ def blocks():
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("what", ["wrapper", "layers"])
 def test_k6_compiled_and_wrapped(wrapper, what, group):
-    """The whole of it, or each block before wrapping, as large models are compiled."""
+    """Either the whole model, or each block before wrapping, as for large models."""
     torch._dynamo.reset()
     m, alone = blocks(), blocks()
     for each in m:
@@ -537,7 +537,7 @@ def test_k6_compiled_and_wrapped(wrapper, what, group):
 
 
 def test_e39_mixed_precision(group):
-    """Gathered originals are in low precision, the shards that are kept are not."""
+    """Gathered originals are in low precision; the shards are in full precision."""
     m = blocks().float()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     fully_shard(m, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy)
@@ -555,7 +555,7 @@ def test_e39_mixed_precision(group):
 
 
 def test_e39_from_the_meta_device(group):
-    """Constrained and sharded before there is any memory, then filled from a full state."""
+    """A model is constrained and sharded on meta, then filled from a full state dict."""
     source = blocks()
     with torch.device("meta"):
         m = blocks()

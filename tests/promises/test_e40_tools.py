@@ -1,4 +1,4 @@
-"""E40: fusion, quantization and pruning work on released copies, and else say so."""
+"""E40: fusion, quantization and pruning work on released copies; else an error says so."""
 
 import copy
 
@@ -27,7 +27,7 @@ CURE = r"constrained\.release\(copy\.deepcopy\(model\)\)"
 
 
 class Unit(nn.Module):
-    """Divides by the norm, and takes any tensor for one of norm one: right inverse in name only."""
+    """Division by the norm, with a right inverse that wrongly returns any tensor as it is."""
 
     def forward(self, x):
         return x / x.norm()
@@ -316,7 +316,7 @@ def test_e40_a_batch_norm_becomes_a_synchronized_one(cls, root):
     assert_close(found.weight, norm.weight)
     assert_close(found.running_mean, norm.running_mean)
     if expected is not None:
-        # Outside of a group of processes, which only training needs, it is the same function.
+        # Without a process group, which only training needs, it is the same function.
         assert_close(found.eval()(x), expected)
     found.weight = torch.ones(4)
     assert_close(release(found).weight.detach(), torch.ones(4))

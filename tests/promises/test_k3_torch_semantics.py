@@ -1,4 +1,4 @@
-"""What ``torch.nn.utils.parametrize`` does, and this engine does as well.
+"""Behaviour of ``torch.nn.utils.parametrize`` that this engine shares.
 
 Nearly every test runs on both engines: the expectations are torch's own. Where the two differ on
 purpose, the test runs on this engine alone and says so.
@@ -471,7 +471,7 @@ def test_there_must_be_something_to_remove(P):
 def test_what_a_first_registration_refuses(P, parametrization, message):
     m = nn.Linear(3, 3)
     older = P is torch_parametrize and "device" in message
-    # Torch 2.6 sets the storage of a parameter first, and that says no in other words.
+    # Torch 2.6 sets the storage of a parameter first, which raises with another message.
     with pytest.raises((ValueError, RuntimeError) if older else ValueError) as caught:
         P.register_parametrization(m, "weight", parametrization)
     assert message in str(caught.value) or (older and "set the storage" in str(caught.value))
@@ -596,7 +596,7 @@ def test_what_an_assignment_refuses(P):
         answer["x"] = bad
         with pytest.raises(ValueError) as caught:
             m.weight = torch.zeros(3, 3)
-        # Here the sentence is led by the path.
+        # Here the message starts with the tensor's path.
         assert str(caught.value).removeprefix("'weight': ") == message
     assert_close(m.parametrizations.weight.original.detach(), before)
 
@@ -624,7 +624,7 @@ def test_what_an_assignment_to_several_originals_refuses(P):
         answer["x"] = bad
         with pytest.raises(ValueError) as caught:
             m.weight = torch.ones(3, 3)
-        # Here the sentence is led by the path.
+        # Here the message starts with the tensor's path.
         assert str(caught.value).removeprefix("'weight': ") == message
     answer["x"] = (zero, None)
     with pytest.raises(ValueError, match="Got element 1 of type NoneType"):
@@ -909,7 +909,7 @@ def test_spectral_norm(P, N):
 
 def test_spectral_norm_iterates_at_every_read_in_training(P, N):
     m = nn.Linear(6, 6)
-    # Of singular values so near to each other, power iteration does not come to rest in some steps.
+    # With singular values so close to each other, power iteration does not converge in a few steps.
     m.weight.data = torch.diag(torch.linspace(1, 0.95, 6))
     m = N.spectral_norm(m)
     u = m.parametrizations.weight[0]._u
@@ -1083,7 +1083,7 @@ def test_the_rank_one_example_of_the_documentation(P):
 
 
 def test_the_nested_reading_of_the_documentation(P):
-    """A parametrization over another: skew first, then the exponential map."""
+    """One parametrization on top of another: skew first, then the exponential map."""
 
     class Exponential(nn.Module):
         def forward(self, X):

@@ -1,4 +1,4 @@
-"""What stays as it is in torch (K1 to K8)."""
+"""Behaviour that stays as in torch (K1 to K8)."""
 
 import copy
 import warnings
@@ -257,7 +257,7 @@ def test_k6_hooks_on_a_parameter_survive():
 
 
 def test_k6_modules_are_those_that_there_are():
-    """Whoever walks over the modules meets each parameter once, under its own name."""
+    """Iterating over all modules gives each parameter once, under its own name."""
     m = nn.Sequential(nn.LSTM(3, 3), nn.MultiheadAttention(4, 2), nn.Linear(2, 2))
     ours.register_parametrization(m, "0.weight_hh_l0", Squash())
     ours.register_parametrization(m, "1.in_proj_bias", Scaled())

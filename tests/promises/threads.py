@@ -1,4 +1,4 @@
-"""Functions in threads at the same time, and what they do to a model."""
+"""Run functions in several threads at the same time."""
 
 import threading
 
@@ -8,7 +8,7 @@ from tests.promises.counting import original
 
 
 def run_all(*functions):
-    """Run functions in threads at the same time, and raise what the first of them raised."""
+    """Run functions in threads at the same time, and re-raise the first error."""
     errors = []
     start = threading.Barrier(len(functions))
 

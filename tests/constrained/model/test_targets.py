@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from constrained.model.targets import select
+from constrained.model import targets
 from constrained.parametrized.locations import locations
 from constrained.registration.register import register_parametrization
 
@@ -17,6 +17,14 @@ class Model(nn.Module):
         self.weight = nn.Parameter(torch.ones(3))
         self.head = nn.Linear(4, 4)
         self.head.weight = self.encoder[0].weight
+
+
+def select(model, rules, *why_not):
+    """What is selected, by the first path of each tensor; or the first error."""
+    found = targets.select(model, rules, *why_not)
+    if found.errors:
+        raise found.errors[0]
+    return {choice.path: choice for choice in found.choices}
 
 
 def chosen(target):
@@ -48,24 +56,66 @@ def test_globs_leave_buffers_alone():
 
 def test_a_tied_tensor_comes_once_with_all_its_places():
     selection = select(Model(), {"head.weight": "spec"})
-    ((path, (found, _)),) = selection.items()
+    ((path, found),) = selection.items()
     assert path == "encoder.0.weight"
-    assert [place.path for place in found] == ["encoder.0.weight", "head.weight"]
+    assert [place.path for place in found.places] == ["encoder.0.weight", "head.weight"]
 
 
 def test_a_path_outranks_a_glob():
     selection = select(Model(), {"**.weight": "glob", "norm.weight": "path"})
-    assert selection["norm.weight"][1] == "path"
-    assert selection["weight"][1] == "glob"
+    assert selection["norm.weight"].value == "path"
+    assert selection["norm.weight"].overridden == ("**.weight",)
+    assert selection["weight"].value == "glob"
 
 
-@pytest.mark.parametrize(
-    "targets", [("**.weight", "encoder.**"), ("encoder.0.weight", "head.weight")]
-)
-def test_two_targets_for_one_tensor_are_an_error(targets):
-    with pytest.raises(ValueError, match="two targets"):
-        select(Model(), dict(zip(targets, "ab", strict=True)))
-    assert len(select(Model(), dict.fromkeys(targets, "the same"))) >= 1
+def test_a_later_pattern_overrides_an_earlier_one():
+    first, second = "**.weight", "encoder.**"
+    found = targets.select(Model(), {first: "a", second: "b"})
+    values = {choice.path: (choice.value, choice.overridden) for choice in found.choices}
+    assert values["encoder.0.weight"] == ("b", (first,))
+    assert values["norm.weight"] == ("a", ())
+    found = targets.select(Model(), {second: "b", first: "a"})
+    values = {choice.path: (choice.value, choice.overridden) for choice in found.choices}
+    assert values["encoder.0.weight"] == ("a", (second,))
+    assert values["encoder.0.bias"] == ("b", ())
+    assert not found.errors and not found.unused
+
+
+def test_targets_without_effect_are_told_of():
+    rules = {"norm.*": "a", "*.weight": "b", "**": "c", "norm.weight": "c"}
+    assert targets.select(Model(), rules).unused == ["norm.*", "*.weight"]
+    # Two that say the same do not override each other.
+    assert targets.select(Model(), {"**.weight": "a", "*.weight": "a"}).unused == []
+
+
+def test_two_paths_of_one_tied_tensor_are_an_error_unless_they_agree():
+    paths = ("encoder.0.weight", "head.weight")
+    with pytest.raises(
+        ValueError, match="matches two targets, 'encoder.0.weight' and 'head.weight'"
+    ):
+        select(Model(), dict(zip(paths, "ab", strict=True)))
+    assert len(select(Model(), dict.fromkeys(paths, "the same"))) == 1
+
+
+def test_all_errors_are_found():
+    found = targets.select(Model(), {"a.*": 1, "norm.weight": 2, "norm.wait": 3})
+    assert [str(error).partition(".")[0] for error in found.errors] == [
+        "No tensor of Model matches 'a",
+        "No tensor of Model matches 'norm",
+    ]
+    assert [choice.path for choice in found.choices] == ["norm.weight"]
+
+
+def test_what_a_target_does_not_take_is_listed_and_left_to_earlier_targets():
+    def why_not(value, place):
+        return "" if value in place.path else f"no {value}"
+
+    found = targets.select(Model(), {"**.weight": "weight", "**": "bias"}, why_not)
+    values = {choice.path: choice.value for choice in found.choices}
+    assert values["norm.weight"] == "weight" and values["norm.bias"] == "bias"
+    assert found.skipped["**"]["norm.weight"] == "no bias"
+    with pytest.raises(ValueError, match="'norm.*' does not take 'norm.weight': no x, nor"):
+        select(Model(), {"norm.*": "x"}, why_not)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from constrained import constrain
-from constraints.math import linalg
+from constrained.torch_internals import linalg
 from constraints.math.svd import svd, svdvals
 
 

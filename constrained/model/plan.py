@@ -1,0 +1,308 @@
+"""`plan`: what `constrain` would do to a model, and all that is wrong with a config; a dry run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from constrained.atomic.interrupts import defer_interrupts
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import grouped
+from constrained.constraint.plain_data import is_list, is_mapping
+from constrained.constraint.view import View
+from constrained.model.changes import Change, TensorChange
+from constrained.model.config import Rule
+from constrained.model.cost import Cost, cost_of
+from constrained.model.prepare import prepare_all, rules_of
+from constrained.model.start import Init
+from constrained.model.tables import as_html, as_text
+from constrained.model.targets import Choice, select
+from constrained.parametrized.locations import locations
+from constrained.registration.outside_owners import check_owners
+from constrained.torch_internals.tensors import has_values
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor that would be constrained.
+
+    Attributes:
+        path: where it is in the model.
+        shape: its shape; empty if it has none yet.
+        rule: the target that counts for it.
+        overridden: other targets that match it, which that one overrides.
+        constraint: what it would be constrained by, as it is written.
+        elements: how many elements of the set it holds, and the shape of one.
+        moved: how far it would go, relative to its norm; None if that is unknown.
+        flat: the share of its elements that an optimizer would hardly move.
+        parameters: how many numbers its free parameters are; None if that is unknown.
+        cost: the work of a training step that keeps it in the set; None if that is unknown.
+        tied: the other paths of the same tensor.
+        frozen: whether it has ``requires_grad=False``.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    rule: str
+    overridden: tuple[str, ...]
+    constraint: str
+    elements: tuple[int, tuple[int, ...]] | None
+    moved: float | None
+    flat: float
+    parameters: int | None
+    cost: Cost | None
+    tied: tuple[str, ...]
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `constrain` would do. It prints, and shows in a notebook, as a table.
+
+    Attributes:
+        rows: the tensors that would be constrained, in the order of the model.
+        errors: all that is wrong; `constrain` would raise them.
+        warnings: what `constrain` would warn of.
+        exceptions: the paths of the tensors that a rule leaves unconstrained.
+        skipped: for each target with a ``where``: the paths that it does not take, and why.
+        unused: the targets that have no effect, since others override them everywhere.
+        unconstrained: how many parameters of the model no rule constrains.
+        rules: what counts for each tensor; ``constrain(model, plan)`` applies them.
+    """
+
+    rows: tuple[PlannedTensor, ...]
+    errors: tuple[Exception, ...]
+    warnings: tuple[str, ...]
+    exceptions: tuple[str, ...]
+    skipped: Mapping[str, Mapping[str, str]]
+    unused: tuple[str, ...]
+    unconstrained: int
+    rules: Mapping[str, Rule]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data, which JSON can hold.
+
+        Example:
+            >>> import torch, constrained
+            >>> found = constrained.plan(torch.nn.Linear(3, 2), {"weight": "orthogonl"})
+            >>> len(found.to_dict()["errors"]), found.to_dict()["tensors"]
+            (1, [])
+        """
+        return {
+            "tensors": [_listed(asdict(row)) for row in self.rows],
+            "errors": [str(error) for error in self.errors],
+            "warnings": list(self.warnings),
+            "exceptions": list(self.exceptions),
+            "skipped": {target: dict(paths) for target, paths in self.skipped.items()},
+            "unused": list(self.unused),
+            "unconstrained": self.unconstrained,
+        }
+
+    def notes(self) -> list[str]:
+        """What is to be known beside the table, in sentences; errors last."""
+        found: list[str] = []
+        for target, paths in self.skipped.items():
+            (first, reason), *more = paths.items()
+            others = f" and {len(more)} more" if more else ""
+            found.append(f"Skipped by '{target}': '{first}'{others} ({reason.rstrip('.')}).")
+        if self.exceptions:
+            found.append(f"Left unconstrained by a rule: {_some(self.exceptions)}.")
+        if self.unused:
+            found.append(f"Without effect, since later rules override them: {_some(self.unused)}.")
+        if self.unconstrained:
+            one = self.unconstrained == 1
+            what = "parameter of the model is" if one else "parameters of the model are"
+            found.append(f"{self.unconstrained} {what} not constrained.")
+        found += (f"WARNING {sentence}" for sentence in self.warnings)
+        return [*found, *(f"ERROR {sentence}" for sentence in grouped(self.errors))]
+
+    def __str__(self) -> str:
+        return as_text(_HEADINGS, [*map(_cells, self.rows)], self._below())
+
+    def _repr_html_(self) -> str:
+        return as_html(_HEADINGS, [*map(_cells, self.rows)], self._below())
+
+    def _below(self) -> list[str]:
+        return self.notes() or ([] if self.rows else ["No tensor would be constrained."])
+
+
+_HEADINGS = (
+    "tensor",
+    "shape",
+    "rule",
+    "constraint",
+    "elements",
+    "moves",
+    "parameters",
+    "cost",
+    "notes",
+)
+
+
+def _cells(row: PlannedTensor) -> tuple[str, ...]:
+    """The text of a row under each of the headings."""
+    count, event = row.elements or (0, ())
+    size = " x ".join(map(str, event)) or "number"
+    notes = [f"overrides {_some(row.overridden)}"] if row.overridden else []
+    notes += [f"tied with {_some(row.tied)}"] if row.tied else []
+    notes += ["frozen"] if row.frozen else []
+    notes += [f"{row.flat:.1%} hardly moves"] if row.flat else []
+    return (
+        row.path,
+        " x ".join(map(str, row.shape)),
+        row.rule,
+        row.constraint,
+        "" if row.elements is None else f"{count} of {size}",
+        "" if row.moved is None else f"{row.moved:.2g}",
+        "" if row.parameters is None else f"{row.parameters:,}",
+        row.cost or "",
+        "; ".join(notes),
+    )
+
+
+def plan(
+    module: nn.Module,
+    target: str | Mapping[str, Any] | object,
+    constraint: Any = None,
+    *,
+    view: str | None = None,
+    init: Init = "keep",
+    **arguments: Any,
+) -> Plan:
+    """What `constrain` would do with the same arguments; the model is not changed.
+
+    It finds all errors at once: unknown names, arguments and paths with the nearest ones, shapes
+    that do not fit, tensors that are constrained already, tied to other models, or wrapped.
+
+    Args:
+        module: the model.
+        target: as in `constrain`.
+        constraint: as in `constrain`.
+        view: as in `constrain`.
+        init: as in `constrain`.
+        arguments: as in `constrain`.
+
+    Returns:
+        A `Plan`, which prints as a table. ``constrain(module, plan)`` applies it, and raises what
+        is wrong with it.
+
+    Example:
+        >>> import torch
+        >>> from constrained import constrain, plan
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        >>> found = plan(model, {"**.weight": "orthogonal", "1.weight": None})
+        >>> [row.path for row in found.rows], found.exceptions, found.errors
+        (['0.weight'], ('1.weight',), ())
+        >>> model = constrain(model, found)
+    """
+    rules, errors = rules_of(module, target, constraint, view, arguments)
+    with (
+        defer_interrupts(),
+        warnings.catch_warnings(record=True) as caught,
+        # `constrain` will draw the same random members.
+        torch.random.fork_rng(_gpus(module)),
+    ):
+        warnings.simplefilter("always")
+        selection = select(module, rules, Rule.why_not)
+        errors += selection.errors
+        rows: list[PlannedTensor] = []
+        for choice, found in prepare_all(selection, init):
+            if isinstance(found, Exception):
+                errors.append(found)
+                continue
+            try:
+                check_owners(module, [(found.places, len(found.tensors()))])
+            except ValueError as error:
+                errors.append(error)
+            rows.append(_planned(choice, found))
+    counting = {choice.path: _started(choice.value, init) for choice in selection.choices}
+    exceptions = tuple(path for path, rule in counting.items() if rule.request is None)
+    parameters = {id(at.tensor) for at in locations(module).values() if at.is_parameter}
+    chosen = {id(choice.places[0].tensor) for choice in selection.choices if choice.value.request}
+    return Plan(
+        tuple(rows),
+        tuple(errors),
+        tuple(str(warning.message) for warning in caught),
+        exceptions,
+        selection.skipped,
+        tuple(selection.unused),
+        len(parameters - chosen),
+        counting,
+    )
+
+
+def _gpus(module: nn.Module) -> list[torch.device]:
+    """The CUDA devices of a model, whose random numbers members may be drawn from."""
+    return list({at.device for at in module.parameters() if at.device.type == "cuda"})
+
+
+def _started(rule: Rule, init: str) -> Rule:
+    """The rule of one tensor, which says where it starts."""
+    request = rule.request
+    if request is None:
+        return rule
+    return Rule(replace(request, init=init if request.init is None else request.init))
+
+
+@torch.no_grad()
+def _planned(choice: Choice[Rule], change: Change) -> PlannedTensor:
+    first, *others = choice.places
+    tensor: Any = first.tensor
+    moved = elements = parameters = cost = None
+    shape: tuple[int, ...] = ()
+    flat, total = change.flat
+    if isinstance(change, TensorChange):
+        list_ = change.parametrizations
+        constraint = list_.constraint()
+        shape, moved = tuple(change.original.shape), list_.moved
+        written = list_.described()
+        if constraint is not None:
+            originals, frozen = list_.pending(), constraint.frozen
+            parameters = sum(p.numel() for i, p in enumerate(originals) if i not in frozen)
+            elements = _elements(constraint, shape)
+            if all(map(has_values, originals)):
+                cost = cost_of(constraint, originals, elements[1])
+    else:
+        written = f"{change!r}, once it has a shape"
+    return PlannedTensor(
+        first.path,
+        shape,
+        choice.target,
+        choice.overridden,
+        written,
+        elements,
+        moved,
+        flat / total if total else 0.0,
+        parameters,
+        cost,
+        tuple(place.path for place in others),
+        not tensor.requires_grad,
+    )
+
+
+def _elements(constraint: Constraint, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """How many elements a tensor holds, as its view shows them, and the shape of one."""
+    seen = torch.Size(shape)
+    if isinstance(constraint, View):
+        seen, constraint = constraint.seen_shape(), constraint.constraint
+    event = len(seen) if constraint.event_dim is None else constraint.event_dim
+    batch = len(seen) - event
+    return seen[:batch].numel(), tuple(seen[batch:])
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, in quotes, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"
+
+
+def _listed(data: Any) -> Any:
+    """Data with lists for tuples, as JSON has them."""
+    if is_mapping(data):
+        return {key: _listed(value) for key, value in data.items()}
+    return [_listed(value) for value in data] if is_list(data) else data

@@ -1,0 +1,139 @@
+"""Tensors that are to be constrained: what was asked for, and the change that does it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from constrained.atomic.interrupts import allow_interrupt
+from constrained.constraint.errors import SpecError
+from constrained.constraint.plain_data import is_mapping, short
+from constrained.constraint.registry import did_you_mean
+from constrained.constraint.spec import Request
+from constrained.model.changes import Change, change_of, check_not_written, fitted
+from constrained.model.config import Rule, plain, read, read_rule
+from constrained.model.errors import named
+from constrained.model.lazy import LazyChange, check_can_wait
+from constrained.model.patterns import is_pattern
+from constrained.model.start import INITS, check_request
+from constrained.model.targets import Choice, Selection
+from constrained.parametrized.deferred import deferred
+from constrained.parametrized.locations import Location, locations
+from constrained.registration.install import check_can_hold
+from constrained.registration.wrappers import check_not_wrapped
+
+
+def rules_of(
+    module: nn.Module, target: Any, constraint: Any, view: str | None, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Rule], list[Exception]]:
+    """The rules that the arguments of `constrain` stand for, and all that is wrong with them.
+
+    Args:
+        module: the model.
+        target: a path, a pattern, or a config.
+        constraint: a spec, beside a path or a pattern.
+        view: a view, likewise.
+        arguments: further arguments of the constraint, likewise.
+    """
+    if not isinstance(target, str):
+        beside = constraint is not None or view is not None or bool(arguments)
+        if beside and (is_mapping(target) or is_dataclass(target)):
+            given = SpecError(
+                "A mapping of targets holds the constraints with their views and arguments; none "
+                "may be given beside it."
+            )
+            return {}, [given]
+        return read(target, locations(module))
+    try:
+        if constraint is None:
+            raise SpecError(f"No constraint was given for {short(target)}.")
+        return {target: read_rule(target, plain(constraint), view, arguments)}, []
+    except (ValueError, TypeError) as error:
+        return {}, [error]
+
+
+def prepare_all(
+    selection: Selection[Rule], init: str, optimizer: Optimizer | None = None
+) -> Iterator[tuple[Choice[Rule], Change | Exception]]:
+    """The change of each selected tensor, or what is wrong with it; nothing is written.
+
+    Args:
+        selection: the tensors and their rules.
+        init: one of `INITS`, for rules that do not say where their tensors start.
+        optimizer: as in `prepare`.
+    """
+    for choice in selection.choices:
+        request = choice.value.request
+        if request is None:
+            continue
+        allow_interrupt()
+        start = init if request.init is None else request.init
+        found: Change | Exception
+        try:
+            found = prepare(choice.places, request, start, optimizer)
+        except Exception as error:
+            found = _with_cure(choice, error)
+        yield choice, found
+
+
+def _with_cure(choice: Choice[Rule], error: Exception) -> Exception:
+    """The error, with the cure for a pattern that matches a tensor which does not fit."""
+    if not isinstance(error, (ValueError, TypeError)) or not is_pattern(choice.target):
+        return error
+    if not replace(choice.value, where="fits").why_not(choice.places[0]):
+        return error
+    return type(error)(
+        f"{str(error).rstrip('.')}; where='fits' would leave out what cannot carry the constraint."
+    )
+
+
+def prepare(
+    here: list[Location], request: Request, init: str, optimizer: Optimizer | None = None
+) -> Change:
+    """The change that constrains a tensor; nothing of the model is written.
+
+    Args:
+        here: the tensor's locations; several if it is tied.
+        request: the constraint and its view.
+        init: one of `INITS`.
+        optimizer: an optimizer to give the new parameters to, for a tensor of a lazy module.
+
+    Raises:
+        ValueError: if the tensor cannot be constrained like that. It names the tensor.
+        TypeError: likewise.
+    """
+    place = here[0]
+    if init not in INITS:
+        raise ValueError(
+            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {short(init)}."
+            f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        )
+    original = place.tensor
+    existing: Any = deferred(place.module).get(place.name)
+    if isinstance(original, nn.Module):
+        existing = " then ".join(repr(p) for p in original.children())
+    if existing is not None or isinstance(original, nn.Module):
+        raise ValueError(
+            f"'{place.path}' is constrained already, by {existing}; release it by this path first."
+        )
+    try:
+        check_request(request, init)
+        for other in here:
+            check_not_wrapped(other.module, other.path)
+            check_can_hold(other.module, other.name)
+            check_not_written(other)
+            if is_lazy(original):
+                check_can_wait(other.module)
+        if is_lazy(original):
+            mine = replace(request, constraint=fitted(here, request).build())
+            later = None if optimizer is None else weakref.ref(optimizer)
+            return LazyChange(here, place.path, mine, init, later)
+    except (ValueError, TypeError) as error:
+        raise named(place.path, error) from error.__cause__
+    return change_of(here, original, request, init)
