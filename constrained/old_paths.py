@@ -20,34 +20,26 @@ MOVED: dict[str, Names] = {
         "constrained.constraint.errors": "SpecError",
         "constrained.constraint.spec": "Request parse instantiate",
     },
-    "constrained.plain_data": {
-        "constrained.constraint.errors": "SpecError",
-    },
+    "constrained.plain_data": {"constrained.constraint.errors": "SpecError"},
     "constrained.tolerance": {
-        "constrained.constraint.tolerance": "tolerance working_dtype STORAGE_ULPS ARITHMETIC_ULPS",
+        "constrained.constraint.tolerance": "tolerance working_dtype STORAGE_ULPS ARITHMETIC_ULPS"
     },
-    "constrained.view": {
-        "constrained.constraint.view": "View",
-    },
+    "constrained.view": {"constrained.constraint.view": "View"},
     "constrained.parametrization_list": {
-        "constrained.parametrized.parametrization_list": "ParametrizationList",
+        "constrained.parametrized.parametrization_list": "ParametrizationList"
     },
     "constrained.parametrized_class": {
         "constrained.parametrized.parametrizations": "Parametrizations",
         "constrained.parametrized.pickling": "_rebuild _rebuild_as_made",
     },
     "constrained.report": {
-        "constrained.model.report": "Report Row report spec violations assert_feasible",
+        "constrained.model.report": "Report Row report spec violations assert_feasible"
     },
     "constrained.apply": {
         "constrained.model.constrain": "constrain",
         "constrained.model.rebase": "rebase",
         "constrained.model.release": "release",
     },
-    "constrained.cache": {
-        "constrained.evaluation.cached": "cached",
-    },
-    "constrained.write": {
-        "constrained.model.writable": "writable",
-    },
+    "constrained.cache": {"constrained.evaluation.cached": "cached"},
+    "constrained.write": {"constrained.model.writable": "writable"},
 }

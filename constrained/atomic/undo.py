@@ -25,10 +25,13 @@ _CONTAINERS = (dict, OrderedDict, set, weakref.WeakSet)
 class all_or_nothing:
     """A ``with`` block that puts modules and tensors back as they were if anything is raised in it.
 
+    What cannot be put back, say a tensor whose class refuses to be written, does not keep the rest
+    from it. The error that was raised in the block gets a note that names it.
+
     Args:
         modules: their classes, attributes, parameters, buffers, submodules and hooks are put back,
             by identity and in order; not what is inside of their submodules.
-        tensors: their contents, memory and layout are put back.
+        tensors: their contents, memory, layout and gradients are put back.
         optimizer: its groups and its state are put back.
         extra_state: whether modules with ``set_extra_state`` get back what ``get_extra_state``
             gave, too, as loading a checkpoint changes it.
@@ -57,10 +60,21 @@ class all_or_nothing:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:
-            for saved in self._before:
+    def __exit__(self, _: object, error: BaseException | None, *traceback: object) -> None:
+        if error is None:
+            return
+        interrupt: BaseException | None = None
+        for saved in self._before:
+            try:
                 saved.put_back()
+            except Exception as failure:
+                error.add_note(f"{saved!r} could not be put back: {failure!r}")
+            except BaseException as raised:
+                # An interrupt is no reason why it should fail again.
+                interrupt = raised
+                saved.put_back()
+        if interrupt is not None:
+            raise interrupt
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
@@ -118,14 +132,21 @@ class _Contents:
         self._copy = self._alias.clone()
         self._grad = tensor.grad if tensor.is_leaf else None
 
+    def __repr__(self) -> str:
+        return f"A tensor of shape {tuple(self._copy.shape)}"
+
     def put_back(self) -> None:
         tensor: Any = self._tensor
         # Inference tensors can be written in inference mode only, and others outside of it.
         with torch.inference_mode(self._alias.is_inference()), torch.no_grad():
             if type(tensor) is not self._class:
                 tensor.__class__ = self._class
+            if tensor.is_leaf:
+                # A gradient must have the shape of its tensor, which may be another one now.
+                tensor.grad = None
             if is_wrapper(tensor):
-                store(self._tensor, self._copy)
+                store(tensor, self._copy)
+                tensor.grad = self._grad
                 return
             tensor.data = self._alias
             if self._grad is not None:

@@ -3,8 +3,8 @@
 They hold coordinates of a foreign map, so the value of the tensor is computed from them by the
 formula of the library that wrote them: ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
 torch, in the new spelling and in the old one, and geotorch's manifolds. The keys tell much, but
-not all: they are the same for ``matrix_exp`` and ``cayley``, say. A `Reading` says what was
-assumed, and what else the keys may mean.
+not all: they are the same for ``matrix_exp`` and ``cayley``, say. `read` says what was assumed, and
+what else the keys may mean.
 
 A new format is a function in `_READERS`, under the set of the keys that it writes.
 """
@@ -12,7 +12,6 @@ A new format is a function in `_READERS`, under the set of the keys that it writ
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,22 +33,9 @@ OLD_ENDINGS: tuple[Mapping[str, str], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The value of a tensor, as its keys are understood.
-
-    Attributes:
-        value: of the shape of the tensor.
-        origin: what is taken to have written the keys.
-        others: what else may have written them, and meant another value.
-    """
-
-    value: Tensor
-    origin: str
-    others: tuple[str, ...]
-
-
-def read(entries: Mapping[str, Any], shape: torch.Size, names: Collection[str]) -> Reading | None:
+def read(
+    entries: Mapping[str, Any], shape: torch.Size, names: Collection[str]
+) -> tuple[Tensor, str, tuple[str, ...]] | None:
     """The value that the entries of a parametrized tensor mean, or None if they are unknown.
 
     Args:
@@ -57,6 +43,10 @@ def read(entries: Mapping[str, Any], shape: torch.Size, names: Collection[str]) 
         shape: the shape of the tensor.
         names: the names of the constraint that the value is for. Several of geotorch's manifolds
             write the same keys; one that is called like the constraint is assumed.
+
+    Returns:
+        The value; what is taken to have written the keys; and what else may have written them, and
+        meant another value.
     """
     reader = _READERS.get(frozenset(entries))
     if reader is None or not all(isinstance(t, Tensor) and has_values(t) for t in entries.values()):
@@ -67,7 +57,7 @@ def read(entries: Mapping[str, Any], shape: torch.Size, names: Collection[str]) 
     (origin, value), *rest = found.items()
     like = entries["original" if "original" in entries else "original1"]
     others = tuple(name for name, other in rest if not agree(value, other, like.dtype))
-    return Reading(value.to(like), origin, others)
+    return value.to(like), origin, others
 
 
 def agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

@@ -44,13 +44,7 @@ def _load_from_state_dict(
         materialize_from(self, state_dict, prefix, local_metadata)
         known = len(unexpected_keys)
         super(self._parametrized, self)._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if is_parametrized(self):
             translate(self, state_dict, prefix, local_metadata, error_msgs)

@@ -34,14 +34,14 @@ class FoundValue(NamedTuple):
     """A value in a state dict.
 
     Attributes:
-        value: a tensor, if the checkpoint is sound.
         keys: the keys that hold it.
+        value: a tensor, if the checkpoint is sound.
         origin: what is taken to have written them.
         others: what else may have written them, and meant another value.
     """
 
-    value: Any
     keys: tuple[str, ...]
+    value: Any
     origin: str = "a plain model"
     others: tuple[str, ...] = ()
 
@@ -167,7 +167,7 @@ class SavedTensor:
 
     def _plain(self) -> Iterator[FoundValue]:
         if self.path in self._state_dict and self._parametrizations.persistent:
-            yield FoundValue(self._state_dict[self.path], (self.path,))
+            yield FoundValue((self.path,), self._state_dict[self.path])
 
     def _foreign(self) -> Iterator[FoundValue]:
         yield from self._read(self._saved, tuple(self._prefix + key for key in self._saved))
@@ -186,7 +186,7 @@ class SavedTensor:
                 f"the checkpoint was written for {self._writer!r}, and here is "
                 f"{self._parametrizations.described()}: {str(error).rstrip('.')}; {_CURE}"
             ) from None
-        yield FoundValue(value, tuple(self._prefix + key for key in keys), repr(self._writer))
+        yield FoundValue(tuple(self._prefix + key for key in keys), value, repr(self._writer))
 
     def _old(self) -> Iterator[FoundValue]:
         """The value under the keys of the hooks that torch had before its parametrizations."""
@@ -209,7 +209,7 @@ class SavedTensor:
         names = (str(named.name), *named.aliases) if isinstance(named, Constraint) else ()
         reading = read(entries, self._parametrizations.shape, names)
         if reading is not None:
-            yield FoundValue(reading.value, keys, reading.origin, reading.others)
+            yield FoundValue(keys, *reading)
 
     def _warn(self, origin: str, others: str) -> None:
         warnings.warn(

@@ -26,8 +26,9 @@ from constrained.parametrized.locations import (
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import Parametrizations
-from constrained.registration.wrappers import check_not_offloaded, is_sharded
+from constrained.registration.wrappers import check_not_offloaded
 from constrained.torch_internals.modules import put_versions, versions_in
+from constrained.torch_internals.shards import is_managed
 
 _CHOICES: tuple[str, ...] = get_args(OnInfeasible)
 
@@ -160,7 +161,7 @@ def _belongs(key: str, parametrized: Container[str]) -> bool:
 
 def _value(parametrizations: Any) -> Tensor:
     if isinstance(parametrizations, ParametrizationList) and (
-        parametrizations.is_pure() or is_sharded(parametrizations)
+        parametrizations.is_pure() or is_managed(parametrizations)
     ):
         return parametrizations.value().detach().clone()
     # Evaluated on a copy, since a foreign module may write into itself.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
-from constrained.constraint.deprecated import RENAMED, present_name
+from constrained.constraint.deprecated import RENAMED, present_name, rename_added_members
 
 #: The attributes in which `nn.Module` keeps the mode and the hooks of a module.
 _MODE_AND_HOOKS = frozenset(vars(nn.Module())) - {
@@ -119,6 +119,7 @@ class WithArguments(nn.Module):
         self._count_change()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        rename_added_members(type(self))
         # The state may have been written by an older version.
         super().__setstate__({RENAMED.get(key, key): value for key, value in state.items()})
         self._count_change()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from constrained.constraint.deprecated import Renamed, rename_members
+from constrained.constraint.deprecated import Renamed, rename_added_members, rename_members
 from constrained.constraint.elements import Params, beside
 from constrained.constraint.fast_paths import FastPaths
 from constrained.constraint.guards import GUARDS, OF_THE_MAP
@@ -105,6 +105,7 @@ class Constraint(FastPaths, Membership):
         if self._undefined:
             name, undefined = type(self).__name__, ", ".join(self._undefined)
             raise TypeError(f"{name} is abstract: it must define {undefined}.")
+        rename_added_members(type(self))
         super().__init__()
         if "_is_being_built" not in vars(self):
             self._check_event_dim()

@@ -16,6 +16,9 @@ RENAMED = {
     "recomputes": "recompute_in_backward",
 }
 
+#: The attribute in which a class holds those of its members that have old names.
+_KNOWN = "_members_of_old_names"
+
 
 def present_name(old: str) -> str:
     """What a member is called now; warns of the old name. The caller's caller is told."""
@@ -55,3 +58,20 @@ def rename_members(cls: type) -> None:
             if old in found and not isinstance(found[old], Renamed):
                 setattr(cls, present_name(old), found[old])
                 break
+    setattr(cls, _KNOWN, {old: vars(cls)[old] for old in RENAMED if old in vars(cls)})
+
+
+def rename_added_members(cls: type) -> None:
+    """Do the same for members that were added to a class, or to one above it, since it was made.
+
+    A class does not notice that. So its instances ask, when one is made or copied.
+    """
+    for kind in cls.__mro__:
+        found = vars(kind)
+        known = found.get(_KNOWN)
+        if known is None:
+            continue
+        for old in RENAMED:
+            if old in found and (old not in known or known[old] is not found[old]):
+                known[old] = found[old]
+                setattr(kind, present_name(old), found[old])

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 Params = Tensor | tuple[Tensor, ...]
+
+
+def unpack(params: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a right inverse returned, one tensor or a sequence of several, as a tuple."""
+    return (params,) if isinstance(params, Tensor) else tuple(params)
 
 
 def beside(mask: Tensor, value: Tensor) -> Tensor:

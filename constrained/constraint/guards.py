@@ -13,14 +13,11 @@ from constrained.constraint.arguments import as_tuple
 from constrained.constraint.elements import Params, beside
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.precision import autocast_disabled, raise_precision
+from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
 if TYPE_CHECKING:
     from constrained.constraint.base import Constraint
-
-
-#: What torch's linear algebra raises on NaN, and on numbers at the ends of the range.
-_NO_CONVERGENCE: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 def _any_not_finite(tensors: Sequence[Tensor]) -> bool:
@@ -93,7 +90,7 @@ def _guard_forward(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raised = [*map(raise_precision, params)]
             try:
                 value = method(self, *raised)
-            except _NO_CONVERGENCE as error:
+            except LinAlgError as error:
                 if not has_values(first):
                     raise
                 if not _any_not_finite(params):
@@ -132,7 +129,7 @@ def _guard_canonical(
         with autocast_disabled(params[0]):
             try:
                 better = method(self, *map(raise_precision, params))
-            except (ValueError, _NO_CONVERGENCE) as error:
+            except (ValueError, LinAlgError) as error:
                 if _any_not_finite(params):
                     # Parameters that are NaN stay; those of the other elements are improved.
                     broken, sound = _without_broken(self, [*map(raise_precision, params)])
@@ -142,7 +139,7 @@ def _guard_canonical(
                         torch.where(beside(broken, new), old, new)
                         for new, old in zip(method(self, *sound), params, strict=True)
                     )
-                elif isinstance(error, _NO_CONVERGENCE):
+                elif isinstance(error, LinAlgError):
                     # The next evaluation raises the error.
                     return params
                 else:
@@ -174,7 +171,7 @@ def _in_working_precision(
     with autocast_disabled(value):
         try:
             found = method(constraint, raise_precision(value), *others)
-        except _NO_CONVERGENCE as error:
+        except LinAlgError as error:
             if not has_values(value):
                 raise
             raise _out_of_range(constraint, name, [value]) from error
@@ -245,7 +242,7 @@ def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]
         with autocast_disabled(gradient):
             try:
                 found = method(self, raise_precision(gradient), *map(raise_precision, params))
-            except _NO_CONVERGENCE:
+            except LinAlgError:
                 # The optimizer's step will show that the numbers are not finite.
                 return gradient
         return found.to(gradient.dtype)

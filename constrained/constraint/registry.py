@@ -148,10 +148,12 @@ def without_prefix(name: str) -> str:
     )
 
 
-def adapted(thing: Any) -> Constraint | None:
-    """The constraint that an adapter makes of an object, or None."""
+def adapted(thing: Any) -> Any:
+    """The constraint that an adapter makes of an object of another library; else the object."""
+    if isinstance(thing, Constraint):
+        return thing
     _load_entry_points()
-    return next((found for adapt in _adapters if (found := adapt(thing)) is not None), None)
+    return next((found for adapt in _adapters if (found := adapt(thing)) is not None), thing)
 
 
 def names() -> list[str]:

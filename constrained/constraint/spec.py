@@ -142,7 +142,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
             f"The arguments {short(sorted(arguments))} go with a name or a class; "
             f"{short(spec)} is an object that has its own."
         )
-    made = _adapted(spec)
+    made = registry.adapted(spec)
     if not isinstance(made, nn.Module):
         raise SpecError(
             "A constraint is a name, a string such as 'low_rank(rank=8)', a mapping with the key "
@@ -190,11 +190,6 @@ def _sizes(
         )
     among = {axis: arguments.pop(axis) for axis in (names & set(arguments)) - set(parameters)}
     return {**among, **sizes}, arguments
-
-
-def _adapted(thing: Any) -> Any:
-    """The constraint that an adapter makes of an object of another library; else the object."""
-    return thing if isinstance(thing, Constraint) else registry.adapted(thing) or thing
 
 
 def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from constrained.torch_internals import linalg
 
 #: Units in the last place that the storage of an element may err by, and its arithmetic.
 STORAGE_ULPS = 4.0
@@ -52,8 +52,7 @@ def tolerance(value: Tensor, event_dim: int | None) -> Tensor:
         largest = magnitude.amax(-1)
         # In units of the largest entry, so that nothing overflows, and no square underflows.
         unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-        linalg: Any = torch.linalg
-        norm: Tensor = linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
+        norm = linalg.vector_norm(magnitude / unit.unsqueeze(-1), dim=-1)
     else:
         largest, norm = magnitude, torch.ones_like(magnitude)
     # Among subnormal numbers rounding is absolute.

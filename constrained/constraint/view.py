@@ -14,6 +14,7 @@ from torch import Tensor
 from constrained.constraint.base import FLAT, Constraint, unguarded
 from constrained.constraint.elements import Params
 from constrained.constraint.plain_data import short
+from constrained.constraint.sampling import RandomNumbers
 
 #: einops is slow with a longer pattern.
 _LONGEST = 1_000
@@ -120,19 +121,10 @@ class View(Constraint):
         """Which of the elements that are seen lie where the derivative vanishes."""
         return self.constraint.flat(self._see(value), share)
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        *,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A random element, distributed as those of ``constraint``."""
-        self.check_shape(shape)
         seen = self.seen_shape()
-        sample = self.constraint.sample(seen, generator=generator, dtype=dtype, device=device)
-        return rearrange(sample, self._back, **self._lengths)
+        return rearrange(random.member(self.constraint, seen), self._back, **self._lengths)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """The sum of the dimensions of all elements that are seen."""

@@ -132,17 +132,7 @@ class KeptGraph(Kept):
     def _replay(
         self, end: Tensor, needed: Sequence[bool], gradient: Tensor, create_graph: bool
     ) -> tuple[Tensor | None, ...]:
-        found = iter(
-            torch.autograd.grad(
-                end,
-                [edge for edge, need in zip(self._edges, needed, strict=True) if need],
-                gradient,
-                retain_graph=True,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-        return tuple(next(found) if need else None for need in needed)
+        return gradients_of(end, self._edges, needed, gradient, create_graph, retain_graph=True)
 
 
 class KeptArguments(Kept):
@@ -180,12 +170,23 @@ class KeptArguments(Kept):
     def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Evaluate once more, with a graph."""
         end = self._evaluate_again(self._evaluate, len(self.inputs))
-        wanted = [x for x, need in zip(self.inputs, needed, strict=True) if need]
-        is_recorded = torch.is_grad_enabled()
-        found = iter(
-            torch.autograd.grad(end, wanted, gradient, create_graph=is_recorded, allow_unused=True)
-        )
-        return tuple(next(found) if need else None for need in needed)
+        return gradients_of(end, self.inputs, needed, gradient, torch.is_grad_enabled())
+
+
+def gradients_of(
+    end: Tensor,
+    inputs: Sequence[Any],
+    needed: Sequence[bool],
+    gradient: Tensor,
+    create_graph: bool,
+    retain_graph: bool | None = None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients with respect to the inputs, or their edges, that are needed."""
+    wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+    found = iter(
+        torch.autograd.grad(end, wanted, gradient, retain_graph, create_graph, allow_unused=True)
+    )
+    return tuple(next(found) if need else None for need in needed)
 
 
 def recomputing(evaluate: Evaluate, originals: Sequence[Tensor]) -> Pullback:

@@ -115,6 +115,10 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
         """A function from originals to the value, which holds no reference to this list."""
         return functools.partial(_evaluate, self.chain())
 
+    def warn_of_earlier_write(self) -> None:
+        """Warn that an earlier value was written in place, which has no effect."""
+        raise NotImplementedError
+
     def place(self) -> str:
         """The name of the tensor in a module that has it, for messages."""
         found = (k for owner in list(self._owners) for k, v in owner.items() if v is self)

@@ -27,11 +27,6 @@ def expect_writes() -> None:
     Events.count = next(_numbers)
 
 
-def happened() -> int:
-    """How many of these events there were."""
-    return Events.count
-
-
 def moment() -> int:
     """A number that changes with each event, and when recording of gradients is switched.
 

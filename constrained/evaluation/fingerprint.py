@@ -38,7 +38,7 @@ _CONTAINERS = ("_parameters", "_buffers", "_modules")
 
 #: What `nn.Module` keeps for itself, and attributes that do not influence the value.
 _PRIVATE = frozenset(vars(nn.Module())) | {
-    *("_revision", "_map_revision", "expected_failures", "preserves"),
+    *("_revision", "_map_revision", "expected_failures", "preserves")
 }
 
 #: Packages in whose classes nothing but `forward` is set from outside.

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from constrained.evaluation.tensor_state import TensorState
 from constrained.torch_internals.modes import is_transformed, unseen
+from constrained.torch_internals.tensors import version
 
 _latest = threading.local()
+
+#: How many values that were replaced are watched.
+_EARLIER = 4
 
 
 class ValueWrittenError(RuntimeError):
@@ -37,16 +41,17 @@ class ReturnedValue:
         plain: what a read returns where no gradients are recorded, once somebody has read it so.
         node: the end of the graph of ``tracked``, which ``detach_()`` cuts off.
         is_pure: whether hooks on it belong to all values of the tensor.
+        is_source: whether it lies in the memory of an original, so that a write is a write of that.
     """
 
-    __slots__ = ("is_pure", "node", "plain", "state", "tracked")
+    __slots__ = ("is_pure", "is_source", "node", "plain", "state", "tracked")
 
     def __init__(self, value: Tensor) -> None:
         self.state = TensorState(value.detach())
         self.tracked = value
         self.plain: Tensor | None = None
         self.node: Any = value.grad_fn
-        self.is_pure = False
+        self.is_pure = self.is_source = False
 
     def read(self, on: nn.Module) -> Tensor | None:
         """The value for one more reader, if it may be reused; else None."""
@@ -102,6 +107,49 @@ class UnstoredValue(ReturnedValue):
     def is_lost(self) -> bool:
         """Whether somebody wrote into the value to no lasting effect."""
         return self._is_lost or (self._is_watched and super().is_lost())
+
+
+class EarlierValues:
+    """Values that readers may still hold after others have replaced them.
+
+    A write into one of them has no effect. Only the last few are watched, by weak references, so
+    that none is kept alive.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        # What was returned with and without gradients, the version at which it was replaced, and
+        # the identity of its node. A tensor holds its node, so that no other one has that identity.
+        self._known: list[tuple[weakref.ref[Tensor], weakref.ref[Tensor] | None, int, int]] = []
+
+    def note(self, returned: ReturnedValue) -> None:
+        """Watch a value that is being replaced, unless somebody has written into it already."""
+        state, plain, known = returned.state, returned.plain, self._known
+        before = state.version
+        if before is None or before != version(state.tensor):
+            return
+        if len(known) >= _EARLIER:
+            del known[0]
+        reader = None if plain is None else weakref.ref(plain)
+        known.append((weakref.ref(returned.tracked), reader, before, id(returned.node)))
+
+    def take_written(self) -> bool:
+        """Whether one of them was written since this was asked last, without autograd's record."""
+        known, self._known, is_written = self._known, [], False
+        for entry in known:
+            tracked, plain, before, node = entry[0](), entry[1] and entry[1](), *entry[2:]
+            tensor = plain if tracked is None else tracked
+            if tensor is None:
+                continue
+            if version(tensor) == before:
+                self._known.append(entry)
+            # As in `ReturnedValue.is_recorded`.
+            elif (tracked is None or id(tracked.grad_fn) == node) and not (
+                plain is not None and plain.requires_grad
+            ):
+                is_written = True
+        return is_written
 
 
 def can_be_watched(value: Tensor, sources: Iterable[Tensor]) -> bool:

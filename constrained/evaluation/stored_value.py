@@ -41,7 +41,7 @@ class StoredValue(ReturnedValue):
     """
 
     __slots__ = (
-        *("_context", "_fingerprint", "_inference", "_is_source", "_kept", "_records"),
+        *("_context", "_fingerprint", "_inference", "_kept", "_records"),
         "_surroundings",
     )
 
@@ -58,7 +58,7 @@ class StoredValue(ReturnedValue):
         self.is_pure = kept.is_repeatable
         sources = [state.tensor for state in fingerprint.states]
         # A constraint may return its argument: then a write is a write of the original.
-        self._is_source = shares_memory(kept.value, sources)
+        self.is_source = shares_memory(kept.value, sources)
         trained = [state.tensor for state in fingerprint.states if state.requires_grad]
         self._records = _is_recording() or not trained
         # Without gradient recording, only an original that is returned as it is requires one.
@@ -115,7 +115,7 @@ class StoredValue(ReturnedValue):
 
     def is_lost(self) -> bool:
         """Whether somebody wrote into the value, which the next evaluation would undo."""
-        return not self._is_source and super().is_lost()
+        return not self.is_source and super().is_lost()
 
     def _look_around(self) -> tuple[Any, ...] | None:
         """What else an evaluation depends on: the stream of a device, the context it is stored in.

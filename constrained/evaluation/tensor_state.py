@@ -44,19 +44,8 @@ class TensorState:
     """
 
     __slots__ = (
-        "_is_foreign",
-        "_matches",
-        "_memory",
-        "_moment",
-        "_samples",
-        "_sums",
-        "address",
-        "dtype",
-        "nbytes",
-        "requires_grad",
-        "strides",
-        "tensor",
-        "version",
+        *("_is_foreign", "_matches", "_memory", "_moment", "_samples", "_sums", "address"),
+        *("dtype", "nbytes", "requires_grad", "strides", "tensor", "version"),
     )
 
     def __init__(self, tensor: Tensor, *, summed: bool = False, numbers: bool = True) -> None:

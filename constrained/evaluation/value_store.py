@@ -19,10 +19,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from constrained.atomic.undo import tensors_of
 from constrained.evaluation.cached import active_context
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
 from constrained.evaluation.fingerprint import Fingerprint, UnwatchableError
 from constrained.evaluation.inplace_writes import (
+    EarlierValues,
     ReturnedValue,
     UnstoredValue,
     ValueWrittenError,
@@ -47,7 +49,7 @@ class ValueStore:
         hooks: the hooks on all of its values.
     """
 
-    __slots__ = ("__weakref__", "_is_lost", "_recipe", "_values", "hooks")
+    __slots__ = ("__weakref__", "_earlier", "_is_lost", "_recipe", "_values", "hooks")
 
     def __init__(self) -> None:
         # What was last returned to a reader, by threads.
@@ -55,6 +57,7 @@ class ValueStore:
         self.hooks = ValueHooks(self._values)
         # Whether a value was written that is not here any more.
         self._is_lost = False
+        self._earlier = EarlierValues()
         self._recipe: Recipe | None = None
 
     def clear(self) -> None:
@@ -84,6 +87,8 @@ class ValueStore:
         value = self._values.pop(thread, None)
         if value is not None and not torch.compiler.is_compiling():
             self.hooks.note(value)
+            if not value.is_source:
+                self._earlier.note(value)
         return value
 
     def recipe(self, on: EvaluatedTensor) -> Recipe | None:
@@ -122,6 +127,10 @@ class ValueStore:
         """Whether a reader, in any thread, wrote into a value that will be evaluated anew."""
         return self._is_lost or any(value.is_lost() for value in list(self._values.values()))
 
+    def take_written_earlier(self) -> bool:
+        """Whether a value was written after another one had replaced it; asked once."""
+        return self._earlier.take_written()
+
     def read(self, on: EvaluatedTensor) -> Tensor:
         """The value, evaluated only if something has changed since it was stored.
 
@@ -146,6 +155,8 @@ class ValueStore:
         if is_transformed():
             return self._with_hooks(on)
         self._pop(thread)
+        if self._earlier.take_written():
+            on.warn_of_earlier_write()
         return self._evaluate(on, thread)
 
     def _raise(self, thread: int) -> NoReturn:
@@ -156,7 +167,7 @@ class ValueStore:
     def _unstored(self, on: EvaluatedTensor, thread: int) -> Tensor:
         """Evaluate for this reader only."""
         value = self._with_hooks(on)
-        if can_be_watched(value, _sources(on)):
+        if can_be_watched(value, tensors_of(on.watched())):
             self._keep(thread, UnstoredValue(value))
         return value
 
@@ -226,13 +237,3 @@ class ValueStore:
         for dead in set(self._values) - alive:
             value = self._pop(dead)
             self._is_lost = self._is_lost or (value is not None and value.is_lost())
-
-
-def _sources(on: EvaluatedTensor) -> list[Tensor]:
-    return [
-        tensor
-        for module in on.watched()
-        for tensors in (module._parameters, module._buffers)
-        for tensor in tensors.values()
-        if tensor is not None
-    ]

@@ -23,7 +23,7 @@ from torch import nn
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.registration.from_torch import converted_list
-from constrained.registration.install import install
+from constrained.registration.install import install, sort
 
 _MODULE, _CLASS = "gpytorch.kernels", "Kernel"
 
@@ -88,10 +88,8 @@ def _plain(kernel: Any) -> Any:
             plain._parameters[name] = nn.Parameter(value, is_trained)
         else:
             plain._buffers[name] = value
-    order = {name: i for i, name in enumerate(kernel.parametrizations.tensor_order())}
     for tensors in (plain._parameters, plain._buffers):
-        for name in sorted(tensors, key=lambda n: order.get(n, len(order))):
-            tensors[name] = tensors.pop(name)
+        sort(tensors, kernel.parametrizations.tensor_order())
     return plain
 
 

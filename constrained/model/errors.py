@@ -17,14 +17,7 @@ from constrained.constraint.errors import (
 )
 
 #: Our errors: each is made of one sentence.
-_OURS = (
-    ValueError,
-    TypeError,
-    InfeasibleError,
-    OutOfRangeError,
-    SpecError,
-    UnknownNameError,
-)
+_OURS = (ValueError, TypeError, InfeasibleError, OutOfRangeError, SpecError, UnknownNameError)
 
 
 #: The packages whose errors are ours.

@@ -84,7 +84,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _initialize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:
     self._base_class.initialize_parameters(self, *args, **kwargs)
-    _materialized(self)
+    constrain_materialized(self)
 
 
 def materialize_from(
@@ -112,12 +112,7 @@ def materialize_from(
         if is_lazy(tensor) and isinstance(value, Tensor) and not is_lazy(value):
             tensor.materialize(value.shape)
             tensor.data.copy_(value)
-    _materialized(module)
-
-
-def _materialized(module: nn.Module) -> None:
-    if deferred(module):
-        constrain_materialized(module)
+    constrain_materialized(module)
 
 
 @dataclass
@@ -214,8 +209,10 @@ class LazyChange(Change):
 
 def constrain_materialized(module: nn.Module) -> None:
     """Constrain the tensors of a lazy module for which a change is stored and that have shapes."""
-    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
     items: dict[str, Any] = deferred(module)
+    if not items:
+        return
+    tensors: dict[str, Any] = {**module._parameters, **module._buffers}
     ready = [
         (name, item, item.change(module, name))
         for name, item in items.items()

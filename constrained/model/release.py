@@ -15,12 +15,7 @@ from constrained.constraint.registry import did_you_mean
 from constrained.model.lazy import stop
 from constrained.model.targets import select
 from constrained.parametrized.deferred import deferred
-from constrained.parametrized.locations import (
-    Location,
-    is_constrained,
-    is_parametrized,
-    locations,
-)
+from constrained.parametrized.locations import Location, is_constrained, is_parametrized, locations
 from constrained.registration.outside_owners import check_other_owners
 from constrained.registration.param_groups import check_holds, check_optimizer
 from constrained.registration.remove import remove_parametrizations
@@ -30,11 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def release(
-    module: M,
-    target: str = "**",
-    *,
-    bake: bool = True,
-    optimizer: Optimizer | None = None,
+    module: M, target: str = "**", *, bake: bool = True, optimizer: Optimizer | None = None
 ) -> M:
     """Make constrained tensors plain parameters again.
 

@@ -18,6 +18,7 @@ from constrained.parametrized.deferred import deferred_tensors
 from constrained.parametrized.evaluation_mode import without_side_effects
 from constrained.parametrized.locations import constrained_tensors, parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
 
@@ -254,7 +255,7 @@ def _rows(model: nn.Module) -> Iterator[Row]:
             value = read(parametrizations, path)
             shape = value.shape
             violation, allowed, flat = _measured(constraint, value)
-        except (OutOfRangeError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        except (OutOfRangeError, LinAlgError):
             # The numbers are too large to compute with. All other tensors still get their rows.
             violation = math.inf
         yield Row(path, repr(constraint), tuple(shape), violation, allowed, moved, flat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,12 +11,12 @@ from torch import nn
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.parametrized.locations import check_model
 from constrained.parametrized.module_class import contribute
-from constrained.parametrized.override import override, overriding
+from constrained.parametrized.override import lists_below, override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.parametrizations import lists_of
 from constrained.parametrized.writable_tensor import WritableTensor, store_written
-from constrained.registration.ties import find_ties, install_ties
-from constrained.torch_internals.modules import INITIALISING, is_normalization, submodules
+from constrained.registration.install import install
+from constrained.registration.ties import find_ties
+from constrained.torch_internals.modules import INITIALISING, is_normalization
 
 
 def writable(module: nn.Module) -> AbstractContextManager[None]:
@@ -106,10 +106,13 @@ class writing(AbstractContextManager[None]):
                 store_written(targets)
         finally:
             # As a plain parameter would, the tensor stays tied whatever else goes wrong.
-            install_ties(tied)
+            for tie in tied:
+                install(*tie)
 
     def _begin(self) -> None:
-        for path, owner, name, parametrizations in list(_places(self._module)):
+        for path, owner, name, parametrizations in list(lists_below(self._module)):
+            if not isinstance(parametrizations, ParametrizationList):
+                continue
             existing = overriding(owner, name)
             if isinstance(existing, WritableTensor):
                 # It belongs to a block around this one, which stores it.
@@ -127,15 +130,6 @@ class writing(AbstractContextManager[None]):
             target.is_listed = before
         for owner, name in self._places:
             override(owner, name, None)
-
-
-def _places(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, ParametrizationList]]:
-    for prefix, owner in submodules(module):
-        if hasattr(type(owner), "_overridable"):
-            for name, parametrizations in lists_of(owner).items():
-                if isinstance(parametrizations, ParametrizationList):
-                    path = f"{prefix}.{name}" if prefix else name
-                    yield path, owner, name, parametrizations
 
 
 # -------------------------------------------------- methods of a class with parametrized tensors

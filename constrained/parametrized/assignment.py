@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from constrained.parametrized.call_stack import path_in_running_model, user_stac
 from constrained.parametrized.evaluation_mode import without_side_effects
 from constrained.parametrized.parametrizations import inherited
 from constrained.parametrized.unsupported import CURE
+from constrained.torch_internals import linalg
 from constrained.torch_internals.tensors import has_values, is_wrapper
 
 
@@ -158,6 +158,6 @@ def _is_close(value: Tensor, expected: Tensor) -> bool:
     if value.shape != expected.shape:
         return False
     precise = working_dtype(expected.dtype)
-    norm = cast("Callable[[Tensor], Tensor]", torch.linalg.vector_norm)
-    distance, size = norm(value.to(precise) - expected.to(precise)), norm(expected.to(precise))
+    distance = linalg.vector_norm(value.to(precise) - expected.to(precise))
+    size = linalg.vector_norm(expected.to(precise))
     return bool(distance <= 4 * torch.finfo(expected.dtype).eps ** 0.5 * size)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from constrained.constraint.arguments import check_when_set
 from constrained.constraint.base import Constraint
+from constrained.constraint.elements import unpack
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
-from constrained.parametrized.originals import as_tuple
 from constrained.parametrized.originals_index import indexed_lists
 from constrained.torch_internals.shards import is_flat
 
@@ -29,6 +29,14 @@ def _check_tensors_of(changed: nn.Module) -> None:
         for i, module in enumerate(found.chain()):
             if module is changed or any(m is changed for m in module.modules()):
                 check_original_shapes(found, i)
+
+
+def check_replaced(on: EvaluatedTensor, index: int) -> None:
+    """Raise a ValueError unless the originals match a constraint that has been put into a chain."""
+    doing = "put this one there"
+    check_original_shapes(on, index, doing)
+    if index == 0:
+        check_frozen_originals(on, doing)
 
 
 def check_original_shapes(
@@ -98,7 +106,7 @@ def _originals_of(constraint: Constraint, shape: torch.Size, like: Tensor) -> tu
             value = constraint.sample(
                 shape, generator=generator, dtype=like.dtype, device=like.device
             )
-        return as_tuple(constraint.right_inverse(value))
+        return unpack(constraint.right_inverse(value))
 
 
 def _mismatch(

@@ -40,6 +40,12 @@ def check_trainable_through(original: Tensor, modules: Iterable[nn.Module]) -> N
                 )
 
 
+def check_original(original: Tensor, modules: Iterable[nn.Module]) -> None:
+    """Raise unless a tensor can be written now, and trained through its parametrizations."""
+    check_writable_now(original)
+    check_trainable_through(original, modules)
+
+
 def check_returned(new: Any) -> None:
     """Raise unless a right inverse returned a tensor or a sequence of tensors."""
     must = "'right_inverse' must return a Tensor or a Sequence of tensors (list, tuple...). "

@@ -121,17 +121,11 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
     return cls
 
 
-class _Answers:
-    """What torch's own engine asks before it writes a property into the class of a module."""
-
-    def is_shared(self, cls: type) -> bool:
-        return is_parametrized_class(cls)
-
-    def give_property(self, module: nn.Module, name: str) -> None:
-        module.__class__ = parametrized_class(base_class(module), class_names(module, name))
+def _give_property(module: nn.Module, name: str) -> None:
+    module.__class__ = parametrized_class(base_class(module), class_names(module, name))
 
 
-_can_be_shared = classes.ask(_Answers())
+_can_be_shared = classes.ask(is_parametrized_class, _give_property)
 
 
 def _dictionaries_of(module: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -12,11 +12,6 @@ from constrained.constraint.base import Constraint
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
 
 
-def as_tuple(tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What a right inverse returned, one tensor or a sequence of several, as a tuple."""
-    return (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-
-
 def register_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Register a parameter as a parameter, and any other tensor as a buffer."""
     if isinstance(tensor, nn.Parameter):

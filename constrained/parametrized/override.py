@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from threading import get_ident
 from typing import Any
 
@@ -85,35 +85,48 @@ def _override(module: nn.Module, key: tuple[str, int], by: Tensor | Override | N
     return overrides.get(key)
 
 
-class _Answers:
-    """What ``functional_call`` asks before it replaces tensors for the time of a call."""
-
-    def is_ours(self, module: nn.Module, name: str) -> bool:
-        return hasattr(type(module), "_overridable") and name in lists_of(module)
-
-    def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
-        before = override(module, name, tensor)
-        return before if before is None or isinstance(before, Tensor) else before.read()
-
-    def untie(
-        self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        paths_of: dict[int, list[str]] = {}
-        for prefix, owner in submodules(module, remove_duplicate=False):
-            if hasattr(type(owner), "_overridable"):
-                for name, parametrizations in lists_of(owner).items():
-                    path = f"{prefix}.{name}" if prefix else name
-                    paths_of.setdefault(id(parametrizations), []).append(path)
-        for paths in paths_of.values():
-            tied = [given[path] for path in paths if path in given]
-            if any(tensor is not tied[0] for tensor in tied):
-                raise ValueError(
-                    f"functional_call got multiple values for keys {sorted(paths)}, "
-                    "which are tied. Consider using tie_weights=False"
-                )
-            if tied:
-                untied.update(dict.fromkeys(paths, tied[0]))
-        return untied
+# ------------------------------------------------ what ``functional_call`` asks before it swaps
 
 
-calls.ask(_Answers())
+def overridable_lists(module: nn.Module) -> dict[str, Any]:
+    """The lists that parametrize the tensors of a module, if these can be overridden."""
+    return lists_of(module) if hasattr(type(module), "_overridable") else {}
+
+
+def lists_below(
+    root: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """For each tensor below a module that can be overridden: its path, owner, name and list."""
+    for prefix, owner in submodules(root, remove_duplicate=remove_duplicate):
+        for name, parametrizations in overridable_lists(owner).items():
+            yield f"{prefix}.{name}" if prefix else name, owner, name, parametrizations
+
+
+def _is_ours(module: nn.Module, name: str) -> bool:
+    return name in overridable_lists(module)
+
+
+def _swap(module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
+    before = override(module, name, tensor)
+    return before if before is None or isinstance(before, Tensor) else before.read()
+
+
+def _untie(
+    module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    paths_of: dict[int, list[str]] = {}
+    for path, _, _, parametrizations in lists_below(module, remove_duplicate=False):
+        paths_of.setdefault(id(parametrizations), []).append(path)
+    for paths in paths_of.values():
+        tied = [given[path] for path in paths if path in given]
+        if any(tensor is not tied[0] for tensor in tied):
+            raise ValueError(
+                f"functional_call got multiple values for keys {sorted(paths)}, "
+                "which are tied. Consider using tie_weights=False"
+            )
+        if tied:
+            untied.update(dict.fromkeys(paths, tied[0]))
+    return untied
+
+
+calls.ask(calls.Answers(_is_ours, _swap, _untie))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from constrained.parametrized.module_class import contribute
-from constrained.parametrized.override import overriding
+from constrained.parametrized.override import overridable_lists, overriding
 from constrained.parametrized.parametrizations import Parametrizations, inherited, lists_of
 from constrained.parametrized.unsupported import deletion_error
 
@@ -128,9 +128,7 @@ def _clear(self: Any) -> None:
 
 def _parametrized(container: Any, name: str) -> nn.Module | None:
     """What computes an entry, if it is parametrized and nothing overrides it."""
-    if not hasattr(cast("Any", type(container)), "_overridable"):
-        return None
-    return lists_of(container).get(name) if overriding(container, name) is None else None
+    return overridable_lists(container).get(name) if overriding(container, name) is None else None
 
 
 def _share(new: Any, name: str, parametrizations: nn.Module) -> None:

@@ -25,10 +25,7 @@ from constrained.torch_internals.modules import lists_tensors
 
 
 def named_modules(
-    self: Any,
-    memo: set[nn.Module] | None = None,
-    prefix: str = "",
-    remove_duplicate: bool = True,
+    self: Any, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """``nn.Module.named_modules``, for a module with parametrized tensors."""
     # A compiler has no frames.

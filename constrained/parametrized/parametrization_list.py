@@ -14,23 +14,24 @@ from torch.nn.utils import parametrize as torch_parametrize
 from constrained.atomic.contents import store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
+from constrained.constraint.elements import unpack
 from constrained.constraint.moved import renamed_method
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
 from constrained.evaluation.inplace_writes import ValueWrittenError
 from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized.assignment import expanded, warn_of_graph
-from constrained.parametrized.changed_arguments import check_frozen_originals, check_original_shapes
+from constrained.parametrized.changed_arguments import check_replaced
 from constrained.parametrized.checkpoint_metadata import record_chain
-from constrained.parametrized.consistency_checks import (
-    check_can_follow,
-    check_trainable_through,
-    check_writable_now,
-)
+from constrained.parametrized.consistency_checks import check_can_follow, check_original
 from constrained.parametrized.memory_format import convert_original
-from constrained.parametrized.originals import as_tuple, register_originals
+from constrained.parametrized.originals import register_originals
 from constrained.parametrized.originals_index import index_list
 from constrained.parametrized.right_inverse import invert, new_originals
-from constrained.parametrized.unsupported import lost_write_error, warn_of_hooks
+from constrained.parametrized.unsupported import (
+    lost_write_error,
+    warn_of_earlier_write,
+    warn_of_hooks,
+)
 from constrained.torch_internals.graphs import traced_value
 
 _is_watched = torch.compiler.is_dynamo_compiling
@@ -52,12 +53,8 @@ class ParametrizationList(EvaluatedTensor):
         deferred: leave ``original`` as it is until `attach` is called.
 
     Attributes:
-        shape: the shape of the parametrized tensor.
-        is_tensor: whether there is one original, called ``original``.
-        ntensors: how many originals there are.
-        is_parameter: whether the tensor was a parameter; else a buffer.
         persistent: whether the buffer was a part of state dicts.
-        moved: how far the tensor moved when it was constrained, or None if nobody measured it.
+        unsafe, shape, is_tensor, ntensors, is_parameter, moved: see `EvaluatedTensor`.
 
     Raises:
         ValueError: if what the parametrizations return cannot be used. ``original`` is then as
@@ -65,7 +62,6 @@ class ParametrizationList(EvaluatedTensor):
     """
 
     persistent: bool
-    moved: float | None
     _store: ValueStore
     #: What features remember of this list, each under its own key, until its modules change.
     _notes: dict[str, Any]
@@ -81,19 +77,14 @@ class ParametrizationList(EvaluatedTensor):
     ) -> None:
         if len(modules) == 0:
             raise ValueError("ParametrizationList requires one or more modules.")
-        check_writable_now(original)
-        check_trainable_through(original, modules)
+        check_original(original, modules)
         nn.ModuleList.__init__(self, modules)
-        self.unsafe = unsafe
-        self.shape = original.shape
-        self.persistent = True
-        self.moved = None
+        self.unsafe, self.shape = unsafe, original.shape
+        self.persistent, self.moved = True, None
         self._set_up()
         # Everything is checked before `original` is written.
         value = original if start is None else start
-        new = new_originals(self, value.detach().clone(), original)
-        self._set_count(new)
-        self.__dict__["_pending"] = new
+        self.__dict__["_pending"] = new_originals(self, value.detach().clone(), original)
         if not deferred:
             self.attach(original)
 
@@ -118,10 +109,7 @@ class ParametrizationList(EvaluatedTensor):
         with defer_interrupts(), all_or_nothing([self]):
             super().__setitem__(idx, module)
             self._notes.clear()
-            index = range(len(self))[idx]
-            check_original_shapes(self, index, "put this one there")
-            if index == 0:
-                check_frozen_originals(self, "put this one there")
+            check_replaced(self, range(len(self))[idx])
 
     # ------------------------------------------------------------------------------ reading
 
@@ -178,19 +166,15 @@ class ParametrizationList(EvaluatedTensor):
 
     def replace_originals(self, original: Tensor, new: Tensor | Sequence[Tensor]) -> None:
         """Register the originals ``new``; ``original`` turns into one of them where it can."""
-        self._set_count(new)
+        self.is_tensor, self.ntensors = isinstance(new, Tensor), len(unpack(new))
         self.is_parameter = isinstance(original, nn.Parameter)
         with torch.no_grad():
             register_originals(self, original, new)
         index_list(self)
 
-    def _set_count(self, new: Tensor | Sequence[Tensor]) -> None:
-        self.is_tensor = isinstance(new, Tensor)
-        self.ntensors = len(as_tuple(new))
-
     def pending(self) -> tuple[Tensor, ...]:
         """The originals that there will be once `attach` is called."""
-        return as_tuple(self.__dict__["_pending"])
+        return unpack(self.__dict__["_pending"])
 
     def preview(self) -> Tensor:
         """The value that the tensor will have once `attach` is called."""
@@ -206,10 +190,8 @@ class ParametrizationList(EvaluatedTensor):
 
     def _set_up(self) -> None:
         # None of this is copied or pickled: a copy makes its own.
-        self.__dict__["_store"] = ValueStore()
-        self.__dict__["_notes"] = {}
-        self.__dict__["_owners"] = weakref.WeakSet()
-        self.__dict__["_watched"] = tuple(self.modules())[1:]
+        self.__dict__.update(_store=ValueStore(), _notes={}, _owners=weakref.WeakSet())
+        self.look()
         # torch.fx takes modules of this name for leaves. It is set on the instance, because pickle
         # finds the class by the class's own.
         self.__dict__["__module__"] = torch_parametrize.__name__
@@ -237,10 +219,19 @@ class ParametrizationList(EvaluatedTensor):
         record_chain(destination, prefix, self.chain())
 
     def check_written(self, name: str) -> None:
-        """Raise a RuntimeError if a value that was returned to a reader was written in place."""
+        """Raise a RuntimeError if a value that was returned to a reader was written in place.
+
+        If another value had replaced it by then, warn only: a reader may have used it up.
+        """
         if self._store.is_lost():
             self._store.clear()
             raise lost_write_error(self, name)
+        if self._store.take_written_earlier():
+            self.warn_of_earlier_write()
+
+    def warn_of_earlier_write(self) -> None:
+        """Warn that an earlier value was written in place, which has no effect."""
+        warn_of_earlier_write(self)
 
     def check_traced(self, name: str) -> None:
         """`check_written`, and warn of hooks on the value: a tracer sees neither."""
@@ -257,16 +248,10 @@ class ParametrizationList(EvaluatedTensor):
         self._store.drop()
         self._notes.clear()
 
-    def forget_step(self) -> None:
-        """Drop stored values after an optimizer step, which has moved the originals."""
-        self._store.drop(stepped=True)
-
     def __getstate__(self) -> dict[str, Any]:
         self.check_written("weight")
-        state = dict(self.__dict__)
-        for name in ("_store", "_notes", "_owners", "_watched", "__module__"):
-            state.pop(name, None)
-        return state
+        own = ("_store", "_notes", "_owners", "_watched", "__module__")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

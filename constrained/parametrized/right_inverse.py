@@ -12,11 +12,11 @@ from torch import Tensor
 from constrained.atomic import sharded
 from constrained.atomic.contents import is_finite
 from constrained.constraint.base import Constraint
+from constrained.constraint.elements import unpack
 from constrained.constraint.errors import InfeasibleError
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor
 from constrained.parametrized.assignment import check_assigned, check_dtype
 from constrained.parametrized.consistency_checks import check_returned, check_single, check_value
-from constrained.parametrized.originals import as_tuple
 from constrained.torch_internals.shards import is_managed
 
 
@@ -90,9 +90,9 @@ def new_originals(
     check_returned(new)
     if original is not None and isinstance(new, Tensor):
         check_single(original, new)
-    check_finite(on, value, as_tuple(new))
+    check_finite(on, value, unpack(new))
     if not on.unsafe:
-        result = on.evaluator()(*as_tuple(new))
+        result = on.evaluator()(*unpack(new))
         check_value(result, value)
         check_finite(on, value, (result,))
     return new

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from constrained.evaluation.evaluated_tensor import EvaluatedTensor, chain_repr
-from constrained.parametrized.call_stack import path_in_running_model
-from constrained.parametrized.override import overriding
+from constrained.parametrized.call_stack import path_in_running_model, user_stacklevel
+from constrained.parametrized.override import overridable_lists, overriding
 from constrained.parametrized.parametrizations import inherited, lists_of
 from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
 from constrained.torch_internals.rewriters import ask_before_norms
@@ -47,6 +47,20 @@ def lost_write_error(parametrizations: nn.Module, name: str) -> RuntimeError:
         "from its originals, and is as it was. Assign instead: "
         f"`module.{name.rpartition('.')[2]} = new_value`, or write inside of "
         "`with constrained.writable(module):`."
+    )
+
+
+def warn_of_earlier_write(parametrizations: EvaluatedTensor) -> None:
+    """Warn that a value which another one has replaced was written in place."""
+    name = parametrizations.place()
+    warnings.warn(
+        f"'{path_in_running_model(parametrizations, name)}' is computed by "
+        f"{chain_repr(parametrizations)}, and a value that was read before it was last computed "
+        "has been written in place since, which has no effect on the tensor. To change it, assign: "
+        f"`module.{name} = new_value`, or write inside of `with constrained.writable(module):`. If "
+        "the numbers of that time were meant, write into a copy: `module."
+        f"{name}.detach().clone()`.",
+        stacklevel=user_stacklevel(),
     )
 
 
@@ -138,7 +152,7 @@ def _is_distributed(self: Any) -> bool:
 def _check_plain(self: nn.Module, target: str, kind: str) -> None:
     prefix, _, name = target.rpartition(".")
     owner = self.get_submodule(prefix)
-    found: Any = lists_of(owner).get(name) if hasattr(type(owner), "_overridable") else None
+    found = overridable_lists(owner).get(name)
     if found is not None and overriding(owner, name) is None:
         originals = " and ".join(
             f"'{prefix + '.' if prefix else ''}parametrizations.{name}.{original}'"
@@ -200,7 +214,7 @@ def check_not_sparsifying(parametrizations: EvaluatedTensor, module: nn.Module) 
 
 def _check_takes_norm(module: nn.Module, name: str) -> None:
     """Raise if an old norm of ``torch.nn.utils`` is to take a parametrized tensor."""
-    found: Any = lists_of(module).get(name) if hasattr(type(module), "_overridable") else None
+    found = overridable_lists(module).get(name)
     if found is not None:
         cure = f"apply it to {CURE}, a copy without constraints"
         # Torch's own lists have no method of that name.

@@ -91,13 +91,14 @@ def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) ->
     set_class(module, base)
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
-        _sort(module._parameters, order)
+        sort(module._parameters, order)
     else:
         module.register_buffer(name, tensor, persistent=persistent)
-        _sort(module._buffers, order)
+        sort(module._buffers, order)
 
 
-def _sort(tensors: dict[str, Any], order: tuple[str, ...]) -> None:
+def sort(tensors: dict[str, Any], order: tuple[str, ...]) -> None:
+    """Bring the parameters or buffers of a module into an order; further ones come last."""
     positions = {name: i for i, name in enumerate(order)}
     for name in sorted(tensors, key=lambda n: positions.get(n, len(order))):
         tensors[name] = tensors.pop(name)

@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 from constrained.atomic.contents import recording, store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
+from constrained.constraint.elements import unpack
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
 from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.consistency_checks import check_value, check_writable_now
 from constrained.parametrized.locations import is_parametrized, list_of, locations_of, resolve
-from constrained.parametrized.originals import as_tuple, copy_like
+from constrained.parametrized.originals import copy_like
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import new_originals
 from constrained.parametrized.writable_tensor import flush_writes
@@ -216,7 +217,7 @@ def _replace_originals(parametrizations: ParametrizationList, value: Tensor) -> 
     new = new_originals(parametrizations, value)
     originals = parametrizations.originals()
     original = _known_to_optimizers(originals)
-    if original is None or original.dtype != as_tuple(new)[0].dtype:
+    if original is None or original.dtype != unpack(new)[0].dtype:
         original = copy_like(value, originals, parametrizations.is_parameter)
     parametrizations.forget()
     for name in parametrizations.names():

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.registration.install import check_can_hold, install
+from constrained.registration.install import check_can_hold
 
 Tie = tuple[nn.Module, str, ParametrizationList]
 
@@ -39,9 +39,3 @@ def find_ties(
     for owner, name, _ in tied:
         check_can_hold(owner, name)
     return tied
-
-
-def install_ties(tied: Iterable[Tie]) -> None:
-    """Give the modules that `find_ties` found the constrained tensors."""
-    for owner, name, found in tied:
-        install(owner, name, found)

@@ -94,17 +94,15 @@ def _install(module: nn.Module, name: str, parametrizations: ParametrizationList
     parametrizations.train(module.training)
     tensor = getattr(module, name, None)
     if tensor is None:
-        register_tensor(module, name, _placeholder(parametrizations))
+        # A tensor of the right kind, which the list replaces.
+        empty = torch.empty(0)
+        register_tensor(
+            module, name, nn.Parameter(empty) if parametrizations.is_parameter else empty
+        )
     else:
         parametrizations.to(tensor.device)
         _keep_identity(parametrizations, tensor)
     install(module, name, parametrizations)
-
-
-def _placeholder(parametrizations: ParametrizationList) -> Tensor:
-    """A tensor of the right kind, to be replaced by a list."""
-    empty = torch.empty(0)
-    return nn.Parameter(empty) if parametrizations.is_parameter else empty
 
 
 def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> None:

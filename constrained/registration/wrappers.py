@@ -23,15 +23,6 @@ from constrained.torch_internals import shards
 _replicated: weakref.WeakSet[Any] | None = None
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP, the first or the second, manages the parameters of a module.
-
-    It replaces them by gathered ones around each forward and backward pass, and writes into these
-    without a change of their version counters.
-    """
-    return shards.is_managed(module)
-
-
 def check_not_wrapped(module: nn.Module, path: str) -> None:
     """Raise, before anything has changed, if a wrapper has collected the parameters of a module.
 
@@ -73,7 +64,7 @@ def check_not_offloaded(module: nn.Module, path: str) -> None:
 
 
 def _wrapper(module: nn.Module) -> str | None:
-    if is_sharded(module):
+    if shards.is_managed(module):
         return "FSDP"
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None

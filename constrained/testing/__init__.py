@@ -59,16 +59,8 @@ from constrained.testing.derivative_laws import (
     thin_pullback_is_the_gradient,
     second_derivative,
 )
-from constrained.testing.start_laws import (
-    every_start_trains,
-    flat_members_are_told,
-    members_stay,
-)
-from constrained.testing.batch_laws import (
-    batch_is_a_loop,
-    strides_do_not_matter,
-    vmap_is_a_loop,
-)
+from constrained.testing.start_laws import every_start_trains, flat_members_are_told, members_stay
+from constrained.testing.batch_laws import batch_is_a_loop, strides_do_not_matter, vmap_is_a_loop
 from constrained.testing.precision_laws import (
     agrees_with_double,
     autocast_changes_nothing,

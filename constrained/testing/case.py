@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from constrained.constraint.base import Constraint
-from constrained.constraint.elements import Params
+from constrained.constraint.elements import unpack as unpack
 
 #: Names of members of a set, and of all points at which derivatives are taken.
 MEMBERS = ("random", "zeros", "ones", "eye", "repeated", "boundary")
@@ -79,11 +79,6 @@ class Case:
             sizes.insert(0, "batch" + "x".join(map(str, self.batch)))
         parts = [f"{name}({arguments})", *sizes, str(self.dtype).removeprefix("torch.")]
         return "-".join([*parts, *([self.point] if self.point else [])])
-
-
-def unpack(params: Params) -> tuple[Tensor, ...]:
-    """The result of a right inverse as a tuple."""
-    return (params,) if isinstance(params, Tensor) else tuple(params)
 
 
 def call(constraint: Constraint, method: str, *arguments: Tensor) -> tuple[Tensor, ...]:

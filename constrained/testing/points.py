@@ -66,11 +66,7 @@ def params(
 
 
 def near(
-    case: Case,
-    constraint: Constraint,
-    start: tuple[Tensor, ...],
-    spread: float,
-    salt: str = "near",
+    case: Case, constraint: Constraint, start: tuple[Tensor, ...], spread: float, salt: str = "near"
 ) -> tuple[Tensor, ...]:
     """Parameters around ``start``, normal with the standard deviation ``spread``."""
     return tuple(

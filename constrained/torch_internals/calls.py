@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +21,19 @@ from constrained.torch_internals.look_up import find
 from constrained.torch_internals.modules import submodules
 
 
-class Answers(Protocol):
+class Answers(NamedTuple):
     """What the engine does with the tensors of modules that are constrained ("ours").
 
-    The engine gives an object of this type to `ask`, since this package imports nothing of it.
+    Attributes:
+        is_ours: whether a tensor of a module is one that is computed.
+        swap: replaces one of ours for the time being, or ends that if the tensor is None. Returns
+            what had replaced it before; None if nothing had.
+        untie: completes tensors, by their paths, by those of ours that are tied to given ones.
     """
 
-    def is_ours(self, module: nn.Module, name: str) -> bool:
-        """Whether a tensor of a module is one that is computed."""
-        ...
-
-    def swap(self, module: nn.Module, name: str, tensor: Tensor | None) -> Tensor | None:
-        """Replace one of ours for the time being, or end that if ``tensor`` is None.
-
-        Returns:
-            What had replaced it before; None if nothing had.
-        """
-        ...
-
-    def untie(
-        self, module: nn.Module, given: Mapping[str, Tensor], untied: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """The given tensors by their paths, completed by those of ours that are tied to them."""
-        ...
+    is_ours: Callable[[nn.Module, str], bool]
+    swap: Callable[[nn.Module, str, Tensor | None], Tensor | None]
+    untie: Callable[[nn.Module, Mapping[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
 
 def ask(answers: Answers) -> None:

@@ -8,7 +8,8 @@ property is wrapped, and so is the ``delattr`` that deletes it. Where torch does
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -16,36 +17,26 @@ from torch.nn.utils import parametrize
 from constrained.torch_internals.look_up import find
 
 
-class Answers(Protocol):
-    """What the engine says of classes, and does with modules of its own.
+def ask(is_shared: Callable[[type], bool], give_property: Callable[[nn.Module, str], None]) -> bool:
+    """Let torch ask the engine from now on, before it writes into a class; False if it cannot.
 
-    The engine gives an object of this type to `ask`, since this package imports nothing of it.
+    Args:
+        is_shared: whether a class is one that several modules share.
+        give_property: gives a module of such a class one in which a tensor is a property.
     """
-
-    def is_shared(self, cls: type) -> bool:
-        """Whether a class is one that several modules share."""
-        ...
-
-    def give_property(self, module: nn.Module, name: str) -> None:
-        """Give a module of such a class a class in which a tensor of this name is a property."""
-        ...
-
-
-def ask(answers: Answers) -> bool:
-    """Let torch ask ``answers`` from now on, before it writes into a class; False if it cannot."""
     inject = find("torch.nn.utils.parametrize._inject_property", _injects)
     if inject is None or not _deletes_by_name():
         return False
 
     def inject_property(module: nn.Module, tensor_name: str) -> None:
-        if answers.is_shared(type(module)):
-            answers.give_property(module, tensor_name)
+        if is_shared(type(module)):
+            give_property(module, tensor_name)
         else:
             inject(module, tensor_name)
 
     def delete(holder: Any, name: str) -> None:
-        inherits = isinstance(holder, type) and any(map(answers.is_shared, holder.__mro__))
-        if not inherits or (name in vars(holder) and not answers.is_shared(holder)):
+        inherits = isinstance(holder, type) and any(map(is_shared, holder.__mro__))
+        if not inherits or (name in vars(holder) and not is_shared(holder)):
             delattr(holder, name)
 
     parametrize._inject_property = inject_property

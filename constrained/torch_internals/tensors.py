@@ -56,10 +56,7 @@ def _has_no_memory(value: Tensor) -> bool:
 #: Whether a tensor belongs to a transform of torch.func. If so it has no address, which is tried
 #: where torch does not tell.
 is_transformed: Callable[[Tensor], bool] = (
-    find(
-        "torch._C._functorch.is_functorch_wrapped_tensor",
-        lambda f: f(torch.empty(0)) is False,
-    )
+    find("torch._C._functorch.is_functorch_wrapped_tensor", lambda f: f(torch.empty(0)) is False)
     or _has_no_memory
 )
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS
 
 #: The most that a restoration moves canonical parameters by, in units of the machine epsilon times
 #: the largest of them.
@@ -81,11 +81,6 @@ class History:
         optimizer, parameters = self._optimizer(), self._group()["params"]
         # L-BFGS keeps the state of all parameters with the first.
         return {} if optimizer is None else optimizer.state.get(parameters[0], {})
-
-
-def history_of(optimizer: Optimizer) -> History | None:
-    """The history of an optimizer that a restoration would falsify; None for other optimizers."""
-    return History(optimizer) if isinstance(optimizer, LBFGS) else None
 
 
 def has_moved(parameters: Iterable[Tensor], before: Iterable[Tensor]) -> bool:

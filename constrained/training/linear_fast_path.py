@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.precision import autocast_disabled, is_autocast
-from constrained.evaluation.backward import written_since
-from constrained.evaluation.events import expect_writes, happened
+from constrained.evaluation.backward import gradients_of, written_since
+from constrained.evaluation.events import Events, expect_writes
 from constrained.evaluation.fingerprint import Fingerprint
 from constrained.evaluation.value_store import ValueStore
 from constrained.parametrized.module_class import contribute
@@ -58,20 +58,11 @@ def linear_methods(base: type, names: tuple[str, ...]) -> dict[str, Callable[...
     return {"forward": _forward}
 
 
-def has_factors(constraint: object) -> TypeGuard[Constraint]:
-    """Whether a constraint has thin factors of its value, by which a layer may be applied."""
+def _defines(constraint: object, method: str) -> TypeGuard[Constraint]:
+    """Whether a constraint defines an optional method, for the map that it has now."""
     return (
         isinstance(constraint, Constraint)
-        and type(constraint).factors is not Constraint.factors
-        and constraint.has_own_map()
-    )
-
-
-def has_thin_pullback(constraint: object) -> TypeGuard[Constraint]:
-    """Whether a constraint has the gradient of its parameters from thin factors of its value's."""
-    return (
-        isinstance(constraint, Constraint)
-        and type(constraint).thin_pullback is not Constraint.thin_pullback
+        and getattr(type(constraint), method) is not getattr(Constraint, method)
         and constraint.has_own_map()
     )
 
@@ -176,7 +167,7 @@ def _list(layer: Any) -> ParametrizationList | None:
     is_applicable = found._notes.get("linear")
     if is_applicable is None:
         first = found.chain()[0]
-        is_applicable = has_factors(first) or has_thin_pullback(first)
+        is_applicable = _defines(first, "factors") or _defines(first, "thin_pullback")
         found._notes["linear"] = is_applicable
     return found if is_applicable else None
 
@@ -189,7 +180,7 @@ def _factors(tensor: ParametrizationList, rows: int) -> tuple[Tensor, Tensor] | 
         rows: the number of rows of the input.
     """
     first, *rest = tensor.chain()
-    if rest or not has_factors(first) or not _may_be_applied_unread(tensor):
+    if rest or not _defines(first, "factors") or not _may_be_applied_unread(tensor):
         return None
     originals = tensor.originals()
     # In half precision two products are rounded more than one.
@@ -206,7 +197,7 @@ def _factors(tensor: ParametrizationList, rows: int) -> tuple[Tensor, Tensor] | 
 def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
     """The value, if a linear layer may be applied by it and have a thin gradient, unread."""
     first, *rest = tensor.chain()
-    if rest or not torch.is_grad_enabled() or not has_thin_pullback(first):
+    if rest or not torch.is_grad_enabled() or not _defines(first, "thin_pullback"):
         return None
     if not _may_be_applied_unread(tensor) or not tensor.is_pure():
         return None
@@ -255,7 +246,7 @@ def _may_be_applied_unread(tensor: ParametrizationList) -> bool:
 def _count_rows(tensor: ParametrizationList, rows: int) -> int:
     """How many rows the layer was applied to since the last step or backward pass."""
     since, before = tensor._notes.get("rows", (None, 0))
-    now = happened()
+    now = Events.count
     total = rows + (before if since == now else 0)
     tensor._notes["rows"] = now, total
     return total
@@ -303,12 +294,8 @@ def _differentiable(
         # Aliases: the input may itself be computed from the bias or the originals, as in a
         # recurrent network, and autograd would go on from there.
         inputs = [t if t is None else t.view_as(t) for t in (x, bias, *unread.originals)]
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
         weight, hooks = unread.constraint(*inputs[2:]), unread.hooks()
         if hooks is not None and weight.requires_grad:
             weight.register_hook(hooks)
         output = F.linear(inputs[0], weight, inputs[1])  # type: ignore[arg-type]
-    found = iter(
-        torch.autograd.grad(output, wanted, gradient, create_graph=is_recorded, allow_unused=True)
-    )
-    return tuple(next(found) if need else None for need in needed)
+    return gradients_of(output, inputs, needed, gradient, is_recorded)

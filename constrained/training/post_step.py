@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -43,7 +43,7 @@ from constrained.training.canonicalize import (
     restore,
     restore_batch,
 )
-from constrained.training.lbfgs_history import History, has_moved, history_of
+from constrained.training.lbfgs_history import History, has_moved
 
 
 class _Step:
@@ -61,8 +61,7 @@ class _Step:
     def __init__(self, optimizer: Optimizer, frame: FrameType | None) -> None:
         self.frame, self.code = id(frame), frame and frame.f_code
         self.optimizer = weakref.ref(optimizer)
-        history = history_of(optimizer)
-        self.histories: list[History] = [] if history is None else [history]
+        self.histories = [History(optimizer)] if isinstance(optimizer, LBFGS) else []
 
 
 class _Running(threading.local):
@@ -138,7 +137,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     step, around = _finished(optimizer, frame)
     items = _items(optimizer)
     for item in items:
-        item.forget_step()
+        # Only the numbers in the originals have moved: how to evaluate stays known.
+        item._store.drop(stepped=True)
     for outer in around:
         outer.histories += step.histories
     outside = [other for outer in around if (other := outer.optimizer()) is not None]

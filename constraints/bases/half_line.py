@@ -8,6 +8,7 @@ from torch import Tensor
 
 from constrained import Constraint
 from constrained.constraint.sampling import RandomNumbers
+from constraints.bases.arguments import checked_bound
 from constraints.bases.boundary import STEEPNESS
 from constraints.math.autograd import needs_derivative
 from constraints.math.rounding import kept, least_positive
@@ -37,6 +38,14 @@ class HalfLine(Constraint):
     def _upwards(self, y: Tensor) -> Tensor:
         """``direction * y``, without a product."""
         return y if self.direction > 0 else -y
+
+
+class Bounded(HalfLine):
+    """A half-line from a bound that is given."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = self.end = checked_bound(type(self).name or type(self).__name__, bound)
 
 
 class OpenHalfLine(HalfLine):

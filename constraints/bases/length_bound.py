@@ -39,15 +39,13 @@ class LengthBound(Vectors):
     step has led outside back to the boundary little by little: see `relax_to_boundary`.
     """
 
+    #: The p of the norm, from 1 on.
+    order: float = 2.0
+
     @property
     @abstractmethod
     def greatest(self) -> float:
         """The bound."""
-
-    @property
-    def order(self) -> float:
-        """The p of the norm, from 1 on."""
-        return 2.0
 
     def length(self, value: Tensor) -> Tensor:
         """The norm of each vector, of shape ``(*batch, 1)``."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from constrained import Constraint
 from constrained.constraint.base import unguarded
-from constrained.constraint.elements import Params
 from constrained.constraint.errors import SpecError
 from constrained.constraint.spec import parse
 from constraints.bases.boundary import relax_to_boundary
@@ -77,11 +76,6 @@ def events(part: Constraint, whole: int | None = None) -> int:
     if whole is None:
         raise ValueError(f"{part!r} takes the whole tensor for one element: it cannot be a part.")
     return whole
-
-
-def unpack(params: Params) -> tuple[Tensor, ...]:
-    """The result of a right inverse as a tuple."""
-    return (params,) if isinstance(params, Tensor) else tuple(params)
 
 
 def largest(violation: Tensor, batch: int) -> Tensor:

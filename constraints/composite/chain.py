@@ -10,18 +10,10 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.base import unguarded
-from constrained.constraint.elements import Params
+from constrained.constraint.elements import Params, unpack
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.linear_space import LinearSpace
-from constraints.bases.parts import (
-    Composite,
-    build_parts,
-    canonical,
-    events,
-    inherited,
-    largest,
-    unpack,
-)
+from constraints.bases.parts import Composite, build_parts, canonical, events, inherited, largest
 
 
 @register("chain")
@@ -155,27 +147,22 @@ class Chain(Composite):
 
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the parts' projections, one after another."""
-        first, *others = self._each()
-        value = first.project(value)
-        for part in others:
-            value = part.project(value)
-        return first.project(value) if isinstance(first, LinearSpace) else value
+        return self._through(self._each()[0].project(value), "project")
 
     def admit(self, value: Tensor, share: float) -> Tensor:
         """The parts' starts, one after another."""
         del share
-        first, *others = self._each()
-        value = first.start(value)
-        for part in others:
-            value = part.start(value)
-        return first.project(value) if isinstance(first, LinearSpace) else value
+        return self._through(self._each()[0].start(value), "start")
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A sample of the first part, projected by the others."""
+        return self._through(random.member(self._each()[0], shape), "project")
+
+    def _through(self, value: Tensor, method: str) -> Tensor:
+        """A value from the first part after a method of each of the others."""
         first, *others = self._each()
-        value = random.member(first, shape)
         for part in others:
-            value = part.project(value)
+            value = getattr(part, method)(value)
         return first.project(value) if isinstance(first, LinearSpace) else value
 
     def dimension(self, shape: Sequence[int]) -> int:

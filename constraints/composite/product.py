@@ -11,17 +11,10 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.base import FLAT, unguarded
+from constrained.constraint.elements import unpack
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.arguments import is_whole
-from constraints.bases.parts import (
-    Composite,
-    build_parts,
-    canonical,
-    events,
-    inherited,
-    largest,
-    unpack,
-)
+from constraints.bases.parts import Composite, build_parts, canonical, events, inherited, largest
 
 
 @register("product", aliases=("cartesian_product", "cat"))

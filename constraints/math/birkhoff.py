@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained.torch_internals import linalg
+from constraints.math.l1_projection import rough_threshold
 
 #: The largest number of Newton steps at one scale of the matrix, and of halvings of a step.
 STEPS, HALVINGS = 100, 40
@@ -76,10 +77,7 @@ def nearest_doubly_stochastic(X: Tensor) -> Tensor:
 def _rows(Z: Tensor) -> Tensor:
     """The point of the simplex nearest to each row."""
     shifted = (Z - Z.amax(-1, keepdim=True)).clamp(min=-1)
-    count = torch.arange(1, Z.shape[-1] + 1, dtype=Z.dtype, device=Z.device)
-    descending = shifted.sort(-1, descending=True).values
-    threshold = ((descending.cumsum(-1) - 1) / count).amax(-1, keepdim=True)
-    W = F.relu(shifted - threshold)
+    W = F.relu(shifted - rough_threshold(shifted, 1))
     # The division keeps zeros: the Newton step depends on which entries are positive.
     return W / W.sum(-1, keepdim=True)
 

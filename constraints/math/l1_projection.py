@@ -38,7 +38,7 @@ def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
     largest = size.amax(-1, keepdim=True)
     shifted = (size - largest).clamp(min=-bound)
     if needs_derivative(y):
-        threshold = _sorted(shifted, bound)
+        threshold = threshold_of(shifted, bound)
     elif bool(outside.any()):
         mean = (shifted.sum(-1, keepdim=True) - bound) / y.shape[-1]
         threshold = _climbed(shifted, bound, torch.maximum(mean, -largest))
@@ -48,11 +48,16 @@ def onto_l1_ball(y: Tensor, bound: float) -> Tensor:
     return torch.where(outside, y.sign() * nearest, y)
 
 
-def _sorted(shifted: Tensor, bound: float) -> Tensor:
-    """The threshold of each vector, differentiable and traceable."""
+def rough_threshold(shifted: Tensor, bound: float) -> Tensor:
+    """The t of each vector x with ``sum_i max(x_i - t, 0) = bound``, as the largest quotient."""
     descending = shifted.sort(-1, descending=True).values
     count = torch.arange(1, shifted.shape[-1] + 1, dtype=shifted.dtype, device=shifted.device)
-    threshold = ((descending.cumsum(-1) - bound) / count).amax(-1, keepdim=True)
+    return ((descending.cumsum(-1) - bound) / count).amax(-1, keepdim=True)
+
+
+def threshold_of(shifted: Tensor, bound: float) -> Tensor:
+    """`rough_threshold` with all its digits, differentiable and traceable."""
+    threshold = rough_threshold(shifted, bound)
     # The running sum has lost digits: one Newton step with the sum of the entries corrects it.
     above = F.relu(shifted - threshold)
     return threshold + (above.sum(-1, keepdim=True) - bound) / (above > 0).sum(-1, keepdim=True)

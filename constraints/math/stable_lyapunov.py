@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -156,12 +156,18 @@ def cost(params: tuple[Tensor, ...], value: Tensor) -> Tensor:
     return (missed + torch.finfo(value.dtype).eps * condition).nan_to_num(nan=torch.inf)
 
 
-def cheapest(candidates: Iterable[tuple[Tensor, ...]], value: Tensor) -> tuple[Tensor, ...]:
-    """For each element the first right inverse of a `cost` up to 32 eps, else the cheapest."""
-    enough = 32 * torch.finfo(value.dtype).eps
+def cheapest(factors: Callable[[float], tuple[Tensor, ...]], value: Tensor) -> tuple[Tensor, ...]:
+    """For each element the first right inverse of a `cost` up to 32 eps, else the cheapest.
+
+    Args:
+        factors: all of its tensors but the first, the identity, for one of `margins`.
+        value: the matrices.
+    """
+    identity, enough = eye_like(value).expand_as(value), 32 * torch.finfo(value.dtype).eps
     best: tuple[Tensor, ...] = ()
     least = value.new_zeros(())
-    for params in candidates:
+    for margin in margins(value.dtype):
+        params = (identity, *factors(margin))
         new = cost(params, value)
         if best:
             # Keep what is good enough: the result for an element must not depend on the others.

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from constrained import Constraint, register
-from constrained.constraint.sampling import RandomNumbers
+from constrained import register
 from constrained.constraint.tolerance import tolerance
-from constraints.bases.arguments import checked_rank
-from constraints.bases.shapes import SquareMatrices, thinner_than, too_small
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by
-from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
+from constraints.math.leading_eigenvalues import leading_eigenvalues
 from constraints.math.matrix import symmetric_part
 from constraints.math.svd import svd, svdvals
-from constraints.matrices.low_rank import random_product
+from constraints.matrices.low_rank import OfRank
+from constraints.matrices.positive_semidefinite import PSDOfRank
 
 
 @register("fixed_rank", aliases=("fixed_rank_embedded",))
-class FixedRank(Constraint):
+class FixedRank(OfRank):
     """Matrices of exactly a given rank.
 
     **Set**: {W in R^(m x n) : rank(W) = r}. A manifold of dimension r (m + n - r). Its closure,
@@ -48,7 +44,6 @@ class FixedRank(Constraint):
         True
     """
 
-    event_dim = 2
     closed = False
     examples = (
         ({"rank": 1}, (1, 1)),
@@ -57,10 +52,6 @@ class FixedRank(Constraint):
         ({"rank": 2}, (3, 5)),
         ({"rank": 3}, (5, 4)),
     )
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = checked_rank("fixed_rank", rank)
 
     def forward(self, A: Tensor, B: Tensor) -> Tensor:
         """``A B'`` plus the rounding term."""
@@ -98,21 +89,9 @@ class FixedRank(Constraint):
         moved = (U[..., : self.rank] * raised.unsqueeze(-2)) @ Vh[..., : self.rank, :]
         return torch.where((raised == leading_values).all(-1)[..., None, None], value, moved)
 
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
-        return random_product(shape, self.rank, random)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``r (m + n - r)``."""
-        return self.rank * (shape[-2] + shape[-1] - self.rank)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """Both sides of the matrix are at least the rank."""
-        return thinner_than(event, self.rank)
-
 
 @register("psd_fixed_rank", aliases=("positive_semidefinite_fixed_rank",))
-class PSDFixedRank(SquareMatrices):
+class PSDFixedRank(PSDOfRank):
     """Positive semidefinite matrices of exactly a given rank.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) = r}. A manifold of dimension
@@ -145,10 +124,6 @@ class PSDFixedRank(SquareMatrices):
         ({"rank": 3}, (3, 3)),
     )
 
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = checked_rank("psd_fixed_rank", rank)
-
     def forward(self, A: Tensor) -> Tensor:
         """``A A'`` plus the rounding term."""
         return symmetric_part(full_rank_product(A, A))
@@ -157,10 +132,6 @@ class PSDFixedRank(SquareMatrices):
         """Eigenvectors times roots of the eigenvalues, without the rounding term."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
-
-    def violation(self, value: Tensor) -> Tensor:
-        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
-        return distance_from_psd_rank(value, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.
@@ -181,16 +152,3 @@ class PSDFixedRank(SquareMatrices):
         raised = raised_by(eigenvalues, value, share)
         moved = symmetric_part((Q * raised.unsqueeze(-2)) @ Q.mT)
         return torch.where((raised == eigenvalues).all(-1)[..., None, None], value, moved)
-
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
-        normal = random.normal((*shape[:-1], self.rank))
-        return symmetric_part(normal @ normal.mT / self.rank)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n r - r (r - 1) / 2``."""
-        return shape[-1] * self.rank - self.rank * (self.rank - 1) // 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix of at least r rows."""
-        return super().shape_problem(event) or too_small(event, self.rank)

@@ -24,7 +24,6 @@ from constraints.math.stable_lyapunov import (
     continuous_gramian,
     coordinates,
     fading,
-    margins,
     modal,
     square_root,
 )
@@ -81,12 +80,7 @@ class Hurwitz(SquareMatrices):
 
     recompute_in_backward = True
     frozen = (3, 4)
-    examples = (
-        ({}, (1, 1)),
-        ({}, (2, 2)),
-        ({}, (5, 5)),
-        ({"alpha": 0.5}, (3, 3)),
-    )
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)), ({"alpha": 0.5}, (3, 3)))
     expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() shifts the eigenvalues",
@@ -118,17 +112,16 @@ class Hurwitz(SquareMatrices):
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, Y, Z, T, R)``, where T and R are constants."""
-        identity = eye_like(value).expand_as(value).contiguous()
         if value.is_meta:
-            return identity, *(torch.empty_like(identity) for _ in range(4))
+            return tuple(value.new_empty(value.shape) for _ in range(5))
         wide = value.double()
         A = wide + self.alpha * eye_like(wide)
         abscissa = eigenvalues(A).real.amax(-1)[..., None, None]
-        candidates = (
-            (identity, *self._factors(value, *_dissipative(A, abscissa, margin, value.dtype)))
-            for margin in margins(value.dtype)
-        )
-        return cheapest(candidates, value)
+
+        def factors(margin: float) -> tuple[Tensor, ...]:
+            return self._factors(value, *_dissipative(A, abscissa, margin, value.dtype))
+
+        return cheapest(factors, value)
 
     def _factors(self, value: Tensor, T: Tensor, K: Tensor) -> tuple[Tensor, ...]:
         size = norm(K)[..., 0]

@@ -19,6 +19,30 @@ from constraints.math.svd import svd, svdvals
 from constraints.math.thin_product import thin_product
 
 
+class OfRank(Constraint):
+    """What sets of matrices of a given rank share, or of a largest rank: two thin factors."""
+
+    event_dim = 2
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = checked_rank(type(self).name or type(self).__name__, rank)
+
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
+        """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
+        *batch, m, n = shape
+        factors = random.normal((*batch, m + n, self.rank))
+        return factors[..., :m, :] @ factors[..., m:, :].mT / self.rank**0.5
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``r (m + n - r)``."""
+        return self.rank * (shape[-2] + shape[-1] - self.rank)
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """Both sides of the matrix are at least the rank."""
+        return thinner_than(event, self.rank)
+
+
 class BoundedRank(Constraint):
     """Base of sets of matrices of bounded rank, which are products of two balanced factors.
 
@@ -46,13 +70,9 @@ class BoundedRank(Constraint):
         larger = raised_by(sigma, value, share) / torch.where(sigma > 0, sigma, 1)
         return left * larger.unsqueeze(-2) @ right.mT
 
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``r (m + n - r)``."""
-        return self.rank * (shape[-2] + shape[-1] - self.rank)
-
 
 @register("low_rank")
-class LowRank(BoundedRank):
+class LowRank(OfRank, BoundedRank):
     """Matrices of at most a given rank.
 
     **Set**: {W in R^(m x n) : rank(W) <= r}. Dimension r (m + n - r), closed. It is not a manifold
@@ -95,10 +115,6 @@ class LowRank(BoundedRank):
         *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
     )
 
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = checked_rank("low_rank", rank)
-
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
         """``U V'``."""
         if goes_by_operator():
@@ -120,14 +136,6 @@ class LowRank(BoundedRank):
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Balanced factors."""
         return _factors(value, self.rank)
-
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
-        return random_product(shape, self.rank, random)
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """Both sides of the matrix are at least the rank."""
-        return thinner_than(event, self.rank)
 
 
 @register("rank_one")
@@ -183,12 +191,9 @@ class RankOne(Matrices, BoundedRank):
         vectors = random.normal((*batch, m + n))
         return self.forward(vectors[..., :m], vectors[..., m:])
 
-
-def random_product(shape: tuple[int, ...], rank: int, random: RandomNumbers) -> Tensor:
-    """The product of two standard normal factors, divided by sqrt(r): entries of variance 1."""
-    *batch, m, n = shape
-    factors = random.normal((*batch, m + n, rank))
-    return factors[..., :m, :] @ factors[..., m:, :].mT / rank**0.5
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``m + n - 1``."""
+        return shape[-2] + shape[-1] - 1
 
 
 def _factors(value: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -88,8 +88,33 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
         return shape[-1] * (shape[-1] + 1) // 2
 
 
+class PSDOfRank(SquareMatrices):
+    """What sets of positive semidefinite matrices of a given rank share, or of a largest rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = checked_rank(type(self).name or type(self).__name__, rank)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
+        return distance_from_psd_rank(value, self.rank)
+
+    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
+        """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
+        normal = random.normal((*shape[:-1], self.rank))
+        return symmetric_part(normal @ normal.mT / self.rank)
+
+    def dimension(self, shape: Sequence[int]) -> int:
+        """``n r - r (r - 1) / 2``."""
+        return shape[-1] * self.rank - self.rank * (self.rank - 1) // 2
+
+    def shape_problem(self, event: tuple[int, ...]) -> str | None:
+        """An element is a square matrix of at least r rows."""
+        return super().shape_problem(event) or too_small(event, self.rank)
+
+
 @register("psd_low_rank", aliases=("positive_semidefinite_low_rank",))
-class PSDLowRank(SquareMatrices):
+class PSDLowRank(PSDOfRank):
     """Positive semidefinite matrices of at most a given rank.
 
     **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) <= r}. Dimension
@@ -114,7 +139,9 @@ class PSDLowRank(SquareMatrices):
     `canonical` moves S into Y. An eigenvalue that a step has made negative becomes a few units in
     the last place, and its column of Y is short but not zero. A short column turns as fast as a
     long one. With a zero eigenvalue in S instead, the column would stay along an arbitrary vector
-    of the kernel, though another vector might lower the loss.
+    of the kernel, though another vector might lower the loss. But a short column needs many steps
+    to grow. So where S has no positive eigenvalue, and its entries reach 1/2, S becomes zero and Y
+    keeps its length: the next steps can lead back at once.
 
     Args:
         rank: the largest rank r, from 1 to n.
@@ -141,10 +168,6 @@ class PSDLowRank(SquareMatrices):
         ),
     }
 
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = checked_rank("psd_low_rank", rank)
-
     def forward(self, Y: Tensor, S: Tensor) -> Tensor:
         """``Y S_+ Y'``."""
         return symmetric_part(Y @ psd_part(symmetric_part(S)) @ Y.mT)
@@ -163,15 +186,14 @@ class PSDLowRank(SquareMatrices):
     def canonical(self, Y: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
         """``(Y L, I)`` with ``L L' = S_+`` where S_+ is regular; else ``(Y, S_+)``."""
         with torch.no_grad():
-            S = psd_part(symmetric_part(S))
+            S, before = psd_part(symmetric_part(S)), S
+            rounding = 64 * self.rank * torch.finfo(S.dtype).eps
+            most, size = (X.abs().amax((-2, -1), keepdim=True) for X in (S, before))
+            S = S.masked_fill((most <= rounding * size) & (size >= 0.5), 0)
             L, info = linalg.cholesky_ex(S)
             regular = (info == 0)[..., None, None]
             identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
             return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)
-
-    def violation(self, value: Tensor) -> Tensor:
-        """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
-        return distance_from_psd_rank(value, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in the Frobenius norm: the r largest eigenvalues, if positive."""
@@ -184,19 +206,6 @@ class PSDLowRank(SquareMatrices):
         # The derivative along A has the size of the eigenvalues, not of their roots.
         raised = raised_by(eigenvalues, value, share**0.5).unsqueeze(-2)
         return symmetric_part((Q * raised) @ Q.mT)
-
-    def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """Wishart matrices with r degrees of freedom, divided by r: of mean I."""
-        normal = random.normal((*shape[:-1], self.rank))
-        return symmetric_part(normal @ normal.mT / self.rank)
-
-    def dimension(self, shape: Sequence[int]) -> int:
-        """``n r - r (r - 1) / 2``."""
-        return shape[-1] * self.rank - self.rank * (self.rank - 1) // 2
-
-    def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """An element is a square matrix of at least r rows."""
-        return super().shape_problem(event) or too_small(event, self.rank)
 
 
 def _unsymmetric(Y: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from constraints.math.stable_lyapunov import (
     coordinates,
     discrete_gramian,
     fading,
-    margins,
     modal,
     square_root,
 )
@@ -80,12 +79,7 @@ class Schur(SquareMatrices):
 
     recompute_in_backward = True
     frozen = (3, 4)
-    examples = (
-        ({}, (1, 1)),
-        ({}, (2, 2)),
-        ({}, (5, 5)),
-        ({"radius": 0.5}, (3, 3)),
-    )
+    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)), ({"radius": 0.5}, (3, 3)))
     expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() divides by the spectral radius",
@@ -124,16 +118,15 @@ class Schur(SquareMatrices):
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, ...]:
         """``(I, C', (I - C'C)^(1/2), T, R)``, where T and R are constants."""
-        identity = eye_like(value).expand_as(value).contiguous()
         if value.is_meta:
-            return identity, *(torch.empty_like(identity) for _ in range(4))
+            return tuple(value.new_empty(value.shape) for _ in range(5))
         A = value.double() / self.radius
         radius = eigenvalues(A).abs().amax(-1)[..., None, None]
-        candidates = (
-            (identity, *self._factors(value, *_contraction(A, radius, margin, value.dtype)))
-            for margin in margins(value.dtype)
-        )
-        return cheapest(candidates, value)
+
+        def factors(margin: float) -> tuple[Tensor, ...]:
+            return self._factors(value, *_contraction(A, radius, margin, value.dtype))
+
+        return cheapest(factors, value)
 
     def _factors(self, value: Tensor, T: Tensor, C: Tensor) -> tuple[Tensor, ...]:
         # On the boundary, where D vanishes, this leaves a gradient.

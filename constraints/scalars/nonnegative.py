@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from constrained import register
-from constraints.bases.arguments import checked_bound
 from constraints.bases.expected_failures import no_derivative
-from constraints.bases.half_line import KINK, ClosedHalfLine
+from constraints.bases.half_line import KINK, Bounded, ClosedHalfLine
 
 
 @register("nonnegative", aliases=("non_negative", "non_neg"))
@@ -66,7 +65,7 @@ class Nonpositive(ClosedHalfLine):
 
 
 @register("at_least", aliases=("greater_than_eq",))
-class AtLeast(ClosedHalfLine):
+class AtLeast(Bounded, ClosedHalfLine):
     """Numbers from a bound upwards.
 
     **Set**: {x in R : x >= bound}, elementwise. Dimension 1, closed.
@@ -93,13 +92,9 @@ class AtLeast(ClosedHalfLine):
     expected_failures = no_derivative(KINK, "zeros", "boundary")
     direction = 1
 
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("at_least", bound)
-
 
 @register("at_most", aliases=("less_than_eq",))
-class AtMost(ClosedHalfLine):
+class AtMost(Bounded, ClosedHalfLine):
     """Numbers up to a bound.
 
     **Set**: {x in R : x <= bound}, elementwise. Dimension 1, closed.
@@ -125,7 +120,3 @@ class AtMost(ClosedHalfLine):
     examples = (({"bound": 0.5}, ()), ({"bound": -2.0}, ()))
     expected_failures = no_derivative(KINK, "zeros", "ones")
     direction = -1
-
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("at_most", bound)

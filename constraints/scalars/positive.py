@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from constrained import register
-from constraints.bases.arguments import checked_bound
-from constraints.bases.half_line import OpenHalfLine
+from constraints.bases.half_line import Bounded, OpenHalfLine
 
 
 @register("positive", aliases=("softplus_positive",))
@@ -64,7 +63,7 @@ class Negative(OpenHalfLine):
 
 
 @register("greater_than", aliases=("lower_bounded",))
-class GreaterThan(OpenHalfLine):
+class GreaterThan(Bounded, OpenHalfLine):
     """Numbers above a bound.
 
     **Set**: {x in R : x > bound}, elementwise. Dimension 1, open.
@@ -94,13 +93,9 @@ class GreaterThan(OpenHalfLine):
     examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
     direction = 1
 
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("greater_than", bound)
-
 
 @register("less_than", aliases=("upper_bounded",))
-class LessThan(OpenHalfLine):
+class LessThan(Bounded, OpenHalfLine):
     """Numbers below a bound.
 
     **Set**: {x in R : x < bound}, elementwise. Dimension 1, open.
@@ -129,7 +124,3 @@ class LessThan(OpenHalfLine):
 
     examples = (({"bound": 1.0}, ()), ({"bound": -20.0}, ()))
     direction = -1
-
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = self.end = checked_bound("less_than", bound)

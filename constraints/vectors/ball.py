@@ -72,7 +72,7 @@ class Ball(LengthBound):
         return self.radius
 
     @property
-    def order(self) -> float:
+    def order(self) -> float:  # type: ignore[override]
         """The order of the norm."""
         return self.p
 
@@ -120,6 +120,7 @@ class L1Ball(LengthBound):
         tensor([-0.5000, -1.0000])
     """
 
+    order = 1.0
     preserves = ("nonnegative", "nonpositive")
     examples = (({}, (1,)), ({}, (4,)), ({"radius": 2.5}, (3,)), ({"radius": 1.0}, (50,)))
     expected_failures = kinks_and_outside()
@@ -132,11 +133,6 @@ class L1Ball(LengthBound):
     def greatest(self) -> float:
         """The radius."""
         return self.radius
-
-    @property
-    def order(self) -> float:
-        """1: the sum of absolute values."""
-        return 1.0
 
 
 @register("max_norm")

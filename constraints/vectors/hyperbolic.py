@@ -72,12 +72,7 @@ class PoincareBall(Vectors):
 
     recompute_in_backward = True
     closed = False
-    examples = (
-        ({}, (1,)),
-        ({}, (3,)),
-        ({"curvature": 0.25}, (2,)),
-        ({"curvature": 9.0}, (20,)),
-    )
+    examples = (({}, (1,)), ({}, (3,)), ({"curvature": 0.25}, (2,)), ({"curvature": 9.0}, (20,)))
 
     def __init__(self, curvature: float = 1.0) -> None:
         super().__init__()
@@ -190,12 +185,7 @@ class Lorentz(Constraint):
     """
 
     event_dim = 1
-    examples = (
-        ({}, (2,)),
-        ({}, (4,)),
-        ({"curvature": 0.25}, (3,)),
-        ({"curvature": 4.0}, (20,)),
-    )
+    examples = (({}, (2,)), ({}, (4,)), ({"curvature": 0.25}, (3,)), ({"curvature": 4.0}, (20,)))
 
     def __init__(self, curvature: float = 1.0) -> None:
         super().__init__()

@@ -16,12 +16,6 @@ from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math.isotonic import isotonic
 
-_KINK = no_derivative(
-    "a kink where two entries are equal, as every map from all of "
-    "space onto the cone that leaves its boundary with a nonzero slope",
-    *("zero_params", "zeros", "ones", "boundary"),
-)
-
 
 class Increments(Vectors):
     """Base of the cones of ordered vectors, whose parameters are the increments.
@@ -35,6 +29,12 @@ class Increments(Vectors):
         gap: the least difference of neighbours, zero or more. It shifts the cone: i times the gap
             is added to entry number i, counted from 0.
     """
+
+    expected_failures = no_derivative(
+        "a kink where two entries are equal, as every map from all of "
+        "space onto the cone that leaves its boundary with a nonzero slope",
+        *("zero_params", "zeros", "ones", "boundary"),
+    )
 
     def __init__(self, gap: float = 0.0) -> None:
         super().__init__()
@@ -63,6 +63,21 @@ class Increments(Vectors):
         """The increments of the element."""
         bounded = torch.arange(y.shape[-1], device=y.device) >= self.free()
         return (torch.where(bounded & (y < 0), y / -STEEPNESS, y),)
+
+    def violation(self, value: Tensor) -> Tensor:
+        """The least change of entries that makes an element, by the entry that changes most."""
+        value = self._spread(value, -1)
+        # If moving each entry by t at most puts them in order, then x_i <= x_j + 2 t for i < j.
+        # Half of the largest such difference suffices: put each entry halfway between itself and
+        # the largest one before it.
+        order = (value.cummax(-1).values - value).amax(-1) / 2
+        return order if self.free() else torch.maximum(order, F.relu(-value).amax(-1))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The nearest point in the Euclidean norm."""
+        # The nearest vector with the bound is the nearest one without it, clamped at the bound.
+        nearest = isotonic(self._spread(value, -1))
+        return self._spread(nearest if self.free() else nearest.clamp(min=0))
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Sorted standard normal numbers, or absolute values of such if none may be negative.
@@ -121,23 +136,10 @@ class Ordered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    expected_failures = _KINK
 
     def free(self) -> int:
         """1: only the first increment may be negative."""
         return 1
-
-    def violation(self, value: Tensor) -> Tensor:
-        """The least change of entries that makes an element, by the entry that changes most."""
-        value = self._spread(value, -1)
-        # If moving each entry by t at most puts them in order, then x_i <= x_j + 2 t for i < j.
-        # Half of the largest such difference suffices: put each entry halfway between itself and
-        # the largest one before it.
-        return (value.cummax(-1).values - value).amax(-1) / 2
-
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm."""
-        return self._spread(isotonic(self._spread(value, -1)))
 
 
 @register("positive_ordered", aliases=("positive_ordered_vector",))
@@ -172,19 +174,7 @@ class PositiveOrdered(Increments):
     """
 
     examples = (({}, (1,)), ({}, (2,)), ({}, (5,)), ({}, (40,)), ({"gap": 0.25}, (5,)))
-    expected_failures = _KINK
 
     def free(self) -> int:
         """0: no increment may be negative."""
         return 0
-
-    def violation(self, value: Tensor) -> Tensor:
-        """The least change of entries that makes an element, by the entry that changes most."""
-        value = self._spread(value, -1)
-        order = (value.cummax(-1).values - value).amax(-1) / 2
-        return torch.maximum(order, F.relu(-value).amax(-1))
-
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm."""
-        # The nearest vector with the bound is the nearest one without it, clamped at the bound.
-        return self._spread(isotonic(self._spread(value, -1)).clamp(min=0))

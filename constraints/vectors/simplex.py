@@ -12,6 +12,7 @@ from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Vectors
+from constraints.math.l1_projection import threshold_of
 from constraints.math.logits import inner, logits, probabilities
 
 
@@ -73,13 +74,7 @@ class Simplex(Vectors):
         # Shifting all entries shifts t as much, and entries more than 1 below the largest become 0.
         # So entries are shifted and clamped to between -1 and 0, where no digits of 1 are lost.
         shifted = (value - value.amax(-1, keepdim=True)).clamp(min=-1)
-        count = torch.arange(1, value.shape[-1] + 1, dtype=value.dtype, device=value.device)
-        descending = shifted.sort(-1, descending=True).values
-        threshold = ((descending.cumsum(-1) - 1) / count).amax(-1, keepdim=True)
-        # One Newton step on the sum of the entries, for the digits that the running sum has lost.
-        above = F.relu(shifted - threshold)
-        excess = (above.sum(-1, keepdim=True) - 1) / (above > 0).sum(-1, keepdim=True)
-        nearest = F.relu(shifted - (threshold + excess))
+        nearest = F.relu(shifted - threshold_of(shifted, 1))
         return nearest / nearest.sum(-1, keepdim=True)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:

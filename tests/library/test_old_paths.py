@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import pickle
 import subprocess
@@ -112,6 +113,24 @@ def test_a_member_of_a_constraint_under_its_old_name(old):
     with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now"):
         setattr(constraint, old, value)
     assert getattr(constraint, new) == value and old not in vars(constraint)
+
+
+@pytest.mark.parametrize("old", MEMBERS)
+def test_an_old_name_that_is_added_to_a_class_later(old):
+    new, value = MEMBERS[old]
+    base = type("Base", (Orthogonal,), {})
+    mine = type("Mine", (base,), {})
+    made = mine()
+    setattr(base, old, value)
+    with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now") as told:
+        # A constraint is copied for each tensor that it constrains.
+        copied = copy.deepcopy(made)
+    assert len(told) == 1
+    assert getattr(copied, new) == getattr(mine(), new) == getattr(base(), new) == value
+    setattr(mine, old, None)
+    with pytest.warns(DeprecationWarning, match=f"Constraint.{old} is called {new} now"):
+        mine()
+    assert getattr(mine, new) is None and getattr(base, new) == value
 
 
 def test_a_constraint_that_was_pickled_with_a_member_of_the_old_name():

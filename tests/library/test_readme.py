@@ -55,7 +55,8 @@ def test_the_first_table_is_what_is_printed(registered, capsys):
 def test_what_it_says_of_yaml():
     (config,) = blocks("yaml")
     assert yaml.safe_load(config) == {"constraints": {"cell.weight_hh": "orthogonal"}}
-    assert "reads `1e-3` as text, where `1.0e-3` is a number" in README
+    text = " ".join(README.split())
+    assert "reads `1e-3` as text, where `1.0e-3` is a number" in text
     assert yaml.safe_load("[1e-3, 1.0e-3]") == ["1e-3", 0.001]
     assert yaml.safe_load("a: 1\na: 2") == {"a": 2}
     model = nn.ModuleDict({"cell": nn.RNNCell(4, 4)})

@@ -277,6 +277,55 @@ def test_e16_what_autograd_records_is_no_lost_write():
         _ = m.weight
 
 
+def sgd_step(m):
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    m(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+
+
+REPLACED = {"step": sgd_step, "assignment": lambda m: setattr(m, "weight", torch.ones(3, 3))}
+
+LATE_LOOKS = {
+    "the next evaluation": lambda m: (step(m), m.weight),
+    "state_dict": lambda m: m.state_dict(),
+    "removal": lambda m: ours.remove_parametrizations(m, "weight"),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("replace", REPLACED)
+@pytest.mark.parametrize("is_read", [True, False])
+@pytest.mark.parametrize("look", LATE_LOOKS)
+def test_e16_a_write_into_an_earlier_value_is_told_late(grad, replace, is_read, look):
+    m = layer(Positive())
+    with torch.set_grad_enabled(grad):
+        earlier = m.weight
+    REPLACED[replace](m)
+    value = m.weight.detach().clone() if is_read else None
+    with torch.no_grad():
+        earlier.clamp_(max=0.1)
+    assert value is None or torch.equal(m.weight, value)
+    with pytest.warns(UserWarning, match=r"'weight' is computed by .*writable.*a copy") as told:
+        LATE_LOOKS[look](m)
+    assert len(told) == 1 and told[0].filename == __file__
+    _ = m.weight
+
+
+def test_e16_what_is_no_write_into_an_earlier_value():
+    m = layer(Positive())
+    for _ in range(8):
+        earlier = m.weight
+        with torch.no_grad():
+            detached = m.weight
+        sgd_step(m)
+        _ = m.weight
+        # A copy, and a computation of which autograd has a record.
+        earlier.detach().clone().mul_(2)
+        earlier.mul_(2)
+        assert not detached.requires_grad
+    m.state_dict()
+
+
 # ------------------------------------------------------------------------------- BatchNorm
 
 

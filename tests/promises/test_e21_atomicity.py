@@ -391,7 +391,7 @@ def test_e21_constraining_is_interrupted_while_the_model_is_written(where, name,
     ("where", "name"),
     [
         ("constrained.registration.remove", "uninstall"),
-        ("constrained.registration.install", "_sort"),
+        ("constrained.registration.install", "sort"),
     ],
 )
 def test_e21_a_release_is_interrupted_while_the_model_is_written(where, name, call):

@@ -26,7 +26,7 @@ from torch.testing import assert_close
 import constrained
 import constrained.parametrize as ours
 from constrained import constrain
-from constrained.training import post_step
+from constrained.training import canonicalize, post_step
 from tests.promises import distributed
 from tests.promises.counting import Sphere, evaluations, layer, original, reset
 
@@ -102,8 +102,12 @@ def test_k6_two_processes_train_as_one(wrapper, kind, folder, outcomes, measured
     outcomes(wrapper)
     if wrapper == "fsdp1":
         # The shards cannot be made canonical, and their gradients cannot be changed.
-        for name in ("prepare_step", "restore"):
-            monkeypatch.setattr(post_step, name, lambda *_: None)
+        for module, name in (
+            (post_step, "prepare_step"),
+            (post_step, "restore"),
+            (canonicalize, "restore"),
+        ):
+            monkeypatch.setattr(module, name, lambda *_: None)
     alone = distributed.model()
     distributed.train(alone, distributed.optimizers(alone.parameters(), kind), range(200))
     found = torch.load(folder / f"{wrapper}_{kind}.pt")

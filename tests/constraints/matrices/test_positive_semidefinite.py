@@ -257,3 +257,27 @@ def test_a_parameter_without_a_positive_eigenvalue_trains_again(dtype):
         (layer.weight - target).square().sum().backward()
         optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), target, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_core_without_a_positive_eigenvalue_trains_again(rank):
+    """With columns as short as rounding leaves them, it would take thousands of small steps."""
+    constraint = PSDLowRank(rank=rank)
+    generator = torch.Generator().manual_seed(0)
+    first, target = (
+        constraint.sample((5, 5), generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    layer = nn.Linear(5, 5, bias=False, dtype=torch.float64)
+    layer.weight.data.copy_(first)
+    constrain(layer, "weight", constraint)
+    with torch.no_grad():
+        layer.parametrizations.weight.original1.copy_(-torch.eye(rank))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1 / float(target.square().sum()))
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (layer.weight - target).square().sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
