@@ -202,6 +202,8 @@ def main() -> None:
     """Write what the code prints into the pages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("pages", nargs="*", type=Path, help="by default all")
+    # As the tests run them: sums of several threads round otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = {path.resolve() for path in parser.parse_args().pages}
     for page in pages():
         if chosen and page.path.resolve() not in chosen:
