@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from constrained import features as _features  # noqa: F401 # pyright: ignore[reportUnusedImport] - they take part by themselves
 from constrained import parametrize
+from constrained import register_features as _register_features  # noqa: F401 # pyright: ignore[reportUnusedImport] - it is imported for its effect
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
