@@ -7,8 +7,7 @@ The blocks of a page are one program. What a block is, its language and title sa
 - ``console`` has commands, each after ``$ ``, that run there, and what they print;
 - ``shell`` installs something, or is for another machine, and does not run.
 
-A page says in its front matter which libraries it ``needs`` beyond those that constrained needs, and
-whether a GPU or several processes make it ``slow``.
+A page says in its front matter which libraries it ``needs`` that a development environment lacks.
 """
 
 from __future__ import annotations

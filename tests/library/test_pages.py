@@ -37,7 +37,7 @@ def test_its_code_runs_and_prints_what_it_shows(page, as_before, tmp_path):
 
 
 def test_other_pages_are_run_with_their_libraries():
-    """Those that need a library which `make install` does not bring are run by `make test-clients`."""
+    """What needs a library that `make install` does not bring is run by `make test-clients`."""
     needed = {name for page in PAGES for name in page.needs}
     assert needed and not any(find_spec(name) for name in needed)
     requirements = (SCRIPT["ROOT"] / "clients" / "requirements.txt").read_text("utf-8")

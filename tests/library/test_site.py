@@ -183,7 +183,9 @@ def test_every_public_name_is_in_the_reference_once():
 
 def test_every_public_name_has_an_example():
     for name, (page,) in documented().items():
-        program = "".join(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S))
+        program = "".join(
+            re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+        )
         assert re.search(rf"\b{name.rpartition('.')[2]}\b", program), f"{name} in {page.name}"
 
 
