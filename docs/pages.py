@@ -35,6 +35,9 @@ ROOT = DOCS.parent
 #: The languages of the blocks that a page may have.
 LANGUAGES = ("python", "text", "console", "shell", "yaml", "json", "toml")
 
+#: How wide the tables are that a page shows.
+_WIDTH = 110
+
 _FENCE = re.compile(
     r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?[^\n]*\n(?P<code>.*?)^```$', re.M | re.S
 )
@@ -166,12 +169,17 @@ def _plain(text: str) -> str:
 def _inside(folder: Path) -> Iterator[None]:
     """In a folder, whose modules can be imported until the end and are forgotten then."""
     before, known = Path.cwd(), set(sys.modules)
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(_WIDTH)
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         os.chdir(before)
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
         sys.path.remove(str(folder))
         for name in set(sys.modules) - known:
             if str(folder) in (getattr(sys.modules[name], "__file__", None) or ""):
@@ -185,7 +193,6 @@ def _commands(block: Block, folder: Path, where: str) -> Iterator[str]:
         **os.environ,
         "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(filter(None, places)),
-        "COLUMNS": "100",
         "OMP_NUM_THREADS": "1",
     }
     for command in re.findall(r"^\$ (.*(?:\\\n.*)*)", block.code, re.M):
