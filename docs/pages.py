@@ -208,6 +208,8 @@ def main() -> None:
     """Write what the code prints into the pages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("pages", nargs="*", type=Path, help="by default all")
+    # This checkout, and not the scripts beside this one.
+    sys.path[0] = str(ROOT)
     # As the tests run them: sums of several threads round otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = {path.resolve() for path in parser.parse_args().pages}
