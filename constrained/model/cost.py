@@ -21,26 +21,28 @@ _PRODUCTS = frozenset(
     {"mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "addr", "convolution"}
 )
 
-#: Of torch.linalg, what does not decompose.
-_CHEAP = frozenset({"linalg_vector_norm", "linalg_cross", "linalg_diagonal"})
+#: The functions of torch.linalg that decompose nothing.
+_NO_DECOMPOSITIONS = frozenset({"linalg_vector_norm", "linalg_cross", "linalg_diagonal"})
 
-_OTHERS = frozenset(
+#: Decompositions that are no functions of torch.linalg.
+_OTHER_DECOMPOSITIONS = frozenset(
     {"geqrf", "ormqr", "cholesky", "cholesky_solve", "triangular_solve", "lu_unpack"}
 )
 
 
 @torch.no_grad()
 def cost_of(
-    constraint: Constraint, originals: Sequence[Tensor], shape: Sequence[int]
+    constraint: Constraint, originals: Sequence[Tensor], element_shape: Sequence[int]
 ) -> Cost | None:
     """The class of work that a training step spends on a constraint; None if it is unknown.
 
     Args:
         constraint: the constraint.
         originals: its free parameters.
-        shape: of one element. Decompositions of much smaller matrices cost little beside products.
+        element_shape: the shape of one element.
     """
-    small = min(shape[-2:], default=0) // 2
+    # Decompositions of much smaller matrices cost little beside products of the whole.
+    small = min(element_shape[-2:], default=0) // 2
     dearest = 0
 
     def note(name: str, args: Sequence[Any]) -> None:
@@ -58,7 +60,7 @@ def cost_of(
 
 
 def _kind(name: str, args: Sequence[Any], small: int) -> Cost:
-    decomposes = name.removeprefix("_").startswith("linalg_") and name not in _CHEAP
-    if decomposes or name in _OTHERS:
+    decomposes = name.removeprefix("_").startswith("linalg_") and name not in _NO_DECOMPOSITIONS
+    if decomposes or name in _OTHER_DECOMPOSITIONS:
         return "products" if min(args[0].shape[-2:]) < small else "decompositions"
     return "products" if name in _PRODUCTS or "fft_" in name else "elementwise"

@@ -26,7 +26,7 @@ def as_text(
     from rich.console import Console
     from rich.table import Table
 
-    headings, rows = _filled(headings, rows)
+    headings, rows = _without_empty_columns(headings, rows)
     table = Table(*headings)
     for column in table.columns:
         column.overflow = "fold"
@@ -45,8 +45,8 @@ def as_text(
 def as_html(
     headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
 ) -> str:
-    """The same as HTML, every text of it escaped."""
-    headings, rows = _filled(headings, rows)
+    """The table of `as_text` as HTML, with all texts escaped."""
+    headings, rows = _without_empty_columns(headings, rows)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
     body = "".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
@@ -56,7 +56,7 @@ def as_html(
     return f"{table if rows else ''}{below}"
 
 
-def _filled(
+def _without_empty_columns(
     headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
     kept = [i for i in range(len(headings)) if any(row[i] for row in rows)]
