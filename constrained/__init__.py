@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from constrained import parametrize
 from constrained import register_features as _register_features  # noqa: F401 # pyright: ignore[reportUnusedImport] - it is imported for its effect
+from constrained.checkpoint.load import load
+from constrained.checkpoint.save import save
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
@@ -12,6 +14,7 @@ from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
 from constrained.model.constrain import constrain
+from constrained.model.parameters import param_groups, parameters_of, tensor_paths
 from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
 from constrained.model.release import release
@@ -34,15 +37,20 @@ __all__ = [
     "constrain",
     "describe",
     "get",
+    "load",
     "load_state_dict",
     "names",
+    "param_groups",
+    "parameters_of",
     "parametrize",
     "plan",
     "rebase",
     "register",
     "release",
     "report",
+    "save",
     "spec",
+    "tensor_paths",
     "tolerance",
     "violations",
     "writable",
