@@ -37,11 +37,9 @@ LONGER: dict[str, Callable[[int], float]] = {
     "replicate": lambda border: (1 + border) ** 0.5,
 }
 
-
 #: In units of the machine epsilon: how far below the bound the map scales a kernel, and how far
 #: above it a norm still counts as inside. The gap is so wide that no rounding error bridges it.
 BELOW, ABOVE = 16.0, 2.0
-
 
 #: Kernels whose symbols at all frequencies have more numbers than this are refused: no machine
 #: could hold them.
@@ -52,9 +50,8 @@ MOST_NUMBERS = 2**36
 class SpectralNormConv(Retraction):
     r"""Kernels of convolutions that increase the norm of no image by more than a factor.
 
-    **Use**: convolutions with a certificate, a Lipschitz constant of at most $c$ for the layer
-    itself rather than for its flattened kernel: critics of GANs, robust and invertible
-    convolutional networks.
+    **Use**: convolutions with a certificate, a Lipschitz constant of at most $c$: critics of GANs,
+    robust and invertible convolutional networks.
 
     **Set**: $\{K : \lVert K \rVert_{\mathrm{op}} \le c\}$, where the norm is that of the
     convolution as a linear map of images, the Lipschitz constant of the layer: closed, convex, of
@@ -70,8 +67,7 @@ class SpectralNormConv(Retraction):
       the same upper bound.
     - ``padding_mode="reflect"`` and ``"replicate"``: that upper bound, times the most by which the
       padding may increase the norm of an image. For each axis with more than one tap, that is
-      $\sqrt{2}$, or $\sqrt{1 + w}$ with the width $w$ of the border. There are kernels that reach
-      it.
+      $\sqrt{2}$, or $\sqrt{1 + w}$ with the width $w$ of the border. Some kernels reach it.
 
     **Map**: $K \mapsto \min(1, c / \lVert K \rVert_{\mathrm{op}}) K$, onto the set. A kernel in the
     set is returned bit for bit, and there the derivative is the identity, even on the boundary.
