@@ -11,6 +11,7 @@ from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import describe, get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
+from constrained.model.config_file import read_config
 from constrained.model.constrain import constrain
 from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
@@ -38,6 +39,7 @@ __all__ = [
     "names",
     "parametrize",
     "plan",
+    "read_config",
     "rebase",
     "register",
     "release",
