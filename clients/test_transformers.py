@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from constrained import assert_feasible, baked_state_dict, constrain, release, spec
+from constrained import assert_feasible, baked_state_dict, constrain, load, release, save, spec
 
 TOKENS = 32
 
@@ -187,6 +187,21 @@ def test_saved_and_loaded(model, tmp_path):
     twin.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     same(model, twin)
     assert torch.equal(logits(model), logits(twin))
+
+
+def test_a_file_of_save_goes_into_a_new_model_and_is_served(model, tmp_path):
+    fit(model)
+    save(model, tmp_path)
+    model.config.save_pretrained(tmp_path)
+    new = load(tmp_path, type(model)(type(model.config).from_pretrained(tmp_path)))
+    same(model, new)
+    assert spec(new) == spec(model) and torch.equal(logits(model), logits(new))
+    release(new).save_pretrained(tmp_path / "plain")
+    served = type(model).from_pretrained(tmp_path / "plain")
+    torch.testing.assert_close(logits(served), logits(model))
+    # What a plain model was saved as goes into a constrained one.
+    fit(model)
+    torch.testing.assert_close(logits(load(tmp_path / "plain", model)), logits(new))
 
 
 def test_a_tied_tensor_is_saved_once_under_the_name_of_its_first_owner(model, tmp_path):

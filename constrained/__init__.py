@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from constrained import features as _features  # noqa: F401 # pyright: ignore[reportUnusedImport] - they take part by themselves
 from constrained import parametrize
+from constrained.checkpoint.load import load
+from constrained.checkpoint.save import save
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
@@ -13,6 +15,7 @@ from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
 from constrained.model.config_file import read_config
 from constrained.model.constrain import constrain
+from constrained.model.parameters import param_groups, parameters_of, tensor_paths
 from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
 from constrained.model.release import release
@@ -35,8 +38,11 @@ __all__ = [
     "constrain",
     "describe",
     "get",
+    "load",
     "load_state_dict",
     "names",
+    "param_groups",
+    "parameters_of",
     "parametrize",
     "plan",
     "read_config",
@@ -44,7 +50,9 @@ __all__ = [
     "register",
     "release",
     "report",
+    "save",
     "spec",
+    "tensor_paths",
     "tolerance",
     "violations",
     "writable",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from constrained.constraint import registry
+from constrained.constraint.arguments import as_data
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
@@ -38,6 +39,21 @@ def _described(module: nn.Module) -> Any:
     name = vars(cls).get("name") or f"{cls.__module__}:{cls.__qualname__}"
     found = ((key, _plain(value)) for key, value in _arguments(module).items())
     return {"name": name, "arguments": {key: v for key, v in found if v is not NotImplemented}}
+
+
+def full_spec(constraint: Constraint) -> dict[str, Any]:
+    """The spec of a constraint with all its arguments, so that a default may change later.
+
+    `constrained.constrain` takes it. Of the parts of a `chain` or a `product` it has what their own
+    ``spec`` has.
+    """
+    if isinstance(constraint, View):
+        view = {"view": str(constraint.pattern), "axes": dict(constraint.sizes)}
+        return {**full_spec(constraint.constraint), **view}
+    short_form = constraint.spec()
+    every = {key: _plain(as_data(value)) for key, value in _arguments(constraint).items()}
+    every = {key: value for key, value in every.items() if value is not NotImplemented}
+    return {"name": short_form["name"], **every, **short_form}
 
 
 def _arguments(constraint: Constraint) -> dict[str, Any]:

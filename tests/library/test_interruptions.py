@@ -1,11 +1,13 @@
 """Ctrl-C at any moment leaves a model in the old state or in the new one, never between."""
 
 import copy
+import functools
 import random
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -83,11 +85,22 @@ def set_argument(model):
     model[0].parametrizations.weight[0].low = 1.5
 
 
+@functools.cache
+def file():
+    """Of a model like `changed`, in another state."""
+    model = changed()
+    constrained.load_state_dict(model, CHECKPOINT)
+    folder = tempfile.TemporaryDirectory()
+    constrained.save(model, folder.name)
+    return folder
+
+
 DOINGS = {
     "constrain": (plain, lambda m: constrain(m, CONFIG, optimizer=m.optimizer)),
     "release": (changed, lambda m: release(m, optimizer=m.optimizer)),
     "load": (changed, lambda m: constrained.load_state_dict(m, CHECKPOINT)),
     "torch's load": (changed, lambda m: m.load_state_dict(CHECKPOINT)),
+    "file": (plain, lambda m: constrained.load(file().name, m)),
     "assignment": (changed, assign),
     "writable": (changed, write),
     "apply": (changed, reset),

@@ -404,6 +404,28 @@ def looking(wrapper: str, rank: int, folder: Path) -> None:
     assert_close(g.full_tensor() if wrapper != "ddp" else g, h)
 
 
+@check(*WRAPPERS)
+def files(wrapper: str, rank: int, folder: Path) -> str:
+    """Processes save one file, which a plain model loads, and each of them again."""
+    wrapped = wrap(model(), wrapper)
+    train(wrapped, optimizers(wrapped.parameters(), "sgd"), range(3), rank, WORLD)
+    reshard(wrapped)
+    file = folder / f"{wrapper}.safetensors"
+    constrained.save(wrapped, file)
+    expected = full_state(wrapped, wrapper)
+    alone = model(seed=1)
+    constrained.load(file, alone)
+    state = {k.removeprefix("module."): v for k, v in expected.items()}
+    assert state.keys() == alone.state_dict().keys()
+    assert all(torch.equal(alone.state_dict()[key], value) for key, value in state.items())
+    again = wrap(model(seed=2), wrapper)
+    constrained.load(file, again)
+    found = full_state(again, wrapper)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    dist.barrier()
+    return "saved once, loaded in one process and in all"
+
+
 @check("fsdp1")
 def looking_through_flat_parameters(wrapper: str, rank: int, folder: Path) -> None:
     m, alone = model(), model()

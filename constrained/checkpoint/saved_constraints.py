@@ -1,0 +1,210 @@
+"""The constraints that a file has recorded: given to a model, or compared with its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from constrained.atomic.contents import store
+from constrained.atomic.interrupts import allow_interrupt
+from constrained.checkpoint.save import only_constraint
+from constrained.checkpoint.weights_file import Record
+from constrained.checkpoint.wrapper_names import Unwrapped
+from constrained.constraint.base import Constraint
+from constrained.constraint.description import full_spec
+from constrained.constraint.errors import SpecError
+from constrained.constraint.plain_data import is_mapping, short
+from constrained.constraint.registry import did_you_mean
+from constrained.constraint.spec import parse
+from constrained.constraint.view import View
+from constrained.evaluation.evaluated_tensor import chain_repr
+from constrained.model.constrain import constrain
+from constrained.model.errors import named
+from constrained.model.lazy import constrain_materialized
+from constrained.parametrized.checkpoint_metadata import value_from_entries
+from constrained.parametrized.deferred import deferred
+from constrained.parametrized.locations import Location, locations
+
+
+class UnfitError(Exception):
+    """How a file does not fit a model."""
+
+
+def constrain_as_saved(model: nn.Module, state: Mapping[str, Any], record: Record) -> None:
+    """Constrain the tensors that are plain yet as the file says; the others must agree with it."""
+    names = Unwrapped(model.state_dict())
+    here = {names.name(path): place for path, place in locations(model).items()}
+    _check_foreign(here, record)
+    wanted = {path: _SavedConstraint(path, record) for path in record.constraints}
+    for path, saved in wanted.items():
+        allow_interrupt()
+        if path not in here:
+            hint = did_you_mean(path, here)
+            raise UnfitError(f"it has no tensor '{path}', which the file constrains.{hint}")
+        _give_value(here[path], saved, state)
+    plain = {path: saved.rule() for path, saved in wanted.items() if _is_plain(here[path])}
+    with warnings.catch_warnings():
+        # Those about the start of a tensor and its constraint were given to whoever trained it.
+        warnings.simplefilter("ignore", UserWarning)
+        constrain(model, {here[path].path: rule for path, rule in plain.items()})
+    lists: dict[int, str] = {}
+    for path, saved in wanted.items():
+        found = here[path].tensor
+        if not isinstance(found, nn.Module) or not saved.agrees(found):
+            has = chain_repr(found) if isinstance(found, nn.Module) else "no constraint"
+            raise UnfitError(
+                f"'{path}' has {has} here, and {saved.described()} in the file; load constrains a "
+                "plain tensor as it was saved, so release it first."
+            )
+        other = lists.setdefault(id(found), path)
+        if other != path:
+            raise UnfitError(f"'{other}' and '{path}' are tied here, and not in the file.")
+    for path, place in here.items():
+        found = place.tensor
+        is_ours = isinstance(found, nn.Module) and only_constraint(found) is not None
+        waits = deferred(place.module).get(place.name)
+        if waits is not None or (is_ours and id(found) not in lists):
+            has = repr(waits) if waits is not None else chain_repr(cast("nn.Module", found))
+            raise UnfitError(
+                f"'{path}' has {has} here, and is plain in the file; release it first, or give the "
+                "file's values to constrained.load_state_dict."
+            )
+
+
+def _check_foreign(here: Mapping[str, Location], record: Record) -> None:
+    """Raise unless what others parametrized in the saved model is so in this one."""
+    for path, foreign in record.foreign.items():
+        found = here[path].tensor if path in here else None
+        if not isinstance(found, nn.Module):
+            raise UnfitError(
+                f"'{path}' was parametrized by {foreign}, which is more than a file can tell; "
+                "parametrize it in the same way before."
+            )
+        if only_constraint(found) is not None:
+            raise UnfitError(
+                f"'{path}' has {chain_repr(found)} here, and {foreign} in the file; parametrize it "
+                "in the same way."
+            )
+
+
+class _SavedConstraint:
+    """The constraint that a file has recorded for a tensor.
+
+    Args:
+        path: of the tensor.
+        record: of the file.
+
+    Attributes:
+        path: of the tensor.
+        spec: as `constrain` takes it.
+        shape: of the tensor.
+    """
+
+    def __init__(self, path: str, record: Record) -> None:
+        self.spec = record.constraints[path]
+        self.shape = tuple(record.shapes[path])
+        self.path = path
+
+    def rule(self) -> dict[str, Any]:
+        """The constraint as a spec with an object in it, made only once.
+
+        Raises:
+            ValueError: if the spec is not valid, or names what is not registered.
+        """
+        # The axes of a view may be called like arguments.
+        inner = {key: value for key, value in self.spec.items() if key not in ("view", "axes")}
+        view = {key: value for key, value in self.spec.items() if key in ("view", "axes")}
+        try:
+            return {"name": parse(inner).constraint, **view}
+        except (ValueError, TypeError) as error:
+            raise named(self.path, error) from error.__cause__
+
+    def build(self) -> Constraint:
+        """The constraint, which sees a tensor of the saved shape.
+
+        Raises:
+            ValueError: if the spec is not valid, names what is not registered, or does not fit the
+                shape.
+        """
+        rule = self.rule()
+        constraint, view, axes = rule["name"], rule.get("view"), rule.get("axes", {})
+        try:
+            if view is None:
+                return constraint
+            if not isinstance(view, str) or not is_mapping(axes):
+                raise SpecError(f"{short(view)} with {short(axes)} is no view.")
+            return View(constraint, view, self.shape, axes)
+        except (ValueError, TypeError) as error:
+            raise named(self.path, error) from error.__cause__
+
+    def value(self, entries: Mapping[str, Any]) -> Tensor:
+        """The value of the tensor, from its entries in the file."""
+        try:
+            value, _ = value_from_entries([self.build()], entries)
+        except ValueError as error:
+            raise named(self.path, error) from error.__cause__
+        if value.shape != self.shape:
+            raise UnfitError(
+                f"'{self.path}' is recorded to have the shape {self.shape}, and its entries give "
+                f"one of {tuple(value.shape)}."
+            )
+        return value
+
+    def agrees(self, found: nn.Module) -> bool:
+        """Whether a tensor of a model is parametrized by this constraint, and by nothing else."""
+        mine = only_constraint(found)
+        if mine is None:
+            return False
+        has = full_spec(mine)
+        # Classes that are not registered are known by their modules, and the script that trained
+        # was called __main__ then.
+        if _without_module(has) == _without_module(self.spec):
+            return True
+        return has == full_spec(self.build())
+
+    def described(self) -> str:
+        """The constraint in words."""
+        try:
+            return repr(self.build())
+        except ValueError:
+            return short(self.spec)
+
+
+def _without_module(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {**spec, "name": str(spec.get("name")).rpartition(":")[2]}
+
+
+def _is_plain(place: Location) -> bool:
+    return not isinstance(place.tensor, nn.Module)
+
+
+def _give_value(place: Location, saved: _SavedConstraint, state: Mapping[str, Any]) -> None:
+    """Give a plain tensor the value that it has in the file, as a member of its set.
+
+    So it does not matter what the tensor was, and nothing moves when it is constrained.
+    """
+    tensor: Any = place.tensor
+    if not _is_plain(place):
+        return
+    if not is_lazy(tensor) and tensor.shape != saved.shape:
+        raise UnfitError(
+            f"'{saved.path}' has the shape {tuple(tensor.shape)} here, and {saved.shape} in the "
+            "file."
+        )
+    value = None
+    # A buffer that is no part of state dicts stays what it is.
+    if not tensor.is_meta and place.name not in place.module._non_persistent_buffers_set:
+        prefix, _, name = saved.path.rpartition(".")
+        inside = f"{prefix}{prefix and '.'}parametrizations.{name}."
+        entries = {k.removeprefix(inside): t for k, t in state.items() if k.startswith(inside)}
+        value = saved.value(entries)
+    if is_lazy(tensor):
+        tensor.materialize(saved.shape)
+    if value is not None:
+        store(tensor, value)
+    if deferred(place.module):
+        constrain_materialized(place.module)
