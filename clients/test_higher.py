@@ -7,7 +7,7 @@ from network import data, network
 from torch import nn
 
 from constrained import assert_feasible, baked_state_dict, constrain, report, spec, violations
-from constrained.parametrized.locations import constrained_tensors
+from constrained.parametrized.tensor_locations import constrained_tensors
 
 
 class Body(nn.Module):

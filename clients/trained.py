@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from constrained import assert_feasible, violations
-from constrained.parametrized.locations import constrained_tensors
+from constrained.parametrized.tensor_locations import constrained_tensors
 
 
 def values(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from constrained import features as _features  # noqa: F401 # pyright: ignore[reportUnusedImport] - they take part by themselves
 from constrained import parametrize
+from constrained import register_features as _register_features  # noqa: F401 # pyright: ignore[reportUnusedImport] - it is imported for its effect
 from constrained.checkpoint.load import load
 from constrained.checkpoint.save import save
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict

@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import nn
 
 from constrained.evaluation.cached import cached
-from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.registration.register import Function as Function  # models pickled before 0.2
-from constrained.registration.register import register_parametrization
+from constrained.parametrized.tensor_locations import is_parametrized
+from constrained.registration.add import Function as Function  # models pickled before 0.2
+from constrained.registration.add import register_parametrization
 from constrained.registration.remove import remove_parametrizations
 from constrained.registration.transfer import transfer_parametrizations_and_params
 

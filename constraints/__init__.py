@@ -8,13 +8,14 @@ with the same mathematics.
 from typing import TYPE_CHECKING
 
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
+from constraints.adapters import geoopt as _geoopt  # noqa: F401 # pyright: ignore[reportUnusedImport] - registers what it holds
+from constraints.adapters import geotorch as _geotorch  # noqa: F401 # pyright: ignore[reportUnusedImport] - the same
+from constraints.adapters import torch_distributions as _distributions  # noqa: F401 # pyright: ignore[reportUnusedImport] - the same
 from constraints.composite.chain import Chain
 from constraints.composite.masked import Masked
 from constraints.composite.product import Product
 from constraints.kernels.orthogonal_conv import OrthogonalConv
 from constraints.kernels.spectral_norm_conv import SpectralNormConv
-from constraints.libraries import adapters as _adapters  # noqa: F401 # pyright: ignore[reportUnusedImport] - registers what it holds
-from constraints.libraries import geoopt as _geoopt  # noqa: F401 # pyright: ignore[reportUnusedImport] - the same
 from constraints.matrices.cholesky_factor import CholeskyFactor
 from constraints.matrices.correlation import Correlation, CorrelationCholesky
 from constraints.matrices.doubly_stochastic import DoublyStochastic, SoftPermutation

@@ -55,12 +55,12 @@ MOVED: dict[str, Names] = {
 }
 MOVED |= {
     "constraints.bounds": {
-        "constraints.bases.arguments": "checked_bound checked_positive checked_rank"
+        "constraints.bases.argument_checks": "checked_bound checked_positive checked_rank"
     },
     "constraints.half_line": {
         "constraints.bases.half_line": "HalfLine OpenHalfLine ClosedHalfLine"
     },
-    "constraints.layer": {"constraints.bases.layer": "Layer"},
+    "constraints.layer": {"constraints.bases.convolution_settings": "Layer:ConvolutionSettings"},
     "constraints.linear_space": {"constraints.bases.linear_space": "LinearSpace"},
     "constraints.ordered": {"constraints.vectors.ordered": "Increments Ordered PositiveOrdered"},
     "constraints.singular_values": {

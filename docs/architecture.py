@@ -21,7 +21,7 @@ ROOMS = {
     "constrained": (
         "testing",
         "",
-        "libraries",
+        "interop",
         "checkpoint",
         "model",
         "training",
@@ -34,7 +34,7 @@ ROOMS = {
     ),
     "constraints": (
         "",
-        "libraries",
+        "adapters",
         "composite",
         "kernels",
         "matrices",

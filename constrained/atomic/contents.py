@@ -1,4 +1,4 @@
-"""The contents of a tensor: written into another one that keeps its identity, copied, checked."""
+"""The contents of tensors: replaced in a tensor that stays the same object, copied, checked."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from constrained.torch_internals.tensors import has_values, is_wrapper
 
 
 def store(destination: Tensor, source: Tensor) -> None:
-    """Give ``destination`` the contents of ``source``, keeping its identity; no memory is shared.
+    """Give ``destination``, which stays the same object, a copy of the contents of ``source``.
 
     A shard gets its part. Call it under ``torch.no_grad()``.
     """
     if is_shard(destination):
         write(destination, source)
     elif destination.shape == source.shape and _alike(destination, source):
-        # Not swapped, though torch may be set to swap: that fails if a graph holds the tensor.
+        # Copied even if torch is set to swap tensors, which fails if a graph holds the tensor.
         destination.copy_(source)
     else:
         if destination.shape != source.shape:
-            # No gradient of another shape can be added to it.
+            # A gradient of the new shape could not be added to the old one.
             destination.grad = None
         if get_swap_module_params_on_conversion() or is_wrapper(destination):
             source = source.clone()
             if isinstance(destination, nn.Parameter) and not isinstance(source, nn.Parameter):
                 source = nn.Parameter(source, requires_grad=destination.requires_grad)
             if not is_wrapper(destination):
-                # `swap_tensors` swaps the attributes too, and users have set some.
+                # `swap_tensors` swaps the attributes too, and users may have set some.
                 vars(source).update(vars(destination))
             torch.utils.swap_tensors(destination, source)
         else:
@@ -43,8 +43,8 @@ def store(destination: Tensor, source: Tensor) -> None:
 def attributes(originals: Sequence[Tensor]) -> dict[str, Any]:
     """The attributes that users have set on a tensor, such as ``_no_weight_decay``.
 
-    Those that all of its trained originals have are returned. Tensors among them, say a sum of
-    gradients, are left out: they belong to one original.
+    These are the attributes that all of its trained originals have. Attributes that are tensors,
+    such as a sum of gradients, are left out: each belongs to one original.
     """
     first, *others = [t for t in originals if isinstance(t, nn.Parameter)] or originals
     if is_wrapper(first):
@@ -73,17 +73,17 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def recording(original: Tensor) -> AbstractContextManager[Any]:
-    """The inference mode in which tensors are made, and written, that go with ``original``.
+    """A context in which tensors can be made, and written, that are to replace ``original``.
 
-    It stays on for a tensor that was made in it, and is turned off for any other: what is made in
-    it can never be trained.
+    In inference mode that is switched off, since what is made in it can never be trained, unless
+    ``original`` was made in it too.
     """
     inside = torch.is_inference_mode_enabled()
     return torch.inference_mode(False) if inside and not original.is_inference() else nullcontext()
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity; true for one without values."""
+    """Whether a tensor holds neither NaN nor infinity. True if it has no values."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or not has_values(tensor):
         return True
     return bool(torch.isfinite(tensor).all())
@@ -91,8 +91,8 @@ def is_finite(tensor: Tensor) -> bool:
 
 def own(tensor: Tensor) -> Tensor:
     """A contiguous copy that can be trained, in whatever mode it is made."""
-    # LAPACK returns column-major tensors; a gradient takes the strides of its parameter, and
-    # torch's L-BFGS and parameters_to_vector fail on those. A tensor that is made in inference
+    # LAPACK returns column-major tensors, a gradient has the strides of its parameter, and torch's
+    # L-BFGS and parameters_to_vector fail on such strides. And a tensor that is made in inference
     # mode can never be trained.
     with torch.inference_mode(False), torch.no_grad():
         return tensor.detach().clone(memory_format=torch.contiguous_format)

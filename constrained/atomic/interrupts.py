@@ -1,9 +1,9 @@
 """Ctrl-C waits while a model is being changed.
 
-Python raises KeyboardInterrupt between any two instructions: also while something is being undone,
-or between the start of a ``with`` block and its first line. So code that changes a model defers it
-until the change is done, and allows it at points in between where the model is whole, or where the
-change will be undone.
+Python may raise KeyboardInterrupt between any two instructions: while something is being undone,
+too, or between the start of a ``with`` block and its first line. So code that changes a model
+defers it until the change is done. It allows it at points in between where the model is consistent,
+or where the change would be undone.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import torch
 class defer_interrupts:
     """A ``with`` block in which Ctrl-C waits: its handler is called at the end of the block.
 
-    Signals interrupt the main thread alone, and only if their handler is written in Python;
-    elsewhere there is nothing to do. A block inside another one hands Ctrl-C to the outer one.
+    In other threads than the main one nothing is done, since signals interrupt the main thread
+    only; nor if the handler is not a Python function. A block inside another one passes Ctrl-C on
+    to the outer one.
 
     Args:
-        always_in: functions during which Ctrl-C waits even while `waits` is false.
+        always_in: functions during which Ctrl-C waits even while `waits` is False.
 
     Attributes:
-        waits: whether Ctrl-C waits. Set to False while somebody else's code runs in the block.
+        waits: whether Ctrl-C waits. It is set to False while the user's code runs in the block.
     """
 
     def __init__(self, always_in: Sequence[Callable[..., Any]] = ()) -> None:

@@ -1,9 +1,9 @@
 """Originals that FSDP keeps in shards: how they are read and written as whole tensors.
 
 Inside of a forward or backward pass FSDP has gathered them, and there is nothing to do. Outside,
-FSDP2 (``fully_shard``) has a ``DTensor`` in the place of each: all processes together can make the
-whole tensor of it, and each can write its own shard. FSDP1 (``FullyShardedDataParallel``) has a
-flat piece in its place, from which nothing can be computed.
+FSDP2 (``fully_shard``) replaces each by a ``DTensor``: all processes together can make the whole
+tensor of it, and each can write its own shard. FSDP1 (``FullyShardedDataParallel``) replaces each
+by a flat piece, from which nothing can be computed.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def evaluate(
     """Evaluate a parametrization whose originals FSDP manages, gathered or not.
 
     Args:
-        function: from whole originals to the value.
-        originals: as they are now, whole or not.
+        function: computes the value from whole originals.
+        originals: the originals as they are now, whole or not.
         others: further tensors that ``function`` uses.
-        shape: of the value, if it is known.
+        shape: the shape of the value, if it is known.
 
     Raises:
-        RuntimeError: with the cure, if the value cannot be computed from what this process has.
+        RuntimeError: if the value cannot be computed from what this process has.
     """
     if any(map(is_shard, others)):
         raise RuntimeError(
@@ -81,7 +81,7 @@ def check_writable(originals: Sequence[Tensor], new: Sequence[Tensor]) -> None:
     """Raise if FSDP would lose what is written into these originals.
 
     Raises:
-        RuntimeError: with the cure.
+        RuntimeError: says what to do instead.
     """
     for old, tensor in zip(originals, new, strict=True):
         if shards.is_flat(old):

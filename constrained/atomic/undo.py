@@ -1,4 +1,4 @@
-"""Changes of a model that happen completely or not at all: the one undo of the package.
+"""Changes of a model that happen completely or not at all.
 
 `all_or_nothing` notes what a change may touch, and puts it back if anything is raised.
 """
@@ -29,16 +29,17 @@ class all_or_nothing:
     from it. The error that was raised in the block gets a note that names it.
 
     Args:
-        modules: their classes, attributes, parameters, buffers, submodules and hooks are put back,
-            by identity and in order; not what is inside of their submodules.
+        modules: their classes, attributes, parameters, buffers, submodules and hooks are put back:
+            the same objects in the same order. What is inside of a submodule is not, unless the
+            submodule is given as well.
         tensors: their contents, memory, layout and gradients are put back.
         optimizer: its groups and its state are put back.
-        extra_state: whether modules with ``set_extra_state`` get back what ``get_extra_state``
-            gave, too, as loading a checkpoint changes it.
+        extra_state: whether ``get_extra_state`` and ``set_extra_state`` of the modules are called,
+            too. Loading a checkpoint changes that state.
     """
 
-    # No @contextmanager: a generator interrupted at its `yield` is closed later, and would then put
-    # back what has changed in the meantime.
+    # This is not a generator function: a generator that is interrupted at its `yield` is closed
+    # later, and would then put back what has changed in the meantime.
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 
 
 def around(owners: Iterable[nn.Module]) -> list[nn.Module]:
-    """Modules, together with all that parametrizes their tensors."""
+    """Modules, and all modules that parametrize their tensors."""
     found: list[nn.Module] = []
     for owner in owners:
         found.append(owner)
@@ -111,7 +112,7 @@ class _Module:
         attributes = self._module.__dict__
         attributes.clear()
         attributes.update(self._attributes)
-        # In place: the handle of a hook, for one, refers to the dictionary that it is in.
+        # In place, since others refer to these dictionaries, such as the handles of hooks.
         for container, content in self._containers:
             container.clear()
             container.update(content)
@@ -127,7 +128,7 @@ class _Contents:
     def __init__(self, tensor: Tensor) -> None:
         self._tensor: Any = tensor
         self._class = type(tensor)
-        # Only ``data`` gives an alias of a lazy tensor, whose contents do not matter yet.
+        # A lazy tensor has no contents yet, and ``detach`` does not work on it.
         self._alias = tensor.data if is_lazy(tensor) else tensor.detach()
         self._copy = self._alias.clone()
         self._grad = tensor.grad if tensor.is_leaf else None
@@ -152,7 +153,7 @@ class _Contents:
             if self._grad is not None:
                 tensor.grad = self._grad
             if is_lazy(tensor) or not has_values(tensor) or torch.equal(tensor, self._copy):
-                # A write, though of the same numbers, would spoil a graph that holds the tensor.
+                # Writing the same numbers would invalidate a graph that holds the tensor.
                 return
             store(tensor, self._copy)
 

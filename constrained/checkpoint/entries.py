@@ -17,7 +17,7 @@ from constrained.parametrized.right_inverse import invert
 from constrained.torch_internals.modules import submodules
 from constrained.torch_internals.tensors import has_values
 
-#: What `load_state_dict` does about a plain value outside of its constraint set.
+#: What `load_state_dict` does with a plain value outside of its set.
 OnInfeasible = Literal["error", "project"]
 
 #: The choice of the `load_state_dict` that is running.
@@ -25,7 +25,7 @@ on_infeasible: ContextVar[OnInfeasible] = ContextVar("on_infeasible", default="e
 
 
 def own_entries(parametrizations: ParametrizationList) -> dict[str, Any]:
-    """What a list saves into a state dict now: its very tensors, without evaluating anything."""
+    """What a list saves into a state dict now: the tensors themselves, and nothing is evaluated."""
     entries: dict[str, Any] = {}
     for path, module in submodules(parametrizations, remove_duplicate=False):
         is_list = isinstance(module, ParametrizationList)
@@ -43,11 +43,11 @@ def entries_for(
         parametrizations: the list.
         value: what the checkpoint holds; a shard or a whole tensor.
         path: the path of the tensor, for messages.
-        assign: whether the entries take the place of the model's tensors, with the dtype and
-            device of ``value``; else they are copied into these.
+        assign: whether the entries replace the model's tensors, with the dtype and device of
+            ``value``; else they are copied into the model's tensors.
 
     Raises:
-        TypeError: if ``value`` is no tensor.
+        TypeError: if ``value`` is not a tensor.
         ValueError: if it has another shape, or cannot be mapped to originals.
         InfeasibleError: if it lies outside of the set and is not to be projected.
     """
@@ -66,15 +66,15 @@ def entries_for(
 
 
 def _member(constraint: Constraint | None, value: Tensor, wanted: Tensor) -> Tensor:
-    """``wanted``, which is ``value`` in the model's precision, or the member it stands for."""
+    """``wanted``, which is ``value`` in the model's precision, or a member of the set near it."""
     if constraint is None:
         return wanted
     constraint.check_tensor(wanted)
     if not has_values(wanted):
         return wanted
     if on_infeasible.get() == "project":
-        # The projection onto an open set keeps its interior, and moves what is on the boundary.
         # A member of a closed set is not moved: a trained model goes on to compute what it did.
+        # The projection onto an open set leaves its interior alone, and moves its boundary.
         is_member = constraint.closed and bool(constraint.contains(wanted).all())
         return wanted if is_member else constraint.project(wanted)
     try:

@@ -1,10 +1,10 @@
-"""What the keys mean that other parametrizations write into a state dict.
+"""Readers of state dicts that other parametrizations wrote: from their entries to the value.
 
-They hold coordinates of a foreign map, so the value of the tensor is computed from them by the
-formula of the library that wrote them: ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
-torch, in the new spelling and in the old one, and geotorch's manifolds. The keys tell much, but
-not all: they are the same for ``matrix_exp`` and ``cayley``, say. `read` says what was assumed, and
-what else the keys may mean.
+The entries are the parameters of a foreign map, so the value of the tensor is computed from them by
+the formula of the library that wrote them: ``weight_norm``, ``spectral_norm`` and ``orthogonal`` of
+torch, with their present and their former keys, and geotorch's manifolds. The keys do not always
+tell which formula it is: they are the same for ``matrix_exp`` and ``cayley``, for example. `read`
+says what was assumed, and what else the keys may mean.
 
 A new format is a function in `_READERS`, under the set of the keys that it writes.
 """
@@ -21,12 +21,13 @@ from torch import Tensor
 from constrained.torch_internals import linalg
 from constrained.torch_internals.tensors import has_values
 
-#: Values by what may have written the keys, the likeliest first.
+#: The entries of a tensor by their keys; or its possible values by what may have written the
+#: entries, the likeliest first.
 Values = dict[str, Tensor]
 
 
-#: How the hooks ``torch.nn.utils.weight_norm`` and ``spectral_norm`` end the name of a tensor, and
-#: what their successors call the same thing.
+#: What the hooks ``weight_norm`` and ``spectral_norm`` of ``torch.nn.utils`` append to a tensor's
+#: name, and the keys under which their successors in ``parametrizations`` store the same.
 OLD_ENDINGS: tuple[Mapping[str, str], ...] = (
     {"_g": "original0", "_v": "original1"},
     {"_orig": "original", "_u": "0._u", "_v": "0._v"},
@@ -39,14 +40,14 @@ def read(
     """The value that the entries of a parametrized tensor mean, or None if they are unknown.
 
     Args:
-        entries: what stands under ``parametrizations.<tensor>.`` in a state dict.
+        entries: the entries of a state dict under ``parametrizations.<tensor>.``.
         shape: the shape of the tensor.
-        names: the names of the constraint that the value is for. Several of geotorch's manifolds
-            write the same keys; one that is called like the constraint is assumed.
+        names: the names of the constraint that the value is for. If several of geotorch's manifolds
+            write the same keys, the one with such a name is assumed.
 
     Returns:
-        The value; what is taken to have written the keys; and what else may have written them, and
-        meant another value.
+        The value; what is assumed to have written the entries; and what else may have written the
+        same keys for another value.
     """
     reader = _READERS.get(frozenset(entries))
     if reader is None or not all(isinstance(t, Tensor) and has_values(t) for t in entries.values()):
@@ -61,7 +62,7 @@ def read(
 
 
 def agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two values are the same, but for what rounding in ``dtype`` may add up to."""
+    """Whether two values are the same up to rounding errors in ``dtype``."""
     if a.shape != b.shape:
         return False
     if not (has_values(a) and has_values(b)):
@@ -84,7 +85,7 @@ def _precise(tensor: Tensor) -> Tensor:
 def _weight_norm(entries: Values, shape: torch.Size, names: Collection[str]) -> Values:
     del names
     g, v = entries["original0"], entries["original1"]
-    # The norm runs over all dimensions but one; over a dimension of length 1 it does no harm.
+    # The norm is taken over all dimensions but one. A dimension of length 1 does not matter.
     over = [d for d in range(v.ndim) if g.ndim == 0 or (g.ndim == v.ndim and g.shape[d] == 1)]
     scale = [1 if d in over else v.shape[d] for d in range(v.ndim)]
     if v.shape != shape or list(g.shape) != (scale if g.ndim else []) or v.ndim - len(over) > 1:
@@ -100,7 +101,7 @@ def _spectral_norm(entries: Values, shape: torch.Size, names: Collection[str]) -
     rows = [d for d, n in enumerate(shape) if [n, shape.numel() // max(n, 1)] == sizes]
     if weight.shape != shape or not rows:
         return {}
-    # The weight is seen as a matrix whose rows are one of its dimensions, and u and v are close to
+    # The weight is taken as a matrix whose rows are one of its dimensions, and u and v are close to
     # the first singular vectors: of the dimensions that fit, take the one with the largest u' W v.
     norms = [torch.vdot(u, weight.movedim(d, 0).flatten(1) @ v) for d in rows]
     return {"torch's spectral_norm": weight / max(norms, key=lambda norm: float(norm.abs()))}
@@ -130,8 +131,8 @@ def _orthogonal(X: Tensor, base: Tensor) -> Values:
         f"the orthogonal of torch or geotorch with {name}": _columns(X, base, curve)
         for name, curve in _CURVES.items()
     }
-    # torch starts with -1 on the diagonal and does not train it: these are the signs of its
-    # reflectors, and mean nothing to its other maps. geotorch starts with 0.
+    # torch puts -1 on the diagonal and does not train it: these are the signs of its reflectors,
+    # and its other maps do not use them. geotorch starts with 0.
     signs = X.diagonal(dim1=-2, dim2=-1)
     reflectors: Values = {}
     if not X.is_complex() and bool((signs.abs() == 1).all()):
@@ -204,7 +205,7 @@ def _singular_vectors(entries: Values, shape: torch.Size, names: Collection[str]
         return {}
     values: Values = {}
     for manifold in _named(_SINGULAR_VALUES, names):
-        # Beyond the rank, which nobody saved, the coordinates are zero.
+        # The rank is not saved; beyond it the coordinates are zero.
         S = _SINGULAR_VALUES[manifold](X.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2)
         for name, curve in _CURVES.items():
             U, V = _columns(X, left, curve), _columns(X[..., :p, :].mT, right, curve)
@@ -217,8 +218,8 @@ def _triangle(entries: Values, shape: torch.Size, names: Collection[str]) -> Val
     X = entries["original"]
     if X.shape != shape or not {"symmetric", "skew"}.intersection(names):
         return {}
-    # Ours keep X symmetric or skew, but for noise that somebody adds; geotorch's leave the upper
-    # triangle as it was at the start, which is anything for the first, and zero for the second.
+    # The constraints here keep X symmetric or skew, up to noise. geotorch does not change the upper
+    # triangle: it is arbitrary for its symmetric manifold, and zero for its skew one.
     asymmetry = linalg.matrix_norm(X - X.mT) / linalg.matrix_norm(X)
     if "symmetric" in names and bool((asymmetry > 0.1).any()):
         return {"geotorch.symmetric": X.tril() + X.tril(-1).mT}
@@ -228,7 +229,7 @@ def _triangle(entries: Values, shape: torch.Size, names: Collection[str]) -> Val
 
 
 def _named(manifolds: Mapping[str, Any], names: Collection[str]) -> list[str]:
-    """All the manifolds, led by the one that has one of the names; none if none has."""
+    """All the manifolds, first the one that has one of the names; none if none has."""
     ordered = sorted(manifolds, key=lambda manifold: manifold not in names)
     return ordered if ordered[0] in names else []
 

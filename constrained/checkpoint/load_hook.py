@@ -1,9 +1,9 @@
 """How a module with parametrized tensors loads its part of a state dict of any known format.
 
-A checkpoint may hold a tensor's plain value, or what another parametrization made of it. Either
-way the value is found first and then mapped to the tensor's own originals. The entries of the
-state dict are replaced while ``load_state_dict`` goes through the modules, before torch reads them.
-So all that torch reports and raises stays as it is.
+A checkpoint may hold a tensor's plain value, or the originals of another parametrization. Either
+way the value is found first and then mapped to the tensor's own originals. The entries of the state
+dict are replaced while ``load_state_dict`` goes through the modules, before torch loads them. So
+torch itself loads them, and reports what is missing or wrong, as for any module.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.checkpoint.saved_tensor import SavedTensor, reason_of
 from constrained.model.lazy import materialize_from
 from constrained.parametrized.checkpoint_metadata import recorded_chain
-from constrained.parametrized.locations import is_parametrized
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import is_parametrized
 
 
 @contribute
@@ -59,11 +59,11 @@ def translate(
     local_metadata: Mapping[str, Any],
     error_msgs: list[str],
 ) -> None:
-    """Replace other entries that hold the values of a module's parametrized tensors by their own.
+    """Replace the entries of a module's parametrized tensors by those that this model has for them.
 
     The arguments are those of ``nn.Module._load_from_state_dict``, which has run the module's
-    hooks before this. (A load hook of torch would have to be registered for the time of loading,
-    while another thread may be copying the module.)
+    hooks before this. (This is no load hook of torch: one would have to be registered for the time
+    of loading, while another thread may be copying the module.)
     """
     assign = local_metadata.get("assign_to_params_buffers", False)
     lists: Any = module.parametrizations

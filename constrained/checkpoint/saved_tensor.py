@@ -1,7 +1,7 @@
-"""What a state dict holds of one parametrized tensor, and how it becomes the tensor's own entries.
+"""How the entries of a state dict for one parametrized tensor are translated before torch loads it.
 
-The value may stand under several keys: under the plain name of the tensor, under the keys of
-another constraint that the metadata names, or under those of another library. The first that is
+The value may be stored in several ways: under the plain name of the tensor, under the keys of
+another constraint that the metadata names, or under the keys of another library. The first that is
 found is loaded. Keys that repeat its value are dropped, and keys that contradict it are left, so
 that torch reports them as unexpected.
 """
@@ -35,9 +35,9 @@ class FoundValue(NamedTuple):
 
     Attributes:
         keys: the keys that hold it.
-        value: a tensor, if the checkpoint is sound.
-        origin: what is taken to have written them.
-        others: what else may have written them, and meant another value.
+        value: a tensor, unless the checkpoint is corrupt.
+        origin: what is assumed to have written these keys.
+        others: what else may have written the same keys for another value.
     """
 
     keys: tuple[str, ...]
@@ -47,14 +47,14 @@ class FoundValue(NamedTuple):
 
 
 class SavedTensor:
-    """What a state dict holds of one parametrized tensor.
+    """The entries of a state dict for one parametrized tensor.
 
     Args:
         module: the module that has the tensor.
         name: the tensor's name in it.
-        parametrizations: what the tensor is computed by here.
+        parametrizations: the list of the tensor in this model.
         state_dict: the state dict, in which entries are replaced.
-        prefix: of the module's keys.
+        prefix: the beginning of the module's keys.
         written_for: the parametrizations that the metadata names for the tensor, if it names some.
 
     Attributes:
@@ -83,33 +83,33 @@ class SavedTensor:
             for key, value in state_dict.items()
             if key.startswith(self._prefix)
         }
-        if self._is_filled_up() and any((*self._plain(), *self._old())):
+        if self._is_filled_in() and any((*self._plain(), *self._old())):
             self._drop(self._prefix + key for key in self._saved)
             self._saved = {}
-        #: The parametrizations that the entries were written for, if they are others than here.
+        #: What the entries were written for, if the metadata says that it is not what is here.
         self._writer = None
         if written_for and self._saved:
             chain, shape = parametrizations.chain(), parametrizations.shape
             self._writer = SavedChain.other(written_for, chain, shape)
         #: Whether the metadata says that the entries were written for these parametrizations.
-        self._is_signed = bool(written_for) and self._writer is None
+        self._is_declared_own = bool(written_for) and self._writer is None
 
     def translate(self, assign: bool) -> None:
-        """Put the tensor's own entries in the place of others that hold its value.
+        """Replace entries of any other format by those that this model has for the same value.
 
         Args:
             assign: as in ``load_state_dict``.
 
         Raises:
-            ValueError: if the entries do not tell the value, or it does not fit the tensor.
-            TypeError: if the value is no tensor.
+            ValueError: if the value does not follow from the entries, or does not fit the tensor.
+            TypeError: if the value is not a tensor.
         """
         if self._writer is None and self._is_own():
             self._check_own()
             entries, repeated = {}, [*self._plain(), *self._old()]
-            # Another library may use the same key for a single original. Several originals that
-            # agree in their shapes by chance say little: a step and its base, or two factors.
-            unsure = self._constraint and len(self._saved) == 1 and not self._is_signed
+            # Another library may use the key of a single original for another value. Several
+            # originals (a step and its base, or two factors) may fit its formulas by chance.
+            unsure = self._constraint and len(self._saved) == 1 and not self._is_declared_own
             alike = list(self._foreign()) if unsure else []
             if not repeated and not alike:
                 return
@@ -119,7 +119,9 @@ class SavedTensor:
                     self._warn(repr(self._constraint), other.origin)
         else:
             known = list(self._of_writer())
-            foreign: Iterable[FoundValue] = [] if known or self._is_signed else self._foreign()
+            foreign: Iterable[FoundValue] = (
+                [] if known or self._is_declared_own else self._foreign()
+            )
             found = [*known, *self._plain(), *foreign, *self._old()]
             if not found:
                 self._check_known()
@@ -138,7 +140,7 @@ class SavedTensor:
         self._put(entries)
 
     def leave(self) -> None:
-        """Let loading leave the tensor as it is."""
+        """Make torch load the tensor's present originals, so that nothing changes."""
         old = [self.path + ending for endings in OLD_ENDINGS for ending in self._complete(endings)]
         self._drop((self.path, *(self._prefix + key for key in self._saved), *old))
         self._put(self._own)
@@ -150,17 +152,18 @@ class SavedTensor:
         for key in keys:
             self._state_dict.pop(key, None)
 
-    # ------------------------------------------------------------------ where a value may stand
+    # ------------------------------------------------------------- the ways to store the value
 
     def _is_own(self) -> bool:
         return self._saved.keys() == self._own.keys() and all(
             _shape(self._saved[key]) == _shape(value) for key, value in self._own.items()
         )
 
-    def _is_filled_up(self) -> bool:
-        """Whether the entries are the tensor's own originals, and not out of a checkpoint.
+    def _is_filled_in(self) -> bool:
+        """Whether the entries are this model's originals, and come from no checkpoint.
 
-        With full_state_dict=True, torch.distributed.checkpoint adds those that it misses.
+        With full_state_dict=True, torch.distributed.checkpoint adds the model's own tensors where
+        the checkpoint has none.
         """
         own = {key: value for key, value in self._own.items() if isinstance(value, Tensor)}
         return self._is_own() and all(_is_same(self._saved[k], value) for k, value in own.items())
@@ -173,13 +176,13 @@ class SavedTensor:
         yield from self._read(self._saved, tuple(self._prefix + key for key in self._saved))
 
     def _of_writer(self) -> Iterator[FoundValue]:
-        """The value under the other constraint that the entries were written for."""
+        """The value that the entries have under the parametrizations that wrote them."""
         if self._writer is None:
             return
         try:
             value, keys = self._writer.value(self._saved)
         except ValueError as error:
-            # For a module that is no constraint, such as torch's own, the keys may tell more.
+            # Of a foreign module, such as torch's own, the keys may be known to a reader.
             if not self._writer.has_only_constraints() and any(self._foreign()):
                 return
             raise ValueError(
@@ -189,13 +192,13 @@ class SavedTensor:
         yield FoundValue(tuple(self._prefix + key for key in keys), value, repr(self._writer))
 
     def _old(self) -> Iterator[FoundValue]:
-        """The value under the keys of the hooks that torch had before its parametrizations."""
+        """The value under the keys of the hooks that torch used before its parametrizations."""
         for endings in OLD_ENDINGS:
             keys = {self.path + ending: new for ending, new in self._complete(endings).items()}
             yield from self._read({n: self._state_dict[k] for k, n in keys.items()}, tuple(keys))
 
     def _complete(self, endings: Mapping[str, str]) -> Mapping[str, str]:
-        """The endings, if the state dict has them all and they name no tensors of the module."""
+        """The endings, if the state dict has all of these keys and the module no such tensors."""
         known = {*self._module._parameters, *self._module._buffers}
         complete = all(
             self.path + ending in self._state_dict and self._name + ending not in known
@@ -204,7 +207,7 @@ class SavedTensor:
         return endings if complete else {}
 
     def _read(self, entries: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[FoundValue]:
-        # A view is known by the name of the constraint in it.
+        # For a view, the name of the constraint in it counts.
         named: Any = getattr(self._constraint, "constraint", self._constraint)
         names = (str(named.name), *named.aliases) if isinstance(named, Constraint) else ()
         reading = read(entries, self._parametrizations.shape, names)
@@ -220,13 +223,13 @@ class SavedTensor:
         )
 
     def _own_value(self) -> Tensor:
-        twin = copy.deepcopy(self._parametrizations).eval()
-        # A twin on the meta device has no memory to copy to.
-        twin.load_state_dict(self._saved, assign=True)
-        return twin()
+        fresh = copy.deepcopy(self._parametrizations).eval()
+        # A copy on the meta device has no memory that the entries could be copied to.
+        fresh.load_state_dict(self._saved, assign=True)
+        return fresh()
 
     def _mapped(self, found: FoundValue, assign: bool) -> dict[str, Any]:
-        """The tensor's own entries at a value, or an error that says whose value it was."""
+        """The entries that this model has for a value. An error says what wrote the value."""
         try:
             return entries_for(self._parametrizations, found.value, self.path, assign)
         except Exception as error:
@@ -241,7 +244,7 @@ class SavedTensor:
     def _check_own(self) -> None:
         for key in self._parametrizations.names():
             value = self._saved.get(key)
-            # Each process has only its own shards, and the processes could not raise together.
+            # A process sees only its own shards, and must not raise alone.
             if self._constraint is None or not isinstance(value, Tensor) or is_shard(value):
                 continue
             if not is_finite(value):
@@ -280,7 +283,7 @@ def _listed(entries: Mapping[str, Any]) -> str:
 
 
 def _is_same(value: Any, original: Tensor) -> bool:
-    """Whether a tensor of the checkpoint is one that is here already, or both hold no numbers."""
+    """Whether a tensor in the state dict is the model's own, or both are on the meta device."""
     if not {type(value), type(original)} <= {Tensor, nn.Parameter}:
         return False
     if value.is_meta or original.is_meta:

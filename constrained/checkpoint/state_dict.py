@@ -18,14 +18,14 @@ from constrained.checkpoint.entries import OnInfeasible
 from constrained.checkpoint.entries import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
 from constrained.parametrized.checkpoint_metadata import without_tensors
-from constrained.parametrized.locations import (
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.parametrizations import Parametrizations
+from constrained.parametrized.tensor_locations import (
     check_model,
     is_constrained,
     is_parametrized,
     locations,
 )
-from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.parametrizations import Parametrizations
 from constrained.registration.wrappers import check_not_offloaded
 from constrained.torch_internals.modules import put_versions, versions_in
 from constrained.torch_internals.shards import is_managed

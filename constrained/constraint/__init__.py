@@ -1,7 +1,7 @@
 """What a constraint is, what it is called, and how it is written down.
 
 * `base`: the class `Constraint`, and what a new one defines;
-* `fast_paths`: what it may define beside that, to be trained faster or better;
+* `optional_methods`: what it may define beside that, to be trained faster or better;
 * `guards`: the checks and the precision around the methods that it defines;
 * `arguments`: its constructor arguments: compared, written as data, set later;
 * `view`: a constraint on a rearrangement of a tensor;
@@ -25,7 +25,7 @@ if not TYPE_CHECKING:
             "constrained.constraint.base": "Constraint FLAT START unguarded",
             "constrained.constraint.elements": "Params",
             "constrained.constraint.errors": "InfeasibleError OutOfRangeError",
-            "constrained.constraint.fast_paths": "recomputed",
+            "constrained.constraint.optional_methods": "recomputed",
             "constrained.constraint.precision": "autocast_disabled is_autocast",
             "constrained.torch_internals.tensors": "has_values is_transformed",
         },

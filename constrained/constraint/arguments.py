@@ -27,7 +27,7 @@ _checks: list[Callable[[nn.Module], None]] = []
 
 
 def check_when_set(check: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
-    """Decorator: the function is called with each constraint of which an argument has been set.
+    """Decorator: call the function with a constraint whenever one of its arguments has been set.
 
     If it raises, the argument is reset.
     """
@@ -52,9 +52,10 @@ class WithArguments(nn.Module):
         return {name: getattr(self, name) for name in self._made_as()._argument_names}
 
     def _made_as(self) -> type[WithArguments]:
-        """The class whose arguments the instance has: its own, unless they were never set.
+        """The class whose constructor arguments the instance has.
 
-        Other libraries, such as higher, derive classes with a constructor of their own.
+        Other libraries, such as higher, derive classes with another constructor, and change the
+        class of an object that exists. Such an object has the arguments of a base class.
         """
         cls = type(self)
         kinds = (k for k in cls.__mro__ if issubclass(k, WithArguments) and not k._undefined)
@@ -64,7 +65,7 @@ class WithArguments(nn.Module):
         return next(made, cls)
 
     def spec(self) -> dict[str, Any]:
-        """The constraint as plain data: its registered name and the arguments off their defaults.
+        """The constraint as plain data: its registered name and its arguments, but for defaults.
 
         `constrained.constrain` accepts the result; JSON and YAML can hold it.
         """
@@ -87,8 +88,8 @@ class WithArguments(nn.Module):
         )
         return f"{type(self).name or type(self).__name__}({arguments})"
 
-    # A changed argument, tensor or submodule changes the set, or the map onto it: the engine
-    # compares a counter before it reuses a value.
+    # A changed argument, tensor or submodule changes the set, or the map onto it. So each change is
+    # counted, and the engine compares the counts before it reuses a value.
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in RENAMED:
@@ -125,12 +126,12 @@ class WithArguments(nn.Module):
         self._count_change()
 
     def _count_change(self, *, maps: bool = True) -> None:
-        # A number that no constraint has or had. A counter per object would repeat itself when an
-        # old state is restored, or when two objects are mistaken for each other.
+        # A number that no constraint has had before. A counter of each object would repeat itself
+        # when an old state is restored, or when one object takes the place of another.
         state: dict[str, Any] = vars(self)
         state["_revision"] = next(_revisions)
         if maps:
-            # Not for `train` and `eval`, which may be called between a forward and a backward pass.
+            # `train` and `eval` do not count: they may be called before a backward pass.
             state["_map_revision"] = state["_revision"]
 
     def _set_argument(self, name: str, value: Any) -> None:
@@ -147,7 +148,7 @@ class WithArguments(nn.Module):
         state: dict[str, Any] = vars(self)
         with defer_interrupts(), all_or_nothing([self]):
             state.update(vars(fresh))
-            # What follows from the old arguments only.
+            # Attributes that the constructor makes for the old arguments only.
             for key in made.keys() - vars(fresh).keys():
                 state.pop(key, None)
             for check in _checks:
@@ -214,7 +215,7 @@ def as_tuple(value: Any) -> Any:
 
 
 def short_argument(value: Any) -> str:
-    """An argument for `repr`: of a tensor its shape."""
+    """An argument for `repr`. A tensor is shown by its shape."""
     if isinstance(value, Tensor):
         return f"<{' x '.join(map(str, value.shape)) or 'scalar'}>"
     return repr(as_data(value))

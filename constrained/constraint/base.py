@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from constrained.constraint.deprecated import Renamed, rename_added_members, rename_members
 from constrained.constraint.elements import Params, beside
-from constrained.constraint.fast_paths import FastPaths
 from constrained.constraint.guards import GUARDS, OF_THE_MAP
 from constrained.constraint.membership import Membership
+from constrained.constraint.optional_methods import OptionalMethods
 from constrained.constraint.precision import autocast_disabled, raise_precision
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import working_dtype
 from constrained.torch_internals.tensors import has_values
 
-#: The derivative of a map where an outsider starts, at least, as a share of its typical size.
+#: The smallest derivative of a map where an outsider starts, as a share of its typical size.
 START = 0.02
 
 
@@ -29,7 +29,7 @@ START = 0.02
 FLAT = 1e-6
 
 
-class Constraint(FastPaths, Membership):
+class Constraint(OptionalMethods, Membership):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
     One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions
@@ -37,29 +37,30 @@ class Constraint(FastPaths, Membership):
 
     A class of constraints is abstract or final. An abstract one holds what several sets share; it
     is not registered, and has no `examples`. A final one implements `forward`, `right_inverse`,
-    `violation`, `project` and `draw`, and `dimension` where the set is thinner than the space
-    around it. It has `examples`, stores every constructor argument under its own name, is usually
-    registered, and no class of the catalogue derives from it. (Other people's classes may. One with
-    another `forward` gets the default `canonical`, `pullback`, `thin_pullback`, `step_gradient` and
-    `factors`, unless it defines its own: those of its base belong to the other map.) The docstring
-    of a final class states **Set**, **Map**, **Right inverse** and **Reference**.
+    `violation`, `project` and `draw`, and `dimension` if the set has no interior. It has
+    `examples`, stores every constructor argument under its own name, and is usually registered. Its
+    docstring states **Set**, **Map**, **Right inverse** and **Reference**.
 
-    What a subclass may rely on. The base class wraps the methods that it defines, so that
+    In the catalogue no class derives from a final one. A class elsewhere may. If it has another
+    `forward`, it does not inherit `canonical`, `pullback`, `thin_pullback`, `step_gradient` and
+    `factors`, which belong to the map of its base: it has the defaults, or defines its own.
+
+    The base class wraps the methods that a subclass defines. A subclass may rely on this:
 
     * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards`,
       `admit` and `draw` compute in at least single precision, with autocast off, whatever the
       tensor's dtype; results are converted to that dtype (`violation` stays in the working
       precision), those of `forward` and `draw` by `rounded`;
     * where linear algebra raises because the parameters of an element hold NaN or infinity,
-      `forward` gives NaN for it, and `canonical` these parameters;
+      `forward` gives NaN for the element, and `canonical` gives its parameters back;
     * the value is contiguous, unless a parameter has the same layout;
     * `right_inverse` receives a finite member of the set (up to `tolerance`), `project` a finite
       tensor of an admissible shape, `draw` an admissible shape, and `violation` a finite tensor:
       an element that holds NaN or infinity has the violation ``inf``.
 
-    An argument may be set later, as in ``constraint.radius = 2.0``: the constructor checks it, and
-    everything that the constructor derives from the arguments is derived again, while parameters,
-    hooks and the training flag stay.
+    An argument may be set later, as in ``constraint.radius = 2.0``. Then the constructor checks it
+    and computes again what it derives from the arguments. Parameters, hooks and the training flag
+    stay.
 
     A tensor among the constructor arguments stays a plain attribute. It is not part of the state:
     ``to_empty`` and ``load_state_dict`` leave it alone. Use it as ``self.mask.to(value.device)``.
@@ -73,17 +74,17 @@ class Constraint(FastPaths, Membership):
             interior, and leaves every interior element bit for bit as it is.
         complex: whether complex tensors are accepted.
         deterministic: whether `forward` depends on its arguments, the constructor arguments and
-            the module's buffers alone. Only then may the engine keep its value.
-        frozen: which of the free parameters are constants (a base point, say): the engine keeps
+            the module's buffers alone. Only then may the engine reuse its value.
+        frozen: which of the free parameters are constants, such as a base point. The engine keeps
             these as buffers, not as parameters.
-        value_index: which of the canonical parameters, if any, is the element itself, while all
-            others that are trained are zero: ``forward(*canonical(*p)) ==
+        value_index: the index of the canonical parameter that is the element itself, if there is
+            one, while all others that are trained are zero: ``forward(*canonical(*p)) ==
             canonical(*p)[value_index]``, bit for bit. Then nothing is evaluated after an optimizer
             step.
         remembers: whether `canonical` starts from its last result. Then it is called for each
-            tensor by itself; otherwise small tensors of a kind are restored as one batch.
-        recompute_in_backward: whether each backward pass evaluates `forward` once more, because
-            the graph of an evaluation would hold several times the memory of the weight.
+            tensor by itself; otherwise it is called for small tensors of a kind as one batch.
+        recompute_in_backward: whether each backward pass evaluates `forward` once more. This is
+            for maps whose graph would take several times the memory of the weight.
         expected_failures: law name -> reason, for each law of `constrained.testing` that cannot
             hold. An instance may declare its own.
         preserves: names of the constraints whose sets `forward` maps into themselves, for a map
@@ -129,12 +130,12 @@ class Constraint(FastPaths, Membership):
         cls._map_as_defined = cls.forward
         for method in OF_THE_MAP:
             if _belongs_to_another_map(cls, method):
-                setattr(cls, method, getattr(FastPaths, method))
-        # Not left to ABC: Pyro, higher and others derive a class from that of each module of a
-        # model, with a metaclass of their own, which would conflict with ABC's.
+                setattr(cls, method, getattr(OptionalMethods, method))
+        # ABC is not used: Pyro, higher and others derive a class from the class of each module in a
+        # model, with a metaclass of their own, which would conflict with that of ABC.
         undefined = {n for n in dir(cls) if _is_abstract(inspect.getattr_static(cls, n, None))}
         if cls.sample is not Constraint.sample:
-            # It makes members without `draw`.
+            # The class makes members without `draw`.
             undefined.discard("draw")
         cls._undefined = sorted("draw (or sample)" if n == "draw" else n for n in undefined)
         cls._argument_names = tuple(inspect.signature(cls.__init__).parameters)[1:]
@@ -166,7 +167,7 @@ class Constraint(FastPaths, Membership):
 
     @abstractmethod
     def project(self, value: Tensor) -> Tensor:
-        """A nearest point of the set, or the documented retraction where there is no formula."""
+        """A nearest point of the set, or the documented retraction if there is no formula."""
 
     @abstractmethod
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
@@ -184,16 +185,16 @@ class Constraint(FastPaths, Membership):
     def dimension(self, shape: Sequence[int]) -> int:
         """The dimension of the set as a manifold, for one element of the given event shape.
 
-        The laws and the documentation use it. By default the number of entries, which is that of a
-        set with interior points.
+        The laws and the documentation use it. By default it is the number of entries, which is the
+        dimension of a set with interior points.
         """
         return torch.Size(shape).numel()
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Members near given ones, away from where the derivative of `forward` vanishes.
 
-        A class defines it where its map gets flat, as softplus does next to zero: an optimizer
-        that starts there hardly moves.
+        A class defines it if its map gets flat somewhere, as softplus does next to zero: an
+        optimizer that starts there hardly moves.
 
         Args:
             value: members, of shape ``(*batch, *event)``.
@@ -202,16 +203,17 @@ class Constraint(FastPaths, Membership):
 
         Returns:
             Tensor of the shape of ``value``. An element at which the derivative is that large
-            already comes back bit for bit. By default all do.
+            already is returned bit for bit. By default all are.
         """
         del share
         return value
 
     def admit(self, value: Tensor, share: float) -> Tensor:
-        """The members that outsiders start from: by default their projections, moved `inwards`.
+        """Members from which training starts, in the place of tensors outside of the set.
 
-        A class defines it where the projection of an ordinary tensor is a bad start: that of a
-        matrix with a determinant of the wrong sign is singular, up to rounding.
+        By default these are the projections, moved `inwards`. A class defines it if the projection
+        of an ordinary tensor is a bad start. For one, the matrices with a positive determinant: the
+        projection of any other matrix is singular, up to rounding.
 
         Args:
             value: of shape ``(*batch, *event)``. Results for elements that are members already are
@@ -223,33 +225,33 @@ class Constraint(FastPaths, Membership):
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """A member that was computed in single precision, in a half-precision dtype.
 
-        A class defines it where rounding would leave an open set, as a small positive number does
-        that becomes zero.
+        A class defines it if rounding may lead out of an open set: a small positive number may be
+        rounded to zero.
         """
         return value.to(dtype)
 
     def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> Constraint:
-        """The constraint with the arguments that were left out taken from the tensor's module.
+        """This constraint, with its missing arguments taken from the module that has the tensor.
 
-        `constrained.constrain` calls it for each owner of the tensor. A class defines it if its set
-        depends on what the module does with the tensor, as the norm of a convolution depends on its
-        stride.
+        `constrained.constrain` calls it for each module that has the tensor. A class defines it if
+        its set depends on what the module does with the tensor. For example, the norm of a
+        convolution depends on its stride.
 
         Args:
-            module: the owner of the tensor; of a lazy one, the tensor may have no shape yet.
+            module: a module that has the tensor. In a lazy one the tensor may have no shape yet.
             name: the tensor's name there.
-            viewed: whether the constraint is on a rearrangement of it.
+            viewed: whether the constraint is on a rearrangement of the tensor.
 
         Returns:
-            The constraint itself, or a copy with other arguments. It is not changed.
+            The constraint itself, unchanged, or a copy with other arguments.
 
         Raises:
-            ValueError: if it does not go with the module, or its arguments contradict it.
+            ValueError: if the constraint does not suit the module, or its arguments contradict it.
         """
         del module, name, viewed
         return self
 
-    # ------------------------------------------------------------------------- what follows
+    # --------------------------------------------------- what the base class makes of these
 
     def sample(
         self,
@@ -287,10 +289,10 @@ class Constraint(FastPaths, Membership):
         return max(named, *(i + 1 for i in self.frozen)) if self.frozen else named
 
     def start(self, value: Tensor) -> Tensor:
-        """Where training starts: each member stays bit for bit, an outsider goes to one nearby.
+        """Where training starts: each member stays bit for bit, all else goes to a member nearby.
 
-        From there it can be trained: the derivative of `forward` is no less than a fiftieth of its
-        typical size, up to rounding of the dtype.
+        There it can be trained: the derivative of `forward` is at least a fiftieth of its typical
+        size, up to rounding of the dtype.
 
         Args:
             value: of shape ``(*batch, *event)``.
@@ -306,7 +308,7 @@ class Constraint(FastPaths, Membership):
         self.check_tensor(value)
         if not has_values(value):
             return value
-        # An open set's projection leaves its interior alone and moves what lies on the boundary.
+        # The projection of an open set leaves its interior alone and moves what is on the boundary.
         outside = ~self.contains(value) if self.closed else self._differ(self.project(value), value)
         if not bool(outside.any()):
             return value
@@ -336,7 +338,7 @@ class Constraint(FastPaths, Membership):
         if event_dim:
             finite = finite.flatten(value.ndim - event_dim).all(-1)
         safe = torch.where(beside(finite, value), value, torch.ones_like(value))
-        # Not in the dtype of storage, in which rounding may undo a short step.
+        # In half precision, rounding might undo a short step.
         safe = raise_precision(safe)
         return self._differ(self.inwards(safe, share), safe) & finite
 
@@ -348,9 +350,10 @@ class Constraint(FastPaths, Membership):
 
 
 def unguarded(constraint: Constraint, method: str) -> Callable[..., Any]:
-    """A method as the class defines it: for a part of another constraint, whose guard has worked.
+    """A method without its guard, for a part of another constraint, whose own guard has run.
 
-    The part's own guard would judge a value in working precision as if it had been stored in it.
+    The guard of the part would be too strict: it sees a value in working precision, and does not
+    know that the value was stored in a lower one.
     """
     function = getattr(type(constraint), method)
     return functools.partial(getattr(function, "__wrapped__", function), constraint)
@@ -361,7 +364,7 @@ def _belongs_to_another_map(cls: type[Constraint], method: str) -> bool:
     owner = next(kind for kind in cls.__mro__ if method in vars(kind))
     if not issubclass(owner, Constraint):
         return False
-    # The method was written for the first map that is defined at its class or below.
+    # The method belongs to the first `forward` that its class, or a class derived from it, has.
     maps = (kind._map_as_defined for kind in cls.__mro__ if issubclass(kind, owner))
     return any(not _is_abstract(each) and each is not cls.forward for each in maps)
 

@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
     """A value in types that ``torch.load`` takes from any file; NotImplemented if it has none."""
     if value is None or isinstance(value, bool):
         return value
-    # Converted: numbers of numpy, say, or members of an Enum, are of subclasses of these types.
+    # Converted, since numbers of numpy or members of an Enum are of subclasses of these types.
     for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
@@ -88,7 +88,7 @@ def built(entry: Any, shape: Sequence[int] | None) -> Constraint:
 
     Args:
         entry: one element of what `described` gave.
-        shape: that of the tensor, which a view needs.
+        shape: the shape of the tensor, which a view needs.
 
     Raises:
         ValueError: if it is not registered, or its arguments are not valid.

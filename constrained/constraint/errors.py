@@ -1,4 +1,4 @@
-"""Errors about values, and about how constraints are written down."""
+"""The types of error that are raised about values, and about how constraints are written down."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UnknownNameError(KeyError, ValueError):
     """
 
     def __str__(self) -> str:
-        # KeyError shows the repr of its argument, which would put the sentence in quotes.
+        # KeyError would show the repr of the sentence, which has quotes around it.
         return str(self.args[0])
 
 

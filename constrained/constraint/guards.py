@@ -28,12 +28,11 @@ def _any_not_finite(tensors: Sequence[Tensor]) -> bool:
 def _without_broken(
     constraint: Constraint, params: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor] | None]:
-    """Which elements have parameters that are not finite, and parameters without them.
+    """Which elements have parameters that are not finite, and finite parameters for all elements.
 
     Returns:
-        Boolean tensor of shape ``batch``, and parameters in which those that are not finite are
-        replaced by those of a finite element; None if there is no finite element, or if the
-        parameters are not in the batch shape of the value.
+        Boolean tensor of shape ``batch``, and the parameters, where a finite element replaces each
+        broken one. None if no element is finite, or if the batch shape is not that of the value.
     """
     whole = constraint.forward(*(p.detach().to("meta") for p in params)).shape
     batch = whole[: len(whole) - (len(whole) if (e := constraint.event_dim) is None else e)]
@@ -61,7 +60,7 @@ def _out_of_range(
 def _nan_where_broken(
     constraint: Constraint, method: Callable[..., Tensor], params: Sequence[Tensor]
 ) -> Tensor:
-    """The value of a map on parameters some of which are not finite: NaN for their elements."""
+    """The value of a map: NaN for each element with parameters that are not finite."""
     broken, sound = _without_broken(constraint, params)
     if sound is None:
         # A sum over the parameters, so that the gradients are NaN as well.
@@ -205,7 +204,7 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         batch = 0 if self.event_dim is None else value.ndim - self.event_dim
         event = tuple(range(batch, value.ndim))
         elements = finite.all(dim=event, keepdim=True) if event else finite
-        # Linear algebra raises on NaN, or does not return: it gets zeros, and the result is inf.
+        # For NaN linear algebra raises, or does not return. It gets zeros, and the result is inf.
         safe = torch.where(elements, value, torch.zeros_like(value))
         result = _in_working_precision(self, method, "violation", safe)
         if result.shape != value.shape[:batch]:
@@ -213,7 +212,7 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 f"{self!r}: `violation` must give one number for each element, a tensor of shape "
                 f"{tuple(value.shape[:batch])} here, but its shape is {tuple(result.shape)}."
             )
-        # Also where the method's own arithmetic overflows to NaN.
+        # The result is inf also where the method's own arithmetic overflows to NaN.
         return torch.where(elements.reshape(result.shape) & ~result.isnan(), result, torch.inf)
 
     return violation
@@ -261,7 +260,7 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args, **kwargs)
             self._check_event_dim()
-            # A list could be changed in place, which nothing would notice.
+            # A list could be changed in place, and nothing would notice it.
             for name in self._argument_names:
                 if type(state.get(name)) is list:
                     state[name] = as_tuple(state[name])
@@ -271,7 +270,7 @@ def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-#: The methods that belong to one `forward`: a derived class with another one loses them.
+#: The methods that belong to one `forward`. A class with another `forward` does not inherit them.
 OF_THE_MAP = ("canonical", "pullback", "thin_pullback", "step_gradient", "factors")
 
 

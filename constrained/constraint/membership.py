@@ -31,7 +31,7 @@ class Membership(WithArguments):
         """How far ``value`` lies from the set: distance-like, shape ``batch``, 0 on its closure."""
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
-        """What an event shape must be, if ``event`` is not: ``"must be square"``. Else None."""
+        """What is wrong with an event shape, as in ``"must be square"``; None if nothing is."""
         del event
         return None
 
@@ -49,7 +49,7 @@ class Membership(WithArguments):
         return (violation <= (granted if tol is None else tol)) & torch.isfinite(violation)
 
     def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The violation of each element of the batch, and how much of it is rounding.
+        """The violation of each element of the batch, and how much of it may be due to rounding.
 
         An element is a member if its violation is finite and not larger than the second number.
         """

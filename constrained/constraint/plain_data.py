@@ -16,10 +16,10 @@ from constrained.constraint.errors import SpecError
 DEEPEST = 32
 
 
-#: Types without parts, of which most data is.
+#: Common types without parts.
 _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 
-#: Data of fewer values, written out in full, may repeat itself as it likes.
+#: Data that has no more values than this when written out in full may repeat any parts of itself.
 _FEW = 2**16
 
 

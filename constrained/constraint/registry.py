@@ -40,7 +40,7 @@ def register(name: str | None = None, *, aliases: Iterable[str] = ()) -> Callabl
     The catalogue is registered before any other package: nobody else can take one of its names.
 
     Args:
-        name: the name in configs, in snake case; that of the class by default.
+        name: the name in configs, in snake case; by default the name of the class.
         aliases: other names under which the same constraint is found.
 
     Raises:
@@ -99,9 +99,10 @@ def register_spelling(theirs: str, name: str, arguments: dict[str, str | None]) 
     """Let specs name a constraint as another library does: ``"geotorch:Hurwitz(alpha=0.1)"``.
 
     Args:
-        theirs: the class path.
+        theirs: the path of the other library's class.
         name: the registered name.
-        arguments: our argument for each of theirs; None for one that has no meaning here.
+        arguments: the argument here for each argument of that class; None for one that has no
+            meaning here.
 
     Raises:
         ValueError: if the class path means something else already.
@@ -111,21 +112,21 @@ def register_spelling(theirs: str, name: str, arguments: dict[str, str | None]) 
         raise ValueError(f"{theirs!r} means {_spellings[theirs][0]!r} already.")
 
 
-def respelled(theirs: str) -> tuple[str, dict[str, str | None]] | None:
-    """The name and the arguments that were registered for a foreign class path; else None."""
+def respelled(path: str) -> tuple[str, dict[str, str | None]] | None:
+    """The name and arguments that `register_spelling` was given for a class path, or None."""
     _load_entry_points()
-    return _spellings.get(theirs)
+    return _spellings.get(path)
 
 
 def classes_of(library: str) -> list[str]:
     """The names of a library's classes that were registered, sorted."""
     _load_entry_points()
-    known = (theirs.split(":") for theirs in _spellings)
+    known = (path.split(":") for path in _spellings)
     return sorted(cls for prefix, cls in known if prefix == library)
 
 
 def without_prefix(name: str) -> str:
-    """A guess at ``"geotorch:orthogonal"``, where a name has a prefix; empty if there is none."""
+    """What a name with a prefix, as in ``"geotorch:orthogonal"``, may have meant; "" if unknown."""
     if len(name) > _LONGEST:
         return ""
     _load_entry_points()
@@ -135,12 +136,14 @@ def without_prefix(name: str) -> str:
         prefix, word = word, prefix
     if word not in known:
         return ""
-    ours = _aliases.get(word, word)
-    theirs = [
-        key for key in _spellings if key.startswith(f"{prefix}:") and _spellings[key][0] == ours
+    name_here = _aliases.get(word, word)
+    found = [
+        path
+        for path, (target, _) in _spellings.items()
+        if path.startswith(f"{prefix}:") and target == name_here
     ]
-    if theirs:
-        return f" Did you mean {theirs[0]!r}, or {word!r} without a prefix?"
+    if found:
+        return f" Did you mean {found[0]!r}, or {word!r} without a prefix?"
     libraries = sorted({key.partition(":")[0] for key in _spellings})
     return (
         f" Did you mean {word!r}, without a prefix? A prefix is {' or '.join(libraries)}, before "
@@ -218,7 +221,7 @@ def _same_class(a: type, b: type) -> bool:
 
 
 def _load_catalogue() -> None:
-    # Each class that is registered calls this, those of the catalogue too: it runs once.
+    # `register` calls this for each class, also in the catalogue. The catalogue is loaded once.
     if _CATALOGUE not in _loaded:
         _load(point for point in _entry_points() if _key(point) == _CATALOGUE)
         _loaded.add(_CATALOGUE)

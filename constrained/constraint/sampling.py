@@ -1,4 +1,4 @@
-"""Random members of a set: the arguments of `Constraint.sample`, settled once for all classes."""
+"""The random numbers from which constraints make random members of their sets."""
 
 from __future__ import annotations
 

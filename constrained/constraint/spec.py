@@ -31,7 +31,7 @@ from constrained.constraint.view import axes
 #: A spec may contain so many specs, those in its parts included.
 _MOST_SPECS = 128
 
-#: How many specs there are in the one that is being parsed, so far.
+#: How many specs have been found so far in the one that is being parsed.
 _count: ContextVar[list[int] | None] = ContextVar("count", default=None)
 
 
@@ -55,11 +55,11 @@ class Request:
         """Whether two specs mean the same, however they are written."""
         if not isinstance(other, Request):
             return NotImplemented
-        mine, theirs = self.constraint, other.constraint
-        if isinstance(mine, Constraint) and isinstance(theirs, Constraint):
-            same = mine.spec() == theirs.spec()
+        one, another = self.constraint, other.constraint
+        if isinstance(one, Constraint) and isinstance(another, Constraint):
+            same = one.spec() == another.spec()
         else:
-            same = mine is theirs
+            same = one is another
         return same and (self.view, self.sizes, self.init) == (other.view, other.sizes, other.init)
 
     def build(self) -> Constraint | nn.Module:
@@ -88,7 +88,7 @@ def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
     count = _count.get()
     if count is None:
         check_extent((spec, arguments))
-        # In a context of its own: it ends with the call, even if Ctrl-C interrupts that.
+        # The count is set in a new context, which ends with the call even if Ctrl-C interrupts it.
         return copy_context().run(_parse_first, spec, view, arguments)
     count[0] += 1
     if count[0] > _MOST_SPECS:
@@ -240,11 +240,11 @@ def _merge(name: Any, first: Mapping[str, Any], second: Mapping[str, Any]) -> di
 def _respelled(
     name: str, positional: tuple[Any, ...], arguments: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The registered name and its arguments for those of another library."""
-    ours = registry.respelled(name) if ":" in name else None
-    if ours is None:
+    """The registered name, and its arguments, for the class path of another library."""
+    found = registry.respelled(name) if ":" in name else None
+    if found is None:
         return name, arguments
-    known = ours[1]
+    registered, known = found
     if positional:
         raise SpecError(f"{name} needs its arguments by name: {', '.join(known) or 'none'}.")
     for key in arguments:
@@ -253,8 +253,8 @@ def _respelled(
                 f"{name} has no argument {short(key)} that is known here."
                 f"{registry.did_you_mean(key, known)} Known are {', '.join(known) or 'none'}."
             )
-    renamed = {known[key]: value for key, value in arguments.items() if known[key] is not None}
-    return ours[0], renamed  # type: ignore[return-value]
+    renamed = {known[key]: value for key, value in arguments.items()}
+    return registered, {key: value for key, value in renamed.items() if key is not None}
 
 
 def _find_class(name: str) -> type[Constraint]:
@@ -299,7 +299,7 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls.__init__)
     except NameError:
-        # An annotation that only a type checker can resolve checks nothing here.
+        # A type that is imported for type checkers only: nothing is checked.
         return {}
 
 
@@ -336,10 +336,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _meant(value: Any, hint: Any) -> str:
-    """A hint for a number that does not fit: it is too large, or YAML has read it as a string.
-
-    YAML 1.1 reads 1e-3 as a string.
-    """
+    """Why a number does not fit: it is too large, or YAML has read it as a string, as 1e-3."""
     if isinstance(value, int) and not isinstance(value, bool) and _fits(1, hint):
         return ", which is too large"
     if not isinstance(value, str) or not _fits(0.5, hint):

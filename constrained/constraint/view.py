@@ -32,21 +32,21 @@ def with_view(spec: dict[str, Any], view: str, sizes: Mapping[str, int]) -> dict
 
 
 class View(Constraint):
-    """A constraint on a rearrangement of the tensor, whose whole is then one element.
+    """A constraint on a rearrangement of the tensor. The whole tensor is one element.
 
     **Set**: all ``X`` whose rearrangement by ``pattern`` has its elements in the set of
-    ``constraint``; dimension, open or closed: as there.
-    **Map**: that of ``constraint``, rearranged back.
-    **Right inverse**: that of ``constraint``, after rearranging.
+    ``constraint``; it is open or closed as that set is.
+    **Map**: the map of ``constraint``, then rearranged back.
+    **Right inverse**: rearranged, then the right inverse of ``constraint``.
     **Reference**: Rogozhnikov, "Einops: Clear and Reliable Tensor Manipulations with Einstein-like
     Notation" (ICLR 2022).
 
     Args:
-        constraint: the constraint on what is seen.
+        constraint: the constraint on the rearranged tensor.
         pattern: ``"from -> to"``. The elements are made of the last dimensions of ``to``; a whole
-            number is an axis of that length: ``"(4 h) k -> 4 h k"`` are the gates of an LSTM.
-        shape: the shape of the tensor that is viewed.
-        sizes: the lengths of axes that the shape leaves open.
+            number is an axis of that length: ``"(4 h) k -> 4 h k"`` gives the gates of an LSTM.
+        shape: the shape of the tensor before it is rearranged.
+        sizes: the lengths of axes that do not follow from the shape.
 
     Raises:
         ValueError: if the pattern is malformed or does not fit the shape.
@@ -70,75 +70,79 @@ class View(Constraint):
 
     @property
     def frozen(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Those of the constraint on what is seen."""
+        """The frozen parameters of ``constraint``."""
         return self.constraint.frozen
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
-        """Whether the constraint on what is seen is deterministic."""
+        """Whether ``constraint`` is deterministic."""
         return self.constraint.deterministic
 
     def seen_shape(self) -> torch.Size:
-        """The shape of what is seen."""
-        return self._see(torch.empty(self.shape, device="meta")).shape
+        """The shape of the rearranged tensor."""
+        return self._rearranged(torch.empty(self.shape, device="meta")).shape
 
-    def _see(self, value: Tensor) -> Tensor:
+    def _rearranged(self, value: Tensor) -> Tensor:
         return rearrange(value, self._there, **self._lengths)
 
     def forward(self, *params: Tensor) -> Tensor:
-        """Map free parameters to the viewed tensor."""
+        """Map free parameters to the tensor, rearranged back."""
         return rearrange(self.constraint(*params), self._back, **self._lengths)
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """Round as the constraint on what is seen."""
-        seen = self.constraint.rounded(self._see(value), dtype)
-        return rearrange(seen, self._back, **self._lengths)
+        """Round as ``constraint`` does."""
+        rounded = self.constraint.rounded(self._rearranged(value), dtype)
+        return rearrange(rounded, self._back, **self._lengths)
 
     def right_inverse(self, value: Tensor) -> Params:
         """Free parameters of the rearranged tensor."""
-        # The value was checked in the precision that it is stored in.
-        return unguarded(self.constraint, "right_inverse")(self._see(value))
+        # Without the guard of ``constraint``: the guard here has checked the value.
+        return unguarded(self.constraint, "right_inverse")(self._rearranged(value))
 
     def violation(self, value: Tensor) -> Tensor:
-        """The largest violation among the elements that are seen; a scalar."""
-        return self.constraint.violation(self._see(value)).amax()
+        """The largest violation of an element of the rearranged tensor; a scalar."""
+        return self.constraint.violation(self._rearranged(value)).amax()
 
     def project(self, value: Tensor) -> Tensor:
         """Project the rearranged tensor, and rearrange it back."""
-        return rearrange(self.constraint.project(self._see(value)), self._back, **self._lengths)
+        return rearrange(
+            self.constraint.project(self._rearranged(value)), self._back, **self._lengths
+        )
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
-        """Move the elements that are seen."""
-        moved = self.constraint.inwards(self._see(value), share)
+        """Move the elements of the rearranged tensor."""
+        moved = self.constraint.inwards(self._rearranged(value), share)
         return rearrange(moved, self._back, **self._lengths)
 
     def start(self, value: Tensor) -> Tensor:
-        """Where the elements that are seen start."""
+        """Where the elements of the rearranged tensor start."""
         self.check_tensor(value)
-        return rearrange(self.constraint.start(self._see(value)), self._back, **self._lengths)
+        return rearrange(
+            self.constraint.start(self._rearranged(value)), self._back, **self._lengths
+        )
 
     def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
-        """Which of the elements that are seen lie where the derivative vanishes."""
-        return self.constraint.flat(self._see(value), share)
+        """Which elements of the rearranged tensor lie where the derivative vanishes."""
+        return self.constraint.flat(self._rearranged(value), share)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
-        """A random element, distributed as those of ``constraint``."""
+        """A random tensor whose rearrangement is distributed as ``constraint`` says."""
         seen = self.seen_shape()
         return rearrange(random.member(self.constraint, seen), self._back, **self._lengths)
 
     def dimension(self, shape: Sequence[int]) -> int:
-        """The sum of the dimensions of all elements that are seen."""
-        seen = self._see(torch.empty(tuple(shape), device="meta")).shape
-        inner = self.constraint.event_dim
-        split = 0 if inner is None else len(seen) - inner
-        return seen[:split].numel() * self.constraint.dimension(seen[split:])
+        """The sum of the dimensions of all elements of the rearranged tensor."""
+        inner = self._rearranged(torch.empty(tuple(shape), device="meta")).shape
+        event_dim = self.constraint.event_dim
+        split = 0 if event_dim is None else len(inner) - event_dim
+        return inner[:split].numel() * self.constraint.dimension(inner[split:])
 
     def canonical(self, *params: Tensor) -> tuple[Tensor, ...]:
         """The canonical parameters of ``constraint``."""
         return self.constraint.canonical(*params)
 
     def restored_together(self, count: int) -> Sequence[Sequence[int]]:
-        """As those of ``constraint``."""
+        """The groups of ``constraint``."""
         return self.constraint.restored_together(count)
 
     def has_canonical(self) -> bool:
@@ -146,11 +150,11 @@ class View(Constraint):
         return self.constraint.has_canonical()
 
     def step_gradient(self, gradient: Tensor, *params: Tensor) -> Tensor:
-        """That of ``constraint``, whose parameters these are."""
+        """The step gradient of ``constraint``, whose parameters these are."""
         return self.constraint.step_gradient(gradient, *params)
 
     def has_step_gradient(self) -> bool:
-        """Whether ``constraint`` has one."""
+        """Whether ``constraint`` has a step gradient."""
         return self.constraint.has_step_gradient()
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
@@ -158,17 +162,17 @@ class View(Constraint):
         return None if event == self.shape else f"must have the shape {self.shape}"
 
     def check_member(self, value: Tensor) -> None:
-        """Raise the error of the constraint on what is seen, element by element."""
+        """Raise the error of ``constraint`` unless all elements lie in the set."""
         self.check_tensor(value)
-        self.constraint.check_member(self._see(value))
+        self.constraint.check_member(self._rearranged(value))
 
     def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the elements that are seen."""
-        return self.constraint.measured(self._see(value))
+        """The violation and tolerance of each element of the rearranged tensor."""
+        return self.constraint.measured(self._rearranged(value))
 
     def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
-        """Whether all elements that are seen lie in the set; a scalar."""
-        return self.constraint.contains(self._see(value), tol).all()
+        """Whether all elements of the rearranged tensor lie in the set; a scalar."""
+        return self.constraint.contains(self._rearranged(value), tol).all()
 
     def spec(self) -> dict[str, Any]:
         """The spec of ``constraint``, with the view."""

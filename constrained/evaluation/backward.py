@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from constrained.constraint.fast_paths import evaluated_again
+from constrained.constraint.optional_methods import evaluated_again
 from constrained.constraint.precision import autocast_disabled
 from constrained.evaluation.events import expect_writes
 from constrained.evaluation.fingerprint import Fingerprint
@@ -30,21 +30,21 @@ Pullback = Callable[..., tuple[Tensor | None, ...]]
 
 
 def replay(kept: Kept, *inputs: Tensor) -> Tensor:
-    """The value of an evaluation, whose gradient with respect to ``inputs`` that computes."""
-    # Inside of a transform of torch.func no value is kept.
+    """The value of an evaluation, which also computes its gradient with respect to ``inputs``."""
+    # This is never called inside of a transform of torch.func.
     return direct(_Replay)(kept, *inputs)
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """A gradient as a dense tensor: that of an embedding may be sparse.
+    """A gradient as a dense tensor. An embedding's may be sparse.
 
-    Few constraints compute each row by itself, and fewer have derivatives for sparse tensors.
+    Few constraints treat each row by itself, and fewer have derivatives for sparse tensors.
     """
     return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 
 def with_dense_gradient(value: Tensor) -> Tensor:
-    """A value whose gradient is made dense before its evaluation is differentiated."""
+    """The value, with a node in its graph that makes the gradient dense."""
     return direct(_Dense)(value)
 
 
@@ -54,7 +54,7 @@ class Kept(ABC):
     Attributes:
         value: what was evaluated.
         is_repeatable: whether evaluating again gives the same. A foreign module may be random.
-        is_spent: whether the graph was given to autograd, and may be freed by it.
+        is_spent: whether the graph was given to autograd, which may have freed it.
         fingerprint: what the evaluation depended on.
         state: what the value was.
     """
@@ -79,7 +79,7 @@ class Kept(ABC):
         """The same with a graph of their own, where gradients are recorded."""
 
     def _evaluate_again(self, evaluate: Evaluate, originals: int) -> Tensor:
-        """The end of a graph that may be differentiated twice, and freed."""
+        """The value with a new graph, which may be differentiated twice, and freed."""
         self._check()
         with torch.enable_grad():
             return evaluate(*self.inputs[:originals])
@@ -107,8 +107,8 @@ class KeptGraph(Kept):
     def note(self, inputs: Sequence[Tensor]) -> None:
         """Remember the inputs, and where the graph begins."""
         super().note(inputs)
-        # Now: an alias of a tensor that is written in place gets a new node, which the graph does
-        # not lead to.
+        # Noted now: an alias that is written in place gets a new node, to which the graph does not
+        # lead.
         self._edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
 
     def gradients(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -116,11 +116,11 @@ class KeptGraph(Kept):
         return self._replay(self.value, needed, gradient, create_graph=False)
 
     def differentiable(self, needed: Sequence[bool], gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Replay a graph that can be differentiated once more.
+        """Replay a graph such that the result can be differentiated once more.
 
-        A replay that is recorded leads through the graph that it replays, and differentiating it
-        frees that graph. So a repeatable evaluation is repeated. What a foreign module did cannot
-        be repeated: its graph is given to autograd, and the value is not reused.
+        The graph of the result contains the graph that is replayed, and differentiating it frees
+        both. So a repeatable evaluation is repeated. What a foreign module did cannot be repeated:
+        its graph is given to autograd, and the value is not reused.
         """
         if self._evaluate is None:
             self.is_spent = True
@@ -194,7 +194,7 @@ def recomputing(evaluate: Evaluate, originals: Sequence[Tensor]) -> Pullback:
 
     Args:
         evaluate: gives the value of such originals.
-        originals: tensors of which some require a gradient.
+        originals: the originals, to find out which require a gradient.
     """
     trained = [i for i, t in enumerate(originals) if t.requires_grad]
 
@@ -229,7 +229,7 @@ class _Replay(torch.autograd.Function):
         if kept.fingerprint is not None:
             for state in kept.fingerprint.states:
                 state.sum_on_device()
-        # For many gradients at once, as under vmap, only autograd has a rule.
+        # Under vmap there are many gradients at once, for which only autograd has a rule.
         by_graph = torch.is_grad_enabled() or is_batch(gradients[0])
         ask = kept.differentiable if by_graph else kept.gradients
         # Inside of an autocast region a backward pass would compute in low precision.

@@ -1,4 +1,4 @@
-"""The context manager inside of which the values of all parametrizations are reused."""
+"""`cached`: the context manager in which the values of all parametrizations are reused."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def cached() -> Generator[None]:
 
 
 def active_context() -> object | None:
-    """What stands for the outermost `cached` block, of either engine; None outside of one."""
-    theirs = torch_cache()
-    if theirs is not None:
-        return theirs
+    """An object for the outermost `cached` block, torch's or the one above; None outside of one."""
+    of_torch = torch_cache()
+    if of_torch is not None:
+        return of_torch
     return next((block for block in _blocks.get() if block.is_open), None)

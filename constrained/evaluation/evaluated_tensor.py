@@ -81,7 +81,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
 
     def chain(self) -> list[nn.Module]:
         """The parametrizations, in the order of application."""
-        # Other keys are not numbers: a nested parametrization of an original has one, say.
+        # Other keys are not numbers: ``parametrizations``, if an original is parametrized itself.
         return [module for key, module in self._modules.items() if key.isdigit() and module]
 
     def watched(self) -> tuple[nn.Module, ...]:
@@ -93,7 +93,7 @@ class EvaluatedTensor(torch_parametrize.ParametrizationList):
         self.__dict__["_watched"] = tuple(self.modules())[1:]
 
     def is_managed(self) -> bool:
-        """Whether FSDP swaps and writes the originals, of which no counter tells."""
+        """Whether FSDP swaps and writes the originals, which no counter shows."""
         return any(map(is_managed, self.watched()))
 
     def is_pure(self) -> bool:

@@ -6,7 +6,7 @@ that no notification can be missed:
 * the tensors are the same objects, with the same memory, contents, version and ``requires_grad``
   (see `constrained.evaluation.tensor_state`);
 * the modules hold the same tensors and submodules, and their attributes are what they were;
-* there are no hooks, and no ``forward`` of a single instance, either of which may compute anything.
+* no module has hooks, or a ``forward`` that was set on the object: these may compute anything.
 
 What can't be compared has no fingerprint, and its value is evaluated at each read. What surrounds a
 read, such as inference mode, is compared by `constrained.evaluation.stored_value`.
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from constrained.evaluation.tensor_state import TensorState, can_be_watched
+from constrained.evaluation.tensor_state import TensorState, changes_are_noticed
 from constrained.torch_internals.modules import global_hooks, hooks_of
 
 #: What a module may hold without anybody being able to change it in place.
@@ -46,18 +46,18 @@ _CLOSED_PACKAGES = frozenset({"constrained", "constraints", "torch"})
 
 
 class UnwatchableError(Exception):
-    """A module holds something of which nobody can tell whether it is what it was."""
+    """A module holds something that may change unnoticed."""
 
 
 class Facts(NamedTuple):
-    """What is compared of modules.
+    """What `Fingerprint.holds` compares of modules.
 
     Attributes:
-        own: the parameters of the first module, which are to be the same dictionary.
-        empty: dictionaries of hooks and containers that must still be empty.
-        slots: getters, names, and the objects that they must still return.
-        lengths: containers, and how many entries they are to have.
-        contents: containers of plain data, and a copy of each.
+        own: the dictionary that must still hold the parameters of the first module.
+        empty: dictionaries of hooks, parameters and the like that must still be empty.
+        slots: ``get`` of a dictionary, a key, and the object that it must still return.
+        lengths: dictionaries, and how many entries each must still have.
+        contents: containers of plain data, and the copies that they must still equal.
     """
 
     own: object
@@ -67,12 +67,12 @@ class Facts(NamedTuple):
     contents: Sequence[tuple[Any, Any]]
 
 
-#: In place of the first module's dictionary, where that is not compared.
+#: Passed to `Fingerprint.holds` for the first module's dictionary, if `Facts.own` is None.
 _NO_MODULE: Mapping[str, Any] = {"_parameters": None}
 
 
 class Fingerprint:
-    """All that a value was computed from.
+    """All that a value was computed from, and whether it is still the same.
 
     Args:
         modules: the modules.
@@ -89,20 +89,21 @@ class Fingerprint:
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module], *, lenient: bool = False) -> Fingerprint:
-        """The present state of modules, without the numbers in their tensors: see `renewed`.
+        """The present state of modules. `renewed` adds the numbers in their tensors.
 
         Args:
-            modules: the list of a tensor's parametrizations, and all modules in it. The first of
-                them holds the value, so that the fingerprint of the value must not hold it: its
-                dictionary is given at each comparison.
-            lenient: whether an attribute that may be changed in place is taken to be what it was
-                as long as it is the same object, and modules other than the first may have hooks.
+            modules: the list of a tensor's parametrizations, and all modules in it. The list holds
+                the stored value, which holds the fingerprint. So the fingerprint does not hold the
+                list, which would make a cycle: `holds` is given its dictionary instead.
+            lenient: whether to accept attributes that may be changed in place, and hooks on modules
+                other than the first. Such an attribute counts as unchanged as long as it is the
+                same object.
 
         Raises:
-            UnwatchableError: if a change of them cannot be noticed, or if there are hooks.
+            UnwatchableError: if some change could not be noticed, or if there are hooks.
         """
         found = Modules(modules, lenient)
-        if any(found.everything.empty) or not all(map(can_be_watched, found.tensors)):
+        if any(found.everything.empty) or not all(map(changes_are_noticed, found.tensors)):
             raise UnwatchableError
         states = [TensorState(tensor, numbers=False) for tensor in found.tensors]
         return cls(found, found.everything, states)
@@ -111,7 +112,7 @@ class Fingerprint:
         """The same modules, with the numbers that are in their tensors now.
 
         Args:
-            known: states of some of the tensors from before the evaluation.
+            known: states of some of the tensors, taken before the evaluation, to be used instead.
         """
         before = {id(state.tensor): state for state in known}
         states = [before.get(id(state.tensor)) or state.renewed() for state in self.states]
@@ -121,9 +122,9 @@ class Fingerprint:
         """Whether an evaluation would give the same value now. Each read of a value asks this.
 
         Args:
-            first: the dictionary of the first module. A replica of DataParallel shares all of its
-                contents but ``_parameters``.
-            numbers: whether what the tensors hold counts.
+            first: the dictionary of the first module. In a replica of DataParallel it has another
+                dictionary ``_parameters``, and shares all else.
+            numbers: whether to compare the numbers in the tensors too.
         """
         own, empty, slots, lengths, contents = self._facts
         if first["_parameters"] is not own or "forward" in first or any(empty):
@@ -143,9 +144,10 @@ class Fingerprint:
         return True
 
     def can_be_differentiated(self) -> bool:
-        """Whether a backward pass now would still be right for the value that was stored.
+        """Whether a backward pass of the stored value would give the right gradient now.
 
-        Hooks and other originals do not change it, nor does a write that autograd does not count.
+        The map must be the same, and no tensor may have been written, as far as version counters
+        tell. Hooks, and originals that have been replaced, do not matter.
         """
         modules = self._modules
         return (
@@ -156,15 +158,15 @@ class Fingerprint:
 
 
 class Modules:
-    """What modules are, but for the numbers in their tensors.
+    """All that is compared of modules but the numbers in their tensors.
 
     Args:
         modules, lenient: see `Fingerprint.of`.
 
     Attributes:
         everything: what is compared before a value is reused.
-        map: the part of it that decides the map from the originals to the value.
-        classes: the classes of users, with the number of names that are set on each.
+        map: the part of that on which the map from the originals to the value depends.
+        classes: the dictionaries of users' classes, and how many names are set on each.
         tensors: all tensors of the modules.
     """
 
@@ -181,15 +183,15 @@ class Modules:
         self._tensors: dict[int, Tensor] = {}
         self.classes: list[tuple[Mapping[str, Any], int]] = []
         first, *others = map(vars, modules)
-        # Noted first: what is set after that, by another thread, changes a count. A Constraint
-        # counts every attribute that is set, `training` among them.
+        # A Constraint counts how often an attribute is set on it, `training` included. The counts
+        # are noted before the attributes: if another thread sets one in between, they will differ.
         counted = [here for here in others if _counts(here)]
         modes = [(here.get, "training", here["training"]) for here in others if not _counts(here)]
         modes += [(here.get, "_revision", here["_revision"]) for here in counted]
         maps = [(here.get, "_map_revision", here["_map_revision"]) for here in counted]
         for name in _CONTAINERS:
             self._watch_container(first[name])
-        of_list = len(self._slots)
+        of_first = len(self._slots)
         for module in modules if not lenient else modules[:1]:
             self._empty += hooks_of(module)
             if "forward" in vars(module):
@@ -198,21 +200,23 @@ class Modules:
             for name in _CONTAINERS:
                 self._watch_container(here[name])
             self._watch_attributes(here, lenient)
-        for cls in dict.fromkeys(c for module in modules[1:] for c in _deciding(type(module))):
+        for cls in dict.fromkeys(
+            c for module in modules[1:] for c in _relevant_classes(type(module))
+        ):
             self._watch_class(cls)
         self.tensors = list(self._tensors.values())
         self.everything = Facts(
             *(first["_parameters"], self._empty, [*modes, *self._slots]),
             *(self._lengths, self._contents),
         )
-        self.map = Facts(None, (), [*maps, *self._slots[of_list:]], (), self._contents)
+        self.map = Facts(None, (), [*maps, *self._slots[of_first:]], (), self._contents)
 
     def _watch_container(self, found: dict[str, Any]) -> None:
         if not found:
             self._empty.append(found)
             return
         self._lengths.append((found, len(found)))
-        # Copied first, here and below: another thread may be about to set one.
+        # `list` copies the items, here and below: another thread may add one meanwhile.
         for name, value in list(found.items()):
             self._slots.append((found.get, name, value))
             if isinstance(value, Tensor):
@@ -234,7 +238,7 @@ class Modules:
                 self._slots.append((here.get, name, value))
 
     def _watch_class(self, cls: type) -> None:
-        """Notice what is set on a class after its objects have been made, as in notebooks."""
+        """Notice what is set on a class later, as in notebooks."""
         here = vars(cls)
         if _is_closed(cls):
             self._slots.append((here.get, "forward", here.get("forward")))
@@ -255,14 +259,15 @@ def _is_closed(cls: type) -> bool:
 
 
 def _set_on(members: Mapping[str, Any]) -> list[str]:
-    """The names of what somebody set on a class: the interpreter adds others when it likes."""
+    """The names that somebody set on a class. The interpreter may add names with ``__`` later."""
     return [name for name in list(members) if not name.startswith("__")]
 
 
-def _deciding(cls: type) -> Iterator[type]:
-    """The classes that say what an object of a class computes, in the order of resolution.
+def _relevant_classes(cls: type) -> Iterator[type]:
+    """The classes on which it depends what an object computes, in the order of resolution.
 
-    The map of a user's class may call that of an ancestor; a class of the catalogue calls none.
+    A user's `forward` may call that of an ancestor, so the ancestors are included. The `forward` of
+    a class of the catalogue calls no other, so the packages' classes behind it are left out.
     """
     is_defined = False
     for kind in cls.__mro__:
@@ -273,11 +278,11 @@ def _deciding(cls: type) -> Iterator[type]:
 
 
 def _copied(value: Any) -> Any:
-    """A container of plain data, equal to this one and apart from it.
+    """A copy of a container of plain data, and of the containers in it.
 
     Raises:
-        UnwatchableError: if it holds anything else: a tensor, which is not compared so, or an
-            object that may be changed in place.
+        UnwatchableError: if it holds anything else: a tensor, or another object that may be changed
+            in place.
     """
     if type(value) in (tuple, list, set, frozenset):
         return type(value)(map(_copied, value))

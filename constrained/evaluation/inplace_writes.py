@@ -22,36 +22,36 @@ _EARLIER = 4
 
 
 class ValueWrittenError(RuntimeError):
-    """A value that a reader has was written in place; its owner says how to cure that."""
+    """Somebody wrote into a value that was returned. Whoever catches this says how to cure it."""
 
 
 class ReturnedValue:
     """A value that somebody has read.
 
     A write that autograd recorded is a computation with the value. Any other write was meant to
-    last, and will be lost with the value: that is an error, which the next read raises.
+    last, but the next evaluation would undo it. So the next read raises an error.
 
     Args:
         value: what was evaluated.
         tracked: what a read returns where gradients are recorded.
 
     Attributes:
-        state: what the value was, held by a tensor that nobody else has.
+        state: what the value was, of a tensor with the same memory that nobody else has.
         tracked: as above.
         plain: what a read returns where no gradients are recorded, once somebody has read it so.
         node: the end of the graph of ``tracked``, which ``detach_()`` cuts off.
         is_pure: whether hooks on it belong to all values of the tensor.
-        is_source: whether it lies in the memory of an original, so that a write is a write of that.
+        is_alias: whether it lies in the memory of an original, so that a write is a write of that.
     """
 
-    __slots__ = ("is_pure", "is_source", "node", "plain", "state", "tracked")
+    __slots__ = ("is_alias", "is_pure", "node", "plain", "state", "tracked")
 
     def __init__(self, value: Tensor) -> None:
         self.state = TensorState(value.detach())
         self.tracked = value
         self.plain: Tensor | None = None
         self.node: Any = value.grad_fn
-        self.is_pure = self.is_source = False
+        self.is_pure = self.is_alias = False
 
     def read(self, on: nn.Module) -> Tensor | None:
         """The value for one more reader, if it may be reused; else None."""
@@ -59,11 +59,11 @@ class ReturnedValue:
         return None
 
     def is_written(self) -> bool:
-        """Whether the value holds other numbers now, in its own memory or in memory given to it."""
+        """Whether the value holds other numbers now, in its own memory or in what replaced that."""
         if not self.state.is_unchanged():
             return True
-        # The same numbers in other memory are no write: such is a change of the memory format. Nor
-        # is another shape with as many entries.
+        # The same numbers in other memory are no write, but a change of the memory format. Another
+        # shape with as many entries is none either.
         state, returned = self.state, [t for t in (self.tracked, self.plain) if t is not None]
         moved = [t for t in returned if t.data_ptr() != state.address or t.nbytes != state.nbytes]
         compare = partial(unseen, _are_equal) if is_transformed() else _are_equal
@@ -81,10 +81,10 @@ class ReturnedValue:
 
 
 class UnstoredValue(ReturnedValue):
-    """A value that is evaluated again for its next reader.
+    """A value that is not reused: the next read evaluates again.
 
     The value itself is held only until the next one, of any tensor, is returned in the same thread,
-    so that at most one graph is kept alive by this; after that its memory is watched.
+    so that at most one graph is kept alive by this. After that its memory is watched.
     """
 
     __slots__ = ("__weakref__", "_is_lost", "_is_watched")
@@ -99,13 +99,13 @@ class UnstoredValue(ReturnedValue):
         _latest.value = weakref.ref(self)
 
     def let_go(self) -> None:
-        """Hold the value, and its graph, no longer."""
+        """Release the value and its graph."""
         self._is_lost = self.is_lost()
         self._is_watched = not (self._is_lost or self.is_recorded())
         self.tracked, self.node = self.state.tensor, None
 
     def is_lost(self) -> bool:
-        """Whether somebody wrote into the value to no lasting effect."""
+        """Whether somebody wrote into the value, which the next evaluation would undo."""
         return self._is_lost or (self._is_watched and super().is_lost())
 
 
@@ -152,7 +152,7 @@ class EarlierValues:
         return is_written
 
 
-def can_be_watched(value: Tensor, sources: Iterable[Tensor]) -> bool:
+def writes_are_noticed(value: Tensor, sources: Iterable[Tensor]) -> bool:
     """Whether a write into a value is noticed, and is not a write of what it is computed from."""
     return (
         type(value) is Tensor

@@ -1,4 +1,4 @@
-"""How a value is evaluated: found out once, and valid while nothing but numbers changes."""
+"""How a value is evaluated. It is found out once, and holds while nothing but numbers changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recipe:
         trains: whether some of it requires a gradient.
         pullback: how the gradient is computed without a graph, if all that requires one is among
             the originals.
-        recomputation: the same by one more evaluation.
+        recomputation: computes the same gradient by one more evaluation.
         precomputed: a value for the next reader, if there is one.
 
     Raises:
@@ -87,7 +87,7 @@ class Recipe:
         Args:
             known: the value, if it is known.
             trains: whether there will be a gradient.
-            pullback: computes it, if a graph is not needed.
+            pullback: computes the gradient without a graph; None if it takes one.
 
         Returns:
             The evaluation, and its inputs.
@@ -98,8 +98,8 @@ class Recipe:
                 with torch.no_grad():
                     value = self.evaluate(*self.originals)
             return KeptArguments(value, self.evaluate, pullback, copied), self.originals
-        # The graph starts at aliases of the originals: started at the originals, a hook on one of
-        # them would run in the replay, and once more where the gradient arrives.
+        # The graph starts at aliases of the originals. Otherwise a hook on an original would run
+        # twice: in the replay, and where the gradient arrives.
         inputs = [alias(t) if trains and t.requires_grad else t for t in self.originals]
         value = self.evaluate(*inputs) if value is None or trains else value
         return KeptGraph(value, self.evaluate if self.is_pure else None, len(inputs)), inputs

@@ -1,11 +1,12 @@
-"""When a cached value may be reused: what `StoredValue.read` asks before it returns one.
+"""When a stored value may be reused: what `StoredValue.read` asks before it returns one.
 
-* The tensors and modules that it was computed from are as they were: that is the largest part, and
-  `constrained.evaluation.fingerprint` compares them.
-* What surrounds the read is what surrounded the evaluation: inference mode, the stream of a GPU,
-  for a foreign module autocast and the `cached` block; and no transform or tracer is at work.
+* The tensors and modules that the value was computed from are as they were. This is the largest
+  part; `constrained.evaluation.fingerprint` compares them.
+* The surroundings are those of the evaluation: inference mode, the stream of a GPU, and for a
+  foreign module autocast and the `cached` block. No transform or tracer is at work.
+* Autograd has not been given the graph of the evaluation, which it might have freed (`is_spent`).
 * Nobody has written into the value: see `constrained.evaluation.inplace_writes`.
-* If the read records gradients, the value was recorded.
+* If gradients are recorded now, they were recorded when the value was evaluated.
 
 ``docs/evaluation.md`` says the same to users.
 """
@@ -35,13 +36,13 @@ class StoredValue(ReturnedValue):
     Args:
         kept: the evaluation, kept for its gradient.
         inputs: the tensors from which the graph of the value starts: aliases of the originals.
-        originals: the same, as the module knows it.
-        fingerprint: all that it was computed from.
+        originals: the originals themselves.
+        fingerprint: all that the value was computed from.
         context: the `cached` block that it is reused in; None if it is reused everywhere.
     """
 
     __slots__ = (
-        *("_context", "_fingerprint", "_inference", "_kept", "_records"),
+        *("_context", "_fingerprint", "_inference", "_kept", "_was_recording"),
         "_surroundings",
     )
 
@@ -57,11 +58,13 @@ class StoredValue(ReturnedValue):
         self._kept, self._fingerprint, self._context = kept, fingerprint, context
         self.is_pure = kept.is_repeatable
         sources = [state.tensor for state in fingerprint.states]
-        # A constraint may return its argument: then a write is a write of the original.
-        self.is_source = shares_memory(kept.value, sources)
+        # A constraint may return its argument. Whoever writes into that value writes the original,
+        # and the write is not lost.
+        self.is_alias = shares_memory(kept.value, sources)
         trained = [state.tensor for state in fingerprint.states if state.requires_grad]
-        self._records = _is_recording() or not trained
-        # Without gradient recording, only an original that is returned as it is requires one.
+        # If nothing is trained, there is nothing to record.
+        self._was_recording = _is_recording() or not trained
+        # While gradients are not recorded, a value requires one only if it is an original itself.
         if (kept.value.requires_grad and _is_recording()) or isinstance(kept, KeptArguments):
             # The constraint may have parameters of its own.
             more = [t for t in trained if not any(t is x for x in originals)]
@@ -100,9 +103,10 @@ class StoredValue(ReturnedValue):
             value = self.returned() if plain is None else plain
             return None if value.requires_grad else value
         value, node = self.tracked, self.node
-        # Not if it was computed without a graph, or cut off from it, or made a leaf.
-        is_whole = self._records and value.grad_fn is node
-        return value if is_whole and (node is not None or not value.requires_grad) else None
+        # A value without the graph of its evaluation is not reused: gradients were not recorded, or
+        # a reader has called `detach_()` on it, or `requires_grad_()`.
+        has_its_graph = self._was_recording and value.grad_fn is node
+        return value if has_its_graph and (node is not None or not value.requires_grad) else None
 
     def returned(self) -> Tensor:
         """The tensor that a reader gets in the present gradient mode."""
@@ -115,12 +119,12 @@ class StoredValue(ReturnedValue):
 
     def is_lost(self) -> bool:
         """Whether somebody wrote into the value, which the next evaluation would undo."""
-        return not self.is_source and super().is_lost()
+        return not self.is_alias and super().is_lost()
 
     def _look_around(self) -> tuple[Any, ...] | None:
-        """What else an evaluation depends on: the stream of a device, the context it is stored in.
+        """What else an evaluation depends on: the stream of the GPU, autocast, the `cached` block.
 
-        A `Constraint` computes with autocast off; a foreign module heeds it.
+        Autocast matters for foreign modules only: a `Constraint` computes with autocast off.
         """
         tensor = self.state.tensor
         device = tensor.device

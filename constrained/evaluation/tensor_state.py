@@ -21,10 +21,11 @@ from torch import Tensor
 from constrained.evaluation.events import moment
 from constrained.torch_internals.tensors import version
 
-#: Tensors of so many entries are compared entry by entry at each read.
+#: Tensors of at most so many entries are compared entry by entry at each read.
 _WHOLE = 4096
 
-#: Of larger ones at least so many are, and the sums of all, in so many columns, after an event.
+#: Of larger ones at least so many entries are compared at each read, and after an event the sums of
+#: all entries, in so many columns.
 _SAMPLES, _COLUMNS = 32, 509
 
 #: The bytes that a processor fetches at once.
@@ -63,7 +64,7 @@ class TensorState:
     def _note(self, summed: bool) -> None:
         # Inference tensors keep no count, and serve inference mode only.
         self.version = None if self.tensor.is_inference() else version(self.tensor)
-        # Whoever has lent torch its memory writes whenever it likes.
+        # Another library that owns the memory, such as numpy, may write at any time.
         self._moment = None if self._is_foreign else moment()
         self._sums: Any = None
         if self._memory is None:
@@ -112,7 +113,7 @@ class TensorState:
 
     def has_same_numbers(self) -> bool:
         """Whether nobody wrote into the tensor's memory, which must be where it was."""
-        # Python calls what is in a slot faster by a local name.
+        # Python calls a local name faster than an attribute.
         written, matches = self.version, self._matches
         return (
             (written is None or written == version(self.tensor))
@@ -125,7 +126,7 @@ class TensorState:
         return self.version is not None and self.version != version(self.tensor)
 
     def is_moved(self) -> bool:
-        """Whether the tensor's memory has gone elsewhere as a whole, into shared memory, say."""
+        """Whether the tensor has other memory now, for example shared memory."""
         return self.tensor.data_ptr() != self.address
 
     def _sums_match(self) -> bool:
@@ -133,7 +134,7 @@ class TensorState:
         if self._memory is None:
             if not torch.equal(self._sums, _device_sums(self.tensor)):
                 return False
-            # Once is enough, as long as nothing else happens.
+            # Not compared again until `sum_on_device` has been called again.
             self._sums = None
         elif not np.array_equal(self._sums, _column_sums(self._memory)):
             return False
@@ -142,7 +143,7 @@ class TensorState:
         return True
 
     def sum_on_device(self) -> None:
-        """Sum a tensor on another device, which is done after events only: it takes time there."""
+        """Sum a tensor on another device. It takes time there, so it is done after events only."""
         if self._memory is None and self.tensor.numel() > 0:
             self._sums = _device_sums(self.tensor)
 
@@ -217,7 +218,7 @@ def _widest_gap(distance: int, size: int, period: int) -> float:
 def _column_sums(memory: Any) -> Any:
     """Sums of the memory, read as whole numbers: a change of any one entry changes them.
 
-    So does one of two entries, unless they lie in one column and move by opposite amounts.
+    So does a change of two, unless they lie in one column and change by opposite amounts.
     """
     words = memory[: len(memory) // 8 * 8].view(np.int64)
     rows = len(words) // _COLUMNS
@@ -240,7 +241,7 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense.default(tensor)
 
 
-def can_be_watched(tensor: Tensor) -> bool:
+def changes_are_noticed(tensor: Tensor) -> bool:
     """Whether every change of a tensor can be noticed."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)

@@ -39,20 +39,20 @@ class ValueHooks:
 
     def note(self, returned: ReturnedValue) -> None:
         """Remember the hooks of a value that may be replaced by another one."""
-        # A tensor that was cut off from its graph is its reader's own, and the value of a foreign
-        # module has the hooks that it has under torch.
+        # The hooks on a tensor that was cut off from its graph stay with its reader. Those on the
+        # value of a foreign module stay with that one value, as in torch.
         value = returned.tracked
         if returned.is_pure and value.grad_fn is returned.node:
             hooks = hooks_of(value)
             if hooks is not None:
                 self._known[id(hooks)] = weakref.ref(value), hooks
 
-    def wait(self) -> bool:
-        """Whether there are hooks on a value, in any thread, that the next one will call."""
+    def has_lasting(self) -> bool:
+        """Whether there are hooks on a value, in any thread, that the next value will call."""
         return any(map(_any_lasts, self._all()))
 
     def pass_on(self, value: Tensor, *, is_kept: bool) -> None:
-        """Let a new value call the hooks of all others.
+        """Let a new value call the hooks on all others.
 
         Args:
             value: the new one.
@@ -69,11 +69,11 @@ class ValueHooks:
         call_first(value, partial(_call, weakref.ref(self), own), own)
 
     def call(self, gradient: Tensor, own: Hooks | None = None) -> Tensor:
-        """The gradient of a value after all hooks that last, in the order of registration.
+        """Call all hooks that last, in the order of registration, and return the new gradient.
 
         Args:
-            gradient: that of a value.
-            own: the hooks of this value, which autograd calls.
+            gradient: the gradient of a value.
+            own: the hooks on this value, which are left to autograd.
         """
         # The keys are numbers that torch gives in the order of registration.
         hooks = {k: f for found in self._all() if found is not own for k, f in found.items()}

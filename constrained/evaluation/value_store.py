@@ -4,10 +4,11 @@ One evaluation serves every read until something that the value depends on has c
 has is asked at each read: see `constrained.evaluation.fingerprint` for the modules and tensors, and
 `constrained.evaluation.stored_value` for the rest.
 
-Where tensors do not mean what they say (tracing, ``torch.func``, forward-mode derivatives, dispatch
-modes), and where FSDP swaps and writes the originals without a trace, values are neither stored nor
-reused. Saved-tensor hooks, such as those of activation checkpointing, see nothing of an evaluation:
-a region that is run once more must save as much as it did before, whether it reads or evaluates.
+Values are neither stored nor reused under tracing, ``torch.func``, forward-mode derivatives and
+dispatch modes, where a tensor may stand for another one; nor where FSDP swaps and writes the
+originals, which no counter shows. Saved-tensor hooks see nothing of an evaluation: activation
+checkpointing runs a region a second time, which must save as many tensors as the first, whether a
+read in it evaluates or finds the value stored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from constrained.evaluation.inplace_writes import (
     ReturnedValue,
     UnstoredValue,
     ValueWrittenError,
-    can_be_watched,
+    writes_are_noticed,
 )
 from constrained.evaluation.recipe import Precomputed, Recipe, alias, recipe_of
 from constrained.evaluation.stored_value import StoredValue
@@ -38,7 +39,7 @@ from constrained.torch_internals.modules import is_replica
 
 _is_recording = torch.is_grad_enabled
 
-#: How often an evaluation is repeated that another thread has spoilt.
+#: How often a value is evaluated at most if another thread writes an original meanwhile.
 _ATTEMPTS = 4
 
 
@@ -52,16 +53,16 @@ class ValueStore:
     __slots__ = ("__weakref__", "_earlier", "_is_lost", "_recipe", "_values", "hooks")
 
     def __init__(self) -> None:
-        # What was last returned to a reader, by threads.
+        # The value that was last returned in each thread, by the thread's id.
         self._values: dict[int, ReturnedValue] = {}
         self.hooks = ValueHooks(self._values)
-        # Whether a value was written that is not here any more.
+        # Whether somebody wrote into a value that has been dropped since.
         self._is_lost = False
         self._earlier = EarlierValues()
         self._recipe: Recipe | None = None
 
     def clear(self) -> None:
-        """Drop all values, whose graphs hold the originals, and what was written into them."""
+        """Drop all values, and forget whether one of them was written."""
         self._drop_values()
         self._is_lost, self._recipe = False, None
 
@@ -83,11 +84,11 @@ class ValueStore:
             self._pop(thread)
 
     def _pop(self, thread: int) -> ReturnedValue | None:
-        """Drop the value of a thread, but not its hooks."""
+        """Drop the value of a thread, but keep its hooks."""
         value = self._values.pop(thread, None)
         if value is not None and not torch.compiler.is_compiling():
             self.hooks.note(value)
-            if not value.is_source:
+            if not value.is_alias:
                 self._earlier.note(value)
         return value
 
@@ -101,7 +102,7 @@ class ValueStore:
         return recipe
 
     def precompute(self, on: EvaluatedTensor, value: Tensor, copied: int | None) -> None:
-        """Take a value for the next reader, who may write into it.
+        """Store a value for the next reader, who may write into it.
 
         Args:
             on: the tensor.
@@ -116,12 +117,12 @@ class ValueStore:
             recipe.precomputed = Precomputed(value, copied, fingerprint)
 
     def precomputed(self, on: EvaluatedTensor) -> Precomputed | None:
-        """The value that nobody has read yet, if it is what an evaluation would give."""
+        """The value of `precompute`, if it is unread and an evaluation would give the same."""
         return None if self._recipe is None else self._recipe.known(on)
 
     def is_unread(self) -> bool:
-        """Whether nobody has read, written or hooked a value of the originals as they are."""
-        return not (self._values or self._is_lost or self.hooks.wait())
+        """Whether nobody has read, written or hooked the value of the present originals."""
+        return not (self._values or self._is_lost or self.hooks.has_lasting())
 
     def is_lost(self) -> bool:
         """Whether a reader, in any thread, wrote into a value that will be evaluated anew."""
@@ -167,14 +168,14 @@ class ValueStore:
     def _unstored(self, on: EvaluatedTensor, thread: int) -> Tensor:
         """Evaluate for this reader only."""
         value = self._with_hooks(on)
-        if can_be_watched(value, tensors_of(on.watched())):
+        if writes_are_noticed(value, tensors_of(on.watched())):
             self._keep(thread, UnstoredValue(value))
         return value
 
     def _with_hooks(self, on: EvaluatedTensor) -> Tensor:
-        """Evaluate, with the hooks of the values before."""
+        """Evaluate, and let the value call the hooks on earlier values."""
         value = on()
-        # What is traced calls no hooks.
+        # A traced value calls no hooks.
         if on.is_pure() and not is_traced():
             # A constraint may return an original, whose own hooks are no hooks on the value.
             if value.is_leaf and value.requires_grad and _is_recording():
@@ -192,15 +193,15 @@ class ValueStore:
         trains = recipe.trains and _is_recording()
         pullback = recipe.pullback
         if has_saving_hooks():
-            # They see nothing of an evaluation that can be computed once more.
+            # They see nothing of an evaluation whose gradient is computed by another one.
             pullback = pullback or recipe.recomputation
             if not recipe.is_pure or (trains and pullback is None):
                 return self._unstored(on, thread)
         known = recipe.known(on)
         recipe.precomputed = None
-        # Another thread may write an original meanwhile, as an optimizer does. Then the value is
-        # made of two versions, and the aliases have got new nodes, which the graph may not know:
-        # it is computed again, but not for ever.
+        # Another thread may write an original meanwhile, as an optimizer does. Then the value mixes
+        # two versions, and the aliases have new nodes, to which the graph may not lead. So it is
+        # evaluated again, but not for ever.
         left = _ATTEMPTS if recipe.is_pure else 1
         while True:
             left -= 1
@@ -209,7 +210,7 @@ class ValueStore:
             known = None
             before = fingerprint.states
             if not recipe.is_pure:
-                # The evaluation may have moved a buffer: only the originals must be as before.
+                # The evaluation may have written a buffer: only the originals must be as before.
                 before = recipe.of_originals(fingerprint)
                 try:
                     fingerprint = Fingerprint.of(on.watched(), lenient=True).renewed(before)
@@ -233,7 +234,7 @@ class ValueStore:
     def _drop_dead(self) -> None:
         """Drop the values of threads that have ended, but remember whether one was written."""
         alive = {t.ident for t in threading.enumerate()}
-        # Step by step, since other threads store theirs at the same time.
+        # Step by step, since other threads may store values at the same time.
         for dead in set(self._values) - alive:
             value = self._pop(dead)
             self._is_lost = self._is_lost or (value is not None and value.is_lost())

@@ -5,6 +5,6 @@
 - ``start``: where a tensor starts, for each ``init``.
 - ``changes``: what will change in a model, prepared first and carried out all or nothing.
 - ``lazy``: the change of a tensor that has no shape yet.
-- ``advice``: warnings where a constraint without a view may not be what was meant.
-- ``errors``: error messages that begin with the path of the tensor.
+- ``view_warnings``: warnings where a constraint without a view may not be what was meant.
+- ``error_messages``: error messages that begin with the path of the tensor.
 """

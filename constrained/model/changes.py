@@ -1,6 +1,7 @@
 """What will change in a model: prepared for each tensor, then carried out all or nothing.
 
-A `TensorChange` constrains a tensor. For a tensor without a shape there is ``lazy.LazyChange``.
+A `TensorChange` constrains a tensor. For a tensor that has no shape yet there is
+``lazy.LazyChange``.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from constrained.atomic.undo import all_or_nothing, around
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.model.config import viewed
-from constrained.model.errors import is_ours, named, raise_failed
+from constrained.model.error_messages import is_own, raise_failed, with_path
 from constrained.model.start import count_flat, relative_distance, start_of
-from constrained.parametrized.locations import Location
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import Location
 from constrained.registration.install import install
 from constrained.registration.param_groups import ParameterHandover, check_holds
 
@@ -31,9 +32,10 @@ class Change(ABC):
 
     Attributes:
         places: the tensor's locations; several if it is tied.
-        is_new: whether the optimizer has to be told; no if the change of a tied tensor told it.
-        flat: how many elements start where the derivative of the map vanishes, and the number of
-            all elements.
+        is_new: whether the optimizer has to be updated. It is False if the change of a tied tensor
+            has done that.
+        flat: how many elements start where the derivative of the map vanishes, and how many there
+            are.
     """
 
     places: list[Location]
@@ -50,7 +52,7 @@ class Change(ABC):
 
     @abstractmethod
     def handover(self) -> ParameterHandover | None:
-        """How an optimizer gets the new parameters; None if there are none."""
+        """What gives an optimizer the new parameters; None if there are none."""
 
     @abstractmethod
     def do(self) -> None:
@@ -65,7 +67,8 @@ class TensorChange(Change):
         places: its locations.
         original: the tensor.
         parametrizations: the list that takes its place.
-        is_new: whether the list has yet to take the tensor; else a tied one has it already.
+        is_new: whether the list does not hold the originals yet. It does if a tied tensor was
+            changed before.
         flat: as in `Change`.
     """
 
@@ -84,7 +87,7 @@ class TensorChange(Change):
         return [self.original]
 
     def handover(self) -> ParameterHandover | None:
-        """From the parameters that the tensor consists of now to those that take their place."""
+        """What replaces the present parameters of the tensor in an optimizer by the new ones."""
         place = self.places[0]
         return ParameterHandover(place.module, place.name, place.path)
 
@@ -97,14 +100,14 @@ class TensorChange(Change):
                 install(place.module, place.name, self.parametrizations)
 
 
-Advice = Callable[[TensorChange, Request], None]
+ChangeCheck = Callable[[TensorChange, Request], None]
 
-_advice: list[Advice] = []
+_checks: list[ChangeCheck] = []
 
 
-def advise(function: Advice) -> Advice:
-    """Decorator: call a function for each tensor, to warn of what a user may not have meant."""
-    _advice.append(function)
+def check_each_change(function: ChangeCheck) -> ChangeCheck:
+    """Decorator: call a function before a tensor is constrained, to warn of likely mistakes."""
+    _checks.append(function)
     return function
 
 
@@ -127,13 +130,13 @@ def change_of(here: list[Location], original: Tensor, request: Request, init: st
             parametrizations = _parametrize(here[0], original, constraint, init)
             flat = count_flat(parametrizations)
     except Exception as error:
-        if not is_ours(error):
+        if not is_own(error):
             raise_failed(here[0].path, request.constraint, error)
         if isinstance(error, (ValueError, TypeError)):
-            raise named(here[0].path, error) from error.__cause__
+            raise with_path(here[0].path, error) from error.__cause__
         raise
     change = TensorChange(here, original, parametrizations, flat=flat)
-    for function in _advice:
+    for function in _checks:
         function(change, request)
     return change
 
@@ -142,11 +145,11 @@ def carry_out(changes: Sequence[Change], optimizer: Optimizer | None) -> None:
     """Change the model, all or nothing, and give an optimizer the new parameters."""
     changed = [module for change in changes for module in change.modules()]
     tensors = [tensor for change in changes for tensor in change.tensors()]
-    # Of a tied tensor the optimizer was told by the change of another owner.
+    # For other tied tensors the optimizer has been updated already.
     first = [change.places[0] for change in changes if change.is_new]
     check_holds(optimizer, ((place.module, place.name, place.path) for place in first))
     handovers = [change.handover() for change in changes]
-    # Before anything changes: a warning may be turned into an error.
+    # The warning comes before anything changes, since it may be turned into an error.
     _warn_of_flat([c for c in changes if isinstance(c, TensorChange) and c.flat[0]])
     with all_or_nothing(changed, tensors, optimizer):
         for change in changes:
@@ -185,10 +188,12 @@ def check_not_written(place: Location) -> None:
 
 
 def fitted(here: list[Location], request: Request) -> Request:
-    """The request with the constraint as the owners of the tensor need it: `Constraint.fitted`.
+    """The request, with missing arguments of the constraint taken from the modules of the tensor.
+
+    `Constraint.fitted` does that for each of the modules.
 
     Raises:
-        ValueError: if the owners of a tied tensor need different constraints.
+        ValueError: if the modules of a tied tensor lead to different constraints.
     """
     constraint, viewed = request.constraint, request.view is not None
     if not isinstance(constraint, Constraint):

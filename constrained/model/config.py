@@ -24,8 +24,8 @@ from constrained.constraint.plain_data import (
 from constrained.constraint.registry import did_you_mean
 from constrained.constraint.spec import Request, parse
 from constrained.constraint.view import View
-from constrained.model.errors import named
-from constrained.parametrized.locations import Location
+from constrained.model.error_messages import with_path
+from constrained.parametrized.tensor_locations import Location
 
 #: Which tensors a rule takes; see `constrain`.
 Where = Literal["all", "fits", "matrices", "vectors"]
@@ -173,7 +173,7 @@ def read_rule(
             raise SpecError(f"where must be one of {', '.join(WHERE)}, got {short(where)}.{guess}")
         return Rule(parse(spec, view, **more), where)
     except (ValueError, TypeError) as error:
-        raise named(short(target, 200)[1:-1], error) from error.__cause__
+        raise with_path(short(target, 200)[1:-1], error) from error.__cause__
 
 
 def _flat(

@@ -1,4 +1,4 @@
-"""`constrain`: tensors of a model are kept inside constraint sets, all or nothing."""
+"""`constrain`: keep tensors of a model inside constraint sets, all or nothing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def constrain(
 ) -> M:
     """Keep tensors of a model inside constraint sets from now on.
 
-    Nothing else changes: any optimizer, any training loop. A tensor is then computed from free
-    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied. A tensor
-    that is tied to one of a module outside of ``module`` is an error. After any error the model is
+    Any optimizer and any training loop work as before. A tensor is then computed from free
+    parameters, under ``parametrizations.<name>`` of its module. Tied tensors stay tied. It is an
+    error if a tensor is tied to one of a module outside of ``module``. After any error the model is
     as it was.
 
     Attributes of a parameter, such as ``_no_weight_decay``, are copied to each of the free
@@ -44,8 +44,8 @@ def constrain(
     otherwise.
 
     A tensor of a lazy module, such as ``nn.LazyLinear``, is constrained as soon as it has its
-    shape: on the first forward pass, or when a checkpoint is loaded. What does not fit that shape
-    is an error there.
+    shape: on the first forward pass, or when a checkpoint is loaded. If the constraint does not fit
+    that shape, the error is raised there.
 
     Args:
         module: the model.
@@ -75,7 +75,7 @@ def constrain(
             - ``"keep"``: a member of the set stays as it is; an outsider goes to a member nearby
               from which it can be trained.
             - ``"inside"``: the same, but a member next to the boundary that an optimizer would
-              hardly move goes further inside. ``"keep"`` warns of such members.
+              hardly move is moved further inside. ``"keep"`` warns of such members.
             - ``"sample"``: at a random member.
             - ``"strict"``: where it is; an outsider is an error.
 

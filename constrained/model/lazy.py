@@ -25,14 +25,13 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.spec import Request
 from constrained.constraint.view import with_view
 from constrained.model.changes import Change, TensorChange, carry_out, change_of
-from constrained.model.errors import named
+from constrained.model.error_messages import with_path
 from constrained.parametrized.checkpoint_metadata import (
     SavedChain,
     recorded_chain,
     value_from_entries,
 )
 from constrained.parametrized.deferred import defer, deferred, drop_deferred
-from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import (
     base_class,
     contribute,
@@ -40,11 +39,12 @@ from constrained.parametrized.module_class import (
     set_class,
 )
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import Location
 from constrained.registration.param_groups import ParameterHandover
 
 
 def check_can_wait(module: nn.Module) -> None:
-    """Raise a ValueError unless a module announces that its tensors have got their shapes."""
+    """Raise a ValueError unless a module says when its tensors have got their shapes."""
     if not isinstance(module, LazyModuleMixin):
         raise ValueError(
             f"the tensor has no shape yet, and its module, of class {type(module).__name__}, is no "
@@ -69,15 +69,15 @@ def lazy_members(base: Any, names: tuple[str, ...]) -> dict[str, Any]:
     forward = {} if names else {"forward": _forward}
     return {
         **forward,
-        # The class that torch gives the module on its first call. That of the base class would
-        # not have the properties of the parametrized tensors.
+        # The class that torch gives the module on its first call. The class that the base class
+        # names would not have the properties of the parametrized tensors.
         "cls_to_become": materialized,
         "initialize_parameters": _initialize_parameters,
     }
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    # One of the hooks that ran before this has given the module another class.
+    # A hook that ran before this has given the module another class.
     forward: Any = type(self).forward  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
     return (self._base_class.forward if forward is _forward else forward)(self, *args, **kwargs)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
 
@@ -95,7 +95,8 @@ def materialize_from(
     The arguments are those of ``nn.Module._load_from_state_dict``.
 
     Raises:
-        ValueError: if the checkpoint does not tell the value of a tensor. It names the tensor.
+        ValueError: if the value of a tensor does not follow from the checkpoint. It names the
+            tensor.
     """
     for name, item in deferred(module).items():
         tensor: Any = module._parameters.get(name, module._buffers.get(name))
@@ -122,12 +123,12 @@ class LazyChange(Change):
     Until then this object is stored in each of the modules that own the tensor.
 
     Attributes:
-        places: the tensor's owners; empty once this is stored in them.
+        places: the tensor's locations; empty once this is stored in their modules.
         path: what messages call the tensor.
         request: the constraint and its view.
         init: where it starts; one of `INITS`.
-        optimizer: the optimizer to give the new parameters to, if it is still alive then. Copies
-            have none.
+        optimizer: the optimizer to give the new parameters to, if it still exists then. A copy of
+            this has none.
         done: for tied tensors: the list that parametrizes the tensor in the first owner that
             materialized.
     """
@@ -178,11 +179,11 @@ class LazyChange(Change):
         """The value that the tensor's entries in a state dict stand for.
 
         Args:
-            entries: what stands under ``parametrizations.<tensor>.`` in the state dict.
+            entries: the entries of the state dict under ``parametrizations.<tensor>.``.
             written_for: the parametrizations that its metadata names for them, if it names some.
 
         Raises:
-            ValueError: if they do not tell the value without the shape of the tensor.
+            ValueError: if the value does not follow from them without the shape of the tensor.
         """
         if self.request.view is not None:
             raise ValueError(
@@ -197,7 +198,7 @@ class LazyChange(Change):
             with torch.no_grad():
                 return value_from_entries([module], entries)[0]
         except ValueError as error:
-            raise named(self.path, error) from error.__cause__
+            raise with_path(self.path, error) from error.__cause__
 
     def __repr__(self) -> str:
         view = "" if self.request.view is None else f" viewed as {self.request.view!r}"
@@ -208,7 +209,7 @@ class LazyChange(Change):
 
 
 def constrain_materialized(module: nn.Module) -> None:
-    """Constrain the tensors of a lazy module for which a change is stored and that have shapes."""
+    """Carry out the changes that are stored in a lazy module, for the tensors that have shapes."""
     items: dict[str, Any] = deferred(module)
     if not items:
         return
@@ -229,7 +230,7 @@ def constrain_materialized(module: nn.Module) -> None:
 
 
 def stop(here: list[Location]) -> None:
-    """Remove what is stored for a tensor without a shape from all of its owners."""
+    """Remove the change that is stored for a tensor without a shape from all of its modules."""
     for place in here:
         drop_deferred(place.module, place.name)
         set_class(place.module, base_class(place.module))

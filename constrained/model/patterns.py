@@ -13,7 +13,7 @@ from torch import nn
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
-from constrained.parametrized.locations import Location
+from constrained.parametrized.tensor_locations import Location
 from constrained.torch_internals.modules import submodules
 
 #: The most parts, wildcards and what is between them, that a pattern may have.

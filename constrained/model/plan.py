@@ -22,7 +22,7 @@ from constrained.model.prepare import prepare_all, rules_of
 from constrained.model.start import Init
 from constrained.model.tables import as_html, as_text
 from constrained.model.targets import Choice, select
-from constrained.parametrized.locations import locations
+from constrained.parametrized.tensor_locations import locations
 from constrained.registration.outside_owners import check_owners
 from constrained.torch_internals.tensors import has_values
 

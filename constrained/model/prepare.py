@@ -18,13 +18,13 @@ from constrained.constraint.registry import did_you_mean
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, change_of, check_not_written, fitted
 from constrained.model.config import Rule, plain, read, read_rule
-from constrained.model.errors import named
+from constrained.model.error_messages import with_path
 from constrained.model.lazy import LazyChange, check_can_wait
 from constrained.model.patterns import is_pattern
 from constrained.model.start import INITS, check_request
 from constrained.model.targets import Choice, Selection
 from constrained.parametrized.deferred import deferred
-from constrained.parametrized.locations import Location, locations
+from constrained.parametrized.tensor_locations import Location, locations
 from constrained.registration.install import check_can_hold
 from constrained.registration.wrappers import check_not_wrapped
 
@@ -135,5 +135,5 @@ def prepare(
             later = None if optimizer is None else weakref.ref(optimizer)
             return LazyChange(here, place.path, mine, init, later)
     except (ValueError, TypeError) as error:
-        raise named(place.path, error) from error.__cause__
+        raise with_path(place.path, error) from error.__cause__
     return change_of(here, original, request, init)

@@ -1,4 +1,4 @@
-"""`rebase`: the free parameters of constrained tensors are chosen anew at their values."""
+"""`rebase`: choose new free parameters for constrained tensors, which keep their values."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import nn
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
-from constrained.model.errors import named
-from constrained.parametrized.locations import constrained_tensors
+from constrained.model.error_messages import with_path
 from constrained.parametrized.parametrization_list import read
+from constrained.parametrized.tensor_locations import constrained_tensors
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def rebase(model: M) -> M:
-    """Choose the free parameters of every constrained tensor anew, at its present value.
+    """Choose new free parameters for every constrained tensor, which keeps its value.
 
     They become what the constraint's right inverse gives for the value, where its map is best
     conditioned: the base point of a chart moves to the value, factors are balanced, rounding errors
-    are removed. The values stay.
+    are removed.
 
-    This is done once, for every constraint. An entry with the argument ``map="rebased"``, such as
-    ``orthogonal``, does it after each optimizer step by itself.
+    This happens once, when it is called. Constraints with the argument ``map="rebased"``, such as
+    ``orthogonal``, do it by themselves after each optimizer step.
 
     Args:
         model: the model.
@@ -51,5 +51,5 @@ def rebase(model: M) -> M:
             try:
                 parametrizations.right_inverse(value)
             except (ValueError, TypeError) as error:
-                raise named(path, error) from error.__cause__
+                raise with_path(path, error) from error.__cause__
     return model

@@ -15,7 +15,12 @@ from constrained.constraint.registry import did_you_mean
 from constrained.model.lazy import stop
 from constrained.model.targets import select
 from constrained.parametrized.deferred import deferred
-from constrained.parametrized.locations import Location, is_constrained, is_parametrized, locations
+from constrained.parametrized.tensor_locations import (
+    Location,
+    is_constrained,
+    is_parametrized,
+    locations,
+)
 from constrained.registration.outside_owners import check_other_owners
 from constrained.registration.param_groups import check_holds, check_optimizer
 from constrained.registration.remove import remove_parametrizations
@@ -29,19 +34,18 @@ def release(
 ) -> M:
     """Make constrained tensors plain parameters again.
 
-    Only what `constrain` did is undone. A tensor that was parametrized by
-    ``register_parametrization``, torch's or this package's, belongs to the model, as the weight
-    norm of an audio encoder does: a glob does not match it. It becomes plain if ``target`` is its
-    own path. Tied tensors stay tied. A tensor that is tied to one of a module outside of ``module``
-    is an error.
+    Only what `constrain` did is undone. What ``register_parametrization`` did, torch's or this
+    package's, belongs to the model, such as the weight norm of an audio encoder. A glob does not
+    match such a tensor; it becomes plain if ``target`` is its own path. Tied tensors stay tied. It
+    is an error if a tensor is tied to one of a module outside of ``module``.
 
     Args:
         module: the model.
         target: as in `constrain`; every constrained tensor by default.
-        bake: leave each tensor at its value; else at its free parameter, which is possible only
-            where there is a single one. It is called ``leave_parametrized`` in torch's
-            ``remove_parametrizations``, and in the one of `constrained.parametrize`.
-        optimizer: an optimizer that holds the free parameters: it is given the tensors.
+        bake: leave each tensor at its value; else at its free parameter, which is possible only if
+            there is a single one. In ``remove_parametrizations``, torch's and that of
+            `constrained.parametrize`, this is called ``leave_parametrized``.
+        optimizer: an optimizer that holds the free parameters: it is given the plain tensors.
 
     Returns:
         ``module``, of the type that it has.
@@ -102,7 +106,7 @@ def release(
 
 
 def _is_released(place: Location, *, named: bool = False) -> bool:
-    """Whether a tensor becomes plain; one that `constrain` did not parametrize only if named."""
+    """Whether a tensor becomes plain. If `constrain` did not parametrize it, it must be named."""
     is_lazy = place.name in deferred(place.module)
     return is_lazy or is_constrained(place) or (named and is_parametrized(*_owner(place)))
 

@@ -16,8 +16,8 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.parametrized.deferred import deferred_tensors
 from constrained.parametrized.evaluation_mode import without_side_effects
-from constrained.parametrized.locations import constrained_tensors, parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.parametrized.tensor_locations import constrained_tensors, parametrized_tensors
 from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
@@ -74,8 +74,8 @@ class Row:
         violation: the largest one in its batch; NaN if the value has no numbers, as on the meta
             device; None if nothing is known, because a foreign module parametrizes it, or because
             it belongs to a lazy module and has no shape yet.
-        tolerance: the largest violation that is rounding.
-        moved: how far it went when it was constrained, relative to its norm; None if unknown.
+        tolerance: the largest violation that counts as rounding.
+        moved: how far it moved when it was constrained, relative to its norm; None if unknown.
         flat: the share of its elements that lie where the derivative of the map vanishes, next to
             the boundary: an optimizer hardly moves them.
     """
@@ -181,8 +181,8 @@ def report(model: nn.Module) -> Report:
     """The constrained tensors of a model: constraint, shape, violation, how far each has moved.
 
     Tensors that others parametrized, by a ``register_parametrization``, have a row as well. A
-    foreign module declares no set by which its values could be measured: ``?`` stands for whether
-    they hold.
+    foreign module declares no set, so that its values cannot be judged: the column ``holds`` shows
+    ``?``.
 
     Args:
         model: the model.
@@ -202,14 +202,14 @@ def report(model: nn.Module) -> Report:
 def assert_feasible(model: nn.Module) -> None:
     """Raise unless every constrained tensor lies in its set, up to rounding.
 
-    "Feasible" is what a model is whose tensors all lie in their sets. For one value
-    `Constraint.contains` tells whether it is a member, and `Row.holds` whether a tensor's is.
+    Such a model is called feasible. `Constraint.contains` asks the same of a value, and `Row.holds`
+    of a single tensor.
 
     Args:
         model: the model.
 
     Raises:
-        InfeasibleError: naming the tensor that is farthest out, relative to its tolerance.
+        InfeasibleError: names the tensor that is farthest from its set, relative to the tolerance.
 
     Example:
         >>> import torch, constrained
@@ -239,9 +239,9 @@ def _relative(row: Row) -> float:
 
 def _rows(model: nn.Module) -> Iterator[Row]:
     for path, parametrizations in parametrized_tensors(model):
-        ours = isinstance(parametrizations, ParametrizationList)
-        constraint = parametrizations.constraint() if ours else None
-        moved = parametrizations.moved if ours else None
+        is_own = isinstance(parametrizations, ParametrizationList)
+        constraint = parametrizations.constraint() if is_own else None
+        moved = parametrizations.moved if is_own else None
         if constraint is None:
             # A foreign module may write into itself when it is evaluated.
             with without_side_effects(parametrizations):

@@ -23,7 +23,7 @@ INITS: tuple[Init, ...] = get_args(Init)
 
 
 def check_request(request: Request, init: str) -> None:
-    """Raise a `SpecError` if a view or a start is asked for that only a `Constraint` can give."""
+    """Raise a `SpecError` for a view or a start of a module that is not a `Constraint`."""
     if isinstance(request.constraint, Constraint):
         return
     if request.view is not None:
@@ -57,7 +57,7 @@ def start_of(constraint: Constraint, value: Tensor, init: str) -> Tensor:
 
 
 def _check_numbers(constraint: Constraint, dtype: torch.dtype) -> None:
-    """Raise if an argument of a constraint overflows or underflows in the dtype it computes in."""
+    """Raise if an argument of a constraint overflows or underflows in its working precision."""
     finfo = torch.finfo(working_dtype(dtype))
     for part in constraint.modules():
         if not isinstance(part, Constraint):

@@ -11,7 +11,7 @@ from torch import nn
 
 from constrained.constraint.plain_data import short
 from constrained.model.patterns import is_pattern, match, match_type
-from constrained.parametrized.locations import Location, locations, why_not_registered
+from constrained.parametrized.tensor_locations import Location, locations, why_not_registered
 from constrained.torch_internals.modules import submodules
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ def select(
     available = locations(model)
     tied: dict[int, dict[tuple[nn.Module, str], Location]] = {}
     for place in available.values():
-        # A module that is registered under several names has a tensor once, by its first path.
+        # If a module is registered under several names, its first path counts.
         same = tied.setdefault(id(place.tensor), {})
         same.setdefault((place.module, place.name), place)
     matching: dict[int, list[str]] = {}

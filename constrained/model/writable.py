@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
-from constrained.parametrized.locations import check_model
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.override import lists_below, override, overriding
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import check_model
 from constrained.parametrized.writable_tensor import WritableTensor, store_written
 from constrained.registration.install import install
 from constrained.registration.ties import find_ties
@@ -20,17 +20,18 @@ from constrained.torch_internals.modules import INITIALISING, is_normalization
 
 
 def writable(module: nn.Module) -> AbstractContextManager[None]:
-    """Inside, the parametrized tensors below ``module`` may be written like plain ones.
+    """Inside, the parametrized tensors of ``module`` may be written like plain ones.
 
     Each of them reads as one plain parameter (or buffer) that holds its value, and
     ``module.parameters()`` lists that instead of the originals. It may be written in any way: by
-    ``torch.nn.init``, in place, through ``.data``, by assignment. On leaving, every tensor that
-    was written is assigned: where its last parametrization is a `Constraint`, a value outside of
-    the set goes to the nearest point that ``project`` finds, as when it was constrained.
+    ``torch.nn.init``, in place, through ``.data``, by assignment. On leaving, every tensor that was
+    written is assigned. If its last parametrization is a `Constraint`, a value outside of the set
+    is projected.
 
     ``reset_parameters()`` and ``apply(function)`` of a parametrized module do this by themselves.
-    It is meant for writing values, not for training: gradients do not reach the originals. A module
-    below ``module`` that is given such a parameter, ``a.weight = b.weight``, is tied to the tensor.
+    It is meant for writing values, not for training: gradients do not reach the originals. If such
+    a parameter is assigned to another submodule, as in ``a.weight = b.weight``, the two are tied
+    from then on.
 
     Args:
         module: a module, or a model that has parametrized tensors.
@@ -53,16 +54,16 @@ def writable(module: nn.Module) -> AbstractContextManager[None]:
 
 
 class writing(AbstractContextManager[None]):
-    """As `writable`.
+    """The context manager that `writable` returns, with two more arguments.
 
     Args:
-        module: the tensors below it are meant.
+        module: the module whose tensors may be written, those of its submodules included.
         is_listed: whether ``parameters()`` lists the values; else the originals, as usual.
-        only: which of the tensors; all by default.
+        only: tells which of the tensors may be written; all by default.
     """
 
-    # A class, since Ctrl-C may come before the first line of a generator or after its last. The
-    # plain tensors would then stay in the place of the parametrized ones.
+    # This is not a generator function: Ctrl-C may come before the first line of a generator or
+    # after its last, and the plain tensors would stay in the place of the parametrized ones.
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class writing(AbstractContextManager[None]):
         self._targets: dict[int, WritableTensor] = {}
         self._places: list[tuple[nn.Module, str]] = []
         self._listed: list[tuple[WritableTensor, bool]] = []
-        # The last of these switches gradients off for a while, and they would stay off.
+        # The last of these switches gradients off for a while. Interrupted, they would stay off.
         always_in = (writing.__enter__, writing.__exit__, WritableTensor.read)
         self._undisturbed = defer_interrupts(always_in)
 
@@ -115,7 +116,7 @@ class writing(AbstractContextManager[None]):
                 continue
             existing = overriding(owner, name)
             if isinstance(existing, WritableTensor):
-                # It belongs to a block around this one, which stores it.
+                # A block around this one has made it writable, and will assign it.
                 self._listed.append((existing, existing.is_listed))
                 existing.is_listed |= self._is_listed
             elif existing is None and (self._only is None or self._only(parametrizations)):
@@ -151,14 +152,14 @@ def initialising_methods(base: type, names: tuple[str, ...]) -> dict[str, Callab
 def _writing_method(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with writing(self, is_listed=True):
-            return getattr(super(self._parametrized, self), name)(*args, **kwargs)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] - the class is known at run time only
+            return getattr(super(self._parametrized, self), name)(*args, **kwargs)  # pyright: ignore[reportUnknownArgumentType] - the class is known at run time only
 
     method.__name__ = name
     return method
 
 
 def _apply(self: Any, fn: Callable[[nn.Module], None]) -> Any:
-    # Not listed: a function that collects parameters, say for an optimizer, needs the originals.
+    # Not listed, since a function that collects parameters for an optimizer needs the originals.
     with writing(self, is_listed=False):
         return super(self._parametrized, self).apply(fn)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
 

@@ -1,4 +1,4 @@
-"""What a module with parametrized tensors is: its class, its lists of parametrizations, its values.
+"""Modules with parametrized tensors: their class, and their lists of parametrizations.
 
 `ParametrizationList` stores the originals of one tensor. `module_class` makes the class in which
 the tensor is a property. The other files say how such a module is read, assigned, listed, pickled

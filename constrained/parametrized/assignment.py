@@ -47,7 +47,7 @@ def check_assigned(on: EvaluatedTensor, value: Any, *, replace: bool = False) ->
 
 
 def check_dtype(on: EvaluatedTensor, value: Tensor) -> None:
-    """Raise if an assigned tensor has a dtype that would be rounded."""
+    """Raise if an assigned tensor has another dtype, so that its numbers would be rounded."""
     dtype = on.originals()[0].dtype
     if value.dtype != dtype:
         raise ValueError(
@@ -59,9 +59,9 @@ def check_dtype(on: EvaluatedTensor, value: Tensor) -> None:
 def expanded(on: EvaluatedTensor, value: Any) -> Any:
     """What is assigned, expanded as ``parameter.data.copy_(value)`` and ``fill_`` would do it.
 
-    These take a number, or a tensor that broadcasts, and so does GPyTorch's ``initialize``, as for
-    ``kernel.lengthscale = 0.9``. They take tensors of other dtypes, too, which are taken here where
-    nothing is rounded. What does not broadcast is returned as it is.
+    Those methods take a number, or a tensor that broadcasts. GPyTorch's ``initialize`` relies on
+    that, as in ``kernel.lengthscale = 0.9``. They also take other dtypes; this takes those that
+    need no rounding. What does not broadcast is returned as it is.
     """
     original = on.originals()[0]
     if isinstance(value, (int, float)):
@@ -86,14 +86,14 @@ def expanded(on: EvaluatedTensor, value: Any) -> Any:
 def raise_named(on: nn.Module, name: str, error: ValueError | TypeError) -> NoReturn:
     """Raise the error of an assignment with the path of the tensor in front of its message."""
     if type(error) not in (ValueError, TypeError, InfeasibleError, OutOfRangeError):
-        # The constructor of another class is not known.
+        # How an error of another class is constructed is unknown.
         raise error
     path = name if "." in name else path_in_running_model(on, name)
     raise type(error)(f"'{path}': {error}") from error
 
 
 def warn_of_graph(on: EvaluatedTensor, value: Any) -> None:
-    """Warn if somebody may want to train through an assigned tensor: only its numbers are taken."""
+    """Warn if an assigned tensor has a graph: only its numbers are taken."""
     if not isinstance(value, Tensor) or not _has_derivative(value):
         return
     name = on.place()
@@ -104,7 +104,7 @@ def warn_of_graph(on: EvaluatedTensor, value: Any) -> None:
         f"{{'{name}': value}}, inputs), or release '{name}'; if the numbers are meant, assign "
         "value.detach().",
         UserWarning,
-        # A compiler has no frames.
+        # Under a compiler there are no frames.
         stacklevel=1 if torch.compiler.is_compiling() else user_stacklevel(),
     )
 
@@ -116,15 +116,16 @@ def _has_derivative(value: Tensor) -> bool:
 
 
 def assign_parameter(module: Any, name: str, value: Tensor) -> None:
-    """Assign an ``nn.Parameter``, as tools do that take the tensor for a plain one.
+    """Assign an ``nn.Parameter``, as tools do which suppose that the tensor is a plain one.
 
-    Fusion assigns so, and would not notice that a right inverse has stored another value.
+    For example, torch's fusion of layers does, and would not notice that the tensor has got another
+    value.
 
     Raises:
         ValueError: if the tensor cannot have the value. It is then as it was.
     """
     if module._overrides is not None:
-        # As inside of functional_call: the assignment goes to what overrides the tensor.
+        # The assignment goes to what overrides the tensor, as inside of functional_call.
         inherited(module).__setattr__(name, value)
         return
     parametrizations = module.parametrizations[name]
@@ -152,7 +153,7 @@ def assign_parameter(module: Any, name: str, value: Tensor) -> None:
 
 
 def _is_close(value: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are the same, up to what a right inverse may lose."""
+    """Whether two tensors are the same, up to rounding errors of a right inverse and its map."""
     if not (expected.is_floating_point() or expected.is_complex()):
         return torch.equal(value, expected)
     if value.shape != expected.shape:

@@ -1,8 +1,8 @@
-"""What warnings and errors learn from the frames of the call stack.
+"""What warnings and errors take from the call stack: the user's line, and the model.
 
-A warning should point at the user's line, not at one of this package. And an error should call a
-tensor by its path from the model, which its module does not know; the model is mostly at work, and
-found as the ``self`` of a frame.
+A warning should point at the user's line, not at one of this package. And an error should name a
+tensor by its path in the model. The tensor's module does not know that path, but mostly the model
+is being called, and is found as the ``self`` of a frame.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def user_stacklevel() -> int:
 
 
 def path_in_running_model(parametrizations: nn.Module, name: str) -> str:
-    """The path of a parametrized tensor from the outermost module that is at work.
+    """The path of a parametrized tensor in the outermost module that is being called.
 
     Args:
-        parametrizations: what the tensor is computed by.
-        name: its name in its own module, which is the result if no other module is at work.
+        parametrizations: the list of the tensor.
+        name: its name in its own module, which is the result if no other module is being called.
     """
-    # A compiler has no frames.
+    # Under a compiler there are no frames.
     if torch.compiler.is_compiling():
         return name
     models: list[nn.Module] = []

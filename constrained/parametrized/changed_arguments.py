@@ -1,8 +1,8 @@
-"""Whether originals still match a constraint of which an argument has been changed, or replaced.
+"""Whether originals still match a constraint after it, or one of its arguments, was replaced.
 
 The originals of a tensor were made for its constraint: their number and their shapes follow from
-the arguments. Factors of another rank, for instance, would be mapped to a value too, but to one
-that nobody has asked for.
+the arguments. If the rank changes, for example, the old factors still give a value, but not one of
+the new rank.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_replaced(on: EvaluatedTensor, index: int) -> None:
 def check_original_shapes(
     on: EvaluatedTensor, index: int, doing: str = "change this argument"
 ) -> None:
-    """Raise unless a constraint is given tensors of the shapes that its right inverse makes.
+    """Raise unless a constraint gets tensors of the shapes that its right inverse makes.
 
     Args:
         on: the parametrized tensor.
@@ -50,7 +50,7 @@ def check_original_shapes(
         doing: what has been done to the constraint, for the message.
 
     Raises:
-        ValueError: with the shapes, and what to do.
+        ValueError: names the shapes, and what to do.
     """
     constraint: Any = on.chain()[index]
     originals = on.originals()
@@ -69,16 +69,17 @@ def check_original_shapes(
 
 
 def check_frozen_originals(on: EvaluatedTensor, doing: str) -> None:
-    """Raise unless the first constraint has a gradient by exactly those originals that are trained.
+    """Raise unless the first constraint takes the trained originals for trained parameters.
 
-    A free parameter and its base point may have the shapes of two factors, but one is a constant.
+    For example, two factors may have the shapes of a free parameter and its base point. But a base
+    point is a constant, and both factors are trained.
 
     Args:
         on: the parametrized tensor.
         doing: what has been done to the constraint, for the message.
 
     Raises:
-        ValueError: with the number of the original, and what to do.
+        ValueError: names the original by its number, and what to do.
     """
     constraint = on.chain()[0]
     if not isinstance(constraint, Constraint) or on.unsafe or not on.is_parameter:
@@ -97,11 +98,11 @@ def _originals_of(constraint: Constraint, shape: torch.Size, like: Tensor) -> tu
     own = next(chain(constraint.parameters(), constraint.buffers()), None)
     with torch.no_grad():
         if own is None or like.is_meta:
-            # The shapes alone are computed.
+            # On the meta device only shapes are computed.
             value = constraint.start(torch.zeros(shape, dtype=like.dtype, device="meta"))
         else:
-            # The constraint's own tensors have numbers, so the value must. Zeros may have no
-            # nearest member, so it is a sample.
+            # The constraint has tensors with numbers, so the value must have numbers. It is a
+            # sample, since zeros may have no nearest member.
             generator = torch.Generator(like.device).manual_seed(0)
             value = constraint.sample(
                 shape, generator=generator, dtype=like.dtype, device=like.device

@@ -1,7 +1,7 @@
 """The parametrizations of each tensor, recorded in the metadata of a state dict.
 
-Originals of many constraints have the same names and shapes, and their maps make different values
-of them. So a state dict records what each tensor was parametrized by, in the metadata where torch
+The originals of many constraints have the same names and shapes, while their maps give different
+values. So a state dict records the parametrizations of each tensor, in the metadata where torch
 keeps the versions of modules. The record is plain data: nothing in a checkpoint is executed, and
 the names in it are looked up in the registry only.
 """
@@ -21,7 +21,7 @@ from constrained.constraint.description import built, described, same, words
 from constrained.torch_internals.modules import versions_in
 from constrained.torch_internals.tensors import has_values
 
-#: The key of the records in the metadata of a module; they are found by the names of its tensors.
+#: The key of the records in the metadata of a module. They are a mapping by the tensors' names.
 _KEY = "constraints"
 
 #: The prefix of the entries of a parametrized tensor.
@@ -29,9 +29,9 @@ _PREFIX = re.compile(r"(?:(?P<owner>.*)\.)?parametrizations\.(?P<name>[^.]+)\.",
 
 
 def record_chain(state_dict: Any, prefix: str, chain: Sequence[nn.Module]) -> None:
-    """Record what a tensor is parametrized by, if a constraint is among it.
+    """Record the parametrizations of a tensor, if one of them is a constraint.
 
-    Of other modules only the classes are known, which are not worth a record.
+    Of other modules only the class could be recorded, which does not help when it is loaded.
 
     Args:
         state_dict: what is being written; a mapping without metadata gets no record.
@@ -63,7 +63,7 @@ def without_tensors(
     """The metadata of a module without the records of tensors that have become plain.
 
     Args:
-        metadata: that of the module.
+        metadata: the metadata of the module.
         owner: the path of the module.
         plain: the paths of these tensors.
     """
@@ -97,8 +97,8 @@ class SavedChain:
     ) -> SavedChain | None:
         """The recorded parametrizations, or None if they are the same as ``chain``.
 
-        Of modules that are no constraints only the classes are known, which may have been renamed:
-        any two of these are taken for the same.
+        Of a module that is not a constraint only the class is recorded, and that may have been
+        renamed. So any two such modules count as the same.
         """
         mine, saved = described(chain), cls(record, shape)
         if same(record, mine) or not any(isinstance(e, Mapping) for e in (*record, *mine)):
@@ -109,14 +109,14 @@ class SavedChain:
             return saved
 
     def has_only_constraints(self) -> bool:
-        """Whether all of them are constraints; of other modules only the class is known."""
+        """Whether all of them are constraints. Of other modules only the class is recorded."""
         return all(isinstance(entry, Mapping) for entry in self.record)
 
     def value(self, entries: Mapping[str, Any]) -> tuple[Tensor, tuple[str, ...]]:
         """The value of the tensor, and the names of the entries that it was computed from.
 
         Args:
-            entries: those of the checkpoint under ``parametrizations.<tensor>.``.
+            entries: the entries of the checkpoint under ``parametrizations.<tensor>.``.
 
         Raises:
             ValueError: if the value cannot be computed.
@@ -133,11 +133,11 @@ class SavedChain:
 def value_from_entries(
     chain: Sequence[nn.Module], entries: Mapping[str, Any]
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """The value that a tensor's entries in a checkpoint stand for under some parametrizations.
+    """The value that parametrizations compute from a tensor's entries in a checkpoint.
 
     Args:
         chain: new modules in the order of application; they load their parameters and buffers.
-        entries: what stands under ``parametrizations.<tensor>.`` in the checkpoint.
+        entries: the entries of the checkpoint under ``parametrizations.<tensor>.``.
 
     Returns:
         The value, and the keys of the entries that it was computed from.
@@ -165,7 +165,7 @@ def value_from_entries(
         for module in chain[1:]:
             value = module(value)
     except Exception as error:
-        # Whatever is wrong with the entries, torch says it in many lines.
+        # Torch's messages have many lines.
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"its entries do not give a value ({reason[:200]}).") from error
     return value, (*names, *own)

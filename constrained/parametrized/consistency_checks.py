@@ -15,7 +15,7 @@ from constrained.parametrized.unsupported import check_not_sparsifying
 
 
 def check_writable_now(original: Tensor) -> None:
-    """Raise if a tensor was made in inference mode, and this is not that mode."""
+    """Raise if a tensor was made in inference mode, and that mode is off now."""
     if original.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             "the tensor was made in inference mode, so that it can be neither written nor trained; "
@@ -24,9 +24,9 @@ def check_writable_now(original: Tensor) -> None:
 
 
 def check_trainable_through(original: Tensor, modules: Iterable[nn.Module]) -> None:
-    """Raise if the parametrizations of a tensor hold tensors of inference mode.
+    """Raise if the parametrizations of a tensor hold tensors that were made in inference mode.
 
-    No gradient can be computed through these, unless the tensor is itself of inference mode.
+    No gradient can be computed through these. It is no error if the tensor itself was made so.
     """
     if original.is_inference():
         return
@@ -88,10 +88,10 @@ def check_appended(name: str, value: Tensor, parametrization: nn.Module) -> None
     Args:
         name: of the tensor, for messages.
         value: the present value of the tensor.
-        parametrization: is to come after those that the tensor has.
+        parametrization: to be added to those that the tensor has.
 
     Raises:
-        ValueError: with torch's message.
+        ValueError: with the message that torch has for it.
     """
     result = parametrization(value)
     if not isinstance(result, Tensor):
@@ -120,10 +120,11 @@ def check_appended(name: str, value: Tensor, parametrization: nn.Module) -> None
 
 
 def check_can_follow(parametrizations: EvaluatedTensor, module: nn.Module) -> None:
-    """Raise unless a parametrization can take the value of those that are to come before it.
+    """Raise unless a parametrization can be applied after those in a list.
 
-    Some are ready only once their right inverse has been called, such as torch's ``orthogonal``:
-    it is called on the present value, and writes what it writes then. Nothing else is written.
+    Some, such as torch's ``orthogonal``, work only after their right inverse has been called. Then
+    it is called on the present value, and may write into the parametrization. Nothing else is
+    written.
 
     Args:
         parametrizations: the list of the others.

@@ -14,7 +14,7 @@ _ATTRIBUTE = "_waiting"
 
 
 def deferred(module: nn.Module) -> dict[str, Any]:
-    """The requests that wait in a module, by the names of its tensors. Not a copy."""
+    """The dictionary of the requests that wait in a module, by the names of its tensors."""
     return module.__dict__.get(_ATTRIBUTE, {})
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def without_side_effects(*roots: nn.Module) -> Generator[None]:
-    """Modules are in evaluation mode inside, where power iterations and dropout do not run."""
+    """Inside, modules are in evaluation mode, in which power iterations and dropout do not run."""
     training = [m for root in roots for m in root.modules() if m.training]
     for module in training:
         module.training = False

@@ -11,8 +11,8 @@ def convert_original(fn: Callable[[Tensor], Tensor], rank: int, tensor: Tensor) 
     """Apply a conversion of a module to one of its originals.
 
     A memory format, such as ``torch.channels_last``, is for tensors of four or of five axes. Torch
-    applies it to all that have either number, and fails where an original has one axis more than
-    its value. Of such an original only the entries are converted, as a vector.
+    applies it to all tensors with four or five axes, and fails for an original that has one axis
+    more than its value. Such an original is converted as a vector, without the memory format.
 
     Args:
         fn: the conversion, as ``nn.Module._apply`` is given it.
@@ -24,5 +24,5 @@ def convert_original(fn: Callable[[Tensor], Tensor], rank: int, tensor: Tensor) 
         return fn(tensor)
     flat = tensor.detach().reshape(-1)
     new = fn(flat)
-    # Nothing was converted if `fn` returns its argument, unless `reshape` had to copy.
+    # If `fn` returns its argument, nothing was converted (but `reshape` may have copied).
     return tensor if new is flat and tensor.is_contiguous() else new.view(tensor.shape)

@@ -5,9 +5,9 @@ share a compiled graph, and its properties keep the module alive that they were 
 class is looked up by its base class and the names of the tensors, its properties know only the name
 of their tensor, and a module pickles as "base class, names, state".
 
-The class is a plain subclass. Others may be derived from it, as Pyro and higher do, which then
-replace the class of a module. So its methods call those of the base class by `super`, and its
-properties read ``self.parametrizations`` as torch's do if a class has its own ``__getattr__``.
+The class is a plain subclass. Other libraries may derive classes from it and give these to the
+modules, as Pyro and higher do. So its methods call those of the base class by `super`. If a class
+has its own ``__getattr__``, the properties read ``self.parametrizations`` as torch's do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from constrained.parametrized.unsupported import (
 )
 from constrained.torch_internals import classes
 
-# Tools that record reads or calls, such as torch.fx, replace these.
+# Noted before tools that record reads or calls, such as torch.fx, replace them.
 _read_attribute, _call = nn.Module.__getattr__, nn.Module.__call__
 
 
@@ -60,7 +60,7 @@ def base_class(module: nn.Module) -> type:
 
 
 def set_class(module: nn.Module, base: type) -> None:
-    """Give a module, once of class ``base``, the class that its ``parametrizations`` call for."""
+    """Give a module the class, derived from ``base``, for the tensors that it has parametrized."""
     names = class_names(module)
     module.__class__ = parametrized_class(base, names) if names or deferred(module) else base
 
@@ -78,7 +78,7 @@ _patches: dict[str, Callable[[], None]] = {}
 
 
 def contribute(members: Members) -> Members:
-    """Let a feature add members to every class that `parametrized_class` makes. A decorator.
+    """Decorator: the function gives members for every class that `parametrized_class` makes.
 
     Args:
         members: gives the members for a base class and the names of its parametrized tensors.
@@ -88,7 +88,7 @@ def contribute(members: Members) -> Members:
 
 
 def patch_when_imported(library: str, patch: Callable[[], None]) -> None:
-    """Call ``patch`` before a class is looked up, whenever a library has been imported by then."""
+    """Call ``patch`` whenever a class is looked up, if a library has been imported by then."""
     _patches[library] = patch
 
 
@@ -104,7 +104,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
             "_names": names,
             "_overridable": True,
             "_overrides": None,
-            # torch.fx, for one, recognizes the layers of torch by this, and takes these for leaves.
+            # torch.fx recognizes the layers of torch by this, and does not trace into them.
             "__module__": torch_parametrize.__name__,
             "__qualname__": class_title(base),
             "__setattr__": _setattr,
@@ -115,7 +115,7 @@ def parametrized_class(base: type, names: tuple[str, ...]) -> type:
         for contributed in _contributions:
             members |= contributed(base, names)
         cls = type(base)(f"Parametrized{base.__name__}", (base,), members)
-        cls._parametrized = cls  # type: ignore[attr-defined]
+        cls._parametrized = cls
         if _can_be_shared:
             _classes[base, names] = cls
     return cls
@@ -125,7 +125,7 @@ def _give_property(module: nn.Module, name: str) -> None:
     module.__class__ = parametrized_class(base_class(module), class_names(module, name))
 
 
-_can_be_shared = classes.ask(is_parametrized_class, _give_property)
+_can_be_shared = classes.let_torch_use(is_parametrized_class, _give_property)
 
 
 def _dictionaries_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -149,18 +149,18 @@ def _property(name: str) -> property:
         if found is not None:
             if type(self).__getattr__ is _read_attribute:
                 return read(found, name)
-            # A class of the user, or a tool, watches attributes: read them as torch's engine does.
-            seen: Any = self.parametrizations
-            found = seen[name]
+            # The user's class, or a tool, watches how attributes are read: read them as torch does.
+            lists: Any = self.parametrizations
+            found = lists[name]
             if nn.Module.__call__ is _call:
                 return read(found, name)
-            # A tool that records calls of modules, as torch.fx and torch.export do, is to record
-            # this one. A write into a value would be missing from its record.
+            # A tool records calls of modules, as torch.fx and torch.export do: call the list. A
+            # write into the value would be missing from the record.
             if isinstance(found, ParametrizationList):
                 found.check_written(name)
             return found()
-        # The class may have more properties than this module has parametrized tensors, after
-        # torch's own functions were applied to another module of the class.
+        # This tensor is not parametrized. Torch's own functions may have been applied to another
+        # module of the class, which then has more properties.
         for tensors in _dictionaries_of(self):
             if name in tensors:
                 return tensors[name]
@@ -199,7 +199,7 @@ def _property(name: str) -> property:
 
 
 def _setattr(self: Any, name: str, value: Any) -> None:
-    # nn.Module would register a Parameter, which the property of its name would hide.
+    # nn.Module would register the Parameter, which the property would hide.
     if isinstance(value, nn.Parameter) and name in self.__dict__.get("_modules", {}).get(
         "parametrizations", ()
     ):

@@ -1,4 +1,4 @@
-"""How the tensors that a parametrized tensor is computed from are made and registered."""
+"""How originals, the tensors that a parametrized tensor is computed from, are registered."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def register_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 def register_originals(
     parametrizations: EvaluatedTensor, original: Tensor, new: Tensor | Sequence[Tensor]
 ) -> None:
-    """Register the originals ``new``; ``original`` turns into one of them where it can.
+    """Register the originals ``new``. ``original`` becomes one of them if that is possible.
 
-    An optimizer knows the tensor by ``original``. So this keeps its identity if there is one
-    original, or only one that is trained: it is then written in place.
+    An optimizer may hold ``original``. So it stays the same object if there is one original, or
+    only one that is trained: its contents are replaced.
 
     Args:
         parametrizations: the list that is to hold the originals.
@@ -48,18 +48,18 @@ def register_originals(
             store(original, tensor)
             register_tensor(parametrizations, name, original)
         else:
-            mine = copy_like(tensor, [original], parametrizations.is_parameter)
-            register_tensor(parametrizations, name, mine)
+            copied = copy_like(tensor, [original], parametrizations.is_parameter)
+            register_tensor(parametrizations, name, copied)
 
 
 def copy_like(value: Tensor, originals: Sequence[Tensor], is_parameter: bool) -> Tensor:
-    """A copy of a value that takes over what is known of other tensors.
+    """A copy of a value, with ``requires_grad`` and attributes of other tensors.
 
     Args:
         value: the numbers, shape and dtype of the copy.
-        originals: the copy requires a gradient if one of them does, and has the attributes that
+        originals: the copy requires a gradient if one of these does, and has the attributes that
             users have set on them.
-        is_parameter: make an ``nn.Parameter``, not a plain tensor.
+        is_parameter: whether to make an ``nn.Parameter``; else a plain tensor.
     """
     requires_grad = any(t.requires_grad for t in originals)
     copied = own(value)

@@ -1,9 +1,9 @@
 """Which parametrized tensors each parameter is an original of: an index of the whole process.
 
-An optimizer knows parameters. What follows its step concerns the tensors that are computed from
-them. The index finds these by the id of a parameter, without going through all parametrized tensors
-of the process. It holds no list alive. An entry may be out of date, as after a write into
-``module._parameters``, so what is found is compared with what the list holds now.
+An optimizer knows parameters. After its step something has to be done to the tensors that are
+computed from them. The index finds these by the id of a parameter, without going through all
+parametrized tensors of the process. It keeps no list alive. An entry may be out of date, as after a
+write into ``module._parameters``, so what is found is compared with what the list holds now.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _entries: dict[int, _Entry] = {}
 
 _by_parameter: dict[int, tuple[_Entry, ...]] = {}
 
-# Several threads build models. And the garbage collector, which may run at any line of one of
-# them, removes the entries of lists that have died. Code that only reads takes no lock: it sees
-# whole tuples.
+# Several threads may build models, and the garbage collector, which may run at any line, removes
+# the entries of lists that no longer exist. Code that only reads needs no lock, since tuples are
+# replaced as a whole.
 _lock = threading.RLock()
 
 _callbacks: list[Callable[[], None]] = []
@@ -49,7 +49,7 @@ def call_when_first_indexed(function: Callable[[], None]) -> None:
 
 
 def index_list(parametrizations: nn.Module) -> None:
-    """Index a list under its present originals, and no longer under those that it had before."""
+    """Index a list under its present originals, and remove entries under former ones."""
     if _callbacks:
         with _lock:
             while _callbacks:
@@ -79,7 +79,7 @@ def indexed_lists() -> list[Any]:
 
 
 def lists_with_original(parameter: Tensor) -> Iterator[Any]:
-    """The lists that this very parameter is an original of, the one indexed last at the end."""
+    """The lists that this very parameter is an original of. The one indexed last comes last."""
     for entry in _by_parameter.get(id(parameter), ()):
         found = entry()
         if found is not None and any(p is parameter for p in _originals(found)):
@@ -92,7 +92,7 @@ def list_with_original(parameter: Tensor) -> Any:
 
 
 def _originals(parametrizations: nn.Module) -> list[nn.Parameter | None]:
-    # Copied by one call: another thread may be about to register one.
+    # `list` copies them at once: another thread may register one meanwhile.
     return list(parametrizations._parameters.values())
 
 
@@ -106,7 +106,7 @@ def _forget(dead: _Entry, _: object) -> None:
 def _move(entry: _Entry, ids: frozenset[int]) -> None:
     for changed in entry.ids ^ ids:
         others = _by_parameter.get(changed, ())
-        # A list that dies while this runs may have missed its own entry.
+        # A list that is deleted while this runs may not have removed its own entry.
         others = tuple(e for e in others if e is not entry and e() is not None)
         now = (*others, entry) if changed in ids else others
         if now:

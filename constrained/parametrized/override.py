@@ -1,4 +1,4 @@
-"""Overriding a parametrized tensor for a while, by another tensor that is read instead.
+"""Overriding a parametrized tensor for a while: another tensor is read in its place.
 
 ``torch.func.functional_call(module, {"weight": tensor}, x)`` does it for one call: nothing is
 projected, stored or evaluated. `constrained.writable` does it while the tensor may be written.
@@ -25,12 +25,12 @@ _lock = threading.Lock()
 
 
 class Override(ABC):
-    """A tensor that is read, and written, instead of a parametrized one.
+    """A tensor that is read and written in the place of a parametrized one.
 
     Args:
-        name: the tensor's, or its path, for messages.
-        parametrizations: the tensor's.
-        is_listed: whether it is listed among the parameters of its module.
+        name: the name of the parametrized tensor, or its path, for messages.
+        parametrizations: its list.
+        is_listed: whether it is listed among the parameters of its module meanwhile.
     """
 
     def __init__(self, name: str, parametrizations: Any, is_listed: bool) -> None:
@@ -49,8 +49,8 @@ class Override(ABC):
 
 def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
     """What overrides a tensor of the module in this thread; None if nothing does."""
-    # An attribute that is None on the class, here and below. torch.compile guards an attribute; it
-    # does not guard a key that is missing from `__dict__`.
+    # None is the value of the attribute on the class. torch.compile guards the value of an
+    # attribute, but it does not guard that a key is missing from `__dict__`.
     overrides = getattr(module, "_overrides", None)
     if overrides is None:
         return None
@@ -62,7 +62,7 @@ def overriding(module: nn.Module, name: str) -> Tensor | Override | None:
 
 
 def override(module: nn.Module, name: str, by: Tensor | Override | None) -> Any:
-    """Override a tensor, or with None end that; returns what has overridden it before."""
+    """Override a tensor, or end that with None. Returns what has overridden the tensor before."""
     if torch.compiler.is_compiling():
         return _override(module, (name, 0), by)
     with _lock:
@@ -102,7 +102,7 @@ def lists_below(
             yield f"{prefix}.{name}" if prefix else name, owner, name, parametrizations
 
 
-def _is_ours(module: nn.Module, name: str) -> bool:
+def _is_parametrized(module: nn.Module, name: str) -> bool:
     return name in overridable_lists(module)
 
 
@@ -129,4 +129,4 @@ def _untie(
     return untied
 
 
-calls.ask(calls.Answers(_is_ours, _swap, _untie))
+calls.let_torch_use(calls.Overrides(_is_parametrized, _swap, _untie))

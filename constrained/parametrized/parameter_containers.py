@@ -1,9 +1,9 @@
 """Slices, copies and unions of a ``ParameterList`` or ``ParameterDict`` with parametrized tensors.
 
-Torch's containers make a new ``Parameter`` of each value that they are given. That would get the
+Torch's containers make a new ``Parameter`` of each value that they are given. It would get the
 gradient instead of the originals. Here the new container shares the parametrizations of the old
-one, as it would share its parameters. What torch's own class does with values that it is given
-cannot be changed from here: ``nn.ParameterList(values)``, ``extend`` of a plain list.
+one, as it would share its parameters. This works for methods of containers with parametrized
+tensors. ``nn.ParameterList(values)``, and ``extend`` of a plain list, copy the values.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _with_its_class(new: Any) -> Any:
         kept: Any = new._modules["parametrizations"]
         kept._tensor_order = tuple(dict.fromkeys((*kept.tensor_order(), *names)))
     cls = cast("Any", type(new))
-    # The class of a whole list serves a slice of it, too.
+    # A slice of a list can have the class of the list.
     if not found or not found.keys() <= set(getattr(cls, "_names", ())):
         set_class(new, getattr(cls, "_base_class", cls))
     return new

@@ -4,8 +4,8 @@ An optimizer saves its state by the positions of parameters, so these must not c
 is parametrized.
 
 ``nn.Module`` lists parameters by going through ``named_modules()``. So a module with parametrized
-tensors has a ``named_modules`` that, when parameters are being listed, first gives modules that
-stand for parts of itself.
+tensors has its own ``named_modules``. When parameters are being listed, it first gives modules that
+hold some of the module's plain tensors, and those with originals in between.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def named_modules(
     self: Any, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
     """``nn.Module.named_modules``, for a module with parametrized tensors."""
-    # A compiler has no frames.
+    # Under a compiler there are no frames.
     if torch.compiler.is_compiling():
         return inherited(self).named_modules(memo, prefix, remove_duplicate)
     caller = sys._getframe(1)
@@ -45,9 +45,9 @@ def named_modules(
 def _members_are_listed(frame: FrameType | None) -> bool:
     """Whether modules are enumerated to list their parameters or buffers.
 
-    ``nn.Module`` calls ``named_modules`` in the same way for both purposes. Whoever wants modules
-    gets the root first; whoever wants parameters gets them in their original order. Only the
-    calling code tells the two apart.
+    ``nn.Module`` calls ``named_modules`` in the same way to list modules and to list parameters.
+    A list of modules must begin with the root; a list of parameters must have their original order.
+    Only the calling code tells the two apart.
     """
     while frame is not None and frame.f_code in _ENUMERATION:
         frame = frame.f_back
@@ -55,10 +55,10 @@ def _members_are_listed(frame: FrameType | None) -> bool:
 
 
 class _PlainTensors(nn.Module):
-    """The plain tensors of a module that come before one of its parametrized tensors.
+    """Some plain tensors of a module: those between two of its parametrized tensors.
 
     ``parameters()`` lists the parameters of a module before those of its submodules, and originals
-    belong to a submodule. Modules of this kind are listed in between.
+    belong to a submodule. So modules of this kind are listed before and between these.
     """
 
     def __init__(self, parameters: dict[str, Any], buffers: dict[str, Any]) -> None:

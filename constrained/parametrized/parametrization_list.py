@@ -32,24 +32,24 @@ from constrained.parametrized.unsupported import (
     warn_of_earlier_write,
     warn_of_hooks,
 )
-from constrained.torch_internals.graphs import traced_value
+from constrained.torch_internals.compiled_graphs import traced_value
 
-_is_watched = torch.compiler.is_dynamo_compiling
+_is_tracing = torch.compiler.is_dynamo_compiling
 
 
 class ParametrizationList(EvaluatedTensor):
     """The parametrizations of one tensor, in the order of application, and their originals.
 
-    It is the type of ``module.parametrizations[tensor_name]``. A ``right_inverse`` that gives one
-    tensor puts it under the name ``original``; one that gives several, under ``original0``,
-    ``original1``, ... Several modules may hold the same list: that is how tied tensors stay tied.
+    It is the type of ``module.parametrizations[tensor_name]``. If the ``right_inverse`` gives one
+    tensor, that is called ``original``; if it gives several, they are called ``original0``,
+    ``original1``, ... Tied tensors stay tied because their modules hold the same list.
 
     Args:
         modules: the parametrizations, at least one.
         original: the parameter or buffer that is parametrized. It keeps its identity if there is
             just one original, or just one that is trained.
         unsafe: leave out the checks that the value keeps the shape and dtype of ``original``.
-        start: the value to start from, of the shape of ``original``; that of ``original`` if None.
+        start: the value to start from, of the shape of ``original``; if None, ``original`` itself.
         deferred: leave ``original`` as it is until `attach` is called.
 
     Attributes:
@@ -63,7 +63,7 @@ class ParametrizationList(EvaluatedTensor):
 
     persistent: bool
     _store: ValueStore
-    #: What features remember of this list, each under its own key, until its modules change.
+    #: What other files remember about this list, each under its own key, until its modules change.
     _notes: dict[str, Any]
 
     def __init__(
@@ -89,10 +89,10 @@ class ParametrizationList(EvaluatedTensor):
             self.attach(original)
 
     def append(self, module: nn.Module) -> ParametrizationList:
-        """Add a parametrization at the end, which gets the value as it is now.
+        """Add a parametrization at the end, which is applied to the result of the others.
 
         Raises:
-            ValueError: if it cannot take the value of the others.
+            ValueError: if it cannot be applied to that result.
             TypeError: if it is one of ``torch.ao.pruning``.
         """
         check_can_follow(self, module)
@@ -126,13 +126,13 @@ class ParametrizationList(EvaluatedTensor):
     def right_inverse(self, value: Tensor) -> None:
         """Store the originals whose value is ``value``; ``module.weight = value`` comes here.
 
-        The values are copied: the originals share no memory with ``value``.
+        The numbers are copied: the originals share no memory with ``value``.
 
         Args:
-            value: of the shape of the parametrized tensor, or one that broadcasts to it, on its
-                device, and of its dtype or one that it holds without rounding; or a number. Of a
-                tensor with a graph the numbers are taken, with a warning: nothing is trained
-                through them.
+            value: a number, or a tensor on the device of the parametrized tensor. Its shape must be
+                the same or broadcast to it, its dtype the same or one that converts without
+                rounding. If the tensor has a graph, there is a warning: only the numbers are taken,
+                and nothing is trained through them.
 
         Raises:
             RuntimeError: if a parametrization has no ``right_inverse``.
@@ -145,7 +145,7 @@ class ParametrizationList(EvaluatedTensor):
             with all_or_nothing(modules, tensors_of(modules)):
                 with torch.no_grad():
                     new = invert(self, expanded(self, value))
-                # Before anything is stored: a warning may be turned into an error.
+                # The warning comes before anything is stored, since it may be turned into an error.
                 warn_of_graph(self, value)
                 with torch.no_grad():
                     self.store_originals(new)
@@ -161,11 +161,11 @@ class ParametrizationList(EvaluatedTensor):
                 store(getattr(self, name), tensor)
 
     def attach(self, original: Tensor) -> None:
-        """Become the owner of ``original``, which turns into what the right inverse gave."""
+        """Register the originals. ``original`` becomes one of them where that is possible."""
         self.replace_originals(original, self.__dict__.pop("_pending"))
 
     def replace_originals(self, original: Tensor, new: Tensor | Sequence[Tensor]) -> None:
-        """Register the originals ``new``; ``original`` turns into one of them where it can."""
+        """Register the originals ``new``; ``original`` becomes one of them if it can."""
         self.is_tensor, self.ntensors = isinstance(new, Tensor), len(unpack(new))
         self.is_parameter = isinstance(original, nn.Parameter)
         with torch.no_grad():
@@ -189,23 +189,23 @@ class ParametrizationList(EvaluatedTensor):
     # ---------------------------------------------------------------------- life as a module
 
     def _set_up(self) -> None:
-        # None of this is copied or pickled: a copy makes its own.
+        # None of this is copied or pickled: each copy gets new ones.
         self.__dict__.update(_store=ValueStore(), _notes={}, _owners=weakref.WeakSet())
         self.look()
-        # torch.fx takes modules of this name for leaves. It is set on the instance, because pickle
-        # finds the class by the class's own.
+        # torch.fx does not trace into modules with this ``__module__``. It is set on the instance,
+        # because pickle needs that of the class.
         self.__dict__["__module__"] = torch_parametrize.__name__
         index_list(self)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Make a parameter one of the originals. The index finds it after an optimizer step."""
+        """Register an original, and enter it into the index of originals."""
         super().register_parameter(name, param)
         index_list(self)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Loading may swap tensors, which fails for those that a graph holds.
+        # Loading may swap tensors, which fails for tensors that a graph holds.
         self.forget()
         with defer_interrupts():
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -236,13 +236,13 @@ class ParametrizationList(EvaluatedTensor):
     def check_traced(self, name: str) -> None:
         """`check_written`, and warn of hooks on the value: a tracer sees neither."""
         self.check_written(name)
-        if self._store.hooks.wait():
+        if self._store.hooks.has_lasting():
             warn_of_hooks(self, name)
 
     def forget(self) -> None:
-        """Drop stored values, whose graphs hold the originals, and notes about these.
+        """Drop stored values, whose graphs hold the originals, and `_notes`, which may hold them.
 
-        Needed only before the contents of an original are swapped, as by
+        This is needed before the contents of an original are swapped, as by
         ``torch.utils.swap_tensors``, which raises if the original has other references.
         """
         self._store.drop()
@@ -258,8 +258,8 @@ class ParametrizationList(EvaluatedTensor):
         self._set_up()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParametrizationList:
-        # Conversions swap the originals, which fails for those that a graph holds, and their
-        # gradients, which fails for those with weak references.
+        # Conversions swap the originals, which fails if a graph holds them, and their gradients,
+        # which fails if there are weak references to them.
         self.forget()
         super()._apply(functools.partial(convert_original, fn, len(self.shape)), recurse)
         self.forget()
@@ -275,11 +275,11 @@ def read(parametrizations: nn.Module, name: str) -> Tensor:
             would take that for a missing attribute), or if the value was written in place.
     """
     try:
-        # A list of torch, or of a derived class, whose `forward` or hooks are to run.
+        # A list of torch's, or of a derived class, is called, so that its hooks run.
         if type(parametrizations) is not ParametrizationList:
             return parametrizations()
         # Each read of a tensor comes here, and this is cheaper than `is_compiling`.
-        if _is_watched():
+        if _is_tracing():
             return parametrizations.value()
         return parametrizations._store.read(parametrizations)
     except ValueWrittenError:

@@ -23,9 +23,10 @@ class Parametrizations(nn.ModuleDict):
 
     @property
     def _tied_weights_keys(self) -> dict[str, str]:
-        """The originals here that belong to another module first, as transformers asks for them.
+        """The originals here that another module has, too, and had first.
 
-        It saves tied tensors once, and finds in this attribute of any module which to leave out.
+        transformers saves a tied tensor once. It reads this attribute of each module to find out
+        which keys to leave out.
         """
         lists = ((name, self._modules[name]) for name in sorted(self._shared) if name in self)
         keys = (
@@ -37,9 +38,9 @@ class Parametrizations(nn.ModuleDict):
         return {key: key for key in keys}
 
     def tensor_order(self) -> tuple[str, ...]:
-        """The names of the module's parameters and buffers, in their first order.
+        """The names of the module's parameters and buffers, in their original order.
 
-        The order of ``named_parameters()`` follows from it.
+        ``named_parameters()`` keeps this order.
         """
         return self._tensor_order
 
@@ -64,11 +65,11 @@ class Parametrizations(nn.ModuleDict):
 
 
 def inherited(module: Any) -> Any:
-    """``super()`` for a method of a class with parametrized tensors: the methods of its base."""
+    """``super()`` for a method of a class with parametrized tensors: access to its base class."""
     return super(module._parametrized, module)  # pyright: ignore[reportUnknownVariableType] - of Any
 
 
 def lists_of(module: nn.Module) -> dict[str, nn.Module]:
     """The lists that parametrize the tensors of one module, by the names of the tensors."""
     found = module._modules.get("parametrizations")
-    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}  # type: ignore[arg-type]
+    return dict(found.items()) if isinstance(found, nn.ModuleDict) else {}

@@ -37,11 +37,11 @@ def _reduce_ex(self: Any, protocol: int) -> tuple[Any, ...]:
         attributes = cast("dict[str, Any]", state)
         state = {k: _without_graph(v) for k, v in attributes.items() if k != "_overrides"}
     if cls is not cls._parametrized:
-        # A class that was derived from ours: its own way of being found applies.
+        # A class that another library has derived: pickle finds it as any class.
         return *inherited(self).__reduce_ex__(protocol)[:2], state
     base = cls._base_class
     if base.__reduce__ is not object.__reduce__:
-        # A class that says how it is rebuilt, because pickle does not find it by its name.
+        # The base class defines how it is rebuilt, because pickle does not find it by its name.
         made, arguments, *_ = base.__reduce__(self)
         return _rebuild_as_made, (made, arguments, class_names(self), slots), state
     return _rebuild, (base, class_names(self), slots), state
@@ -57,7 +57,7 @@ def _rebuild_as_made(
 
 
 def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Module:
-    # A lazy module has the class without names, too, while requests wait for its tensors.
+    # A lazy module has a class that is made for no names while requests wait for its tensors.
     is_made = names or issubclass(base, LazyModuleMixin)
     cls: Any = parametrized_class(base, names) if is_made else base
     module = cls.__new__(cls)
@@ -67,10 +67,10 @@ def _rebuild(base: type, names: tuple[str, ...], slots: dict[str, Any]) -> nn.Mo
 
 
 def _without_graph(value: Any) -> Any:
-    """A copy of a list without the graphs of the tensors in it; anything else as it is.
+    """A list with its tensors detached from their graphs; anything else as it is.
 
     A recurrent layer keeps a list of its weights, which are values with a graph. Such tensors
-    cannot be copied. The layer renews the list when it finds other weights in it.
+    cannot be copied. The layer replaces the list when its weights are other tensors.
     """
     if type(value) is not list:
         return value

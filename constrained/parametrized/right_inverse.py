@@ -21,13 +21,13 @@ from constrained.torch_internals.shards import is_managed
 
 
 def _run_backwards(on: EvaluatedTensor, value: Tensor, *, initial: bool = False) -> Any:
-    """What the right inverses of the chain, from the last to the first, make of a value.
+    """Apply the right inverses of the chain to a value, from the last to the first.
 
     Args:
         on: the parametrized tensor.
         value: of the shape of the parametrized tensor.
-        initial: the chain is being registered. As in torch, a module without a right inverse then
-            starts with the tensor as it is.
+        initial: whether the chain is being registered. As in torch, a module without a right
+            inverse then starts with the tensor as it is.
     """
     chain = on.chain()
     new: Any = value
@@ -69,7 +69,7 @@ def _was_raised_on_purpose(error: BaseException) -> bool:
 def new_originals(
     on: EvaluatedTensor, value: Tensor, original: Tensor | None = None
 ) -> Tensor | Sequence[Tensor]:
-    """Originals whose value is ``value``, to be registered in place of those that are there.
+    """Originals whose value is ``value``, to be registered as new tensors.
 
     With X = value, Y = right_inverse(X) and Z = forward(Y) or forward(*Y), this checks that Y is a
     tensor or a sequence of tensors, and Z a tensor of the dtype and shape of X. With
@@ -79,8 +79,8 @@ def new_originals(
         on: the parametrized tensor.
         value: of its shape.
         original: the plain tensor, if it is being parametrized only now. A single tensor Y must
-            have its dtype and device, because it is written into it: an optimizer knows the tensor
-            by its identity.
+            have its dtype and device, because Y is written into it: it must stay the same object,
+            which an optimizer may hold.
 
     Raises:
         ValueError: if what the parametrizations return cannot be used.
@@ -99,12 +99,12 @@ def new_originals(
 
 
 def invert(on: EvaluatedTensor, value: Tensor, *, replace: bool = False) -> tuple[Tensor, ...]:
-    """The originals whose value is ``value``, to be written into those that are there.
+    """Originals whose value is ``value``, to be written into the present ones.
 
     Args:
         on: the parametrized tensor.
         value: of the shape of the parametrized tensor.
-        replace: the originals replace those that are there, and may have another dtype or device.
+        replace: whether they replace the present ones, so that dtype and device may differ.
 
     Raises:
         RuntimeError: if a parametrization has no right inverse.
@@ -152,7 +152,7 @@ def invert(on: EvaluatedTensor, value: Tensor, *, replace: bool = False) -> tupl
 
 
 def check_finite(on: EvaluatedTensor, value: Tensor, new: Sequence[Tensor]) -> None:
-    """Raise if what was made of a finite value is not finite, unless ``unsafe``."""
+    """Raise if a finite value has led to tensors that are not finite, unless ``unsafe``."""
     if on.unsafe or not is_finite(value):
         return
     for tensor in new:

@@ -1,9 +1,9 @@
 """What a parametrized tensor does not support: the errors, each with what to do instead.
 
-Some things that work with a plain tensor cannot work here: deleting it, asking for it as a
-parameter, scripting, old norms, pruning, sharding. Tools that rewrite weights expect a plain
-parameter, or a class that they know, and work on a copy without constraints. Each is told so at
-the moment at which it touches a module, as far as it touches one.
+Some things that work with a plain tensor do not work with a parametrized one: deleting it, getting
+it as a parameter, scripting, old norms, pruning, sharding. Tools that rewrite weights expect a
+plain parameter, or a class that they know. They work on a copy without constraints, and the error
+says so. It is raised when a tool touches the module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from constrained.parametrized.call_stack import path_in_running_model, user_stac
 from constrained.parametrized.override import overridable_lists, overriding
 from constrained.parametrized.parametrizations import inherited, lists_of
 from constrained.torch_internals.modules import IS_DISTRIBUTED, distributes
-from constrained.torch_internals.rewriters import ask_before_norms
+from constrained.torch_internals.rewriters import check_before_norms
 
 #: How to get a copy with plain parameters, for messages.
 CURE = "constrained.release(copy.deepcopy(model))"
@@ -29,7 +29,7 @@ CURE = "constrained.release(copy.deepcopy(model))"
 
 def class_title(base: type) -> str:
     """The ``__qualname__`` of a class with parametrized tensors, which tools show in errors."""
-    # Torch writes it into exported programs, where commas and semicolons separate.
+    # Torch writes it into exported programs, in which commas and semicolons are separators.
     return (
         f"{base.__qualname__} of {base.__module__} with parametrized tensors: {CURE} has plain ones"
     )
@@ -39,7 +39,7 @@ def class_title(base: type) -> str:
 
 
 def lost_write_error(parametrizations: nn.Module, name: str) -> RuntimeError:
-    """The error of reading a tensor whose last value has been written in place."""
+    """The error of reading a tensor after somebody wrote into its last value."""
     path = name if "." in name else path_in_running_model(parametrizations, name)
     return RuntimeError(
         f"'{path}' is computed by {chain_repr(parametrizations)}, and its value was written "
@@ -92,9 +92,9 @@ def none_error(module: nn.Module, name: str) -> TypeError:
 
 def _removal(module: nn.Module, name: str) -> str:
     """The call that makes a tensor plain, for messages."""
-    # Only what `constrain` has parametrized can be released; torch's own lists do not say so.
-    is_ours = getattr(lists_of(module)[name], "is_constrained", lambda: False)()
-    call = "constrained.release" if is_ours else "remove_parametrizations"
+    # Only what `constrain` has parametrized can be released. Torch's lists have no such method.
+    is_constrained = getattr(lists_of(module)[name], "is_constrained", lambda: False)()
+    call = "constrained.release" if is_constrained else "remove_parametrizations"
     return f"{call}(module, '{name}')"
 
 
@@ -131,7 +131,7 @@ def _register_parameter(self: Any, name: str, param: nn.Parameter | None) -> Non
 
 def _register_buffer(self: Any, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
     _check_free(self, name)
-    # Torch looks for the argument in the signature, and a class may have one of its own without it.
+    # A class may have its own method without this argument. (Torch looks at the signature.)
     more = () if persistent else (False,)
     inherited(self).register_buffer(name, tensor, *more)
 
@@ -201,9 +201,9 @@ def _check_not_pruning(module: nn.Module, name: str, param: Any) -> None:
 
 
 def check_not_sparsifying(parametrizations: EvaluatedTensor, module: nn.Module) -> None:
-    """Raise if a parametrization to come after others is one of ``torch.ao.pruning``.
+    """Raise if a parametrization that is added to others belongs to ``torch.ao.pruning``.
 
-    That looks for its mask in the first parametrization of a tensor, and nowhere else.
+    It expects its mask in the first parametrization of a tensor.
     """
     if type(module).__module__.startswith("torch.ao.pruning."):
         raise TypeError(
@@ -217,9 +217,9 @@ def _check_takes_norm(module: nn.Module, name: str) -> None:
     found = overridable_lists(module).get(name)
     if found is not None:
         cure = f"apply it to {CURE}, a copy without constraints"
-        # Torch's own lists have no method of that name.
+        # Torch's lists have no such method.
         if getattr(found, "constraint", lambda: None)() is None:
-            # `release` leaves alone what `constrain` has not parametrized.
+            # `release` is for tensors that `constrain` has parametrized.
             cure = f"call remove_parametrizations(module, '{name}') first"
         raise KeyError(
             f"'{name}' is computed by parametrizations, and a norm that a hook computes needs a "
@@ -227,4 +227,4 @@ def _check_takes_norm(module: nn.Module, name: str) -> None:
         )
 
 
-ask_before_norms(_check_takes_norm)
+check_before_norms(_check_takes_norm)

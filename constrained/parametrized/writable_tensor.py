@@ -1,7 +1,7 @@
 """Parametrized tensors that can be written in place for a while, like plain ones.
 
-A plain tensor replaces the parametrized one meanwhile. Afterwards the originals of what was written
-are stored.
+Meanwhile a plain tensor replaces the parametrized one. Afterwards the right inverse gives the
+originals for what was written, and these are stored.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class WritableTensor(Override):
     """A parametrized tensor that is being written: a plain tensor, made when it is first read.
 
     Args:
-        name: the tensor's, or its path.
-        parametrizations: the tensor's.
-        is_listed: whether it is listed among the parameters of its module.
+        name: the name of the tensor, or its path.
+        parametrizations: its list.
+        is_listed: whether the plain tensor is listed among the parameters of its module.
     """
 
     def __init__(self, name: str, parametrizations: ParametrizationList, is_listed: bool) -> None:
@@ -57,7 +57,7 @@ class WritableTensor(Override):
         return self.read(), self.parametrizations
 
     def assign(self, value: Tensor) -> None:
-        """Write a whole value, which is copied."""
+        """Write a copy of a whole value."""
         tensor = self.read()
         value = expanded(self.parametrizations, value)
         check_assigned(self.parametrizations, value)
@@ -75,7 +75,7 @@ class WritableTensor(Override):
         return not bool(same.all())
 
     def new_originals(self) -> tuple[Tensor, ...] | None:
-        """The originals of what was written, not yet stored; None if nothing was written."""
+        """The originals for what was written, not yet stored; None if nothing was written."""
         if self._tensor is None or not self.is_written():
             return None
         if self._originals_moved():

@@ -1,4 +1,4 @@
-"""Converting modules that torch's own engine has parametrized, or geotorch through it."""
+"""Converting modules that ``torch.nn.utils.parametrize`` has parametrized, or geotorch by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from constrained.parametrized.parametrizations import Parametrizations
 
 
 def convert_from_torch(module: nn.Module) -> None:
-    """Convert the parametrizations of a module to those of this engine, unless they are already."""
+    """Replace torch's lists of parametrizations in a module by those of this package."""
     existing = module._modules.get("parametrizations")
     if existing is None or (
         isinstance(existing, Parametrizations)
@@ -34,7 +34,7 @@ def convert_from_torch(module: nn.Module) -> None:
 
 
 def converted_list(parametrizations: Any) -> ParametrizationList:
-    """A list of this engine with the contents of one of either engine."""
+    """A list of this package with the contents of one of torch's, or the list if it is its own."""
     if isinstance(parametrizations, ParametrizationList):
         return parametrizations
     converted = ParametrizationList.__new__(ParametrizationList)

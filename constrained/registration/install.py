@@ -1,4 +1,4 @@
-"""Replacing a plain tensor of a module by a list of parametrizations, and the other way round."""
+"""Replacing a plain tensor of a module by its list of parametrizations, and the other way round."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from constrained.registration.wrappers import check_not_wrapped
 
 
 def check_can_change_class(module: nn.Module) -> None:
-    """Raise if a wrapper such as FSDP has put a class of its own over the module."""
+    """Raise if a wrapper such as FSDP has given the module a class of its own."""
     if hasattr(type(module), "_base_class") and not is_parametrized_class(type(module)):
         raise RuntimeError(
             f"{type(module).__name__} was wrapped after it was parametrized; register and remove "
@@ -32,7 +32,7 @@ def check_can_hold(module: nn.Module, name: str) -> None:
     """Raise, before anything has changed, if a tensor of this name cannot be parametrized."""
     check_not_wrapped(module, name)
     check_can_change_class(module)
-    _check_not_pyros(module, name)
+    _check_not_of_pyro(module, name)
     existing = getattr(module, "parametrizations", None)
     if existing is not None and not isinstance(existing, nn.ModuleDict):
         raise ValueError(
@@ -46,7 +46,7 @@ def check_can_hold(module: nn.Module, name: str) -> None:
     parametrized_class(base_class(module), class_names(module, name))
 
 
-def _check_not_pyros(module: nn.Module, name: str) -> None:
+def _check_not_of_pyro(module: nn.Module, name: str) -> None:
     """Raise if a tensor is the free parameter of a ``PyroParam``, which Pyro trains and assigns."""
     value = name.removesuffix("_unconstrained")
     if value != name and value in getattr(module, "_pyro_params", ()):
@@ -71,7 +71,7 @@ def install(module: nn.Module, name: str, parametrizations: ParametrizationList)
 
 
 def share(module: nn.Module, name: str, parametrizations: ParametrizationList) -> None:
-    """Replace the list of a tensor by that of a tensor that it is tied to from now on."""
+    """Tie a parametrized tensor to another one: it gets the list of the other."""
     found = module.parametrizations
     assert isinstance(found, Parametrizations)
     found[name]._owners.discard(found)  # type: ignore[union-attr]
@@ -79,7 +79,7 @@ def share(module: nn.Module, name: str, parametrizations: ParametrizationList) -
 
 
 def uninstall(module: nn.Module, name: str, tensor: Tensor, persistent: bool) -> None:
-    """Replace a list by a plain tensor, which returns to its position in the module's order."""
+    """Replace a list by a plain tensor, at its former position in the module's order."""
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, Parametrizations)
     order = parametrizations.tensor_order()

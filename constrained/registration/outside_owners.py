@@ -1,12 +1,12 @@
 """Modules outside of a model that own a tensor of it.
 
 If only one of two tied tensors were constrained, they would come untied: the other module would be
-left with the free parameter. No list of the owners of a tensor exists, and a search among all
-objects takes tens of milliseconds. So the references to a tensor are counted first. Mostly there
-are none but those that are known.
+left with the free parameter. Torch does not know which modules own a tensor, and a search among all
+objects takes tens of milliseconds. So the references to the tensor are counted first. Mostly there
+are no others than the model's own.
 
 A module of the model may also hold the tensor in a plain attribute, or in a list there. Such a
-reference cannot be renewed, and what is computed with it is not constrained. There is a warning.
+reference is not updated, and what is computed with it is not constrained. There is a warning.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, cast
 from torch import nn
 
 from constrained.parametrized.call_stack import user_stacklevel
-from constrained.parametrized.locations import Location
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import lists_of
+from constrained.parametrized.tensor_locations import Location
 from constrained.registration.stale_parameters import listed
 from constrained.torch_internals.modules import submodules
 
-#: How many levels of lists and dictionaries are searched, as those of an optimizer's groups.
+#: How many levels of lists and dictionaries are searched. The groups of an optimizer have three.
 _DEPTH = 3
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
@@ -49,7 +49,7 @@ def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Location], i
             caller has.
 
     Raises:
-        ValueError: with the other owner and the cure.
+        ValueError: names the other owner, and what to do.
     """
     held = [here for here, more in tensors if _is_held_elsewhere(here, more)]
     if not held:
@@ -67,13 +67,14 @@ def check_owners(model: nn.Module, tensors: Iterable[tuple[Sequence[Location], i
 def check_other_owners(tensors: Iterable[Sequence[Location]]) -> None:
     """Raise if a constrained tensor of a model is tied to one of a module outside of it.
 
-    That one would stay constrained when the model is released, and the two would come untied.
+    The other tensor would stay constrained when the model is released, and the two would come
+    untied.
 
     Args:
         tensors: all locations of each tensor in the model.
 
     Raises:
-        ValueError: with the other owner and the cure.
+        ValueError: names the other owner, and what to do.
     """
     shared = [here for here in tensors if _owned_elsewhere(here)]
     if shared:
@@ -88,13 +89,18 @@ def check_other_owners(tensors: Iterable[Sequence[Location]]) -> None:
 
 
 def _owned_elsewhere(here: Sequence[Location]) -> set[Any]:
-    """The `Parametrizations` that hold the list of a tensor, except for those of its locations."""
+    """The `Parametrizations` of other modules than the known ones that hold a tensor's list."""
     own = {place.module._modules.get("parametrizations") for place in here}
     return set(getattr(here[0].tensor, "_owners", ())) - own
 
 
 def _warn_of_attributes(model: nn.Module, paths: dict[int, str]) -> None:
-    """Warn of tensors, by their ids, that the modules of a model hold in attributes as well."""
+    """Warn of tensors that the modules of a model hold in plain attributes as well.
+
+    Args:
+        model: the model.
+        paths: the path of each tensor by its id.
+    """
     for prefix, module in submodules(model):
         for name, value in vars(module).items():
             if name in _OWNED or _renews(module, value):
@@ -111,16 +117,16 @@ def _warn_of_attributes(model: nn.Module, paths: dict[int, str]) -> None:
 
 
 def _renews(module: nn.Module, value: Any) -> bool:
-    """Whether a module renews what it holds: a recurrent layer keeps a list of its weights."""
+    """Whether a module updates such an attribute: a recurrent layer keeps a list of its weights."""
     return isinstance(module, nn.RNNBase) and type(value) is list
 
 
 def _items(value: Any, depth: int) -> list[Any]:
-    """A value, and what is in it where it is a list, a tuple, a set or a dictionary."""
+    """A value, and what is in it if it is a list, a tuple, a set or a dictionary."""
     found: list[Any] = [value]
     level = found
     for _ in range(depth):
-        # By type, as below.
+        # By `type`, as below in `_owners`.
         nested: list[Any] = [item for item in level if issubclass(type(item), _CONTAINERS)]
         level = [item for x in nested for item in _contents(x)]
         found = found + level
@@ -135,7 +141,7 @@ def _references(box: list[Any]) -> int:
     return sys.getrefcount(box[0])
 
 
-#: The count for an object that only its box refers to.
+#: The count for an object that only the list refers to.
 _ALONE = _references([object()])
 
 
@@ -160,7 +166,7 @@ def _owners(tensors: Iterable[Any], known: Collection[int]) -> list[nn.Module]:
         o for o in gc.get_referrers(*tensors) if id(o) not in known and type(o) is dict
     ]
     if not containers:
-        # This saves two more searches. Mostly it is a list or a variable that holds the tensor.
+        # This saves two more searches. Mostly a list or a variable holds the tensor.
         return []
     holders = gc.get_referrers(*containers)
     states: list[Any] = [o for o in holders if type(o) is dict and "_parameters" in o]

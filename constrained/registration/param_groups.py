@@ -11,18 +11,20 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Adagrad, Optimizer
 
-from constrained.parametrized.locations import parameters_at
+from constrained.parametrized.tensor_locations import parameters_at
 from constrained.registration.stale_parameters import listed, mark_stale
 from constrained.torch_internals.modules import forget_size
 
 
 class ParameterHandover:
-    """The parameters of one tensor before a change of its module, to be compared with those after.
+    """Replaces the parameters of one tensor in an optimizer when its module changes.
+
+    It is made before the change, and notes the parameters of that time.
 
     Args:
-        module: the module that owns the tensor, before the change.
+        module: the module that has the tensor.
         name: the tensor's name there.
-        path: how messages call it.
+        path: the tensor's name in messages.
     """
 
     def __init__(self, module: nn.Module, name: str, path: str) -> None:
@@ -33,7 +35,7 @@ class ParameterHandover:
         self._shapes = {id(p): p.shape for p in self._before.values() if not is_lazy(p)}
 
     def apply(self, optimizer: Optimizer | None) -> None:
-        """After the change: update ``optimizer``; others that hold old parameters will warn."""
+        """After the change: update ``optimizer``. Others that hold old parameters will warn."""
         after = parameters_at(*self._location)
         for parameter in self._before.values():
             if not any(parameter is p for p in after.values()):
@@ -51,14 +53,14 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def check_holds(optimizer: Optimizer | None, tensors: Iterable[tuple[nn.Module, str, str]]) -> None:
-    """Raise a `ValueError` unless an optimizer, if there is one, holds the tensors that change.
+    """Raise a `ValueError` unless the optimizer holds the tensors that change.
 
-    A tensor that needs no gradient, frozen or a buffer, need not be held. Of a tensor with several
-    parameters one is enough.
+    A tensor without a gradient, frozen or a buffer, need not be held. If a tensor has several
+    parameters, one of them is enough.
 
     Args:
         optimizer: is to be updated after the change; nothing is checked for None.
-        tensors: before the change, the owner of each tensor, its name there, and its path.
+        tensors: the module, the name there and the path of each tensor, before the change.
     """
     if optimizer is None:
         return
@@ -82,17 +84,17 @@ def hand_over(
     after: Mapping[str, nn.Parameter],
     shapes: Mapping[int, torch.Size],
 ) -> None:
-    """Replace parameters in an optimizer by their successors, in the same group with its settings.
+    """Replace old parameters in an optimizer by new ones, in the same group with its settings.
 
-    The state of a predecessor (moments, step count) goes to the successors of its shape; a
-    successor of another shape starts afresh, and so does the history of `LBFGS`, which is one for
-    all parameters.
+    The state of an old parameter (moments, step count) goes to the new ones of the same shape. A
+    new parameter of another shape has no state at first. `LBFGS` has one history for all
+    parameters, which is cleared.
 
     Args:
-        optimizer: any ``torch.optim`` optimizer. If it holds no predecessor, it is left as it is.
-        before: the parameters that were there, by name.
-        after: those that are there now; some may be the same objects.
-        shapes: the shapes of the former by their ids, as they were.
+        optimizer: any ``torch.optim`` optimizer. If it holds no old parameter, it does not change.
+        before: the old parameters by name.
+        after: the new ones by name; some may be the same objects.
+        shapes: the shapes that the old ones had, by their ids.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     staying = {id(p) for p in before.values()} & {id(p) for p in after.values()}
@@ -123,7 +125,7 @@ def hand_over(
         if state is not None and _is_original(present[id(p)]):
             optimizer.state[p] = copy.deepcopy(state)
         elif isinstance(optimizer, Adagrad):
-            # Adagrad makes the state that its steps need only in its constructor.
+            # Adagrad needs a state for its steps, which only its constructor makes.
             settings = {key: home[key] for key in optimizer.defaults}
             optimizer.state[p] = type(optimizer)([p], **settings).state[p]
 
@@ -140,7 +142,7 @@ def _regroup(
     former: Mapping[int, str],
     present: Mapping[int, str],
 ) -> None:
-    """Remove predecessors that left from a group, and insert newcomers after the last of them."""
+    """Remove old parameters from a group, and insert the new ones after the last of them."""
     names = group.get("param_names")
     entries: list[tuple[Any, str | None]] = []
     last = max((i for i, p in enumerate(group["params"]) if id(p) in former), default=-1)

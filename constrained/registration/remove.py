@@ -1,4 +1,4 @@
-"""Removing the parametrizations of a tensor, which makes it plain, or one of them."""
+"""Removing all parametrizations of a tensor, which makes it plain, or one of several."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.precision import autocast_disabled
 from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.consistency_checks import check_value, check_writable_now
-from constrained.parametrized.locations import is_parametrized, list_of, locations_of, resolve
 from constrained.parametrized.originals import copy_like
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import new_originals
+from constrained.parametrized.tensor_locations import (
+    is_parametrized,
+    list_of,
+    locations_of,
+    resolve,
+)
 from constrained.parametrized.writable_tensor import flush_writes
 from constrained.registration.from_torch import convert_from_torch
 from constrained.registration.install import check_can_change_class, uninstall
@@ -42,19 +47,19 @@ def remove_parametrizations(
 
     As in ``torch.nn.utils.parametrize``, but a tensor returns to its position in the order of
     parameters, a parameter stays a parameter (with its ``requires_grad``) and a buffer a buffer,
-    dotted paths work, and tensors of ``module`` that are tied stay tied. A tensor that is tied to
-    one outside of ``module`` becomes a tensor of its own, with a warning.
+    dotted paths work, and tensors of ``module`` that are tied stay tied. If a tensor is tied to one
+    outside of ``module``, the tie ends, with a warning.
 
     With an ``index`` only one of several parametrizations is removed. The others are renumbered, in
-    state dicts too. By default the tensor keeps its value: the right inverses of the others find
-    the originals of it, as in an assignment. With ``leave_parametrized=False`` the originals stay
+    state dicts too. By default the tensor keeps its value: the right inverses of the others give
+    the originals for it, as in an assignment. With ``leave_parametrized=False`` the originals stay
     as they are, and the value changes.
 
     Args:
         module: the module, or a model that has it.
         tensor_name: the parametrized tensor.
-        leave_parametrized: the plain tensor gets the value; else that of the original, which must
-            be a single one.
+        leave_parametrized: whether the plain tensor gets the value; else it gets the numbers of the
+            original, which must be a single one.
         index: the position of the parametrization to remove, from the end if it is negative; all
             of them by default. Removing the only one removes all.
         optimizer: an optimizer that holds the originals: it is given their replacements.
@@ -71,7 +76,7 @@ def remove_parametrizations(
             module.
         IndexError: if there is no parametrization at ``index``.
 
-        After any of them nothing has changed.
+        After any of these errors nothing has changed.
     """
     check_optimizer(optimizer)
     owner, name = resolve(module, tensor_name)
@@ -128,7 +133,7 @@ def _remove_all(
 
 @contextmanager
 def _plain_arithmetic(parametrizations: ParametrizationList) -> Generator[None]:
-    """Inside, values have the dtype of the tensor, and new tensors can be trained afterwards."""
+    """Inside, autocast is off and nothing is recorded, so that new tensors can be trained later."""
     original = parametrizations.originals()[0]
     check_writable_now(original)
     with recording(original), torch.no_grad(), autocast_disabled(original):
@@ -151,7 +156,7 @@ def _plain_tensor(
 
 
 def _known_to_optimizers(originals: tuple[Tensor, ...]) -> Tensor | None:
-    """The original that an optimizer knows the tensor by: the only one, or the only one trained."""
+    """The original that an optimizer knows the tensor by: the only one, or only trained one."""
     trained = [t for t in originals if isinstance(t, nn.Parameter)]
     candidates = trained if trained else originals
     return candidates[0] if len(candidates) == 1 else None
@@ -213,7 +218,7 @@ def _set_chain(parametrizations: ParametrizationList, chain: Sequence[nn.Module]
 
 
 def _replace_originals(parametrizations: ParametrizationList, value: Tensor) -> None:
-    """Give a list, whose first parametrization has changed, the originals of a value."""
+    """Give a list the originals for a value, after its first parametrization was removed."""
     new = new_originals(parametrizations, value)
     originals = parametrizations.originals()
     original = _known_to_optimizers(originals)
@@ -228,7 +233,7 @@ def _replace_originals(parametrizations: ParametrizationList, value: Tensor) -> 
 
 
 def _kind(error: ValueError | RuntimeError) -> type[ValueError] | type[RuntimeError]:
-    """The class to raise: that of the error if its constructor is known, or else a base of it."""
+    """The class to raise: the error's own if its constructor is known, else a base class of it."""
     if isinstance(error, ValueError):
         return InfeasibleError if isinstance(error, InfeasibleError) else ValueError
     return RuntimeError

@@ -1,9 +1,8 @@
 """Stale parameters: an optimizer still holds them, but they have left the model.
 
-Such an optimizer no longer trains the tensor, and no error says so. When a parameter leaves, it is
-not known whether the optimizer will be used again, since many users make a new one next, and live
-optimizers could be found only by a search through all objects of the process. So the optimizer
-warns when it takes a step, before the step.
+Such an optimizer no longer trains the tensor, and no error says so. When the parameter leaves the
+model, it is too early for a warning: many users make a new optimizer next, and the present ones can
+be found only by a search through all objects. So the optimizer warns when it takes a step.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from constrained.parametrized.locations import parameters_at
+from constrained.parametrized.tensor_locations import parameters_at
 
 _NAMED = 3
 
@@ -50,7 +49,7 @@ class _Stale:
 
 _stale_parameters: Any = WeakTensorKeyDictionary()
 
-# A thread that iterates over them must not meet one that another thread adds.
+# No thread may add one while another iterates over them.
 _lock = threading.RLock()
 
 _checked: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
@@ -65,7 +64,7 @@ def mark_stale(parameter: Tensor, module: nn.Module, name: str, path: str) -> No
         parameter: was the tensor, or one of its originals.
         module: the owner of the tensor.
         name: the tensor's name there.
-        path: how the warning calls it.
+        path: the name of the tensor in the warning.
     """
     global _count
     if _count == 0:
@@ -79,7 +78,7 @@ def _check_before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
     if torch.compiler.is_compiling() or not _stale_parameters:
         return
-    # Once is enough, until another parameter leaves or the optimizer is given more parameters.
+    # Checked once, until another parameter leaves or the optimizer is given more parameters.
     now = _count, sum(len(group["params"]) for group in optimizer.param_groups)
     if _checked.get(optimizer) == now:
         return
@@ -115,8 +114,8 @@ def listed(names: list[str]) -> str:
 
 
 def _is_in_a_module(parameter: Tensor) -> bool:
-    """Whether a module has the parameter: its old owner again, or any other."""
-    # This searches all objects, but only when there is something to warn of.
+    """Whether any module has the parameter, its former owner or another one."""
+    # This searches all objects, but only before a warning.
     return any(
         (owner.__dict__ if isinstance(owner, nn.Module) else owner).get("_parameters") is container
         for container in gc.get_referrers(parameter)

@@ -1,8 +1,8 @@
-"""Ties to constrained tensors that are made while these can be written like plain ones.
+"""Ties to constrained tensors that a user makes inside of `constrained.writable`.
 
-``a.weight = b.weight`` ties plain parameters. Inside of `constrained.writable` a constrained
-``b.weight`` is read as a parameter for a while, so this ties ``a.weight`` to that parameter. When
-the tensor is constrained again, ``a`` is given its parametrizations.
+``a.weight = b.weight`` ties plain parameters. In the block a constrained ``b.weight`` is read as a
+plain parameter, so this ties ``a.weight`` to that parameter. At the end of the block ``a`` is given
+the parametrizations of ``b.weight``.
 """
 
 from __future__ import annotations

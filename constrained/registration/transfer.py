@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from constrained.atomic.contents import store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
-from constrained.parametrized.locations import is_parametrized, list_of
 from constrained.parametrized.module_class import base_class, is_parametrized_class, set_class
 from constrained.parametrized.originals import register_tensor
 from constrained.parametrized.override import override
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import lists_of
+from constrained.parametrized.tensor_locations import is_parametrized, list_of
 from constrained.registration.from_torch import converted_list
 from constrained.registration.install import check_can_hold, install
 from constrained.registration.param_groups import ParameterHandover
@@ -29,15 +29,15 @@ def transfer_parametrizations_and_params(
 ) -> nn.Module:
     """Give ``to_module`` the parametrizations of ``from_module``, and copies of its originals.
 
-    Unlike in ``torch.nn.utils.parametrize`` the two modules share nothing afterwards: not the
-    parametrizations, whose state a change of one value would move, nor the originals. Tensors of
-    ``from_module`` that are tied to each other are so in ``to_module`` as well. A parameter of
-    ``to_module`` that turns into the only original, or the only one trained, keeps its identity.
+    Unlike in ``torch.nn.utils.parametrize`` the two modules share nothing afterwards: neither the
+    originals, nor the parametrizations with their state. Tensors of ``from_module`` that are tied
+    to each other are tied in ``to_module`` as well. A parameter of ``to_module`` that becomes the
+    only original, or the only trained one, keeps its identity.
 
     Args:
         from_module: nothing happens if it has no parametrized tensor.
-        to_module: gets the tensors that it does not have. Those that it has must not be
-            parametrized.
+        to_module: the module to change. It need not have the tensors, but those that it has must
+            not be parametrized.
         tensor_name: transfer this tensor only.
 
     Returns:
@@ -106,7 +106,7 @@ def _install(module: nn.Module, name: str, parametrizations: ParametrizationList
 
 
 def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> None:
-    """Make a parameter the trained original, if there is just one and it has the same dtype."""
+    """Make a parameter the trained original, if there is just one, of the same dtype."""
     trained = list(parametrizations._parameters.items())
     if not isinstance(tensor, nn.Parameter) or len(trained) != 1:
         return
@@ -121,7 +121,7 @@ def _keep_identity(parametrizations: ParametrizationList, tensor: Tensor) -> Non
 
 
 def _synchronized(convert: Convert, module: nn.Module) -> nn.Module:
-    """Convert a batch normalization to ``nn.SyncBatchNorm``; it keeps its parametrizations."""
+    """Convert a batch normalization to ``nn.SyncBatchNorm``, with its parametrizations."""
     if not is_parametrized_class(type(module)):
         return convert(module)
     parametrized = lists_of(module)

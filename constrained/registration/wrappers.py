@@ -1,9 +1,9 @@
 """Modules inside of a wrapper that has collected their parameters: DDP, FSDP, accelerate.
 
-``DistributedDataParallel`` hooks the parameters that it finds when it is made. FSDP and tensor
-parallelism cut them into shards. They know nothing of parameters that come or go later: gradients
-are not averaged, silently, or sharded tensors meet whole ones. So the tensors of a wrapped module
-are neither parametrized nor released, and neither are those of an offloaded module.
+``DistributedDataParallel`` registers hooks on the parameters that it finds when it is made. FSDP
+and tensor parallelism cut them into shards. None of them notices parameters that come or go later:
+then gradients are silently not averaged, or sharded tensors meet whole ones. So parametrizing or
+releasing a tensor of a wrapped module is an error. The same holds for offloaded modules.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
         path: what the user calls the tensor.
 
     Raises:
-        RuntimeError: with the cure.
+        RuntimeError: says what to do instead.
     """
     check_not_offloaded(module, path)
     wrapper = _wrapper(module)
@@ -52,7 +52,7 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
 def check_not_offloaded(module: nn.Module, path: str) -> None:
     """Raise if accelerate has offloaded a module, and loads its numbers for each call.
 
-    Its parameters are on the meta device between calls, and a new parameter would be too.
+    The parameters of such a module are on the meta device between calls, and new ones would be too.
     """
     hooked = (m for m in module.modules() if hasattr(m, "_hf_hook"))
     if any(t.is_meta for m in hooked for t in m.parameters()):
@@ -82,8 +82,8 @@ def _is_replicated(module: nn.Module) -> bool:
 def _all_replicated() -> list[nn.Module]:
     """Every live DistributedDataParallel, since a module does not know what wraps it.
 
-    At the first call they are searched for among all objects. Later ones are noticed when they
-    register the module that they wrap.
+    At the first call they are searched for among all objects. Those made later are noticed when
+    they register the module that they wrap.
     """
     from torch.nn.modules.module import register_module_module_registration_hook
     from torch.nn.parallel import DistributedDataParallel

@@ -13,7 +13,7 @@ from constrained.constraint.base import Constraint
 from constrained.testing.bounds import expect_close, expect_member
 from constrained.testing.case import Case, expect
 from constrained.testing.derivative_laws import singular_values
-from constrained.testing.holder import constrained
+from constrained.testing.one_tensor_model import constrained_model
 from constrained.testing.points import params_at
 from constrained.testing.runner import Scope, law
 
@@ -28,7 +28,7 @@ def constrain_keeps_a_member(case: Case) -> None:
     """A parameter that lies in the set keeps its value when it is constrained."""
     constraint = case.build()
     inside = case.sample(constraint)
-    module = constrained(case.build(), inside)
+    module = constrained_model(case.build(), inside)
     expect_close(module.weight, inside, case, "the weight after constrain()")
     expect(
         len(list(module.parameters())) > 0 and module.weight.requires_grad,
@@ -63,7 +63,7 @@ def training_stays_in_the_set(case: Case) -> None:
         target = case.sample(constraint, f"target of {kind}")
         if kind == TO_ZERO:
             target = torch.zeros_like(target)
-        module = constrained(case.build(), case.sample(constraint, f"start of {kind}"))
+        module = constrained_model(case.build(), case.sample(constraint, f"start of {kind}"))
         optimizer = make(module.parameters())
         losses: list[float] = []
         values: list[Tensor] = []
@@ -104,8 +104,8 @@ def _expect_members(values: list[Tensor], case: Case, constraint: Constraint, wh
 def checkpoints_restore(case: Case) -> None:
     """The state dict and the pickle of a constrained module restore its weight bit for bit."""
     constraint = case.build()
-    module = constrained(case.build(), case.sample(constraint))
-    twin = constrained(case.build(), case.sample(constraint, "other"))
+    module = constrained_model(case.build(), case.sample(constraint))
+    twin = constrained_model(case.build(), case.sample(constraint, "other"))
     twin.load_state_dict(module.state_dict(), strict=True)
     expect(
         torch.equal(twin.weight, module.weight),

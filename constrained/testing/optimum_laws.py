@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained.constraint.base import Constraint
 from constrained.testing.bounds import scale, size
 from constrained.testing.case import Case, expect, unpack
-from constrained.testing.holder import constrained
+from constrained.testing.one_tensor_model import constrained_model
 from constrained.testing.points import degenerate
 from constrained.testing.runner import Scope, law
 
@@ -157,7 +157,7 @@ def _pick(case: Case, constraint: Constraint, first: Tensor, targets: Tensor) ->
 
 
 def _train(case: Case, constraint: Constraint, first: Tensor, target: Tensor) -> Tensor:
-    module = constrained(constraint, first)
+    module = constrained_model(constraint, first)
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE * _typical_parameter(case))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):

@@ -1,9 +1,9 @@
 """How ``torch.func.functional_call`` replaces the tensors of a module for one call.
 
-Torch swaps a tensor that is not a parameter by `setattr`, which on a constrained tensor is an
-assignment. So the private functions that swap are wrapped: they hand constrained tensors to the
-`Answers` of the engine, and every other tensor to torch. Where they are missing, or work in another
-way, the public `functional_call` is wrapped instead, which costs a walk through the module.
+Torch swaps a tensor that is not a parameter by `setattr`, which on a parametrized tensor is an
+assignment. So the private functions that swap are wrapped: they pass parametrized tensors to the
+`Overrides` of this package, and every other tensor to torch. Where they are missing, or work in
+another way, the public `functional_call` is wrapped instead, which costs a walk through the module.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from constrained.torch_internals.look_up import find
 from constrained.torch_internals.modules import submodules
 
 
-class Answers(NamedTuple):
-    """What the engine does with the tensors of modules that are constrained ("ours").
+class Overrides(NamedTuple):
+    """How parametrized tensors are replaced for the time of a call.
+
+    `constrained.parametrized.override` passes this to `let_torch_use`, since nothing is imported
+    from there.
 
     Attributes:
-        is_ours: whether a tensor of a module is one that is computed.
-        swap: replaces one of ours for the time being, or ends that if the tensor is None. Returns
-            what had replaced it before; None if nothing had.
-        untie: completes tensors, by their paths, by those of ours that are tied to given ones.
+        is_parametrized: whether a tensor of a module is parametrized by this package.
+        swap: replaces a parametrized tensor, or ends that if the tensor is None. Returns what had
+            replaced it before; None if nothing had.
+        untie: completes the given tensors, by their paths, for parametrized ones that are tied to
+            them. The last argument is what torch has completed for plain ones; it is returned.
     """
 
-    is_ours: Callable[[nn.Module, str], bool]
+    is_parametrized: Callable[[nn.Module, str], bool]
     swap: Callable[[nn.Module, str, Tensor | None], Tensor | None]
     untie: Callable[[nn.Module, Mapping[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
 
-def ask(answers: Answers) -> None:
-    """Let torch ask ``answers`` from now on, whenever it swaps tensors of a module for a call."""
+def let_torch_use(overrides: Overrides) -> None:
+    """Let torch use ``overrides`` whenever it swaps parametrized tensors for a call."""
     swap = find("torch.nn.utils._named_member_accessor.swap_tensor", _swaps)
     nothing = find("torch.nn.utils._named_member_accessor._MISSING", lambda _: True)
     untie = find("torch.nn.utils.stateless._untie_named_tensors_map", _unties)
@@ -45,12 +49,12 @@ def ask(answers: Answers) -> None:
         "torch.nn.utils._named_member_accessor.NamedMemberAccessor.swap_tensors_dict", _swaps_all
     )
     if swap and nothing and untie and swap_all:
-        _ask_where_tensors_are_swapped(answers, swap, nothing, untie)
+        _replace_swaps(overrides, swap, nothing, untie)
         _swap_once(swap_all)
     else:
         places: Any = (torch.func, stateless)
         for place in places:
-            place.functional_call = _asking(place.functional_call, answers)
+            place.functional_call = _wrapped(place.functional_call, overrides)
 
 
 def _swaps(swap: Any) -> bool:
@@ -76,36 +80,34 @@ def _swaps_all(swap_all: Any) -> bool:
     return before["x"] is first and module.x is second and not missing
 
 
-def _ask_where_tensors_are_swapped(
-    answers: Answers, torch_swap: Any, nothing: Any, torch_untie: Any
-) -> None:
+def _replace_swaps(overrides: Overrides, torch_swap: Any, nothing: Any, torch_untie: Any) -> None:
     from torch.nn.utils import _named_member_accessor as accessor
 
     def swap_tensor(
         module: nn.Module, name: str, tensor: Any, allow_missing: bool = False
     ) -> Tensor | Any:
-        # Torch's own types say less than what callers pass.
+        # Callers pass more than torch's types say.
         given: Any = module
-        ours = allow_missing and isinstance(given, nn.Module) and answers.is_ours(given, name)
-        if not ours:
+        is_module = allow_missing and isinstance(given, nn.Module)
+        if not is_module or not overrides.is_parametrized(given, name):
             return torch_swap(module, name, tensor, allow_missing)
         if tensor is None:
             raise _refuse_none(name)
-        before = answers.swap(module, name, None if tensor is nothing else tensor)
+        before = overrides.swap(module, name, None if tensor is nothing else tensor)
         return nothing if before is None else before
 
     def untie(module: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        return answers.untie(module, given, torch_untie(module, given))
+        return overrides.untie(module, given, torch_untie(module, given))
 
     accessor.swap_tensor = swap_tensor
     stateless._untie_named_tensors_map = untie
 
 
 def _swap_once(torch_swap_all: Any) -> None:
-    """Let each free parameter be swapped once: behind tied tensors it is found at several paths.
+    """Let torch swap each free parameter once: with tied tensors it has several paths.
 
-    Torch swaps it at each path, and back in the same order. The last one to be put back is then the
-    replacement for the first path, which would stay.
+    Torch would swap it at each path, and back in the same order. At the later paths it finds the
+    replacement, and would put that back last.
     """
     from torch.nn.utils._named_member_accessor import NamedMemberAccessor
 
@@ -114,7 +116,7 @@ def _swap_once(torch_swap_all: Any) -> None:
     ) -> Any:
         return torch_swap_all(self, _once(self.get_submodule, named_tensors), allow_missing)
 
-    NamedMemberAccessor.swap_tensors_dict = swap_tensors_dict  # type: ignore[method-assign]
+    NamedMemberAccessor.swap_tensors_dict = swap_tensors_dict
 
 
 def _once(
@@ -129,7 +131,7 @@ def _once(
             try:
                 first = paths.setdefault((id(get_submodule(prefix)), name), path)
             except (AttributeError, TypeError):
-                # There is no such module, as torch will say.
+                # There is no such module. Torch will raise an error.
                 first = path
             if first != path:
                 if tensor is not named_tensors[first]:
@@ -142,32 +144,32 @@ def _once(
     return found
 
 
-def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[..., Any]:
-    """The public function for the tensors that are not ours, around which ours are swapped."""
+def _wrapped(functional_call: Callable[..., Any], overrides: Overrides) -> Callable[..., Any]:
+    """`functional_call`, which swaps parametrized tensors and leaves all others to torch."""
 
     @functools.wraps(functional_call)
-    def asking(module: nn.Module, tensors: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(module: nn.Module, tensors: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("strict"):
-            # Torch raises: to it, all of ours are unexpected keys.
+            # Torch raises an error: to it, parametrized tensors are unexpected keys.
             return functional_call(module, tensors, *args, **kwargs)
         given: dict[str, Any] = {}
         several: Any = (tensors,) if isinstance(tensors, Mapping) else tensors
         for some in several:
             given.update(some)
         if kwargs.get("tie_weights", True):
-            given = answers.untie(module, given, dict(given))
+            given = overrides.untie(module, given, dict(given))
         with ExitStack() as stack:
             rest: dict[str, Any] = {}
             for path, tensor in given.items():
                 owner, _, name = path.rpartition(".")
                 here = module.get_submodule(owner)
-                if not answers.is_ours(here, name):
+                if not overrides.is_parametrized(here, name):
                     rest[path] = tensor
                     continue
                 if tensor is None:
                     raise _refuse_none(name)
-                before = answers.swap(here, name, tensor)
-                stack.callback(answers.swap, here, name, before)
+                before = overrides.swap(here, name, tensor)
+                stack.callback(overrides.swap, here, name, before)
             for path, held in submodules(module):
                 if "parametrizations" in path.split("."):
                     # Of tied tensors, at several paths, torch puts back the wrong one.
@@ -175,7 +177,7 @@ def _asking(functional_call: Callable[..., Any], answers: Answers) -> Callable[.
                     stack.callback(held._buffers.update, dict(held._buffers))
             return functional_call(module, rest, *args, **kwargs)
 
-    return asking
+    return call
 
 
 def _refuse_none(name: str) -> TypeError:

@@ -3,7 +3,7 @@
 Torch makes a class for each module: registration writes a property there, removal deletes it. Here
 modules of one kind share a class, which must stay as it is. So the private function that writes the
 property is wrapped, and so is the ``delattr`` that deletes it. Where torch does not work like that,
-`ask` returns False, and the engine makes a class for each module, too.
+`let_torch_use` returns False, and this package makes a class for each module, too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch.nn.utils import parametrize
 from constrained.torch_internals.look_up import find
 
 
-def ask(is_shared: Callable[[type], bool], give_property: Callable[[nn.Module, str], None]) -> bool:
-    """Let torch ask the engine from now on, before it writes into a class; False if it cannot.
+def let_torch_use(
+    is_shared: Callable[[type], bool], give_property: Callable[[nn.Module, str], None]
+) -> bool:
+    """Let torch use these before it writes into a class; False if that is not possible.
 
     Args:
-        is_shared: whether a class is one that several modules share.
-        give_property: gives a module of such a class one in which a tensor is a property.
+        is_shared: whether several modules may share a class.
+        give_property: gives a module another class, in which a tensor of this name is a property.
     """
     inject = find("torch.nn.utils.parametrize._inject_property", _injects)
     if inject is None or not _deletes_by_name():
@@ -40,7 +42,7 @@ def ask(is_shared: Callable[[type], bool], give_property: Callable[[nn.Module, s
             delattr(holder, name)
 
     parametrize._inject_property = inject_property
-    # In that file the name is found before the built-in function.
+    # A name that is set in the file hides the built-in function.
     parametrize.delattr = delete  # type: ignore[attr-defined]
     return True
 

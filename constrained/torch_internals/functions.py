@@ -1,8 +1,9 @@
 """How an ``autograd.Function`` is applied faster, and differentiated twice in forward mode.
 
-`Function.apply` spends longer on the signature of `forward` than a small matrix takes to compute,
-and torch runs a `jvp` where a second forward-mode derivative is lost. Where the private parts are
-missing, `direct` is the public `apply`, and `outside` raises for a second derivative.
+`Function.apply` takes longer to inspect the signature of `forward` than the value of a small matrix
+takes to compute. And torch runs a `jvp` in a way that loses a second forward-mode derivative. If
+the private parts are missing, `direct` is the public `apply`, and `outside` raises an error for a
+second derivative.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from constrained.torch_internals.look_up import answers, find
+from constrained.torch_internals.look_up import find, takes
 from constrained.torch_internals.modes import in_transform, knows_transforms
 
 
@@ -28,30 +29,30 @@ def _goes_directly(_: Any) -> bool:
     with torch.inference_mode(False), torch.enable_grad():
         base: Any = super(Function, Twice)
         y: Tensor = base.apply(torch.ones((), requires_grad=True))
-    # Not differentiated: a process that is forked after a backward pass may fail in its own.
+    # No backward pass is tried: after one, a forked process may fail in its own.
     return y.grad_fn is not None and bool(y == 2)
 
 
 if find("torch.autograd.Function.__base__", _goes_directly) is not None:
 
     def direct(function: type[Function]) -> Callable[..., Any]:
-        """``function.apply`` without its look for transforms of torch.func, which takes time."""
+        """``function.apply`` without its slow search for transforms of torch.func."""
         return super(Function, function).apply  # type: ignore[attr-defined]
 
 else:
 
     def direct(function: type[Function]) -> Callable[..., Any]:
         """``Function.apply`` itself: the ``apply`` of a derived class may call this."""
-        return functools.partial(Function.apply.__func__, function)  # type: ignore[attr-defined]
+        return functools.partial(Function.apply.__func__, function)
 
 
-# The transform that is running, what it computes with, and how to leave it for a while.
+# The transform that is running, the tensors that it computes with, and how to leave it for a while.
 _interpreter: Any = find(
     "torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter", callable
 )
-_unwrap: Any = find("torch._C._functorch._unwrap_for_grad", answers(torch.empty(0), 1))
+_unwrap: Any = find("torch._C._functorch._unwrap_for_grad", takes(torch.empty(0), 1))
 _wrap: Any = find("torch._C._functorch._wrap_for_grad", callable)
-_forward_mode: Any = find("torch.autograd.forward_ad._set_fwd_grad_enabled", answers(True))
+_forward_mode: Any = find("torch.autograd.forward_ad._set_fwd_grad_enabled", takes(True))
 # How many torch.func.jvp are running, one inside another.
 _transforms: Any = find("torch._functorch.eager_transforms", lambda m: m.JVP_NESTING == 0)
 
@@ -63,10 +64,10 @@ def outside(
 
     Torch runs a `jvp` with forward-mode differentiation off, so that the outer one of two nested
     `torch.func.jvp` silently gets zero (pytorch#197867). Here the rule runs outside of the
-    transform that it serves.
+    transform that has called it.
 
     Raises:
-        RuntimeError: if it serves the inner one of two, and this torch cannot leave that.
+        RuntimeError: if the inner one of two has called it, and this torch cannot leave that.
     """
     if not (knows_transforms and _interpreter and _unwrap and _wrap and _forward_mode):
         if _transforms is None or _transforms.JVP_NESTING > 1:

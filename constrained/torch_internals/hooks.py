@@ -1,7 +1,7 @@
-"""The hooks that are registered on a tensor with a graph, and how it calls those of another one.
+"""The hooks that are registered on a tensor, and how another tensor can call them.
 
 A hook on the value of a parametrized tensor outlives that value: the next value calls it. There is
-no public way to list the hooks of a tensor. Without the private one, hooks end with their value.
+no public way to list the hooks of a tensor. Without the private one, a hook ends with its value.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def _knows_hooks(_: Any) -> bool:
         return False
     handle.remove()
     _give(second, first._backward_hooks)
-    # Not differentiated: a process that is forked after a backward pass may fail in its own.
+    # No backward pass is tried: after one, a forked process may fail in its own.
     return second._backward_hooks is first._backward_hooks and not second._backward_hooks
 
 
 def _give(tensor: Any, hooks: Any) -> None:
-    # As `Tensor.register_hook` does. The node calls the hooks that the dictionary holds by then.
+    # As `Tensor.register_hook` does. The node will call all hooks that are in the dictionary then.
     tensor._backward_hooks = hooks
     tensor.grad_fn._register_hook_dict(tensor)
 
@@ -89,9 +89,9 @@ _of_many = _code_of_many()
 
 
 def lasts(hook: Hook) -> bool:
-    """Whether another tensor may call a hook.
+    """Whether a hook may be called for another tensor than the one that it was registered on.
 
-    Not if it counts the nodes that it was registered on, as `register_multi_grad_hook` does. Where
-    its code is not known, every hook lasts.
+    A hook of `register_multi_grad_hook` may not, since it counts the nodes that call it. If its
+    code is not known, every hook lasts.
     """
     return _of_many is None or getattr(hook, "__code__", None) is not _of_many

@@ -1,4 +1,4 @@
-"""How a private part of torch is found: by whether it exists, and does what is needed."""
+"""How private parts of torch are looked up: a part is used if it exists and does what is needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _missing: list[str] = []
 
 
 def find(name: str, works: Callable[[Any], bool]) -> Any:
-    """A private part of torch, if it exists and works; else None, and `missing` lists it.
+    """A private part of torch if it exists and works; else None, and `missing` lists it.
 
     Args:
         name: dotted, beginning with ``torch``.
-        works: tries the part, and returns whether it does what is needed. Any error means no.
+        works: tries the part, and returns whether it does what is needed. An error means no.
     """
     found = _find(name)
     try:
@@ -50,7 +50,7 @@ def _is_defined(name: str) -> bool:
     return re.search(rf"^{attribute}\b", path.read_text("utf-8"), re.MULTILINE) is not None
 
 
-def answers(*args: Any) -> Callable[[Any], bool]:
+def takes(*args: Any) -> Callable[[Any], bool]:
     """A trial for `find`: whether a function takes these arguments, whatever it returns."""
 
     def asked(function: Any) -> bool:
@@ -61,7 +61,7 @@ def answers(*args: Any) -> Callable[[Any], bool]:
 
 
 def missing() -> tuple[str, ...]:
-    """The private parts that this torch lacks, or has changed, and that are replaced."""
+    """The private parts that are replaced, because this torch lacks them or has changed them."""
     return tuple(_missing)
 
 

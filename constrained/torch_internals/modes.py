@@ -1,9 +1,9 @@
-"""Transforms, tracers, modes and saved-tensor hooks that are at work where a tensor is read.
+"""Which transforms, tracers, modes and saved-tensor hooks are active.
 
 Under a transform or tracer a tensor stands for something else: a batch, a dual number, a node of a
-graph. Only private functions tell. Each read of a stored value calls them, so that they are called
-directly. Where one is missing, the answer is the one after which a value is evaluated again, or a
-slower question takes its place.
+graph. Only private functions tell. Each read of a stored value calls them, so they are called
+directly. Where one is missing, a slower way replaces it, or it is assumed that one is active: then
+values are evaluated again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
-from constrained.torch_internals.look_up import answers, find
+from constrained.torch_internals.look_up import find, takes
 
 
 def _unknown() -> bool:
@@ -28,7 +28,7 @@ def _unknown() -> bool:
 
 # The transform of torch.func that is running. There is no public way to ask.
 _transform: Callable[[], Any] = (
-    find("torch._C._functorch.peek_interpreter_stack", answers()) or _unknown
+    find("torch._C._functorch.peek_interpreter_stack", takes()) or _unknown
 )
 knows_transforms = _transform is not _unknown
 
@@ -37,7 +37,7 @@ _modes: Callable[[], int] = (
     find("torch._C._len_torch_dispatch_stack", lambda f: f() >= 0) or _unknown
 )
 # The state of torch.jit.trace. Only whether it is tracing is public.
-_trace: Callable[[], Any] = find("torch._C._get_tracing_state", answers()) or (
+_trace: Callable[[], Any] = find("torch._C._get_tracing_state", takes()) or (
     lambda: torch.jit.is_tracing() or None  # type: ignore[attr-defined]
 )
 _set_trace: Any = find("torch._C._set_tracing_state", callable)
@@ -64,10 +64,10 @@ def _counted_hooks() -> Callable[[bool], object | None]:
     return lambda ignore_is_tracing: getattr(here, "depth", 0) or None
 
 
-# The hooks that autograd calls with what it saves, as those of activation checkpointing. True asks
-# for those that are on while a graph is traced, too.
+# The hooks that autograd calls with each tensor that it saves, such as those of activation
+# checkpointing. True asks for those that are active while a graph is traced, too.
 _hooks: Callable[[bool], object | None] = (
-    find("torch._C._autograd._top_saved_tensors_default_hooks", answers(True)) or _counted_hooks()
+    find("torch._C._autograd._top_saved_tensors_default_hooks", takes(True)) or _counted_hooks()
 )
 
 
@@ -91,7 +91,7 @@ if find("torch.autograd.forward_ad._current_level", lambda level: level >= -1) i
 
     def is_transformed() -> bool:
         """Whether tensors may stand for something else here."""
-        # Each read of a value asks this: one function, and not four.
+        # Each read of a value calls this, so it is one function instead of four.
         return (
             _transform() is not None
             or _forward._current_level >= 0
@@ -106,7 +106,7 @@ else:
         try:
             forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
         except RuntimeError:
-            # Torch makes dual tensors only while they are.
+            # Torch makes dual tensors only in forward mode.
             return False
         return True
 
@@ -121,17 +121,17 @@ def has_saving_hooks() -> bool:
 
 
 def unseen(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns outside of all modes, transforms and tracers.
+    """Call a function outside of all modes, transforms and tracers.
 
-    They belong to one thread, so that another thread has none. Torch can turn off some of them only
-    in private, and a dispatch mode that exports a graph would record whatever is called here.
+    They belong to one thread, so the function runs in another one. There is no public way to switch
+    off all of them, and a dispatch mode that exports a graph would record the call.
     """
     with ThreadPoolExecutor(1) as elsewhere:
         return elsewhere.submit(function, *args).result()
 
 
 def untraced(body: Callable[..., Any]) -> Callable[..., Any]:
-    """The body of an operator, with ``torch.jit.trace`` off: it is to record the operator alone."""
+    """The body of an operator with ``torch.jit.trace`` off, which records the operator only."""
     if _set_trace is None:
         return _in_another_thread(body)
 
@@ -160,11 +160,11 @@ def _in_another_thread(body: Callable[..., Any]) -> Callable[..., Any]:
 def _signed_like(body: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
     # Torch reads the schema of an operator from the signature, and would look for the names of
     # its types in this file.
-    run.__signature__ = inspect.signature(body, eval_str=True)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.signature(body, eval_str=True)
     return run
 
 
-# The same number as the public function gives, which makes an object for it at each read.
+# The public function gives the same number, but makes an object each time.
 _stream: Any = torch.backends.cuda.is_built() and find(
     "torch._C._cuda_getCurrentRawStream", callable
 )

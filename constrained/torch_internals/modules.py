@@ -1,6 +1,6 @@
 """What torch writes into modules, optimizers and checkpoints, and expects to find there.
 
-None of these names has a public counterpart. What replaces each of them is said beside it.
+None of these names has a public counterpart. Comments say what replaces them.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ _LISTS = {
 
 _FILE = nn.Module.named_modules.__code__.co_filename
 
-#: Packages that pair the listed parameters of a model with those in ``_parameters`` and
-#: ``_modules``, where a module's own come first.
+#: Packages that match the listed parameters of a model with ``_parameters`` and ``_modules``, and
+#: expect a module's own parameters before those of its submodules.
 _WALKERS = ("higher",)
 
 
 def lists_tensors(frame: FrameType | None) -> bool:
     """Whether a frame, or its caller in the same file, lists parameters or buffers.
 
-    Not if a package asked for them that relies on torch's own order.
+    False if the list is for a package that relies on torch's own order.
     """
     while frame is not None and frame.f_code not in _LISTS:
         if frame.f_code.co_filename != _FILE:
@@ -130,7 +130,8 @@ def hooks_of(module: nn.Module) -> list[Any]:
 def global_hooks() -> list[Any]:
     """The dictionaries of hooks that run whenever any module is called.
 
-    One that can't be found is left out: its hooks run when a value is evaluated, not at each read.
+    One that can't be found is left out: then its hooks run when a value is evaluated, but not at
+    each read.
     """
     return [found for found in _global_hooks if found is not None]
 
@@ -159,7 +160,7 @@ def torch_cache() -> object | None:
 
 def forget_size(optimizer: LBFGS) -> None:
     """Let an optimizer count the entries of its parameters again."""
-    # In a new optimizer the count is None, under whatever name.
+    # In a new optimizer the attribute with the count is None. Its name is not needed.
     fresh = LBFGS([torch.zeros(1, requires_grad=True)])
     for name, value in vars(fresh).items():
         if value is None:

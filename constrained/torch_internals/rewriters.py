@@ -1,7 +1,7 @@
 """Functions of torch that replace a tensor of a module without calling any of its methods.
 
-They reach into the dictionaries of a module, or read what they take to be a parameter. All of them
-are public methods of classes, and are wrapped there: every caller then gets the wrapped one. No
+They write into the dictionaries of a module, or read what they take for a parameter. All of them
+are public methods of classes, and are wrapped there, so that every caller gets the wrapped one. No
 version of torch lacks them.
 """
 
@@ -18,24 +18,24 @@ from torch.nn.utils.weight_norm import WeightNorm
 Convert = Callable[[nn.Module], nn.Module]
 
 
-def ask_before_norms(check: Callable[[nn.Module, str], None]) -> None:
-    """Call ``check(module, name)`` before one of the old norms, which are hooks, takes a tensor."""
+def check_before_norms(check: Callable[[nn.Module, str], None]) -> None:
+    """Call ``check(module, name)`` before one of the old norms, which are hooks, is applied."""
     for norm in (WeightNorm, SpectralNorm):
-        norm.apply = staticmethod(_asking(norm.apply, check))  # type: ignore[method-assign]
+        norm.apply = staticmethod(_checked(norm.apply, check))  # type: ignore[method-assign]
 
 
-def _asking(apply: Any, check: Callable[[nn.Module, str], None]) -> Callable[..., Any]:
+def _checked(apply: Any, check: Callable[[nn.Module, str], None]) -> Callable[..., Any]:
     @functools.wraps(apply)
-    def asking(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
+    def checked(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> Any:
         check(module, name)
         return apply(module, name, *args, **kwargs)
 
-    return asking
+    return checked
 
 
 def wrap_synchronization(around: Callable[[Convert, nn.Module], nn.Module]) -> None:
     """Let ``around(convert, module)`` convert a module to an ``nn.SyncBatchNorm``."""
-    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm.__func__  # type: ignore[attr-defined]
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm.__func__
 
     @functools.wraps(convert)
     def converting(cls: Any, module: nn.Module, process_group: Any = None) -> nn.Module:

@@ -1,8 +1,9 @@
-"""What FSDP writes on the modules and parameters that it manages, and how a shard is cut.
+"""How modules and parameters that FSDP manages are recognized, and how a shard is cut.
 
-FSDP2 is ``fully_shard``, FSDP1 ``FullyShardedDataParallel``. Both mark modules for the compiler,
-and there is no public way to ask. Where torch does not write these marks, the modules that FSDP
-wraps are searched for, and a flat parameter is told by the memory it is a part of.
+FSDP2 is ``fully_shard``, FSDP1 ``FullyShardedDataParallel``. Both mark modules for the compiler, by
+attributes. There is no public way to ask. If this torch does not write these attributes, the
+modules that FSDP wraps are searched for, and a flat parameter is recognized by its memory, which is
+a part of a larger piece.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-#: The marks on a module that either FSDP manages, and on a parameter of which FSDP1 has left this
-#: process a piece.
+#: The attribute of a module that FSDP manages, and that of a parameter which FSDP1 has replaced by
+#: a piece of it.
 _MANAGED, _FLAT = "_is_fsdp_managed_module", "_fsdp_flattened"
 
 
@@ -46,7 +47,7 @@ def is_flat(tensor: Tensor) -> bool:
         return False
     if type(tensor) is not nn.Parameter:
         return False
-    # Such a piece is a part of a larger stretch of memory.
+    # Such a piece is a part of a larger piece of memory.
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
 
@@ -61,11 +62,11 @@ def _is_loaded() -> bool:
 
 @functools.cache
 def _is_written(mark: str) -> bool:
-    """Whether this torch writes a mark: a function of FSDP that does so names it."""
+    """Whether this torch writes an attribute: then a function of FSDP contains its name."""
     files = [m for name, m in list(sys.modules.items()) if name.startswith("torch.distributed.")]
     for file in files:
         for value in vars(file).values():
-            # By type: some objects there warn when an attribute is read.
+            # `type` and not `isinstance`: some objects there warn when an attribute is read.
             if type(value) is FunctionType and mark in (
                 *value.__code__.co_names,
                 *value.__code__.co_consts,

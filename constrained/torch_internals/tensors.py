@@ -15,11 +15,11 @@ from constrained.torch_internals.look_up import find
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers: it is not a fake one, which a tracer computes shapes with.
+    """Whether a tensor has numbers. A tracer computes shapes with fake tensors, which have none.
 
-    Where torch has no `is_fake`, a computation is tried.
+    If torch has no `is_fake`, a computation is tried.
     """
-    # No tensor is fake before the file that makes them is imported.
+    # There are no fake tensors before this file is imported.
     fakes: Any = sys.modules.get("torch._subclasses.fake_tensor")
     if fakes is None:
         return True
@@ -35,7 +35,7 @@ def has_memory(tensor: Tensor) -> bool:
 
 def is_wrapper(tensor: Tensor) -> bool:
     """Whether a tensor is of a subclass that is made of other tensors."""
-    # Torch itself tells by these two methods.
+    # Torch itself recognizes them by these two methods.
     return (
         type(tensor) is not Tensor
         and hasattr(tensor, "__tensor_flatten__")
@@ -53,17 +53,17 @@ def _has_no_memory(value: Tensor) -> bool:
     return False
 
 
-#: Whether a tensor belongs to a transform of torch.func. If so it has no address, which is tried
-#: where torch does not tell.
+#: Whether a tensor belongs to a transform of torch.func. Where torch does not tell, its address is
+#: asked for: such a tensor has none.
 is_transformed: Callable[[Tensor], bool] = (
     find("torch._C._functorch.is_functorch_wrapped_tensor", lambda f: f(torch.empty(0)) is False)
     or _has_no_memory
 )
 
 
-# Whether a tensor stands for a batch of gradients, as ``is_grads_batched`` of torch.autograd.grad
-# makes one. There is no public way to ask; where this is missing, such a gradient is treated as a
-# single one.
+# Whether a tensor stands for a batch of gradients, as with ``is_grads_batched`` of
+# torch.autograd.grad. There is no public way to ask. Where this is missing, such a gradient is
+# treated as a single one.
 _stands_for_many: Callable[[Tensor], bool] | None = find(
     "torch._C._functorch.is_legacy_batchedtensor", lambda f: f(torch.empty(0)) is False
 )
@@ -87,8 +87,8 @@ def _digest(tensor: Tensor) -> int:
     return hash(ctypes.string_at(memory.data_ptr() + int(start), (int(reach) + 1) * size))
 
 
-#: How often a tensor was written, as autograd counts it; an inference tensor has no count. There is
-#: no public counter; a hash of the contents takes its place.
+#: How often a tensor was written, as autograd counts it. An inference tensor has no count. There is
+#: no public counter. Where it is missing, a hash of the contents replaces it.
 version: Callable[[Tensor], int] = (
     operator.attrgetter("_version")
     if find("torch.Tensor._version", lambda _: torch.zeros(()).add_(1)._version == 1)

@@ -1,8 +1,11 @@
 """What is done to the originals of one tensor before and after an optimizer step.
 
-Before the step a constraint may replace the gradient by a better direction (`prepare_step`). After
-it the originals return to the canonical form of the constraint, where its map is cheapest, and the
-value stays (`restore`); many small tensors of a kind do so as one batch (`restore_batch`).
+* `prepare_step`, before the step: the constraint may replace the gradient by a better direction;
+* `canonicalize`, after it: the originals are replaced by canonical ones, by `Constraint.canonical`.
+  They give the same value, and the map is cheapest there;
+* `canonicalize_batch`: the same for many small tensors of a kind at once;
+* `reset_originals`, for L-BFGS instead: the originals are replaced by those that
+  `Constraint.right_inverse` gives for the value.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from constrained.parametrized.right_inverse import invert
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
 
-#: A tensor of at most so many entries is restored in a batch, of at most so many entries together.
+#: Tensors of at most ``_SMALL`` entries are canonicalized in batches of at most ``_BATCH`` entries.
 _SMALL, _BATCH = 2**16, 2**22
 
 #: Attributes that every constraint has beside its arguments.
@@ -30,15 +33,15 @@ _OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision", "_map_revisio
 
 _HALF = (torch.float16, torch.bfloat16)
 
-#: Noted for a tensor whose gradient was never replaced: a dead reference, and version 0.
+#: What is noted for a tensor whose gradient was never replaced.
 _NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
 
 # ------------------------------------------------------------------------------ before the step
 
 
-def has_step_gradient(tensor: ParametrizationList) -> bool:
-    """Whether the constraint replaces the gradient of the first original before a step.
+def replaces_gradient(tensor: ParametrizationList) -> bool:
+    """Whether `prepare_step` replaces the gradient of a tensor's first original.
 
     Args:
         tensor: the list of the tensor.
@@ -53,27 +56,28 @@ def has_step_gradient(tensor: ParametrizationList) -> bool:
 
 
 def prepare_step(tensor: ParametrizationList) -> None:
-    """Replace the gradient of the first original by what the constraint makes the step of.
+    """Replace the gradient of the first original by the `step_gradient` of the constraint.
 
-    Nothing happens if there is no dense gradient, or if the first FSDP has cut the originals.
+    Nothing happens if there is no dense gradient, or if FSDP1 has cut the originals.
 
     Args:
-        tensor: a list with `has_step_gradient`.
+        tensor: a list for which `replaces_gradient` is true.
     """
-    mine = tensor.originals()
-    before = mine[0].grad
-    if before is None or before.layout is not torch.strided or any(map(is_flat, mine)):
+    originals = tensor.originals()
+    before = originals[0].grad
+    if before is None or before.layout is not torch.strided or any(map(is_flat, originals)):
         return
-    # A step may run in another one; the gradient must not be replaced twice.
+    # A step may run inside of another one. The gradient must not be replaced twice.
     prepared, prepared_version = tensor._notes.get("prepared", _NOT_PREPARED)
     if prepared() is before and version(before) == prepared_version:
         return
     with torch.no_grad():
         constraint: Any = tensor.chain()[0]
-        found: Tensor = constraint.step_gradient(sharded.whole(before), *map(sharded.whole, mine))
+        params = map(sharded.whole, originals)
+        found: Tensor = constraint.step_gradient(sharded.whole(before), *params)
         now = before
         if found is not before and _has_memory_of_its_own(before):
-            mine[0].grad = now = found
+            originals[0].grad = now = found
         elif found is not before:
             store(before, found)
     tensor._notes["prepared"] = weakref.ref(now), version(now)
@@ -82,11 +86,11 @@ def prepare_step(tensor: ParametrizationList) -> None:
 # ------------------------------------------------------------------------------- after the step
 
 
-def restore(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
-    """Bring the originals to the canonical form of the first constraint; the value stays.
+def canonicalize(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
+    """Replace the originals by canonical ones, with the same value.
 
-    Shards of originals are restored together with the other processes. The pieces that the
-    first FSDP leaves a process are not restored.
+    Shards of originals are replaced together with the other processes. The flat pieces that FSDP1
+    leaves to a process stay as they are.
 
     Args:
         tensor: the list of the tensor.
@@ -95,27 +99,27 @@ def restore(tensor: ParametrizationList, trained: Collection[int] | None = None)
     first = tensor.chain()[0]
     if not _has_canonical(first):
         return
-    mine = tensor.originals()
-    if any(map(is_flat, mine)):
+    originals = tensor.originals()
+    if any(map(is_flat, originals)):
         return
-    groups = first.restored_together(len(mine))
-    restored = {i for group in groups if _may_write(tensor, group, trained) for i in group}
-    if not restored:
+    groups = first.restored_together(len(originals))
+    written = {i for group in groups if _may_write(tensor, group, trained) for i in group}
+    if not written:
         return
     with torch.no_grad():
-        originals = tuple(map(sharded.whole, mine))
-        canonical = first.canonical(*originals)
-        for i, (here, old, new) in enumerate(zip(mine, originals, canonical, strict=True)):
-            if i in restored and new is not old:
-                store(here, new)
-        if first.value_index is not None and len(restored) == len(mine):
+        params = tuple(map(sharded.whole, originals))
+        canonical = first.canonical(*params)
+        for i, (original, old, new) in enumerate(zip(originals, params, canonical, strict=True)):
+            if i in written and new is not old:
+                store(original, new)
+        if first.value_index is not None and len(written) == len(originals):
             _remember_value(tensor, first, canonical[first.value_index])
 
 
-def restart(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
-    """Set the originals to what `right_inverse` gives for the value.
+def reset_originals(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
+    """Replace the originals by those that the right inverse gives for the value.
 
-    One call of `restore` may end short of the canonical form; this does not.
+    These are canonical. One call of `canonicalize` may get only closer to the canonical form.
 
     Args:
         tensor: the list of the tensor.
@@ -124,8 +128,8 @@ def restart(tensor: ParametrizationList, trained: Collection[int] | None = None)
     first = tensor.chain()[0]
     if not _has_canonical(first):
         return
-    mine = tensor.originals()
-    if not any(map(is_flat, mine)) and _may_write(tensor, range(len(mine)), trained):
+    originals = tensor.originals()
+    if not any(map(is_flat, originals)) and _may_write(tensor, range(len(originals)), trained):
         with torch.no_grad():
             tensor.store_originals(invert(tensor, tensor()))
 
@@ -133,7 +137,7 @@ def restart(tensor: ParametrizationList, trained: Collection[int] | None = None)
 def _may_write(
     tensor: ParametrizationList, indices: Iterable[int], trained: Collection[int] | None
 ) -> bool:
-    """Whether each of these originals is a constant or is trained: others must not change."""
+    """Whether each of these originals is a constant or is trained. Others must not change."""
     names = tensor.names()
     return all(
         name in tensor._buffers
@@ -143,14 +147,14 @@ def _may_write(
 
 
 def batch_key(tensor: ParametrizationList) -> Hashable | None:
-    """A key that is equal for tensors which may be restored as one batch.
+    """A key that is equal for tensors which may be canonicalized as one batch.
 
     Args:
         tensor: the list of the tensor.
 
     Returns:
-        None for a tensor that must be restored alone: it is large, it has several originals, or its
-        constraint holds tensors of its own or arguments that cannot be compared.
+        None for a tensor that must be canonicalized alone: it is large, it has several originals,
+        or its constraint holds tensors of its own or arguments that cannot be compared.
     """
     first = tensor.chain()[0]
     if not (isinstance(first, Constraint) and first.value_index is not None and tensor.is_tensor):
@@ -158,7 +162,7 @@ def batch_key(tensor: ParametrizationList) -> Hashable | None:
     if not _has_canonical(first):
         return None
     if first.remembers or first._parameters or first._buffers or first._modules:
-        # Two constraints of equal arguments may have different tensors of their own.
+        # Constraints with equal arguments may have different tensors of their own.
         return None
     here = tensor.original
     if type(here) is not nn.Parameter or not 0 < here.numel() <= _SMALL:
@@ -169,8 +173,8 @@ def batch_key(tensor: ParametrizationList) -> Hashable | None:
     return type(first), frozenset(arguments.items()), here.shape, here.dtype, here.device
 
 
-def restore_batch(alike: Sequence[ParametrizationList]) -> None:
-    """`restore` for lists with the same `batch_key`, many at once.
+def canonicalize_batch(alike: Sequence[ParametrizationList]) -> None:
+    """`canonicalize` for lists with the same `batch_key`, many at once.
 
     Args:
         alike: the lists, at least one.
@@ -179,7 +183,7 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
     for start in range(0, len(alike), count):
         some = alike[start : start + count]
         if len(some) == 1:
-            restore(some[0])
+            canonicalize(some[0])
             continue
         with torch.no_grad():
             first = cast(Any, some[0].chain()[0])
@@ -193,12 +197,12 @@ def restore_batch(alike: Sequence[ParametrizationList]) -> None:
 
 
 def _remember_value(tensor: ParametrizationList, first: Any, canonical: Tensor) -> None:
-    """Store the value, of which one of the canonical originals is a copy."""
+    """Store the value, which is equal to one of the canonical originals."""
     here = tensor.originals()
     index: int = first.value_index
     value = here[index]
-    # In half precision the value is rounded from an evaluation in single precision, so the
-    # original may differ from it. And a shard is not the value.
+    # In half precision an evaluation computes in single precision and rounds the value, so that it
+    # may differ from the original. And a shard is not the whole value.
     exact = value.shape == canonical.shape and value.dtype not in _HALF
     if exact and len(tensor.chain()) == 1 and not torch.compiler.is_compiling():
         # A value must not share its memory or its version counter with the original.
@@ -207,7 +211,7 @@ def _remember_value(tensor: ParametrizationList, first: Any, canonical: Tensor) 
 
 
 def _has_canonical(module: nn.Module) -> TypeGuard[Constraint]:
-    """Whether a constraint defines canonical parameters, for the map that it has now."""
+    """Whether a constraint defines canonical parameters for the map that it has now."""
     return isinstance(module, Constraint) and module.has_canonical() and module.has_own_map()
 
 

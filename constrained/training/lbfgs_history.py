@@ -1,16 +1,16 @@
-"""When the parameters of L-BFGS may be restored to their canonical form.
+"""When the parameters of L-BFGS may be replaced by canonical ones.
 
-The moments of a first-order optimizer are averages of gradients: they mean the same at another
-parameter of the same element. L-BFGS compares: each step asks how much the gradient has changed
-since the last evaluation, and how far the parameters have moved by its own account. A restoration
-in between falsifies both, and the steps that follow. Without its history it would start again with
-steepest descent, which makes no progress on an ill-conditioned problem.
+The moments of a first-order optimizer are averages of gradients, which stay useful at other
+parameters of the same element. L-BFGS compares steps: how much the gradient has changed since the
+last evaluation, and how far it has moved the parameters. If the parameters are replaced in between,
+both are wrong, and so are the following steps. If its history were cleared each time, it would
+start again with steepest descent, which makes no progress on an ill-conditioned problem.
 
-So its parameters are left as they are while it makes progress. Once it has come to rest they are
-restored, and its history is dropped if that has moved them. At rest the history is worth nothing,
-but the restoration is worth something: where the map of a closed set is folded, a parameter that
-was led outside has hardly a gradient. After the restoration it is at the boundary, from where it
-can go inside again. So L-BFGS finds the optimum on one face of the set after the other.
+So its parameters stay as they are while it makes progress. Once it has come to rest they are
+replaced, and its history is cleared if that has moved them. Then the history is of no more use, but
+canonical parameters are: where the map of a closed set folds it over at its boundary, a parameter
+outside has hardly a gradient. The canonical one is at the boundary, from where it can go inside
+again. So L-BFGS finds the optimum on one face of the set after the other.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS
 
-#: The most that a restoration moves canonical parameters by, in units of the machine epsilon times
-#: the largest of them.
+#: How far parameters that are canonical already may move when they are replaced, by rounding, in
+#: units of the machine epsilon times the largest of them.
 _ROUNDING = 16.0
 
 #: Entries of the optimizer's state that count its steps so far.
@@ -32,9 +32,9 @@ _COUNTED = ("n_iter", "func_evals", "prev_loss")
 
 
 class History:
-    """The history of L-BFGS, looked at when one of its steps begins.
+    """The history of L-BFGS at the beginning of one of its steps, to be compared with the end.
 
-    It refers to the optimizer weakly, since a step that raises never ends.
+    It refers to the optimizer weakly, since after an error nobody ends a step.
 
     Args:
         optimizer: the optimizer.
@@ -51,9 +51,9 @@ class History:
         return any(id(p) in mine for p in parameters)
 
     def is_at_rest(self) -> bool:
-        """Whether the step ended by itself, for lack of a gradient or of progress.
+        """Whether the step ended early, because the gradient or the progress became too small.
 
-        Also if it goes on, but two iterations found too little curvature to remember anything.
+        It counts as at rest, too, if two iterations found too little curvature to remember.
         """
         before, now, group = self._before, self._state(), self._group()
         iterations = now.get("n_iter", 0) - before.get("n_iter", 0)

@@ -1,14 +1,14 @@
 """Linear layers that are applied without forming their weight, or the gradient of it.
 
 A weight that is a product of thin matrices is applied factor by factor: the product costs more than
-the layer itself. And the gradient of a linear layer with respect to its weight is a product too,
-of a rank that is at most the number of rows of input. Where these are few, some constraints compute
+the layer itself. And the gradient of a linear layer with respect to its weight is a product too, of
+a rank that is at most the number of rows of input. If there are few rows, some constraints compute
 the gradient of their parameters from the two factors, for a fraction of the time.
 
 Neither way reads the weight. So neither is taken if somebody has read it since the last step, or
-hooks are registered on it: what was asked of that tensor (a hook, ``retain_grad``, a write) holds
-for the layer as well. A hook that is registered after the layer was applied is called by its
-backward pass, with the whole gradient, but not by that of a layer that was applied by factors.
+has registered hooks on it: a hook, ``retain_grad`` or a write must take effect in the layer too. If
+a hook is registered after the layer was applied, the backward pass calls it with the whole
+gradient, but not if the layer was applied by factors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from constrained.torch_internals.modes import has_saving_hooks, is_transformed
 from constrained.torch_internals.modules import is_replica
 from constrained.torch_internals.tensors import is_batch, version
 
-_is_compiling, _is_watched = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
+_is_compiling, _is_tracing = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 
 _read_attribute = nn.Module.__getattr__
 
@@ -43,10 +43,10 @@ _HALF = (torch.float16, torch.bfloat16)
 #: A gradient is thin if its rank, times this, is at most the smaller dimension of the weight.
 _THIN = 4
 
-#: So many saved multiplications are worth the overhead of a second matrix product.
+#: The saved multiplications that make up for the overhead of a second matrix product.
 _SAVED = 2**19
 
-#: Torch's own method, to be compared with: a program may have replaced it.
+#: Torch's method as it was imported. A program may replace it later.
 _of_torch = nn.Linear.forward
 
 
@@ -68,15 +68,15 @@ def _defines(constraint: object, method: str) -> TypeGuard[Constraint]:
 
 
 class Unread:
-    """A value that a layer is applied with, while nobody else has read it.
+    """A value that a layer is applied with, and that nobody else has read.
 
     Args:
         constraint: the constraint of the value.
-        value: without a graph.
+        value: the value, without a graph.
         originals: the parameters that it was computed from.
-        copied: the index of the original that the value is a copy of, if any. The value is used
-            instead of this one.
-        fingerprint: the state that it was computed from.
+        copied: the index of the original that the value is a copy of, if any. The value is used in
+            its place.
+        fingerprint: what the value was computed from.
         store: the store of the value, which has the hooks on it.
     """
 
@@ -96,7 +96,7 @@ class Unread:
         self._store = weakref.ref(store)
 
     def gradients(self, left: Tensor, right: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the originals from that of the value, ``left' right``.
+        """The gradients of the originals, given the gradient ``left' right`` of the value.
 
         Raises:
             RuntimeError: if the value or an original was written in the meantime.
@@ -118,7 +118,7 @@ class Unread:
     def hooks(self) -> Callable[[Tensor], Tensor] | None:
         """The hooks on the value as one function of its gradient; None if there are none by now."""
         store = self._store()
-        return store.hooks.call if store is not None and store.hooks.wait() else None
+        return store.hooks.call if store is not None and store.hooks.has_lasting() else None
 
     def check(self) -> None:
         """Raise a RuntimeError if the value or an original was written since the forward pass."""
@@ -128,9 +128,8 @@ class Unread:
 
 def _forward(self: Any, input: Tensor) -> Tensor:
     """``x W' + b``, in the way that is cheapest."""
-    # A layer that is called often in a step comes here each time, and mostly finds that its weight
-    # has been read.
-    tensor = None if _is_watched() else _list(self)
+    # `_list` comes first, since it is cheap: in most calls the weight has been read already.
+    tensor = None if _is_tracing() else _list(self)
     if tensor is not None and not _is_compiling() and _is_plain(self):
         factors = _factors(tensor, _rows(input))
         if factors is not None:
@@ -190,34 +189,34 @@ def _factors(tensor: ParametrizationList, rows: int) -> tuple[Tensor, Tensor] | 
     if found is None:
         return None
     (m, r), n = found[0].shape, found[1].shape[-1]
-    # By the rows of one call, not of all calls: equal calls must give equal bits.
+    # The rows of this call count, not those of all calls: equal calls must give equal bits.
     return found if rows * (m * n - r * (m + n)) > _SAVED else None
 
 
 def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
-    """The value, if a linear layer may be applied by it and have a thin gradient, unread."""
+    """The value, if the layer may be applied without a reader, and with a thin gradient."""
     first, *rest = tensor.chain()
     if rest or not torch.is_grad_enabled() or not _defines(first, "thin_pullback"):
         return None
     if not _may_be_applied_unread(tensor) or not tensor.is_pure():
         return None
     originals = tensor.originals()
-    ours, kind = originals[0], type(input)
+    original, kind = originals[0], type(input)
     if (
         kind not in (Tensor, nn.Parameter)
-        or (input.dtype, input.device) != (ours.dtype, ours.device)
-        or ours.dtype in _HALF
+        or (input.dtype, input.device) != (original.dtype, original.device)
+        or original.dtype in _HALF
         or input.layout is not torch.strided
         or len(tensor.shape) != 2
         or input.ndim < 1
         or input.shape[-1] != tensor.shape[1]
         or not any(t.requires_grad for t in originals)
-        or is_autocast(ours)
+        or is_autocast(original)
     ):
         return None
     rows = input.shape[:-1].numel()
     total = _count_rows(tensor, rows)
-    # Many thin gradients cost more than one gradient of a value that all calls share.
+    # Several thin gradients may cost more than the gradient of one value that all calls share.
     if total > rows and total > min(tensor.shape) // _THIN:
         return None
     found = tensor._store.precomputed(tensor)
@@ -229,12 +228,12 @@ def _unread(tensor: ParametrizationList, input: Tensor) -> Unread | None:
         if found is None:
             return None
     value, copied, fingerprint = found
-    return Unread(first, value, originals, copied, fingerprint, tensor._store)  # type: ignore[arg-type]
+    return Unread(first, value, originals, copied, fingerprint, tensor._store)
 
 
 def _may_be_applied_unread(tensor: ParametrizationList) -> bool:
     """Whether no saved-tensor hook, transform or replica is active, and the value has a recipe."""
-    # Checkpointing runs a layer again and expects the same saved tensors: always the usual way.
+    # Checkpointing runs a layer again and expects the same saved tensors, so it is not done there.
     return (
         not has_saving_hooks()
         and not is_transformed()
@@ -269,7 +268,7 @@ class _Linear(torch.autograd.Function):
         x, bias = ctx.saved_tensors
         of_x, of_bias, *of_originals = ctx.needs_input_grad[1:]
         with autocast_disabled(unread.value):
-            # For a batch of gradients, as of vmap, constraints have only the rule of autograd.
+            # Under vmap there is a batch of gradients, for which only autograd has a rule.
             if torch.is_grad_enabled() or is_batch(gradient):
                 return None, *_differentiable(unread, x, bias, gradient, ctx.needs_input_grad[1:])
             left = gradient.reshape(-1, gradient.shape[-1])

@@ -1,16 +1,16 @@
-"""What precedes and follows an optimizer step: canonical forms are restored, values are dropped.
+"""Hooks before and after each optimizer step: originals become canonical, values are dropped.
 
-A constraint may have parameters at which its map is cheapest: a matrix that is orthogonal already
-is its own polar factor. An optimizer step leaves them. The hook below, which torch calls after the
-step of every optimizer, brings them back without changing the value. Correctness does not depend on
-it: without the hook an evaluation computes the full map.
+The map of a constraint may be cheapest at its canonical parameters: a matrix that is orthogonal
+already is its own polar factor. After an optimizer step the parameters are not canonical any more.
+The hook below, which torch calls after the step of every optimizer, replaces them by canonical ones
+with the same value. Values would be right without it, but an evaluation would compute the full map.
 
 The values that were computed before a step are dropped. Nobody will use them again, and the graphs
-behind them hold several times the memory of the weight. With several processes, the parameters
-that another process has stepped arrive by collectives, which change no version counter.
+behind them hold several times the memory of the weight. With several processes, the parameters that
+another process has updated arrive by collectives, which change no version counter.
 
-An optimizer may call another one in its own step, as those do that spread their state over
-processes, or look at two points before a step. Then the hook acts once, after the outer step.
+An optimizer may call another one in its own step: some spread their state over processes, others
+evaluate at two points. Then the hook acts once, after the outer step.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from constrained.parametrized.originals_index import (
 )
 from constrained.training.canonicalize import (
     batch_key,
-    has_step_gradient,
+    canonicalize,
+    canonicalize_batch,
     prepare_step,
-    restart,
-    restore,
-    restore_batch,
+    replaces_gradient,
+    reset_originals,
 )
 from constrained.training.lbfgs_history import History, has_moved
 
@@ -51,9 +51,9 @@ class _Step:
 
     Attributes:
         frame: the id of the frame it runs in.
-        code: what runs there.
-        optimizer: whose step it is. The reference is weak, since a step that raises never ends.
-        histories: those of the optimizer and of the ones that it has called.
+        code: the code of that frame.
+        optimizer: whose step it is. The reference is weak, since after an error nobody ends a step.
+        histories: the L-BFGS histories of the optimizer and of those that it has called.
     """
 
     __slots__ = ("code", "frame", "histories", "optimizer")
@@ -65,7 +65,7 @@ class _Step:
 
 
 class _Running(threading.local):
-    """The steps that this thread is in, the outermost first."""
+    """The steps that are running in this thread, the outermost first."""
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
@@ -86,7 +86,7 @@ call_when_first_indexed(_watch_steps)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-    # Under a compiler there are no frames: a compiled step counts as a step of its own.
+    # Under a compiler there are no frames, and a compiled step counts as an outer one.
     if torch.compiler.is_compiling():
         return None
     expect_writes()
@@ -95,7 +95,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         _drop_abandoned(steps, frame)
     steps.append(_Step(optimizer, frame))
     trained = _trained(optimizer)
-    prepared = [i for i in _items(optimizer) if _has(i, trained) and has_step_gradient(i)]
+    prepared = [i for i in _items(optimizer) if _has(i, trained) and replaces_gradient(i)]
     if not prepared:
         return None
     _prepare(prepared)
@@ -123,7 +123,7 @@ def _followed_by(items: list[Any], closure: Any) -> Any:
 
 
 def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
-    """Remove steps that ``frame`` was not called from: they have raised, and never end."""
+    """Remove steps that ``frame`` was not called from: they have ended with an error."""
     running = {}
     while (caller := frame.f_back) is not None:
         running[id(caller)] = caller.f_code
@@ -149,7 +149,9 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for item in items
         if _has(item, trained) and held.isdisjoint(map(id, item._parameters.values()))
     ]
-    _restore(_without_history(due, step.histories, trained) if step.histories else due, trained)
+    if step.histories:
+        due = _without_history(due, step.histories, trained)
+    _canonicalize_all(due, trained)
     if frame is not None:
         expect_writes()
 
@@ -162,7 +164,7 @@ def _finished(optimizer: Optimizer, frame: FrameType | None) -> tuple[_Step, lis
             step = steps[i]
             del steps[i:]
             return step, steps
-    # It began before the hooks were registered.
+    # The step began before the hooks were registered.
     return _Step(optimizer, frame), steps
 
 
@@ -171,10 +173,10 @@ def _parameters(optimizer: Optimizer) -> list[Any]:
 
 
 def _items(optimizer: Optimizer) -> list[Any]:
-    """The tensors that an optimizer steps.
+    """The lists of the parametrized tensors that an optimizer trains.
 
-    In the order of its parameters, which is the same in every process: sharded originals are
-    gathered by all of them together.
+    Their order is that of its parameters, which is the same in every process: sharded originals are
+    gathered by all processes together.
     """
     parameters = _parameters(optimizer)
     ids = tuple(map(id, parameters))
@@ -186,7 +188,7 @@ def _items(optimizer: Optimizer) -> list[Any]:
 
 
 def _trained(optimizer: Optimizer) -> set[int]:
-    """The ids of the parameters that a step may change. All others keep every bit."""
+    """The ids of the parameters that a step may change. All others must keep every bit."""
     return {id(p) for p in _parameters(optimizer) if p.requires_grad}
 
 
@@ -196,7 +198,7 @@ def _has(item: Any, trained: set[int]) -> bool:
 
 
 def _without_history(items: list[Any], histories: list[History], trained: set[int]) -> list[Any]:
-    """The items that no L-BFGS steps; those that one steps are restored here if it is at rest."""
+    """The items that no L-BFGS trains. The originals of the others are reset if it is at rest."""
     free: list[Any] = []
     for item in items:
         originals = [p for p in item._parameters.values() if p is not None]
@@ -205,20 +207,20 @@ def _without_history(items: list[Any], histories: list[History], trained: set[in
             free.append(item)
         elif all(h.is_at_rest() for h in its):
             before = [p.detach().clone() for p in originals]
-            restart(item, trained)
+            reset_originals(item, trained)
             if has_moved(originals, before):
                 for history in its:
                     history.forget()
     return free
 
 
-def _restore(items: list[Any], trained: set[int]) -> None:
+def _canonicalize_all(items: list[Any], trained: set[int]) -> None:
     alike: dict[Hashable, list[Any]] = {}
     for item in items:
         key = batch_key(item) if len(items) > 1 else None
         if key is None:
-            restore(item, trained)
+            canonicalize(item, trained)
         else:
             alike.setdefault(key, []).append(item)
     for some in alike.values():
-        restore_batch(some)
+        canonicalize_batch(some)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from constrained import Constraint
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_bound
+from constraints.bases.argument_checks import checked_bound
 from constraints.bases.boundary import STEEPNESS
 from constraints.math.autograd import needs_derivative
 from constraints.math.rounding import kept, least_positive

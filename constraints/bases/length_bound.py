@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.optional_methods import recomputed
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
 from constraints.bases.boundary import relax_to_boundary

@@ -13,7 +13,14 @@ from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params, unpack
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.linear_space import LinearSpace
-from constraints.bases.parts import Composite, build_parts, canonical, events, inherited, largest
+from constraints.composite.parts import (
+    Composite,
+    build_parts,
+    canonical,
+    events,
+    inherited,
+    largest,
+)
 
 
 @register("chain")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.arguments import as_tensor
+from constraints.bases.argument_checks import as_tensor
 from constraints.bases.linear_space import LinearSpace
 
 

@@ -13,8 +13,15 @@ from constrained import Constraint, register
 from constrained.constraint.base import FLAT, unguarded
 from constrained.constraint.elements import unpack
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import is_whole
-from constraints.bases.parts import Composite, build_parts, canonical, events, inherited, largest
+from constraints.bases.argument_checks import is_whole
+from constraints.composite.parts import (
+    Composite,
+    build_parts,
+    canonical,
+    events,
+    inherited,
+    largest,
+)
 
 
 @register("product", aliases=("cartesian_product", "cat"))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from constrained import Constraint, register
 from constrained.constraint.base import unguarded
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import check_whole
+from constraints.bases.argument_checks import check_whole
+from constraints.bases.convolution_settings import settings_of, taken_from
 from constraints.bases.expected_failures import failing, no_derivative
-from constraints.bases.layer import layer_of, taken_from
 from constraints.math.matrix import symmetric_part
 from constraints.math.paraunitary import gram_defect, kernel_of, peeled, times_factor, wide
 from constraints.math.polar import polar
@@ -123,7 +123,7 @@ class OrthogonalConv(Constraint):
 
     def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> OrthogonalConv:
         """The constraint with the stride and the groups of a convolution."""
-        layer = layer_of(module, name)
+        layer = settings_of(module, name)
         if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
             return self
         mode, most = layer.padding_mode, max(layer.surplus)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import check_whole, checked_positive
+from constraints.bases.argument_checks import check_whole, checked_positive
+from constraints.bases.convolution_settings import settings_of, taken_from
 from constraints.bases.expected_failures import no_derivative
-from constraints.bases.layer import layer_of, taken_from
 from constraints.bases.retraction import Retraction
 from constraints.math import conv_symbol as symbol
 from constraints.math.autograd import goes_by_operator, has_numbers
@@ -194,7 +194,7 @@ class SpectralNormConv(Retraction):
 
     def fitted(self, module: nn.Module, name: str, *, viewed: bool = False) -> SpectralNormConv:
         """The constraint with the stride, dilation, groups and padding mode of a convolution."""
-        layer = layer_of(module, name)
+        layer = settings_of(module, name)
         if layer is None or self.event_dim not in (None, 2 + len(layer.stride)):
             return self
         mode, most = layer.padding_mode, max(layer.surplus)

@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.base import FLAT
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_positive
+from constraints.bases.argument_checks import checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.birkhoff import nearest_doubly_stochastic

@@ -12,7 +12,7 @@ from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import checked_bound
+from constraints.bases.argument_checks import checked_bound
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import checked_rank
+from constraints.bases.argument_checks import checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math.autograd import goes_by_operator

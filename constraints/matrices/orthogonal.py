@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.optional_methods import recomputed
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.shapes import Matrices
 from constraints.math.moving_base import quadratic, rebased, rebased_gradient
 from constraints.math.orthonormal import orthonormality_error
 from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
-from constraints.math.retraction import cayley, geodesic
+from constraints.math.stiefel_curves import cayley, geodesic
 from constraints.math.transpose import minus_transpose
 from constraints.math.uniform_orthogonal import uniform_orthogonal
 

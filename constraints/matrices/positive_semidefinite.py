@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import checked_rank
+from constraints.bases.argument_checks import checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import register
-from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.optional_methods import recomputed
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals.tensors import has_values
-from constraints.bases.arguments import checked_positive
+from constraints.bases.argument_checks import checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Matrices
 from constraints.math.clip_singular_values import clip_singular_values

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.arguments import is_whole
+from constraints.bases.argument_checks import is_whole
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.shapes import Matrices
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import check_order, checked_bound
+from constraints.bases.argument_checks import check_order, checked_bound
 from constraints.bases.boundary import STEEPNESS, inwards
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.half_line import KINK

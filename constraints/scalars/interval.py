@@ -10,7 +10,7 @@ from torch import Tensor
 
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_number
+from constraints.bases.argument_checks import checked_number
 from constraints.math.autograd import needs_derivative
 from constraints.math.rounding import kept, least_positive
 

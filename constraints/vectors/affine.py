@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import as_tensor
+from constraints.bases.argument_checks import as_tensor
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Vectors

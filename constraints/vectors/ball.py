@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from constrained import register
-from constraints.bases.arguments import checked_bound, checked_positive
+from constraints.bases.argument_checks import checked_bound, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.length_bound import KINK, LengthBound, kinks_and_outside
 

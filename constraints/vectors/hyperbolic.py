@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import checked_positive
+from constraints.bases.argument_checks import checked_positive
 from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import scaled
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import check_order, checked_positive
+from constraints.bases.argument_checks import check_order, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import normalized, scaled

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.arguments import checked_positive
+from constraints.bases.argument_checks import checked_positive
 from constraints.bases.expected_failures import NO_DIRECTION, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices, Vectors

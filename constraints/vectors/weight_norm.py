@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, register
-from constrained.constraint.fast_paths import recomputed
+from constrained.constraint.optional_methods import recomputed
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.arguments import is_whole
+from constraints.bases.argument_checks import is_whole
 from constraints.bases.expected_failures import no_derivative
 from constraints.math.autograd import needs_derivative
 from constraints.math.unit_vectors import is_moderate

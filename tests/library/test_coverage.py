@@ -25,7 +25,7 @@ def test_files_are_added_up_by_folder_and_by_package():
         {
             "constrained/model/lazy.py": report(10, 2, 4, 2),
             "constrained/model/report.py": report(6, 0, 0, 0),
-            "constrained/features.py": report(0, 0, 0, 0),
+            "constrained/register_features.py": report(0, 0, 0, 0),
             "constraints/vectors/ball.py": report(5, 0, 0, 0),
         }
     )

@@ -21,7 +21,7 @@ from constrained import constrain, rebase, release, writable
 from constrained.atomic import interrupts as undisturbed
 from constrained.parametrize import remove_parametrizations
 from constrained.parametrized import originals_index
-from constrained.registration.register import register_parametrization
+from constrained.registration.add import register_parametrization
 
 
 @pytest.fixture(autouse=True)

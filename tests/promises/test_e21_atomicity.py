@@ -463,7 +463,7 @@ def test_e21_a_graph_that_holds_the_tensor_survives_a_failure():
     m = nn.Linear(3, 3)
     loss = m(torch.ones(1, 3, requires_grad=True)).pow(2).sum()
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, importlib.import_module("constrained.registration.register"), "install", 1)
+        fail_at(patch, importlib.import_module("constrained.registration.add"), "install", 1)
         with pytest.raises(KeyboardInterrupt):
             ours.register_parametrization(m, "bias", Squash())
     loss.backward()

@@ -104,8 +104,8 @@ def test_k6_two_processes_train_as_one(wrapper, kind, folder, outcomes, measured
         # The shards cannot be made canonical, and their gradients cannot be changed.
         for module, name in (
             (post_step, "prepare_step"),
-            (post_step, "restore"),
-            (canonicalize, "restore"),
+            (post_step, "canonicalize"),
+            (canonicalize, "canonicalize"),
         ):
             monkeypatch.setattr(module, name, lambda *_: None)
     alone = distributed.model()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from constrained import Constraint, constrain, get, names, spec, violations
-from constrained.registration.register import register_parametrization
+from constrained.registration.add import register_parametrization
 
 
 def others(cls, argument, value):

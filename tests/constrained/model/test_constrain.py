@@ -29,7 +29,7 @@ from constrained import (
 )
 from constrained.model import changes
 from constrained.parametrize import is_parametrized
-from constrained.registration.register import register_parametrization
+from constrained.registration.add import register_parametrization
 from constraints import Nonnegative, Orthogonal, Positive
 
 

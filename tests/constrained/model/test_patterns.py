@@ -12,7 +12,7 @@ from torch import nn
 
 from constrained import constrain
 from constrained.model.patterns import is_pattern, match, match_type
-from constrained.parametrized.locations import locations
+from constrained.parametrized.tensor_locations import locations
 
 
 class Block(nn.Module):

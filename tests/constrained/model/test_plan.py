@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from constrained import ConfigErrors, constrain, plan, report, spec
-from constrained.parametrized.locations import is_parametrized
+from constrained.parametrized.tensor_locations import is_parametrized
 
 
 def model():

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from constrained.model import targets
-from constrained.parametrized.locations import locations
-from constrained.registration.register import register_parametrization
+from constrained.parametrized.tensor_locations import locations
+from constrained.registration.add import register_parametrization
 
 
 class Model(nn.Module):

@@ -195,7 +195,7 @@ def lists_in_order() -> None:
 
 
 def knows_contexts() -> None:
-    from constrained.registration.register import register_parametrization
+    from constrained.registration.add import register_parametrization
 
     class Double(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

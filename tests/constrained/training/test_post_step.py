@@ -423,9 +423,9 @@ def test_an_optimizer_inside_another_restores_once(name):
 
 def restorations(monkeypatch):
     seen = []
-    restored = post_step.restore
+    restored = post_step.canonicalize
     monkeypatch.setattr(
-        post_step, "restore", lambda tensor, *a: seen.append(tensor) or restored(tensor, *a)
+        post_step, "canonicalize", lambda tensor, *a: seen.append(tensor) or restored(tensor, *a)
     )
     return seen
 

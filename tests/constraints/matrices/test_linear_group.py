@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacrev
 
 from constrained import InfeasibleError, constrain
-from constrained.registration.register import register_parametrization
+from constrained.registration.add import register_parametrization
 from constraints import Invertible, Orthogonal, PositiveDefinite, SpecialLinear
 
 DOUBLE = torch.float64

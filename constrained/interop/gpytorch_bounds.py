@@ -1,12 +1,12 @@
-"""Bounds that GPyTorch has for the parameters of its modules, beside the constraints here.
+"""Bounds that GPyTorch has for the parameters of its modules, next to the constraints here.
 
-GPyTorch reports a value outside of a parameter's bounds by a ``RuntimeError`` with words of its
-own. BoTorch searches for these words when it restarts a fit: it samples hyperparameters from their
-priors until one is within their bounds. So a value that a constraint here refuses is reported in
-the same way.
+GPyTorch reports a value outside of a parameter's bounds by a ``RuntimeError`` with a fixed message.
+BoTorch searches for that message when it restarts a fit: it samples hyperparameters from their
+priors until one is within its bounds. So a value outside of a set is reported in the same way here.
 
-A bound without a transform is kept by BoTorch's optimizers, which find it by the name of the
-parameter. The free parameters of a constrained tensor have other names, so that bound is lost.
+A bound without a transform is enforced by BoTorch's optimizers, which find it by the name of the
+parameter. The free parameters of a constrained tensor have other names, so such a bound is lost,
+and there is a warning.
 
 GPyTorch is not imported here.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
 from constrained.constraint.spec import Request
-from constrained.model.changes import TensorChange, advise
+from constrained.model.changes import TensorChange, check_each_change
 from constrained.parametrized.call_stack import user_stacklevel
 from constrained.parametrized.module_class import contribute
 
@@ -46,7 +46,7 @@ def _initialize(self: Any, **values: Any) -> Any:
     try:
         return super(self._parametrized, self).initialize(**values)  # pyright: ignore[reportUnknownVariableType] - the class is known at run time only
     except ValueError as error:
-        # An error of a property or a submodule has this form already.
+        # An error from a property or a submodule has this form already.
         if isinstance(error, RuntimeError) or values.keys().isdisjoint(self.parametrizations):
             raise
         raise OutOfBoundsError(
@@ -54,9 +54,9 @@ def _initialize(self: Any, **values: Any) -> Any:
         ) from error
 
 
-@advise
+@check_each_change
 def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
-    """Warn of a bound that a tensor had by its name alone, if its set reaches beyond the bound.
+    """Warn that BoTorch does not enforce a bound any more, if the set reaches beyond it.
 
     Args:
         change: the change that constrains the tensor.
@@ -82,7 +82,7 @@ def warn_of_lost_bounds(change: TensorChange, request: Request) -> None:
 
 
 def _reaches_beyond(constraint: Constraint, bound: Any, tensor: Tensor) -> bool:
-    # By random members, and for a set of single numbers by numbers outside of the bound.
+    # Tried with random members, and with constant tensors outside of the bound.
     device = torch.device("cpu") if tensor.is_meta else tensor.device
     seeded = torch.Generator(device).manual_seed(0)
     sample = constraint.sample(tensor.shape, generator=seeded, dtype=tensor.dtype, device=device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from constrained.constraint.base import Constraint
 
 
-class Holder(nn.Module):
+class OneTensorModel(nn.Module):
     """A module that holds one tensor, the parameter ``weight``."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -22,11 +22,11 @@ class Holder(nn.Module):
         return self.weight
 
 
-def constrained(constraint: Constraint, value: Tensor) -> Any:
-    """A `Holder` of ``value`` with the weight constrained."""
+def constrained_model(constraint: Constraint, value: Tensor) -> Any:
+    """A `OneTensorModel` of ``value`` with the weight constrained."""
     from constrained import constrain
 
     with warnings.catch_warnings():
         # Laws also try members next to the boundary, and `constrain` warns about those.
         warnings.simplefilter("ignore", UserWarning)
-        return constrain(Holder(value), "weight", constraint)
+        return constrain(OneTensorModel(value), "weight", constraint)

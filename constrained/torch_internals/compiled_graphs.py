@@ -1,10 +1,10 @@
-"""One evaluation in each graph that ``torch.compile`` traces, however often a value is read.
+"""Values in graphs that ``torch.compile`` traces: one evaluation in each graph.
 
-A compiled graph is made once and run often, so that it cannot hold a stored value: each graph
-evaluates for itself. But a second read in the same graph returns the value of the first. To merge
-equal operations afterwards would not help, because by then the backward pass differentiates each
-evaluation. What is remembered is kept with the private tracer of Dynamo. Where that is missing or
-has changed, each read in a graph evaluates.
+A compiled graph is made once and run often, so it cannot hold a stored value: each graph evaluates
+for itself. But a second read in the same graph returns the value of the first. (Merging equal
+operations later would not help: by then the backward pass differentiates each evaluation.) The
+first value is remembered by the private tracer of Dynamo. If that is missing or has changed, each
+read in a graph evaluates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from constrained.torch_internals.tensors import version
 
 
 def traced_value(parametrized: Any) -> Tensor:
-    """The value under a tracer: evaluated at the first read in each graph.
+    """The value while a graph is traced: evaluated at the first read in each graph.
 
     Args:
         parametrized: a `constrained.parametrize.ParametrizationList`.
@@ -32,7 +32,7 @@ def traced_value(parametrized: Any) -> Tensor:
         return parametrized()
     from torch._dynamo.comptime import comptime
 
-    # The tracer calls these: `_recall` sets `value` to the value of an earlier read, if any.
+    # The tracer calls these functions. `_recall` sets `value` to that of an earlier read, if any.
     tensors, value = (*parametrized.originals(), *parametrized.buffers()), None
     comptime(_check)
     comptime(_recall)
@@ -47,7 +47,7 @@ _can_remember = is_defined("torch._dynamo.comptime.comptime")
 
 
 def _cautious(step: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A step that does nothing if it fails, as it may where the tracer has changed."""
+    """A step that does nothing if it fails, as it may if this torch has another tracer."""
 
     @functools.wraps(step)
     def attempt(context: Any) -> None:
@@ -90,7 +90,7 @@ def _tracer_of(context: Any) -> Any:
 
 
 def _memory(tracer: Any) -> dict[nn.Module, tuple[Any, Any]]:
-    """The values of the graph that is being traced, by their lists. They end with its tracer."""
+    """The values in the graph that is being traced, by their lists. The tracer holds them."""
     attributes = cast(dict[str, Any], vars(tracer.output.current_tracer))
     return attributes.setdefault("_constrained_values", {})
 
@@ -100,9 +100,9 @@ def _real(tracer: Any, name: str) -> Any:
 
 
 def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
-    """What must be the same when the value is used again; None if it must not be.
+    """What must be the same when the value is used again; None if it must not be used again.
 
-    The tensors of a graph that is traced are fake ones, which count their writes.
+    The tensors of a graph that is traced are fake ones, which count writes.
     """
     parametrized = _real(tracer, "parametrized")
     inner = [p for m in list(parametrized.modules())[1:] for p in m._parameters]
@@ -124,6 +124,6 @@ def _state(tracer: Any, value: Any) -> tuple[Any, ...] | None:
 
 
 def _hide_writes() -> tuple[Any, ...]:
-    """What ``tensor.data``, and setting it, become in a graph: writes that are not counted."""
+    """The operations of ``tensor.data``, and of setting it: writes by these are not counted."""
     c: Any = torch._C
     return c._autograd._get_data_attr, c.TensorBase.set_

@@ -1,12 +1,12 @@
-"""Kernels of GPyTorch that make other kernels of themselves: by indexing, expanding, copying.
+"""Kernels of GPyTorch that make new kernels of themselves: by indexing, expanding, copying.
 
 GPyTorch indexes a kernel with a batch of parameters, or expands it to a larger batch, by a copy
-whose own parameters get other data, of another shape. A constrained tensor is no such parameter. So
+whose parameters get other data, of another shape. That does not work with constrained tensors. So
 the methods are called on a kernel with the same submodules that has the values as plain parameters.
 
-An indexed kernel stays plain, since some constraint may hold across the batch. It is what
-``k(x)[i]`` evaluates. No gradient flows from it to the parameters of ``k``, constrained or not. All
-other kernels that are made of a kernel are constrained as it is.
+An indexed kernel stays plain, since a constraint may hold across the batch. It is what ``k(x)[i]``
+evaluates. No gradient flows from it to the parameters of ``k``, constrained or not. An expanded or
+copied kernel is constrained as the kernel is.
 
 GPyTorch is not imported here.
 """
@@ -30,7 +30,7 @@ _MODULE, _CLASS = "gpytorch.kernels", "Kernel"
 
 @contribute
 def kernel_methods(base: type, names: tuple[str, ...]) -> dict[str, Any]:
-    """The methods of a class derived from ``base`` by which a kernel makes others of itself."""
+    """The methods of a class derived from ``base`` by which a kernel makes new kernels."""
     kernel = getattr(sys.modules.get(_MODULE), _CLASS, None)
     if not names or kernel is None or not issubclass(base, kernel):
         return {}
@@ -55,14 +55,14 @@ def _expand_batch(self: Any, *sizes: Any) -> Any:
         # An expanded tensor has the same memory for all of its entries.
         tensor.data = tensor.data.clone()
         try:
-            again = _again(parametrizations, tensor)
+            new = _for_tensor(parametrizations, tensor)
         except ValueError as error:
             raise ValueError(
                 f"'{name}' of {self._base_class.__name__} cannot have the shape "
                 f"{tuple(tensor.shape)} under its constraint: {error} Call expand_batch on "
                 "constrained.release(copy.deepcopy(kernel))."
             ) from error
-        install(found, name, again)
+        install(found, name, new)
     return found
 
 
@@ -74,7 +74,7 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
 
 
 def _plain(kernel: Any) -> Any:
-    """A kernel with the same submodules that has the values of its tensors as plain tensors."""
+    """A kernel with the same submodules, and with plain tensors that hold the values."""
     base = kernel._base_class
     plain = base.__new__(base)
     plain.__dict__.update({k: v for k, v in kernel.__dict__.items() if k != "_overrides"})
@@ -94,11 +94,11 @@ def _plain(kernel: Any) -> Any:
 
 
 def _lists(kernel: Any) -> list[tuple[str, ParametrizationList]]:
-    """The lists of a kernel with the names of its tensors, also those that torch has made."""
+    """The tensors of a kernel by their names, with their lists, converted if they are torch's."""
     return [(name, converted_list(found)) for name, found in kernel.parametrizations.items()]
 
 
-def _again(parametrizations: ParametrizationList, tensor: Any) -> ParametrizationList:
+def _for_tensor(parametrizations: ParametrizationList, tensor: Any) -> ParametrizationList:
     """A list with copies of the parametrizations, for a tensor of another shape."""
     chain = [copy.deepcopy(module) for module in parametrizations.chain()]
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""Methods of Hugging Face's models that write into the tensors of all modules below them.
+"""Methods of Hugging Face's models that write into the tensors of their submodules.
 
-``reset_parameters()`` of a module is adapted when the module gets constraints. The models of
-transformers initialise, tie, load and resize the tensors of other modules from outside, by methods
-of the class ``PreTrainedModel``, which expect plain parameters. These methods are changed so that
-they find plain parameters, as soon as a model has constraints and the class has been imported.
+The models of transformers initialise, tie, load and resize the tensors of all their submodules by
+methods of the class ``PreTrainedModel``, which expect plain parameters. These methods are wrapped
+so that they find plain parameters. That happens as soon as a model has constraints and the class
+has been imported.
 
 transformers is not imported here. In a version without these methods nothing is changed.
 """
@@ -26,15 +26,15 @@ from constrained.model.constrain import constrain
 from constrained.model.release import release
 from constrained.model.report import spec
 from constrained.model.writable import writable
-from constrained.parametrized.locations import Location, constrained_tensors, locations
 from constrained.parametrized.module_class import patch_when_imported
 from constrained.parametrized.parametrization_list import ParametrizationList, read
+from constrained.parametrized.tensor_locations import Location, constrained_tensors, locations
 from constrained.registration.install import check_can_hold, share
 
 _MODULE, _CLASS = "transformers.modeling_utils", "PreTrainedModel"
 
 
-#: The constraints of tensors that a model is about to load, or to initialise, as plain ones.
+#: The constraints that were released while a model loads; they are applied again afterwards.
 _awaiting: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -49,8 +49,8 @@ def adapt() -> None:
         _replace(cls, name, _writing)
     _replace(cls, "tie_weights", _tying)
     _replace(cls, "resize_token_embeddings", _resizing)
-    # The first puts the tensors of a checkpoint into a model on the meta device, the second
-    # initialises and ties those that the checkpoint did not have.
+    # The first puts the tensors of a checkpoint into a model on the meta device. The second
+    # initialises and ties the tensors that the checkpoint lacks.
     load, finish = "convert_and_load_state_dict_in_model", "_finalize_model_loading"
     if hasattr(library, load) and isinstance(vars(cls).get(finish), staticmethod):
         _replace(library, load, _loading)
@@ -82,7 +82,7 @@ def _tying(tie_weights: Callable[..., Any]) -> Callable[..., Any]:
     def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
-        # Assigning a parameter ties a plain tensor. A constrained one would only copy the numbers.
+        # Assigning a parameter ties a plain tensor. A constrained one would copy the numbers only.
         for target, found in _to_be_shared(self, given.arguments):
             share(target.module, target.name, found)
         with writable(self):
@@ -94,11 +94,11 @@ def _tying(tie_weights: Callable[..., Any]) -> Callable[..., Any]:
 def _to_be_shared(
     model: Any, given: Mapping[str, Any]
 ) -> list[tuple[Location, ParametrizationList]]:
-    """The constrained tensors that are to be tied, and the lists that they are to be tied to.
+    """The constrained tensors that are to be tied, each with the list that it is to share.
 
     Raises:
-        ValueError: if a tensor is to be tied to one that is not constrained as it is. Nothing has
-            changed then.
+        ValueError: if a tensor is to be tied to one with another constraint, or with none. Nothing
+            has changed then.
     """
     is_known = given.get("recompute_mapping") is False
     pairs = model.all_tied_weights_keys if is_known else model.get_expanded_tied_weights_keys(True)
@@ -110,16 +110,16 @@ def _to_be_shared(
         mine, found = available[target].tensor, available[source].tensor
         if mine is found or not isinstance(mine, ParametrizationList):
             continue
-        theirs = found if isinstance(found, ParametrizationList) else None
-        if theirs is not None and _are_alike(mine, theirs):
+        other = found if isinstance(found, ParametrizationList) else None
+        if other is not None and _are_alike(mine, other):
             # Tensors from a checkpoint are not tied if they differ in it.
             if given.get("missing_keys") is None or _are_equal(
-                read(mine, target), read(theirs, source)
+                read(mine, target), read(other, source)
             ):
                 check_can_hold(available[target].module, available[target].name)
-                result.append((available[target], theirs))
+                result.append((available[target], other))
         elif given.get("missing_keys") is None:
-            kind = "is plain" if theirs is None else f"has {theirs.described()}"
+            kind = "is plain" if other is None else f"has {other.described()}"
             raise ValueError(
                 f"'{target}', which has {mine.described()}, cannot be tied to '{source}', which "
                 f"{kind}: tied tensors have one constraint. Constrain '{source}' in the same way, "
@@ -134,8 +134,8 @@ def _are_alike(one: Any, other: Any) -> bool:
     chains = one.chain(), other.chain()
     if not all(isinstance(module, Constraint) for chain in chains for module in chain):
         return False
-    mine, theirs = ([module.spec() for module in chain] for chain in chains)  # type: ignore[operator]
-    return mine == theirs
+    first, second = ([module.spec() for module in chain] for chain in chains)  # type: ignore[operator]
+    return first == second
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
@@ -162,11 +162,11 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _constrain_sources(model: Any) -> None:
-    """Move the constraints of tensors that will be tied to the tensors that they will be tied to.
+    """Move the constraint of each tensor that will be tied to the tensor that it is tied to.
 
-    A class may constrain its head, which is tied to the embeddings later: a checkpoint has it under
-    the name of the embeddings, and on the meta device nothing is tied yet. Here the constraint
-    moves to the embeddings, and the plain head is tied to them once they are loaded.
+    For example, a class may constrain its head, which is tied to the embeddings later: a checkpoint
+    has it under the name of the embeddings, and on the meta device nothing is tied yet. Then the
+    constraint moves to the embeddings, and the plain head is tied to them once they are loaded.
     """
     for target, source in getattr(model, "all_tied_weights_keys", {}).items():
         constraints, available = spec(model), locations(model)
@@ -185,7 +185,7 @@ def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
     def inside(model: Any, *args: Any, **kwargs: Any) -> Any:
         result = finish(model, *args, **kwargs)
         constraints = _awaiting.pop(model, {})
-        # A tensor that was tied to one that stayed constrained is constrained with it.
+        # A tensor that was tied to a constrained one is constrained already.
         done = {
             path for path, place in locations(model).items() if isinstance(place.tensor, nn.Module)
         }
@@ -198,12 +198,12 @@ def _finishing(finish: Callable[..., Any]) -> Callable[..., Any]:
 
 def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
     """The keys of a checkpoint, and the names that transformers gives them while loading."""
-    # Copies, since these objects keep a record of what they were used for.
+    # Copies, since these objects record what they are used for.
     mapping = copy.deepcopy(getattr(config, "weight_mapping", None) or [])
     found = set(state_dict)
     for key in state_dict:
         for entry in mapping:
-            # Entries with operations combine several tensors, which free parameters never are.
+            # An entry with operations combines several tensors, which never are free parameters.
             if hasattr(entry, "rename_source_key") and not hasattr(entry, "operations"):
                 key = entry.rename_source_key(key)[0]
         found.add(key)
@@ -211,12 +211,12 @@ def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
 
 
 def _not_among(model: nn.Module, keys: Collection[str]) -> dict[str, Any]:
-    """The constraints of tensors of which a checkpoint does not have all the free parameters."""
+    """The constraints of tensors whose free parameters are not all in a checkpoint."""
     constraints, missing = spec(model), dict[str, Any]()
     for path, found, _ in constrained_tensors(model):
         prefix, _, name = path.rpartition(".")
         inside = [f"{prefix}.parametrizations.{name}.{key}" for key in found.names()]
-        # The prefix of the body of a model may be there or not.
+        # The keys may have the prefix of the model's body or not.
         if not all(any(_is_same(key, other) for other in keys) for key in inside):
             missing[path] = constraints[path]
     return missing
@@ -255,7 +255,7 @@ def _size(weight: Tensor, wanted: int | None, multiple: int | None) -> int:
 
 
 def _of_tokens(model: Any) -> dict[str, tuple[dict[str, Any], Tensor]]:
-    """The constraints of the tensors that have an entry for each token, and the tensors."""
+    """The constrained tensors that have an entry for each token: path -> constraint and value."""
     constraints = spec(model)
     modules = {id(m) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     found: dict[str, tuple[dict[str, Any], Tensor]] = {}

@@ -1,8 +1,8 @@
 """Models of BoTorch that are reduced to some of their outputs.
 
-``subset_output`` copies the model and cuts those parameters of the copy that a table lists by name.
-A constrained tensor has other names. So the method is called on a copy without constraints, and
-these are applied to what it returns.
+``subset_output`` copies the model and cuts those parameters of the copy whose names are in a table.
+The free parameters of a constrained tensor have other names. So the method is called on a copy
+without constraints, and the constraints are applied to what it returns.
 
 BoTorch is not imported here.
 """

@@ -1,4 +1,4 @@
-"""How a tensor becomes parametrized."""
+"""Adding a parametrization to a tensor: the first one, or one more."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
 from constrained.constraint.base import Constraint
 from constrained.parametrized.consistency_checks import check_appended
-from constrained.parametrized.locations import (
+from constrained.parametrized.originals_index import list_with_original
+from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import (
     is_parametrized,
     list_of,
     resolve,
     tied_locations,
     why_not_registered,
 )
-from constrained.parametrized.originals_index import list_with_original
-from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.writable_tensor import flush_writes
 from constrained.registration.from_torch import convert_from_torch
 from constrained.registration.install import check_can_hold, install
@@ -167,7 +167,7 @@ def _append(module: nn.Module, name: str, parametrization: nn.Module, unsafe: bo
 
 
 def _check_same(name: str, tied: ParametrizationList, parametrization: nn.Module) -> None:
-    """Raise unless a tied tensor, parametrized already, is to be parametrized in the same way."""
+    """Raise unless the tied tensor that is parametrized already has the same parametrization."""
     (first, *more) = tied.children()
     if isinstance(first, Constraint) and isinstance(parametrization, Constraint):
         same = first.spec() == parametrization.spec()

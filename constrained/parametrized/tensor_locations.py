@@ -46,7 +46,7 @@ def resolve(module: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def why_not_registered(module: nn.Module, name: str) -> str:
-    """Why a module has a tensor of that name, and no parameter or buffer; "" if it has none."""
+    """Why a tensor of that name is neither a parameter nor a buffer; "" if there is none."""
     if not isinstance(module.__dict__.get(name), Tensor):
         return ""
     kind = type(module).__name__
@@ -117,7 +117,7 @@ class Location:
 
     @property
     def tensor(self) -> Tensor | nn.Module:
-        """The registered tensor, or the list that parametrizes it. It is the same for tied ones."""
+        """The registered tensor, or the list that parametrizes it. Tied tensors have the same."""
         if is_parametrized(self.module, self.name):
             return self.module.parametrizations[self.name]  # type: ignore[index]
         tensors = self.module._parameters if self.is_parameter else self.module._buffers
@@ -125,7 +125,7 @@ class Location:
 
 
 def locations(model: nn.Module) -> dict[str, Location]:
-    """Every tensor of a model by its path, in the order of parameters; tied ones by every path."""
+    """Every tensor of a model by its path, in the order of parameters; tied ones by all paths."""
     check_model(model)
     found: dict[str, Location] = {}
     for prefix, module in _modules(model, ""):
@@ -164,7 +164,7 @@ def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(found, nn.Module) and id(found) not in seen:
             seen.add(id(found))
             yield path, found
-    # A GraphModule of torch.fx holds lists in plain modules, beside no tensor of their name.
+    # A GraphModule of torch.fx holds lists in plain modules, which have no tensor of that name.
     for path, module in _modules(model, ""):
         is_list = isinstance(module, ParametrizationList) and module is not model
         if is_list and id(module) not in seen:
@@ -173,6 +173,6 @@ def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_constrained(location: Location) -> bool:
-    """Whether `constrain` has parametrized a tensor, not the user's `register_parametrization`."""
+    """Whether `constrain` has parametrized a tensor, and not a `register_parametrization`."""
     found = location.tensor
     return isinstance(found, ParametrizationList) and found.is_constrained()

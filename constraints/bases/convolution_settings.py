@@ -13,7 +13,7 @@ from constrained.constraint.named_views import CONVOLUTIONS
 
 
 @dataclass(frozen=True)
-class Layer:
+class ConvolutionSettings:
     """The settings of a convolution layer.
 
     Attributes:
@@ -31,7 +31,7 @@ class Layer:
     surplus: tuple[int, ...]
 
 
-def layer_of(module: nn.Module, name: str) -> Layer | None:
+def settings_of(module: nn.Module, name: str) -> ConvolutionSettings | None:
     """The settings of a layer, or None if the tensor of this name is not a convolution kernel."""
     if name != "weight" or not isinstance(module, CONVOLUTIONS):
         return None
@@ -43,7 +43,7 @@ def layer_of(module: nn.Module, name: str) -> Layer | None:
         added = spreads if padding == "same" else [0] * len(spreads)
     else:
         added = [2 * p for p in padding]
-    return Layer(
+    return ConvolutionSettings(
         tuple(module.stride),
         tuple(dilation),
         module.groups,

@@ -8,19 +8,19 @@ import warnings
 from constrained.constraint.base import Constraint
 from constrained.constraint.named_views import CONVOLUTIONS, GATES, TRANSPOSED
 from constrained.constraint.spec import Request
-from constrained.model.changes import TensorChange, advise
+from constrained.model.changes import TensorChange, check_each_change
 from constrained.parametrized.call_stack import user_stacklevel
 
 #: Sets to which a stack of members does not belong: nobody means them for all gates together.
 _ISOMETRIES = ("orthogonal", "almost_orthogonal", "unitary")
 
 
-@advise
+@check_each_change
 def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
     """Warn that the recurrent kernels of all gates are constrained as one matrix.
 
-    Only for orthogonal matrices and the like. A bound of a norm or of a rank is often meant for
-    the whole.
+    There is a warning for orthogonal matrices and the like only. A bound on a norm or a rank is
+    often meant for the whole.
 
     Args:
         change: the change that constrains the tensor.
@@ -43,13 +43,12 @@ def warn_of_stacked_gates(change: TensorChange, request: Request) -> None:
     )
 
 
-@advise
+@check_each_change
 def warn_of_small_elements(change: TensorChange, request: Request) -> None:
-    """Warn that the elements of a set are not the filters of a convolution, which most mean.
+    """Warn that the elements are smaller than the filters of a convolution, which are mostly meant.
 
     For a set of vectors or of matrices, the last one or two dimensions of a kernel make an element:
-    rows or slices of its taps. A set of numbers, or of whole tensors, means the same for every
-    tensor.
+    rows or slices of its taps. For a set of numbers, or of whole tensors, there is no such doubt.
 
     Args:
         change: the change that constrains the tensor.

@@ -1,4 +1,4 @@
-"""The optional methods of a constraint: faster gradients and better parameters."""
+"""The optional methods of a constraint: for faster training, or for a better result of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 
-class FastPaths(nn.Module):
-    """Defaults of the methods that make training faster, or lead it to a better optimum.
+class OptionalMethods(nn.Module):
+    """Defaults of the methods that a constraint may define.
 
-    The signatures are so wide, as that of `Constraint.forward`, that type checkers let a class name
-    its parameters.
+    `step_gradient` leads training to a better result. The others make it faster and do not change
+    the result. As with `Constraint.forward`, a class may name the parameters that its methods take;
+    the signatures here are wide enough that type checkers accept it.
 
     Class attributes:
         frozen, value_index, remembers, recompute_in_backward: see `Constraint`.
@@ -27,15 +28,15 @@ class FastPaths(nn.Module):
     _map_as_defined: ClassVar[Callable[..., Tensor]]
 
     def canonical(self, *params: Any, **_none: Any) -> tuple[Tensor, ...]:
-        """Better conditioned parameters of the same element.
+        """Those parameters of the same element at which `forward` is cheapest.
 
-        The engine stores them after each optimizer step, so that an evaluation finds the
-        parameters where it is cheapest. ``forward(*canonical(*p)) == forward(*p)`` must hold.
+        After each optimizer step the engine replaces the parameters by these.
+        ``forward(*canonical(*p)) == forward(*p)`` must hold. By default the parameters themselves.
         """
         return params
 
     def restored_together(self, count: int) -> Sequence[Sequence[int]]:
-        """Which parameters `canonical` changes together.
+        """Which parameters `canonical` may change only together.
 
         If an optimizer trains only a part of a group, the group stays as it is. A class defines it
         if some parameters have a canonical form that does not depend on the others.
@@ -52,12 +53,12 @@ class FastPaths(nn.Module):
     def pullback(
         self, value: Tensor, gradient: Tensor, *params: Any, **_none: Any
     ) -> tuple[Tensor | None, ...]:
-        """The gradient with respect to the parameters, from that with respect to the value.
+        """The gradient with respect to the parameters, from the gradient with respect to the value.
 
-        A class defines it if the gradient can be computed from the value, in less time or memory
-        than by the graph of an evaluation. The engine then records no graph, and calls this in each
+        A class defines it if it can compute the one from the other in less time or memory than the
+        graph of an evaluation takes. The engine then records no graph, and calls this in each
         backward pass. Derivatives of higher order, `torch.func` and tracing differentiate `forward`
-        as they would without it.
+        in any case.
 
         Args:
             value: what `forward` gave, of shape ``(*batch, *event)``.
@@ -65,8 +66,8 @@ class FastPaths(nn.Module):
             params: what `forward` was given.
 
         Returns:
-            One tensor for each of ``params``, of its shape; None for a constant. By default, the
-            gradient of one more evaluation: see `recompute_in_backward`.
+            One tensor for each of ``params``, of its shape; None for a constant. By default
+            `forward` is evaluated once more, and differentiated: see `recompute_in_backward`.
         """
         del value
         return recomputed(self, gradient, params)
@@ -74,7 +75,7 @@ class FastPaths(nn.Module):
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, *params: Any, **_none: Any
     ) -> tuple[Tensor | None, ...] | None:
-        """`pullback` from a gradient of small rank, ``left' right``, without forming it.
+        """`pullback` for a gradient of small rank, ``left' right``, which is not formed.
 
         The gradient of a linear layer has this form: ``right`` are its inputs, and ``left`` is the
         gradient with respect to its outputs. A class that defines this defines `pullback` too.
@@ -83,8 +84,8 @@ class FastPaths(nn.Module):
             value: what `forward` gave, of shape ``(n, p)``.
             left: shape ``(b, n)``.
             right: shape ``(b, p)``.
-            params: what `forward` was given; the same object as ``value`` for a parameter that
-                the value is a copy of.
+            params: what `forward` was given. If the value is a copy of a parameter, ``value``
+                itself is given for that parameter.
 
         Returns:
             The result of `pullback`, or None if `pullback` itself is cheaper.
@@ -93,14 +94,15 @@ class FastPaths(nn.Module):
         return None
 
     def step_gradient(self, gradient: Tensor, *params: Any, **_none: Any) -> Tensor:
-        """The gradient from which an optimizer makes its step, given the gradient of the loss.
+        """What an optimizer is given for its step, in the place of the gradient of the loss.
 
         On the boundary of a closed set a step against the gradient may lead outside, and
-        `canonical` then leads back. With an optimizer whose steps have another metric than that
-        projection, training comes to rest beside the optimum. A class may return a gradient that
-        vanishes at an optimum, and only there. It need not be linear in the gradient of the loss:
-        the engine calls this when a step begins, after the gradients of all batches and processes
-        are added up, and writes the result into ``grad``, where it stays until ``zero_grad``.
+        `canonical` then projects back. With an optimizer such as Adam, whose steps have another
+        metric than that projection, training comes to rest beside the optimum. A class may return a
+        gradient that vanishes at an optimum, and only there. It need not be linear in the gradient
+        of the loss: the engine calls this when a step begins, after the gradients of all batches
+        and processes are added up, and writes the result into ``grad``, where it stays until
+        ``zero_grad``.
 
         Args:
             gradient: with respect to the first parameter. It may be changed in place.
@@ -115,8 +117,9 @@ class FastPaths(nn.Module):
     def factors(self, *params: Any, **_none: Any) -> tuple[Tensor, Tensor] | None:
         """Two matrices whose product is ``forward(*params)``, if the map has this form.
 
-        A linear layer multiplies by the two, without forming the product, if that is less work.
-        Both are differentiable functions of the parameters, which are given in their stored dtype.
+        A linear layer multiplies by one after the other if that is less work than forming the
+        product. Both are differentiable functions of the parameters, which are given in the dtype
+        that they are stored in.
 
         Returns:
             Tensors of shapes ``(m, r)`` and ``(r, n)``, or None.
@@ -125,35 +128,37 @@ class FastPaths(nn.Module):
         return None
 
     def has_own_map(self) -> bool:
-        """Whether the map is still the one that the class was defined with.
+        """Whether `forward` is still the method that the class was defined with.
 
-        Setting `forward` on an object, or on a class after its definition, gives another map, to
-        which `pullback` and `canonical` do not belong.
+        If somebody has set `forward` on the object, or later on the class, then `pullback` and
+        `canonical` do not belong to the map any more, and are not used.
         """
         cls = type(self)
         return (
             cls.forward is cls._map_as_defined
             and "forward" not in vars(self)
-            and all(m.has_own_map() for m in self._modules.values() if isinstance(m, FastPaths))
+            and all(
+                m.has_own_map() for m in self._modules.values() if isinstance(m, OptionalMethods)
+            )
         )
 
     def has_canonical(self) -> bool:
-        """Whether some parameters are better than others of the same element."""
-        return type(self).canonical is not FastPaths.canonical
+        """Whether the class defines `canonical`."""
+        return type(self).canonical is not OptionalMethods.canonical
 
     def has_step_gradient(self) -> bool:
-        """Whether an optimizer's step is made from another gradient than that of the loss."""
-        return type(self).step_gradient is not FastPaths.step_gradient
+        """Whether the class defines `step_gradient`."""
+        return type(self).step_gradient is not OptionalMethods.step_gradient
 
     def has_pullback(self) -> bool:
         """Whether the gradient can be computed without the graph of an evaluation."""
-        return self.recompute_in_backward or type(self).pullback is not FastPaths.pullback
+        return self.recompute_in_backward or type(self).pullback is not OptionalMethods.pullback
 
 
 def recomputed(
-    constraint: FastPaths, gradient: Tensor, params: Sequence[Tensor]
+    constraint: OptionalMethods, gradient: Tensor, params: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """The gradient with respect to parameters, by an evaluation whose graph is not kept."""
+    """The gradient with respect to the parameters: `forward` is evaluated and differentiated."""
     trained = [i for i in range(len(params)) if i not in constraint.frozen]
     return evaluated_again(constraint.forward, trained, gradient, params)
 
@@ -164,7 +169,14 @@ def evaluated_again(
     gradient: Tensor,
     params: Sequence[Tensor],
 ) -> tuple[Tensor | None, ...]:
-    """The gradient with respect to those of the arguments of a function that are trained."""
+    """The gradient of a function with respect to its arguments; None for one that is not trained.
+
+    Args:
+        evaluate: the function. It is evaluated once, and its graph is dropped.
+        trained: the indices of the arguments to differentiate by.
+        gradient: the gradient with respect to its value.
+        params: its arguments.
+    """
     leaves = [p.detach().requires_grad_(i in trained) for i, p in enumerate(params)]
     with torch.enable_grad():
         value = evaluate(*leaves)

@@ -1,0 +1,1 @@
+"""Objects of other libraries as constraints of this catalogue: one library in a file."""

@@ -1,1 +1,0 @@
-"""Constraints of this catalogue for objects of other libraries."""
