@@ -1,0 +1,83 @@
+"""Models as one would write them without any constraint in mind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constrained.experiments.arguments import one_of, whole
+
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "identity": nn.Identity}
+
+
+class Recurrent(nn.Module):
+    """Reads a sequence with an RNN cell, and classifies its last state, or every one.
+
+    The recurrent kernel, ``cell.weight_hh``, starts as a random orthogonal matrix, the usual start
+    of a network that is to remember; all else starts as PyTorch has it.
+
+    Args:
+        inputs: values per time step.
+        hidden: length of the state.
+        outputs: number of classes.
+        every_step: whether each state is classified.
+        nonlinearity: of the cell, ``"tanh"`` or ``"relu"``.
+
+    Raises:
+        ValueError: for other arguments.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        every_step: bool = False,
+        nonlinearity: str = "tanh",
+    ) -> None:
+        super().__init__()
+        self.hidden = whole("hidden", hidden, 1)
+        self.every_step = every_step
+        one_of("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.cell = nn.RNNCell(whole("inputs", inputs, 1), hidden, nonlinearity=nonlinearity)
+        self.classify = nn.Linear(hidden, whole("outputs", outputs, 1))
+        nn.init.orthogonal_(self.cell.weight_hh)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Sequences ``(n, steps, inputs)`` to logits ``(n, outputs)`` or ``(n, steps, outputs)``."""
+        state = sequence.new_zeros(len(sequence), self.hidden)
+        states: list[Tensor] = []
+        for values in sequence.unbind(dim=1):
+            state = self.cell(values, state)
+            if self.every_step:
+                states.append(state)
+        return self.classify(torch.stack(states, dim=1) if self.every_step else state)
+
+
+def mlp(
+    inputs: int, outputs: int, hidden: Sequence[int] = (32,), activation: str = "relu"
+) -> nn.Sequential:
+    """Linear layers with an activation between them, called ``0``, ``2``, ``4`` and so on.
+
+    Args:
+        inputs: values per example.
+        outputs: number of classes.
+        hidden: the widths of the hidden layers.
+        activation: ``"relu"``, ``"tanh"``, ``"gelu"`` or ``"identity"``.
+
+    Raises:
+        ValueError: for other arguments.
+    """
+    given: Any = hidden
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"hidden must be a list of whole numbers, got {given!r}.")
+    one_of("activation", activation, _ACTIVATIONS)
+    widths = [whole("inputs", inputs, 1), *hidden, whole("outputs", outputs, 1)]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(whole("hidden", width, 1) for width in widths):
+        layers += [nn.Linear(before, after), _ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
