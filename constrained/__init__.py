@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from constrained import parametrize
+from constrained import parametrize, plot
 from constrained import register_features as _register_features  # noqa: F401 # pyright: ignore[reportUnusedImport] - it is imported for its effect
 from constrained.checkpoint.load import load
 from constrained.checkpoint.save import save
@@ -19,9 +19,12 @@ from constrained.model.parameters import param_groups, parameters_of, tensor_pat
 from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
 from constrained.model.release import release
-from constrained.model.report import assert_feasible, report, spec, violations
+from constrained.model.specs import spec
 from constrained.model.writable import writable
 from constrained.old_paths import MOVED as _MOVED
+from constrained.seeing.measured import assert_feasible, violations
+from constrained.seeing.monitor import Monitor
+from constrained.seeing.report import report
 
 __version__ = "0.2.0"
 
@@ -29,6 +32,7 @@ __all__ = [
     "ConfigErrors",
     "Constraint",
     "InfeasibleError",
+    "Monitor",
     "Plan",
     "SpecError",
     "UnknownNameError",
@@ -46,6 +50,7 @@ __all__ = [
     "parametrize",
     "plan",
     "read_config",
+    "plot",
     "rebase",
     "register",
     "release",

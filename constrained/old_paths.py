@@ -33,7 +33,10 @@ MOVED: dict[str, Names] = {
         "constrained.parametrized.pickling": "_rebuild _rebuild_as_made",
     },
     "constrained.report": {
-        "constrained.model.report": "Report Row report spec violations assert_feasible"
+        "constrained.seeing.report": "Report report",
+        "constrained.seeing.row": "Row",
+        "constrained.seeing.measured": "violations assert_feasible",
+        "constrained.model.specs": "spec",
     },
     "constrained.apply": {
         "constrained.model.constrain": "constrain",

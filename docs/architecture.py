@@ -23,6 +23,7 @@ ROOMS = {
         "",
         "interop",
         "checkpoint",
+        "seeing",
         "model",
         "training",
         "registration",

@@ -48,7 +48,7 @@ class Recurrent(nn.Module):
         nn.init.orthogonal_(self.cell.weight_hh)
 
     def forward(self, sequence: Tensor) -> Tensor:
-        """Sequences ``(n, steps, inputs)`` to logits ``(n, outputs)`` or ``(n, steps, outputs)``."""
+        """Inputs ``(n, steps, inputs)`` to logits ``(n, outputs)`` or ``(n, steps, outputs)``."""
         state = sequence.new_zeros(len(sequence), self.hidden)
         states: list[Tensor] = []
         for values in sequence.unbind(dim=1):

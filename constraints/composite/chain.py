@@ -20,6 +20,7 @@ from constraints.composite.parts import (
     events,
     inherited,
     largest,
+    least,
 )
 
 
@@ -151,6 +152,10 @@ class Chain(Composite):
         """The largest of the parts' violations."""
         batch = value.ndim - events(self)
         return torch.stack([largest(part.violation(value), batch) for part in self._each()]).amax(0)
+
+    def slack(self, value: Tensor) -> Tensor | None:
+        """The least of the parts' slacks."""
+        return least([part.slack(value) for part in self._each()], value.ndim - events(self))
 
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the parts' projections, one after another."""

@@ -21,6 +21,7 @@ from constraints.composite.parts import (
     events,
     inherited,
     largest,
+    least,
 )
 
 
@@ -157,6 +158,11 @@ class Product(Composite):
         batch = () if self.event_dim is None else value.shape[: value.ndim - self.event_dim]
         found = [part.violation(piece) for part, piece in self._slices(value)]
         return torch.stack([largest(each, len(batch)) for each in found]).amax(0)
+
+    def slack(self, value: Tensor) -> Tensor | None:
+        """The least of the parts' slacks."""
+        batch = 0 if self.event_dim is None else value.ndim - self.event_dim
+        return least([part.slack(piece) for part, piece in self._slices(value)], batch)
 
     def project(self, value: Tensor) -> Tensor:
         """Each slice projected by its part: a nearest point if all of these are."""

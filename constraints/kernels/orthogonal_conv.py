@@ -206,6 +206,20 @@ class OrthogonalConv(Constraint):
         dims = tuple(range(value.ndim - event, value.ndim))
         return torch.maximum(defect, rest.amax(dims) if rest.numel() else rest.sum(dims))
 
+    def norm(self, value: Tensor) -> Tensor:
+        """An upper bound of the norm of the convolution: 1, and what rounding may add.
+
+        Args:
+            value: shape ``(*batch, out, in / groups, *kernel)``, finite.
+
+        Returns:
+            Tensor of shape ``batch``.
+        """
+        taps, _ = self._taps(value)
+        # The sum of the norms of all autocorrelation matrices less the identity.
+        count = taps.shape[-2] * math.prod(2 * t - 1 for t in taps.shape[-4:-2])
+        return (1 + 2 * count * gram_defect(taps)).sqrt()
+
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the map, applied to the factors of the right inverse."""
         return self._retracted(value)

@@ -256,6 +256,10 @@ class SpectralNormConv(Retraction):
         """``max(0, norm - bound)``, the distance in the operator norm."""
         return F.relu(self.norm(value) - self.bound)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The bound less the norm."""
+        return self.bound - self.norm(value)
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A Gaussian kernel, scaled to a norm that is uniform between 0 and the bound."""
         gaussian = random.normal(shape)

@@ -60,6 +60,10 @@ class CholeskyFactor(SquareMatrices):
         above = value.triu(1).abs()
         return torch.maximum(above.amax((-2, -1)), (-diagonal).clamp(min=0).amax(-1))
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry on the diagonal."""
+        return value.diagonal(dim1=-2, dim2=-1).amin(-1)
+
     def project(self, value: Tensor) -> Tensor:
         """The lower triangle, with eps in place of diagonal entries that are not positive."""
         diagonal = value.diagonal(dim1=-2, dim2=-1)

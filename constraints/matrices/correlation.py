@@ -26,7 +26,7 @@ from constraints.math.covariance import (
     triangular_factor,
 )
 from constraints.math.matrix import symmetric_part
-from constraints.math.psd_part import distance_from_psd
+from constraints.math.psd_part import distance_from_psd, least_eigenvalue
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 from constraints.math.transpose import plus_transpose
@@ -109,6 +109,10 @@ class Correlation(SquareMatrices):
         """The largest of three distances: from symmetry, unit diagonal, positive semidefinite."""
         diagonal = (value.diagonal(dim1=-2, dim2=-1) - 1).abs().amax(-1)
         return torch.maximum(distance_from_psd(value), diagonal)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least eigenvalue."""
+        return least_eigenvalue(value)
 
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the nearest positive definite matrix, scaled to unit diagonal.
@@ -199,6 +203,10 @@ class CorrelationCholesky(SquareMatrices):
         # On the meta device torch 2.11 keeps a dimension of one entry.
         length = (length.reshape(value.shape[:-1]) - 1).abs().amax(-1)
         return torch.stack((above, below, length)).amax(0)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry on the diagonal."""
+        return value.diagonal(dim1=-2, dim2=-1).amin(-1)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.

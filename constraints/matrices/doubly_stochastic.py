@@ -41,6 +41,10 @@ class BirkhoffPolytope(SquareMatrices):
             errors.append(((value.sum(dim) - 1).abs() * largest).amax(-1))
         return torch.stack(errors).amax(0)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry."""
+        return value.amin((-2, -1))
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Frobenius norm."""
         return nearest_doubly_stochastic(value)

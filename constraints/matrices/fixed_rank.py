@@ -67,6 +67,10 @@ class FixedRank(OfRank):
         s = svdvals(value)
         return s[..., self.rank] if s.shape[-1] > self.rank else s[..., 0] * 0
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The singular value number r: where it is 0 the rank is lower."""
+        return svdvals(value)[..., self.rank - 1]
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure, the truncated decomposition, moved inside by rounding.
 
@@ -132,6 +136,10 @@ class PSDFixedRank(PSDOfRank):
         """Eigenvectors times roots of the eigenvalues, without the rounding term."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The eigenvalue number r: where it is 0 the rank is lower."""
+        return leading_eigenvalues(value, self.rank)[0][..., -1]
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.

@@ -145,6 +145,10 @@ class Hurwitz(SquareMatrices):
 
         return spectral_distance(value, way)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """How far the eigenvalues are left of the line."""
+        return (-self.alpha - eigenvalues(value).real.amax(-1)).to(value.dtype)
+
     def project(self, value: Tensor) -> Tensor:
         """A retraction: all eigenvalues of an outsider are shifted left, by a multiple of I.
 

@@ -90,6 +90,10 @@ class Invertible(SquareMatrices, Retraction):
         wrong = linalg.slogdet(value.detach()).sign * self.sign < 0
         return torch.where(wrong, svdvals(value)[..., -1], 0)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least singular value, the distance from a singular matrix in the spectral norm."""
+        return svdvals(value)[..., -1]
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding."""
         return nearest_regular(value, self.sign or 0)

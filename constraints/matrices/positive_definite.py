@@ -22,7 +22,7 @@ from constraints.math.covariance import (
     thin_covariance_gradient,
 )
 from constraints.math.matrix import symmetric_part
-from constraints.math.psd_part import distance_from_psd
+from constraints.math.psd_part import distance_from_psd, least_eigenvalue
 
 
 @register("positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix"))
@@ -87,6 +87,10 @@ class PositiveDefinite(SquareMatrices):
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
         return distance_from_psd(value)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least eigenvalue."""
+        return least_eigenvalue(value)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.

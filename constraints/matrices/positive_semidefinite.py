@@ -18,7 +18,7 @@ from constraints.bases.shapes import SquareMatrices, too_small
 from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
 from constraints.math.matrix import symmetric_part
-from constraints.math.psd_part import distance_from_psd, psd_part
+from constraints.math.psd_part import distance_from_psd, least_eigenvalue, psd_part
 
 _KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
 
@@ -77,6 +77,10 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
         return distance_from_psd(value)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least eigenvalue."""
+        return least_eigenvalue(value)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Wishart matrices with n degrees of freedom, divided by n: of mean I."""

@@ -152,6 +152,10 @@ class Schur(SquareMatrices):
 
         return spectral_distance(value, way)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The bound less the spectral radius."""
+        return (self.radius - eigenvalues(value).abs().amax(-1)).to(value.dtype)
+
     def project(self, value: Tensor) -> Tensor:
         """A retraction: an outsider is scaled to the spectral radius r.
 

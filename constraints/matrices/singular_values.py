@@ -57,6 +57,13 @@ class SpectrumBound(Matrices, Retraction):
         s = svdvals(value if value.shape[-2] >= value.shape[-1] else value.mT)
         return F.relu(torch.maximum(low - s[..., -1], s[..., 0] - high))
 
+    def slack(self, value: Tensor) -> Tensor:
+        """How far the singular values are from the nearer bound; 0 is none for them."""
+        low, high = self.bounds()
+        s = svdvals(value)
+        above = high - s[..., 0]
+        return torch.minimum(above, s[..., -1] - low) if low > 0 else above
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """``U S V'`` with U and V uniform (Haar measure) and S uniform between the bounds."""
         *batch, n, p = shape

@@ -233,6 +233,10 @@ class SpectralNorm(Matrices):
         """``max(0, norm - bound)``, the distance in the spectral norm."""
         return F.relu(svdvals(value)[..., 0] - self.bound)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The bound less the norm."""
+        return self.bound - svdvals(value)[..., 0]
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest member in the Frobenius norm; for ``"scale"`` the multiple on the boundary.
 

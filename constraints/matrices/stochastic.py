@@ -42,6 +42,10 @@ class Stochastic(Matrices):
         """The largest violation of a vector."""
         return _ROWS.violation(self.rows(value)).amax(-1)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry."""
+        return value.amin((-2, -1))
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Frobenius norm."""
         return self.rows(_ROWS.project(self.rows(value)))

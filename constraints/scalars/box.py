@@ -95,6 +95,10 @@ class Box(Retraction):
         """The distance from the interval."""
         return F.relu(self.low - value) + F.relu(value - self.high)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance from the nearer bound."""
+        return torch.minimum(value - self.low, self.high - value)
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest number of the set."""
         return value.clamp(self.low, self.high)

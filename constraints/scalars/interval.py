@@ -99,6 +99,10 @@ class Interval(Constraint):
         """The distance from the closed interval."""
         return F.relu(self.low - value) + F.relu(value - self.high)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance from the nearer bound."""
+        return torch.minimum(value - self.low, self.high - value)
+
     def project(self, value: Tensor) -> Tensor:
         """A number outside moves inside of the nearer bound, by eps times the larger bound."""
         margin = torch.finfo(value.dtype).eps * max(abs(self.low), abs(self.high))

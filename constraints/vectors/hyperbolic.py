@@ -113,6 +113,10 @@ class PoincareBall(Vectors):
         """How much longer than the radius the vector is."""
         return (_norm(value).squeeze(-1) - self._radius()).clamp(min=0)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The radius of the ball less the norm."""
+        return self._radius() - _norm(value).squeeze(-1)
+
     def project(self, value: Tensor) -> Tensor:
         """A point outside moves along its direction to 1024 eps (of the radius) inside."""
         inside = _norm(value) < self._radius()

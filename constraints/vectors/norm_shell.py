@@ -89,6 +89,12 @@ class MinMaxNorm(Vectors):
         length = (scale * linalg.vector_norm(direction, dim=-1, keepdim=True)).squeeze(-1)
         return (self.low - length).clamp(min=0) + (length - self.high).clamp(min=0)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance of the length from the nearer bound."""
+        direction, scale = scaled(value)
+        length = (scale * linalg.vector_norm(direction, dim=-1, keepdim=True)).squeeze(-1)
+        return torch.minimum(length - self.low, self.high - length)
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Euclidean norm; for zero, which has none, along ``e_1``."""
         direction, scale = scaled(value)

@@ -88,6 +88,12 @@ class Increments(Vectors):
         in_order = (normal if self.free() else normal.abs()).sort(-1).values
         return self._spread(in_order)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """By how much the least difference of neighbours exceeds the gap; infinite without any."""
+        # The entries before the first one: none, or the zero below which it may not fall.
+        first = torch.full_like(value[..., :1], -torch.inf if self.free() else 0)
+        return torch.cat([first, self._spread(value, -1)], -1).diff(dim=-1).amin(-1)
+
     def _spread(self, value: Tensor, sign: int = 1) -> Tensor:
         """A vector of the cone moved to where neighbours are ``gap`` apart, or back."""
         if self.gap == 0:

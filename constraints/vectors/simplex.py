@@ -62,6 +62,10 @@ class Simplex(Vectors):
         largest = value.detach().abs().amax(-1).clamp(1 / value.shape[-1], 1)
         return torch.maximum(F.relu(-value).amax(-1), (value.sum(-1) - 1).abs() * largest)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry."""
+        return value.amin(-1)
+
     def project(self, value: Tensor) -> Tensor:
         r"""The nearest point in the Euclidean norm.
 
