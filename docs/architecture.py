@@ -20,6 +20,7 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 ROOMS = {
     "constrained": (
         "testing",
+        "experiments",
         "",
         "interop",
         "checkpoint",

@@ -19,7 +19,7 @@ from constrained.experiments.task import Task
 from constrained.model.constrain import constrain
 from constrained.model.plan import Plan, plan
 from constrained.model.release import release
-from constrained.parametrized.locations import constrained_tensors, resolve
+from constrained.parametrized.tensor_locations import constrained_tensors, resolve
 from constrained.seeing.spectrum import LONGEST_SIDE, seen, singular_values
 from constrained.torch_internals.linalg import LinAlgError
 
