@@ -18,7 +18,7 @@ from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.checkpoint.saved_constraints import UnfitError, constrain_as_saved
 from constrained.checkpoint.weights_file import Record, place_of, read
 from constrained.checkpoint.wrapper_names import Unwrapped
-from constrained.parametrized.locations import Location, check_model, locations
+from constrained.parametrized.tensor_locations import Location, check_model, locations
 from constrained.registration.stale_parameters import listed
 from constrained.torch_internals.modules import put_versions, versions_in
 

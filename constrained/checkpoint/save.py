@@ -16,8 +16,8 @@ from constrained.checkpoint.wrapper_names import Unwrapped
 from constrained.constraint.base import Constraint
 from constrained.constraint.description import full_spec
 from constrained.evaluation.evaluated_tensor import chain_repr
-from constrained.parametrized.locations import check_model, parametrized_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import check_model, parametrized_tensors
 from constrained.torch_internals.modules import submodules, versions_in
 from constrained.torch_internals.shards import is_managed
 
@@ -33,7 +33,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     versions of this package and of torch, stand as JSON in the metadata of the file. For a file
     that a model loads without constraints, write `baked_state_dict` instead.
 
-    The file that was there before stays as it is until the new one is complete.
+    The file that was there before stays as it is until the new one is complete. If the process is
+    killed meanwhile, a hidden file ``.<name>.<digits>.tmp`` may be left beside it.
 
     Where FSDP has cut parameters into shards, every process must call this, and the first one
     writes.

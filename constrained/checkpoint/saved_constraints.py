@@ -23,11 +23,11 @@ from constrained.constraint.spec import parse
 from constrained.constraint.view import View
 from constrained.evaluation.evaluated_tensor import chain_repr
 from constrained.model.constrain import constrain
-from constrained.model.errors import named
+from constrained.model.error_messages import with_path
 from constrained.model.lazy import constrain_materialized
 from constrained.parametrized.checkpoint_metadata import value_from_entries
 from constrained.parametrized.deferred import deferred
-from constrained.parametrized.locations import Location, locations
+from constrained.parametrized.tensor_locations import Location, locations
 
 
 class UnfitError(Exception):
@@ -121,7 +121,7 @@ class _SavedConstraint:
         try:
             return {"name": parse(inner).constraint, **view}
         except (ValueError, TypeError) as error:
-            raise named(self.path, error) from error.__cause__
+            raise with_path(self.path, error) from error.__cause__
 
     def build(self) -> Constraint:
         """The constraint, which sees a tensor of the saved shape.
@@ -139,14 +139,14 @@ class _SavedConstraint:
                 raise SpecError(f"{short(view)} with {short(axes)} is no view.")
             return View(constraint, view, self.shape, axes)
         except (ValueError, TypeError) as error:
-            raise named(self.path, error) from error.__cause__
+            raise with_path(self.path, error) from error.__cause__
 
     def value(self, entries: Mapping[str, Any]) -> Tensor:
         """The value of the tensor, from its entries in the file."""
         try:
             value, _ = value_from_entries([self.build()], entries)
         except ValueError as error:
-            raise named(self.path, error) from error.__cause__
+            raise with_path(self.path, error) from error.__cause__
         if value.shape != self.shape:
             raise UnfitError(
                 f"'{self.path}' is recorded to have the shape {self.shape}, and its entries give "

@@ -10,7 +10,12 @@ from torch import nn
 from constrained.constraint.errors import SpecError, raise_all
 from constrained.constraint.plain_data import is_mapping, short
 from constrained.model.targets import select
-from constrained.parametrized.locations import Location, check_model, locations, parameters_at
+from constrained.parametrized.tensor_locations import (
+    Location,
+    check_model,
+    locations,
+    parameters_at,
+)
 
 
 def parameters_of(model: nn.Module, target: str) -> dict[str, nn.Parameter]:
