@@ -8,7 +8,7 @@ these import paths are imported, so they run code; the constraints of an experim
 from __future__ import annotations
 
 from constrained.experiments.experiment import ExperimentError, read_experiment
-from constrained.experiments.run import Outcome, run
+from constrained.experiments.runner import Outcome, run
 from constrained.experiments.task import Task
 
 __all__ = ["ExperimentError", "Outcome", "Task", "read_experiment", "run"]

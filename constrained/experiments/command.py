@@ -36,7 +36,7 @@ def run(
 
     from constrained.constraint.errors import ConfigErrors
     from constrained.experiments.experiment import ExperimentError, folder_of
-    from constrained.experiments.run import carry_out, prepare, using_threads
+    from constrained.experiments.runner import carry_out, prepare, using_threads
 
     errors = Console(stderr=True, style="red", soft_wrap=True, markup=False, highlight=False)
     console = Console()

@@ -58,12 +58,11 @@ def draw(
     tested.set_ylim(0, 1 if measure == "accuracy" else None)
     if matrix is None:
         middle.set(title="training loss", xlabel="epoch", ylim=(0, None))
-        middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         middle.set(title=f"singular values of {matrix}", xlabel="index", ylim=(0, None))
     violation.set(title="largest violation", xlabel="optimizer step", yscale="log")
-    tested.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

@@ -14,6 +14,33 @@ from constrained.experiments.arguments import one_of, whole
 _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "identity": nn.Identity}
 
 
+class ModReLUCell(nn.Module):
+    """An RNN cell with modReLU, which keeps the sign of a number and moves its size by a bias.
+
+    Near a bias of 0 it is nearly the identity, so that a state lasts as long as the recurrent kernel
+    preserves its norm. Arjovsky, Shah and Bengio (2016) for complex, Helfrich, Willmott and Ye (2018)
+    for real networks.
+
+    Args:
+        inputs: values per time step.
+        hidden: length of the state.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.weight_ih = nn.Parameter(torch.empty(hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(hidden, hidden))
+        self.bias = nn.Parameter(torch.empty(hidden))
+        nn.init.kaiming_normal_(self.weight_ih, nonlinearity="linear")
+        nn.init.orthogonal_(self.weight_hh)
+        nn.init.uniform_(self.bias, -0.01, 0.01)
+
+    def forward(self, values: Tensor, state: Tensor) -> Tensor:
+        """Values of shape ``(n, inputs)`` and the state ``(n, hidden)`` to the next state."""
+        moved = values @ self.weight_ih.T + state @ self.weight_hh.T
+        return moved.sign() * (moved.abs() + self.bias).relu()
+
+
 class Recurrent(nn.Module):
     """Reads a sequence with an RNN cell, and classifies its last state, or every one.
 
@@ -25,7 +52,7 @@ class Recurrent(nn.Module):
         hidden: length of the state.
         outputs: number of classes.
         every_step: whether each state is classified.
-        nonlinearity: of the cell, ``"tanh"`` or ``"relu"``.
+        nonlinearity: of the cell, ``"tanh"``, ``"relu"`` or ``"modrelu"``.
 
     Raises:
         ValueError: for other arguments.
@@ -42,8 +69,12 @@ class Recurrent(nn.Module):
         super().__init__()
         self.hidden = whole("hidden", hidden, 1)
         self.every_step = every_step
-        one_of("nonlinearity", nonlinearity, ("tanh", "relu"))
-        self.cell = nn.RNNCell(whole("inputs", inputs, 1), hidden, nonlinearity=nonlinearity)
+        whole("inputs", inputs, 1)
+        one_of("nonlinearity", nonlinearity, ("tanh", "relu", "modrelu"))
+        if nonlinearity == "modrelu":
+            self.cell = ModReLUCell(inputs, hidden)
+        else:
+            self.cell = nn.RNNCell(inputs, hidden, nonlinearity=nonlinearity)
         self.classify = nn.Linear(hidden, whole("outputs", outputs, 1))
         nn.init.orthogonal_(self.cell.weight_hh)
 

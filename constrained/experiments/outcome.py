@@ -58,11 +58,13 @@ def table(experiment: Experiment, task: Task, histories: Mapping[str, History]) 
         caption=f"{caption}; ratio: of the seconds" if len(histories) > 1 else caption,
         caption_justify="left",
     )
-    result.add_column("network")
-    measures = [*task.measures()]
+    result.add_column("network", no_wrap=True)
+    # The loss says little beside an accuracy, unless it is known what is to be expected.
+    hidden = {"loss"} if task.metrics and "loss" not in task.baselines else set[str]()
+    measures = [name for name in task.measures() if name not in hidden]
     headings = [*(f"test {name}" for name in measures), "largest violation", "s per epoch"]
     for heading in headings + ["ratio"] * (len(histories) > 1):
-        result.add_column(heading, justify="right", no_wrap=True)
+        result.add_column(heading, justify="right")
     reference = seconds_per_epoch(histories[UNCONSTRAINED]) if len(histories) > 1 else None
     for label, history in histories.items():
         seconds = seconds_per_epoch(history)
@@ -98,7 +100,7 @@ def metrics(
 ) -> dict[str, Any]:
     """All that was measured, with all that it depends on, as data that JSON can hold.
 
-    Numbers that are not finite are null.
+    NaN and infinity, which JSON does not have, are text.
     """
     import constrained
 
@@ -128,7 +130,7 @@ def _finite(data: Any) -> Any:
         return {key: _finite(value) for key, value in data.items()}
     if is_list(data):
         return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def write_metrics(data: Mapping[str, Any], folder: Path) -> None:

@@ -31,9 +31,9 @@ def find(place: str, name: str, built_in: Mapping[str, Callable[..., Any]]) -> C
         ExperimentError: if there is no such function or class.
     """
     module_name, colon, attribute = name.partition(":")
-    if not colon:
-        if name in built_in:
-            return built_in[name]
+    if name in built_in:
+        return built_in[name]
+    if not (module_name and colon and attribute):
         hint = did_you_mean(name, built_in) or _some(built_in)
         raise ExperimentError(
             f"{place}.name is {short(name)}, which is neither built in nor an import path, "
@@ -142,6 +142,8 @@ def _sentence(name: str, error: Exception) -> str:
 def told(error: BaseException) -> str:
     """An error of foreign code in one line: its type, its message, and where it was raised."""
     message = " ".join(str(error).split())[:300].rstrip(".")
+    if isinstance(error, ModuleNotFoundError) and error.name == "sklearn":
+        return f"{message}: pip install 'constrained-layers[experiments]'"
     frames = traceback.extract_tb(error.__traceback__)
     # The innermost one outside of what is installed is the user's.
     own = [frame for frame in frames if "site-packages" not in frame.filename]

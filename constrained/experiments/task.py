@@ -169,5 +169,5 @@ def _check(examples: Any, kind: str) -> None:
         pair = _taken(examples, torch.arange(1))
     except (TypeError, ValueError):
         pair = ()
-    if not _is_pair(pair):
+    if len(pair) != 2 or not _is_pair(pair):
         raise ValueError(f"its {kind} examples must be pairs of an input and a target.")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,7 @@ def prepare(
         ExperimentError: if one thing is wrong with the experiment.
         ConfigErrors: of several such errors.
     """
+    check_installed()
     experiment = read_experiment(path, epochs=epochs, seed=seed)
     try:
         place = _device(device)
@@ -113,6 +115,16 @@ def prepare(
         found = error.exceptions if isinstance(error, ConfigErrors) else [error]
         raise_all(f"{path} cannot be run", [_in_file(path, each) for each in found])
         raise
+
+
+def check_installed() -> None:
+    """Raise an `ExperimentError` if a package is missing that every run needs."""
+    missing = [name for name in ("jsonschema", "matplotlib", "yaml") if find_spec(name) is None]
+    if missing:
+        raise ExperimentError(
+            f"An experiment needs {' and '.join(missing)}: pip install "
+            "'constrained-layers[experiments]'."
+        )
 
 
 def _in_file(path: str | os.PathLike[str], error: Exception) -> ExperimentError:
@@ -259,8 +271,8 @@ def carry_out(prepared: Prepared, folder: Path, console: Console | None = None) 
             markup=False,
             highlight=False,
         )
-    told = "  ".join(str(folder / name) for name in FILES if (folder / name).exists())
-    console.print(f"{told}\n", soft_wrap=True, highlight=False, markup=False)
+    written = ", ".join(name for name in FILES if (folder / name).exists())
+    console.print(f"{folder}: {written}\n", soft_wrap=True, highlight=False, markup=False)
     return result
 
 
