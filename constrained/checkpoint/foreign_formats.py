@@ -26,8 +26,9 @@ from constrained.torch_internals.tensors import has_values
 Values = dict[str, Tensor]
 
 
-#: What the hooks ``weight_norm`` and ``spectral_norm`` of ``torch.nn.utils`` append to a tensor's
-#: name, and the keys under which their successors in ``parametrizations`` store the same.
+#: What is appended to a tensor's name in checkpoints that store its originals beside it, and the
+#: keys under ``parametrizations`` that mean the same. These are the hooks ``weight_norm`` and
+#: ``spectral_norm`` of ``torch.nn.utils``; the endings of another library go here as well.
 OLD_ENDINGS: tuple[Mapping[str, str], ...] = (
     {"_g": "original0", "_v": "original1"},
     {"_orig": "original", "_u": "0._u", "_v": "0._v"},
@@ -56,7 +57,8 @@ def read(
     if not found:
         return None
     (origin, value), *rest = found.items()
-    like = entries["original" if "original" in entries else "original1"]
+    # The last original has the dtype and the device of the value.
+    like = entries[max(key for key in entries if key.startswith("original"))]
     others = tuple(name for name, other in rest if not agree(value, other, like.dtype))
     return value.to(like), origin, others
 

@@ -4,9 +4,10 @@
 * `optional_methods`: what it may define beside that, to be trained faster or better;
 * `guards`: the checks and the precision around the methods that it defines;
 * `arguments`: its constructor arguments: compared, written as data, set later;
-* `view`: a constraint on a rearrangement of a tensor;
+* `sampling`, `membership`: how members are drawn, and how values are measured and checked;
+* `view`, `named_views`: a constraint on a rearrangement of a tensor, and rearrangements by name;
 * `registry`: the names of all constraints;
-* `spec`: how a user writes a constraint down, and how that is parsed;
+* `spec`, `spec_strings`: how a user writes a constraint down, and how that is parsed;
 * `description`: how a checkpoint writes it down;
 * `plain_data`: limits to data from outside, and its quotation in messages;
 * `errors`, `tolerance`, `precision`, `elements`: what all of these use;

@@ -21,7 +21,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import working_dtype
 from constrained.torch_internals.tensors import has_values
 
-#: The smallest derivative of a map where an outsider starts, as a share of its typical size.
+#: Where an outsider starts, the derivative of the map is at least this share of its typical size.
 START = 0.02
 
 
@@ -41,9 +41,10 @@ class Constraint(OptionalMethods, Membership):
     `examples`, stores every constructor argument under its own name, and is usually registered. Its
     docstring states **Set**, **Map**, **Right inverse** and **Reference**.
 
-    In the catalogue no class derives from a final one. A class elsewhere may. If it has another
-    `forward`, it does not inherit `canonical`, `pullback`, `thin_pullback`, `step_gradient` and
-    `factors`, which belong to the map of its base: it has the defaults, or defines its own.
+    In the catalogue no class derives from a final one; a class of another package may. If that
+    class defines another `forward`, it does not inherit `canonical`, `pullback`, `thin_pullback`,
+    `step_gradient` and `factors`, which belong to the map of its base: it has the defaults, or
+    defines its own.
 
     The base class wraps the methods that a subclass defines. A subclass may rely on this:
 
@@ -77,10 +78,10 @@ class Constraint(OptionalMethods, Membership):
             the module's buffers alone. Only then may the engine reuse its value.
         frozen: which of the free parameters are constants, such as a base point. The engine keeps
             these as buffers, not as parameters.
-        value_index: the index of the canonical parameter that is the element itself, if there is
-            one, while all others that are trained are zero: ``forward(*canonical(*p)) ==
-            canonical(*p)[value_index]``, bit for bit. Then nothing is evaluated after an optimizer
-            step.
+        value_index: the index of a free parameter that, once canonical, equals the element bit for
+            bit, ``forward(*canonical(*p)) == canonical(*p)[value_index]``, while the other trained
+            ones are zero; None if there is no such parameter. Then nothing is evaluated after an
+            optimizer step.
         remembers: whether `canonical` starts from its last result. Then it is called for each
             tensor by itself; otherwise it is called for small tensors of a kind as one batch.
         recompute_in_backward: whether each backward pass evaluates `forward` once more. This is

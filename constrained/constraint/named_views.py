@@ -12,11 +12,11 @@ from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
 
 #: The names, as they are written.
-NAMES = ("conv", "gates", "heads(n)", "qkv(n)")
+NAMES = ("conv", "gates", "gates(n)", "heads(n)", "qkv", "qkv(n)")
 
 _SPELLING = re.compile(r"\s*(?P<name>\w+)\s*(?:\(\s*(?P<number>\d{1,9})\s*\))?\s*")
 
-#: How many matrices one above another the weights of recurrent layers are.
+#: How many gates are stacked in the weights of each recurrent layer.
 GATES: dict[type[nn.Module], int] = {
     nn.LSTM: 4,
     nn.LSTMCell: 4,
@@ -31,7 +31,7 @@ TRANSPOSED = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 #: The layers whose weight is the kernel of a convolution; lazy ones are of these classes too.
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED
 
-#: The axes of a kernel behind its channels, by their number.
+#: The spatial axes of a kernel, by how many there are.
 _SPACE = {1: "w", 2: "h w", 3: "d h w"}
 
 
@@ -41,7 +41,7 @@ def is_named(view: str) -> bool:
 
 
 def check_name(view: str) -> None:
-    """Raise a `SpecError` unless a view that `is_named` has a name that is known."""
+    """Raise a `SpecError` unless the name of a named view is known."""
     _parsed(view)
 
 
@@ -83,6 +83,7 @@ def named_view(
         if number is None:
             raise SpecError("The view 'heads' needs the number of heads, as in 'heads(8)'.")
         return _rows(view, module, shape, "n h"), {"n": number}
+    # qkv: s are the three projections, n the heads, h the rows of one.
     if number is None:
         return _rows(view, module, shape, "s h"), {"s": 3}
     return _rows(view, module, shape, "s n h"), {"s": 3, "n": number}
@@ -90,7 +91,7 @@ def named_view(
 
 def _parsed(view: str) -> tuple[str, int | None]:
     match = _SPELLING.fullmatch(view) if len(view) <= 100 else None
-    known = [name.partition("(")[0] for name in NAMES]
+    known = sorted({name.partition("(")[0] for name in NAMES})
     if match is None or match["name"] not in known or (match["name"] == "conv" and match["number"]):
         guess = did_you_mean(match["name"], known) if match else ""
         raise SpecError(
@@ -121,7 +122,7 @@ def _rows(view: str, module: nn.Module, shape: Sequence[int], parts: str) -> str
     if len(shape) == 1:
         return f"({parts}) -> {parts}"
     if len(shape) != 2:
-        raise _unfit(view, shape, "it has a matrix or a bias")
+        raise _unfit(view, shape, "it is for matrices and biases")
     # The linear layer of GPT-2 in transformers stores its inputs first.
     is_transposed = any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
     stored = f"i ({parts})" if is_transposed else f"({parts}) i"

@@ -25,7 +25,7 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
 from constrained.constraint.named_views import check_name, is_named
 from constrained.constraint.plain_data import check_extent, is_list, is_mapping, short
-from constrained.constraint.spec_strings import LONGEST, links, parse_string
+from constrained.constraint.spec_strings import LONGEST, links_of_chain, parse_string
 from constrained.constraint.view import axes
 
 #: A spec may contain so many specs, those in its parts included.
@@ -41,7 +41,7 @@ class Request:
 
     Attributes:
         constraint: the constraint; `build` copies it for each tensor.
-        view: an einops pattern.
+        view: an einops pattern, or the name of a view, as in `named_views`.
         sizes: lengths of axes of the view.
         init: see `constrained.constrain`.
     """
@@ -77,8 +77,8 @@ def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
             ``"package.module:Class"``; a `Constraint`; a subclass of it; or any ``nn.Module`` with
             a ``forward``.
         view: an einops pattern, or one of `constrained.constraint.named_views`. The lengths of axes
-            may stand among the arguments; those named like an argument of the constraint, and any
-            others, in a mapping ``axes``.
+            may stand among the arguments, or in a mapping ``axes``, which is needed for an axis
+            that has the name of an argument.
         arguments: further constructor arguments.
 
     Raises:
@@ -123,7 +123,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     elif is_list(spec):
         spec, arguments = "chain", _merge("chain", {"parts": list(spec)}, arguments)
     if isinstance(spec, str):
-        parts = links(spec) if len(spec) <= LONGEST else [spec]
+        parts = links_of_chain(spec) if len(spec) <= LONGEST else [spec]
         name, positional, more = (
             parse_string(spec) if len(parts) == 1 else ("chain", (), {"parts": parts})
         )
@@ -140,7 +140,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     elif arguments:
         raise SpecError(
             f"The arguments {short(sorted(arguments))} go with a name or a class; "
-            f"{short(spec)} is an object that has its own."
+            f"{short(spec)} is an object, which has its arguments already."
         )
     made = registry.adapted(spec)
     if not isinstance(made, nn.Module):
@@ -168,7 +168,7 @@ def _sizes(
         arguments: the arguments of the constructor, with lengths of axes among them.
 
     Raises:
-        SpecError: if the view is none, or an argument may be the length of an axis as well.
+        SpecError: if the view is not valid, or an argument may be the length of an axis as well.
     """
     if not isinstance(view, str):
         raise SpecError(f"A view must be an einops pattern, got {short(view)}.")
@@ -188,8 +188,8 @@ def _sizes(
             f"'{unclear[0]}' is an argument of the constraint and an axis of the view {view!r}: "
             "call the axis something else."
         )
-    among = {axis: arguments.pop(axis) for axis in (names & set(arguments)) - set(parameters)}
-    return {**among, **sizes}, arguments
+    given = {axis: arguments.pop(axis) for axis in (names & set(arguments)) - set(parameters)}
+    return {**given, **sizes}, arguments
 
 
 def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) -> Constraint:

@@ -15,7 +15,7 @@ LONGEST = 10_000
 _SPELLING = re.compile(r"\s*(?P<name>[\w.-]+(:[\w.]+)?)\s*(?P<call>\(.*\))?\s*", re.DOTALL)
 
 
-def links(text: str) -> list[str]:
+def links_of_chain(text: str) -> list[str]:
     """The specs of a chain, ``"symmetric | ball(radius=2)"``: split outside of parentheses."""
     found, depth = [""], 0
     for character in text:
@@ -37,7 +37,7 @@ def parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     if match is None:
         cure = ""
         if text[:LONGEST].count("(") > text[:LONGEST].count(")"):
-            cure = " If it stands in braces in YAML, put it in quotes: text ends there at a comma."
+            cure = " Inside of {...}, YAML ends text at a comma: put it in quotes."
         raise SpecError(
             f"{short(text)} is not a valid spec: write a name, or a name with literal arguments "
             f"such as 'low_rank(rank=8)'.{cure}"
@@ -61,7 +61,7 @@ def parse_string(text: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         if unquoted:
             raise SpecError(
-                f"{short(text)} is not a valid spec: text stands in quotes, as in {unquoted[:60]}."
+                f"{short(text)} is not a valid spec: put text in quotes, as in {unquoted[:60]}."
             ) from None
         raise SpecError(
             f"{short(text)} is not a valid spec: arguments must be literals such as 8, 0.5, "

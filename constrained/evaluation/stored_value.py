@@ -64,7 +64,7 @@ class StoredValue(ReturnedValue):
         trained = [state.tensor for state in fingerprint.states if state.requires_grad]
         # If nothing is trained, there is nothing to record.
         self._was_recording = _is_recording() or not trained
-        # While gradients are not recorded, a value requires one only if it is an original itself.
+        # Under no_grad, a value that requires a gradient is one of the originals.
         if (kept.value.requires_grad and _is_recording()) or isinstance(kept, KeptArguments):
             # The constraint may have parameters of its own.
             more = [t for t in trained if not any(t is x for x in originals)]

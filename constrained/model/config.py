@@ -34,7 +34,7 @@ WHERE: tuple[Where, ...] = get_args(Where)
 
 _DIMENSIONS = {"matrices": 2, "vectors": 1}
 
-#: What stands for None in formats that have no such value, as TOML.
+#: How a config writes None in a format without it, such as TOML.
 _NONE = "none"
 
 
@@ -60,7 +60,7 @@ class Rule:
             return ""
         tensor: Any = place.tensor
         if isinstance(tensor, nn.Module):
-            # That it is constrained already is an error, not a reason to leave it out.
+            # It is constrained already: that is an error, not a reason to leave it out.
             return ""
         if is_lazy(tensor):
             raise ValueError(
@@ -108,13 +108,14 @@ def viewed(
     return View(constraint, view, shape, sizes)
 
 
-def read(config: Any, paths: Collection[str] = ()) -> tuple[dict[str, Rule], list[Exception]]:
+def read_rules(config: Any, paths: Collection[str] = ()) -> tuple[dict[str, Rule], list[Exception]]:
     """The rules of a config by their targets, in order, and all that is wrong with them.
 
     Args:
         config: a mapping, a dataclass, or OmegaConf's ``DictConfig``. A nested mapping means the
             same as keys with dots: ``{"encoder": {"weight": ...}}`` is ``{"encoder.weight": ...}``.
-        paths: the paths of all tensors of the model: a mapping under one of them is a spec.
+        paths: the paths of all tensors of the model. A mapping that is given for one of them is a
+            spec, and not a nested config.
     """
     try:
         data = plain(config)
@@ -197,7 +198,7 @@ def _has_targets(value: Any) -> bool:
         return False
     if "name" in value and not is_mapping(value["name"]):
         return False
-    # A mapping with numbers in it is a spec whose name was forgotten.
+    # A mapping with numbers in it is taken for a spec, so that the error asks for its name.
     return not any(isinstance(v, (bool, int, float)) for v in value.values())
 
 
@@ -215,7 +216,7 @@ def _plain(data: Any, known: dict[int, tuple[Any, Any]], depth: int) -> Any:
         return data
     whole: Any = data
     if id(whole) in known:
-        # The aliases of YAML are not written out.
+        # An alias in YAML is one object used twice: it is converted once.
         return known[id(whole)][1]
     below: Any
     if dataclasses.is_dataclass(data):

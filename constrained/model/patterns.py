@@ -16,18 +16,20 @@ from constrained.constraint.registry import did_you_mean
 from constrained.parametrized.tensor_locations import Location
 from constrained.torch_internals.modules import submodules
 
-#: The most parts, wildcards and what is between them, that a pattern may have.
+#: A pattern may have at most so many tokens: wildcards, and the text between them.
 _MOST_TOKENS = 64
 
-#: The most patterns without braces that one with braces may stand for.
+#: Braces may expand to at most so many patterns.
 _MOST_ALTERNATIVES = 256
 
-#: A longer pattern is refused, and one with braces inside of more braces.
+#: The most characters of a pattern, and the deepest nesting of its braces.
 _LONGEST, _DEEPEST = 1_000, 8
 
-#: What begins the name of a type of modules.
+#: What begins the type of a module in a pattern.
 _TYPE = re.compile(r"(?:^|\.)type=")
 
+#: The wildcards, and the text between them. Dots beside ``**`` belong to it: where it matches no
+#: segment, there is one dot less.
 _TOKENS = re.compile(
     r"\.\*\*\.|\*\*\.|\.\*\*|\*\*|\*|\?|\[!?[^\]]+\]|[^*?\[]+?(?=\.?\*|[?\[]|$)", re.DOTALL
 )
@@ -87,19 +89,19 @@ def _alternatives(target: str, depth: int = 0) -> list[str]:
 def _parts(target: str, level: int) -> Iterator[str | list[str]]:
     """The parts of a pattern; those in braces as lists of alternatives."""
     start = depth = 0
-    opened: list[int] = []
+    cuts: list[int] = []
     for i, character in enumerate(target):
         if character == "{":
             if not depth:
                 yield target[start:i]
-                opened = [i]
+                cuts = [i]
             depth += 1
         elif character == "," and depth == 1:
-            opened.append(i)
+            cuts.append(i)
         elif character == "}" and depth:
             depth -= 1
             if not depth:
-                inner = [target[a + 1 : b] for a, b in zip(opened, [*opened[1:], i], strict=True)]
+                inner = [target[a + 1 : b] for a, b in zip(cuts, [*cuts[1:], i], strict=True)]
                 options = (_range(part) or _alternatives(part, level + 1) for part in inner)
                 yield [one for some in options for one in some]
                 start = i + 1
@@ -109,7 +111,7 @@ def _parts(target: str, level: int) -> Iterator[str | list[str]]:
 
 
 def _range(text: str) -> list[str]:
-    """The numbers of ``0..11``; nothing of another text."""
+    """The numbers of ``0..11``; empty if the text is no range."""
     ends = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", text)
     if ends is None:
         return []
@@ -192,7 +194,7 @@ def _compiled(token: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class _TypePattern:
-    """``encoder.**.type=nn.Linear.weight``: a pattern of modules, their type, one of the rest."""
+    """``encoder.**.type=nn.Linear.weight``: a module's path, its type, and a path below it."""
 
     prefix: str
     cls: str
@@ -205,7 +207,7 @@ def _of_type(model: nn.Module, pattern: str, available: Mapping[str, Location]) 
     wanted = _type_pattern(pattern, classes)
     found: set[str] = set()
     for prefix in classes[wanted.cls]:
-        # The type stands for a segment of any name.
+        # ``type=...`` replaces the last segment of a module's path: any name fits there.
         if wanted.prefix and not _matching(f"{wanted.prefix}.*", [prefix]):
             continue
         start = f"{prefix}." if prefix else ""

@@ -38,9 +38,10 @@ class PlannedTensor:
         constraint: what it would be constrained by, as it is written.
         elements: how many elements of the set it holds, and the shape of one.
         moved: how far it would go, relative to its norm; None if that is unknown.
-        flat: the share of its elements that an optimizer would hardly move.
+        flat: the share of its elements at which the derivative of the map vanishes: an optimizer
+            would hardly move them.
         parameters: how many numbers its free parameters are; None if that is unknown.
-        cost: the work of a training step that keeps it in the set; None if that is unknown.
+        cost: the kind of work that a training step spends on it; None if that is unknown.
         tied: the other paths of the same tensor.
         frozen: whether it has ``requires_grad=False``.
     """
@@ -71,7 +72,8 @@ class Plan:
         skipped: for each target with a ``where``: the paths that it does not take, and why.
         unused: the targets that have no effect, since others override them everywhere.
         unconstrained: how many parameters of the model no rule constrains.
-        rules: what counts for each tensor; ``constrain(model, plan)`` applies them.
+        rules: the rule that takes effect, by the path of each tensor; ``constrain(model, plan)``
+            applies them.
     """
 
     rows: tuple[PlannedTensor, ...]
@@ -93,7 +95,7 @@ class Plan:
             (1, [])
         """
         return {
-            "tensors": [_listed(asdict(row)) for row in self.rows],
+            "tensors": [_with_lists(asdict(row)) for row in self.rows],
             "errors": [str(error) for error in self.errors],
             "warnings": list(self.warnings),
             "exceptions": list(self.exceptions),
@@ -112,7 +114,7 @@ class Plan:
         if self.exceptions:
             found.append(f"Left unconstrained by a rule: {_some(self.exceptions)}.")
         if self.unused:
-            found.append(f"Without effect, since later rules override them: {_some(self.unused)}.")
+            found.append(f"Without effect, since other rules override them: {_some(self.unused)}.")
         if self.unconstrained:
             one = self.unconstrained == 1
             what = "parameter of the model is" if one else "parameters of the model are"
@@ -203,7 +205,7 @@ def plan(
     with (
         defer_interrupts(),
         warnings.catch_warnings(record=True) as caught,
-        # `constrain` will draw the same random members.
+        # The random state is put back: `constrain` will draw the same members.
         torch.random.fork_rng(_gpus(module)),
     ):
         warnings.simplefilter("always")
@@ -219,8 +221,8 @@ def plan(
             except ValueError as error:
                 errors.append(error)
             rows.append(_planned(choice, found))
-    counting = {choice.path: _started(choice.value, init) for choice in selection.choices}
-    exceptions = tuple(path for path, rule in counting.items() if rule.request is None)
+    effective = {choice.path: _with_init(choice.value, init) for choice in selection.choices}
+    exceptions = tuple(path for path, rule in effective.items() if rule.request is None)
     parameters = {id(at.tensor) for at in locations(module).values() if at.is_parameter}
     chosen = {id(choice.places[0].tensor) for choice in selection.choices if choice.value.request}
     return Plan(
@@ -231,7 +233,7 @@ def plan(
         selection.skipped,
         tuple(selection.unused),
         len(parameters - chosen),
-        counting,
+        effective,
     )
 
 
@@ -240,7 +242,7 @@ def _gpus(module: nn.Module) -> list[torch.device]:
     return list({at.device for at in module.parameters() if at.device.type == "cuda"})
 
 
-def _started(rule: Rule, init: str) -> Rule:
+def _with_init(rule: Rule, init: str) -> Rule:
     """The rule of one tensor, which says where it starts."""
     request = rule.request
     if request is None:
@@ -256,12 +258,12 @@ def _planned(choice: Choice[Rule], change: Change) -> PlannedTensor:
     shape: tuple[int, ...] = ()
     flat, total = change.flat
     if isinstance(change, TensorChange):
-        list_ = change.parametrizations
-        constraint = list_.constraint()
-        shape, moved = tuple(change.original.shape), list_.moved
-        written = list_.described()
+        parametrizations = change.parametrizations
+        constraint = parametrizations.constraint()
+        shape, moved = tuple(change.original.shape), parametrizations.moved
+        written = parametrizations.described()
         if constraint is not None:
-            originals, frozen = list_.pending(), constraint.frozen
+            originals, frozen = parametrizations.pending(), constraint.frozen
             parameters = sum(p.numel() for i, p in enumerate(originals) if i not in frozen)
             elements = _elements(constraint, shape)
             cost = cost_of(constraint, shape)
@@ -299,8 +301,8 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(map(repr, names[:3]))}{more}"
 
 
-def _listed(data: Any) -> Any:
-    """Data with lists for tuples, as JSON has them."""
+def _with_lists(data: Any) -> Any:
+    """Data with lists in place of tuples, which JSON does not have."""
     if is_mapping(data):
-        return {key: _listed(value) for key, value in data.items()}
-    return [_listed(value) for value in data] if is_list(data) else data
+        return {key: _with_lists(value) for key, value in data.items()}
+    return [_with_lists(value) for value in data] if is_list(data) else data

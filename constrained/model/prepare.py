@@ -1,4 +1,4 @@
-"""Tensors that are to be constrained: what was asked for, and the change that does it."""
+"""From the arguments of `constrain` to rules, and from each selected tensor to its change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from constrained.constraint.plain_data import is_mapping, short
 from constrained.constraint.registry import did_you_mean
 from constrained.constraint.spec import Request
 from constrained.model.changes import Change, change_of, check_not_written, fitted
-from constrained.model.config import Rule, plain, read, read_rule
+from constrained.model.config import Rule, plain, read_rule, read_rules
 from constrained.model.error_messages import with_path
 from constrained.model.lazy import LazyChange, check_can_wait
 from constrained.model.patterns import is_pattern
@@ -37,19 +37,19 @@ def rules_of(
     Args:
         module: the model.
         target: a path, a pattern, or a config.
-        constraint: a spec, beside a path or a pattern.
+        constraint: a spec, if the target is a path or a pattern.
         view: a view, likewise.
         arguments: further arguments of the constraint, likewise.
     """
     if not isinstance(target, str):
         beside = constraint is not None or view is not None or bool(arguments)
         if beside and (is_mapping(target) or is_dataclass(target)):
-            given = SpecError(
+            error = SpecError(
                 "A mapping of targets holds the constraints with their views and arguments; none "
                 "may be given beside it."
             )
-            return {}, [given]
-        return read(target, locations(module))
+            return {}, [error]
+        return read_rules(target, locations(module))
     try:
         if constraint is None:
             raise SpecError(f"No constraint was given for {short(target)}.")
@@ -78,12 +78,12 @@ def prepare_all(
         try:
             found = prepare(choice.places, request, start, optimizer)
         except Exception as error:
-            found = _with_cure(choice, error)
+            found = _with_hint(choice, error)
         yield choice, found
 
 
-def _with_cure(choice: Choice[Rule], error: Exception) -> Exception:
-    """The error, with the cure for a pattern that matches a tensor which does not fit."""
+def _with_hint(choice: Choice[Rule], error: Exception) -> Exception:
+    """The error, with a hint at ``where`` if a pattern matches a tensor that does not fit."""
     if not isinstance(error, (ValueError, TypeError)) or not is_pattern(choice.target):
         return error
     if not replace(choice.value, where="fits").why_not(choice.places[0]):

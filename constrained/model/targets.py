@@ -1,4 +1,4 @@
-"""Which tensors of a model a target names: exact paths, patterns, ties."""
+"""Which tensors of a model targets name, and which target has precedence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Choice(Generic[T]):
     Attributes:
         places: all its locations in the model; several if it is tied.
         target: the target that counts for it.
-        value: what that target maps to.
+        value: what that target maps to, such as a rule of a config.
         overridden: the other targets that match it and map it to something else.
     """
 
@@ -49,7 +49,7 @@ class Selection(Generic[T]):
     Attributes:
         choices: one for each distinct tensor, in the order of the model.
         errors: one for each target that matches nothing, is malformed, or contradicts another.
-        skipped: for each target and the path of each tensor that it matches and does not take, why.
+        skipped: target -> path -> why the target does not take this tensor, though it matches.
         unused: the targets that are overridden for every tensor that they take.
     """
 
@@ -73,7 +73,8 @@ def select(
 
     A target is a path, which may name a buffer, or a pattern over the paths of parameters:
 
-    - ``*`` stays inside one segment, ``**`` crosses them (``**.weight`` also matches ``weight``);
+    - ``*`` matches inside of one segment, ``**`` across dots (``**.weight`` also matches
+      ``weight``);
     - ``?`` is one character, ``[seq]`` one of some, ``[!seq]`` one of all others;
     - ``{q,k}_proj`` are alternatives, ``{0..11}`` all numbers of a range;
     - ``type=nn.Linear.weight``, or ``Linear.weight`` where no such path exists, are the tensors of
@@ -85,18 +86,18 @@ def select(
     Args:
         model: the model.
         targets: what each target maps to.
-        why_not: tells why what a target maps to does not take a tensor that it matches; "" if it
-            takes it. All are taken by default.
+        why_not: gives the reason to skip a tensor that a target matches, from what the target maps
+            to and the location; "" if there is none. None are skipped by default.
     """
     available = locations(model)
-    tied: dict[int, dict[tuple[nn.Module, str], Location]] = {}
+    locations_of: dict[int, dict[tuple[nn.Module, str], Location]] = {}
     for place in available.values():
         # If a module is registered under several names, its first path counts.
-        same = tied.setdefault(id(place.tensor), {})
+        same = locations_of.setdefault(id(place.tensor), {})
         same.setdefault((place.module, place.name), place)
-    matching: dict[int, list[str]] = {}
+    targets_of: dict[int, list[str]] = {}
     found = Selection[T]()
-    # What comes last counts: paths after patterns.
+    # Later targets have precedence, and paths are put after patterns.
     for target in sorted(targets, key=lambda target: target in available):
         if len(found.errors) >= _MOST_ERRORS:
             break
@@ -113,14 +114,14 @@ def select(
             found.skipped[target] = skipped
         for place in places:
             if place.path not in skipped:
-                matching.setdefault(id(place.tensor), []).append(target)
-    counting: set[str] = set()
-    for key, names in matching.items():
+                targets_of.setdefault(id(place.tensor), []).append(target)
+    effective: set[str] = set()
+    for key, names in targets_of.items():
         # A pattern may match a tied tensor at several of its paths.
         target = names[-1]
         others = [name for name in dict.fromkeys(names) if targets[name] != targets[target]]
-        counting.update(name for name in names if name not in others)
-        choice = Choice([*tied[key].values()], target, targets[target], tuple(others))
+        effective.update(name for name in names if name not in others)
+        choice = Choice([*locations_of[key].values()], target, targets[target], tuple(others))
         found.choices.append(choice)
         for other in others:
             if other in available and target in available:
@@ -133,8 +134,8 @@ def select(
                 )
     order = {path: i for i, path in enumerate(available)}
     found.choices.sort(key=lambda choice: order[choice.path])
-    taken = {name for names in matching.values() for name in names}
-    found.unused = [name for name in targets if name in taken and name not in counting]
+    taken = {name for names in targets_of.values() for name in names}
+    found.unused = [name for name in targets if name in taken and name not in effective]
     return found
 
 

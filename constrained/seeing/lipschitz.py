@@ -98,7 +98,7 @@ def _is_sequence(module: nn.Module) -> bool:
 
 
 def _layers(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    _check_hooks(prefix or "the network", model)
+    _check_hooks(f"'{prefix}'" if prefix else "the network", model)
     for name, layer in model.named_children():
         path = f"{prefix}.{name}" if prefix else name
         if _is_sequence(layer):
@@ -107,14 +107,14 @@ def _layers(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
             yield path, layer
 
 
-def _check_hooks(path: str, module: nn.Module) -> None:
+def _check_hooks(name: str, module: nn.Module) -> None:
     if module._forward_hooks or module._forward_pre_hooks:
-        raise _NoBound(f"'{path}' has hooks, which may change what it does")
+        raise _NoBound(f"{name} has hooks, which may change what it does")
 
 
 def _constant(path: str, layer: nn.Module) -> float:
     kind = base_class(layer)
-    _check_hooks(path, layer)
+    _check_hooks(f"'{path}'", layer)
     if kind in _CONTRACTIONS:
         return 1.0
     if kind in _CONSTANTS:

@@ -33,7 +33,8 @@ _OF_EVERY_CONSTRAINT = frozenset({*vars(nn.Module()), "_revision", "_map_revisio
 
 _HALF = (torch.float16, torch.bfloat16)
 
-#: What is noted for a tensor whose gradient was never replaced.
+#: What is noted for a tensor before its gradient is replaced for the first time: no gradient, and
+#: version 0 of it.
 _NOT_PREPARED: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
 

@@ -95,13 +95,15 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         _drop_abandoned(steps, frame)
     steps.append(_Step(optimizer, frame))
     trained = _trained(optimizer)
-    prepared = [i for i in _items(optimizer) if _has(i, trained) and replaces_gradient(i)]
+    prepared = [i for i in _items(optimizer) if _is_trained(i, trained) and replaces_gradient(i)]
     if not prepared:
         return None
     _prepare(prepared)
-    # The first argument is the optimizer.
-    args = tuple(_followed_by(prepared, a) if i == 1 else a for i, a in enumerate(args))
-    return args, {k: _followed_by(prepared, v) if k == "closure" else v for k, v in kwargs.items()}
+    # The first argument is the optimizer, the second one the closure, if there is one.
+    args = (*args[:1], *(_preparing_after(prepared, closure) for closure in args[1:2]), *args[2:])
+    if "closure" in kwargs:
+        kwargs = {**kwargs, "closure": _preparing_after(prepared, kwargs["closure"])}
+    return args, kwargs
 
 
 def _prepare(items: list[Any]) -> None:
@@ -109,7 +111,7 @@ def _prepare(items: list[Any]) -> None:
         prepare_step(item)
 
 
-def _followed_by(items: list[Any], closure: Any) -> Any:
+def _preparing_after(items: list[Any], closure: Any) -> Any:
     """A closure that computes gradients and then replaces those of some tensors."""
     if not callable(closure):
         return closure
@@ -147,7 +149,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     due = [
         item
         for item in items
-        if _has(item, trained) and held.isdisjoint(map(id, item._parameters.values()))
+        if _is_trained(item, trained) and held.isdisjoint(map(id, item._parameters.values()))
     ]
     if step.histories:
         due = _without_history(due, step.histories, trained)
@@ -192,7 +194,7 @@ def _trained(optimizer: Optimizer) -> set[int]:
     return {id(p) for p in _parameters(optimizer) if p.requires_grad}
 
 
-def _has(item: Any, trained: set[int]) -> bool:
+def _is_trained(item: Any, trained: set[int]) -> bool:
     """Whether a step may change a tensor."""
     return not trained.isdisjoint(map(id, item._parameters.values()))
 

@@ -219,7 +219,7 @@ def test_messages(spec, message):
 
 
 def test_an_object_takes_no_arguments():
-    with pytest.raises(SpecError, match="object that has its own"):
+    with pytest.raises(SpecError, match="object, which has its arguments already"):
         parse(Probe(1), rank=2)
 
 

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import constrained
-from constrained.experiments import ExperimentError, run
+from constrained.experiments import ExperimentError, run, runner
 from constrained.experiments.__main__ import app
 from constrained.experiments.runner import prepare
 from constrained.experiments.training import Trainer
@@ -259,9 +259,7 @@ class TestEnds:
         assert str(error.value) == f"{bench.folder / 'file' / 'small'}: Not a directory."
 
     def test_what_is_missing_is_said_before_training(self, bench, monkeypatch):
-        from constrained.experiments import run as module
-
-        monkeypatch.setattr(module, "find_spec", lambda name: None if name == "yaml" else name)
+        monkeypatch.setattr(runner, "find_spec", lambda name: None if name == "yaml" else name)
         with pytest.raises(ExperimentError) as error:
             bench.run()
         assert str(error.value) == (

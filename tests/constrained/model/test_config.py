@@ -12,7 +12,7 @@ from torch import nn
 
 import constrained
 from constrained import ConfigErrors, constrain, spec
-from constrained.model.config import read
+from constrained.model.config import read_rules
 
 
 def model():
@@ -200,7 +200,7 @@ def test_what_is_no_config():
     for config in (3, ["sphere"], object()):
         with pytest.raises(TypeError, match="must be a path, a pattern, or a mapping"):
             constrain(model(), config)
-    rules, errors = read({})
+    rules, errors = read_rules({})
     assert not rules and not errors
     assert found({}) == {}
 
@@ -209,7 +209,7 @@ def test_a_comma_in_yaml():
     broken = yaml.safe_load("{fc.2.bias: interval(-1, 1)}")
     with pytest.raises(ConfigErrors) as caught:
         found(broken)
-    assert "put it in quotes: text ends there at a comma" in str(caught.value)
+    assert "YAML ends text at a comma: put it in quotes" in str(caught.value)
 
 
 def test_axes_are_not_confused_with_arguments():

@@ -543,3 +543,48 @@ def test_other_libraries_are_not_imported_for_it():
         seeing.TransformersMonitor  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'KerasMonitor'"):
         seeing.KerasMonitor  # noqa: B018
+
+
+# --------------------------------------------------------------------- sharded and compiled models
+
+
+@pytest.fixture
+def group(tmp_path):
+    """This process as a group of its own."""
+    where = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.skipif(
+    not hasattr(torch.cpu.current_stream(), "record_event"),
+    reason="this version of torch has FSDP2 for GPUs alone",
+)
+def test_a_sharded_model_is_read_and_trains_the_same(group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+    one, other = (fully_shard(network(), mesh=mesh) for _ in range(2))
+    monitor = Monitor(other)
+    train(one)
+    train(other, call=monitor)
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine.full_tensor(), theirs.full_tensor())
+    reading = monitor.records[-1].tensors["0.weight"]
+    assert reading.violation <= reading.tolerance and reading.gradient_norm > 0
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_read_and_trains_the_same():
+    one, other = (torch.compile(network(), backend="aot_eager") for _ in range(2))
+    monitor = Monitor(other)
+    train(one)
+    train(other, call=monitor)
+    for mine, theirs in zip(weights(one), weights(other), strict=True):
+        assert torch.equal(mine, theirs)
+    reading = monitor.records[-1].tensors["_orig_mod.0.weight"]
+    assert reading.violation <= reading.tolerance and reading.gradient_norm > 0
