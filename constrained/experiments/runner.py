@@ -42,7 +42,7 @@ DATA: Mapping[str, Callable[..., Task]] = {"digits": digits, "copying": copying,
 
 #: What a run writes into the folder of its experiment.
 FILES = (
-    *("experiment.yaml", "plan.txt", "metrics.json", "metrics.csv", "report.txt", "picture.png"),
+    *("experiment.yaml", "plan.txt", "report.txt", "metrics.json", "metrics.csv", "picture.png"),
     *("monitor.csv", f"{CONSTRAINED}.safetensors", f"{UNCONSTRAINED}.safetensors"),
 )
 
