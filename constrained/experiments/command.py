@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,9 @@ def run(
     out: Annotated[
         Path, typer.Option(help="The folder of the experiment's folder.", file_okay=False)
     ] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the metrics as JSON instead of text.")
+    ] = False,
 ) -> None:
     """Train the model of each experiment with its constraints, and compare it without.
 
@@ -39,8 +43,9 @@ def run(
     from constrained.experiments.runner import carry_out, prepare, using_threads
 
     errors = Console(stderr=True, style="red", soft_wrap=True, markup=False, highlight=False)
-    console = Console()
+    console = Console(quiet=as_json)
     running = "before training"
+    metrics: dict[str, Any] = {}
     stopped = False
     try:
         # Matrices of small networks gain nothing from a second thread, and on a busy machine lose.
@@ -56,7 +61,9 @@ def run(
             folders = [folder_of(out, each.experiment) for each in prepared]
             for each, folder in zip(prepared, folders, strict=True):
                 running = f"while training {each.experiment.name}; what was measured is in {folder}"
-                stopped |= bool(carry_out(each, folder, console).stopped)
+                outcome = carry_out(each, folder, console)
+                metrics[each.experiment.name] = outcome.metrics
+                stopped |= bool(outcome.stopped)
     except ConfigErrors as several:
         for error in several.exceptions:
             errors.print(f"Error: {error}")
@@ -67,4 +74,6 @@ def run(
     except KeyboardInterrupt:
         errors.print(f"Interrupted {running}.")
         raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2, ensure_ascii=False))
     raise typer.Exit(1 if stopped else 0)

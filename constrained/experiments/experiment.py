@@ -143,16 +143,14 @@ def read_experiment(
     whole: dict[str, Any] = schema.with_defaults(given)
     optimizer: dict[str, Any] = dict(whole["optimizer"])
     groups: Mapping[str, Any] = optimizer.pop("param_groups", {})
-    return Experiment(
-        **whole
-        | {
-            "data": _part(whole["data"]),
-            "model": _part(whole["model"]),
-            "optimizer": _part(optimizer),
-            "param_groups": groups,
-            "training": Training(**whole["training"]),
-        }
-    )
+    parts: dict[str, Any] = {
+        "data": _part(whole["data"]),
+        "model": _part(whole["model"]),
+        "optimizer": _part(optimizer),
+        "param_groups": groups,
+        "training": Training(**whole["training"]),
+    }
+    return Experiment(**{**whole, **parts})
 
 
 def _part(given: Mapping[str, Any]) -> Part:
@@ -170,7 +168,8 @@ def _bad_data(value: Any, place: str) -> Iterator[str]:
                 yield from _bad_data(item, f"{place}.{key}" if place else str(key))
     elif isinstance(value, str):
         # The constraints say so by themselves, where a number is expected.
-        if _LIKE_A_NUMBER.fullmatch(value) and not place.startswith("constraints"):
+        like = _LIKE_A_NUMBER.fullmatch(value) and math.isfinite(float(value))
+        if like and not place.startswith("constraints"):
             yield (
                 f"{place} is the text {value!r}: YAML reads a number with an exponent only with a "
                 f"point and a sign, as in {_written(float(value))}."

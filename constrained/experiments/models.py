@@ -17,9 +17,9 @@ _ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "identity": n
 class ModReLUCell(nn.Module):
     """An RNN cell with modReLU, which keeps the sign of a number and moves its size by a bias.
 
-    Near a bias of 0 it is nearly the identity, so that a state lasts as long as the recurrent kernel
-    preserves its norm. Arjovsky, Shah and Bengio (2016) for complex, Helfrich, Willmott and Ye (2018)
-    for real networks.
+    With a bias near 0 it is nearly the identity, and a state lasts as long as the recurrent kernel
+    keeps its norm. Arjovsky, Shah and Bengio (2016) have it for complex networks, Helfrich,
+    Willmott and Ye (2018) for real ones.
 
     Args:
         inputs: values per time step.

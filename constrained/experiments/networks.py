@@ -135,7 +135,8 @@ class Judge:
         _, value = seen(self._sets[self.matrix], _tensor(model, self.matrix))
         if not bool(torch.isfinite(value).all()):
             return []
-        return singular_values(value.reshape(-1, *value.shape[-2:])[0]).tolist()
+        first: Any = singular_values(value.reshape(-1, *value.shape[-2:])[0])
+        return first.tolist()
 
     def _is_matrix(self, model: nn.Module, path: str) -> bool:
         constraint, value = seen(self._sets[path], _tensor(model, path))

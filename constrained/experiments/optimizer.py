@@ -36,7 +36,7 @@ def build(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
         )
     known = {key for group in optimizer.param_groups for key in group} & {*optimizer.defaults}
     for target, options in experiment.param_groups.items():
-        for key in options or {}:
+        for key in dict[str, Any](options or {}):
             if key not in known:
                 raise ExperimentError(
                     f"optimizer.param_groups: {target!r} has the option {key!r}, which "

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def told(error: BaseException) -> str:
 
 
 @contextmanager
-def import_path() -> Iterator[None]:
+def import_path() -> Generator[None]:
     """A block in which modules of the working directory can be imported, as under ``python -m``."""
     here = str(Path.cwd())
     if here in sys.path or "" in sys.path:

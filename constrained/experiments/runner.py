@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -221,7 +221,7 @@ def run(
 
 
 @contextmanager
-def using_threads(threads: int) -> Iterator[None]:
+def using_threads(threads: int) -> Generator[None]:
     """A block in which an operation of torch uses so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

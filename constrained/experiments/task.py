@@ -1,5 +1,7 @@
 """The data of an experiment: examples to train and to test on, and how outputs are judged."""
 
+# Not strict: torch leaves types of what is used here unknown.
+# pyright: basic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -82,7 +84,8 @@ class Task:
             test: as in the class.
             others: other attributes of the class.
         """
-        return cls(train, test, **{"metrics": {"accuracy": accuracy}, **others})
+        given: dict[str, Any] = {"metrics": {"accuracy": accuracy}, **others}
+        return cls(train, test, **given)
 
     @classmethod
     def of(cls, returned: Any) -> Task:
@@ -95,12 +98,12 @@ class Task:
             ValueError: if it is neither, or holds no examples.
         """
         if not isinstance(returned, Task):
-            if not isinstance(returned, (tuple, list)) or len(returned) != 2:  # pyright: ignore[reportUnknownArgumentType] - of anything
+            if not isinstance(returned, (tuple, list)) or len(returned) != 2:
                 raise ValueError(
                     "it must return a constrained.experiments.Task, or a pair of the training and "
                     f"the test examples, and returned a {type(returned).__name__}."
                 )
-            train, test = returned  # pyright: ignore[reportUnknownVariableType]
+            train, test = returned
             _check(train, "training")
             targets = _taken(train, torch.arange(1))[1]
             whole = not (targets.is_floating_point() or targets.is_complex())
@@ -134,7 +137,7 @@ class Task:
 
 
 def _is_pair(examples: Any) -> bool:
-    return isinstance(examples, (tuple, list)) and all(isinstance(t, Tensor) for t in examples)  # pyright: ignore[reportUnknownVariableType] - of anything
+    return isinstance(examples, (tuple, list)) and all(isinstance(t, Tensor) for t in examples)
 
 
 def _count(examples: Any) -> int:

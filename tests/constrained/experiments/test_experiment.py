@@ -105,6 +105,9 @@ class TestErrors:
              "or null, got 3."),
             ({"optimizer.lr": "1e-3"}, "optimizer.lr is the text '1e-3': YAML reads a number with "
              "an exponent only with a point and a sign, as in 1.0e-3."),
+            ({"optimizer.lr": "1e999", "model.hidden": ["-1.5E+2"]}, "model.hidden.0 is the text "
+             "'-1.5E+2': YAML reads a number with an exponent only with a point and a sign, as in "
+             "-1.5e+2."),
             ({"optimizer.lr": float("nan")}, "optimizer.lr is nan; an experiment holds only "
              "mappings, lists, text, true, false, null and finite numbers."),
             ({"model.hidden": [float("inf")]}, "model.hidden.0 is inf; an experiment holds only "

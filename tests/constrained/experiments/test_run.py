@@ -230,6 +230,12 @@ class TestEnds:
         metrics = json.loads((bench.folder / "runs" / "small" / "metrics.json").read_text("utf-8"))
         assert metrics["interrupted"]
 
+    def test_json(self, bench):
+        result = command("--json", "--out", "runs", bench.write())
+        assert result.exit_code == 0
+        written = json.loads((bench.folder / "runs" / "small" / "metrics.json").read_text("utf-8"))
+        assert json.loads(result.stdout) == {"small": written}
+
     def test_wrong_input_is_one_line_for_each_error(self, bench):
         path = bench.write({"training.epochs": 0, "compare": 3})
         result = command("--out", "runs", path)
