@@ -25,7 +25,7 @@ _SIDE = 32
 #: How far a step goes that is tried, relative to the parameters: as far as one of training.
 _STEP = 1e-3
 
-_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_fft_r2c", "_fft_c2r", "_fft_c2c")
+_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "fft_r2c", "fft_c2r", "fft_c2c")
 _DECOMPOSITIONS = ("linalg_", "cholesky", "geqrf", "lu_", "ormqr", "svd", "triangular_solve")
 #: These begin like decompositions, and are none.
 _ELEMENTWISE = ("linalg_vector_norm", "linalg_cross", "linalg_diagonal", "linalg_vecdot")
@@ -101,9 +101,10 @@ def _watched_step(
 
 def _class_of(name: str, args: Sequence[Any], side: int) -> int:
     sides = [min(t.shape[-2:]) for t in args if isinstance(t, Tensor) and t.ndim > 1]
+    name = name.removeprefix("_")
     if name.startswith(_ELEMENTWISE) or max(sides, default=1) < 2:
         return 0
-    if name.removeprefix("_").startswith(_DECOMPOSITIONS):
+    if name.startswith(_DECOMPOSITIONS):
         return 2 if 2 * max(sides) > side else 1
     return int(name in _PRODUCTS)
 

@@ -13,6 +13,7 @@ from constrained.parametrized.module_class import base_class
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.tensor_locations import is_parametrized, list_of
 from constrained.seeing.spectrum import LONGEST_SIDE, seen, singular_values
+from constrained.torch_internals.modules import hooks_of
 from constrained.torch_internals.tensors import has_values
 
 
@@ -108,7 +109,7 @@ def _layers(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _check_hooks(name: str, module: nn.Module) -> None:
-    if module._forward_hooks or module._forward_pre_hooks:
+    if any(hooks_of(module)):
         raise _NoBound(f"{name} has hooks, which may change what it does")
 
 
