@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from constrained import Constraint, get, names
+from constrained.constraint.documentation import documentation, lines
 
 PAGE = Path(__file__).with_name("catalogue.md")
 
@@ -43,16 +44,15 @@ def _overview(classes: list[type[Constraint]]) -> list[str]:
 
 
 def _section(cls: type[Constraint]) -> str:
-    signature = inspect.signature(cls, eval_str=True)
-    arguments = str(signature.replace(return_annotation=inspect.Signature.empty))
-    lines = [f"\n### `{cls.name}` {{ #{_anchor(cls)} }}", ""]
-    lines += [f"`{cls.name}{arguments}`", "", _text(cls)]
+    call = next(lines(documentation(cls), sys.maxsize))
+    found = [f"\n### `{cls.name}` {{ #{_anchor(cls)} }}", ""]
+    found += [f"`{call}`", "", _text(cls)]
     reasons: dict[str, list[str]] = {}
     for law, reason in cls.expected_failures.items():
         reasons.setdefault(reason, []).append(f"`{law}`")
     for reason, laws in reasons.items():
-        lines += ["", f"*Laws that cannot hold*, since {reason}: {', '.join(laws)}."]
-    return "\n".join(lines)
+        found += ["", f"*Laws that cannot hold*, since {reason}: {', '.join(laws)}."]
+    return "\n".join(found)
 
 
 def _text(cls: type[Constraint]) -> str:

@@ -27,7 +27,7 @@ class Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
                 continue
-            key: Any = self.construct_object(key_node)
+            key = self.construct_object(key_node)  # pyright: ignore[reportUnknownVariableType]
             if key in seen:
                 raise RepeatedKeyError(
                     problem=f"the key {key!r} stands twice in one mapping",

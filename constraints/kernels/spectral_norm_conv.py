@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import check_whole, checked_positive
+from constraints.bases.argument_checks import Count, PositiveNumber, check_whole, checked_positive
 from constraints.bases.convolution_settings import settings_of, taken_from
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
@@ -152,14 +154,14 @@ class SpectralNormConv(Retraction):
 
     def __init__(
         self,
-        bound: float = 1.0,
-        stride: int | Sequence[int] | None = None,
-        groups: int | None = None,
-        padding_mode: str | None = None,
-        size: int | Sequence[int] | None = None,
-        resolution: int = 8,
-        event_dim: int | None = None,
-        dilation: int | Sequence[int] | None = None,
+        bound: PositiveNumber = 1.0,
+        stride: Count | Sequence[Count] | None = None,
+        groups: Count | None = None,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] | None = None,
+        size: Count | Sequence[Count] | None = None,
+        resolution: Annotated[int, Ge(2)] = 8,
+        event_dim: Literal[3, 4, 5] | None = None,
+        dilation: Count | Sequence[Count] | None = None,
     ) -> None:
         super().__init__()
         if padding_mode not in (None, *PADDING_MODES):
