@@ -119,7 +119,7 @@ def prepare(
 
 def check_installed() -> None:
     """Raise an `ExperimentError` if a package is missing that every run needs."""
-    missing = [name for name in ("jsonschema", "matplotlib", "yaml") if find_spec(name) is None]
+    missing = [name for name in ("jsonschema", "matplotlib") if find_spec(name) is None]
     if missing:
         raise ExperimentError(
             f"An experiment needs {' and '.join(missing)}: pip install "

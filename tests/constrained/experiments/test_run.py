@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 import constrained
+from constrained.command_line.app import app
 from constrained.experiments import ExperimentError, run, runner
-from constrained.experiments.__main__ import app
 from constrained.experiments.runner import prepare
 from constrained.experiments.training import Trainer
 
@@ -24,7 +24,7 @@ ALL = {
 
 
 def command(*arguments: object):
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "100"})
+    return CliRunner().invoke(app, ["run", *map(str, arguments)], env={"COLUMNS": "100"})
 
 
 class TestFolder:
@@ -206,7 +206,9 @@ class TestEnds:
         result = command("--out", "runs", bench.write())
         assert result.exit_code == 130
         folder = bench.folder / "runs" / "small"
-        assert result.stderr.startswith("Interrupted while training small; what was measured is in")
+        assert result.stderr.startswith(
+            "Interrupted: while training small; what was measured is in"
+        )
         assert {path.name for path in folder.iterdir()} == ALL
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
         assert metrics["interrupted"]
@@ -255,7 +257,7 @@ class TestEnds:
         result = command(bench.write(), bench.write(name="copy.yaml"))
         assert result.exit_code == 2
         assert result.stderr == (
-            "Error: Two experiments have the name 'small'; give them two names.\n"
+            "Error: Several experiments have the name 'small'; rename all but one.\n"
         )
 
     def test_a_folder_that_cannot_be_made(self, bench):
@@ -265,9 +267,11 @@ class TestEnds:
         assert str(error.value) == f"{bench.folder / 'file' / 'small'}: Not a directory."
 
     def test_what_is_missing_is_said_before_training(self, bench, monkeypatch):
-        monkeypatch.setattr(runner, "find_spec", lambda name: None if name == "yaml" else name)
+        monkeypatch.setattr(
+            runner, "find_spec", lambda name: None if name == "matplotlib" else name
+        )
         with pytest.raises(ExperimentError) as error:
             bench.run()
         assert str(error.value) == (
-            "An experiment needs yaml: pip install 'constrained-layers[experiments]'."
+            "An experiment needs matplotlib: pip install 'constrained-layers[experiments]'."
         )

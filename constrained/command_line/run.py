@@ -1,18 +1,21 @@
-"""``constrained run EXPERIMENT.yaml ...``."""
+"""``run``: experiments from their files to their folders."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
+from constrained.command_line.models import Imports, import_all
+from constrained.command_line.output import Json, error_line, print_json
+from constrained.constraint.errors import ConfigErrors
 
 
 def run(
     files: Annotated[
-        list[Path],
-        typer.Argument(help="Experiments, as YAML, JSON or TOML.", show_default=False),
+        list[Path], typer.Argument(help="Experiments, as YAML, JSON or TOML.", show_default=False)
     ],
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the file's.")] = None,
     seed: Annotated[
@@ -20,12 +23,9 @@ def run(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operation.")] = 1,
     device: Annotated[str, typer.Option(help="Where the networks are, such as cuda.")] = "cpu",
-    out: Annotated[
-        Path, typer.Option(help="The folder of the experiment's folder.", file_okay=False)
-    ] = Path("runs"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the metrics as JSON instead of text.")
-    ] = False,
+    out: Annotated[Path, typer.Option(help="Where the folders of results go.")] = Path("runs"),
+    imports: Imports = None,
+    as_json: Json = False,
 ) -> None:
     """Train the model of each experiment with its constraints, and compare it without.
 
@@ -36,28 +36,35 @@ def run(
     infinite, and 130 after Ctrl-C, which leaves what was measured until then.
     """
     # Imported here, so that other commands start without them.
-    from rich.console import Console
+    from constrained.experiments import ExperimentError
+    from constrained.experiments.experiment import folder_of
+    from constrained.experiments.runner import Prepared, carry_out, prepare, using_threads
 
-    from constrained.constraint.errors import ConfigErrors
-    from constrained.experiments.experiment import ExperimentError, folder_of
-    from constrained.experiments.runner import carry_out, prepare, using_threads
-
-    errors = Console(stderr=True, style="red", soft_wrap=True, markup=False, highlight=False)
+    import_all(imports)
     console = Console(quiet=as_json)
     running = "before training"
     metrics: dict[str, Any] = {}
     stopped = False
+    prepared: list[Prepared] = []
+    errors: list[Exception] = []
     try:
         # Matrices of small networks gain nothing from a second thread, and on a busy machine lose.
         with using_threads(threads):
             # Every file is read, and every network built, before the first one is trained.
-            prepared = [prepare(f, epochs=epochs, seed=seed, device=device) for f in files]
+            for file in files:
+                try:
+                    prepared.append(prepare(file, epochs=epochs, seed=seed, device=device))
+                except ConfigErrors as several:
+                    errors += several.exceptions
+                except ExperimentError as error:
+                    errors.append(error)
             names = [each.experiment.name for each in prepared]
-            for name in names:
+            for name in dict.fromkeys(names):
                 if names.count(name) > 1:
-                    raise ExperimentError(
-                        f"Two experiments have the name {name!r}; give them two names."
-                    )
+                    sentence = f"Several experiments have the name {name!r}; rename all but one."
+                    errors.append(ExperimentError(sentence))
+            if errors:
+                raise ConfigErrors("The experiments cannot be run", errors)
             folders = [folder_of(out, each.experiment) for each in prepared]
             for each, folder in zip(prepared, folders, strict=True):
                 running = f"while training {each.experiment.name}; what was measured is in {folder}"
@@ -66,14 +73,14 @@ def run(
                 stopped |= bool(outcome.stopped)
     except ConfigErrors as several:
         for error in several.exceptions:
-            errors.print(f"Error: {error}")
+            error_line(str(error))
         raise typer.Exit(2) from None
     except ExperimentError as error:
-        errors.print(f"Error: {error}")
+        error_line(str(error))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        errors.print(f"Interrupted {running}.")
+        error_line(f"{running}.", "Interrupted")
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(metrics, indent=2, ensure_ascii=False))
+        print_json(metrics)
     raise typer.Exit(1 if stopped else 0)
