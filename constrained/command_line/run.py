@@ -27,7 +27,7 @@ def run(
     imports: Imports = None,
     as_json: Json = False,
 ) -> None:
-    """Train the model of each experiment with its constraints, and compare it without.
+    """Train models with constraints, as experiments in files say.
 
     Modules that an experiment names under data, model or optimizer (package.module:function) are
     imported, so run only files that you trust as you would a program. Constraints never run code.

@@ -250,7 +250,11 @@ class TestEnds:
 
     def test_every_file_is_read_before_the_first_is_trained(self, bench):
         good, bad = bench.write(), bench.write({"model": "none"}, "bad.yaml")
-        assert command("--out", "runs", good, bad).exit_code == 2
+        result = command("--out", "runs", bad, good, "absent.yaml")
+        assert result.exit_code == 2
+        first, second = result.stderr.splitlines()
+        assert first.startswith(f"Error: {bad}: model.name is 'none'")
+        assert second == "Error: absent.yaml: No such file or directory."
         assert not (bench.folder / "runs").exists()
 
     def test_one_name_for_two_experiments(self, bench):
