@@ -72,7 +72,7 @@ def test_what_it_says_of_yaml():
     assert yaml.safe_load("[1e-3, 1.0e-3]") == ["1e-3", 0.001]
     assert yaml.safe_load("a: 1\na: 2") == {"a": 2}
     model = nn.ModuleDict({"cell": nn.RNNCell(4, 4)})
-    constrained.constrain(model, yaml.safe_load(config)["constraints"])
+    constrained.constrain(model, yaml.safe_load(blocks("yaml")[0])["constraints"])
     assert constrained.spec(model) == {"cell.weight_hh": {"name": "orthogonal"}}
 
 
