@@ -19,7 +19,7 @@ from constrained.constraint.spec import parse
 from constrained.model.tables import as_text
 
 #: How long each row is measured, in seconds.
-_SECONDS = 0.3
+_SECONDS = 0.1
 
 #: What torch has for the same.
 _OF_TORCH: dict[str, Callable[[Any], Any]] = {

@@ -31,30 +31,6 @@ def registered(monkeypatch):
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
 
 
-def test_the_snippets_run(registered, capsys):
-    snippets = blocks("python")
-    assert len(snippets) >= 5
-    namespace: dict = {"__name__": "readme"}
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), namespace)
-    assert "0.weight" in capsys.readouterr().out
-
-
-def layout(table):
-    """A table without its numbers, which are random and rounded, and without column widths."""
-    numbers = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "0", table)
-    return re.sub(r"[ ─]+", " ", numbers).strip().split("\n")
-
-
-def test_the_first_table_is_what_is_printed(registered, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "110")
-    exec(compile(blocks("python")[0], "README.md", "exec"), {"__name__": "readme"})
-    printed = capsys.readouterr().out
-    (shown,) = re.findall(r"^```\n(tensor  .*?)^```", README, re.DOTALL | re.MULTILINE)[:1]
-    assert layout(printed) == layout(shown)
-    assert not re.search(r"[ \t]$", printed, re.MULTILINE)
-
-
 def test_the_experiment_is_the_example(tmp_path):
     (experiment,) = blocks("yaml")
     path = tmp_path / "memory.yaml"
@@ -67,12 +43,13 @@ def test_the_experiment_is_the_example(tmp_path):
 
 
 def test_what_it_says_of_yaml():
+    (config,) = blocks("yaml")
     text = " ".join(README.split())
     assert "reads `1e-3` as text, where `1.0e-3` is a number" in text
     assert yaml.safe_load("[1e-3, 1.0e-3]") == ["1e-3", 0.001]
     assert yaml.safe_load("a: 1\na: 2") == {"a": 2}
     model = nn.ModuleDict({"cell": nn.RNNCell(4, 4)})
-    constrained.constrain(model, yaml.safe_load(blocks("yaml")[0])["constraints"])
+    constrained.constrain(model, yaml.safe_load(config)["constraints"])
     assert constrained.spec(model) == {"cell.weight_hh": {"name": "orthogonal"}}
 
 
