@@ -85,4 +85,5 @@ def test_the_wheel_holds_both_packages_and_no_tests(tmp_path):
     folders = {name.partition("/")[0] for name in held}
     assert {name for name in folders if not name.endswith(".dist-info")} == set(PACKAGES)
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(held)
+    assert "constrained/experiments/experiment.schema.json" in held
     assert not [name for name in held if "promises" in name or "/test_" in name]
