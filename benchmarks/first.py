@@ -64,8 +64,11 @@ def race(what: str, figures: Mapping[str, float]) -> Race | None:
 
 
 def races(measured: Measured) -> list[Race]:
-    """One for each row of the results of `make bench` in which a peer takes part."""
-    found = (race(row, {n: ms for n, (ms, _) in each.items()}) for row, each in measured.items())
+    """One for each row of the results of `make bench` in which a peer takes part.
+
+    By the ratios to the first contender of the row, which is measured in turn with the others.
+    """
+    found = (race(row, {n: x for n, (_, x) in each.items()}) for row, each in measured.items())
     return [each for each in found if each is not None]
 
 

@@ -28,11 +28,11 @@ def against_peers() -> Figure:
     axes = figure.subplots()
     for i, race in enumerate(found):
         axes.axhline(i, color=PALE, linewidth=0.6, zorder=0)
-        for name, (figure_of, _) in results[race.what].items():
+        for name, (_, ratio) in results[race.what].items():
             library = next((each for each in LIBRARIES if name.startswith(each)), None)
             if library is not None:
                 color, marker = LIBRARIES[library]
-                axes.plot(figure_of / race.here, i, marker, color=color, markersize=6, alpha=0.8)
+                axes.plot(ratio / race.here, i, marker, color=color, markersize=6, alpha=0.8)
     axes.axvline(1, color=OURS, linewidth=1.6)
     axes.set_yticks(range(len(found)), [race.what for race in found], fontsize=8)
     for label, race in zip(axes.get_yticklabels(), found, strict=True):
