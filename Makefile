@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture accuracy lint format types docs bench bench-gate coverage notebooks clean
+.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture pages accuracy lint format types docs bench bench-gate coverage notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +97,10 @@ catalogue: $(READY) ## write docs/catalogue/ from the docstrings, and draw its p
 
 architecture: $(READY) ## draw docs/architecture.svg from the imports
 	$(BIN)/python docs/architecture.py
+
+pages: $(READY) $(CLIENTS)/.ready ## run the code of the pages, and write in what it prints: PAGES="docs/faq.md"
+	$(BIN)/python docs/pages.py $(PAGES)
+	$(CLIENTS)/bin/python docs/pages.py $(PAGES)
 
 accuracy: $(READY) ## measure optima and right inverses, and write docs/accuracy.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/accuracy.py

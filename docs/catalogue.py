@@ -176,7 +176,7 @@ one on, and $\\lambda$ eigenvalues. $W^\\top$ is the transpose and $W^*$ the con
 $\\operatorname{{polar}}(X)$ is the nearest matrix with orthonormal columns or rows.
 $\\varepsilon$ is the machine epsilon of the dtype.
 
-**Cost** is the class of the dearest operation of a training step: {costs}.
+**Cost** is the class of the dearest operation of a training step of the example: {costs}.
 The factor is the time of a step of SGD on `nn.Linear(256, 256)` with 32 rows of input, in steps
 without a constraint ({environment}; `make bench`).
 """
@@ -408,7 +408,7 @@ class Example:
             if arguments is not None and (len(shape) == 2 or cls(**arguments).event_dim is None):
                 break
         else:
-            arguments, event = max(cls.examples, key=lambda pair: torch.Size(pair[1]).numel())
+            arguments, event = max(_simple(cls), key=lambda pair: torch.Size(pair[1]).numel())
             rows, columns = event if len(event) == 2 else (8, *event)
             layer = f"nn.Linear({columns}, {rows})"
         if cls.complex:
@@ -435,13 +435,20 @@ def _first_that_fits(name: str, shape: Sequence[int]) -> dict[str, Any] | None:
     """Arguments for a weight of this shape: none if none are required, or those of an example."""
     cls = get(name)
     required = any(p.default is p.empty for p in inspect.signature(cls).parameters.values())
-    for arguments in [dict(given) for given, _ in cls.examples] if required else [{}]:
+    for arguments in [given for given, _ in _simple(cls)] if required else [{}]:
         try:
             cls(**arguments).check_shape(shape)
         except ValueError:
             continue
         return arguments
     return None
+
+
+def _simple(cls: type[Constraint]) -> list[tuple[dict[str, Any], tuple[int, ...]]]:
+    """Its examples, without those that hold mappings of their own."""
+    return [
+        (dict(given), event) for given, event in cls.examples if "{" not in str([*given.values()])
+    ]
 
 
 def _spec(name: str, arguments: dict[str, Any]) -> str:

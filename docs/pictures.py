@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from constrained import Constraint, get, names
+from constrained.seeing.allowed import allowed_range
 
 FOLDER = Path(__file__).with_name("catalogue") / "pictures"
 
@@ -412,13 +413,16 @@ def stable(figure: Any, name: str) -> None:
 def _beside(axes: Any, name: str, size: float) -> None:
     from matplotlib.patches import Circle
 
+    constraint: Any = of(name)
     if name in ("orthogonal", "unitary"):
         axes.add_patch(Circle((0, 0), 1, fill=False, color=GRAY, linewidth=0.8))
     if name == "schur":
-        axes.add_patch(Circle((0, 0), 1, facecolor=PALE, edgecolor=GRAY, linewidth=0.8))
+        axes.add_patch(
+            Circle((0, 0), constraint.radius, facecolor=PALE, edgecolor=GRAY, linewidth=0.8)
+        )
     if name == "hurwitz":
-        axes.axvspan(-size, -0.5, color=PALE, linewidth=0)
-        axes.axvline(-0.5, color=GRAY, linewidth=0.8)
+        axes.axvspan(-size, -constraint.alpha, color=PALE, linewidth=0)
+        axes.axvline(-constraint.alpha, color=GRAY, linewidth=0.8)
 
 
 def singular_values(figure: Any, name: str) -> None:
@@ -426,15 +430,13 @@ def singular_values(figure: Any, name: str) -> None:
     X = gaussian(24, 24) / math.sqrt(24) * 1.3
     axes = figure.subplots()
     constraint = of(name)
-    low, high = {
-        "almost_orthogonal": (0.7, 1.3),
-        "singular_values": (0.5, 1.5),
-        "spectral_norm": (0.0, 1.0),
-    }[name]
-    axes.axhspan(low, high, color=PALE, linewidth=0)
+    projected = torch.linalg.svdvals(constraint.project(X))
+    found = allowed_range(constraint, projected, (24, 24), symmetric=False)
+    assert found, f"{name} bounds no singular values"
+    axes.axhspan(*found, color=PALE, linewidth=0)
     numbers = range(1, 25)
     axes.plot(numbers, torch.linalg.svdvals(X), ".-", color=GRAY, linewidth=0.8)
-    axes.plot(numbers, torch.linalg.svdvals(constraint.project(X)), ".-", color=SET, linewidth=0.8)
+    axes.plot(numbers, projected, ".-", color=SET, linewidth=0.8)
     axes.set(xlabel="$i$", ylabel=r"singular value $\sigma_i$", ylim=(0, None))
     axes.set_xticks([1, 8, 16, 24])
 
@@ -539,17 +541,17 @@ def elliptope(figure: Any, name: str) -> None:
     _cube(axes, (-1, 1), ("$W_{12}$", "$W_{13}$", "$W_{23}$"))
 
 
-def frames(figure: Any, name: str) -> None:
-    """The columns of three random elements of three rows: right-handed frames."""
-    chosen = of(name).sample((3, 3, 3), generator=generator(1))
+def letters(figure: Any, name: str) -> None:
+    """The letter F (gray), and its images under seven random elements of two rows."""
+    axes = figure.subplots()
+    outline = [(0, 0), (0, 3), (2, 3), (2, 2.4), (0.6, 2.4), (0.6, 1.8), (1.6, 1.8), (1.6, 1.2)]
+    letter = torch.tensor([*outline, (0.6, 1.2), (0.6, 0)]).T - torch.tensor([[0.8], [1.5]])
+    chosen = torch.cat([torch.eye(2)[None], of(name).sample((7, 2, 2), generator=generator(1))])
     for i, W in enumerate(chosen):
-        axes = figure.add_subplot(1, 3, i + 1, projection="3d")
-        for column, color in zip(W.T, (SET, SECOND, "#2e8b57"), strict=True):
-            axes.quiver(0, 0, 0, *column, color=color, linewidth=1.6, arrow_length_ratio=0.2)
-        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8))
-        axes.set_box_aspect((1, 1, 1), zoom=1.6)
-        axes.view_init(elev=25, azim=-60)
-        axes.set_axis_off()
+        place = torch.tensor([[3.6 * (i % 4)], [-3.6 * (i // 4)]])
+        axes.fill(*(W @ letter + place), color=SET if i else GRAY, linewidth=0)
+    axes.set_aspect("equal")
+    axes.set_axis_off()
 
 
 def lines(figure: Any, name: str) -> None:
@@ -686,7 +688,10 @@ CHOSEN: dict[str, tuple[Draw, str]] = {
     "singular_values": (singular_values, _SVD),
     "soft_permutation": (sums, _SUMS),
     "special_linear": (images, "The unit circle (gray) under five elements: equal areas."),
-    "special_orthogonal": (frames, "The columns of three random elements: right-handed frames."),
+    "special_orthogonal": (
+        letters,
+        "The letter F (gray) under seven random elements of two rows: turned, never mirrored.",
+    ),
     "spectral_norm": (singular_values, _SVD),
     "spectral_norm_conv": (
         waves,

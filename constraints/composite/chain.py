@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.argument_schema import Spec
 from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params, unpack
 from constrained.constraint.sampling import RandomNumbers
@@ -66,7 +68,7 @@ class Chain(Composite):
         ({"parts": ["sum_to_zero", "ball"]}, (4,)),
     )
 
-    def __init__(self, parts: Sequence[Any]) -> None:
+    def __init__(self, parts: Annotated[Sequence[Spec], MinLen(2)]) -> None:
         super().__init__()
         built = build_parts("chain", parts)
         if len(built) < 2:

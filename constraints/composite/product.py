@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any, cast
+from typing import Annotated, cast
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint.argument_schema import Spec
 from constrained.constraint.base import FLAT, unguarded
 from constrained.constraint.elements import unpack
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import is_whole
+from constraints.bases.argument_checks import Count, is_whole
 from constraints.composite.parts import (
     Composite,
     build_parts,
@@ -72,7 +74,10 @@ class Product(Composite):
     )
 
     def __init__(
-        self, parts: Sequence[Any], sizes: Sequence[int] | None = None, dim: int = 0
+        self,
+        parts: Annotated[Sequence[Spec], MinLen(1)],
+        sizes: Sequence[Count] | None = None,
+        dim: int = 0,
     ) -> None:
         super().__init__()
         built = build_parts("product", parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from constrained import Constraint, register
 from constrained.constraint.base import unguarded
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import check_whole
+from constraints.bases.argument_checks import Count, check_whole
 from constraints.bases.convolution_settings import settings_of, taken_from
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.math.matrix import symmetric_part
@@ -109,9 +110,9 @@ class OrthogonalConv(Constraint):
 
     def __init__(
         self,
-        stride: int | Sequence[int] | None = None,
-        groups: int | None = None,
-        event_dim: int | None = None,
+        stride: Count | Sequence[Count] | None = None,
+        groups: Count | None = None,
+        event_dim: Literal[3, 4] | None = None,
     ) -> None:
         super().__init__()
         for name, numbers in (("stride", stride), ("groups", groups)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.base import FLAT
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.birkhoff import nearest_doubly_stochastic
@@ -153,7 +153,7 @@ class SoftPermutation(BirkhoffPolytope):
         ({"temperature": 0.1}, (4, 4)),
     )
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: PositiveNumber) -> None:
         super().__init__()
         self.temperature = checked_positive("soft_permutation", temperature, "temperature")
         if self.temperature < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -69,9 +70,9 @@ class Invertible(SquareMatrices, Retraction):
         ({"sign": -1}, (3, 3)),
     )
 
-    def __init__(self, sign: int | None = None) -> None:
+    def __init__(self, sign: Literal[1, -1] | None = None) -> None:
         super().__init__()
-        if isinstance(sign, bool) or sign not in (None, 1, -1):
+        if isinstance(sign, bool) or sign not in (None, 1, -1):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise ValueError(f"invertible: sign must be 1, -1 or None, got {sign!r}.")
         self.sign = sign
         if sign:

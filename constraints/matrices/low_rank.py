@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_rank
+from constraints.bases.argument_checks import Count, checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math.autograd import goes_by_operator
@@ -24,7 +24,7 @@ class OfRank(Constraint):
 
     event_dim = 2
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank(type(self).name or type(self).__name__, rank)
 

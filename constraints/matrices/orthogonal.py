@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class Orthogonal(Matrices):
     )
     expected_failures = no_derivative(NO_POLAR_FACTOR, "zero_params")
 
-    def __init__(self, map: str = "polar") -> None:
+    def __init__(self, map: Literal["polar", "rebased", "cayley", "exp"] = "polar") -> None:
         super().__init__()
         if map not in _MAPS:
             known = ", ".join(repr(name) for name in _MAPS)

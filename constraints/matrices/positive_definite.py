@@ -25,7 +25,9 @@ from constraints.math.matrix import symmetric_part
 from constraints.math.psd_part import distance_from_psd, least_eigenvalue
 
 
-@register("positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix"))
+@register(
+    "positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix", "covariance")
+)
 class PositiveDefinite(SquareMatrices):
     r"""Symmetric positive definite matrices, such as covariance matrices.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_rank
+from constraints.bases.argument_checks import Count, checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction
@@ -98,7 +98,7 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
 class PSDOfRank(SquareMatrices):
     """What sets of positive semidefinite matrices of a given rank share, or of a largest rank."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank(type(self).name or type(self).__name__, rank)
 

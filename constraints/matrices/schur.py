@@ -11,7 +11,7 @@ from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
@@ -98,7 +98,7 @@ class Schur(SquareMatrices):
         ),
     }
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("schur", radius, "radius")
 

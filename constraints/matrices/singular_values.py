@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import checked_bound, checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_bound, checked_positive
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
@@ -127,7 +129,7 @@ class SingularValues(SpectrumBound):
         _KINK, "zero_params", "zeros", "ones", "eye", "repeated", "boundary"
     )
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: Annotated[float, Ge(0)], high: PositiveNumber) -> None:
         super().__init__()
         self.low = checked_bound("singular_values", low, "low")
         self.high = checked_bound("singular_values", high, "high")
@@ -185,7 +187,7 @@ class AlmostOrthogonal(SpectrumBound):
     )
     expected_failures = no_derivative(_KINK, "zero_params", "zeros", "ones", "repeated", "boundary")
 
-    def __init__(self, radius: float) -> None:
+    def __init__(self, radius: Annotated[float, Gt(0), Lt(1)]) -> None:
         super().__init__()
         self.radius = checked_positive("almost_orthogonal", radius, "radius")
         if self.radius >= 1:

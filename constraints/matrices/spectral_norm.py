@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from constrained import register
 from constrained.constraint.optional_methods import recomputed
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals.tensors import has_values
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Matrices
 from constraints.math.clip_singular_values import clip_singular_values
@@ -138,7 +138,7 @@ class SpectralNorm(Matrices):
         *("ones", "eye", "repeated", "boundary"),
     )
 
-    def __init__(self, bound: float = 1.0, map: str = "clip") -> None:
+    def __init__(self, bound: PositiveNumber = 1.0, map: Literal["clip", "scale"] = "clip") -> None:
         super().__init__()
         if map not in ("clip", "scale"):
             raise ValueError(f"spectral_norm: map must be 'clip' or 'scale', got {map!r}.")

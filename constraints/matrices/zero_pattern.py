@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.argument_checks import is_whole
+from constraints.bases.argument_checks import Count, is_whole
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.shapes import Matrices
 
@@ -154,7 +156,7 @@ class Banded(Matrices, LinearSpace):
         ({"width": 2}, (5, 3)),
     )
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: Annotated[int, Ge(0)]) -> None:
         super().__init__()
         if not is_whole(width) or width < 0:
             raise ValueError(f"banded: width must be a whole number, 0 or more, got {width!r}.")
@@ -206,7 +208,7 @@ class BlockDiagonal(LinearSpace):
         ({"sizes": [2, 2, 2]}, (6, 6)),
     )
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Annotated[Sequence[Count], MinLen(1)]) -> None:
         super().__init__()
         if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(

@@ -90,7 +90,7 @@ class Affine(Retraction):
         ({"A": [[2.0]], "b": [3.0]}, (1,)),
     )
 
-    def __init__(self, A: Tensor | Sequence[Any], b: Tensor | Sequence[Any]) -> None:
+    def __init__(self, A: Tensor | Sequence[Sequence[float]], b: Tensor | Sequence[float]) -> None:
         super().__init__()
         self.A, self.b = _numbers("A", A), _numbers("b", b)
         if self.A.ndim != 2 or self.b.shape != self.A.shape[:1] or self.A.numel() == 0:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge
+
 from constrained import register
-from constraints.bases.argument_checks import checked_bound, checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_bound, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.length_bound import KINK, LengthBound, kinks_and_outside
 
@@ -54,7 +58,7 @@ class Ball(LengthBound):
     )
     expected_failures = no_derivative(KINK, "ones", "boundary")
 
-    def __init__(self, radius: float = 1.0, p: float = 2.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0, p: Annotated[float, Ge(1)] = 2.0) -> None:
         super().__init__()
         self.radius = checked_positive("ball", radius, "radius")
         self.p = checked_bound("ball", p, "p")
@@ -132,7 +136,7 @@ class L1Ball(LengthBound):
     examples = (({}, (1,)), ({}, (4,)), ({"radius": 2.5}, (3,)), ({"radius": 1.0}, (50,)))
     expected_failures = kinks_and_outside()
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("l1_ball", radius, "radius")
 
@@ -177,7 +181,7 @@ class MaxNorm(LengthBound):
     examples = (({"bound": 1.0}, (1,)), ({"bound": 1.0}, (4,)), ({"bound": 2.5}, (3,)))
     expected_failures = no_derivative(KINK, "ones", "boundary")
 
-    def __init__(self, bound: float) -> None:
+    def __init__(self, bound: PositiveNumber) -> None:
         super().__init__()
         self.bound = checked_positive("max_norm", bound, "bound")
 

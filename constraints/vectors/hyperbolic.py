@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import scaled
 
@@ -80,7 +80,7 @@ class PoincareBall(Vectors):
     closed = False
     examples = (({}, (1,)), ({}, (3,)), ({"curvature": 0.25}, (2,)), ({"curvature": 9.0}, (20,)))
 
-    def __init__(self, curvature: float = 1.0) -> None:
+    def __init__(self, curvature: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.curvature = checked_positive("poincare_ball", curvature, "curvature")
 
@@ -200,7 +200,7 @@ class Lorentz(Constraint):
     event_dim = 1
     examples = (({}, (2,)), ({}, (4,)), ({"curvature": 0.25}, (3,)), ({"curvature": 4.0}, (20,)))
 
-    def __init__(self, curvature: float = 1.0) -> None:
+    def __init__(self, curvature: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.curvature = checked_positive("lorentz", curvature, "curvature")
 

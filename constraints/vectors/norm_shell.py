@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import check_order, checked_positive
+from constraints.bases.argument_checks import PositiveNumber, check_order, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import normalized, scaled
@@ -61,7 +61,7 @@ class MinMaxNorm(Vectors):
         *("zero_params", "zeros", "ones", "boundary"),
     )
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: PositiveNumber, high: PositiveNumber) -> None:
         super().__init__()
         self.low = checked_positive("min_max_norm", low, "low")
         self.high = checked_positive("min_max_norm", high, "high")

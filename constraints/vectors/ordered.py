@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
 from constrained import register
@@ -36,7 +38,7 @@ class Increments(Vectors):
         *("zero_params", "zeros", "ones", "boundary"),
     )
 
-    def __init__(self, gap: float = 0.0) -> None:
+    def __init__(self, gap: Annotated[float, Ge(0)] = 0.0) -> None:
         super().__init__()
         kind = type(self).name or type(self).__name__
         if checked_bound(kind, gap, "gap") < 0:

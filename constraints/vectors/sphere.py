@@ -8,7 +8,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import NO_DIRECTION, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices, Vectors
@@ -95,7 +95,7 @@ class Sphere(Vectors, Spheres):
 
     examples = (({}, (1,)), ({}, (3,)), ({"radius": 2.5}, (2,)), ({"radius": 1e-3}, (50,)))
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("sphere", radius, "radius")
 
@@ -187,7 +187,7 @@ class FrobeniusNorm(Matrices, Spheres):
 
     examples = (({}, (1, 1)), ({}, (3, 2)), ({"radius": 2.5}, (2, 4)))
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("frobenius_norm", radius, "radius")
 

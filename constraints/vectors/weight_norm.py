@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from constrained import Constraint, register
@@ -84,7 +87,7 @@ class WeightNorm(Constraint):
         *("zero_params", "zeros", "eye"),
     )
 
-    def __init__(self, dim: int | None = 0, event_dim: int | None = None) -> None:
+    def __init__(self, dim: int | None = 0, event_dim: Annotated[int, Ge(0)] | None = None) -> None:
         super().__init__()
         for name, number in (("dim", dim), ("event_dim", event_dim)):
             if number is not None and not is_whole(number):

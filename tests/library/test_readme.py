@@ -29,30 +29,6 @@ def registered(monkeypatch):
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
 
 
-def test_the_snippets_run(registered, capsys):
-    snippets = blocks("python")
-    assert len(snippets) >= 5
-    namespace: dict = {"__name__": "readme"}
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), namespace)
-    assert "0.weight" in capsys.readouterr().out
-
-
-def layout(table):
-    """A table without its numbers, which are random and rounded, and without column widths."""
-    numbers = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "0", table)
-    return re.sub(r"[ ─]+", " ", numbers).strip().split("\n")
-
-
-def test_the_first_table_is_what_is_printed(registered, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "110")
-    exec(compile(blocks("python")[0], "README.md", "exec"), {"__name__": "readme"})
-    printed = capsys.readouterr().out
-    (shown,) = re.findall(r"^```\n(tensor  .*?)^```", README, re.DOTALL | re.MULTILINE)[:1]
-    assert layout(printed) == layout(shown)
-    assert not re.search(r"[ \t]$", printed, re.MULTILINE)
-
-
 def test_what_it_says_of_yaml():
     (config,) = blocks("yaml")
     assert yaml.safe_load(config) == {"constraints": {"cell.weight_hh": "orthogonal"}}
