@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import nbformat
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from nbformat.v4 import new_code_cell, new_notebook
 
 from benchmarks import copying, first, pictures, problems, quality, sweep, targets
 from benchmarks.quality import Curve
@@ -58,6 +60,15 @@ def test_a_notebook_teaches_or_says_who_was_first(path):
         assert "benchmarks" not in source
     else:
         assert "Markdown(first." in source
+
+
+def test_notebooks_run_where_jupyter_runs_them(tmp_path):
+    source = "import os\nos.path.basename(os.getcwd())"
+    path = tmp_path / "where.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
+    runpy.run_path(str(NOTEBOOKS[0].with_name("run.py")))["execute"](path, tmp_path / "into")
+    (cell,) = nbformat.read(tmp_path / "into" / "where.ipynb", as_version=4).cells
+    assert cell.outputs[0].data["text/plain"] == "'notebooks'"
 
 
 def test_every_set_of_the_catalogue_is_on_the_pictures():
