@@ -81,16 +81,33 @@ class Holder(nn.Module):
         self.weight = nn.Parameter(weight.clone())
 
 
-def run(seeds: int = 1, steps: int = 300) -> Iterator[Curve]:
-    """All problems and all contenders that know the set."""
+def run(
+    seeds: int = 1,
+    steps: int = 300,
+    tried: Mapping[tuple[str, str], Sequence[float]] | None = None,
+) -> Iterator[Curve]:
+    """All problems and all contenders that know the set.
+
+    Args:
+        seeds: of each problem.
+        steps: of each contender.
+        tried: the learning rates to try, by problem and contender; by default `RATES`.
+    """
     for make in PROBLEMS:
         for seed in range(seeds):
             problem = make(seed)
             for name, (prepare, optimizer, rates) in _contenders(problem).items():
+                rates = (tried or {}).get((problem.name, name), rates)
                 yield best(
                     [_descend(problem, name, prepare, optimizer, r, seed, steps) for r in rates]
                 )
             yield _pymanopt(problem, seed, steps)
+
+
+def best_rates(curves: Sequence[Curve]) -> dict[tuple[str, str], list[float]]:
+    """The learning rates at which earlier curves were the best, by problem and contender."""
+    groups = _grouped(curves).items()
+    return {of: sorted({curve.rate for curve in group}) for of, group in groups}
 
 
 def best(curves: Sequence[Curve]) -> Curve:

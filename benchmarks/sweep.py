@@ -73,8 +73,9 @@ def picture(results: Sequence[Trained]) -> Figure:
     figure = Figure(figsize=(9, 0.3 * len(specs) + 1), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     accuracies = [statistics.mean(r.accuracies) for r in ordered]
-    left.barh(specs, accuracies, color=colors)
-    left.set_xlim(max(0, min(accuracies) - 0.05), 1)
+    # Points, whose axis need not begin at zero.
+    left.scatter(accuracies, specs, color=colors, zorder=3)
+    left.grid(axis="y", color="#e3e5e8")
     left.set_xlabel("accuracy on held-out digits")
     right.barh(specs, [r.milliseconds for r in ordered], color=colors)
     right.set_xlabel("milliseconds per training step")

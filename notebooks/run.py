@@ -20,7 +20,8 @@ def execute(path: Path, into: Path) -> None:
         timeout=3600,
         kernel_name="python3",
         record_timing=False,
-        resources={"metadata": {"path": str(HERE.parent)}},
+        # Where Jupyter runs them.
+        resources={"metadata": {"path": str(HERE)}},
     )
     try:
         client.execute()
