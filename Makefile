@@ -91,8 +91,9 @@ compat: ## laws, promises and tests under another torch: TORCH=2.11.0 [PYTHON=py
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python docs/compatibility.py --share $(SHARE) \
 		--law-share $(or $(LAW_SHARE),1) --seed $(SEED)
 
-catalogue: $(READY) ## write docs/catalogue.md from the docstrings
-	$(BIN)/python docs/catalogue.py
+catalogue: $(READY) ## write docs/catalogue/ from the docstrings, and draw its pictures
+	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/catalogue.py
 
 architecture: $(READY) ## draw docs/architecture.svg from the imports
 	$(BIN)/python docs/architecture.py

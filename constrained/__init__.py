@@ -8,11 +8,14 @@ from constrained.checkpoint.load import load
 from constrained.checkpoint.save import save
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
+from constrained.constraint.documentation import describe
 from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
-from constrained.constraint.registry import describe, get, names, register
+from constrained.constraint.registry import get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
+from constrained.model.config_file import read_config
+from constrained.model.config_schema import schema
 from constrained.model.constrain import constrain
 from constrained.model.parameters import param_groups, parameters_of, tensor_paths
 from constrained.model.plan import Plan, plan
@@ -49,11 +52,13 @@ __all__ = [
     "parametrize",
     "plan",
     "plot",
+    "read_config",
     "rebase",
     "register",
     "release",
     "report",
     "save",
+    "schema",
     "spec",
     "tensor_paths",
     "tolerance",

@@ -12,8 +12,9 @@ MOVED: dict[str, Names] = {
     "constrained.change": {"constrained.model.lazy": "Postponed:LazyChange"},
     "constrained.registry": {
         "constrained.constraint.registry": (
-            "register register_adapter register_spelling names get describe did_you_mean"
+            "register register_adapter register_spelling names get did_you_mean"
         ),
+        "constrained.constraint.documentation": "describe",
         "constrained.constraint.errors": "UnknownNameError",
     },
     "constrained.spec": {

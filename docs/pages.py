@@ -5,6 +5,7 @@ The blocks of a page are one program. What a block is, its language and title sa
 - ``python`` runs; if it prints, the block after it is ``text`` and shows what;
 - any block with ``title="a/file.yaml"`` is that file in the folder where the others run;
 - ``console`` has commands, each after ``$ ``, that run there, and what they print;
+- ``pycon`` is the example of a docstring, which the doctests run;
 - ``shell`` installs something, or is for another machine, and does not run.
 
 A page says in its front matter which libraries it ``needs`` that a development environment lacks.
@@ -33,7 +34,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 
 #: The languages of the blocks that a page may have.
-LANGUAGES = ("python", "text", "console", "shell", "yaml", "json", "toml")
+LANGUAGES = ("python", "pycon", "text", "console", "shell", "yaml", "json", "toml")
 
 #: How wide the tables are that a page shows.
 _WIDTH = 130

@@ -94,7 +94,8 @@ def _watched_step(
     watch = watched(note)
     if watch is None:
         return None
-    with watch:
+    # The caller may be under no_grad.
+    with watch, torch.enable_grad():
         _step(constraint, params, gradient)
     return COSTS[worst]
 

@@ -18,14 +18,19 @@ from constraints.math.logits import inner, logits, probabilities
 
 @register("simplex", aliases=("probability_simplex",))
 class Simplex(Vectors):
-    """Vectors of nonnegative numbers that add up to one.
+    r"""Vectors of nonnegative numbers that sum to one: weights and probabilities.
 
-    **Set**: {x in R^n : x_i >= 0, sum_i x_i = 1}. Dimension n - 1, closed.
+    **Use**: mixtures, ensembles, attention over a few choices, portfolios, convex combinations of
+    layers.
 
-    **Map**: softmax, onto the interior. A zero can only result from underflow.
+    **Set**: $\{x \in \mathbb{R}^n : x_i \ge 0, \sum_i x_i = 1\}$. Dimension $n - 1$, closed.
 
-    **Right inverse**: x -> log(x). A zero is replaced by eps / n, which changes x by less than its
-    rounding and leaves a gradient. With the smallest positive number the gradient would vanish.
+    **Map**: softmax, $x_i = \exp(y_i) / \sum_j \exp(y_j)$, onto the interior. A zero can only
+    result from underflow.
+
+    **Right inverse**: $x \mapsto \log x$. A zero is replaced by $\varepsilon / n$, which changes
+    $x$ by less than its rounding and leaves a gradient. With the smallest positive number the
+    gradient would vanish.
 
     **Reference**: the projection is due to Held, Wolfe and Crowder, Validation of subgradient
     optimization (Mathematical Programming 6, 1974); Duchi et al., Efficient projections

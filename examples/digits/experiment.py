@@ -1,7 +1,6 @@
 """What an experiment is, and how it is read from a YAML file.
 
-Nothing in the file is ever executed: YAML is read with the safe loader, and a constraint's string
-holds a name and literals.
+Nothing in the file is ever executed: a constraint's string holds a name and literals.
 """
 
 # Not strict: jsonschema leaves types of what is used here unknown.
@@ -19,6 +18,8 @@ from typing import Any, Literal
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.exceptions import best_match
+
+from constrained import read_config
 
 SCHEMA = json.loads(Path(__file__).with_name("experiment.schema.json").read_text("utf-8"))
 KINDS = {
@@ -79,26 +80,6 @@ class Experiment:
         return asdict(self)
 
 
-class _RepeatedKeyError(yaml.MarkedYAMLError):
-    """A mapping with two equal keys, which is YAML, but no experiment."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: PyYAML takes the last of several without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise _RepeatedKeyError(
-                        problem=f"the key {key.value!r} stands twice in one mapping",
-                        problem_mark=key.start_mark,
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read(path: Path) -> Experiment:
     """Read and check an experiment.
 
@@ -106,13 +87,9 @@ def read(path: Path) -> Experiment:
         ExperimentError: if the file is missing, is no YAML, or does not follow the schema.
     """
     try:
-        given = yaml.load(path.read_text("utf-8"), _Loader)
-    except OSError as error:
-        raise ExperimentError(f"{path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise ExperimentError(f"{path}: this is no text file.") from None
-    except yaml.YAMLError as error:
-        raise ExperimentError(f"{path}: {_yaml_problem(error)}.") from None
+        given = read_config(path)
+    except (OSError, ValueError) as error:
+        raise ExperimentError(str(error)) from None
     try:
         # What JSON cannot hold is no part of an experiment: dates, infinity, a list inside itself.
         json.dumps(given, allow_nan=False)
@@ -134,13 +111,6 @@ def read(path: Path) -> Experiment:
         training=Training(**given["training"]),
         constraints=given["constraints"],
     )
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    problem = getattr(error, "problem", None) or error
-    return f"{where}{'' if isinstance(error, _RepeatedKeyError) else 'this is no YAML: '}{problem}"
 
 
 def _schema_problem(error: ValidationError) -> str:

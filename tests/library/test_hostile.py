@@ -197,7 +197,7 @@ def test_a_number_that_the_dtype_cannot_hold():
         ("orthogonal(cayley)", "text stands in quotes, as in 'cayley'."),
         ({"name": "sphere", "radius": "1e-3"}, "got '1e-3' (str); YAML reads 0.001 as a number."),
         ({"name": "ball", "radius": "1e-9"}, "YAML reads 1.0e-09 as a number."),
-        ({"name": "sphere", "radius": "inf"}, "must be a number, got 'inf' (str)."),
+        ({"name": "sphere", "radius": "inf"}, "must be a number greater than 0, got 'inf' (str)."),
         ("geotorch:Hurwits", "Did you mean 'Hurwitz'?"),
         ("geotorch:Unknown", "Known are AlmostOrthogonal, "),
     ],
@@ -229,7 +229,9 @@ def test_a_parameter_is_named_once():
 
 def test_a_number_beyond_the_range_is_said_to_be_too_large():
     for name, argument in (("sphere", "radius"), ("low_rank", "rank")):
-        message = rf"'{argument}' must be a .*number, got a .* of 1329 bits \(int\), which is too"
+        message = (
+            rf"'{argument}' must be a .*number .*, got a .* of 1329 bits \(int\), which is too"
+        )
         with pytest.raises(ValueError, match=message):
             constrain(nn.Linear(3, 3), {"weight": {"name": name, argument: 10**400}})
 

@@ -47,6 +47,11 @@ def test_every_entry_of_the_catalogue_has_one(name):
         assert cost_of(cls(**kwargs), event) in COSTS
 
 
+def test_it_is_found_where_gradients_are_off():
+    with torch.no_grad():
+        assert cost_of(get("simplex")(), (3, 5)) == "elementwise"
+
+
 def test_it_leaves_no_trace():
     constraint = get("spectral_norm")()
     state, before = torch.random.get_rng_state(), copy.deepcopy(vars(constraint))
