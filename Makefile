@@ -117,7 +117,7 @@ types: $(READY) ## pyright
 	$(BIN)/pyright
 
 docs: $(READY) ## the documentation, into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY) ## the benchmarks, and their tables and pictures in the documents
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks

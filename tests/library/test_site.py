@@ -50,7 +50,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     done = subprocess.run(
         [*mkdocs, "--site-dir", str(folder)],
         cwd=ROOT,
