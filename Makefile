@@ -39,10 +39,10 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY) ## the main job: both experiments, in full
-	$(BIN)/python -m examples.digits examples/digits/memory.yaml examples/digits/pixels.yaml
+	$(BIN)/python -m constrained run examples/memory.yaml examples/pixels.yaml
 
 demo-short: $(READY) ## the same for two epochs
-	$(BIN)/python -m examples.digits --epochs 2 examples/digits/memory.yaml examples/digits/pixels.yaml
+	$(BIN)/python -m constrained run --epochs 2 examples/memory.yaml examples/pixels.yaml
 
 test: $(READY) ## the tests that take seconds
 	$(PYTEST) -m "not slow"

@@ -21,6 +21,7 @@ ROOMS = {
     "constrained": (
         "command_line",
         "testing",
+        "experiments",
         "",
         "interop",
         "checkpoint",

@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 import constrained
-from constrained.command_line import bench, catalogue, check, diff, doctor
+from constrained.command_line import bench, catalogue, check, diff, doctor, run
 from constrained.command_line.output import error_line
 
 #: What typer raises for arguments that it does not understand.
@@ -73,6 +73,7 @@ app.command("list")(catalogue.list_constraints)
 app.command("show")(catalogue.show)
 app.command("check")(check.check)
 app.command("schema")(catalogue.schema)
+app.command("run")(run.run)
 app.command("diff")(diff.diff)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)

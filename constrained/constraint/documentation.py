@@ -25,8 +25,8 @@ from constrained.constraint.latex import as_text
 #: As wide as text is read with ease, unless the terminal is narrower.
 WIDTH = 100
 
-#: The headings that every constraint has.
-_HEADINGS = ("Set", "Map", "Right inverse", "Reference")
+#: The headings that constraints of the catalogue have.
+_HEADINGS = ("Use", "Set", "Map", "Right inverse", "Reference")
 
 #: All headings of the text.
 HEADINGS = (*_HEADINGS, "Notes", "Arguments", "Shape", "In a config", "Example")
@@ -68,7 +68,7 @@ class Documentation:
         aliases: its other names.
         family: where its class stands in its package: ``"matrices"``, say.
         summary: one sentence.
-        set, map, right_inverse, reference: the paragraphs under these headings.
+        use, set, map, right_inverse, reference: the paragraphs under these headings.
         notes: the other paragraphs.
         arguments: those of its constructor.
         shape: of tensors that it takes; "" if it is not said.
@@ -81,6 +81,7 @@ class Documentation:
     aliases: tuple[str, ...]
     family: str
     summary: str
+    use: tuple[str, ...]
     set: tuple[str, ...]
     map: tuple[str, ...]
     right_inverse: tuple[str, ...]
@@ -134,6 +135,7 @@ def documentation(cls: type[Constraint]) -> Documentation:
         cls.aliases,
         family(cls),
         paragraphs[0] if paragraphs else "",
+        tuple(found["Use"]),
         tuple(found["Set"]),
         tuple(found["Map"]),
         tuple(found["Right inverse"]),
@@ -164,11 +166,11 @@ def describe(name: str) -> str:
 
     Example:
         >>> import constrained
-        >>> print(constrained.describe("simplex").partition("Set")[0].rstrip())
+        >>> print(constrained.describe("simplex").partition("Use")[0].rstrip())
         simplex()
         aliases: probability_simplex
         <BLANKLINE>
-        Vectors of nonnegative numbers that add up to one.
+        Vectors of nonnegative numbers that sum to one: weights and probabilities.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
     return "\n".join(lines(documentation(registry.get(name)), min(width, WIDTH)))
@@ -188,7 +190,7 @@ def lines(what: Documentation, width: int) -> Iterator[str]:
     yield ""
     yield from _filled(what.summary, width)
     for heading, paragraphs in zip(
-        _HEADINGS, (what.set, what.map, what.right_inverse, what.reference), strict=True
+        _HEADINGS, (what.use, what.set, what.map, what.right_inverse, what.reference), strict=True
     ):
         yield from _section(heading, paragraphs, width)
     yield from _section("Notes", what.notes, width)
@@ -235,7 +237,7 @@ def _sentence(text: str) -> str:
 
 def _with_formulas(text: str) -> str:
     """A docstring with its formulas, and the names in it, as plain text."""
-    text = re.sub(r":math:`([^`]*)`", lambda match: as_text(match[1]), text)
+    text = re.sub(r"\$([^$`]+)\$|:math:`([^`]*)`", lambda m: as_text(m[1] or m[2]), text)
     return re.sub(r"``([^`]+)``", r"\1", text)
 
 

@@ -27,7 +27,7 @@ PROGRAM = ROOT / "constrained" / "testing" / "__main__.py"
 
 
 #: Distributions whose package has another name.
-IMPORTED_AS = {"pyyaml": "yaml"}
+IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 
 
 def imported(paths: Iterable[Path]) -> set[str]:
@@ -51,8 +51,9 @@ def test_what_is_imported_is_what_is_installed_and_no_more():
     library = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     needed = names(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
-    # A picture is an error without matplotlib, which says how to install it.
-    assert imported(library - {PROGRAM}) - names(extras["plot"]) == needed
+    # A picture or an experiment is an error without these, which says how to install them.
+    optional = names(extras["plot"]) | names(extras["experiments"])
+    assert imported(library - {PROGRAM}) - optional == needed
     assert imported([PROGRAM]) <= needed | names(extras["testing"])
 
 
@@ -84,4 +85,5 @@ def test_the_wheel_holds_both_packages_and_no_tests(tmp_path):
     folders = {name.partition("/")[0] for name in held}
     assert {name for name in folders if not name.endswith(".dist-info")} == set(PACKAGES)
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(held)
+    assert "constrained/experiments/experiment.schema.json" in held
     assert not [name for name in held if "promises" in name or "/test_" in name]

@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "constrained"]
 def test_without_arguments_it_lists_its_commands(run):
     result = run()
     assert result.exit_code == 0
-    for command in ("list", "show", "check", "schema", "diff", "bench", "doctor"):
+    for command in ("list", "show", "check", "schema", "run", "diff", "bench", "doctor"):
         assert f"\n  {command} " in result.stdout
     assert "..." not in result.stdout.partition("Commands")[2], "sentences fit into 80 columns"
 

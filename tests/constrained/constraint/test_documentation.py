@@ -29,7 +29,7 @@ def test_ranges_and_defaults_of_arguments():
     radius, p = documentation(get("ball")).arguments
     assert (radius.name, radius.values) == ("radius", "a number greater than 0")
     assert (radius.required, radius.default) == (False, 1.0)
-    assert (p.values, p.text.split(",")[0]) == ("a number at least 1", "the order of the norm")
+    assert (p.values, p.text.split(",")[0]) == ("a number at least 1", "the order p of the norm")
     (rank,) = documentation(get("low_rank")).arguments
     assert rank.required
 
