@@ -144,6 +144,13 @@ class TestBuilt:
         return [hit["ref"] for hit in engine.search(words)]
 
 
+@pytest.mark.slow
+def test_examples_of_docstrings_are_shown_as_code(site):
+    text = (site / "reference" / "constraining.html").read_text("utf-8")
+    assert "<blockquote>" not in text
+    assert re.search(r'<pre>(?:(?!</pre>).)*<span class="gp">&gt;&gt;&gt; </span>', text, re.S)
+
+
 def settings():
     return yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
 
