@@ -1,4 +1,4 @@
-"""Shows the examples of docstrings as code: what stands under ``Example:`` as under ``Examples:``."""
+"""Shows the examples of docstrings as code: ``Example:`` is taken as ``Examples:``."""
 
 from __future__ import annotations
 
