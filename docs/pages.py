@@ -37,7 +37,7 @@ ROOT = DOCS.parent
 LANGUAGES = ("python", "pycon", "text", "console", "shell", "yaml", "json", "toml")
 
 #: How wide the tables are that a page shows.
-_WIDTH = 110
+_WIDTH = 130
 
 _FENCE = re.compile(
     r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?[^\n]*\n(?P<code>.*?)^```$', re.M | re.S

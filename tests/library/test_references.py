@@ -16,7 +16,10 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASING.md")),
 ]
 CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)")
-OBJECT = re.compile(r"(?<![\w./-])(?:constrained|constraints|tests)(?:\.\w+)+(?!\w|/)")
+#: Weights are saved in `constrained.safetensors`, which is a file.
+OBJECT = re.compile(
+    r"(?<![\w./-])(?:constrained|constraints|tests)(?!\.safetensors)(?:\.\w+)+(?!\w|/)"
+)
 #: A path is told from other text with slashes by its end: an extension, or a slash.
 FILE = re.compile(
     r"(?<![\w./-])(?:constrained|constraints|docs|tests|benchmarks)/"
