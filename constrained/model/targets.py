@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from torch import nn
 
 from constrained.constraint.plain_data import short
-from constrained.model.patterns import is_pattern, match, match_type
+from constrained.model.patterns import is_pattern, match, match_type, nearest
 from constrained.parametrized.tensor_locations import Location, locations, why_not_registered
 from constrained.torch_internals.modules import submodules
 
@@ -173,13 +173,15 @@ def _computed(model: nn.Module, target: str) -> str:
 def _suggest(target: str, available: Mapping[str, Location]) -> str:
     if not available:
         return " It has no tensors."
-    last = target.rsplit(".", 1)[-1]
-    # Comparing takes long for long words and for many.
-    likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
-    endings = [path for path in available if not is_pattern(target) and path.endswith(f".{last}")]
-    close = [] if len(target) > 200 else difflib.get_close_matches(target, likely, 1, cutoff=0.6)
-    close = close or endings[:1]
-    if close:
+    close = [nearest(target, available)] if is_pattern(target) else []
+    if not any(close) and len(target) <= 200:
+        # Comparing takes long for long words and for many.
+        likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
+        close = difflib.get_close_matches(target, likely, 1, cutoff=0.6)
+    if not any(close) and not is_pattern(target):
+        last = target.rsplit(".", 1)[-1]
+        close = [path for path in available if path.endswith(f".{last}")]
+    if any(close):
         return f" Did you mean {close[0]!r}?"
     paths = list(available)
     return f" Its tensors are {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}."
