@@ -110,3 +110,35 @@ def test_predictions_and_copies(tmp_path):
     x, _ = data()
     outputs = fitting.predict(model, DataLoader(x, batch_size=16))
     torch.testing.assert_close(torch.cat(outputs), twin.eval()(x))
+
+
+def ran(processes, config, folder):
+    """Run `lightning_app` as on a command line."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+    command = [sys.executable, str(here / "lightning_app.py"), str(config), str(processes)]
+    return subprocess.run(
+        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"**.weight": "orthogonal", **CONSTRAINTS, "2.bias": None}))
+    start = L.pytorch.seed_everything(0) and constrain(plain(), CONSTRAINTS)
+    models = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        done = ran(processes, config, folder)
+        assert done.returncode == 0, done.stderr
+        assert ("world_size" in done.stderr or "MEMBER: 2/2" in done.stderr) is (processes == 2)
+        models.append(load(folder, plain()))
+    assert spec(models[0]) == spec(start)
+    same(*models, 1e-5)
+    for path, value in values(start).items():
+        assert not torch.allclose(values(models[1])[path], value, atol=1e-3), path
+    assert_feasible(models[1])
+    # The checkpoint of Lightning has the same, and goes on in one process.
+    resumed = Regression(yaml.safe_load(config.read_text()))
+    trainer(tmp_path, 3).fit(resumed, batches(), ckpt_path=tmp_path / "2" / "last.ckpt")
+    assert_feasible(resumed)

@@ -157,17 +157,28 @@ def _match(model: nn.Module, target: str, available: Mapping[str, Location]) -> 
     if not found:
         raise ValueError(
             f"No tensor of {type(model).__name__} matches {short(target, 200)}."
-            f"{_computed(model, target) or _suggest(target, available)}"
+            f"{_what_it_is(model, target, available) or _suggest(target, available)}"
         )
     return found
 
 
-def _computed(model: nn.Module, target: str) -> str:
-    """A sentence about a target that is a tensor, but neither a parameter nor a buffer."""
+def _what_it_is(model: nn.Module, target: str, available: Mapping[str, Location]) -> str:
+    """A sentence about a target that is a module, or a tensor but no parameter and no buffer."""
+    modules = dict(submodules(model, remove_duplicate=False))
+    if target and target in modules:
+        of_it = [path for path in available if path.startswith(f"{target}.")]
+        if not of_it:
+            return " It is a module without tensors."
+        return f" It is a module; its tensors are {_listed(of_it)}."
     prefix, _, name = target.rpartition(".")
-    owner = dict(submodules(model, remove_duplicate=False)).get(prefix)
+    owner = modules.get(prefix)
     reason = "" if owner is None or len(name) > 200 else why_not_registered(owner, name)
     return reason and f" {reason}"
+
+
+def _listed(paths: list[str]) -> str:
+    """The first of some paths, in quotes."""
+    return f"{', '.join(map(repr, paths[:6]))}{', ...' if len(paths) > 6 else ''}"
 
 
 def _suggest(target: str, available: Mapping[str, Location]) -> str:
@@ -183,5 +194,4 @@ def _suggest(target: str, available: Mapping[str, Location]) -> str:
         close = [path for path in available if path.endswith(f".{last}")]
     if any(close):
         return f" Did you mean {close[0]!r}?"
-    paths = list(available)
-    return f" Its tensors are {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}."
+    return f" Its tensors are {_listed(list(available))}."
