@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture accuracy lint format types docs bench bench-gate coverage notebooks clean
+.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture pages accuracy lint format types docs bench bench-gate coverage notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,10 +39,10 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY) ## the main job: both experiments, in full
-	$(BIN)/python -m examples.digits examples/digits/memory.yaml examples/digits/pixels.yaml
+	$(BIN)/python -m constrained run examples/memory.yaml examples/pixels.yaml
 
 demo-short: $(READY) ## the same for two epochs
-	$(BIN)/python -m examples.digits --epochs 2 examples/digits/memory.yaml examples/digits/pixels.yaml
+	$(BIN)/python -m constrained run --epochs 2 examples/memory.yaml examples/pixels.yaml
 
 test: $(READY) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
@@ -91,11 +91,16 @@ compat: ## laws, promises and tests under another torch: TORCH=2.11.0 [PYTHON=py
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python docs/compatibility.py --share $(SHARE) \
 		--law-share $(or $(LAW_SHARE),1) --seed $(SEED)
 
-catalogue: $(READY) ## write docs/catalogue.md from the docstrings
-	$(BIN)/python docs/catalogue.py
+catalogue: $(READY) ## write docs/catalogue/ from the docstrings, and draw its pictures
+	OMP_NUM_THREADS=1 $(BIN)/python docs/pictures.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/catalogue.py
 
 architecture: $(READY) ## draw docs/architecture.svg from the imports
 	$(BIN)/python docs/architecture.py
+
+pages: $(READY) $(CLIENTS)/.ready ## run the code of the pages, and write in what it prints: PAGES="docs/faq.md"
+	$(BIN)/python docs/pages.py $(PAGES)
+	$(CLIENTS)/bin/python docs/pages.py $(PAGES)
 
 accuracy: $(READY) ## measure optima and right inverses, and write docs/accuracy.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/accuracy.py
@@ -112,7 +117,7 @@ types: $(READY) ## pyright
 	$(BIN)/pyright
 
 docs: $(READY) ## the documentation, into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY) ## the benchmarks, and their tables and pictures in the documents
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks

@@ -12,8 +12,9 @@ MOVED: dict[str, Names] = {
     "constrained.change": {"constrained.model.lazy": "Postponed:LazyChange"},
     "constrained.registry": {
         "constrained.constraint.registry": (
-            "register register_adapter register_spelling names get describe did_you_mean"
+            "register register_adapter register_spelling names get did_you_mean"
         ),
+        "constrained.constraint.documentation": "describe",
         "constrained.constraint.errors": "UnknownNameError",
     },
     "constrained.spec": {
@@ -33,7 +34,10 @@ MOVED: dict[str, Names] = {
         "constrained.parametrized.pickling": "_rebuild _rebuild_as_made",
     },
     "constrained.report": {
-        "constrained.model.report": "Report Row report spec violations assert_feasible"
+        "constrained.seeing.report": "Report report",
+        "constrained.seeing.row": "Row",
+        "constrained.seeing.measured": "violations assert_feasible",
+        "constrained.model.specs": "spec",
     },
     "constrained.apply": {
         "constrained.model.constrain": "constrain",

@@ -19,10 +19,13 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 #: The rooms of each package from the top down. "" stands for the files beside the rooms.
 ROOMS = {
     "constrained": (
+        "command_line",
         "testing",
+        "experiments",
         "",
         "interop",
         "checkpoint",
+        "seeing",
         "model",
         "training",
         "registration",
@@ -61,6 +64,9 @@ def modules(package: str) -> dict[str, Path]:
 def room_of(module: str) -> str:
     """The room that a file stands in."""
     package, *rest = module.split(".")
+    if rest == ["__main__"]:
+        # What `python -m` runs imports from all rooms.
+        return ROOMS[package][0]
     return rest[0] if rest and rest[0] in ROOMS[package] else ""
 
 

@@ -115,6 +115,9 @@ class NonNegative(Constraint):
     def violation(self, value):
         return (-value).clamp_min(0)
 
+    def slack(self, value):
+        return value
+
     def project(self, value):
         return value.clamp_min(0)
 

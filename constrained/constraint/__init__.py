@@ -4,6 +4,9 @@
 * `optional_methods`: what it may define beside that, to be trained faster or better;
 * `guards`: the checks and the precision around the methods that it defines;
 * `arguments`: its constructor arguments: compared, written as data, set later;
+* `argument_schema`: what values they may have, as a JSON schema and in words;
+* `documentation`: what the docstring of a constraint says, as text for a terminal;
+* `latex`: its formulas as text;
 * `sampling`, `membership`: how members are drawn, and how values are measured and checked;
 * `view`, `named_views`: a constraint on a rearrangement of a tensor, and rearrangements by name;
 * `registry`: the names of all constraints;

@@ -75,12 +75,16 @@ class ConfigErrors(ExceptionGroup[Exception], ValueError):
 def raise_all(message: str, errors: Sequence[Exception]) -> None:
     """Raise the only one of the errors, or a `ConfigErrors` of several; nothing if there is none.
 
+    An error of another kind, such as a RuntimeError since the model is wrapped, is raised alone: it
+    does not tell what is wrong with the config.
+
     Args:
         message: what was wrong, without a full stop.
         errors: the errors.
     """
-    if len(errors) == 1:
-        raise errors[0]
+    others = [error for error in errors if not isinstance(error, (ValueError, TypeError))]
+    if others or len(errors) == 1:
+        raise [*others, *errors][0]
     if errors:
         raise ConfigErrors(message, errors) from None
 

@@ -218,6 +218,37 @@ def _guard_violation(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return violation
 
 
+def _guard_slack(
+    method: Callable[..., Tensor | None],
+) -> Callable[..., Tensor | None]:
+    @functools.wraps(method)
+    def slack(self: Constraint, value: Tensor) -> Tensor | None:
+        self.check_shape(value.shape)
+        value = raise_precision(value)
+        finite = torch.isfinite(value)
+        batch = 0 if self.event_dim is None else value.ndim - self.event_dim
+        if batch < value.ndim:
+            finite = finite.flatten(batch).all(-1)
+        safe = torch.where(beside(finite, value), value, torch.zeros_like(value))
+        with autocast_disabled(value):
+            try:
+                result = method(self, safe)
+            except LinAlgError as error:
+                if not has_values(value):
+                    raise
+                raise _out_of_range(self, "slack", [value]) from error
+        if result is None:
+            return None
+        if result.shape != finite.shape:
+            raise ValueError(
+                f"{self!r}: `slack` must give one number for each element, a tensor of shape "
+                f"{tuple(finite.shape)} here, but its shape is {tuple(result.shape)}."
+            )
+        return torch.where(finite, result, torch.nan)
+
+    return slack
+
+
 def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def project(self: Constraint, value: Tensor) -> Tensor:
@@ -282,6 +313,7 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "step_gradient": _guard_step_gradient,
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
+    "slack": _guard_slack,
     "project": _guard_project,
     "inwards": _guard_move,
     "admit": _guard_move,

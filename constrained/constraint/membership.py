@@ -30,6 +30,27 @@ class Membership(WithArguments):
     def violation(self, value: Tensor) -> Tensor:
         """How far ``value`` lies from the set: distance-like, shape ``batch``, 0 on its closure."""
 
+    def slack(self, value: Tensor) -> Tensor | None:
+        """How far members lie from the boundary of the set, in the units of `violation`.
+
+        A class defines it where its set has a boundary: for an upper bound of a norm, the bound
+        less the norm. It is 0 on the boundary, and says nothing about tensors outside of the set.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+
+        Returns:
+            Real tensor of shape ``batch``, NaN where an element is not finite; None if the set has
+            no boundary, as orthogonal matrices have none, or the class does not say.
+
+        Example:
+            >>> from constrained import get
+            >>> get("box")(low=0, high=1).slack(torch.tensor([0.0, 0.25, 0.9]))
+            tensor([0.0000, 0.2500, 0.1000])
+        """
+        del value
+        return None
+
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """What is wrong with an event shape, as in ``"must be square"``; None if nothing is."""
         del event

@@ -17,6 +17,9 @@ NAMES = ("conv", "gates", "gates(n)", "heads(n)", "qkv", "qkv(n)")
 
 _SPELLING = re.compile(r"\s*(?P<name>\w+)\s*(?:\(\s*(?P<number>\d{1,9})\s*\))?\s*")
 
+#: What is one of them, as a regular expression of JSON schema.
+PATTERN = r"\s*(conv|(gates|heads|qkv)\s*(\(\s*0*[1-9]\d{0,8}\s*\))?)\s*"
+
 #: How many gates are stacked in the weights of each recurrent layer.
 GATES: dict[type[nn.Module], int] = {
     nn.LSTM: 4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -189,16 +188,6 @@ def get(name: str) -> type[Constraint]:
             f"Unknown constraint {short(name)}.{guess} constrained.names() lists them all."
         )
     return cls
-
-
-def describe(name: str) -> str:
-    """The signature, aliases and documentation of a registered constraint, as text."""
-    cls = get(name)
-    signature = inspect.signature(cls, eval_str=True)
-    lines = [f"{cls.name}{signature.replace(return_annotation=inspect.Signature.empty)}"]
-    if cls.aliases:
-        lines.append(f"aliases: {', '.join(cls.aliases)}")
-    return "\n".join([*lines, "", inspect.getdoc(cls) or ""])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

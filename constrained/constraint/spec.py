@@ -7,7 +7,6 @@ to find it.
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import math
 import sys
@@ -21,6 +20,8 @@ from typing import Any
 from torch import nn
 
 from constrained.constraint import registry
+from constrained.constraint.argument_schema import argument_types, in_words
+from constrained.constraint.argument_schema import parameters as parameters_of
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import SpecError
 from constrained.constraint.named_views import check_name, is_named
@@ -30,6 +31,9 @@ from constrained.constraint.view import axes
 
 #: A spec may contain so many specs, those in its parts included.
 _MOST_SPECS = 128
+
+#: The largest number, by the type that an argument must have.
+_LARGEST = {int: 2**63 - 1, float: sys.float_info.max}
 
 #: How many specs have been found so far in the one that is being parsed.
 _count: ContextVar[list[int] | None] = ContextVar("count", default=None)
@@ -96,6 +100,13 @@ def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
     return _parse(spec, view, arguments)
 
 
+def unwrapped(spec: Any) -> Any:
+    """The only element of a list, which is no chain; anything else as it is."""
+    while is_list(spec) and len(spec) == 1:
+        spec = spec[0]
+    return spec
+
+
 def _parse_first(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     _count.set([0])
     return _parse(spec, view, arguments)
@@ -104,9 +115,7 @@ def _parse_first(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
 def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     init = None
     positional: tuple[Any, ...] = ()
-    if is_list(spec) and len(spec) == 1:
-        # A chain of one.
-        spec = spec[0]
+    spec = unwrapped(spec)
     if is_mapping(spec):
         given = dict(spec)
         if not all(isinstance(key, str) for key in given):
@@ -133,7 +142,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
     sizes: dict[str, int] = {}
     if view is not None:
         sizes, arguments = _sizes(
-            view, _parameters(spec) if isinstance(spec, type) else {}, arguments
+            view, parameters_of(spec) if isinstance(spec, type) else {}, arguments
         )
     if isinstance(spec, type) and issubclass(spec, Constraint):
         spec = instantiate(spec, *positional, **arguments)
@@ -199,7 +208,7 @@ def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) ->
         SpecError: for an argument that is unknown, missing, or of the wrong type.
     """
     name = cls.name or cls.__name__
-    parameters = _parameters(cls)
+    parameters = parameters_of(cls)
     takes = f"{name} takes {', '.join(parameters)}." if parameters else f"{name} takes none."
     if len(positional) > len(parameters):
         raise SpecError(f"{name} was given {len(positional)} arguments; {takes}")
@@ -220,11 +229,11 @@ def instantiate(cls: type[Constraint], /, *positional: Any, **arguments: Any) ->
     ]
     if missing:
         raise SpecError(f"{name} needs the argument '{missing[0]}'; {takes}")
-    hints = _hints(cls)
+    hints = argument_types(cls)
     for key, value in arguments.items():
         if key in hints and not _fits(value, hints[key]):
             raise SpecError(
-                f"{name}: the argument '{key}' must be {_describe(hints[key])}, got "
+                f"{name}: the argument '{key}' must be {in_words(hints[key])}, got "
                 f"{short(value)} ({type(value).__name__}){_meant(value, hints[key])}."
             )
     return cls(**arguments)
@@ -287,25 +296,12 @@ def _find_class(name: str) -> type[Constraint]:
     return found
 
 
-@functools.lru_cache
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    parameters = dict(inspect.signature(cls.__init__).parameters)
-    parameters.pop("self", None)
-    return parameters
-
-
-@functools.lru_cache
-def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls.__init__)
-    except NameError:
-        # A type that is imported for type checkers only: nothing is checked.
-        return {}
-
-
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value, as JSON or YAML gives it, has the type of a constructor's annotation."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        # The constructor checks the range.
+        return _fits(value, inner[0])
     if hint is Any or isinstance(hint, typing.TypeVar):
         return True
     if origin is typing.Literal:
@@ -319,8 +315,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return hint is type(value)
     if isinstance(value, bool):
         return hint is bool
-    if isinstance(value, int) and abs(value) >= 2**63 and hint in (int, float):
-        # No tensor can hold it, and a still larger one is beyond the range of float.
+    if isinstance(value, int) and abs(value) > _LARGEST.get(hint, math.inf):
+        # No tensor can hold it.
         return False
     if hint is float:
         return isinstance(value, (int, float))
@@ -350,12 +346,3 @@ def _meant(value: Any, hint: Any) -> str:
     digits, _, exponent = repr(number).partition("e")
     point = "" if "." in digits else ".0"
     return f"; YAML reads {digits}{point}{exponent and 'e' + exponent} as a number"
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(inner) for inner in typing.get_args(hint))
-    names = {float: "a number", int: "a whole number", str: "a string", bool: "True or False"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))

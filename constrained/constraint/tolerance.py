@@ -27,8 +27,8 @@ def tolerance(value: Tensor, event_dim: int | None) -> Tensor:
     precision, errs by a few units of the working precision times the norm of the element (the
     usual backward error bound, which holds the growth with size and magnitude):
 
-    .. math:: \mathrm{tol}(x) = 4\,\varepsilon_{\text{storage}} \max|x_i|
-              + 8\,\varepsilon_{\text{working}} \lVert x \rVert_2
+    $4 \varepsilon_{\text{storage}} \max_i \lvert x_i \rvert
+    + 8 \varepsilon_{\text{working}} \lVert x \rVert_2$
 
     and 4 units of the smallest number that the dtype can hold.
 

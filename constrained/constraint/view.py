@@ -80,9 +80,10 @@ class View(Constraint):
 
     def seen_shape(self) -> torch.Size:
         """The shape of the rearranged tensor."""
-        return self._rearranged(torch.empty(self.shape, device="meta")).shape
+        return self.rearranged(torch.empty(self.shape, device="meta")).shape
 
-    def _rearranged(self, value: Tensor) -> Tensor:
+    def rearranged(self, value: Tensor) -> Tensor:
+        """The tensor rearranged by the pattern."""
         return rearrange(value, self._there, **self._lengths)
 
     def forward(self, *params: Tensor) -> Tensor:
@@ -91,39 +92,42 @@ class View(Constraint):
 
     def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """Round as ``constraint`` does."""
-        rounded = self.constraint.rounded(self._rearranged(value), dtype)
+        rounded = self.constraint.rounded(self.rearranged(value), dtype)
         return rearrange(rounded, self._back, **self._lengths)
 
     def right_inverse(self, value: Tensor) -> Params:
         """Free parameters of the rearranged tensor."""
         # Without the guard of ``constraint``: the guard here has checked the value.
-        return unguarded(self.constraint, "right_inverse")(self._rearranged(value))
+        return unguarded(self.constraint, "right_inverse")(self.rearranged(value))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest violation of an element of the rearranged tensor; a scalar."""
-        return self.constraint.violation(self._rearranged(value)).amax()
+        return self.constraint.violation(self.rearranged(value)).amax()
+
+    def slack(self, value: Tensor) -> Tensor | None:
+        """The least slack of an element of the rearranged tensor; a scalar."""
+        found = self.constraint.slack(self.rearranged(value))
+        return None if found is None else found.amin()
 
     def project(self, value: Tensor) -> Tensor:
         """Project the rearranged tensor, and rearrange it back."""
         return rearrange(
-            self.constraint.project(self._rearranged(value)), self._back, **self._lengths
+            self.constraint.project(self.rearranged(value)), self._back, **self._lengths
         )
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Move the elements of the rearranged tensor."""
-        moved = self.constraint.inwards(self._rearranged(value), share)
+        moved = self.constraint.inwards(self.rearranged(value), share)
         return rearrange(moved, self._back, **self._lengths)
 
     def start(self, value: Tensor) -> Tensor:
         """Where the elements of the rearranged tensor start."""
         self.check_tensor(value)
-        return rearrange(
-            self.constraint.start(self._rearranged(value)), self._back, **self._lengths
-        )
+        return rearrange(self.constraint.start(self.rearranged(value)), self._back, **self._lengths)
 
     def flat(self, value: Tensor, share: float = FLAT) -> Tensor:
         """Which elements of the rearranged tensor lie where the derivative vanishes."""
-        return self.constraint.flat(self._rearranged(value), share)
+        return self.constraint.flat(self.rearranged(value), share)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A random tensor whose rearrangement is distributed as ``constraint`` says."""
@@ -132,7 +136,7 @@ class View(Constraint):
 
     def dimension(self, shape: Sequence[int]) -> int:
         """The sum of the dimensions of all elements of the rearranged tensor."""
-        inner = self._rearranged(torch.empty(tuple(shape), device="meta")).shape
+        inner = self.rearranged(torch.empty(tuple(shape), device="meta")).shape
         event_dim = self.constraint.event_dim
         split = 0 if event_dim is None else len(inner) - event_dim
         return inner[:split].numel() * self.constraint.dimension(inner[split:])
@@ -164,15 +168,15 @@ class View(Constraint):
     def check_member(self, value: Tensor) -> None:
         """Raise the error of ``constraint`` unless all elements lie in the set."""
         self.check_tensor(value)
-        self.constraint.check_member(self._rearranged(value))
+        self.constraint.check_member(self.rearranged(value))
 
     def measured(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The violation and tolerance of each element of the rearranged tensor."""
-        return self.constraint.measured(self._rearranged(value))
+        return self.constraint.measured(self.rearranged(value))
 
     def contains(self, value: Tensor, tol: float | None = None) -> Tensor:
         """Whether all elements of the rearranged tensor lie in the set; a scalar."""
-        return self.constraint.contains(self._rearranged(value), tol).all()
+        return self.constraint.contains(self.rearranged(value), tol).all()
 
     def spec(self) -> dict[str, Any]:
         """The spec of ``constraint``, with the view."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from constrained.model.constrain import constrain
 from constrained.model.release import release
-from constrained.model.report import spec
+from constrained.model.specs import spec
 from constrained.parametrized.module_class import patch_when_imported
 
 _MODULE, _CLASS = "botorch.models.gpytorch", "BatchedMultiOutputGPyTorchModel"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from constrained.constraint.base import Constraint
 from constrained.model.constrain import constrain
 from constrained.model.release import release
-from constrained.model.report import spec
+from constrained.model.specs import spec
 from constrained.model.writable import writable
 from constrained.parametrized.module_class import patch_when_imported
 from constrained.parametrized.parametrization_list import ParametrizationList, read

@@ -1,6 +1,6 @@
-"""What a user does to a model: constrain, release, rebase, write, report.
+"""What a user does to a model: constrain, plan, release, rebase, write.
 
-- ``constrain``, ``plan``, ``release``, ``rebase``, ``writable``, ``report``: the public functions.
+- ``constrain``, ``plan``, ``release``, ``rebase``, ``writable``: the public functions.
 - ``config``: the rules of a config, whichever format or library gives it.
 - ``patterns``: the grammar of patterns over paths. A new kind of target goes there.
 - ``targets``: which tensors the targets of a config name, and which target has precedence.

@@ -22,7 +22,7 @@ from constrained.constraint.plain_data import (
     short,
 )
 from constrained.constraint.registry import did_you_mean
-from constrained.constraint.spec import Request, parse
+from constrained.constraint.spec import Request, parse, unwrapped
 from constrained.constraint.view import View
 from constrained.model.error_messages import with_path
 from constrained.parametrized.tensor_locations import Location
@@ -163,7 +163,7 @@ def read_rule(
     """
     if spec is None or spec == _NONE:
         return Rule(None)
-    more = dict(arguments or {})
+    spec, more = unwrapped(spec), dict(arguments or {})
     try:
         if is_mapping(spec) and "where" in spec:
             more = {"where": spec["where"], **more}

@@ -107,8 +107,11 @@ def param_groups(
         ...     model, {"**.weight": {"weight_decay": 0.1}, "1.*": None, "0.weight": {"lr": 0.05}}
         ... )
         >>> optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.0)
-        >>> [(len(g["params"]), g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
-        [(1, 0.01, 0.1), (1, 0.05, 0.0), (4, 0.01, 0.0)]
+        >>> for group in optimizer.param_groups:
+        ...     print(len(group["params"]), group["lr"], group["weight_decay"])
+        1 0.01 0.1
+        1 0.05 0.0
+        4 0.01 0.0
     """
     check_model(model)
     _check_rules(rules)

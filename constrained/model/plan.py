@@ -24,7 +24,6 @@ from constrained.model.tables import as_html, as_text
 from constrained.model.targets import Choice, select
 from constrained.parametrized.tensor_locations import locations
 from constrained.registration.outside_owners import check_owners
-from constrained.torch_internals.tensors import has_values
 
 
 @dataclass(frozen=True)
@@ -267,8 +266,7 @@ def _planned(choice: Choice[Rule], change: Change) -> PlannedTensor:
             originals, frozen = parametrizations.pending(), constraint.frozen
             parameters = sum(p.numel() for i, p in enumerate(originals) if i not in frozen)
             elements = _elements(constraint, shape)
-            if all(map(has_values, originals)):
-                cost = cost_of(constraint, originals, elements[1])
+            cost = cost_of(constraint, shape)
     else:
         written = f"{change!r}, once it has a shape"
     return PlannedTensor(

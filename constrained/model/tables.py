@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import StringIO
 
 #: The width of a table that is not printed on a terminal, as in the log of a job.
@@ -17,46 +16,66 @@ def as_text(
 ) -> str:
     """A table as wide as the terminal, without the columns that are empty.
 
+    Columns that do not fit beside the others stand below them, after the first column once more.
+
     Args:
         headings: of the columns.
         rows: the cells of each row.
         notes: lines of text below.
     """
     # Imported here, so that `import constrained` stays fast.
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    headings, rows = _without_empty_columns(headings, rows)
-    table = Table(*headings)
-    for column in table.columns:
-        column.overflow = "fold"
-    for row in rows:
-        table.add_row(*row)
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+
+    def drawn(columns: Sequence[int]) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for i in (0, *columns):
+            # What is longer is folded.
+            most = max(16, width // (3 if i else 2))
+            made.add_column(headings[i], overflow="fold", max_width=most)
+        for row in rows:
+            made.add_row(*(Text(row[i]) for i in (0, *columns)))
+        return made
+
+    headings, rows = _filled(headings, rows)
     text = StringIO()
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
-    console = Console(file=text, width=width, markup=False, highlight=False)
-    if rows:
-        console.print(table)
+    console, endless = Console(file=text, width=width), Console(width=10**6)
+    left = list(range(1, len(headings)))
+    if rows and not left:
+        console.print(drawn([]))
+    while rows and left:
+        fitting = (
+            n for n in range(len(left), 1, -1) if endless.measure(drawn(left[:n])).maximum <= width
+        )
+        count = next(fitting, 1)
+        console.print(drawn(left[:count]))
+        console.print()
+        left = left[count:]
     for note in notes:
-        console.print(note)
-    return "\n".join(map(str.rstrip, text.getvalue().splitlines())).rstrip()
+        console.print(Text(note))
+    return "\n".join(map(str.rstrip, text.getvalue().splitlines())).strip("\n")
 
 
 def as_html(
     headings: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
 ) -> str:
-    """The table of `as_text` as HTML, with all texts escaped."""
-    headings, rows = _without_empty_columns(headings, rows)
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """The same as HTML, every text of it escaped."""
+
+    def line(cells: Iterable[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    headings, rows = _filled(headings, rows)
+    body = "".join(line(row, "td") for row in rows)
+    table = f"<table><thead>{line(headings, 'th')}</thead><tbody>{body}</tbody></table>"
     below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return f"{table if rows else ''}{below}"
 
 
-def _without_empty_columns(
+def _filled(
     headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
     kept = [i for i in range(len(headings)) if any(row[i] for row in rows)]

@@ -74,9 +74,8 @@ def remove_parametrizations(
         RuntimeError: if one of the remaining parametrizations has no right inverse to keep the
             value by, the model is offloaded, or DistributedDataParallel or FSDP has wrapped the
             module.
-        IndexError: if there is no parametrization at ``index``.
-
-        After any of these errors nothing has changed.
+        IndexError: if there is no parametrization at ``index``. After any of these errors nothing
+            has changed.
     """
     check_optimizer(optimizer)
     owner, name = resolve(module, tensor_name)

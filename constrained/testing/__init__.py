@@ -46,6 +46,7 @@ from constrained.testing.set_laws import (
 from constrained.testing.distance_laws import (
     nearest,
     projects,
+    slack_is_not_negative,
     violation_grows,
     violation_separates,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "right_inverse_inverts",
     "samples_are_reproducible",
     "second_derivative",
+    "slack_is_not_negative",
     "spec_rebuilds",
     "stale_exemptions",
     "state_dict_restores",

@@ -141,3 +141,24 @@ def nearest(case: Case) -> None:
                 f"project({name}): expected a nearest member, found one at {found:.6g} "
                 f"where the projection is {reached:.6g} away.",
             )
+
+
+@law()
+def slack_is_not_negative(case: Case) -> None:
+    """Members lie on the boundary or inside: their slack is 0 or more, up to rounding."""
+    constraint = case.build()
+    for name, value in members(case, constraint):
+        found = constraint.slack(value)
+        if found is None:
+            return
+        expect(
+            found.shape == case.batch and not found.is_complex(),
+            case,
+            f"slack({name}): expected real numbers of shape {case.batch}, "
+            f"found {found.dtype} of shape {tuple(found.shape)}.",
+        )
+        expect(
+            (found >= -slack(value, case)).all(),
+            case,
+            f"slack of the member {name!r}: expected numbers >= 0, found {found.tolist()}.",
+        )

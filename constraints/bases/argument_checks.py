@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from constrained.constraint.plain_data import short
+
+#: What `checked_positive` takes: annotations tell the schema of configs what constructors check.
+PositiveNumber = Annotated[float, Gt(0)]
+
+#: What `checked_rank` and `check_whole` take.
+Count = Annotated[int, Ge(1)]
 
 
 def checked_number(constraint: str, number: Any, name: str) -> float:

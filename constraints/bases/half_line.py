@@ -31,6 +31,10 @@ class HalfLine(Constraint):
         """How far a number lies beyond the bound."""
         return F.relu(self.direction * (self.end - value))
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance from the bound."""
+        return self.direction * (value - self.end)
+
     def _at(self, distance: Tensor) -> Tensor:
         """The number inside at this distance from the bound."""
         return self.end + self._upwards(distance)

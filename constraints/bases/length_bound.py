@@ -133,6 +133,11 @@ class LengthBound(Vectors):
         scaled, scale = scaled_to_one(value)
         return (scale * self.length(scaled) - self.greatest).clamp(min=0).squeeze(-1)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The bound less the norm."""
+        scaled, scale = scaled_to_one(value)
+        return (self.greatest - scale * self.length(scaled)).squeeze(-1)
+
     def project(self, value: Tensor) -> Tensor:
         """The vector scaled back to the bound; for p = 1 the nearest point."""
         if self.order == 1:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.argument_schema import Spec
 from constrained.constraint.base import unguarded
 from constrained.constraint.elements import Params, unpack
 from constrained.constraint.sampling import RandomNumbers
@@ -20,23 +22,27 @@ from constraints.composite.parts import (
     events,
     inherited,
     largest,
+    least,
 )
 
 
 @register("chain")
 class Chain(Composite):
-    """Several constraints on the same tensor, one map after another: ``"symmetric | ball"``.
+    r"""Several constraints on the same tensor, one map after another: ``"symmetric | ball"``.
 
-    **Set**: the intersection of the parts' sets. Its dimension is that of the first part's set
-    less the codimensions of the others.
+    **Use**: two properties at once: symmetric and of bounded norm, skew and bounded, of sum zero in
+    a ball.
 
-    **Map**: that of the first part, then those of the others in turn. A part may follow others only
-    if its class declares that its map keeps their sets (`Constraint.preserves`):
-    ``positive_definite | special_linear`` scales a positive definite matrix to determinant one,
-    ``symmetric | spectral_norm`` cuts the eigenvalues of a symmetric matrix. An order that is not
-    declared is an error. If the first set is a linear space, its projection at the end removes the
-    rounding errors by which later maps leave it. For other sets these errors stay, and grow with
-    the condition number of the matrix.
+    **Set**: $A_1 \cap \dots \cap A_k$, the intersection of the parts' sets. Its dimension is that
+    of the first part's set less the codimensions of the others.
+
+    **Map**: $y \mapsto f_k(\dots f_1(y))$, the map of the first part, then those of the others in
+    turn. A part may follow others only if its class declares that its map keeps their sets
+    (`Constraint.preserves`): ``positive_definite | special_linear`` scales a positive definite
+    matrix to determinant one, ``symmetric | spectral_norm`` cuts the eigenvalues of a symmetric
+    matrix. An order that is not declared is an error. If the first set is a linear space, its
+    projection at the end removes the rounding errors by which later maps leave it. For other sets
+    these errors stay, and grow with the condition number of the matrix.
 
     **Right inverse**: those of the parts, from the last one to the first.
 
@@ -62,7 +68,7 @@ class Chain(Composite):
         ({"parts": ["sum_to_zero", "ball"]}, (4,)),
     )
 
-    def __init__(self, parts: Sequence[Any]) -> None:
+    def __init__(self, parts: Annotated[Sequence[Spec], MinLen(2)]) -> None:
         super().__init__()
         built = build_parts("chain", parts)
         if len(built) < 2:
@@ -151,6 +157,10 @@ class Chain(Composite):
         """The largest of the parts' violations."""
         batch = value.ndim - events(self)
         return torch.stack([largest(part.violation(value), batch) for part in self._each()]).amax(0)
+
+    def slack(self, value: Tensor) -> Tensor | None:
+        """The least of the parts' slacks."""
+        return least([part.slack(value) for part in self._each()], value.ndim - events(self))
 
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the parts' projections, one after another."""

@@ -15,20 +15,23 @@ from constraints.bases.linear_space import LinearSpace
 
 @register("masked", aliases=("sparsity",))
 class Masked(LinearSpace):
-    """Tensors with zeros wherever a mask has zeros.
+    r"""Tensors with zeros wherever a mask has zeros.
 
-    **Set**: {W : W_i = 0 where mask_i = 0}. A linear space, whose dimension is the number
-    of ones in the mask.
+    **Use**: fixed sparsity: pruned networks that are trained further, known graphs of connections,
+    autoregressive masks (MADE).
 
-    **Map**: X -> X * mask, onto the set. Entries that are masked get no gradient.
+    **Set**: $\{W : W_i = 0 \text{ where } m_i = 0\}$, with the mask $m$. A linear space, whose
+    dimension is the number of ones in the mask.
+
+    **Map**: $X \mapsto X \odot m$, onto the set. Entries that are masked get no gradient.
 
     **Right inverse**: the identity.
 
     **Reference**: as ``torch.nn.utils.prune.custom_from_mask``.
 
     Args:
-        mask: zeros and ones, or truth values, of the shape of one element, as a tensor or
-            as nested lists.
+        mask: the mask $m$, zeros and ones, or truth values, of the shape of one element, as a
+            tensor or as nested lists.
 
     Shape:
         ``(*batch, *mask.shape)``.

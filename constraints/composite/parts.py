@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from constrained import Constraint
@@ -84,6 +85,12 @@ def largest(violation: Tensor, batch: int) -> Tensor:
     if not inner:
         return violation
     return violation.amax(inner) if violation.numel() else violation.sum(inner)
+
+
+def least(slacks: Sequence[Tensor | None], batch: int) -> Tensor | None:
+    """The least slack of each element of the whole, among the parts that have one."""
+    known = [-largest(-slack, batch) for slack in slacks if slack is not None]
+    return torch.stack(known).amin(0) if known else None
 
 
 def inherited(parts: list[Constraint]) -> dict[str, str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Any, cast
+from typing import Annotated, cast
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint.argument_schema import Spec
 from constrained.constraint.base import FLAT, unguarded
 from constrained.constraint.elements import unpack
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import is_whole
+from constraints.bases.argument_checks import Count, is_whole
 from constraints.composite.parts import (
     Composite,
     build_parts,
@@ -21,17 +23,23 @@ from constraints.composite.parts import (
     events,
     inherited,
     largest,
+    least,
 )
 
 
 @register("product", aliases=("cartesian_product", "cat"))
 class Product(Composite):
-    """Different constraints on the slices of one tensor: the gates of an LSTM, a mean and a scale.
+    r"""Different constraints on the slices of one tensor: the gates of an LSTM, a mean and a scale.
 
-    **Set**: the Cartesian product of the parts' sets, {x : x[first slice] in A, x[second slice] in
-    B, ...}. Its dimension is the sum of theirs; it is closed if all are.
+    **Use**: tensors whose parts have different meanings: the fused gates of an LSTM, the fused
+    query, key and value of attention, a mean beside a scale.
 
-    **Map**: that of each part, from its own free parameters to its slice.
+    **Set**: $A_1 \times \dots \times A_k$, the Cartesian product of the parts' sets: the first
+    slice of the tensor is in $A_1$, the second in $A_2$, and so on. Its dimension is the sum of
+    theirs; it is closed if all are.
+
+    **Map**: $(y_1, \dots, y_k) \mapsto (f_1(y_1), \dots, f_k(y_k))$, the map of each part, from its
+    own free parameters to its slice.
 
     **Right inverse**: that of each part on its slice.
 
@@ -66,7 +74,10 @@ class Product(Composite):
     )
 
     def __init__(
-        self, parts: Sequence[Any], sizes: Sequence[int] | None = None, dim: int = 0
+        self,
+        parts: Annotated[Sequence[Spec], MinLen(1)],
+        sizes: Sequence[Count] | None = None,
+        dim: int = 0,
     ) -> None:
         super().__init__()
         built = build_parts("product", parts)
@@ -157,6 +168,11 @@ class Product(Composite):
         batch = () if self.event_dim is None else value.shape[: value.ndim - self.event_dim]
         found = [part.violation(piece) for part, piece in self._slices(value)]
         return torch.stack([largest(each, len(batch)) for each in found]).amax(0)
+
+    def slack(self, value: Tensor) -> Tensor | None:
+        """The least of the parts' slacks."""
+        batch = 0 if self.event_dim is None else value.ndim - self.event_dim
+        return least([part.slack(piece) for part, piece in self._slices(value)], batch)
 
     def project(self, value: Tensor) -> Tensor:
         """Each slice projected by its part: a nearest point if all of these are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from constrained import Constraint, register
 from constrained.constraint.base import unguarded
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import check_whole
+from constraints.bases.argument_checks import Count, check_whole
 from constraints.bases.convolution_settings import settings_of, taken_from
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.math.matrix import symmetric_part
@@ -23,14 +24,17 @@ from constraints.math.polar import polar
 class OrthogonalConv(Constraint):
     r"""Kernels of orthogonal convolutions: these, or their transposes, keep every signal's length.
 
-    **Set**: the kernels that are a product :math:`H F_1(z) \ldots F_{k-1}(z)` in one dimension, and
-    :math:`H F_1(z) \ldots F_{k-1}(z) G_1(w) \ldots G_{l-1}(w)` in two. H is a matrix with
-    orthonormal rows. The factors are :math:`P + z^{-1} (I - P)` with orthogonal projections P. If
-    there are more channels out than in, the set holds the transposes of such products, with
-    orthonormal columns. In one dimension these are all orthogonal kernels, in two those that are
-    separable in this sense. The set is closed and in pieces, one for each choice of ranks of the
-    projections. For square kernels, the largest piece has the dimension :math:`m (m - 1) / 2` plus
-    :math:`m^2 / 4` for each factor.
+    **Use**: convolutions that keep the length of a signal: 1-Lipschitz and robust convolutional
+    networks, invertible layers, deep networks without normalization.
+
+    **Set**: $\{H F_1(z) \dots F_{k-1}(z)\}$, the kernels that are such a product, in one dimension,
+    and $H F_1(z) \dots F_{k-1}(z) G_1(w) \dots G_{l-1}(w)$ in two. $H$ is a matrix with orthonormal
+    rows. The factors are $P + z^{-1} (I - P)$ with orthogonal projections $P$. If there are more
+    channels out than in, the set holds the transposes of such products, with orthonormal columns.
+    In one dimension these are all orthogonal kernels, in two those that are separable in this
+    sense. The set is closed and in pieces, one for each choice of ranks of the projections. For
+    square kernels of $m$ channels, the largest piece has the dimension $m (m - 1) / 2$ plus
+    $m^2 / 4$ for each factor.
 
     With circular padding the convolution is orthogonal for images of every size that is a multiple
     of the stride and no smaller than the kernel. It keeps lengths if it has at least as many
@@ -38,15 +42,15 @@ class OrthogonalConv(Constraint):
     singular values are 1 and 0. With zero padding it is a part of such an operator: no singular
     value is above 1, and those of waves at the border are below 1.
 
-    **Map**: (H, M) -> the product for the polar factor of H, and for P = (I + S) / 2 with S the
-    polar factor of the symmetric part of each matrix in M, a reflection. Onto.
+    **Map**: $(H, M) \mapsto$ the product for the polar factor of $H$, and for $P = (I + S) / 2$
+    with $S$ the polar factor of the symmetric part of each matrix in $M$, a reflection. Onto.
 
-    **Right inverse**: the factors are divided off one by one. P projects onto the directions that
+    **Right inverse**: the factors are divided off one by one. $P$ projects onto the directions that
     are in the first tap rather than in the last one. The more taps there are, the shorter are some
     of these directions, and digits are lost: hardly any up to five taps, half of them at nine.
 
     **Reference**: Vaidyanathan, Multirate Systems and Filter Banks (1993), section 14.4; Gao,
-    Nguyen and Strang, On factorization of M-channel paraunitary filterbanks (IEEE Transactions on
+    Nguyen and Strang, On factorization of $M$-channel paraunitary filterbanks (IEEE Transactions on
     Signal Processing 49, 2001); Li et al., Preventing gradient attenuation in Lipschitz constrained
     convolutional networks (NeurIPS 2019), for two dimensions.
 
@@ -106,9 +110,9 @@ class OrthogonalConv(Constraint):
 
     def __init__(
         self,
-        stride: int | Sequence[int] | None = None,
-        groups: int | None = None,
-        event_dim: int | None = None,
+        stride: Count | Sequence[Count] | None = None,
+        groups: Count | None = None,
+        event_dim: Literal[3, 4] | None = None,
     ) -> None:
         super().__init__()
         for name, numbers in (("stride", stride), ("groups", groups)):
@@ -205,6 +209,20 @@ class OrthogonalConv(Constraint):
         event = value.ndim if self.event_dim is None else self.event_dim
         dims = tuple(range(value.ndim - event, value.ndim))
         return torch.maximum(defect, rest.amax(dims) if rest.numel() else rest.sum(dims))
+
+    def norm(self, value: Tensor) -> Tensor:
+        """An upper bound of the norm of the convolution: 1, and what rounding may add.
+
+        Args:
+            value: shape ``(*batch, out, in / groups, *kernel)``, finite.
+
+        Returns:
+            Tensor of shape ``batch``.
+        """
+        taps, _ = self._taps(value)
+        # The sum of the norms of all autocorrelation matrices less the identity.
+        count = taps.shape[-2] * math.prod(2 * t - 1 for t in taps.shape[-4:-2])
+        return (1 + 2 * count * gram_defect(taps)).sqrt()
 
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the map, applied to the factors of the right inverse."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import check_whole, checked_positive
+from constraints.bases.argument_checks import Count, PositiveNumber, check_whole, checked_positive
 from constraints.bases.convolution_settings import settings_of, taken_from
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
@@ -37,11 +39,9 @@ LONGER: dict[str, Callable[[int], float]] = {
     "replicate": lambda border: (1 + border) ** 0.5,
 }
 
-
 #: In units of the machine epsilon: how far below the bound the map scales a kernel, and how far
 #: above it a norm still counts as inside. The gap is so wide that no rounding error bridges it.
 BELOW, ABOVE = 16.0, 2.0
-
 
 #: Kernels whose symbols at all frequencies have more numbers than this are refused: no machine
 #: could hold them.
@@ -52,24 +52,27 @@ MOST_NUMBERS = 2**36
 class SpectralNormConv(Retraction):
     r"""Kernels of convolutions that increase the norm of no image by more than a factor.
 
-    **Set**: :math:`\{K : \lVert K \rVert_{\mathrm{op}} \le c\}`, where the norm is that of the
+    **Use**: convolutions with a certificate, a Lipschitz constant of at most $c$: critics of GANs,
+    robust and invertible convolutional networks.
+
+    **Set**: $\{K : \lVert K \rVert_{\mathrm{op}} \le c\}$, where the norm is that of the
     convolution as a linear map of images, the Lipschitz constant of the layer: closed, convex, of
     the dimension of the space of kernels. It is not the norm of the flattened kernel, which may be
     smaller by a factor of up to the square root of the number of taps.
 
     - ``padding_mode="zeros"``: an upper bound of the norm on images of every size, padded with any
       number of zeros. It is the largest norm of the symbol on a grid of frequencies, times the most
-      by which it may grow between them. It is at most ``cos(pi / (2 resolution)) ** -d`` times the
-      norm on the infinite lattice in d dimensions: 2 % above it for one dimension, 4 % for two, 6 %
-      for three.
+      by which it may grow between them. With the resolution $q$, it is at most
+      $\cos(\pi / (2 q))^{-d}$ times the norm on the infinite lattice in $d$ dimensions: by default,
+      2 % above it for one dimension, 4 % for two, 6 % for three.
     - ``padding_mode="circular"``: with a ``size``, exactly the norm on images of that size; else
       the same upper bound.
     - ``padding_mode="reflect"`` and ``"replicate"``: that upper bound, times the most by which the
-      padding may increase the norm of an image. For each axis with more than one tap, that is the
-      square root of 2, or of 1 plus the width of the border. There are kernels that reach it.
+      padding may increase the norm of an image. For each axis with more than one tap, that is
+      $\sqrt{2}$, or $\sqrt{1 + w}$ with the width $w$ of the border. Some kernels reach it.
 
-    **Map**: K -> K min(1, c / ||K||), onto the set. A kernel in the set is returned bit for bit,
-    and there the derivative is the identity, even on the boundary.
+    **Map**: $K \mapsto \min(1, c / \lVert K \rVert_{\mathrm{op}}) K$, onto the set. A kernel in the
+    set is returned bit for bit, and there the derivative is the identity, even on the boundary.
 
     **Right inverse**: the kernel itself.
 
@@ -94,7 +97,7 @@ class SpectralNormConv(Retraction):
     change later are not noticed.
 
     Args:
-        bound: the largest norm c, greater than zero.
+        bound: the largest norm $c$, greater than zero.
         stride: the stride of the layer, one for all axes or one for each; 1 without a layer. It
             counts as 1 if images are padded with anything but zeros and no ``size`` is given: the
             stride may not divide the size of an image, which then wraps around out of step.
@@ -105,7 +108,7 @@ class SpectralNormConv(Retraction):
             stride.
         size: the size of the images, for ``"circular"`` only: one for all axes or one for each, a
             multiple of the stride and not smaller than the kernel.
-        resolution: without a size, the number of frequencies per tap after the first.
+        resolution: without a size, the number $q$ of frequencies per tap after the first.
         event_dim: how many trailing dimensions make one kernel, 2 more than the convolution has;
             by default the whole tensor is one kernel.
         dilation: the dilation of the layer, one for all axes or one for each; 1 without a layer.
@@ -152,14 +155,14 @@ class SpectralNormConv(Retraction):
 
     def __init__(
         self,
-        bound: float = 1.0,
-        stride: int | Sequence[int] | None = None,
-        groups: int | None = None,
-        padding_mode: str | None = None,
-        size: int | Sequence[int] | None = None,
-        resolution: int = 8,
-        event_dim: int | None = None,
-        dilation: int | Sequence[int] | None = None,
+        bound: PositiveNumber = 1.0,
+        stride: Count | Sequence[Count] | None = None,
+        groups: Count | None = None,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] | None = None,
+        size: Count | Sequence[Count] | None = None,
+        resolution: Annotated[int, Ge(2)] = 8,
+        event_dim: Literal[3, 4, 5] | None = None,
+        dilation: Count | Sequence[Count] | None = None,
     ) -> None:
         super().__init__()
         if padding_mode not in (None, *PADDING_MODES):
@@ -255,6 +258,10 @@ class SpectralNormConv(Retraction):
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the operator norm."""
         return F.relu(self.norm(value) - self.bound)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The bound less the norm."""
+        return self.bound - self.norm(value)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A Gaussian kernel, scaled to a norm that is uniform between 0 and the bound."""

@@ -81,7 +81,7 @@ def spectral_distance(A: Tensor, way: Callable[[Tensor], Tensor]) -> Tensor:
     r"""An estimate of the distance from A to the matrices with all eigenvalues in a region.
 
     A perturbation of norm e moves the mean of m eigenvalues by up to
-    :math:`e \lVert P \rVert_F / \sqrt m` to first order, where P is the spectral projector of
+    $e \lVert P \rVert_F / \sqrt m$ to first order, where P is the spectral projector of
     these eigenvalues. (For a single eigenvalue the factor is its condition number, 1 if A is
     normal.) So the distance of the mean from the region, divided by that factor, is a lower bound
     of the distance of A. The result is the largest such bound for single eigenvalues and for

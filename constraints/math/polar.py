@@ -27,7 +27,7 @@ def polar(X: Tensor) -> Tensor:
     r"""The matrix with orthonormal columns nearest to X, or with orthonormal rows if X is wide.
 
     A tall X of full rank is ``X = W H`` in a single way, with ``W' W = I`` and H symmetric
-    positive definite: the result is W, which minimizes :math:`\lVert W - X \rVert` in every
+    positive definite: the result is W, which minimizes $\lVert W - X \rVert$ in every
     unitarily invariant norm. It is the gradient of the nuclear norm and does not depend on a
     positive factor of X. An orthogonal X is returned bit for bit (as a copy), and there the
     derivative is the projection onto the tangent space.

@@ -40,6 +40,11 @@ def psd_part(S: Tensor) -> Tensor:
     return symmetric_part(S + c * (Y - clipped)) + enlarged * identity
 
 
+def least_eigenvalue(value: Tensor) -> Tensor:
+    """The least eigenvalue of the symmetric part."""
+    return linalg.eigvalsh(symmetric_part(value))[..., 0]
+
+
 def distance_from_psd(value: Tensor) -> Tensor:
     """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
     least = linalg.eigvalsh(symmetric_part(value))[..., 0]

@@ -21,8 +21,8 @@ DOUBLINGS = 64
 def discrete_gramian(A: Tensor, B: Tensor | None = None) -> Tensor:
     r"""A lower triangular L with P = L L' and ``P - A P A' = B B'``.
 
-    P is the sum of :math:`A^k B B^\top A^{\top k}` over k. Each round doubles the number of terms;
-    it takes about :math:`\log_2(1 / (1 - \rho))` rounds for the spectral radius :math:`\rho`.
+    P is the sum of $A^k B B^\top A^{\top k}$ over k. Each round doubles the number of terms;
+    it takes about $\log_2(1 / (1 - \rho))$ rounds for the spectral radius $\rho$.
     Terms are added by a QR decomposition of factors, not of P itself: the condition number of P is
     the square of that of L, so that L loses half as many digits.
 
@@ -58,8 +58,8 @@ def _least(L: Tensor) -> Tensor:
 def continuous_gramian(A: Tensor) -> Tensor:
     r"""A lower triangular L with P = L L' and ``A P + P A' = -I``.
 
-    With the Cayley transform :math:`C = (p I - A)^{-1} (p I + A)`, for any p > 0, the same P solves
-    :math:`P - C P C^\top = 2 p \, (p I - A)^{-1} (p I - A)^{-\top}`.
+    With the Cayley transform $C = (p I - A)^{-1} (p I + A)$, for any p > 0, the same P solves
+    $P - C P C^\top = 2 p \, (p I - A)^{-1} (p I - A)^{-\top}$.
 
     Args:
         A: shape ``(*batch, n, n)``, with eigenvalues of negative real part.

@@ -23,7 +23,7 @@ from constraints.math.matrix import eye_like
 def cayley(B: Tensor, X: Tensor) -> Tensor:
     r"""The Cayley transform ``(I - A/2)^-1 (I + A/2) B`` with ``A = X B' - B X'``.
 
-    It costs :math:`O(n p^2)`.
+    It costs $O(n p^2)$.
 
     Args:
         B: shape ``(*batch, n, p)`` with orthonormal columns.
@@ -52,7 +52,7 @@ def cayley(B: Tensor, X: Tensor) -> Tensor:
 def geodesic(B: Tensor, X: Tensor) -> Tensor:
     r"""The exponential ``exp(A) B`` with ``A = X B' - B X'``.
 
-    It costs :math:`O(n p^2)`.
+    It costs $O(n p^2)$.
 
     Args:
         B: shape ``(*batch, n, p)`` with orthonormal columns.

@@ -18,17 +18,22 @@ from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 
 @register("cholesky_factor", aliases=("lower_cholesky", "cholesky_factor_cov"))
 class CholeskyFactor(SquareMatrices):
-    """Lower triangular matrices with a positive diagonal.
+    r"""Lower triangular matrices with a positive diagonal.
 
-    **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0}. Dimension n (n + 1) / 2, open in the
-    space of lower triangular matrices. L -> L L' is a bijection onto the positive definite
-    matrices.
+    **Use**: the scale matrix of a multivariate normal distribution (``scale_tril``) and other
+    factors that are solved with; the covariance is $L L^\top$.
 
-    **Map**: X -> its lower triangle, with softplus on the diagonal, onto the set. Where softplus
-    underflows, the entry is the root of the smallest normal number, as for `Positive`.
+    **Set**: $\{L \in \mathbb{R}^{n \times n} : L_{ij} = 0 \text{ for } j > i, L_{ii} > 0\}$.
+    Dimension $n (n + 1) / 2$, open in the space of lower triangular matrices. $L \mapsto L L^\top$
+    is a bijection onto the positive definite matrices.
 
-    **Right inverse**: the inverse of softplus, y -> y + log(1 - exp(-y)), on the diagonal. A zero
-    there, which is on the boundary, becomes the machine epsilon, as for `project`.
+    **Map**: $X \mapsto$ its lower triangle, with softplus on the diagonal,
+    $L_{ii} = \log(1 + \exp(X_{ii}))$, onto the set. Where softplus underflows, the entry is the
+    root of the smallest normal number, as for `Positive`.
+
+    **Right inverse**: the inverse of softplus, $L_{ii} \mapsto L_{ii} + \log(1 - \exp(-L_{ii}))$,
+    on the diagonal. A zero there, which is on the boundary, becomes the machine epsilon, as for
+    `project`.
 
     **Reference**: Stan Reference Manual, section "Cholesky factors of covariance matrices".
 
@@ -59,6 +64,10 @@ class CholeskyFactor(SquareMatrices):
         diagonal = value.diagonal(dim1=-2, dim2=-1)
         above = value.triu(1).abs()
         return torch.maximum(above.amax((-2, -1)), (-diagonal).clamp(min=0).amax(-1))
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry on the diagonal."""
+        return value.diagonal(dim1=-2, dim2=-1).amin(-1)
 
     def project(self, value: Tensor) -> Tensor:
         """The lower triangle, with eps in place of diagonal entries that are not positive."""

@@ -26,7 +26,7 @@ from constraints.math.covariance import (
     triangular_factor,
 )
 from constraints.math.matrix import symmetric_part
-from constraints.math.psd_part import distance_from_psd
+from constraints.math.psd_part import distance_from_psd, least_eigenvalue
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
 from constraints.math.transpose import plus_transpose
@@ -35,21 +35,25 @@ from constraints.math.unit_vectors import normalized, normalized_gradient
 
 @register("correlation", aliases=("corr", "corr_matrix", "correlation_matrix", "elliptope"))
 class Correlation(SquareMatrices):
-    """Correlation matrices: positive definite with ones on the diagonal.
+    r"""Correlation matrices: positive definite with ones on the diagonal.
 
-    **Set**: {W in R^(n x n) : W = W', W_ii = 1, x'Wx > 0 for all x != 0}, the interior of the
-    elliptope. Dimension n (n - 1) / 2, open in the matrices of unit diagonal, convex.
+    **Use**: correlations beside scales of their own: copulas, multi-task Gaussian processes, priors
+    on the covariances of random effects.
 
-    **Map**: X -> the correlation matrix of the covariance matrix X X' of `PositiveDefinite`: entry
-    i, j is divided by the roots of the diagonal entries i and j. Onto the set, up to the rounding
-    term that keeps the result positive definite.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W = W^\top, W_{ii} = 1, x^\top W x > 0 \text{ for
+    all } x \ne 0\}$, the interior of the elliptope. Dimension $n (n - 1) / 2$, open in the matrices
+    of unit diagonal, convex.
+
+    **Map**: $X \mapsto D^{-1/2} X X^\top D^{-1/2}$, where $D$ is the diagonal of $X X^\top$: the
+    correlation matrix of the covariance matrix of `PositiveDefinite`. Onto the set, up to the
+    rounding term that keeps the result positive definite.
 
     **Right inverse**: the Cholesky factor, whose rows have length one.
 
     **Reference**: Pinheiro and Bates, Unconstrained parametrizations for variance-covariance
     matrices (Statistics and Computing 6, 1996), section 2.3, for factors with rows on the sphere.
 
-    `canonical` scales the rows of X to length one: the result does not depend on their length.
+    `canonical` scales the rows of $X$ to length one: the result does not depend on their length.
     `project` is a retraction; the nearest correlation matrix has no closed form (Higham, Computing
     the nearest correlation matrix, IMA Journal of Numerical Analysis 22, 2002).
 
@@ -110,6 +114,10 @@ class Correlation(SquareMatrices):
         diagonal = (value.diagonal(dim1=-2, dim2=-1) - 1).abs().amax(-1)
         return torch.maximum(distance_from_psd(value), diagonal)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least eigenvalue."""
+        return least_eigenvalue(value)
+
     def project(self, value: Tensor) -> Tensor:
         """A retraction: the nearest positive definite matrix, scaled to unit diagonal.
 
@@ -147,14 +155,17 @@ class Correlation(SquareMatrices):
 
 @register("correlation_cholesky", aliases=("corr_cholesky", "cholesky_factor_corr"))
 class CorrelationCholesky(SquareMatrices):
-    """Cholesky factors of correlation matrices.
+    r"""Cholesky factors of correlation matrices.
 
-    **Set**: {L in R^(n x n) : L_ij = 0 for j > i, L_ii > 0, rows of length one}. Dimension
-    n (n - 1) / 2, open in the triangular matrices with rows of length one. L -> L L' is a bijection
-    onto the correlation matrices.
+    **Use**: the usual pair of Pyro and Stan: this factor and positive scales give the
+    ``scale_tril`` of a multivariate normal distribution.
 
-    **Map**: X -> its lower triangle, with softplus on the diagonal, the rows scaled to length one,
-    onto the set.
+    **Set**: $\{L \in \mathbb{R}^{n \times n} : L_{ij} = 0 \text{ for } j > i, L_{ii} > 0, \sum_j
+    L_{ij}^2 = 1\}$. Dimension $n (n - 1) / 2$, open in the triangular matrices with rows of length
+    one. $L \mapsto L L^\top$ is a bijection onto the correlation matrices.
+
+    **Map**: $X \mapsto$ its lower triangle, with softplus on the diagonal, the rows scaled to
+    length one, onto the set.
 
     **Right inverse**: the inverse of softplus on the diagonal. A zero there, which is on the
     boundary, becomes the machine epsilon, as for `project`.
@@ -199,6 +210,10 @@ class CorrelationCholesky(SquareMatrices):
         # On the meta device torch 2.11 keeps a dimension of one entry.
         length = (length.reshape(value.shape[:-1]) - 1).abs().amax(-1)
         return torch.stack((above, below, length)).amax(0)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry on the diagonal."""
+        return value.diagonal(dim1=-2, dim2=-1).amin(-1)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.

@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.base import FLAT
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.birkhoff import nearest_doubly_stochastic
@@ -41,6 +41,10 @@ class BirkhoffPolytope(SquareMatrices):
             errors.append(((value.sum(dim) - 1).abs() * largest).amax(-1))
         return torch.stack(errors).amax(0)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry."""
+        return value.amin((-2, -1))
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Frobenius norm."""
         return nearest_doubly_stochastic(value)
@@ -61,17 +65,21 @@ class BirkhoffPolytope(SquareMatrices):
 class DoublyStochastic(BirkhoffPolytope):
     r"""Doubly stochastic matrices, the convex hull of the permutation matrices.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{n \times n} : W_{ij} \ge 0, W 1 = 1, W^\top 1 = 1\}`, the
-    Birkhoff polytope. Dimension (n - 1)^2, closed.
+    **Use**: soft assignments and mixing that keeps the mean: hyper-connections, attention and token
+    mixing whose rows and columns sum to one, transport plans with equal weights.
 
-    **Map**: :math:`X \mapsto \mathrm{diag}(u) \exp(X) \mathrm{diag}(v)`, with the u, v > 0 that
-    make the sums 1, onto the interior. The iteration runs until they are 1 up to rounding. (After
-    20 rounds the errors would still be 0.07 for logits of spread 10.) Derivatives are those of the
-    limit, by implicit differentiation.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W_{ij} \ge 0, \sum_j W_{ij} = 1, \sum_i W_{ij} =
+    1\}$, the Birkhoff polytope. Dimension $(n - 1)^2$, closed.
 
-    **Right inverse**: log(W). A zero is replaced by eps / n, which changes W by less than its
-    rounding. At a permutation matrix gradients are as small as that. In single precision Adam can
-    leave it; in double precision Adam's own epsilon (1e-8) must be lowered for that.
+    **Map**: $X \mapsto \operatorname{diag}(u) \exp(X) \operatorname{diag}(v)$, with the exponential
+    of each entry and the $u, v > 0$ that make the sums 1, onto the interior. The iteration runs
+    until they are 1 up to rounding. (After 20 rounds the errors would still be 0.07 for logits of
+    spread 10.) Derivatives are those of the limit, by implicit differentiation.
+
+    **Right inverse**: $W \mapsto \log W$, entry by entry. A zero is replaced by $\varepsilon / n$,
+    which changes $W$ by less than its rounding. At a permutation matrix gradients are as small as
+    that. In single precision Adam can leave it; in double precision Adam's own epsilon ($10^{-8}$)
+    must be lowered for that.
 
     **Reference**: Sinkhorn and Knopp, Concerning nonnegative matrices and doubly stochastic
     matrices (Pacific Journal of Mathematics 21, 1967); Li, Sun and Toh, On the efficient
@@ -105,21 +113,25 @@ class DoublyStochastic(BirkhoffPolytope):
 class SoftPermutation(BirkhoffPolytope):
     r"""Doubly stochastic matrices, in coordinates in which most are close to a permutation.
 
-    **Set**: that of `DoublyStochastic`, the Birkhoff polytope, whatever the temperature. Dimension
-    (n - 1)^2, closed. Permutation matrices are its vertices; a member need not be near one.
+    **Use**: learned orders and matchings: sorting, alignment of points and channels, latent
+    permutations that are hardened by and by.
 
-    **Map**: :math:`X \mapsto` the doubly stochastic scaling of :math:`\exp(X / \tau)`, onto the
-    interior. For a small temperature :math:`\tau`, parameters of size one, such as weights of a
-    network, give matrices near a permutation: in the limit the one that maximizes
-    :math:`\sum_i X_{i \pi(i)}`. Lowering the temperature during training hardens the matrix.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W_{ij} \ge 0, \sum_j W_{ij} = 1, \sum_i W_{ij} =
+    1\}$, that of `DoublyStochastic`, whatever the temperature $\tau$. Dimension $(n - 1)^2$,
+    closed. Permutation matrices are its vertices; a member need not be near one.
 
-    **Right inverse**: :math:`\tau \log(W)`, where a zero is replaced by eps / n.
+    **Map**: $X \mapsto \operatorname{diag}(u) \exp(X / \tau) \operatorname{diag}(v)$, the doubly
+    stochastic scaling, onto the interior. For a small temperature, parameters of size one, such as
+    weights of a network, give matrices near a permutation: in the limit the one that maximizes
+    $\sum_i X_{i \pi(i)}$. Lowering the temperature during training hardens the matrix.
+
+    **Right inverse**: $W \mapsto \tau \log W$, where a zero is replaced by $\varepsilon / n$.
 
     **Reference**: Mena, Belanger, Linderman and Snoek, Learning latent permutations with
     Gumbel-Sinkhorn networks (ICLR 2018); for the projection as for `DoublyStochastic`.
 
     Args:
-        temperature: the divisor :math:`\tau` of the parameters, positive.
+        temperature: the divisor $\tau$ of the parameters, positive.
 
     Shape:
         ``(*batch, n, n)``.
@@ -141,7 +153,7 @@ class SoftPermutation(BirkhoffPolytope):
         ({"temperature": 0.1}, (4, 4)),
     )
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, temperature: PositiveNumber) -> None:
         super().__init__()
         self.temperature = checked_positive("soft_permutation", temperature, "temperature")
         if self.temperature < 1:

@@ -17,14 +17,19 @@ from constraints.matrices.positive_semidefinite import PSDOfRank
 
 @register("fixed_rank", aliases=("fixed_rank_embedded",))
 class FixedRank(OfRank):
-    """Matrices of exactly a given rank.
+    r"""Matrices of exactly a given rank.
 
-    **Set**: {W in R^(m x n) : rank(W) = r}. A manifold of dimension r (m + n - r). Its closure,
-    where the violation is zero, also contains the matrices of lower rank (`low_rank`).
+    **Use**: factors that must keep their rank: latent dimensions that may not collapse, low-rank
+    adapters that use all of theirs. Where the rank may fall take `low_rank`.
 
-    **Map**: (A, B) -> A B' + c polar(A) polar(B)' with A of shape (m, r) and B of shape (n, r). The
-    rounding term, with c = 2 n eps |A| |B|, keeps the rank from falling. Onto the set, except for
-    matrices whose smallest singular value is a rounding error of the largest.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : \operatorname{rank} W = r\}$. A manifold of
+    dimension $r (m + n - r)$. Its closure, where the violation is zero, also contains the matrices
+    of lower rank (`low_rank`).
+
+    **Map**: $(A, B) \mapsto A B^\top + c \operatorname{polar}(A) \operatorname{polar}(B)^\top$ with
+    $A$ of shape $(m, r)$ and $B$ of shape $(n, r)$. The rounding term, with
+    $c = 2 n \varepsilon \lVert A \rVert_F \lVert B \rVert_F$, keeps the rank from falling. Onto the
+    set, except for matrices whose smallest singular value is a rounding error of the largest.
 
     **Right inverse**: balanced factors of the singular value decomposition, without the rounding
     term.
@@ -36,7 +41,7 @@ class FixedRank(OfRank):
     training gets stuck at lower ranks, which it cannot cross.
 
     Args:
-        rank: the rank r, from 1 to min(m, n).
+        rank: the rank $r$, from 1 to $\min(m, n)$.
 
     Example:
         >>> W = FixedRank(rank=1).project(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
@@ -67,6 +72,10 @@ class FixedRank(OfRank):
         s = svdvals(value)
         return s[..., self.rank] if s.shape[-1] > self.rank else s[..., 0] * 0
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The singular value number r: where it is 0 the rank is lower."""
+        return svdvals(value)[..., self.rank - 1]
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure, the truncated decomposition, moved inside by rounding.
 
@@ -92,15 +101,19 @@ class FixedRank(OfRank):
 
 @register("psd_fixed_rank", aliases=("positive_semidefinite_fixed_rank",))
 class PSDFixedRank(PSDOfRank):
-    """Positive semidefinite matrices of exactly a given rank.
+    r"""Positive semidefinite matrices of exactly a given rank.
 
-    **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) = r}. A manifold of dimension
-    n r - r (r - 1) / 2. Its closure, where the violation is zero, also contains the matrices of
-    lower rank (`psd_low_rank`).
+    **Use**: covariances and kernels with exactly $r$ factors; Gram matrices of points in $r$
+    dimensions.
 
-    **Map**: A -> A A' + c polar(A) polar(A)' with A of shape (n, r). The rounding term, with
-    c = 2 n eps |A|^2, keeps the rank from falling. Onto the set, except for matrices whose smallest
-    eigenvalue is a rounding error of the largest.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W = W^\top, x^\top W x \ge 0 \text{ for all } x,
+    \operatorname{rank} W = r\}$. A manifold of dimension $n r - r (r - 1) / 2$. Its closure, where
+    the violation is zero, also contains the matrices of lower rank (`psd_low_rank`).
+
+    **Map**: $A \mapsto A A^\top + c \operatorname{polar}(A) \operatorname{polar}(A)^\top$ with $A$
+    of shape $(n, r)$. The rounding term, with $c = 2 n \varepsilon \lVert A \rVert_F^2$, keeps the
+    rank from falling. Onto the set, except for matrices whose smallest eigenvalue is a rounding
+    error of the largest.
 
     **Right inverse**: eigenvectors times roots of the eigenvalues, without the rounding term.
 
@@ -108,7 +121,7 @@ class PSDFixedRank(PSDOfRank):
     semidefinite matrices (SIAM Journal on Optimization 20, 2010).
 
     Args:
-        rank: the rank r, from 1 to n.
+        rank: the rank $r$, from 1 to $n$.
 
     Example:
         >>> W = PSDFixedRank(rank=1).project(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
@@ -132,6 +145,10 @@ class PSDFixedRank(PSDOfRank):
         """Eigenvectors times roots of the eigenvalues, without the rounding term."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The eigenvalue number r: where it is 0 the rank is lower."""
+        return leading_eigenvalues(value, self.rank)[0][..., -1]
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.

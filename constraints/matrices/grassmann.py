@@ -17,18 +17,22 @@ from constraints.math.polar import polar
 
 @register("grassmann", aliases=("grassmannian", "subspace"))
 class Grassmann(Matrices):
-    """Subspaces of dimension p in R^n, represented by orthonormal bases.
+    r"""Subspaces of a given dimension, represented by orthonormal bases.
 
-    **Set**: {W in R^(n x p) : W'W = I}, where W and W Q, for an orthogonal Q, stand for the same
-    subspace. For n < p it is W W' = I, and rows take the place of columns. The subspaces are a
-    closed manifold of dimension p (n - p).
+    **Use**: learned subspaces: principal components, subspace tracking, projections onto a few
+    dimensions, where the loss does not depend on the basis.
 
-    **Map**: X -> polar(B + (I - B B') X), where B is a constant member. Changes of X within the
-    subspace of B have no effect, so that no gradient and no momentum has a component along them.
-    The map reaches one basis of every subspace that contains no vector orthogonal to all of B.
-    These are all but a set of measure zero; the others are limits.
+    **Set**: $\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}$, the subspaces of dimension $p$ of
+    $\mathbb{R}^n$, where $W$ and $W Q$, for an orthogonal $Q$, stand for the same subspace. For
+    $n < p$ it is $W W^\top = I$, and rows take the place of columns. The subspaces are a closed
+    manifold of dimension $p (n - p)$.
 
-    **Right inverse**: X = 0 and B = the matrix itself.
+    **Map**: $X \mapsto \operatorname{polar}(B + (I - B B^\top) X)$, where $B$ is a constant member.
+    Changes of $X$ within the subspace of $B$ have no effect, so that no gradient and no momentum
+    has a component along them. The map reaches one basis of every subspace that contains no vector
+    orthogonal to all of $B$. These are all but a set of measure zero; the others are limits.
+
+    **Right inverse**: $X = 0$, and $B$ is the matrix itself.
 
     **Reference**: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds (2008),
     sections 3.4.4 and 3.6.2, for horizontal directions; their example 4.1.5 for a retraction like

@@ -31,28 +31,33 @@ from constraints.math.stable_lyapunov import (
 
 @register("hurwitz", aliases=("alpha_stable", "continuous_stable"))
 class Hurwitz(SquareMatrices):
-    r"""Matrices with all eigenvalues left of a vertical line: x' = A x decays like exp(-alpha t).
+    r"""Matrices with all eigenvalues left of a vertical line: stable dynamics in continuous time.
 
-    **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : \mathrm{Re}\,\lambda \le -\alpha` for every
-    eigenvalue :math:`\lambda` of :math:`A\}`. Dimension n^2, closed, not convex.
+    **Use**: dynamics in continuous time: neural ODEs, state-space models, controllers, whose states
+    must decay.
 
-    **Map**: :math:`(X, Y, Z) \mapsto T \, P \, (S - Q / 2) \, T^{-1} - \alpha I + h R`, where
-    :math:`P = 2 X X^\top / (1 + \mathrm{tr}(X X^\top) / n)`, :math:`Q = Y Y^\top` and
-    :math:`S = (Z - Z^\top) / 2`. It is onto the interior, since the matrices P (S - Q / 2) are
-    those for which :math:`x^\top P^{-1} x` does not increase. T and R are constants: coordinates in
-    which the matrix at the start dissipates energy, and a remainder of the size of rounding. The
-    factor :math:`h = \max(0, 1 - 16 \lVert X - I \rVert_F^2 / n)^4` lets R fade.
+    **Set**: $\{A \in \mathbb{R}^{n \times n} : \operatorname{Re} \lambda \le -\alpha \text{ for
+    every eigenvalue } \lambda \text{ of } A\}$: solutions of $x' = A x$ decay like
+    $\exp(-\alpha t)$. Dimension $n^2$, closed, not convex.
 
-    **Right inverse**: X = I, and T with :math:`T T^\top` the solution of the Lyapunov equation
-    :math:`(A + \alpha I) P + P (A + \alpha I)^\top = -I`, or, next to the boundary,
-    :math:`V V^*` for the eigenvectors V of A; T = I if the symmetric part of :math:`A + \alpha I`
-    is negative semidefinite already. The remainder makes it exact for every member, even on the
-    boundary and with Jordan blocks. This has a price if T is ill-conditioned: rounding errors, and
-    with them R, reach eps cond(T), and until R has faded a value may violate the constraint by as
-    much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000, which covers
-    projected Gaussian matrices. A matrix with a Jordan block of size k on the boundary is moved
-    inside by eps^(1/k) |A|, which R compensates; there the set is so thin that gradient steps are
-    useless.
+    **Map**: $(X, Y, Z) \mapsto T P (S - Q / 2) T^{-1} - \alpha I + h R$, where
+    $P = 2 X X^\top / (1 + \operatorname{tr}(X X^\top) / n)$, $Q = Y Y^\top$ and
+    $S = (Z - Z^\top) / 2$. It is onto the interior, since the matrices $P (S - Q / 2)$ are those
+    for which $x^\top P^{-1} x$ does not increase. $T$ and $R$ are constants: coordinates in which
+    the matrix at the start dissipates energy, and a remainder of the size of rounding. The factor
+    $h = \max(0, 1 - 16 \lVert X - I \rVert_F^2 / n)^4$ lets $R$ fade.
+
+    **Right inverse**: $X = I$, and $T$ with $T T^\top$ the solution $G$ of the Lyapunov equation
+    $(A + \alpha I) G + G (A + \alpha I)^\top = -I$, or, next to the boundary, $T T^\top = V V^*$
+    for the eigenvectors $V$ of $A$; $T = I$ if the symmetric part of $A + \alpha I$ is negative
+    semidefinite already. The remainder makes it exact for every member, even on the boundary and
+    with Jordan blocks. This has a price if $T$ is ill-conditioned: rounding errors, and with them
+    $R$, reach $\varepsilon \operatorname{cond}(T)$, and until $R$ has faded a value may violate the
+    constraint by as much. In single precision that is less than $10^{-4} \lVert A \rVert_F$ up to
+    $\operatorname{cond}(T) = 1000$, which covers projected Gaussian matrices. A matrix with a
+    Jordan block of size $k$ on the boundary is moved inside by
+    $\varepsilon^{1/k} \lVert A \rVert_F$, which $R$ compensates; there the set is so thin that
+    gradient steps are useless.
 
     **Reference**: Boyd, El Ghaoui, Feron and Balakrishnan, Linear Matrix Inequalities in System and
     Control Theory (1994), chapter 5, for quadratic Lyapunov functions; Gillis and Sharma, On
@@ -60,7 +65,7 @@ class Hurwitz(SquareMatrices):
     (Automatica 85, 2017), for the factors.
 
     Args:
-        alpha: the rate of decay.
+        alpha: the rate of decay $\alpha$.
 
     Shape:
         ``(*batch, n, n)``.
@@ -144,6 +149,10 @@ class Hurwitz(SquareMatrices):
             return torch.complex(excess, torch.zeros_like(excess))
 
         return spectral_distance(value, way)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """How far the eigenvalues are left of the line."""
+        return (-self.alpha - eigenvalues(value).real.amax(-1)).to(value.dtype)
 
     def project(self, value: Tensor) -> Tensor:
         """A retraction: all eigenvalues of an outsider are shifted left, by a multiple of I.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,15 +23,18 @@ from constraints.math.svd import svd, svdvals
 class Invertible(SquareMatrices, Retraction):
     r"""Invertible matrices, with a determinant of either sign or of a given one.
 
-    **Set**: GL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W \ne 0\}`, open, of dimension
-    n^2, and dense: its closure is the set of all matrices. For ``sign=1`` it is the group GL+(n) of
-    the matrices with a positive determinant, for ``sign=-1`` its other half.
+    **Use**: layers of normalizing flows, with the sign of the determinant fixed if its logarithm is
+    needed; changes of coordinates that must have an inverse.
 
-    **Map**: the matrix itself. Singular values below 4 eps times the Frobenius norm are raised to
-    that, so that each value has an inverse in floating-point arithmetic, and a condition number of
-    at most 1 / (2 eps). Where the determinant has the wrong sign, the least singular value is
-    negated. This is continuous, and smooth except where the two least singular values are equal.
-    Onto the set, except for matrices that are singular up to rounding.
+    **Set**: $\mathrm{GL}(n) = \{W \in \mathbb{R}^{n \times n} : \det W \ne 0\}$, open, of dimension
+    $n^2$, and dense: its closure is the set of all matrices. For ``sign=1`` it is the group
+    $\mathrm{GL}^+(n)$ of the matrices with a positive determinant, for ``sign=-1`` its other half.
+
+    **Map**: the matrix itself. Singular values below $4 \varepsilon \lVert W \rVert_F$ are raised
+    to that, so that each value has an inverse in floating-point arithmetic, and a condition number
+    of at most $1 / (2 \varepsilon)$. Where the determinant has the wrong sign, the least singular
+    value is negated. This is continuous, and smooth except where the two least singular values are
+    equal. Onto the set, except for matrices that are singular up to rounding.
 
     **Right inverse**: the matrix itself.
 
@@ -66,9 +70,9 @@ class Invertible(SquareMatrices, Retraction):
         ({"sign": -1}, (3, 3)),
     )
 
-    def __init__(self, sign: int | None = None) -> None:
+    def __init__(self, sign: Literal[1, -1] | None = None) -> None:
         super().__init__()
-        if isinstance(sign, bool) or sign not in (None, 1, -1):
+        if isinstance(sign, bool) or sign not in (None, 1, -1):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise ValueError(f"invertible: sign must be 1, -1 or None, got {sign!r}.")
         self.sign = sign
         if sign:
@@ -89,6 +93,10 @@ class Invertible(SquareMatrices, Retraction):
             return value.new_zeros(value.shape[:-2])
         wrong = linalg.slogdet(value.detach()).sign * self.sign < 0
         return torch.where(wrong, svdvals(value)[..., -1], 0)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least singular value, the distance from a singular matrix in the spectral norm."""
+        return svdvals(value)[..., -1]
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding."""
@@ -117,24 +125,28 @@ class Invertible(SquareMatrices, Retraction):
 class SpecialLinear(SquareMatrices, Retraction):
     r"""Matrices with determinant one.
 
-    **Set**: SL(n) = :math:`\{W \in \mathbb{R}^{n \times n} : \det W = 1\}`, closed, of dimension
-    n^2 - 1.
+    **Use**: linear maps that keep volumes: flow layers whose log-determinant is zero,
+    incompressible linear dynamics.
 
-    **Map**: the nearest point if the determinant is between 0 and 1.2. With X = U S V', where
-    det(U V') = 1 and so the last singular value may be negative, it is U a V' with
-    :math:`a_i = (s_i + \sqrt{s_i^2 + 4 \lambda}) / 2`, and :math:`\lambda` such that the product is
-    1. Onto the set. A matrix with a determinant of larger absolute value is scaled down first, to
-    one of less than 1.9, because the nearest point jumps there and may have a singular value that
-    no dtype can hold. The map is smooth where singular values are equal. It is not smooth at a
-    matrix whose last singular value is minus the one before it, or whose rank is n - 2 or less.
+    **Set**: $\mathrm{SL}(n) = \{W \in \mathbb{R}^{n \times n} : \det W = 1\}$, closed, of dimension
+    $n^2 - 1$.
+
+    **Map**: the nearest point if the determinant is between 0 and 1.2. With
+    $X = U \operatorname{diag}(s) V^\top$, where $\det(U V^\top) = 1$ and so the last singular value
+    may be negative, it is $U \operatorname{diag}(a) V^\top$ with
+    $a_i = (s_i + \sqrt{s_i^2 + 4 \lambda}) / 2$, and $\lambda$ such that the product is 1. Onto the
+    set. A matrix with a determinant of larger absolute value is scaled down first, to one of less
+    than 1.9, because the nearest point jumps there and may have a singular value that no dtype can
+    hold. The map is smooth where singular values are equal. It is not smooth at a matrix whose last
+    singular value is minus the one before it, or whose rank is $n - 2$ or less.
 
     At a member the derivative is the orthogonal projection onto the tangent space. The usual map,
-    division by the n-th root of the determinant, is not a projection, and loses as many digits as
-    the condition number has. This map loses none, whatever the condition number.
+    $X \mapsto X / (\det X)^{1/n}$, is not a projection, and loses as many digits as the condition
+    number has. This map loses none, whatever the condition number.
 
     **Right inverse**: the matrix itself. It is exact up to rounding while the condition number is
-    below 1 / (4 eps), 2e6 in single precision. Above that, the least singular values are rounding
-    errors.
+    below $1 / (4 \varepsilon)$, $2 \cdot 10^6$ in single precision. Above that, the least singular
+    values are rounding errors.
 
     **Reference**: Helmke and Moore, Optimization and Dynamical Systems (1994), for the group as a
     manifold; Lewis, Derivatives of spectral functions (Mathematics of Operations Research 21,

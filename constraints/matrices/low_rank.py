@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_rank
+from constraints.bases.argument_checks import Count, checked_rank
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math.autograd import goes_by_operator
@@ -24,7 +24,7 @@ class OfRank(Constraint):
 
     event_dim = 2
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank(type(self).name or type(self).__name__, rank)
 
@@ -73,25 +73,31 @@ class BoundedRank(Constraint):
 
 @register("low_rank")
 class LowRank(OfRank, BoundedRank):
-    """Matrices of at most a given rank.
+    r"""Matrices of at most a given rank.
 
-    **Set**: {W in R^(m x n) : rank(W) <= r}. Dimension r (m + n - r), closed. It is not a manifold
-    but a variety, whose singular points are the matrices of smaller rank.
+    **Use**: compressed layers with few parameters: low-rank adapters (LoRA), matrix completion,
+    embeddings and attention of small rank.
 
-    **Map**: (U, V) -> U V' with U of shape (m, r) and V of shape (n, r), onto the set.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : \operatorname{rank} W \le r\}$. Dimension
+    $r (m + n - r)$, closed. It is not a manifold but a variety, whose singular points are the
+    matrices of smaller rank.
+
+    **Map**: $(U, V) \mapsto U V^\top$ with $U$ of shape $(m, r)$ and $V$ of shape $(n, r)$, onto
+    the set.
 
     **Right inverse**: the balanced factors of the singular value decomposition, with
-    U'U = V'V = diag(sigma). Where a singular value is zero, both columns would be zero and have no
-    gradient. There, only the column of V is zero, and U has a column as long as the longest one,
-    orthogonal to the others. So the zero matrix gives orthonormal columns and V = 0, from where the
-    first step is that of an unconstrained W, projected onto the columns of U.
+    $U^\top U = V^\top V = \operatorname{diag}(\sigma)$. Where a singular value is zero, both
+    columns would be zero and have no gradient. There, only the column of $V$ is zero, and $U$ has a
+    column as long as the longest one, orthogonal to the others. So the zero matrix gives
+    orthonormal columns and $V = 0$, from where the first step is that of an unconstrained $W$,
+    projected onto the columns of $U$.
 
     **Reference**: Eckart and Young, The approximation of one matrix by another of lower rank
     (Psychometrika 1, 1936), for the projection; Ge, Jin and Zheng, No spurious local minima in
     nonconvex low rank problems (ICML 2017), for balanced factors.
 
     Args:
-        rank: the largest rank r, from 1 to min(m, n).
+        rank: the largest rank $r$, from 1 to $\min(m, n)$.
 
     Example:
         >>> low_rank = LowRank(rank=1)
@@ -140,15 +146,19 @@ class LowRank(OfRank, BoundedRank):
 
 @register("rank_one")
 class RankOne(Matrices, BoundedRank):
-    """Outer products of two vectors.
+    r"""Outer products of two vectors.
 
-    **Set**: {x y' : x in R^m, y in R^n}, the matrices of rank 0 or 1. Dimension m + n - 1, closed;
-    a manifold except at the zero matrix.
+    **Use**: gates of rows and columns, separable filters, attention sinks and other weights that
+    are an outer product.
 
-    **Map**: (x, y) -> x y', onto the set, from two parameters of shapes (*batch, m), (*batch, n).
+    **Set**: $\{x y^\top : x \in \mathbb{R}^m, y \in \mathbb{R}^n\}$, the matrices of rank 0 or 1.
+    Dimension $m + n - 1$, closed; a manifold except at the zero matrix.
+
+    **Map**: $(x, y) \mapsto x y^\top$, onto the set, from two parameters of shapes ``(*batch, m)``,
+    ``(*batch, n)``.
 
     **Right inverse**: vectors of equal length, from the singular value decomposition. For the zero
-    matrix x is a unit vector and y is zero, so that the gradient does not vanish.
+    matrix $x$ is a unit vector and $y$ is zero, so that the gradient does not vanish.
 
     **Reference**: as for `LowRank`, of which it is the case of rank 1.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,32 +31,37 @@ _MAPS = {"polar": 0, "rebased": 1, "cayley": None, "exp": None}
 class Orthogonal(Matrices):
     r"""Orthogonal matrices; orthonormal columns if tall, orthonormal rows if wide.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}` for :math:`n \ge p`, and
-    :math:`W W^\top = I` for :math:`n < p`: the Stiefel manifold, closed, of dimension
-    :math:`np - p(p+1)/2` (p the smaller side). It is O(n) for square matrices, with both its
-    components: det W = 1 and det W = -1.
+    **Use**: weights that keep lengths: recurrent networks over long sequences, orthogonal
+    initialization that lasts, orthogonal fine-tuning (OFT), 1-Lipschitz networks without vanishing
+    gradients, decorrelated features.
 
-    **Map**: ``"polar"``: :math:`X \mapsto` the nearest member, the polar factor of X. Onto. The
-    free parameter is the near-orthogonal matrix itself. Since it is made orthogonal after each
-    optimizer step, the map costs one matrix product forward and two backward, for the projection of
-    the gradient onto the tangent space. It does not depend on a positive factor of X, so weight
-    decay is harmless. It is not differentiable at a matrix without full rank, where the gradient is
-    cut off. It is onto both components, but training keeps the sign of the determinant of a square
-    matrix: a gradient step gives W + W A with a skew A, whose determinant has the sign of that of
-    W, and the steps of other optimizers change it only if they are about as long as W.
+    **Set**: $\{W \in \mathbb{R}^{n \times p} : W^\top W = I\}$ for $n \ge p$, and $W W^\top = I$
+    for $n < p$: the Stiefel manifold, closed, of dimension $n p - p (p + 1) / 2$ ($p$ the smaller
+    side). It is $\mathrm{O}(n)$ for square matrices, with both its components: $\det W = 1$ and
+    $\det W = -1$.
 
-    ``"cayley"`` and ``"exp"``: :math:`X \mapsto f(X B^\top - B X^\top) B`, where f is the Cayley
-    transform or the exponential, B is a constant member, and X is free: a curve through B for each
-    direction X. Square matrices keep the sign of their determinant. The Cayley transform misses the
-    members for which :math:`B^\top W` has an eigenvalue -1. Weight decay pulls towards B.
+    **Map**: ``"polar"``: $X \mapsto \operatorname{polar}(X) = X (X^\top X)^{-1/2}$, the nearest
+    member. Onto. The free parameter is the near-orthogonal matrix itself. Since it is made
+    orthogonal after each optimizer step, the map costs one matrix product forward and two backward,
+    for the projection of the gradient onto the tangent space. It does not depend on a positive
+    factor of $X$, so weight decay is harmless. It is not differentiable at a matrix without full
+    rank, where the gradient is cut off. It is onto both components, but training keeps the sign of
+    the determinant of a square matrix: a gradient step gives $W + W A$ with a skew $A$, whose
+    determinant has the sign of that of $W$, and the steps of other optimizers change it only if
+    they are about as long as $W$.
 
-    ``"rebased"``, for square matrices: :math:`X \mapsto` the polar factor of :math:`B (I + S + S^2
-    / 2)` with the skew part S of X. After each optimizer step B becomes the value, and X becomes
-    zero. A step costs at most three matrix products, one less than for ``"polar"``, and momentum
-    needs no transport, since the coordinates move with B. But two matrices are stored, averages or
-    shards of them have no meaning, and training keeps the sign of the determinant.
+    ``"cayley"`` and ``"exp"``: $X \mapsto f(X B^\top - B X^\top) B$, where $f$ is the Cayley
+    transform or the exponential, $B$ is a constant member, and $X$ is free: a curve through $B$ for
+    each direction $X$. Square matrices keep the sign of their determinant. The Cayley transform
+    misses the members for which $B^\top W$ has an eigenvalue $-1$. Weight decay pulls towards $B$.
 
-    **Right inverse**: ``"polar"``: the matrix itself. Otherwise X = 0 and B = the matrix.
+    ``"rebased"``, for square matrices: $X \mapsto \operatorname{polar}(B (I + S + S^2 / 2))$ with
+    the skew part $S$ of $X$. After each optimizer step $B$ becomes the value, and $X$ becomes zero.
+    A step costs at most three matrix products, one less than for ``"polar"``, and momentum needs no
+    transport, since the coordinates move with $B$. But two matrices are stored, averages or shards
+    of them have no meaning, and training keeps the sign of the determinant.
+
+    **Right inverse**: ``"polar"``: the matrix itself. Otherwise $X = 0$, and $B$ is the matrix.
 
     **Reference**: Edelman, Arias and Smith, The geometry of algorithms with orthogonality
     constraints (1998); Higham, Functions of Matrices (2008), chapter 8, for the polar factor; Wen
@@ -85,7 +91,7 @@ class Orthogonal(Matrices):
     )
     expected_failures = no_derivative(NO_POLAR_FACTOR, "zero_params")
 
-    def __init__(self, map: str = "polar") -> None:
+    def __init__(self, map: Literal["polar", "rebased", "cayley", "exp"] = "polar") -> None:
         super().__init__()
         if map not in _MAPS:
             known = ", ".join(repr(name) for name in _MAPS)

@@ -22,28 +22,35 @@ from constraints.math.covariance import (
     thin_covariance_gradient,
 )
 from constraints.math.matrix import symmetric_part
-from constraints.math.psd_part import distance_from_psd
+from constraints.math.psd_part import distance_from_psd, least_eigenvalue
 
 
-@register("positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix"))
+@register(
+    "positive_definite", aliases=("spd", "symmetric_positive_definite", "cov_matrix", "covariance")
+)
 class PositiveDefinite(SquareMatrices):
-    """Symmetric positive definite matrices.
+    r"""Symmetric positive definite matrices, such as covariance matrices.
 
-    **Set**: {W in R^(n x n) : W = W', x'Wx > 0 for all x != 0}. Dimension n (n + 1) / 2, open.
+    **Use**: covariance and precision matrices, metrics and kernels, Lyapunov functions, mass and
+    inertia. Where singular matrices are allowed take `positive_semidefinite`.
 
-    **Map**: X -> X X' with X of shape (n, n). Onto the set, up to a rounding term: the diagonal is
-    enlarged by the factor 1 + 2 n eps, so that for every X the computed result has a Cholesky
-    factor. The term is relative to each row, so small rows beside large ones keep their digits. It
-    bounds the condition number of the correlation matrix, not that of the result.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W = W^\top, x^\top W x > 0 \text{ for all } x \ne
+    0\}$. Dimension $n (n + 1) / 2$, open.
 
-    A gradient step in X is one in the Bures-Wasserstein geometry of W, and leaves the neighbourhood
-    of the boundary at an exponential rate. With the usual choice, a Cholesky factor with softplus
-    on its diagonal, it does not: near a singular matrix the derivative of softplus vanishes, and
-    training stalls.
+    **Map**: $X \mapsto X X^\top$ with $X$ of shape $(n, n)$. Onto the set, up to a rounding term:
+    the diagonal is enlarged by the factor $1 + 2 n \varepsilon$, so that for every $X$ the computed
+    result has a Cholesky factor. The term is relative to each row, so small rows beside large ones
+    keep their digits. It bounds the condition number of the correlation matrix, not that of the
+    result.
 
-    **Right inverse**: the Cholesky factor, after division of the diagonal by 1 + 2 n eps. A matrix
-    without one, which is singular up to rounding, is replaced by the nearest one whose eigenvalues
-    are at least eps times the largest.
+    A gradient step in $X$ is one in the Bures-Wasserstein geometry of $W$, and leaves the
+    neighbourhood of the boundary at an exponential rate. With the usual choice, a Cholesky factor
+    with softplus on its diagonal, it does not: near a singular matrix the derivative of softplus
+    vanishes, and training stalls.
+
+    **Right inverse**: the Cholesky factor, after division of the diagonal by $1 + 2 n \varepsilon$.
+    A matrix without one, which is singular up to rounding, is replaced by the nearest one whose
+    eigenvalues are at least $\varepsilon$ times the largest.
 
     **Reference**: Bhatia, Jain and Lim, On the Bures-Wasserstein distance between positive definite
     matrices (Expositiones Mathematicae 37, 2019), for the geometry; Higham, Accuracy and
@@ -87,6 +94,10 @@ class PositiveDefinite(SquareMatrices):
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
         return distance_from_psd(value)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least eigenvalue."""
+        return least_eigenvalue(value)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point of the closure in the Frobenius norm, moved inside by rounding.

@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_rank
+from constraints.bases.argument_checks import Count, checked_rank
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.retraction import Retraction
@@ -18,23 +18,26 @@ from constraints.bases.shapes import SquareMatrices, too_small
 from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
 from constraints.math.matrix import symmetric_part
-from constraints.math.psd_part import distance_from_psd, psd_part
+from constraints.math.psd_part import distance_from_psd, least_eigenvalue, psd_part
 
 _KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
 
 
 @register("positive_semidefinite", aliases=("psd", "symmetric_positive_semidefinite"))
 class PositiveSemidefinite(SquareMatrices, Retraction):
-    """Symmetric matrices without negative eigenvalues.
+    r"""Symmetric matrices without negative eigenvalues.
 
-    **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x}. Dimension n (n + 1) / 2, a closed
-    convex cone.
+    **Use**: convex problems whose solution may be singular: semidefinite relaxations, metric
+    learning, kernels and covariances estimated with few samples.
 
-    **Map**: the nearest member: the symmetric part, with negative eigenvalues replaced by zero.
-    Onto the set. A member is returned bit for bit. There the derivative is the symmetric part, even
-    on the boundary and at zero. The usual map, X X', has the derivative zero at zero, and at a
-    singular matrix no component of its derivative leads to a higher rank, so that training cannot
-    leave that rank.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W = W^\top, x^\top W x \ge 0 \text{ for all } x\}$.
+    Dimension $n (n + 1) / 2$, a closed convex cone.
+
+    **Map**: the nearest member: the symmetric part, $(X + X^\top) / 2$, with negative eigenvalues
+    replaced by zero. Onto the set. A member is returned bit for bit. There the derivative is the
+    symmetric part, even on the boundary and at zero. The usual map, $X \mapsto X X^\top$, has the
+    derivative zero at zero, and at a singular matrix no component of its derivative leads to a
+    higher rank, so that training cannot leave that rank.
 
     **Right inverse**: the identity.
 
@@ -78,6 +81,10 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
         """The larger of two distances: from symmetry, and of the least eigenvalue from 0."""
         return distance_from_psd(value)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least eigenvalue."""
+        return least_eigenvalue(value)
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Wishart matrices with n degrees of freedom, divided by n: of mean I."""
         normal = random.normal(shape)
@@ -91,7 +98,7 @@ class PositiveSemidefinite(SquareMatrices, Retraction):
 class PSDOfRank(SquareMatrices):
     """What sets of positive semidefinite matrices of a given rank share, or of a largest rank."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: Count) -> None:
         super().__init__()
         self.rank = checked_rank(type(self).name or type(self).__name__, rank)
 
@@ -115,36 +122,40 @@ class PSDOfRank(SquareMatrices):
 
 @register("psd_low_rank", aliases=("positive_semidefinite_low_rank",))
 class PSDLowRank(PSDOfRank):
-    """Positive semidefinite matrices of at most a given rank.
+    r"""Positive semidefinite matrices of at most a given rank.
 
-    **Set**: {W in R^(n x n) : W = W', x'Wx >= 0 for all x, rank(W) <= r}. Dimension
-    n r - r (r - 1) / 2, closed, not convex for r < n; the matrices of lower rank are singular
-    points.
+    **Use**: covariances and kernels with at most $r$ factors, low-rank metric learning,
+    semidefinite programs in the manner of Burer and Monteiro.
 
-    **Map**: (Y, S) -> Y S_+ Y', with Y of shape (n, r) and S_+ the positive semidefinite part of
-    S (r, r), as for `PositiveSemidefinite`. Onto the set.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W = W^\top, x^\top W x \ge 0 \text{ for all } x,
+    \operatorname{rank} W \le r\}$. Dimension $n r - r (r - 1) / 2$, closed, not convex for $r < n$;
+    the matrices of lower rank are singular points.
 
-    **Right inverse**: S = I, and eigenvectors times roots of the r largest eigenvalues. Where an
-    eigenvalue is zero, the derivative of the usual map, Y Y' alone, would vanish. There, Y has a
-    column as long as the longest one, along some vector of the kernel, and S has the zero. So the
-    zero matrix gives orthonormal columns and S = 0. A perturbation of one unit in the last place,
-    the same in every run, is added to Y. Without it, a column that is also an eigenvector of the
-    gradient would never turn, and rounding would decide whether training leaves the point.
+    **Map**: $(Y, S) \mapsto Y S_+ Y^\top$, with $Y$ of shape $(n, r)$ and $S_+$ the positive
+    semidefinite part of $S$, of shape $(r, r)$, as for `PositiveSemidefinite`. Onto the set.
+
+    **Right inverse**: $S = I$, and eigenvectors times roots of the $r$ largest eigenvalues. Where
+    an eigenvalue is zero, the derivative of the usual map, $Y \mapsto Y Y^\top$ alone, would
+    vanish. There, $Y$ has a column as long as the longest one, along some vector of the kernel, and
+    $S$ has the zero. So the zero matrix gives orthonormal columns and $S = 0$. A perturbation of
+    one unit in the last place, the same in every run, is added to $Y$. Without it, a column that is
+    also an eigenvector of the gradient would never turn, and rounding would decide whether training
+    leaves the point.
 
     **Reference**: Journee, Bach, Absil and Sepulchre, Low-rank optimization on the cone of positive
     semidefinite matrices (SIAM Journal on Optimization 20, 2010); Levin, Kileel and Boumal, The
     effect of smooth parametrizations on nonconvex optimization landscapes (Mathematical Programming
-    209, 2025): second-order critical points in Y are critical points on the set.
+    209, 2025): second-order critical points in $Y$ are critical points on the set.
 
-    `canonical` moves S into Y. An eigenvalue that a step has made negative becomes a few units in
-    the last place, and its column of Y is short but not zero. A short column turns as fast as a
-    long one. With a zero eigenvalue in S instead, the column would stay along an arbitrary vector
-    of the kernel, though another vector might lower the loss. But a short column needs many steps
-    to grow. So where S has no positive eigenvalue, and its entries reach 1/2, S becomes zero and Y
-    keeps its length: the next steps can lead back at once.
+    `canonical` moves $S$ into $Y$. An eigenvalue that a step has made negative becomes a few units
+    in the last place, and its column of $Y$ is short but not zero. A short column turns as fast as
+    a long one. With a zero eigenvalue in $S$ instead, the column would stay along an arbitrary
+    vector of the kernel, though another vector might lower the loss. But a short column needs many
+    steps to grow. So where $S$ has no positive eigenvalue, and its entries reach 1/2, $S$ becomes
+    zero and $Y$ keeps its length: the next steps can lead back at once.
 
     Args:
-        rank: the largest rank r, from 1 to n.
+        rank: the largest rank $r$, from 1 to $n$.
 
     Example:
         >>> psd = PSDLowRank(rank=1)

@@ -11,7 +11,7 @@ from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.constraint.tolerance import tolerance
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import SquareMatrices
 from constraints.math.eigenvalues import eigenvalues, spectral_distance
@@ -30,36 +30,41 @@ from constraints.math.svd import svdvals
 
 @register("schur", aliases=("schur_stable", "discrete_stable", "spectral_radius"))
 class Schur(SquareMatrices):
-    r"""Matrices of bounded spectral radius: powers of A grow no faster than those of the bound.
+    r"""Matrices of bounded spectral radius: stable dynamics in discrete time.
 
-    **Set**: :math:`\{A \in \mathbb{R}^{n \times n} : |\lambda| \le r` for every eigenvalue
-    :math:`\lambda` of :math:`A\}`. Dimension n^2, closed, not convex.
+    **Use**: dynamics in discrete time, $x_{t+1} = A x_t$: linear recurrent networks, state-space
+    models, echo states, Koopman operators, whose states must not explode.
 
-    **Map**: :math:`(V, F, D) \mapsto r \, T \, 2 (F F^\top + D D^\top + V V^\top)^{-1} V F^\top \,
-    T^{-1} + h R`, onto the interior. With M half of the matrix that is inverted, the product is
-    :math:`M^{-1} V F^\top`, for which :math:`x^\top M (V V^\top)^{-1} M x` does not increase. A
-    common factor of V, F and D changes nothing, so that weight decay is harmless. T and R are
+    **Set**: $\{A \in \mathbb{R}^{n \times n} : \lvert \lambda \rvert \le r \text{ for every
+    eigenvalue } \lambda \text{ of } A\}$: powers of $A$ grow no faster than those of $r$. Dimension
+    $n^2$, closed, not convex.
+
+    **Map**: $(V, F, D) \mapsto 2 r T (F F^\top + D D^\top + V V^\top)^{-1} V F^\top T^{-1} + h R$,
+    onto the interior. With $M$ half of the matrix that is inverted, the product is
+    $M^{-1} V F^\top$, for which $x^\top M (V V^\top)^{-1} M x$ does not increase. A common factor
+    of $V$, $F$ and $D$ changes nothing, so that weight decay is harmless. $T$ and $R$ are
     constants: coordinates in which the matrix at the start is a contraction, and a remainder of the
-    size of rounding. The factor :math:`h = \max(0, 1 - 16 \lVert V - I \rVert_F^2 / n)^4` lets R
-    fade. The map is not differentiable at V = F = D = 0.
+    size of rounding. The factor $h = \max(0, 1 - 16 \lVert V - I \rVert_F^2 / n)^4$ lets $R$ fade.
+    The map is not differentiable at $V = F = D = 0$.
 
-    **Right inverse**: V = I, F = C', D = (I - C'C)^(1/2) with :math:`C = T^{-1} A T / r`, where
-    :math:`T T^\top = P` solves the Lyapunov equation :math:`P - A P A^\top / r^2 = I`, or, next to
-    the boundary, :math:`T T^\top = V V^*` for the eigenvectors V of A; T = I if the spectral norm
-    of A is at most r, as for an orthogonal matrix. The remainder makes it exact for every member,
-    even on the boundary and with Jordan blocks. This has a price if T is ill-conditioned: rounding
-    errors, and with them R, reach eps cond(T), and until R has faded a value may violate the
-    constraint by as much. In single precision that is less than 1e-4 |A| up to cond(T) = 1000,
-    which covers projected Gaussian matrices. A matrix with a Jordan block of size k on the boundary
-    is moved inside by eps^(1/k) |A|, which R compensates; there the set is so thin that gradient
-    steps are useless.
+    **Right inverse**: $V = I$, $F = C^\top$, $D = (I - C^\top C)^{1/2}$ with $C = T^{-1} A T / r$,
+    where $T T^\top = P$ solves the Lyapunov equation $P - A P A^\top / r^2 = I$, or, next to the
+    boundary, $T T^\top = V V^*$ for the eigenvectors $V$ of $A$; $T = I$ if the spectral norm of
+    $A$ is at most $r$, as for an orthogonal matrix. The remainder makes it exact for every member,
+    even on the boundary and with Jordan blocks. This has a price if $T$ is ill-conditioned:
+    rounding errors, and with them $R$, reach $\varepsilon \operatorname{cond}(T)$, and until $R$
+    has faded a value may violate the constraint by as much. In single precision that is less than
+    $10^{-4} \lVert A \rVert_F$ up to $\operatorname{cond}(T) = 1000$, which covers projected
+    Gaussian matrices. A matrix with a Jordan block of size $k$ on the boundary is moved inside by
+    $\varepsilon^{1/k} \lVert A \rVert_F$, which $R$ compensates; there the set is so thin that
+    gradient steps are useless.
 
     **Reference**: Revay, Wang and Manchester, Recurrent equilibrium networks: flexible dynamic
     models with guaranteed stability and robustness (arXiv 2104.05942), for contraction by a matrix
     inequality that is convex in the factors.
 
     Args:
-        radius: the largest spectral radius r, positive.
+        radius: the largest spectral radius $r$, positive.
 
     Shape:
         ``(*batch, n, n)``.
@@ -93,7 +98,7 @@ class Schur(SquareMatrices):
         ),
     }
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("schur", radius, "radius")
 
@@ -151,6 +156,10 @@ class Schur(SquareMatrices):
             return torch.where(outside, x * (1 - self.radius / torch.where(outside, modulus, 1)), 0)
 
         return spectral_distance(value, way)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The bound less the spectral radius."""
+        return (self.radius - eigenvalues(value).abs().amax(-1)).to(value.dtype)
 
     def project(self, value: Tensor) -> Tensor:
         """A retraction: an outsider is scaled to the spectral radius r.

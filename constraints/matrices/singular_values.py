@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import checked_bound, checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_bound, checked_positive
 from constraints.bases.boundary import relax_to_boundary
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.retraction import Retraction
@@ -57,6 +59,13 @@ class SpectrumBound(Matrices, Retraction):
         s = svdvals(value if value.shape[-2] >= value.shape[-1] else value.mT)
         return F.relu(torch.maximum(low - s[..., -1], s[..., 0] - high))
 
+    def slack(self, value: Tensor) -> Tensor:
+        """How far the singular values are from the nearer bound; 0 is none for them."""
+        low, high = self.bounds()
+        s = svdvals(value)
+        above = high - s[..., 0]
+        return torch.minimum(above, s[..., -1] - low) if low > 0 else above
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """``U S V'`` with U and V uniform (Haar measure) and S uniform between the bounds."""
         *batch, n, p = shape
@@ -71,13 +80,17 @@ class SpectrumBound(Matrices, Retraction):
 class SingularValues(SpectrumBound):
     r"""Matrices whose singular values lie between two bounds.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : l \le \sigma_i(W) \le h, i \le \min(n, p)\}`:
-    closed, of dimension np. If l > 0, the square matrices are in two pieces, one for each sign of
-    the determinant. The condition number is at most h / l.
+    **Use**: layers with a certificate in both directions, bi-Lipschitz or well-conditioned: flows,
+    inverse problems, critics that must not collapse.
 
-    **Map**: the nearest member, :math:`U \min(\max(S, l), h) V^\top`. Onto the set. A member is
-    returned bit for bit. There the derivative is the identity, even on the boundary. Outside, the
-    derivative divides by no difference of singular values that can vanish.
+    **Set**: $\{W \in \mathbb{R}^{n \times p} : l \le \sigma_i(W) \le h, i \le \min(n, p)\}$:
+    closed, of dimension $n p$. If $l > 0$, the square matrices are in two pieces, one for each sign
+    of the determinant. The condition number is at most $h / l$.
+
+    **Map**: the nearest member, $X = U \Sigma V^\top \mapsto U \min(\max(\Sigma, l), h) V^\top$.
+    Onto the set. A member is returned bit for bit. There the derivative is the identity, even on
+    the boundary. Outside, the derivative divides by no difference of singular values that can
+    vanish.
 
     **Right inverse**: the matrix itself, with singular values outside by rounding clamped.
 
@@ -85,12 +98,12 @@ class SingularValues(SpectrumBound):
     Gupta and Long, The singular values of convolutional layers (2019), for the projection as a
     constraint in training.
 
-    If a singular value is 0 and l > 0, the nearest member is not unique. One of them is taken, and
-    the gradient is cut off there.
+    If a singular value is 0 and $l > 0$, the nearest member is not unique. One of them is taken,
+    and the gradient is cut off there.
 
     Args:
-        low: the least singular value, 0 or more.
-        high: the largest one, greater than ``low``.
+        low: the least singular value $l$, 0 or more.
+        high: the largest one $h$, greater than ``low``.
 
     Shape:
         ``(*batch, n, p)``.
@@ -116,7 +129,7 @@ class SingularValues(SpectrumBound):
         _KINK, "zero_params", "zeros", "ones", "eye", "repeated", "boundary"
     )
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: Annotated[float, Ge(0)], high: PositiveNumber) -> None:
         super().__init__()
         self.low = checked_bound("singular_values", low, "low")
         self.high = checked_bound("singular_values", high, "high")
@@ -135,19 +148,22 @@ class SingularValues(SpectrumBound):
 class AlmostOrthogonal(SpectrumBound):
     r"""Matrices that change the length of no vector by more than a given share.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : |\sigma_i(W) - 1| \le r, i \le \min(n, p)\}`,
-    the matrices within the spectral distance r of a matrix with orthonormal columns (if tall) or
-    rows (if wide). Closed, of dimension np. The square matrices are in two pieces, one for each
-    sign of the determinant.
+    **Use**: layers that are close to isometries without the price of exact orthogonality: deep
+    networks without normalization, RNNs with some room, invertible layers of bounded condition.
+
+    **Set**: $\{W \in \mathbb{R}^{n \times p} : \lvert \sigma_i(W) - 1 \rvert \le r, i \le \min(n,
+    p)\}$, the matrices within the spectral distance $r$ of a matrix with orthonormal columns (if
+    tall) or rows (if wide). Closed, of dimension $n p$. The square matrices are in two pieces, one
+    for each sign of the determinant.
 
     **Map**: the nearest member, as for `SingularValues`: onto the set, boundary included.
 
     **Right inverse**: the matrix itself, with singular values outside by rounding clamped.
 
-    **Reference**: as for `SingularValues`. For r = 0 it would be the set of `Orthogonal`.
+    **Reference**: as for `SingularValues`. For $r = 0$ it would be the set of `Orthogonal`.
 
     Args:
-        radius: the largest distance r of a singular value from 1, between 0 and 1, both excluded.
+        radius: the largest distance $r$ of a singular value from 1, between 0 and 1, both excluded.
 
     Shape:
         ``(*batch, n, p)``.
@@ -171,7 +187,7 @@ class AlmostOrthogonal(SpectrumBound):
     )
     expected_failures = no_derivative(_KINK, "zero_params", "zeros", "ones", "repeated", "boundary")
 
-    def __init__(self, radius: float) -> None:
+    def __init__(self, radius: Annotated[float, Gt(0), Lt(1)]) -> None:
         super().__init__()
         self.radius = checked_positive("almost_orthogonal", radius, "radius")
         if self.radius >= 1:

@@ -21,16 +21,20 @@ from constraints.math.uniform_orthogonal import uniform_orthogonal
 
 @register("special_orthogonal", aliases=("rotation", "so", "special_orthogonal_group"))
 class SpecialOrthogonal(SquareMatrices, Retraction):
-    """Rotation matrices: orthogonal ones of determinant one.
+    r"""Rotation matrices: orthogonal ones of determinant one.
 
-    **Set**: {W in R^(n x n) : W'W = I, det W = 1}, the group SO(n): the component of O(n) that
-    holds the identity. Dimension n (n - 1) / 2, closed.
+    **Use**: rotations: poses of cameras and bodies, equivariant networks, rotations of embeddings
+    and of weights before quantization.
 
-    **Map**: X -> the polar factor of X, with its last column negated if its determinant is -1.
-    Onto the set. The free parameter is the near-orthogonal matrix itself, as for `Orthogonal` with
-    ``map="polar"``. The map does not depend on a positive factor of X. It costs one matrix product
-    forward and two backward, since X is made orthogonal after each step. It is not differentiable
-    at a matrix without full rank.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W^\top W = I, \det W = 1\}$, the group
+    $\mathrm{SO}(n)$: the component of $\mathrm{O}(n)$ that holds the identity. Dimension
+    $n (n - 1) / 2$, closed.
+
+    **Map**: $X \mapsto \operatorname{polar}(X)$, with its last column negated if its determinant is
+    $-1$. Onto the set. The free parameter is the near-orthogonal matrix itself, as for `Orthogonal`
+    with ``map="polar"``. The map does not depend on a positive factor of $X$. It costs one matrix
+    product forward and two backward, since $X$ is made orthogonal after each step. It is not
+    differentiable at a matrix without full rank.
 
     **Right inverse**: the matrix itself.
 
@@ -38,8 +42,8 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
     Crystallographica A32, 1976), for the projection; Higham, Functions of Matrices (2008),
     chapter 8, for the polar factor.
 
-    `orthogonal` has both components of O(n). Training stays in the one where it starts, unless a
-    step of the optimizer is about as long as the matrix.
+    `orthogonal` has both components of $\mathrm{O}(n)$. Training stays in the one where it starts,
+    unless a step of the optimizer is about as long as the matrix.
 
     Example:
         >>> W = SpecialOrthogonal()(torch.tensor([[2.0, 0.0], [0.0, -3.0]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from constrained import register
 from constrained.constraint.optional_methods import recomputed
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals.tensors import has_values
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Matrices
 from constraints.math.clip_singular_values import clip_singular_values
@@ -61,14 +61,17 @@ def _entries(*tensors: Tensor) -> int:
 class SpectralNorm(Matrices):
     r"""Matrices that stretch no vector by more than a bound.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{n \times p} : \lVert W \rVert_2 \le c\}`, the matrices whose
-    largest singular value is at most c: closed, convex, of dimension np. For a linear layer this
-    means a Lipschitz constant of at most c.
+    **Use**: layers with a certificate, a Lipschitz constant of at most $c$: critics of GANs
+    (spectral normalization), robust classifiers, invertible residual networks.
 
-    **Map**: ``"clip"`` gives the nearest member in the Frobenius norm: singular values above c are
-    replaced by c. ``"scale"`` divides a matrix outside by its norm, :math:`X c / \lVert X
-    \rVert_2`. Both are onto the set, and return a member bit for bit. The norm comes from a
-    decomposition, except for ``"scale"`` in compiled code, which iterates.
+    **Set**: $\{W \in \mathbb{R}^{n \times p} : \lVert W \rVert_2 \le c\}$, the matrices whose
+    largest singular value is at most $c$: closed, convex, of dimension $n p$. For a linear layer
+    this means a Lipschitz constant of at most $c$.
+
+    **Map**: ``"clip"`` gives the nearest member in the Frobenius norm: singular values above $c$
+    are replaced by $c$. ``"scale"`` divides a matrix outside by its norm,
+    $X \mapsto c X / \lVert X \rVert_2$. Both are onto the set, and return a member bit for bit. The
+    norm comes from a decomposition, except for ``"scale"`` in compiled code, which iterates.
 
     **Right inverse**: the matrix itself, and for ``"scale"`` the directions that it stretches most.
     It raises for a matrix outside; `constrained.constrain` and `project` project such a matrix.
@@ -101,7 +104,7 @@ class SpectralNorm(Matrices):
     singular values. `violation` and `constrained.violations` decompose.
 
     Args:
-        bound: the largest norm c, greater than zero.
+        bound: the largest norm $c$, greater than zero.
         map: ``"clip"`` or ``"scale"``.
 
     Shape:
@@ -135,7 +138,7 @@ class SpectralNorm(Matrices):
         *("ones", "eye", "repeated", "boundary"),
     )
 
-    def __init__(self, bound: float = 1.0, map: str = "clip") -> None:
+    def __init__(self, bound: PositiveNumber = 1.0, map: Literal["clip", "scale"] = "clip") -> None:
         super().__init__()
         if map not in ("clip", "scale"):
             raise ValueError(f"spectral_norm: map must be 'clip' or 'scale', got {map!r}.")
@@ -232,6 +235,10 @@ class SpectralNorm(Matrices):
     def violation(self, value: Tensor) -> Tensor:
         """``max(0, norm - bound)``, the distance in the spectral norm."""
         return F.relu(svdvals(value)[..., 0] - self.bound)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The bound less the norm."""
+        return self.bound - svdvals(value)[..., 0]
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest member in the Frobenius norm; for ``"scale"`` the multiple on the boundary.

@@ -42,6 +42,10 @@ class Stochastic(Matrices):
         """The largest violation of a vector."""
         return _ROWS.violation(self.rows(value)).amax(-1)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry."""
+        return value.amin((-2, -1))
+
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Frobenius norm."""
         return self.rows(_ROWS.project(self.rows(value)))
@@ -55,12 +59,15 @@ class Stochastic(Matrices):
 class RowStochastic(Stochastic):
     r"""Matrices whose rows are vectors of probabilities: the transition matrices of Markov chains.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{m \times n} : W_{ij} \ge 0, \sum_j W_{ij} = 1\}`. Dimension
-    m (n - 1), closed.
+    **Use**: transition matrices of Markov chains and hidden Markov models; layers each of whose
+    outputs is a weighted mean of the inputs.
 
-    **Map**: softmax of each row, onto the interior.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} \ge 0, \sum_j W_{ij} = 1\}$. Dimension
+    $m (n - 1)$, closed.
 
-    **Right inverse**: log(W), where a zero is replaced by eps / n.
+    **Map**: softmax of each row, $W_{ij} = \exp(X_{ij}) / \sum_k \exp(X_{ik})$, onto the interior.
+
+    **Right inverse**: $W \mapsto \log W$, where a zero is replaced by $\varepsilon / n$.
 
     **Reference**: as for `Simplex`.
 
@@ -89,12 +96,16 @@ class RowStochastic(Stochastic):
 class ColumnStochastic(Stochastic):
     r"""Matrices whose columns are vectors of probabilities.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{m \times n} : W_{ij} \ge 0, \sum_i W_{ij} = 1\}`. Dimension
-    (m - 1) n, closed.
+    **Use**: mixing weights in the columns: topic models, the emissions of a hidden Markov model in
+    the orientation of ``x @ W.T``, memberships.
 
-    **Map**: softmax of each column, onto the interior.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} \ge 0, \sum_i W_{ij} = 1\}$. Dimension
+    $(m - 1) n$, closed.
 
-    **Right inverse**: log(W), where a zero is replaced by eps / m.
+    **Map**: softmax of each column, $W_{ij} = \exp(X_{ij}) / \sum_k \exp(X_{kj})$, onto the
+    interior.
+
+    **Right inverse**: $W \mapsto \log W$, where a zero is replaced by $\varepsilon / m$.
 
     **Reference**: as for `Simplex`.
 

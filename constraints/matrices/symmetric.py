@@ -16,11 +16,16 @@ from constraints.math.transpose import minus_transpose, plus_transpose
 
 @register("symmetric")
 class Symmetric(SquareMatrices, LinearSpace):
-    """Symmetric matrices.
+    r"""Symmetric matrices.
 
-    **Set**: {W in R^(n x n) : W = W'}. Dimension n (n + 1) / 2, a linear space.
+    **Use**: interactions without direction: undirected graphs, Hopfield networks, quadratic forms,
+    Hessians, tied bilinear layers.
 
-    **Map**: X -> (X + X') / 2, onto the set. The gradient with respect to X is symmetric.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W = W^\top\}$. Dimension $n (n + 1) / 2$, a linear
+    space.
+
+    **Map**: $X \mapsto (X + X^\top) / 2$, onto the set. The gradient with respect to $X$ is
+    symmetric.
 
     **Right inverse**: the identity.
 
@@ -46,11 +51,16 @@ class Symmetric(SquareMatrices, LinearSpace):
 
 @register("skew", aliases=("skew_symmetric", "antisymmetric"))
 class Skew(SquareMatrices, LinearSpace):
-    """Skew-symmetric matrices.
+    r"""Skew-symmetric matrices.
 
-    **Set**: {W in R^(n x n) : W = -W'}. Dimension n (n - 1) / 2, a linear space.
+    **Use**: dynamics that keep energy (antisymmetric RNNs, port-Hamiltonian networks), generators
+    of rotations, scores of games between players.
 
-    **Map**: X -> (X - X') / 2, onto the set. The gradient with respect to X is skew-symmetric.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W = -W^\top\}$. Dimension $n (n - 1) / 2$, a linear
+    space.
+
+    **Map**: $X \mapsto (X - X^\top) / 2$, onto the set. The gradient with respect to $X$ is
+    skew-symmetric.
 
     **Right inverse**: the identity.
 
@@ -75,13 +85,16 @@ class Skew(SquareMatrices, LinearSpace):
 
 @register("hermitian", aliases=("self_adjoint",))
 class Hermitian(SquareMatrices, LinearSpace):
-    """Hermitian matrices: complex ones that equal their conjugate transpose.
+    r"""Hermitian matrices: complex ones that equal their conjugate transpose.
 
-    **Set**: {W in C^(n x n) : W = W*}, a linear space over the real numbers, of dimension n^2. A
-    real tensor counts as a complex one without imaginary part, so that the set is that of the
-    symmetric matrices.
+    **Use**: observables and Hamiltonians of quantum systems, spectral matrices of signals, the
+    generators of unitary matrices.
 
-    **Map**: X -> (X + X*) / 2, onto the set.
+    **Set**: $\{W \in \mathbb{C}^{n \times n} : W = W^*\}$, a linear space over the real numbers, of
+    dimension $n^2$. A real tensor counts as a complex one without imaginary part, so that the set
+    is that of the symmetric matrices.
+
+    **Map**: $X \mapsto (X + X^*) / 2$, onto the set.
 
     **Right inverse**: the identity.
 
@@ -107,12 +120,16 @@ class Hermitian(SquareMatrices, LinearSpace):
 
 @register("hamiltonian")
 class Hamiltonian(EvenMatrices, LinearSpace):
-    """Hamiltonian matrices: the linear vector fields that keep the symplectic form.
+    r"""Hamiltonian matrices: the linear vector fields that keep the symplectic form.
 
-    **Set**: {W in R^(2n x 2n) : (J W)' = J W} with J = [[0, I], [-I, 0]]. Dimension n (2 n + 1), a
-    linear space. exp(W) is symplectic. If z is an eigenvalue of W, so is -z.
+    **Use**: linear dynamics of mechanical systems, $z' = W z$ with positions and momenta, and
+    learned quadratic Hamiltonians.
 
-    **Map**: X -> (X + J X' J) / 2, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{2n \times 2n} : (J W)^\top = J W\}$ with
+    $J = \begin{pmatrix} 0 & I \\ -I & 0 \end{pmatrix}$. Dimension $n (2 n + 1)$, a linear space.
+    $\exp(W)$ is symplectic. If $z$ is an eigenvalue of $W$, so is $-z$.
+
+    **Map**: $X \mapsto (X + J X^\top J) / 2$, onto the set.
 
     **Right inverse**: the identity.
 
@@ -145,12 +162,16 @@ class Hamiltonian(EvenMatrices, LinearSpace):
 
 @register("traceless", aliases=("trace_zero", "zero_trace"))
 class Traceless(SquareMatrices, LinearSpace):
-    """Matrices of trace zero.
+    r"""Matrices of trace zero.
 
-    **Set**: {W in R^(n x n) : tr W = 0}. Dimension n^2 - 1, a linear space: the Lie algebra of the
-    matrices of determinant 1, det exp(W) = exp(tr W).
+    **Use**: generators of maps that keep volumes, divergence-free linear vector fields, deviatoric
+    stress and strain.
 
-    **Map**: X -> X - (tr X / n) I, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : \operatorname{tr} W = 0\}$. Dimension $n^2 - 1$, a
+    linear space: the Lie algebra of the matrices of determinant 1,
+    $\det \exp(W) = \exp(\operatorname{tr} W)$.
+
+    **Map**: $X \mapsto X - (\operatorname{tr} X / n) I$, onto the set.
 
     **Right inverse**: the identity.
 

@@ -21,24 +21,29 @@ from constraints.math.polar import polar
 class Symplectic(EvenMatrices):
     r"""Symplectic matrices: the canonical linear maps of Hamiltonian mechanics.
 
-    **Set**: :math:`\{W \in \mathbb{R}^{2n \times 2n} : W^\top J W = J\}` with J = [[0, I],
-    [-I, 0]], the group Sp(2n, R): closed, unbounded, connected, of dimension n (2n + 1). Its
-    members have determinant one. If s is a singular value, so is 1 / s.
+    **Use**: canonical linear maps of phase space: symplectic networks and integrators, linear
+    optics and Gaussian quantum states.
 
-    **Map**: (X, Y) -> O P, the polar decomposition of a symplectic matrix. O is the polar factor of
-    the part of X that commutes with J: a unitary matrix of n rows, in real numbers. P is the
-    positive definite symplectic matrix K + (I + K^2)^(1/2), where K is the part of Y that is
-    symmetric and anticommutes with J. Onto the set. P is exp(arsinh(K)) and grows like K. The
-    exponential of a Hamiltonian matrix, the usual map, overflows and is not onto.
+    **Set**: $\mathrm{Sp}(2n, \mathbb{R}) = \{W \in \mathbb{R}^{2n \times 2n} : W^\top J W = J\}$
+    with $J = \begin{pmatrix} 0 & I \\ -I & 0 \end{pmatrix}$, a group: closed, unbounded, connected,
+    of dimension $n (2 n + 1)$. Its members have determinant one. If $s$ is a singular value, so is
+    $1 / s$.
 
-    **Right inverse**: J'WJ is O P^-1. Half the sum of W and J'WJ is O (I + K^2)^(1/2), and half
-    their difference is O K. So O is the polar factor of the part of W that commutes with J, and K
-    is O' times the other part.
+    **Map**: $(X, Y) \mapsto O P$, the polar decomposition of a symplectic matrix. $O$ is the polar
+    factor of the part of $X$ that commutes with $J$: a unitary matrix of $n$ rows, in real numbers.
+    $P$ is the positive definite symplectic matrix $K + (I + K^2)^{1/2}$, where $K$ is the part of
+    $Y$ that is symmetric and anticommutes with $J$. Onto the set. $P$ is
+    $\exp(\operatorname{arsinh}(K))$ and grows like $K$. The exponential of a Hamiltonian matrix,
+    the usual map, overflows and is not onto.
+
+    **Right inverse**: $J^\top W J$ is $O P^{-1}$. Half the sum of $W$ and $J^\top W J$ is
+    $O (I + K^2)^{1/2}$, and half their difference is $O K$. So $O$ is the polar factor of the part
+    of $W$ that commutes with $J$, and $K$ is $O^\top$ times the other part.
 
     **Reference**: de Gosson, Symplectic Geometry and Quantum Mechanics (2006), section 2.2, for
     the polar decomposition.
 
-    `canonical` sets X = O, for which the polar factor is cheapest.
+    `canonical` sets $X = O$, for which the polar factor is cheapest.
 
     Shape:
         ``(*batch, 2n, 2n)``: positions first, then momenta.

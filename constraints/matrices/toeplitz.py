@@ -14,12 +14,15 @@ from constraints.bases.shapes import Matrices, SquareMatrices
 
 @register("toeplitz")
 class Toeplitz(Matrices, LinearSpace):
-    """Matrices that are constant along every diagonal, rectangular ones too.
+    r"""Matrices that are constant along every diagonal, rectangular ones too.
 
-    **Set**: {W in R^(m x n) : W_ij = c_(j - i)}. Dimension m + n - 1, a linear space. Convolutions
-    of sequences and stationary kernels have such matrices.
+    **Use**: what depends on the distance alone: stationary kernels, relative positions,
+    convolutions of sequences, token mixing in time.
 
-    **Map**: X -> the mean of X along each diagonal, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} = c_{j-i}\}$. Dimension $m + n - 1$, a linear
+    space. Convolutions of sequences and stationary kernels have such matrices.
+
+    **Map**: $X \mapsto$ the mean of $X$ along each diagonal, onto the set.
 
     **Right inverse**: the identity.
 
@@ -46,11 +49,15 @@ class Toeplitz(Matrices, LinearSpace):
 
 @register("hankel")
 class Hankel(Matrices, LinearSpace):
-    """Matrices that are constant along every antidiagonal, rectangular ones too.
+    r"""Matrices that are constant along every antidiagonal, rectangular ones too.
 
-    **Set**: {W in R^(m x n) : W_ij = c_(i + j)}. Dimension m + n - 1, a linear space.
+    **Use**: identification of linear systems, where the matrix of the impulse response has this
+    form, and singular spectrum analysis of a time series.
 
-    **Map**: X -> the mean of X along each antidiagonal, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} = c_{i+j}\}$. Dimension $m + n - 1$, a linear
+    space.
+
+    **Map**: $X \mapsto$ the mean of $X$ along each antidiagonal, onto the set.
 
     **Right inverse**: the identity.
 
@@ -77,12 +84,17 @@ class Hankel(Matrices, LinearSpace):
 
 @register("circulant")
 class Circulant(SquareMatrices, LinearSpace):
-    """Square matrices each of whose rows is the row above, shifted circularly by one place.
+    r"""Square matrices each of whose rows is the row above, shifted circularly by one place.
 
-    **Set**: {W in R^(n x n) : W_ij = c_((j - i) mod n)}. Dimension n, a linear space: the matrices
-    of circular convolutions, which the Fourier transform makes diagonal.
+    **Use**: periodic signals and circular convolutions as a dense matrix, compressed layers that
+    the Fourier transform makes diagonal.
 
-    **Map**: X -> the mean of X along each diagonal that continues around the end, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{n \times n} : W_{ij} = c_{(j - i) \operatorname{mod} n}\}$.
+    Dimension $n$, a linear space: the matrices of circular convolutions, which the Fourier
+    transform makes diagonal.
+
+    **Map**: $X \mapsto$ the mean of $X$ along each diagonal that continues around the end, onto the
+    set.
 
     **Right inverse**: the identity.
 

@@ -19,13 +19,15 @@ from constraints.math.polar import polar, polar_factor, polar_gradient
 class Unitary(Matrices, Retraction):
     r"""Unitary matrices; orthonormal columns if tall, orthonormal rows if wide.
 
-    **Set**: :math:`\{W \in \mathbb{C}^{n \times p} : W^* W = I\}` for :math:`n \ge p`, and
-    :math:`W W^* = I` for :math:`n < p`: closed, of dimension :math:`2 n p - p^2` over the real
-    numbers (p the smaller side), connected. A real tensor counts as a complex one without imaginary
-    part, so that the set is that of `Orthogonal`.
+    **Use**: complex recurrent networks (uRNN), quantum gates and circuits, mixing of Fourier modes.
 
-    **Map**: X -> the nearest member in the Frobenius norm, the polar factor of X. Onto the set; as
-    for `Orthogonal` with ``map="polar"``.
+    **Set**: $\{W \in \mathbb{C}^{n \times p} : W^* W = I\}$ for $n \ge p$, and $W W^* = I$ for
+    $n < p$: closed, of dimension $2 n p - p^2$ over the real numbers ($p$ the smaller side),
+    connected. A real tensor counts as a complex one without imaginary part, so that the set is that
+    of `Orthogonal`.
+
+    **Map**: $X \mapsto \operatorname{polar}(X) = X (X^* X)^{-1/2}$, the nearest member in the
+    Frobenius norm. Onto the set; as for `Orthogonal` with ``map="polar"``.
 
     **Right inverse**: the matrix itself.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.argument_checks import is_whole
+from constraints.bases.argument_checks import Count, is_whole
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.shapes import Matrices
 
@@ -18,11 +20,15 @@ from constraints.bases.shapes import Matrices
 
 @register("diagonal")
 class Diagonal(Matrices, LinearSpace):
-    """Diagonal matrices, rectangular ones too.
+    r"""Diagonal matrices, rectangular ones too.
 
-    **Set**: {W in R^(m x n) : W_ij = 0 for i != j}. Dimension min(m, n), a linear space.
+    **Use**: a scale of its own for each feature, in the place of a full matrix: an ablation,
+    diagonal recurrences (IndRNN, S4D).
 
-    **Map**: X -> its diagonal, zeros elsewhere, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} = 0 \text{ for } i \ne j\}$. Dimension
+    $\min(m, n)$, a linear space.
+
+    **Map**: $X \mapsto$ its diagonal, zeros elsewhere, onto the set.
 
     **Right inverse**: the identity.
 
@@ -47,12 +53,16 @@ class Diagonal(Matrices, LinearSpace):
 
 @register("lower_triangular", aliases=("tril",))
 class LowerTriangular(Matrices, LinearSpace):
-    """Matrices with zeros above the diagonal, rectangular ones too.
+    r"""Matrices with zeros above the diagonal, rectangular ones too.
 
-    **Set**: {W in R^(m x n) : W_ij = 0 for j > i}. A linear space, whose dimension is the number of
-    entries on and below the diagonal: n (n + 1) / 2 if it is square.
+    **Use**: causal mixing over time or over a fixed order: autoregressive layers, causal token
+    mixing, the factors of LU decompositions in flows.
 
-    **Map**: X -> its lower triangle, zeros elsewhere, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} = 0 \text{ for } j > i\}$. A linear space,
+    whose dimension is the number of entries on and below the diagonal: $n (n + 1) / 2$ if it is
+    square.
+
+    **Map**: $X \mapsto$ its lower triangle, zeros elsewhere, onto the set.
 
     **Right inverse**: the identity.
 
@@ -77,12 +87,16 @@ class LowerTriangular(Matrices, LinearSpace):
 
 @register("upper_triangular", aliases=("triu",))
 class UpperTriangular(Matrices, LinearSpace):
-    """Matrices with zeros below the diagonal, rectangular ones too.
+    r"""Matrices with zeros below the diagonal, rectangular ones too.
 
-    **Set**: {W in R^(m x n) : W_ij = 0 for i > j}. A linear space, whose dimension is the number of
-    entries on and above the diagonal: n (n + 1) / 2 if it is square.
+    **Use**: the other factor of an LU or QR decomposition, and influences that run from later to
+    earlier entries.
 
-    **Map**: X -> its upper triangle, zeros elsewhere, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} = 0 \text{ for } i > j\}$. A linear space,
+    whose dimension is the number of entries on and above the diagonal: $n (n + 1) / 2$ if it is
+    square.
+
+    **Map**: $X \mapsto$ its upper triangle, zeros elsewhere, onto the set.
 
     **Right inverse**: the identity.
 
@@ -107,20 +121,23 @@ class UpperTriangular(Matrices, LinearSpace):
 
 @register("banded", aliases=("band",))
 class Banded(Matrices, LinearSpace):
-    """Matrices with zeros outside of a band along the diagonal, rectangular ones too.
+    r"""Matrices with zeros outside of a band along the diagonal, rectangular ones too.
 
-    **Set**: {W in R^(m x n) : W_ij = 0 for |i - j| > width}. A linear space, whose dimension is the
-    number of entries in the band.
+    **Use**: local interactions on a line: tridiagonal dynamics, neighbours in a chain, smoothing
+    filters at the borders.
 
-    **Map**: X -> its band, zeros elsewhere, onto the set.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : W_{ij} = 0 \text{ for } \lvert i - j \rvert > w\}$.
+    A linear space, whose dimension is the number of entries in the band.
+
+    **Map**: $X \mapsto$ its band, zeros elsewhere, onto the set.
 
     **Right inverse**: the identity.
 
     **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.2.
 
     Args:
-        width: how far the band reaches to both sides of the diagonal: 0 for diagonal matrices, 1
-            for tridiagonal ones.
+        width: how far the band reaches to both sides of the diagonal, $w$: 0 for diagonal matrices,
+            1 for tridiagonal ones.
 
     Raises:
         ValueError: if ``width`` is negative.
@@ -139,7 +156,7 @@ class Banded(Matrices, LinearSpace):
         ({"width": 2}, (5, 3)),
     )
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: Annotated[int, Ge(0)]) -> None:
         super().__init__()
         if not is_whole(width) or width < 0:
             raise ValueError(f"banded: width must be a whole number, 0 or more, got {width!r}.")
@@ -157,19 +174,22 @@ class Banded(Matrices, LinearSpace):
 
 @register("block_diagonal")
 class BlockDiagonal(LinearSpace):
-    """Matrices of square blocks along the diagonal.
+    r"""Matrices of square blocks along the diagonal.
 
-    **Set**: {diag(W_1, ..., W_k) : W_i in R^(s_i x s_i)}, with s the sizes. Dimension
-    s_1^2 + ... + s_k^2, a linear space.
+    **Use**: groups of features that do not mix: heads, experts, independent subsystems, grouped
+    linear layers.
 
-    **Map**: X -> its blocks, zeros elsewhere, onto the set.
+    **Set**: $\{\operatorname{diag}(W_1, \dots, W_k) : W_i \text{ of shape } s_i \times s_i\}$.
+    Dimension $s_1^2 + \dots + s_k^2$, a linear space.
+
+    **Map**: $X \mapsto$ its blocks, zeros elsewhere, onto the set.
 
     **Right inverse**: the identity.
 
     **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 1.3.
 
     Args:
-        sizes: the numbers of rows of the blocks.
+        sizes: the numbers of rows of the blocks, $s_1, \dots, s_k$.
 
     Raises:
         ValueError: if there are no sizes, or one is not a positive whole number.
@@ -188,7 +208,7 @@ class BlockDiagonal(LinearSpace):
         ({"sizes": [2, 2, 2]}, (6, 6)),
     )
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Annotated[Sequence[Count], MinLen(1)]) -> None:
         super().__init__()
         if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
             raise ValueError(

@@ -16,13 +16,16 @@ from constraints.bases.retraction import Retraction
 
 @register("angle", aliases=("circular",))
 class Angle(Retraction):
-    """Angles in radians, between minus and plus half a turn.
+    r"""Angles in radians, between minus and plus half a turn.
 
-    **Set**: {x in R : -pi <= x <= pi}, elementwise. Both ends are the same angle. Dimension 1,
-    closed.
+    **Use**: phases, headings, rotary offsets and other directions in the plane, which start again
+    after a turn.
 
-    **Map**: y -> y minus the nearest multiple of 2 pi, onto the set. The derivative is 1
-    everywhere, so an optimizer moves around the circle as on the line.
+    **Set**: $\{x \in \mathbb{R} : -\pi \le x \le \pi\}$, elementwise. Both ends are the same angle.
+    Dimension 1, closed.
+
+    **Map**: $y \mapsto y - 2 \pi k$, where $2 \pi k$ is the nearest multiple of $2 \pi$, onto the
+    set. The derivative is 1 everywhere, so an optimizer moves around the circle as on the line.
 
     **Right inverse**: the identity.
 

@@ -18,15 +18,19 @@ from constraints.math.autograd import needs_derivative
 
 @register("box", aliases=("closed_interval", "bounds"))
 class Box(Retraction):
-    """Numbers between two bounds, including the bounds.
+    r"""Numbers between two bounds, including the bounds.
 
-    **Set**: {x in R : low <= x <= high}, elementwise. Dimension 1, closed.
+    **Use**: bounded scalars whose bounds may be reached: mixing coefficients and gates between 0
+    and 1, clipped weights, physical parameters with limits. Where the bounds are excluded take
+    `interval`.
 
-    **Map**: the identity inside. Outside, the line is folded back: a number at the distance d
-    beyond a bound has a value inside, at the distance h s / (1 + s) from the bound, where h is half
-    of the interval and s = d / (2^20 h). So a number that an optimizer has moved outside has a
-    value at the bound, up to a millionth of the distance, and a gradient that leads back. Onto the
-    set.
+    **Set**: $\{x \in \mathbb{R} : l \le x \le h\}$, elementwise. Dimension 1, closed.
+
+    **Map**: the identity inside. Outside, the line is folded back: with half of the interval
+    $w = (h - l) / 2$, a number at the distance $d$ beyond a bound has a value inside, at the
+    distance $w s / (1 + s)$ from the bound, where $s = 2^{-20} d / w$. So a number that an
+    optimizer has moved outside has a value at the bound, up to a millionth of the distance, and a
+    gradient that leads back. Onto the set.
 
     **Right inverse**: the identity.
 
@@ -37,8 +41,8 @@ class Box(Retraction):
     projected gradients.
 
     Args:
-        low: the lower bound.
-        high: the upper bound, greater than ``low``.
+        low: the lower bound $l$.
+        high: the upper bound $h$, greater than ``low``.
 
     Raises:
         ValueError: if the bounds are not finite, or in the wrong order.
@@ -94,6 +98,10 @@ class Box(Retraction):
     def violation(self, value: Tensor) -> Tensor:
         """The distance from the interval."""
         return F.relu(self.low - value) + F.relu(value - self.high)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance from the nearer bound."""
+        return torch.minimum(value - self.low, self.high - value)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest number of the set."""

@@ -17,21 +17,25 @@ from constraints.math.rounding import kept, least_positive
 
 @register("interval", aliases=("open_interval",))
 class Interval(Constraint):
-    """Numbers strictly between two bounds.
+    r"""Numbers strictly between two bounds.
 
-    **Set**: {x in R : low < x < high}, elementwise. Dimension 1, open.
+    **Use**: bounded scalars strictly inside: a decay or a dropout probability between 0 and 1, a
+    correlation between -1 and 1, a lengthscale of known order. Where the bounds may be reached take
+    `box`.
 
-    **Map**: y -> low + (high - low) / (1 + exp(-y)), onto the set. Where rounding would give a
-    bound, the value is a number just inside, with the same gradient.
+    **Set**: $\{x \in \mathbb{R} : l < x < h\}$, elementwise. Dimension 1, open.
 
-    **Right inverse**: the logit, x -> log((x - low) / (high - x)). A bound, which is not a member,
-    is replaced by its projection.
+    **Map**: the scaled sigmoid $y \mapsto l + (h - l) / (1 + \exp(-y))$, onto the set. Where
+    rounding would give a bound, the value is a number just inside, with the same gradient.
+
+    **Right inverse**: the logit, $x \mapsto \log((x - l) / (h - x))$. A bound, which is not a
+    member, is replaced by its projection.
 
     **Reference**: Stan Reference Manual, section "Lower and upper bounded scalar".
 
     Args:
-        low: the lower bound.
-        high: the upper bound, greater than ``low``.
+        low: the lower bound $l$.
+        high: the upper bound $h$, greater than ``low``.
 
     Example:
         >>> interval = Interval(-1.0, 3.0)
@@ -98,6 +102,10 @@ class Interval(Constraint):
     def violation(self, value: Tensor) -> Tensor:
         """The distance from the closed interval."""
         return F.relu(self.low - value) + F.relu(value - self.high)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance from the nearer bound."""
+        return torch.minimum(value - self.low, self.high - value)
 
     def project(self, value: Tensor) -> Tensor:
         """A number outside moves inside of the nearer bound, by eps times the larger bound."""

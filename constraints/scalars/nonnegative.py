@@ -9,11 +9,14 @@ from constraints.bases.half_line import KINK, Bounded, ClosedHalfLine
 
 @register("nonnegative", aliases=("non_negative", "non_neg"))
 class Nonnegative(ClosedHalfLine):
-    """Numbers that are zero or positive.
+    r"""Numbers that are zero or positive.
 
-    **Set**: {x in R : x >= 0}, elementwise. Dimension 1, closed.
+    **Use**: weights of which many should become exactly zero: non-negative matrix factorization,
+    sparse additive models, monotone networks. Where zero is excluded take `positive`.
 
-    **Map**: y -> max(y, -y / 2^20), onto the set, with the derivative +1 at y = 0.
+    **Set**: $\{x \in \mathbb{R} : x \ge 0\}$, elementwise. Dimension 1, closed.
+
+    **Map**: $y \mapsto \max(y, -2^{-20} y)$, onto the set, with the derivative $+1$ at $y = 0$.
 
     **Right inverse**: the identity.
 
@@ -43,11 +46,14 @@ class Nonnegative(ClosedHalfLine):
 
 @register("nonpositive", aliases=("non_positive", "non_pos"))
 class Nonpositive(ClosedHalfLine):
-    """Numbers that are zero or negative.
+    r"""Numbers that are zero or negative.
 
-    **Set**: {x in R : x <= 0}, elementwise. Dimension 1, closed.
+    **Use**: effects that may only lower the result, and may vanish: inhibitory connections,
+    penalties, energies of attraction.
 
-    **Map**: y -> min(y, -y / 2^20), onto the set, with the derivative +1 at y = 0.
+    **Set**: $\{x \in \mathbb{R} : x \le 0\}$, elementwise. Dimension 1, closed.
+
+    **Map**: $y \mapsto \min(y, -2^{-20} y)$, onto the set, with the derivative $+1$ at $y = 0$.
 
     **Right inverse**: the identity.
 
@@ -66,18 +72,21 @@ class Nonpositive(ClosedHalfLine):
 
 @register("at_least", aliases=("greater_than_eq",))
 class AtLeast(Bounded, ClosedHalfLine):
-    """Numbers from a bound upwards.
+    r"""Numbers from a bound upwards.
 
-    **Set**: {x in R : x >= bound}, elementwise. Dimension 1, closed.
+    **Use**: floors that may be reached: a variance of at least $10^{-6}$, a margin, a least
+    temperature.
 
-    **Map**: that of `Nonnegative`, shifted by the bound.
+    **Set**: $\{x \in \mathbb{R} : x \ge b\}$, elementwise. Dimension 1, closed.
+
+    **Map**: that of `Nonnegative`, shifted by the bound $b$.
 
     **Right inverse**: the identity.
 
     **Reference**: as for `Nonnegative`.
 
     Args:
-        bound: the bound, finite.
+        bound: the bound $b$, finite.
 
     Raises:
         ValueError: if ``bound`` is not finite.
@@ -95,18 +104,20 @@ class AtLeast(Bounded, ClosedHalfLine):
 
 @register("at_most", aliases=("less_than_eq",))
 class AtMost(Bounded, ClosedHalfLine):
-    """Numbers up to a bound.
+    r"""Numbers up to a bound.
 
-    **Set**: {x in R : x <= bound}, elementwise. Dimension 1, closed.
+    **Use**: ceilings that may be reached: a log-scale of at most 5, a largest logit, a budget.
 
-    **Map**: that of `Nonpositive`, shifted by the bound.
+    **Set**: $\{x \in \mathbb{R} : x \le b\}$, elementwise. Dimension 1, closed.
+
+    **Map**: that of `Nonpositive`, shifted by the bound $b$.
 
     **Right inverse**: the identity.
 
     **Reference**: as for `Nonnegative`.
 
     Args:
-        bound: the bound, finite.
+        bound: the bound $b$, finite.
 
     Raises:
         ValueError: if ``bound`` is not finite.

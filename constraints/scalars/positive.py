@@ -8,21 +8,25 @@ from constraints.bases.half_line import Bounded, OpenHalfLine
 
 @register("positive", aliases=("softplus_positive",))
 class Positive(OpenHalfLine):
-    """Positive numbers.
+    r"""Positive numbers.
 
-    **Set**: {x in R : x > 0}, elementwise. Dimension 1, open.
+    **Use**: scales, lengthscales and variances, rates, temperatures, concentrations; diagonal
+    covariances. Where zero may be reached take `nonnegative`.
 
-    **Map**: softplus, y -> log(1 + exp(y)), onto the set, down to the root of the smallest normal
-    number (1e-19 in single precision), where a logarithm, a reciprocal and their derivatives are
-    still finite. In float16 it goes down to the smallest normal number, 6e-5. A density that
-    divides by higher powers is not finite there, such as that of a normal distribution with this
-    standard deviation. For such a density take `GreaterThan` with a bound such as 1e-8.
+    **Set**: $\{x \in \mathbb{R} : x > 0\}$, elementwise. Dimension 1, open.
 
-    **Right inverse**: x -> x + log(1 - exp(-x)). The coordinate of a small x is about log(x), with
-    a rounding error of eps |log(x)|, which is the relative error of the round trip. A zero, which
-    is on the boundary, becomes the machine epsilon, as for `project`: at the smallest positive
-    number the gradient would vanish with the value. A member below the least value of the map
-    becomes that value.
+    **Map**: softplus, $y \mapsto \log(1 + \exp(y))$, onto the set, down to the root of the smallest
+    normal number ($10^{-19}$ in single precision), where a logarithm, a reciprocal and their
+    derivatives are still finite. In float16 it goes down to the smallest normal number,
+    $6 \cdot 10^{-5}$. A density that divides by higher powers is not finite there, such as that of
+    a normal distribution with this standard deviation. For such a density take `GreaterThan` with a
+    bound such as $10^{-8}$.
+
+    **Right inverse**: $x \mapsto x + \log(1 - \exp(-x))$. The coordinate of a small $x$ is about
+    $\log x$, with a rounding error of $\varepsilon \lvert \log x \rvert$, which is the relative
+    error of the round trip. A zero, which is on the boundary, becomes the machine epsilon
+    $\varepsilon$, as for `project`: at the smallest positive number the gradient would vanish with
+    the value. A member below the least value of the map becomes that value.
 
     **Reference**: Dugas et al., Incorporating second-order functional knowledge for better option
     pricing (NIPS 2000). It is preferred to exp, whose gradient grows with the value.
@@ -42,13 +46,16 @@ class Positive(OpenHalfLine):
 
 @register("negative")
 class Negative(OpenHalfLine):
-    """Negative numbers.
+    r"""Negative numbers.
 
-    **Set**: {x in R : x < 0}, elementwise. Dimension 1, open.
+    **Use**: decay: the diagonal of a stable state-space model in continuous time (S4D, Mamba),
+    negative curvatures, the slopes of decreasing functions.
 
-    **Map**: y -> -softplus(-y), onto the set, increasing.
+    **Set**: $\{x \in \mathbb{R} : x < 0\}$, elementwise. Dimension 1, open.
 
-    **Right inverse**: as for `Positive`, of -x. A zero becomes minus the machine epsilon.
+    **Map**: $y \mapsto -\log(1 + \exp(-y))$, onto the set, increasing.
+
+    **Right inverse**: as for `Positive`, of $-x$. A zero becomes minus the machine epsilon.
 
     **Reference**: as for `Positive`.
 
@@ -64,20 +71,23 @@ class Negative(OpenHalfLine):
 
 @register("greater_than", aliases=("lower_bounded",))
 class GreaterThan(Bounded, OpenHalfLine):
-    """Numbers above a bound.
+    r"""Numbers above a bound.
 
-    **Set**: {x in R : x > bound}, elementwise. Dimension 1, open.
+    **Use**: positive scalars with a floor that is never reached: the scale of a density, the noise
+    of a Gaussian process.
 
-    **Map**: y -> bound + softplus(y), onto the set. Where rounding would give the bound, the
-    value is a number just inside, with the same gradient.
+    **Set**: $\{x \in \mathbb{R} : x > b\}$, elementwise. Dimension 1, open.
 
-    **Right inverse**: as for `Positive`, of x - bound. The bound itself, which is not a member, is
+    **Map**: $y \mapsto b + \log(1 + \exp(y))$, onto the set. Where rounding would give the bound,
+    the value is a number just inside, with the same gradient.
+
+    **Right inverse**: as for `Positive`, of $x - b$. The bound itself, which is not a member, is
     replaced by its projection.
 
     **Reference**: Stan Reference Manual, section "Lower bounded scalar", with softplus for exp.
 
     Args:
-        bound: the bound, finite.
+        bound: the bound $b$, finite.
 
     Raises:
         ValueError: if ``bound`` is not finite.
@@ -96,20 +106,23 @@ class GreaterThan(Bounded, OpenHalfLine):
 
 @register("less_than", aliases=("upper_bounded",))
 class LessThan(Bounded, OpenHalfLine):
-    """Numbers below a bound.
+    r"""Numbers below a bound.
 
-    **Set**: {x in R : x < bound}, elementwise. Dimension 1, open.
+    **Use**: numbers with a ceiling that is never reached, such as the growth rate of a process that
+    must die out.
 
-    **Map**: y -> bound - softplus(-y), onto the set, increasing. Where rounding would give the
-    bound, the value is a number just inside, with the same gradient.
+    **Set**: $\{x \in \mathbb{R} : x < b\}$, elementwise. Dimension 1, open.
 
-    **Right inverse**: as for `Positive`, of bound - x. The bound itself, which is not a member, is
+    **Map**: $y \mapsto b - \log(1 + \exp(-y))$, onto the set, increasing. Where rounding would give
+    the bound, the value is a number just inside, with the same gradient.
+
+    **Right inverse**: as for `Positive`, of $b - x$. The bound itself, which is not a member, is
     replaced by its projection.
 
     **Reference**: Stan Reference Manual, section "Upper bounded scalar", with softplus for exp.
 
     Args:
-        bound: the bound, finite.
+        bound: the bound $b$, finite.
 
     Raises:
         ValueError: if ``bound`` is not finite.

@@ -11,9 +11,13 @@ from constraints.bases.linear_space import LinearSpace
 
 @register("real", aliases=("unconstrained", "euclidean"))
 class Real(LinearSpace):
-    """All tensors: no constraint, as a part of a `Product` or of another library's constraint.
+    r"""All tensors: no constraint, as a part of a `Product` or of another library's constraint.
 
-    **Set**: {x}, all of space. A linear space, whose dimension is the number of entries.
+    **Use**: the unconstrained slices of a `product`: the mean beside a scale, the free rows beside
+    a simplex.
+
+    **Set**: $\mathbb{R}$, elementwise: all of space. A linear space, whose dimension is the number
+    of entries.
 
     **Map**: the identity, onto the set.
 

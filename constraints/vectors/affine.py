@@ -19,11 +19,14 @@ from constraints.bases.shapes import Vectors
 
 @register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
 class SumToZero(Vectors, LinearSpace):
-    """Vectors whose entries add up to zero.
+    r"""Vectors whose entries add up to zero.
 
-    **Set**: {x in R^n : x_1 + ... + x_n = 0}. Dimension n - 1, a linear space.
+    **Use**: effects relative to their mean, which makes them identifiable: the levels of a factor
+    in a regression, seasonal terms, logits without their common shift.
 
-    **Map**: y -> y minus the mean of its entries, onto the set.
+    **Set**: $\{x \in \mathbb{R}^n : \sum_i x_i = 0\}$. Dimension $n - 1$, a linear space.
+
+    **Map**: $y \mapsto y - \frac{1}{n} \sum_i y_i$, which takes off the mean, onto the set.
 
     **Right inverse**: the identity.
 
@@ -49,21 +52,25 @@ class SumToZero(Vectors, LinearSpace):
 
 @register("affine", aliases=("linear_equality",))
 class Affine(Retraction):
-    """Vectors that solve linear equations.
+    r"""Vectors that solve linear equations.
 
-    **Set**: {x in R^n : A x = b}. Dimension n - rank(A), an affine space.
+    **Use**: weights with known linear relations: portfolio weights with given exposures, moments to
+    be matched, conservation laws, boundary values of a discretized function.
 
-    **Map**: y -> the nearest solution, y - Q Q' (y - p), onto the set, where the columns of Q are
-    an orthonormal basis of the row space of A, and p is the shortest solution.
+    **Set**: $\{x \in \mathbb{R}^n : A x = b\}$. Dimension $n - \operatorname{rank} A$, an affine
+    space.
+
+    **Map**: $y \mapsto y - Q Q^\top (y - p)$, the nearest solution, onto the set. The columns of
+    $Q$ are an orthonormal basis of the row space of $A$, and $p$ is the shortest solution.
 
     **Right inverse**: the identity.
 
     **Reference**: Golub and Van Loan, Matrix Computations (4th edition, 2013), section 5.5.
 
     Args:
-        A: the matrix of the equations, one in each row; shape ``(k, n)``, a tensor or nested lists.
-            Rows may depend on one another.
-        b: their right-hand sides; shape ``(k,)``.
+        A: the matrix $A$ of the equations, one in each row; shape ``(k, n)``, a tensor or nested
+            lists. Rows may depend on one another.
+        b: their right-hand sides $b$; shape ``(k,)``.
 
     Raises:
         ValueError: if the shapes do not fit, an entry is not finite, or the equations have no
@@ -83,7 +90,7 @@ class Affine(Retraction):
         ({"A": [[2.0]], "b": [3.0]}, (1,)),
     )
 
-    def __init__(self, A: Tensor | Sequence[Any], b: Tensor | Sequence[Any]) -> None:
+    def __init__(self, A: Tensor | Sequence[Sequence[float]], b: Tensor | Sequence[float]) -> None:
         super().__init__()
         self.A, self.b = _numbers("A", A), _numbers("b", b)
         if self.A.ndim != 2 or self.b.shape != self.A.shape[:1] or self.A.numel() == 0:

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge
+
 from constrained import register
-from constraints.bases.argument_checks import checked_bound, checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_bound, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.length_bound import KINK, LengthBound, kinks_and_outside
 
 
 @register("ball", aliases=("l2_ball", "norm_ball"))
 class Ball(LengthBound):
-    """Vectors whose p-norm is at most a radius.
+    r"""Vectors whose p-norm is at most a radius.
 
-    **Set**: {x in R^n : ||x||_p <= radius}. Dimension n, closed, convex.
+    **Use**: vectors of bounded length: embeddings, prompts and adversarial perturbations; with
+    $p = 1$ sparse vectors.
 
-    **Map**: the identity inside; outside y -> radius y / ||y||_p, or for p = 1 the nearest point,
-    as for `L1Ball`. Onto the set.
+    **Set**: $\{x \in \mathbb{R}^n : \lVert x \rVert_p \le r\}$. Dimension $n$, closed, convex.
+
+    **Map**: the identity inside; outside $y \mapsto r y / \lVert y \rVert_p$, or for $p = 1$ the
+    nearest point, as for `L1Ball`. Onto the set.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
     **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
 
-    `project` is the nearest point in the Euclidean norm for p = 1 and p = 2. For other p it scales
-    the vector back along its direction.
+    `project` is the nearest point in the Euclidean norm for $p = 1$ and $p = 2$. For other $p$ it
+    scales the vector back along its direction.
 
-    For p = 1 gradients are those of `L1Ball`. Outside of the ball ``grad`` is not the derivative of
-    the map, and a step rewrites it. ``create_graph=True`` gives the derivative.
+    For $p = 1$ gradients are those of `L1Ball`. Outside of the ball ``grad`` is not the derivative
+    of the map, and a step rewrites it. ``create_graph=True`` gives the derivative.
 
     Args:
-        radius: the largest norm, greater than zero.
-        p: the order of the norm, 1 or more, finite; ``box`` is the ball of the maximum norm.
+        radius: the largest norm $r$, greater than zero.
+        p: the order $p$ of the norm, 1 or more, finite; ``box`` is the ball of the maximum norm.
 
     Raises:
         ValueError: if the radius is not positive, or p is less than 1 or not finite.
@@ -51,7 +58,7 @@ class Ball(LengthBound):
     )
     expected_failures = no_derivative(KINK, "ones", "boundary")
 
-    def __init__(self, radius: float = 1.0, p: float = 2.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0, p: Annotated[float, Ge(1)] = 2.0) -> None:
         super().__init__()
         self.radius = checked_positive("ball", radius, "radius")
         self.p = checked_bound("ball", p, "p")
@@ -79,15 +86,19 @@ class Ball(LengthBound):
 
 @register("l1_ball", aliases=("cross_polytope",))
 class L1Ball(LengthBound):
-    """Vectors whose absolute values add up to at most a radius.
+    r"""Vectors whose absolute values add up to at most a radius.
 
-    **Set**: {x in R^n : |x_1| + ... + |x_n| <= radius}. Dimension n, closed, convex.
+    **Use**: sparse weights with a budget: the lasso as a constraint, feature selection, sparse
+    attention over few entries.
 
-    **Map**: the identity inside; outside the nearest point, sign(y_i) max(|y_i| - t, 0) with the t
-    for which the sum is the radius. Onto the set. Small entries become zero, as in most optima on
-    the boundary. If the whole vector were scaled back instead, entries that should be zero would
-    change their sign at each step. `canonical` moves a parameter that a step has led outside back
-    to the boundary.
+    **Set**: $\{x \in \mathbb{R}^n : \lvert x_1 \rvert + \dots + \lvert x_n \rvert \le r\}$.
+    Dimension $n$, closed, convex.
+
+    **Map**: the identity inside; outside the nearest point,
+    $x_i = \operatorname{sign}(y_i) \max(\lvert y_i \rvert - t, 0)$ with the $t$ for which the sum
+    is $r$. Onto the set. Small entries become zero, as in most optima on the boundary. If the whole
+    vector were scaled back instead, entries that should be zero would change their sign at each
+    step. `canonical` moves a parameter that a step has led outside back to the boundary.
 
     **Right inverse**: the identity, up to rounding on the boundary.
 
@@ -105,7 +116,7 @@ class L1Ball(LengthBound):
     begins. Read gradients before the step, and call ``zero_grad`` after it.
 
     Args:
-        radius: the largest sum, greater than zero.
+        radius: the largest sum $r$, greater than zero.
 
     Raises:
         ValueError: if the radius is not positive and finite.
@@ -125,7 +136,7 @@ class L1Ball(LengthBound):
     examples = (({}, (1,)), ({}, (4,)), ({"radius": 2.5}, (3,)), ({"radius": 1.0}, (50,)))
     expected_failures = kinks_and_outside()
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("l1_ball", radius, "radius")
 
@@ -137,9 +148,12 @@ class L1Ball(LengthBound):
 
 @register("max_norm")
 class MaxNorm(LengthBound):
-    """Vectors whose Euclidean length is at most a bound, such as the weights into each unit.
+    r"""Vectors whose Euclidean length is at most a bound, such as the weights into each unit.
 
-    **Set**: {x in R^n : ||x|| <= bound}. Dimension n, closed, convex.
+    **Use**: regularization of the weights into each unit, as with dropout
+    (``keras.constraints.MaxNorm``); embeddings of bounded length.
+
+    **Set**: $\{x \in \mathbb{R}^n : \lVert x \rVert \le b\}$. Dimension $n$, closed, convex.
 
     **Map**: the identity inside; outside the vector is scaled back, as for `Ball`.
 
@@ -151,7 +165,7 @@ class MaxNorm(LengthBound):
     The vectors are the last dimension of the tensor: the rows of the weight of ``nn.Linear``.
 
     Args:
-        bound: the greatest length, greater than zero.
+        bound: the greatest length $b$, greater than zero.
 
     Raises:
         ValueError: if the bound is not positive and finite.
@@ -167,7 +181,7 @@ class MaxNorm(LengthBound):
     examples = (({"bound": 1.0}, (1,)), ({"bound": 1.0}, (4,)), ({"bound": 2.5}, (3,)))
     expected_failures = no_derivative(KINK, "ones", "boundary")
 
-    def __init__(self, bound: float) -> None:
+    def __init__(self, bound: PositiveNumber) -> None:
         super().__init__()
         self.bound = checked_positive("max_norm", bound, "bound")
 

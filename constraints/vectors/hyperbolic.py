@@ -11,7 +11,7 @@ from torch import Tensor
 from constrained import Constraint, register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import scaled
 
@@ -33,30 +33,36 @@ SERIES = (1.0, -1 / 3, 2 / 15, -17 / 315, 62 / 2835, -1382 / 155925, 21844 / 608
 
 @register("poincare_ball", aliases=("poincare",))
 class PoincareBall(Vectors):
-    """Points of hyperbolic space in the Poincare ball model.
+    r"""Points of hyperbolic space in the Poincare ball model.
 
-    **Set**: {x in R^n : curvature ||x||^2 < 1}, the open ball of the radius 1 / sqrt(curvature); as
-    hyperbolic space it has the sectional curvature ``-curvature``. Dimension n, open.
+    **Use**: embeddings of trees and hierarchies, hyperbolic neural networks and attention, in the
+    model that is drawn most easily.
 
-    **Map**: the exponential map at the origin, y -> tanh(c ||y||) y / (c ||y||) with
-    c = sqrt(curvature), onto the set: straight lines from zero become geodesics, and the distance
-    from the origin is 2 ||y||. Where tanh is 1 up to 16 eps, the point stays at that distance from
-    the boundary, with the same gradient.
+    **Set**: $\{x \in \mathbb{R}^n : c \lVert x \rVert^2 < 1\}$, the open ball of the radius
+    $1 / \sqrt{c}$; as hyperbolic space it has the sectional curvature $-c$. Dimension $n$, open.
 
-    **Right inverse**: the logarithmic map, x -> artanh(c ||x||) x / (c ||x||). A point that is
-    nearer to the boundary than 16 eps of the radius is moved to that distance.
+    **Map**: the exponential map at the origin,
+    $y \mapsto \tanh(k \lVert y \rVert) \, y / (k \lVert y \rVert)$ with $k = \sqrt{c}$, onto the
+    set: straight lines from zero become geodesics, and the distance from the origin is
+    $2 \lVert y \rVert$. Where $\tanh$ is 1 up to $16 \varepsilon$, the point stays at that distance
+    from the boundary, with the same gradient.
+
+    **Right inverse**: the logarithmic map, $x \mapsto \operatorname{artanh}(k \lVert x \rVert) \, x
+    / (k \lVert x \rVert)$. A point that is nearer to the boundary than $16 \varepsilon$ of the
+    radius is moved to that distance.
 
     **Reference**: Ganea, Becigneul and Hofmann, Hyperbolic neural networks (NeurIPS 2018),
     section 2.4.
 
-    In single precision points come no nearer to the boundary than 2e-6 of the radius, a hyperbolic
-    distance of 14 / sqrt(curvature) from the origin; in double precision it is 34. At d radii from
-    the boundary, the radial component of the gradient in y is about 2 d times that in x. So a
-    hyperbolic loss, whose gradient in x grows like 1 / d, has a gradient of moderate size in y
-    everywhere, while a Euclidean loss moves a point away from the boundary slowly.
+    In single precision points come no nearer to the boundary than $2 \cdot 10^{-6}$ of the radius,
+    a hyperbolic distance of $14 / \sqrt{c}$ from the origin; in double precision it is
+    $34 / \sqrt{c}$. At $d$ radii from the boundary, the radial component of the gradient in $y$ is
+    about $2 d$ times that in $x$. So a hyperbolic loss, whose gradient in $x$ grows like $1 / d$,
+    has a gradient of moderate size in $y$ everywhere, while a Euclidean loss moves a point away
+    from the boundary slowly.
 
     Args:
-        curvature: minus the sectional curvature, greater than zero.
+        curvature: minus the sectional curvature, $c$, greater than zero.
 
     Raises:
         ValueError: if the curvature is not positive and finite.
@@ -74,7 +80,7 @@ class PoincareBall(Vectors):
     closed = False
     examples = (({}, (1,)), ({}, (3,)), ({"curvature": 0.25}, (2,)), ({"curvature": 9.0}, (20,)))
 
-    def __init__(self, curvature: float = 1.0) -> None:
+    def __init__(self, curvature: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.curvature = checked_positive("poincare_ball", curvature, "curvature")
 
@@ -112,6 +118,10 @@ class PoincareBall(Vectors):
     def violation(self, value: Tensor) -> Tensor:
         """How much longer than the radius the vector is."""
         return (_norm(value).squeeze(-1) - self._radius()).clamp(min=0)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The radius of the ball less the norm."""
+        return self._radius() - _norm(value).squeeze(-1)
 
     def project(self, value: Tensor) -> Tensor:
         """A point outside moves along its direction to 1024 eps (of the radius) inside."""
@@ -152,16 +162,19 @@ def _shortened(value: Tensor, longest: float) -> Tensor:
 
 @register("lorentz", aliases=("hyperboloid",))
 class Lorentz(Constraint):
-    """Points of hyperbolic space in the hyperboloid model.
+    r"""Points of hyperbolic space in the hyperboloid model.
 
-    **Set**: {x in R^(n+1) : -x_0^2 + x_1^2 + ... + x_n^2 = -1 / curvature, x_0 > 0}, the upper
-    sheet of a hyperboloid, of sectional curvature ``-curvature``. Dimension n, closed.
+    **Use**: embeddings of trees and hierarchies in hyperbolic space, where distances are computed
+    without the cancellation at the boundary of the Poincaré ball.
 
-    **Map**: y in R^n -> (sqrt(1 / curvature + ||y||^2), y), onto the set, which is the graph of
-    this root. The exponential map contains a hyperbolic sine, which overflows in single precision
-    from ||y|| = 89 on.
+    **Set**: $\{x \in \mathbb{R}^{n+1} : -x_0^2 + x_1^2 + \dots + x_n^2 = -1 / c, x_0 > 0\}$, the
+    upper sheet of a hyperboloid, of sectional curvature $-c$. Dimension $n$, closed.
 
-    **Right inverse**: all entries but the first one.
+    **Map**: $y \in \mathbb{R}^n \mapsto (\sqrt{1 / c + \lVert y \rVert^2}, y)$, onto the set, which
+    is the graph of this root. The exponential map contains a hyperbolic sine, which overflows in
+    single precision from $\lVert y \rVert = 89$ on.
+
+    **Right inverse**: all entries but the first one, $x \mapsto (x_1, \dots, x_n)$.
 
     **Reference**: Nickel and Kiela, Learning continuous hierarchies in the Lorentz model of
     hyperbolic geometry (ICML 2018), section 3.
@@ -169,7 +182,7 @@ class Lorentz(Constraint):
     `project` is the nearest point in the Euclidean norm.
 
     Args:
-        curvature: minus the sectional curvature, greater than zero.
+        curvature: minus the sectional curvature, $c$, greater than zero.
 
     Shape:
         ``(*batch, n + 1)`` with n of 1 or more; the free parameter has the shape ``(*batch, n)``.
@@ -187,7 +200,7 @@ class Lorentz(Constraint):
     event_dim = 1
     examples = (({}, (2,)), ({}, (4,)), ({"curvature": 0.25}, (3,)), ({"curvature": 4.0}, (20,)))
 
-    def __init__(self, curvature: float = 1.0) -> None:
+    def __init__(self, curvature: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.curvature = checked_positive("lorentz", curvature, "curvature")
 

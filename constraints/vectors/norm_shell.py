@@ -10,7 +10,7 @@ from torch import Tensor
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
-from constraints.bases.argument_checks import check_order, checked_positive
+from constraints.bases.argument_checks import PositiveNumber, check_order, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math.unit_vectors import normalized, scaled
@@ -19,24 +19,27 @@ from constraints.scalars.box import Box
 
 @register("min_max_norm")
 class MinMaxNorm(Vectors):
-    """Vectors whose Euclidean length lies between two bounds.
+    r"""Vectors whose Euclidean length lies between two bounds.
 
-    **Set**: {x in R^n : low <= ||x|| <= high}. Dimension n, closed.
+    **Use**: weights into each unit that may neither vanish nor explode
+    (``keras.constraints.MinMaxNorm``).
 
-    **Map**: (v, l) -> l v / ||v||, where l is folded at the bounds as for `box`, and the first unit
-    vector takes the place of the direction of v = 0. Onto the set. Direction and length are two
-    parameters, because weight decay would keep a single one below the lower bound, where the
-    gradient of a projection has no radial component.
+    **Set**: $\{x \in \mathbb{R}^n : l \le \lVert x \rVert \le h\}$. Dimension $n$, closed.
 
-    **Right inverse**: (x / ||x||, ||x||).
+    **Map**: $(v, s) \mapsto s v / \lVert v \rVert$, where the length $s$ is folded at the bounds as
+    for `box`, and the first unit vector takes the place of the direction of $v = 0$. Onto the set.
+    Direction and length are two parameters, because weight decay would keep a single one below the
+    lower bound, where the gradient of a projection has no radial component.
+
+    **Right inverse**: $x \mapsto (x / \lVert x \rVert, \lVert x \rVert)$.
 
     **Reference**: as ``keras.constraints.MinMaxNorm`` with ``rate=1``.
 
     The vectors are the last dimension of the tensor: the rows of the weight of ``nn.Linear``.
 
     Args:
-        low: the least length, greater than zero; without one take `max_norm`.
-        high: the greatest length, greater than ``low``.
+        low: the least length $l$, greater than zero; without one take `max_norm`.
+        high: the greatest length $h$, greater than ``low``.
 
     Raises:
         ValueError: if a bound is not positive and finite, or they are in the wrong order.
@@ -58,7 +61,7 @@ class MinMaxNorm(Vectors):
         *("zero_params", "zeros", "ones", "boundary"),
     )
 
-    def __init__(self, low: float, high: float) -> None:
+    def __init__(self, low: PositiveNumber, high: PositiveNumber) -> None:
         super().__init__()
         self.low = checked_positive("min_max_norm", low, "low")
         self.high = checked_positive("min_max_norm", high, "high")
@@ -88,6 +91,12 @@ class MinMaxNorm(Vectors):
         direction, scale = scaled(value)
         length = (scale * linalg.vector_norm(direction, dim=-1, keepdim=True)).squeeze(-1)
         return (self.low - length).clamp(min=0) + (length - self.high).clamp(min=0)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The distance of the length from the nearer bound."""
+        direction, scale = scaled(value)
+        length = (scale * linalg.vector_norm(direction, dim=-1, keepdim=True)).squeeze(-1)
+        return torch.minimum(length - self.low, self.high - length)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest point in the Euclidean norm; for zero, which has none, along ``e_1``."""

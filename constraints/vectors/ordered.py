@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor
 
 from constrained import register
@@ -36,7 +38,7 @@ class Increments(Vectors):
         *("zero_params", "zeros", "ones", "boundary"),
     )
 
-    def __init__(self, gap: float = 0.0) -> None:
+    def __init__(self, gap: Annotated[float, Ge(0)] = 0.0) -> None:
         super().__init__()
         kind = type(self).name or type(self).__name__
         if checked_bound(kind, gap, "gap") < 0:
@@ -88,6 +90,12 @@ class Increments(Vectors):
         in_order = (normal if self.free() else normal.abs()).sort(-1).values
         return self._spread(in_order)
 
+    def slack(self, value: Tensor) -> Tensor:
+        """By how much the least difference of neighbours exceeds the gap; infinite without any."""
+        # The entries before the first one: none, or the zero below which it may not fall.
+        first = torch.full_like(value[..., :1], -torch.inf if self.free() else 0)
+        return torch.cat([first, self._spread(value, -1)], -1).diff(dim=-1).amin(-1)
+
     def _spread(self, value: Tensor, sign: int = 1) -> Tensor:
         """A vector of the cone moved to where neighbours are ``gap`` apart, or back."""
         if self.gap == 0:
@@ -98,13 +106,17 @@ class Increments(Vectors):
 
 @register("ordered", aliases=("ordered_vector", "isotonic"))
 class Ordered(Increments):
-    """Vectors whose entries do not decrease.
+    r"""Vectors whose entries do not decrease.
 
-    **Set**: {x in R^n : x_i >= x_(i-1) + g}, for g = 0 a cone. Dimension n, closed.
+    **Use**: cut points of an ordinal regression, quantiles, knots and breakpoints; isotonic fits,
+    where neighbours may be equal.
 
-    **Map**: x_1 = y_1 and x_i = x_(i-1) + g + max(y_i, -y_i / 2^20), onto the set, with the
-    derivative +1 at y_i = 0. The usual maps, exp or softplus for max, never reach equal entries,
-    and their gradient vanishes on the way there.
+    **Set**: $\{x \in \mathbb{R}^n : x_i \ge x_{i-1} + g\}$, for $g = 0$ a cone. Dimension $n$,
+    closed.
+
+    **Map**: $x_1 = y_1$ and $x_i = x_{i-1} + g + \max(y_i, -2^{-20} y_i)$, onto the set, with the
+    derivative $+1$ at $y_i = 0$. The usual maps, exp or softplus for max, never reach equal
+    entries, and their gradient vanishes on the way there.
 
     **Right inverse**: the first entry and the increments.
 
@@ -119,7 +131,7 @@ class Ordered(Increments):
     it is larger than the rounding errors of the entries.
 
     Args:
-        gap: the least difference g of neighbours, zero or more.
+        gap: the least difference $g$ of neighbours, zero or more.
 
     Raises:
         TypeError: if gap is not a number.
@@ -144,12 +156,16 @@ class Ordered(Increments):
 
 @register("positive_ordered", aliases=("positive_ordered_vector",))
 class PositiveOrdered(Increments):
-    """Vectors of numbers that are zero or more and do not decrease.
+    r"""Vectors of numbers that are zero or more and do not decrease.
 
-    **Set**: {x in R^n : x_1 >= 0, x_i >= x_(i-1) + g}, for g = 0 a cone. Dimension n, closed.
+    **Use**: thresholds, times and distances in increasing order from zero; cumulative hazards and
+    other monotone functions on a grid.
 
-    **Map**: x_1 = max(y_1, -y_1 / 2^20) and x_i = x_(i-1) + g + max(y_i, -y_i / 2^20), onto the
-    set, with the derivative +1 at y_i = 0.
+    **Set**: $\{x \in \mathbb{R}^n : x_1 \ge 0, x_i \ge x_{i-1} + g\}$, for $g = 0$ a cone.
+    Dimension $n$, closed.
+
+    **Map**: $x_1 = \max(y_1, -2^{-20} y_1)$ and $x_i = x_{i-1} + g + \max(y_i, -2^{-20} y_i)$, onto
+    the set, with the derivative $+1$ at $y_i = 0$.
 
     **Right inverse**: the increments, from zero.
 
@@ -159,7 +175,7 @@ class PositiveOrdered(Increments):
     `project` is the nearest point in the Euclidean norm.
 
     Args:
-        gap: the least difference g of neighbours, zero or more.
+        gap: the least difference $g$ of neighbours, zero or more.
 
     Raises:
         TypeError: if gap is not a number.

@@ -18,14 +18,19 @@ from constraints.math.logits import inner, logits, probabilities
 
 @register("simplex", aliases=("probability_simplex",))
 class Simplex(Vectors):
-    """Vectors of nonnegative numbers that add up to one.
+    r"""Vectors of nonnegative numbers that sum to one: weights and probabilities.
 
-    **Set**: {x in R^n : x_i >= 0, sum_i x_i = 1}. Dimension n - 1, closed.
+    **Use**: mixtures, ensembles, attention over a few choices, portfolios, convex combinations of
+    layers.
 
-    **Map**: softmax, onto the interior. A zero can only result from underflow.
+    **Set**: $\{x \in \mathbb{R}^n : x_i \ge 0, \sum_i x_i = 1\}$. Dimension $n - 1$, closed.
 
-    **Right inverse**: x -> log(x). A zero is replaced by eps / n, which changes x by less than its
-    rounding and leaves a gradient. With the smallest positive number the gradient would vanish.
+    **Map**: softmax, $x_i = \exp(y_i) / \sum_j \exp(y_j)$, onto the interior. A zero can only
+    result from underflow.
+
+    **Right inverse**: $x \mapsto \log x$. A zero is replaced by $\varepsilon / n$, which changes
+    $x$ by less than its rounding and leaves a gradient. With the smallest positive number the
+    gradient would vanish.
 
     **Reference**: the projection is due to Held, Wolfe and Crowder, Validation of subgradient
     optimization (Mathematical Programming 6, 1974); Duchi et al., Efficient projections
@@ -61,6 +66,10 @@ class Simplex(Vectors):
         """
         largest = value.detach().abs().amax(-1).clamp(1 / value.shape[-1], 1)
         return torch.maximum(F.relu(-value).amax(-1), (value.sum(-1) - 1).abs() * largest)
+
+    def slack(self, value: Tensor) -> Tensor:
+        """The least entry."""
+        return value.amin(-1)
 
     def project(self, value: Tensor) -> Tensor:
         r"""The nearest point in the Euclidean norm.

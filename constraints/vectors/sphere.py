@@ -8,7 +8,7 @@ from torch import Tensor
 
 from constrained import register
 from constrained.constraint.sampling import RandomNumbers
-from constraints.bases.argument_checks import checked_positive
+from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import NO_DIRECTION, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices, Vectors
@@ -60,12 +60,15 @@ class Spheres(Retraction):
 
 @register("sphere", aliases=("unit_norm", "unit_vector"))
 class Sphere(Vectors, Spheres):
-    """Vectors of a given Euclidean length.
+    r"""Vectors of a given Euclidean length.
 
-    **Set**: {x in R^n : ||x|| = radius}. Dimension n - 1, closed.
+    **Use**: directions: unit-norm embeddings and class prototypes (cosine similarity, ArcFace),
+    dictionary atoms, the rows of normalized networks.
 
-    **Map**: y -> radius y / ||y||, onto the set. The zero vector is mapped to a multiple of the
-    first unit vector.
+    **Set**: $\{x \in \mathbb{R}^n : \lVert x \rVert = r\}$. Dimension $n - 1$, closed.
+
+    **Map**: $y \mapsto r y / \lVert y \rVert$, onto the set. The zero vector is mapped to a
+    multiple of the first unit vector.
 
     **Right inverse**: the identity.
 
@@ -76,7 +79,7 @@ class Sphere(Vectors, Spheres):
     it gives the value of the map.
 
     Args:
-        radius: the length, greater than zero.
+        radius: the length $r$, greater than zero.
 
     Raises:
         ValueError: if the radius is not positive and finite.
@@ -92,7 +95,7 @@ class Sphere(Vectors, Spheres):
 
     examples = (({}, (1,)), ({}, (3,)), ({"radius": 2.5}, (2,)), ({"radius": 1e-3}, (50,)))
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("sphere", radius, "radius")
 
@@ -103,13 +106,16 @@ class Sphere(Vectors, Spheres):
 
 @register("oblique", aliases=("unit_norm_columns",))
 class Oblique(Matrices, Spheres):
-    """Matrices whose columns have unit length.
+    r"""Matrices whose columns have unit length.
 
-    **Set**: {W in R^(m x n) : ||W e_j|| = 1 for every j}, a product of n spheres. Dimension
-    (m - 1) n, closed.
+    **Use**: dictionaries whose atoms are columns of unit length: sparse coding, independent
+    component analysis, factor models with a fixed scale.
 
-    **Map**: every column is divided by its length, onto the set. A zero column is mapped to the
-    first unit vector.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : \lVert W e_j \rVert = 1 \text{ for every } j\}$, a
+    product of $n$ spheres. Dimension $(m - 1) n$, closed.
+
+    **Map**: $w_j = x_j / \lVert x_j \rVert$ for every column, onto the set. A zero column is mapped
+    to the first unit vector.
 
     **Right inverse**: the identity.
 
@@ -148,12 +154,16 @@ class Oblique(Matrices, Spheres):
 
 @register("frobenius_norm", aliases=("frobenius_sphere",))
 class FrobeniusNorm(Matrices, Spheres):
-    """Matrices of a given Frobenius norm.
+    r"""Matrices of a given Frobenius norm.
 
-    **Set**: {W in R^(m x n) : ||W||_F = radius}, a sphere. Dimension m n - 1, closed.
+    **Use**: a whole weight of fixed size whose direction alone is learned, as for layers before a
+    normalization, and for matched filters.
 
-    **Map**: X -> radius X / ||X||_F, onto the set. The zero matrix is mapped to the matrix whose
-    first entry is the radius and all others zero.
+    **Set**: $\{W \in \mathbb{R}^{m \times n} : \lVert W \rVert_F = r\}$, a sphere. Dimension
+    $m n - 1$, closed.
+
+    **Map**: $X \mapsto r X / \lVert X \rVert_F$, onto the set. The zero matrix is mapped to the
+    matrix whose first entry is $r$ and all others zero.
 
     **Right inverse**: the identity.
 
@@ -163,7 +173,7 @@ class FrobeniusNorm(Matrices, Spheres):
     `project` is the nearest point in the Frobenius norm.
 
     Args:
-        radius: the norm, greater than zero.
+        radius: the norm $r$, greater than zero.
 
     Raises:
         ValueError: if the radius is not positive and finite.
@@ -177,7 +187,7 @@ class FrobeniusNorm(Matrices, Spheres):
 
     examples = (({}, (1, 1)), ({}, (3, 2)), ({"radius": 2.5}, (2, 4)))
 
-    def __init__(self, radius: float = 1.0) -> None:
+    def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("frobenius_norm", radius, "radius")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from constrained import Constraint, register
@@ -19,23 +22,26 @@ from constraints.math.unit_vectors import is_moderate
 class WeightNorm(Constraint):
     r"""Any tensor, with the lengths of its slices as parameters of their own.
 
-    **Set**: :math:`\mathbb{R}^n`, all finite tensors: closed, of dimension n, the number of
-    entries. Nothing is constrained. Only the coordinates matter: a gradient step on a direction
-    does not change the length.
+    **Use**: weight normalization with its usual keys, in speech and audio models (WaveNet,
+    HiFi-GAN, wav2vec), for old checkpoints and for training in polar coordinates.
 
-    **Map**: (g, v) -> g v / ||v||, slice by slice, onto the set. There is a slice for each index
-    along ``dim``, and ||v|| is its Euclidean length. At v = 0 the value is 0, and the derivative is
-    that of v -> v.
+    **Set**: $\mathbb{R}^n$, all finite tensors: closed, of dimension $n$, the number of entries.
+    Nothing is constrained. Only the coordinates matter: a gradient step on a direction does not
+    change the length.
 
-    **Right inverse**: x -> (||x||, x). So a slice of zeros has g = 0 and v = 0. The first step of
-    an optimizer gives it a direction, and further steps a length. (With another v the factor
-    g = 0 would leave a gradient along v only.)
+    **Map**: $(g, v) \mapsto g v / \lVert v \rVert$, slice by slice, onto the set. There is a slice
+    for each index along ``dim``, and $\lVert v \rVert$ is its Euclidean length. At $v = 0$ the
+    value is 0, and the derivative is that of $v \mapsto v$.
+
+    **Right inverse**: $x \mapsto (\lVert x \rVert, x)$. So a slice of zeros has $g = 0$ and
+    $v = 0$. The first step of an optimizer gives it a direction, and further steps a length. (With
+    another $v$ the factor $g = 0$ would leave a gradient along $v$ only.)
 
     **Reference**: Salimans and Kingma, Weight normalization: a simple reparameterization to
     accelerate training of deep neural networks (2016).
 
     The parameters have the shapes and the order of `torch.nn.utils.parametrizations.weight_norm`,
-    g first. There, ``dim=-1`` means what ``dim=None`` means; here it is the last dimension.
+    $g$ first. There, ``dim=-1`` means what ``dim=None`` means; here it is the last dimension.
 
     Args:
         dim: the dimension along which the slices lie, 0 for the rows of a matrix and the output
@@ -81,7 +87,7 @@ class WeightNorm(Constraint):
         *("zero_params", "zeros", "eye"),
     )
 
-    def __init__(self, dim: int | None = 0, event_dim: int | None = None) -> None:
+    def __init__(self, dim: int | None = 0, event_dim: Annotated[int, Ge(0)] | None = None) -> None:
         super().__init__()
         for name, number in (("dim", dim), ("event_dim", event_dim)):
             if number is not None and not is_whole(number):

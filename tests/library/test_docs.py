@@ -12,11 +12,6 @@ from constrained import testing
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_catalogue_is_up_to_date():
-    render = runpy.run_path(str(DOCS / "catalogue.py"))["render"]
-    assert (DOCS / "catalogue.md").read_text("utf-8") == render(), "run `make catalogue`"
-
-
 class TestCompatibility:
     @pytest.fixture
     def script(self):

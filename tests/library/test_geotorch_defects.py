@@ -207,12 +207,12 @@ def test_g18_kernels_are_matrices_where_a_view_says_so():
 @pytest.mark.parametrize(
     ("conv", "message"),
     [
-        (nn.Conv2d(3, 8, 3), "24 matrices of 3 x 3.*8 x 27.*view='o i h w -> o .i h w.'"),
-        (nn.Conv1d(3, 8, 5), "8 matrices of 3 x 5.*8 x 15.*view='o i w -> o .i w.'"),
-        (nn.Conv3d(1, 8, 2), "16 matrices of 2 x 2.*8 x 8.*view='o i d h w -> o .i d h w.'"),
-        (nn.LazyConv2d(8, 3), "24 matrices of 3 x 3.*8 x 27.*view='o i h w -> o .i h w.'"),
-        (nn.ConvTranspose2d(3, 8, 3), "24 matrices of 3 x 3.*8 x 27.*'i o h w -> o .i h w.'"),
-        (nn.Conv2d(4, 6, 3, groups=2), "2 matrices of 3 x 18, one for each group.*-> 2 o .i h w."),
+        (nn.Conv2d(3, 8, 3), "24 matrices of 3 x 3.*8 x 27.*view='conv'"),
+        (nn.Conv1d(3, 8, 5), "8 matrices of 3 x 5.*8 x 15.*view='conv'"),
+        (nn.Conv3d(1, 8, 2), "16 matrices of 2 x 2.*8 x 8.*view='conv'"),
+        (nn.LazyConv2d(8, 3), "24 matrices of 3 x 3.*8 x 27.*view='conv'"),
+        (nn.ConvTranspose2d(3, 8, 3), "24 matrices of 3 x 3.*8 x 27.*view='conv'"),
+        (nn.Conv2d(4, 6, 3, groups=2), "2 matrices of 3 x 18, one for each group.*view='conv'"),
     ],
     ids=["2d", "1d", "3d", "lazy", "transposed", "groups"],
 )

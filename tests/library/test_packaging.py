@@ -26,6 +26,10 @@ PACKAGES = ("constrained", "constraints")
 PROGRAM = ROOT / "constrained" / "testing" / "__main__.py"
 
 
+#: Distributions whose package has another name.
+IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+
+
 def imported(paths: Iterable[Path]) -> set[str]:
     """The packages outside of the standard library that files import, by their first name."""
     found = set()
@@ -39,14 +43,18 @@ def imported(paths: Iterable[Path]) -> set[str]:
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[\[<>=! ]", requirement)[0] for requirement in requirements}
+    found = {re.split(r"[\[<>=! ]", requirement)[0] for requirement in requirements}
+    return {IMPORTED_AS.get(name, name).replace("-", "_") for name in found}
 
 
 def test_what_is_imported_is_what_is_installed_and_no_more():
     library = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     needed = names(PROJECT["dependencies"])
-    assert imported(library - {PROGRAM}) == needed
-    assert imported([PROGRAM]) <= needed | names(PROJECT["optional-dependencies"]["testing"])
+    extras = PROJECT["optional-dependencies"]
+    # A picture or an experiment is an error without these, which says how to install them.
+    optional = names(extras["plot"]) | names(extras["experiments"])
+    assert imported(library - {PROGRAM}) - optional == needed
+    assert imported([PROGRAM]) <= needed | names(extras["testing"])
 
 
 def test_the_version_is_the_newest_of_the_changelog():
@@ -77,4 +85,5 @@ def test_the_wheel_holds_both_packages_and_no_tests(tmp_path):
     folders = {name.partition("/")[0] for name in held}
     assert {name for name in folders if not name.endswith(".dist-info")} == set(PACKAGES)
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(held)
+    assert "constrained/experiments/experiment.schema.json" in held
     assert not [name for name in held if "promises" in name or "/test_" in name]

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import constrained
 from constrained import testing
 from constrained.constraint import registry
+from constrained.experiments import read_experiment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -29,32 +31,19 @@ def registered(monkeypatch):
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
 
 
-def test_the_snippets_run(registered, capsys):
-    snippets = blocks("python")
-    assert len(snippets) >= 5
-    namespace: dict = {"__name__": "readme"}
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), namespace)
-    assert "0.weight" in capsys.readouterr().out
-
-
-def layout(table):
-    """A table without its numbers, which are random and rounded, and without column widths."""
-    numbers = re.sub(r"\d+(\.\d+)?(e[-+]\d+)?", "0", table)
-    return re.sub(r"[ ━─┏┳┓┡╇┩└┴┘│┃]+", " ", numbers).split("\n")
-
-
-def test_the_first_table_is_what_is_printed(registered, capsys):
-    exec(compile(blocks("python")[0], "README.md", "exec"), {"__name__": "readme"})
-    printed = capsys.readouterr().out
-    (shown,) = re.findall(r"^```\n(┏━+┳.*?flat.*?)^```", README, re.DOTALL | re.MULTILINE)[:1]
-    assert layout(printed) == layout(shown)
-    assert not re.search(r"[ \t]$", printed, re.MULTILINE)
+def test_the_experiment_is_the_example(tmp_path):
+    (experiment,) = blocks("yaml")
+    path = tmp_path / "memory.yaml"
+    path.write_text(experiment, "utf-8")
+    shown, example = map(read_experiment, (path, ROOT / "examples" / "memory.yaml"))
+    # The example writes some of the defaults of its data out.
+    data = {**example.data.arguments, **shown.data.arguments}
+    assert replace(shown, data=example.data) == example
+    assert data == example.data.arguments
 
 
 def test_what_it_says_of_yaml():
     (config,) = blocks("yaml")
-    assert yaml.safe_load(config) == {"constraints": {"cell.weight_hh": "orthogonal"}}
     text = " ".join(README.split())
     assert "reads `1e-3` as text, where `1.0e-3` is a number" in text
     assert yaml.safe_load("[1e-3, 1.0e-3]") == ["1e-3", 0.001]

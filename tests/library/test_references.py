@@ -44,7 +44,9 @@ def unresolved(text, folder):
         try:
             resolve(name)
         except (ImportError, DeprecationWarning) as error:
-            yield f"{name}: {error}"
+            # What needs another library is there, and says so.
+            if "is not installed" not in str(error):
+                yield f"{name}: {error}"
     for name in FILE.findall(text):
         # ROOM stands for any room.
         if "/ROOM/" not in name and not any((base / name).exists() for base in (ROOT, folder)):

@@ -126,13 +126,6 @@ def test_did_you_mean():
     assert did_you_mean("bound", []) == ""
 
 
-def test_describe_shows_signature_aliases_and_docstring():
-    signature, aliases, empty, summary = constrained.describe("stiefel").splitlines()[:4]
-    assert re.fullmatch(r"orthogonal\(map: '?str'? = 'polar'\)", signature)
-    assert aliases.startswith("aliases: stiefel")
-    assert (empty, summary[:19]) == ("", "Orthogonal matrices")
-
-
 # ------------------------------------------------------------------------------------- entry points
 
 THIRD_PARTY = """

@@ -174,6 +174,15 @@ def test_all_errors_come_together_and_the_model_is_as_it_was():
     assert not isinstance(one.value, ConfigErrors)
 
 
+def test_an_error_that_is_not_about_the_config_is_raised_alone():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        constrain(model(), {"fc.0.weight": "orthogonl", "fc.2.weight": Broken()})
+
+
 def test_one_reason_is_given_once():
     norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(50))
     with pytest.raises(ConfigErrors) as caught:

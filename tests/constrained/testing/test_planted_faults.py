@@ -32,6 +32,11 @@ class HalfDetachedGradient(Sphere):
         return self.radius * vector / norm.clamp_min(1e-30)
 
 
+class SlackOfTheWrongSign(NonNegative):
+    def slack(self, value):
+        return -super().slack(value)
+
+
 class SinglePrecisionInside(Sphere):
     def forward(self, vector):
         return super().forward(vector.float()).to(vector.dtype)
@@ -550,6 +555,7 @@ FAULTS = [
     (StartsAtTheBoundary, "every_start_trains"),
     (SaysNothingOfTheBoundary, "flat_members_are_told"),
     (MovesMembersAtTheStart, "members_stay"),
+    (SlackOfTheWrongSign, "slack_is_not_negative"),
 ]
 
 

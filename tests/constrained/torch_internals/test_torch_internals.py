@@ -24,10 +24,12 @@ ALLOWED = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
     # The ends of keys that others have written into checkpoints.
     *("_orig", "_u", "_v", "_g", "_extra_state"),
+    # The names that wrappers put into keys of checkpoints.
+    *("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
 }
 
-#: What the engine itself writes into the modules of others.
-OURS = {"_overrides", "_waiting"}
+#: What the engine itself writes into the modules and classes of others.
+OURS = {"_overrides", "_waiting", "_members_of_old_names"}
 
 #: Of transformers, accelerate and Pyro, none of torch's.
 OTHERS = {"_finalize_model_loading", "_hf_hook", "_pyro_params", "_unconstrained"}

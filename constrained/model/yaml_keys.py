@@ -1,0 +1,54 @@
+"""YAML in which a key stands once: PyYAML takes the last of several without a word.
+
+Imported when a file is read, not with the package.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+class RepeatedKeyError(yaml.MarkedYAMLError):
+    """A mapping with two equal keys."""
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a mapping with two equal keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node.
+
+        Raises:
+            RepeatedKeyError: if a key stands twice. One that ``<<`` merges may stand once more.
+        """
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
+                continue
+            key = self.construct_object(key_node)  # pyright: ignore[reportUnknownVariableType]
+            if key in seen:
+                raise RepeatedKeyError(
+                    problem=f"the key {key!r} stands twice in one mapping",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """The data in a text of YAML.
+
+    Raises:
+        ValueError: if it is no YAML, or a key stands twice. The sentence begins with the line.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        kind = "" if isinstance(error, RepeatedKeyError) else "this is no YAML: "
+        raise ValueError(f"{where}{kind}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"this is no YAML: {error}") from None

@@ -1,1 +1,0 @@
-"""A recurrent classifier of handwritten digits, with a constraint and without: `make demo`."""
