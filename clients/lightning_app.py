@@ -1,6 +1,6 @@
 """Training by Lightning as its users start it: on one process, or by DDP on several.
 
-    python lightning_app.py CONFIG.yaml PROCESSES FOLDER
+python lightning_app.py CONFIG.yaml PROCESSES FOLDER
 """
 
 import sys
@@ -37,18 +37,19 @@ def main(config, processes, folder):
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
-        max_epochs=2,
+        max_epochs=4,
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # The processes share each batch of 16.
-    batches = DataLoader(TensorDataset(*data()), batch_size=16 // processes)
+    # One step takes all of the data, of which each process has its share.
+    dataset = TensorDataset(*data())
+    batches = DataLoader(dataset, batch_size=len(dataset) // processes)
     trainer.fit(model, batches)
     trainer.save_checkpoint(f"{folder}/last.ckpt")
     if trainer.is_global_zero:
-        save(model, folder)
+        save(model.body, folder)
 
 
 if __name__ == "__main__":

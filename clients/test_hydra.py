@@ -97,8 +97,8 @@ OVERRIDES = {
         {**DEFAULTS, "fc.weight": "max_norm(bound=0.1)"},
     ),
     "a chain": (
-        ("constraints.fc.weight=[nonnegative,oblique]",),
-        {**DEFAULTS, "fc.weight": ["nonnegative", "oblique"]},
+        ("constraints.rnn.weight_hh_l0=[symmetric,spectral_norm]",),
+        {**DEFAULTS, "rnn.weight_hh_l0": ["symmetric", "spectral_norm"]},
     ),
     "another experiment": (
         ("~constraints.rnn", "~constraints.fc.bias"),
