@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from typing import ClassVar
 
 import gpytorch
 import pyro
@@ -26,7 +27,16 @@ from torch.nn.utils import parametrize as torch_parametrize
 from trained import same, trains, values
 
 import constrained.parametrize as P
-from constrained import assert_feasible, baked_state_dict, constrain, release, spec, writable
+from constrained import (
+    assert_feasible,
+    baked_state_dict,
+    constrain,
+    load,
+    release,
+    save,
+    spec,
+    writable,
+)
 
 X = torch.linspace(0, 1, 12)
 Y = torch.sin(6 * X)
@@ -69,10 +79,10 @@ def gp(name):
     return Regression(kernel, gpytorch.likelihoods.GaussianLikelihood())
 
 
-def fit(model, steps=4):
+def fit(model, steps=4, parameters=None):
     model.train()
     mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(parameters or model.parameters(), lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
         (-mll(model(X), Y)).backward()
@@ -356,6 +366,78 @@ def test_a_variational_parameter_is_chosen_by_its_path():
     assert free in dict(model.named_parameters())
     assert free not in dict(model.named_variational_parameters())
     assert free in dict(model.named_hyperparameters())
+
+
+LENGTHSCALE, NOISE = "covar_module.base_kernel.raw_lengthscale", "likelihood.noise_covar.raw_noise"
+
+
+class TestScalars:
+    """Positive numbers, by strings: the kernel has no transform of its own."""
+
+    config: ClassVar = {LENGTHSCALE: "positive", NOISE: "interval(0.001, 1)"}
+
+    @staticmethod
+    def plain(transform=None):
+        def positive(start):
+            return gpytorch.constraints.Positive(transform=transform, initial_value=start)
+
+        kernel = ScaleKernel(RBFKernel(lengthscale_constraint=positive(0.5)))
+        likelihood = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=positive(0.1))
+        return Regression(kernel, likelihood)
+
+    def model(self):
+        return constrain(self.plain(), self.config)
+
+    def test_numbers_are_read_and_set(self):
+        model = self.model()
+        kernel = model.covar_module.base_kernel
+        assert kernel.lengthscale.item() == 0.5
+        kernel.lengthscale = 0.3
+        model.initialize(**{"likelihood.noise": 0.2, "covar_module.outputscale": 2.0})
+        found = kernel.lengthscale, model.likelihood.noise, model.covar_module.outputscale
+        torch.testing.assert_close(
+            torch.stack([*map(torch.sum, found)]), torch.tensor([0.3, 0.2, 2])
+        )
+        with trains(model):
+            fit(model)
+
+    def test_the_optimum_is_that_of_gpytorchs_own_transform(self):
+        ours, theirs = self.model(), self.plain(nn.functional.softplus)
+        for model in (ours, theirs):
+            # These data have no noise that could be learnt.
+            model.likelihood.noise = 0.01
+            fit(model, steps=400, parameters=model.covar_module.parameters())
+        for mine, other in zip(predicted(ours), predicted(theirs), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-3)
+        lengthscales = [m.covar_module.base_kernel.lengthscale for m in (ours, theirs)]
+        assert lengthscales[0].item() != 0.5
+        torch.testing.assert_close(*lengthscales, rtol=1e-2, atol=0)
+
+    def test_a_file_of_it_goes_into_a_plain_model(self, tmp_path):
+        model = self.model()
+        fit(model)
+        save(model, tmp_path)
+        new = load(tmp_path, self.plain())
+        assert spec(new) == spec(model)
+        same(model, new)
+        expected = predicted(model)
+        for mine, theirs in zip(predicted(new), expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+        released = self.plain()
+        released.load_state_dict(release(model).state_dict())
+        for mine, theirs in zip(predicted(released), expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+    @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+    def test_a_number_outside_is_refused(self, value):
+        model = self.model()
+        before = {path: kept.clone() for path, kept in model.state_dict().items()}
+        with pytest.raises(ValueError, match=r"'raw_lengthscale': positive\(\).*out of bounds"):
+            model.covar_module.base_kernel.lengthscale = value
+        with pytest.raises(ValueError, match=r"raw_noise': interval\(.*out of bounds"):
+            model.likelihood.noise = value
+        for path, kept in model.state_dict().items():
+            assert torch.equal(kept, before[path])
 
 
 class TestBoTorch:

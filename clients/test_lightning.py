@@ -1,16 +1,21 @@
 """Lightning: fit, checkpoints, resuming, averaging of weights, inference."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
-from network import data, network, plain
+from network import CONSTRAINTS, data, network, plain
 from torch.utils.data import DataLoader, TensorDataset
-from trained import same, trains
+from trained import same, trains, values
 
-from constrained import assert_feasible, baked_state_dict
+from constrained import assert_feasible, baked_state_dict, load, spec
 
 
 class Regression(L.LightningModule):
@@ -110,3 +115,48 @@ def test_predictions_and_copies(tmp_path):
     x, _ = data()
     outputs = fitting.predict(model, DataLoader(x, batch_size=16))
     torch.testing.assert_close(torch.cat(outputs), twin.eval()(x))
+
+
+def ran(processes, config, folder):
+    """Run `lightning_app` as on a command line."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+    command = [sys.executable, str(here / "lightning_app.py"), str(config), str(processes)]
+    return subprocess.run(
+        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(CONSTRAINTS))
+    models = []
+    for processes in (1, 2):
+        done = ran(processes, config, tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+        assert ("All distributed processes registered" in done.stderr) is (processes == 2)
+        models.append(load(tmp_path / str(processes), plain()))
+    one, two = models
+    L.seed_everything(0, verbose=False)
+    start = values(network())
+    for path, value in values(two).items():
+        assert not torch.allclose(value, start[path], rtol=0, atol=1e-3), path
+    assert_feasible(two)
+    assert spec(two) == spec(network())
+    # The mean of the gradients of two halves is the gradient of the whole.
+    same(one, two, 1e-5)
+    # A checkpoint of the two goes on in one.
+    resumed = Regression()
+    with trains(resumed):
+        last = tmp_path / "2" / "last.ckpt"
+        trainer(tmp_path, 6).fit(resumed, batches(), ckpt_path=last, weights_only=False)
+
+
+def test_what_is_wrong_with_a_config_stops_both_processes(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"0.weigth": "orthogonal", "2.weight": "low_rank(rank=7)"}))
+    done = ran(2, config, tmp_path)
+    assert done.returncode
+    assert "matches '0.weigth'. Did you mean '0.weight'?" in done.stderr
+    assert "'2.weight': low_rank(rank=7): each element must have at least 7 rows" in done.stderr
+    assert not list(tmp_path.glob("*.ckpt"))

@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
+import yaml
 from network import data, network
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tiny_transformers import Sentences, arguments, llama, logits
 from torch import nn
 from trained import same, trains, values
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
-from constrained import assert_feasible, baked_state_dict, constrain, release, spec
+from constrained import assert_feasible, baked_state_dict, constrain, load, release, save, spec
 
 
 def lora(model, *modules, **more):
@@ -201,3 +204,68 @@ def test_a_frozen_base_is_trained_again():
         parameter.requires_grad_(True)
     with trains(model):
         fit(model)
+
+
+LORA = """
+"**.lora_A.*.weight": orthogonal
+"**.layers.1.**.v_proj.lora_A.*.weight": null
+"**.{q,k}_proj.lora_B.*.weight": max_norm(bound=0.5)
+"""
+
+
+def adapted(body):
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    return constrain(get_peft_model(copy.deepcopy(body), settings), yaml.safe_load(LORA))
+
+
+def test_orthogonal_adapters_from_a_config_to_a_merged_model(tmp_path):
+    body = llama()
+    model = adapted(body)
+    # B is zero at first, and still so.
+    torch.testing.assert_close(logits(model), logits(body), rtol=0, atol=0)
+    assert len(spec(model)) == 5
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    with trains(model):
+        Trainer(model, arguments(tmp_path / "run", 4), train_dataset=Sentences()).train()
+    assert all(torch.equal(model.get_parameter(name), p) for name, p in frozen.items())
+    for path, value in values(model).items():
+        if "lora_A" in path:
+            torch.testing.assert_close(value @ value.T, torch.eye(4), rtol=0, atol=1e-5)
+    # The constraints are resumed from a checkpoint of the Trainer, by the same config.
+    again = adapted(body)
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    trainer = Trainer(again, arguments(tmp_path / "more", 4), train_dataset=Sentences())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    same(again, model, 1e-5)
+    # All of it in one file, into the plain adapters.
+    save(model, tmp_path)
+    fresh = get_peft_model(copy.deepcopy(body), model.peft_config["default"])
+    same(load(tmp_path, fresh), model)
+    expected = logits(model)
+    assert not torch.allclose(expected, logits(body), atol=1e-4)
+    # An adapter to be published is plain: anybody loads it, and merges it.
+    release(model).save_pretrained(tmp_path / "adapter")
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(keys) == 8 and all(k.endswith((".lora_A.weight", ".lora_B.weight")) for k in keys)
+    served = PeftModel.from_pretrained(copy.deepcopy(body), tmp_path / "adapter")
+    torch.testing.assert_close(logits(served), expected)
+    merged = served.merge_and_unload()
+    assert type(merged) is type(body)
+    torch.testing.assert_close(logits(merged), expected)
+
+
+def test_constrained_adapters_that_are_saved_as_they_are_are_told_to_be_missing(tmp_path):
+    body = llama()
+    adapted(body).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"Found missing adapter keys.*lora_A.default.weight"):
+        PeftModel.from_pretrained(copy.deepcopy(body), tmp_path)
+
+
+def test_adapters_constrained_before_they_exist():
+    with pytest.raises(ValueError, match=r"No tensor of LlamaForCausalLM matches '\*\*.lora_A"):
+        constrain(llama(), "**.lora_A.*.weight", "orthogonal")
+    model = get_peft_model(llama(), LoraConfig(r=32, target_modules=["q_proj"]))
+    constrain(model, "**.lora_A.*.weight", "orthogonal")
+    # More rows than columns: the columns are orthonormal.
+    value = next(iter(values(model).values()))
+    torch.testing.assert_close(value.T @ value, torch.eye(16), rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -9,14 +10,14 @@ import pytest
 import torch
 from network import data, network
 from pyro.distributions import constraints as theirs
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.nn.module import to_pyro_module_
 from torch import nn
 from trained import same, trains, values
 
-from constrained import assert_feasible, constrain, parametrize, spec
+from constrained import assert_feasible, constrain, load, parametrize, save, spec
 
 
 @pytest.fixture(autouse=True)
@@ -185,8 +186,9 @@ def test_a_parameter_with_a_constraint_of_pyros_is_refused(how, target):
     model = nn.ModuleDict({"m": inner}) if target.startswith("m") else inner
     names = [name for name, _ in model.named_parameters()]
     constraint = "interval(-2, 2)" if how is constrain else nn.Identity()
-    with pytest.raises(ValueError, match=r"'\w+_unconstrained'.* PyroParam .*nn.Parameter"):
+    with pytest.raises(ValueError) as told:
         how(model, target, constraint)
+    assert re.search(r"'\w+_unconstrained'.* PyroParam .*nn.Parameter", str(told.value))
     assert [name for name, _ in model.named_parameters()] == names
     assert torch.equal(inner.w, before[0])
     assert torch.equal(inner.v, before[1])
@@ -200,3 +202,83 @@ def test_an_nn_parameter_in_its_place_is_constrained():
     with trains(inner):
         inner.w.square().sum().backward()
         torch.optim.SGD(inner.parameters(), lr=0.1).step()
+
+
+class Mixture(PyroModule):
+    """Two clusters of numbers, whose weights, places and widths are to be found."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor([0.5, 0.5]))
+        self.places = nn.Parameter(torch.tensor([-1.0, 1.0]))
+        self.widths = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        clusters = dist.Normal(self.places, self.widths)
+        mixture = dist.MixtureSameFamily(dist.Categorical(self.weights), clusters)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("x", mixture, obs=x)
+
+
+MIXTURE = {"weights": "simplex", "places": "ordered", "widths": {"name": "at_least", "bound": 0.05}}
+
+
+def test_the_parameters_of_a_mixture_are_found(tmp_path):
+    x = torch.cat([torch.randn(300) * 0.3 - 2, torch.randn(100) * 0.5 + 3])
+    model = constrain(Mixture(), MIXTURE)
+    svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    with trains(model):
+        losses = [svi.step(x) for _ in range(400)]
+    assert losses[-1] < 0.7 * losses[0]
+    for found, true in [
+        (model.weights, [0.75, 0.25]),
+        (model.places, [x[:300].mean(), x[300:].mean()]),
+        (model.widths, [x[:300].std(), x[300:].std()]),
+    ]:
+        torch.testing.assert_close(found.detach(), torch.tensor(true), rtol=0, atol=0.02)
+    save(model, tmp_path)
+    same(load(tmp_path, Mixture()), model)
+
+
+class Guide(PyroModule):
+    """A guide by hand: a Gaussian with a full covariance."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(2))
+        self.covariance = nn.Parameter(torch.eye(2))
+
+    def forward(self, *_):
+        normal = dist.MultivariateNormal(self.mean, self.covariance)
+        return pyro.sample("slopes", normal)
+
+
+def test_the_covariance_of_a_guide_is_the_posteriors():
+    inputs = torch.randn(20, 2) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
+    outputs = inputs @ torch.tensor([1.0, -0.5]) + 0.5 * torch.randn(20)
+
+    def model():
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", 20):
+            pyro.sample("y", dist.Normal(inputs @ slopes, 0.5), obs=outputs)
+
+    guide = constrain(Guide(), "covariance", "positive_definite")
+    elbo = TraceMeanField_ELBO(num_particles=16)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.98}), elbo)
+    with trains(guide):
+        for _ in range(200):
+            svi.step()
+    # The posterior of a linear model is known.
+    expected = torch.linalg.inv(torch.eye(2) + inputs.T @ inputs / 0.25)
+    mean = expected @ inputs.T @ outputs / 0.25
+    torch.testing.assert_close(guide.mean.detach(), mean, rtol=0, atol=0.02)
+    torch.testing.assert_close(guide.covariance.detach(), expected, rtol=0.15, atol=0.003)
+
+
+def test_what_is_wrong_is_told_in_a_sentence():
+    wrong = {"weights": "simplx", "place": "ordered", "widths": {"name": "at_least", "bond": 1}}
+    with pytest.raises(ValueError, match="Mixture cannot be constrained") as told:
+        constrain(Mixture(), wrong)
+    text = str(told.value)
+    assert text.count("Did you mean") == 3
+    assert all(f"'{guess}'" in text for guess in ("simplex", "places", "bound"))

@@ -88,3 +88,50 @@ def test_a_grid_of_constraints():
     search = GridSearchCV(clone(regressor()), grid, cv=2, scoring="neg_mean_squared_error")
     search.fit(*arrays())
     assert_feasible(search.best_estimator_.module_)
+
+
+class Named(nn.Module):
+    """A network whose users choose the constraint of its layers by a name."""
+
+    def __init__(self, constraint="orthogonal"):
+        super().__init__()
+        self.body = constrain(plain(), {"{0,2,4}.weight": constraint})
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def search(names, **more):
+    net = NeuralNetRegressor(
+        Named, optimizer=torch.optim.Adam, lr=1e-2, max_epochs=3, train_split=None, verbose=0
+    )
+    grid = {"module__constraint": names}
+    return GridSearchCV(net, grid, cv=2, scoring="neg_mean_squared_error", **more)
+
+
+def test_a_grid_of_names():
+    names = ["orthogonal", "low_rank(rank=2)", {"name": "spectral_norm", "bound": 0.5}, None]
+    found = search(names).fit(*arrays())
+    scores = found.cv_results_["mean_test_score"]
+    assert np.isfinite(scores).all() and len(set(scores)) == len(names)
+    assert found.best_params_ == {"module__constraint": names[scores.argmax()]}
+    best = found.best_estimator_
+    assert_feasible(best.module_)
+    expected = Named(names[scores.argmax()])
+    assert spec(best.module_) == spec(expected)
+    twin = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(twin.predict(arrays()[0]), found.predict(arrays()[0]))
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "low_rank(rank=2)", "spectral_norm(bound=0.5)"])
+def test_each_name_of_a_grid_trains_in_its_set(name):
+    found = search([name]).fit(*arrays())
+    net = found.best_estimator_
+    assert [*spec(net.module_)] == [f"body.{i}.weight" for i in (0, 2, 4)]
+    with trains(net.module_):
+        net.partial_fit(*arrays())
+
+
+def test_a_wrong_name_in_a_grid_is_told_in_a_sentence():
+    with pytest.raises(ValueError, match="Unknown constraint 'orthogonl'. Did you mean 'orthogo"):
+        search(["orthogonl"], error_score="raise").fit(*arrays())

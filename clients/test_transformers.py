@@ -5,75 +5,32 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_transformers import (
+    TOKENS,
+    Sentences,
+    arguments,
+    bert,
+    gpt2,
+    hubert_config,
+    llama,
+    logits,
+    tokens,
+)
 from torch import nn
 from trained import same, trains, values
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
     BertModel,
     BertPreTrainedModel,
-    GPT2Config,
     GPT2LMHeadModel,
-    HubertConfig,
     HubertModel,
-    LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Trainer,
-    TrainingArguments,
 )
 
 from constrained import assert_feasible, baked_state_dict, constrain, load, release, save, spec
-
-TOKENS = 32
-
-
-def gpt2():
-    config = GPT2Config(
-        vocab_size=TOKENS,
-        n_positions=16,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=0,
-        eos_token_id=1,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def bert():
-    config = BertConfig(
-        vocab_size=TOKENS,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return BertForMaskedLM(config)
-
-
-def llama(tied=True):
-    config = LlamaConfig(
-        vocab_size=TOKENS,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
-
 
 CONSTRAINTS = {
     "gpt2": {
@@ -138,15 +95,6 @@ CLASSES = {
     "llama": (llama, ConstrainedLlama),
     "untied llama": (lambda: llama(tied=False), ConstrainedLlama),
 }
-
-
-def tokens():
-    return torch.randint(2, TOKENS, (4, 8), generator=torch.Generator().manual_seed(1))
-
-
-def logits(model, size=TOKENS):
-    with torch.no_grad():
-        return model.eval()(tokens() % size).logits
 
 
 def fit(model, steps=3):
@@ -468,30 +416,6 @@ def test_released_models_are_saved_as_plain_ones(model, tmp_path):
     torch.testing.assert_close(logits(plain), expected)
 
 
-class Sentences(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, i):
-        row = tokens()[i % 4]
-        return {"input_ids": row, "labels": row}
-
-
-def arguments(folder, steps):
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        save_steps=2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-    )
-
-
 def test_the_trainer_saves_and_resumes(model, tmp_path):
     twin = copy.deepcopy(model)
     with trains(model):
@@ -504,20 +428,7 @@ def test_the_trainer_saves_and_resumes(model, tmp_path):
 
 
 def test_hubert_whose_positions_have_torchs_weight_norm(tmp_path):
-    config = HubertConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8, 8),
-        conv_stride=(5, 2),
-        conv_kernel=(10, 3),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        layerdrop=0.0,
-        apply_spec_augment=False,
-    )
-    plain = HubertModel(config)
+    plain = HubertModel(hubert_config())
     model = copy.deepcopy(plain)
     constrain(model, "encoder.layers.*.attention.q_proj.weight", "orthogonal")
     sound = torch.randn(2, 400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -81,15 +82,15 @@ def named_view(
             )
         if name.startswith("weight_hr"):
             raise SpecError(f"The view {view!r} does not fit '{name}', which has no gates.")
-        return _rows(view, module, shape, "g h"), {"g": number}
+        return _rows(view, module, shape, {"g": number})
     if kind == "heads":
         if number is None:
             raise SpecError("The view 'heads' needs the number of heads, as in 'heads(8)'.")
-        return _rows(view, module, shape, "n h"), {"n": number}
+        return _rows(view, module, shape, {"n": number})
     # qkv: s are the three projections, n the heads, h the rows of one.
     if number is None:
-        return _rows(view, module, shape, "s h"), {"s": 3}
-    return _rows(view, module, shape, "s n h"), {"s": 3, "n": number}
+        return _rows(view, module, shape, {"s": 3})
+    return _rows(view, module, shape, {"s": 3, "n": number})
 
 
 def _parsed(view: str) -> tuple[str, int | None]:
@@ -120,16 +121,22 @@ def _conv(view: str, module: nn.Module, shape: Sequence[int]) -> str:
     return f"({groups} {first}) {second} {space} -> {groups} o (i {space})"
 
 
-def _rows(view: str, module: nn.Module, shape: Sequence[int], parts: str) -> str:
+def _rows(
+    view: str, module: nn.Module, shape: Sequence[int], sizes: dict[str, int]
+) -> tuple[str, dict[str, int]]:
     """The pattern that splits the outputs of a linear map, or its bias, into parts."""
-    if len(shape) == 1:
-        return f"({parts}) -> {parts}"
-    if len(shape) != 2:
+    if len(shape) not in (1, 2):
         raise _unfit(view, shape, "it is for matrices and biases")
     # The linear layer of GPT-2 in transformers stores its inputs first.
     is_transposed = any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
+    outputs, count = shape[-1 if is_transposed else 0], math.prod(sizes.values())
+    if outputs % count:
+        raise _unfit(view, shape, f"its {outputs} outputs are not {count} equal parts")
+    parts = " ".join([*sizes, "h"])
+    if len(shape) == 1:
+        return f"({parts}) -> {parts}", sizes
     stored = f"i ({parts})" if is_transposed else f"({parts}) i"
-    return f"{stored} -> {parts} i"
+    return f"{stored} -> {parts} i", sizes
 
 
 def _unfit(view: str, shape: Sequence[int], reason: str) -> SpecError:

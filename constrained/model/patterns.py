@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import functools
 import re
@@ -24,6 +25,10 @@ _MOST_ALTERNATIVES = 256
 
 #: The most characters of a pattern, and the deepest nesting of its braces.
 _LONGEST, _DEEPEST = 1_000, 8
+
+#: Of a pattern that matches nothing so many alternatives are corrected, each segment up to so many
+#: characters, by so many words: comparing takes long.
+_MOST_CORRECTED, _LONGEST_WORD, _MOST_WORDS = 8, 100, 1_000
 
 #: What begins the type of a module in a pattern.
 _TYPE = re.compile(r"(?:^|\.)type=")
@@ -68,6 +73,32 @@ def match_type(model: nn.Module, target: str, available: Mapping[str, Location])
     if not (dot and rest and head in _classes(model)):
         return []
     return match(model, f"type={target}", available)
+
+
+def nearest(target: str, available: Mapping[str, Location]) -> str:
+    """A pattern that matches, and differs in some words from one that does not; "" if none does.
+
+    Args:
+        target: the pattern that matches nothing.
+        available: the tensors of the model by their paths.
+    """
+    paths = [path for path, place in available.items() if place.is_parameter]
+    words = list(dict.fromkeys(word for path in paths for word in path.split(".")))[:_MOST_WORDS]
+    for alternative in _alternatives(target)[:_MOST_CORRECTED]:
+        if _TYPE.search(alternative) is not None:
+            continue
+        corrected = ".".join(_nearest_word(segment, words) for segment in alternative.split("."))
+        for pattern in (corrected, f"**.{corrected}"):
+            if len(_TOKENS.findall(pattern)) <= _MOST_TOKENS and _matching(pattern, paths):
+                return pattern
+    return ""
+
+
+def _nearest_word(segment: str, words: Sequence[str]) -> str:
+    """The word that a segment of a pattern may stand for; itself if it is one, or has wildcards."""
+    if segment in words or len(segment) > _LONGEST_WORD or any(sign in segment for sign in "*?["):
+        return segment
+    return next(iter(difflib.get_close_matches(segment, words, 1, cutoff=0.6)), segment)
 
 
 def _alternatives(target: str, depth: int = 0) -> list[str]:

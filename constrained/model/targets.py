@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from torch import nn
 
 from constrained.constraint.plain_data import short
-from constrained.model.patterns import is_pattern, match, match_type
+from constrained.model.patterns import is_pattern, match, match_type, nearest
 from constrained.parametrized.tensor_locations import Location, locations, why_not_registered
 from constrained.torch_internals.modules import submodules
 
@@ -157,29 +157,41 @@ def _match(model: nn.Module, target: str, available: Mapping[str, Location]) -> 
     if not found:
         raise ValueError(
             f"No tensor of {type(model).__name__} matches {short(target, 200)}."
-            f"{_computed(model, target) or _suggest(target, available)}"
+            f"{_what_it_is(model, target, available) or _suggest(target, available)}"
         )
     return found
 
 
-def _computed(model: nn.Module, target: str) -> str:
-    """A sentence about a target that is a tensor, but neither a parameter nor a buffer."""
+def _what_it_is(model: nn.Module, target: str, available: Mapping[str, Location]) -> str:
+    """A sentence about a target that is a module, or a tensor but no parameter and no buffer."""
+    modules = dict(submodules(model, remove_duplicate=False))
+    if target and target in modules:
+        of_it = [path for path in available if path.startswith(f"{target}.")]
+        if not of_it:
+            return " It is a module without tensors."
+        return f" It is a module; its tensors are {_listed(of_it)}."
     prefix, _, name = target.rpartition(".")
-    owner = dict(submodules(model, remove_duplicate=False)).get(prefix)
+    owner = modules.get(prefix)
     reason = "" if owner is None or len(name) > 200 else why_not_registered(owner, name)
     return reason and f" {reason}"
+
+
+def _listed(paths: list[str]) -> str:
+    """The first of some paths, in quotes."""
+    return f"{', '.join(map(repr, paths[:6]))}{', ...' if len(paths) > 6 else ''}"
 
 
 def _suggest(target: str, available: Mapping[str, Location]) -> str:
     if not available:
         return " It has no tensors."
-    last = target.rsplit(".", 1)[-1]
-    # Comparing takes long for long words and for many.
-    likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
-    endings = [path for path in available if not is_pattern(target) and path.endswith(f".{last}")]
-    close = [] if len(target) > 200 else difflib.get_close_matches(target, likely, 1, cutoff=0.6)
-    close = close or endings[:1]
-    if close:
+    close = [nearest(target, available)] if is_pattern(target) else []
+    if not any(close) and len(target) <= 200:
+        # Comparing takes long for long words and for many.
+        likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
+        close = difflib.get_close_matches(target, likely, 1, cutoff=0.6)
+    if not any(close) and not is_pattern(target):
+        last = target.rsplit(".", 1)[-1]
+        close = [path for path in available if path.endswith(f".{last}")]
+    if any(close):
         return f" Did you mean {close[0]!r}?"
-    paths = list(available)
-    return f" Its tensors are {', '.join(paths[:6])}{', ...' if len(paths) > 6 else ''}."
+    return f" Its tensors are {_listed(list(available))}."

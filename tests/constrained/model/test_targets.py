@@ -124,9 +124,17 @@ def test_what_a_target_does_not_take_is_listed_and_left_to_earlier_targets():
         ("encoder.0.wieght", "Did you mean 'encoder.0.weight'?"),
         ("head.weights", "Did you mean 'head.weight'?"),
         ("bias", "Did you mean"),
-        ("decoder.**", "matches 'decoder.**'"),
+        ("decoder.**", "matches 'decoder.**'. Did you mean 'encoder.**'?"),
+        ("encodr.*.{wieght,bias}", "Did you mean 'encoder.*.weight'?"),
+        ("[0-1].bias", "Did you mean '**.[0-1].bias'?"),
+        ("xyz.*", "matches 'xyz.*'. Its tensors are 'weight', "),
+        (".".join(["*"] * 31) + ".xyz", "Its tensors are 'weight', "),
         ("", "matches ''"),
-        ("encoder", "matches 'encoder'"),
+        (
+            "encoder.2",
+            "matches 'encoder.2'. It is a module; its tensors are 'encoder.2.weight'.",
+        ),
+        ("encoder.1", "matches 'encoder.1'. It is a module without tensors."),
     ],
 )
 def test_a_target_that_matches_nothing(target, message):
