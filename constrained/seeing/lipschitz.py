@@ -84,7 +84,7 @@ def lipschitz(model: nn.Module) -> Lipschitz:
         if kind is nn.Linear or kind in _CONVOLUTIONS:
             return Lipschitz(_constant(kind.__name__, model))
         if not _is_sequence(model):
-            return Lipschitz(None, f"a {kind.__name__} is no nn.Sequential of layers")
+            return Lipschitz(None, f"{kind.__name__} is neither nn.Sequential nor a known layer")
         for path, layer in _layers(model, ""):
             product *= _constant(path, layer)
     except _NoBound as error:

@@ -80,7 +80,15 @@ def test_ctrl_c(tmp_path):
     )
     (tmp_path / "c.yaml").write_text("weight: sphere\n", "utf-8")
     command = [*COMMAND, "check", "c.yaml", "--model", "slow_model:model"]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, cwd=tmp_path, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=-1,
+        stderr=-1,
+        cwd=tmp_path,
+        text=True,
+        # A job in the background of a shell ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "building\n"
         time.sleep(0.3)

@@ -102,7 +102,7 @@ def test_a_traced_model_runs_trains_and_follows_the_weight(kind, spec):
         assert_close(traced(x), m(x))
         assert_close(copy.deepcopy(traced)(x), m(x))
         assert_close(pickle.loads(pickle.dumps(traced))(x), m(x))
-    for look in (spec_of, violations, lambda model: str(report(model))):
+    for look in (spec_of, violations, lambda model: report(model).to_dict()):
         assert look(traced) == look(m)
     assert list(violations(m)) == [path]
     assert max(violations(m).values()) < 1e-5

@@ -83,7 +83,10 @@ def test_why_there_is_none(layer, reason):
 def test_a_model_that_is_no_chain_of_layers():
     module = nn.ModuleDict({"a": nn.Linear(2, 2)})
     constrain(module, "a.weight", "orthogonal")
-    assert report(module).lipschitz == (None, "a ModuleDict is no nn.Sequential of layers")
+    assert report(module).lipschitz == (
+        None,
+        "ModuleDict is neither nn.Sequential nor a known layer",
+    )
     assert "No bound of the network's Lipschitz constant: a ModuleDict is no" in str(report(module))
 
 

@@ -141,7 +141,7 @@ class TestChain:
             constrain(nn.Linear(4, 4), "weight", text)
 
     def test_bars_in_arguments_are_no_links(self):
-        with pytest.raises(ValueError, match="map must be"):
+        with pytest.raises(ValueError, match="'map' must be"):
             constrain(nn.Linear(4, 4), "weight", "orthogonal(map='a|b')")
 
     def test_one_part_is_no_chain(self):
