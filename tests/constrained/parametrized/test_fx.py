@@ -81,6 +81,12 @@ def test_a_module_is_a_leaf_where_it_is_one_under_torchs_engine(kind):
     assert found[0] == found[1]
 
 
+def rows_of(model):
+    """What a report says of the tensors; the tracer gives the root of a model another class."""
+    rows = report(model).to_dict().values()
+    return [{key: value for key, value in row.items() if key != "module"} for row in rows]
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_traced_model_runs_trains_and_follows_the_weight(kind, spec):
@@ -102,7 +108,7 @@ def test_a_traced_model_runs_trains_and_follows_the_weight(kind, spec):
         assert_close(traced(x), m(x))
         assert_close(copy.deepcopy(traced)(x), m(x))
         assert_close(pickle.loads(pickle.dumps(traced))(x), m(x))
-    for look in (spec_of, violations, lambda model: report(model).to_dict()):
+    for look in (spec_of, violations, rows_of):
         assert look(traced) == look(m)
     assert list(violations(m)) == [path]
     assert max(violations(m).values()) < 1e-5

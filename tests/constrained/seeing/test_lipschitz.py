@@ -87,7 +87,7 @@ def test_a_model_that_is_no_chain_of_layers():
         None,
         "ModuleDict is neither nn.Sequential nor a known layer",
     )
-    assert "No bound of the network's Lipschitz constant: a ModuleDict is no" in str(report(module))
+    assert "No bound of the network's Lipschitz constant: ModuleDict is" in str(report(module))
 
 
 def test_a_single_layer():
@@ -103,7 +103,7 @@ class Residual(nn.Sequential):
 
 
 def test_a_sequence_that_does_something_else():
-    assert "a Residual is no nn.Sequential" in lipschitz(Residual(nn.Linear(2, 2))).reason
+    assert "Residual is neither nn.Sequential" in lipschitz(Residual(nn.Linear(2, 2))).reason
     assert "'0' is a Residual" in lipschitz(nn.Sequential(Residual(nn.Linear(2, 2)))).reason
     net = nn.Sequential(nn.Sequential(nn.Identity()))
     assert lipschitz(net).bound == 1
