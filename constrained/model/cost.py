@@ -56,7 +56,10 @@ def cost_of(constraint: Constraint, shape: Sequence[int]) -> Cost | None:
     while isinstance(constraint, View):
         shape = constraint.seen_shape()
         constraint = constraint.constraint
-    constraint = copy.deepcopy(constraint)
+    try:
+        constraint = copy.deepcopy(constraint)
+    except TypeError:  # another library's stand-in for a module, such as higher's: not copyable
+        return None
     # Not where the caller makes tensors, which may be the meta device.
     with torch.device("cpu"):
         for small in _smaller(constraint, tuple(shape)):
