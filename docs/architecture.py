@@ -30,6 +30,7 @@ ROOMS = {
         "training",
         "registration",
         "parametrized",
+        "attached",
         "evaluation",
         "constraint",
         "atomic",

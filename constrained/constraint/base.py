@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from constrained.constraint.deprecated import Renamed, rename_added_members, rename_members
 from constrained.constraint.elements import Params, beside
+from constrained.constraint.geometry import Geometry
 from constrained.constraint.guards import GUARDS, OF_THE_MAP
-from constrained.constraint.membership import Membership
 from constrained.constraint.optional_methods import OptionalMethods
 from constrained.constraint.precision import autocast_disabled, raise_precision
 from constrained.constraint.sampling import RandomNumbers
@@ -29,7 +29,7 @@ START = 0.02
 FLAT = 1e-6
 
 
-class Constraint(OptionalMethods, Membership):
+class Constraint(Geometry):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
     One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions

@@ -13,6 +13,10 @@ class OutOfRangeError(ValueError):
     """Finite numbers are so large or small for their dtype that an algorithm fails on them."""
 
 
+class NonfiniteGradientError(ValueError):
+    """The gradient of a tensor with ``mode="project"`` holds NaN or infinity."""
+
+
 class SpecError(TypeError, ValueError):
     """A spec is not valid: its syntax, its arguments or their types are wrong.
 

@@ -26,6 +26,6 @@ def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
         >>> constrained.spec(model)
         {'weight': {'name': 'ball', 'radius': 2.0}}
     """
-    found = {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
+    found = {path: tensor.spec() for path, tensor, _ in constrained_tensors(model)}
     later = {path: item.spec() for path, item in deferred_tensors(model)}
     return found | {path: plain for path, plain in later.items() if plain is not None}

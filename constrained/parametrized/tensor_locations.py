@@ -12,6 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.attached.attached_constraint import (
+    AttachedConstraint,
+    attached,
+    attached_constraints,
+)
 from constrained.constraint.base import Constraint
 from constrained.constraint.plain_data import short
 from constrained.parametrized.parametrization_list import ParametrizationList
@@ -147,13 +152,22 @@ def _modules(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _modules(child, f"{prefix}.{name}" if prefix else name)
 
 
-def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList, Constraint]]:
-    """Each tensor of a model that has a constraint: its first path, its list, the constraint."""
+def constrained_tensors(
+    model: nn.Module,
+) -> Iterator[tuple[str, ParametrizationList | AttachedConstraint, Constraint]]:
+    """Each tensor of a model that has a constraint.
+
+    Yields:
+        Its first path, what holds its constraint, and the constraint. That is the list of a tensor
+        that is parametrized, and an `AttachedConstraint` of one that is a plain parameter.
+    """
     for path, found in parametrized_tensors(model):
         if isinstance(found, ParametrizationList):
             constraint = found.constraint()
             if constraint is not None:
                 yield path, found, constraint
+    for path, found in attached_constraints(model):
+        yield path, found, found.constraint()
 
 
 def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -173,6 +187,8 @@ def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_constrained(location: Location) -> bool:
-    """Whether `constrain` has parametrized a tensor, and not a `register_parametrization`."""
+    """Whether `constrain` has constrained a tensor, and not a `register_parametrization`."""
     found = location.tensor
+    if location.name in attached(location.module):
+        return True
     return isinstance(found, ParametrizationList) and found.is_constrained()

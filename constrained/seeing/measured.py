@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from constrained.attached.attached_constraint import attached_constraints
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.evaluation.evaluated_tensor import chain_repr
@@ -107,6 +108,18 @@ def measured_tensors(model: nn.Module) -> Iterator[Measured]:
             continue
         measured = violation_of(constraint, value)
         yield Measured(path, constraint, described, value, tuple(value.shape), moved, *measured)
+    for path, attached in attached_constraints(model):
+        value, constraint = attached().detach(), attached.constraint()
+        measured = violation_of(constraint, value)
+        yield Measured(
+            path,
+            constraint,
+            attached.described(),
+            value,
+            tuple(value.shape),
+            attached.moved,
+            *measured,
+        )
     for path, item in deferred_tensors(model):
         described = f"{item!r}, once it has a shape"
         yield Measured(path, None, described, None, (), None, None, 0.0)

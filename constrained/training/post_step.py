@@ -29,9 +29,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from constrained.atomic.first_use import at_first_use
 from constrained.evaluation.events import expect_writes
 from constrained.parametrized.originals_index import (
-    call_when_first_indexed,
     lists_with_original,
     reindex_all,
 )
@@ -82,7 +82,7 @@ def _watch_steps() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-call_when_first_indexed(_watch_steps)
+at_first_use(_watch_steps)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:

@@ -32,6 +32,11 @@ class LinearSpace(Retraction):
         """The orthogonal projection of the gradient: the projection is its own adjoint."""
         return (self.part(gradient),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection onto the space itself."""
+        del value
+        return self.part(vector)
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of the difference from the projection."""
         rest = (value - self.part(value)).abs()

@@ -139,6 +139,10 @@ class Orthogonal(Matrices):
             return rebased_gradient(value, gradient, params[0], params[1]), None
         return recomputed(self, gradient, params)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection onto the tangent space."""
+        return polar_gradient(value, value, vector)
+
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...] | None:

@@ -45,6 +45,10 @@ class Spheres(Retraction):
         found = normalized_gradient(vectors, values, gradients, self.radius)
         return (self.element(found, y),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The projection of each vector onto the plane that is orthogonal to the element."""
+        return self.pullback(value, vector, value)[0]
+
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """The element itself."""
         return (self.forward(y),)

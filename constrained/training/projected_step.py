@@ -1,0 +1,358 @@
+"""Hooks before and after each optimizer step that keep plain parameters in their sets.
+
+Before a step the gradient of a tensor with ``mode="project"`` is checked, and made admissible: for
+a smooth set that is the projection onto the tangent space. After the step the tensor is brought
+back, and what the optimizer remembers of earlier gradients is made admissible at the new point.
+
+A set with a boundary, such as a ball, needs more care. Where the gradient points out of the set at
+the optimum, a step of Adam followed by the Euclidean projection comes to rest elsewhere. So the
+projection is made in the metric of the step (`project_scaled`), or, where there is no formula, the
+step is made with one scale for each element. For an optimizer whose metric is unknown, the gradient
+is replaced by the gradient mapping, which vanishes at the optimum (`Geometry.admissible`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from constrained.atomic import sharded
+from constrained.atomic.contents import is_finite, store
+from constrained.atomic.first_use import at_first_use
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import NonfiniteGradientError
+from constrained.attached.attached_constraint import (
+    AttachedConstraint,
+    attached_by_parameter,
+    revision,
+)
+from constrained.training.optimizer_metric import first_moments, is_euclidean, metric_of
+
+#: Tensors of at most ``_SMALL`` entries are treated in batches of at most ``_BATCH`` entries.
+_SMALL, _BATCH = 2**16, 2**22
+
+
+@dataclass
+class _Step:
+    """A projected tensor that an optimizer trains, and what is noted of its step.
+
+    Attributes:
+        tensor: the tensor.
+        parameter: its parameter.
+        before: where the step began; noted only where `_finish_boundary` needs it.
+        rows: the rows that a sparse gradient has moved.
+        skipped: the gradient that was not finite, and that this step leaves out.
+    """
+
+    tensor: AttachedConstraint
+    parameter: torch.nn.Parameter
+    before: Tensor | None = None
+    rows: Tensor | None = None
+    skipped: Tensor | None = None
+
+    def is_stale(self) -> bool:
+        """Whether the module has another parameter now."""
+        return self.tensor.parameter() is not self.parameter
+
+    @property
+    def constraint(self) -> Constraint:
+        """The constraint of the tensor."""
+        return self.tensor.constraint()
+
+
+class _Steps(list[_Step]):
+    """The projected tensors that an optimizer trains.
+
+    Args:
+        optimizer: the optimizer.
+
+    Attributes:
+        found_for: the ids of the optimizer's parameters, and the revision, that they were found for.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        parameters = _parameters(optimizer)
+        by_id = attached_by_parameter()
+        super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
+        self.found_for = tuple(map(id, parameters)), revision()
+
+
+_known: weakref.WeakKeyDictionary[Optimizer, _Steps] = weakref.WeakKeyDictionary()
+
+
+def _watch_steps() -> None:
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
+
+
+at_first_use(_watch_steps)
+
+
+def _parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _steps_of(optimizer: Optimizer) -> list[_Step]:
+    """The projected tensors that an optimizer trains, in the order of its parameters."""
+    known = _known.get(optimizer)
+    now = tuple(map(id, _parameters(optimizer))), revision()
+    if known is None or known.found_for != now or any(s.is_stale() for s in known):
+        known = _known[optimizer] = _Steps(optimizer)
+    return known
+
+
+# ------------------------------------------------------------------------------ before the step
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+    steps = _steps_of(optimizer)
+    if not steps:
+        return None
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        _prepare(optimizer, steps)
+        return None
+    wrap = _evaluating_inside if isinstance(optimizer, LBFGS) else _preparing_after
+    if len(args) > 1:
+        return (args[0], wrap(optimizer, steps, closure), *args[2:]), kwargs
+    return args, {**kwargs, "closure": wrap(optimizer, steps, closure)}
+
+
+def _preparing_after(optimizer: Optimizer, steps: list[_Step], closure: Any) -> Any:
+    """A closure that computes gradients and then prepares those of the projected tensors."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        loss = closure(*args, **kwargs)
+        _prepare(optimizer, steps)
+        return loss
+
+    return call
+
+
+def _evaluating_inside(optimizer: Optimizer, steps: list[_Step], closure: Any) -> Any:
+    """A closure that evaluates the loss at the members that the parameters stand for.
+
+    L-BFGS evaluates at points outside of the set, from which it goes on. So it minimizes the
+    composition of the loss with the projection onto the set, and is given the gradient of that.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            outside = [step.parameter.clone() for step in steps]
+            _apply(steps, _retracted, [[step.parameter] for step in steps])
+        try:
+            loss = closure(*args, **kwargs)
+            by_step = {id(s): value for s, value in zip(steps, outside, strict=True)}
+            for step in _without_nonfinite(optimizer, steps):
+                _pull_back(step, by_step[id(step)])
+        finally:
+            with torch.no_grad():
+                for step, value in zip(steps, outside, strict=True):
+                    store(step.parameter, value)
+        return loss
+
+    return call
+
+
+def _pull_back(step: _Step, value: Tensor) -> None:
+    """Replace the gradient at a member by that at the point which the member is nearest to."""
+    gradient = step.parameter.grad
+    if gradient is None:
+        return
+    constraint = step.constraint
+    start = sharded.whole(value).requires_grad_()
+    with torch.enable_grad():
+        found = constraint.nearby(start)
+    (back,) = torch.autograd.grad(found, start, sharded.whole(gradient))
+    store(gradient, back)
+
+
+@torch.no_grad()
+def _prepare(optimizer: Optimizer, steps: list[_Step]) -> None:
+    """Check the gradients of projected tensors, and make them admissible."""
+    moving = [step for step in steps if step.parameter.grad is not None]
+    moving = _without_nonfinite(optimizer, moving)
+    euclidean = is_euclidean(optimizer)
+    dense: list[_Step] = []
+    for step in moving:
+        constraint, parameter = step.constraint, step.parameter
+        step.rows = step.before = None
+        assert parameter.grad is not None
+        if parameter.grad.layout is not torch.strided:
+            _prepare_rows(step, parameter.grad)
+        elif constraint.is_smooth():
+            dense.append(step)
+        elif euclidean or metric_of(optimizer, parameter) is not None:
+            if not euclidean and constraint.event_dim != 0:
+                step.before = sharded.whole(parameter).clone()
+        else:
+            dense.append(step)
+    _apply(dense, _admissible, [[s.parameter, s.parameter.grad] for s in dense], gradients=True)
+
+
+def _without_nonfinite(optimizer: Optimizer, steps: list[_Step]) -> list[_Step]:
+    """The tensors with finite gradients. A gradient that is not is an error, or is left out."""
+    if getattr(optimizer, "found_inf", None) is not None or not steps:
+        # A fused optimizer is given scaled gradients, and leaves the step out by itself.
+        return steps
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return steps
+    gradients = [_values(step) for step in steps]
+    if is_finite(torch.nn.utils.get_total_norm(gradients)):
+        return steps
+    broken = [s for s, g in zip(steps, gradients, strict=True) if not is_finite(g)]
+    for step in broken:
+        if step.tensor.on_nonfinite == "raise":
+            raise NonfiniteGradientError(
+                f"'{step.tensor.path}': its gradient holds NaN or infinity at optimizer step "
+                f"{step.tensor.steps + 1}, and nothing has been changed; look for the loss that "
+                "became so, or constrain it with on_nonfinite='skip', which leaves such steps out."
+            )
+    for step in broken:
+        step.skipped, step.parameter.grad = step.parameter.grad, None
+    return [step for step in steps if step.parameter.grad is not None]
+
+
+def _values(step: _Step) -> Tensor:
+    gradient: Any = step.parameter.grad
+    if gradient.layout is torch.sparse_coo:
+        # Not coalesced: entries of one row would be added up first, which takes longer.
+        gradient = gradient._values()
+    return gradient.to_local() if sharded.is_shard(gradient) else gradient
+
+
+def _prepare_rows(step: _Step, gradient: Tensor) -> None:
+    """Make a sparse gradient admissible: that of the rows of an embedding that were looked up."""
+    constraint, parameter = step.constraint, step.parameter
+    if gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1:
+        raise _sparse_error(step)
+    if constraint.event_dim is None or constraint.event_dim > parameter.ndim - 1:
+        raise _sparse_error(step)
+    gradient = gradient.coalesce()
+    step.rows = gradient.indices()[0]
+    found = constraint.admissible(parameter[step.rows], gradient.values())
+    parameter.grad = torch.sparse_coo_tensor(
+        gradient.indices(), found, gradient.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def _sparse_error(step: _Step) -> TypeError:
+    return TypeError(
+        f"'{step.tensor.path}': {step.constraint!r} is on the whole tensor, and its gradient is "
+        "sparse; make the layer with sparse=False."
+    )
+
+
+# ------------------------------------------------------------------------------- after the step
+
+
+@torch.no_grad()
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    del args, kwargs
+    steps = _steps_of(optimizer)
+    moved: list[_Step] = []
+    for step in steps:
+        if step.skipped is not None:
+            step.parameter.grad, step.skipped = step.skipped, None
+        if step.parameter.requires_grad and not step.tensor.is_clean(step.parameter):
+            step.tensor.steps += 1
+            moved.append(step)
+    smooth: list[_Step] = []
+    for step in moved:
+        if step.rows is not None:
+            rows = step.parameter[step.rows]
+            step.parameter[step.rows] = step.constraint.retract(rows)
+        elif step.constraint.is_smooth() or step.before is None:
+            smooth.append(step)
+        else:
+            _finish_boundary(optimizer, step)
+    _apply(smooth, _retracted, [[step.parameter] for step in smooth])
+    for step in moved:
+        _transport(optimizer, step)
+        step.before = step.rows = None
+        step.tensor.mark_clean(step.parameter)
+
+
+def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:
+    """Bring a tensor back into a set with a boundary, in the metric of the step that it made."""
+    constraint, before = step.constraint, step.before
+    scale = metric_of(optimizer, step.parameter)
+    value = sharded.whole(step.parameter)
+    found = None
+    if scale is not None and before is not None:
+        scale = sharded.whole(scale)
+        found = constraint.project_scaled(value, scale)
+        if found is None:
+            dims = tuple(range(-(constraint.event_dim or value.ndim), 0))
+            # The step that one scale for the whole element would have made.
+            value = before + (value - before) * (scale / scale.square().mean(dims, True).sqrt())
+    store(step.parameter, constraint.retract(value) if found is None else found)
+
+
+def _transport(optimizer: Optimizer, step: _Step) -> None:
+    """Make what the next step will continue admissible at the new point."""
+    constraint = step.constraint
+    for moment in first_moments(optimizer, step.parameter):
+        value, vector = sharded.whole(step.parameter), sharded.whole(moment)
+        if step.rows is not None:
+            moment[step.rows] = constraint.admissible(value[step.rows], vector[step.rows])
+        else:
+            store(moment, constraint.admissible(value, vector))
+
+
+# ------------------------------------------------------------------------------- many tensors at once
+
+
+def _admissible(constraint: Constraint, value: Tensor, gradient: Tensor) -> Tensor:
+    return constraint.admissible(value, gradient)
+
+
+def _retracted(constraint: Constraint, value: Tensor) -> Tensor:
+    return constraint.retract(value)
+
+
+def _apply(
+    steps: Sequence[_Step],
+    function: Callable[..., Tensor],
+    given: Sequence[Sequence[Any]],
+    *,
+    gradients: bool = False,
+) -> None:
+    """Write what a function makes of the tensors into the first of them, equal ones as one batch.
+
+    Args:
+        steps: the tensors.
+        function: takes the constraint and the tensors that are given for one.
+        given: the tensors for each.
+        gradients: whether the last of the tensors is written, and not the first.
+    """
+    alike: dict[Hashable, list[int]] = {}
+    for i, (step, (first, *_)) in enumerate(zip(steps, given, strict=True)):
+        key = step.tensor.batch_key()
+        is_small = type(first) is torch.nn.Parameter and 0 < first.numel() <= _SMALL
+        whole = (key, first.shape, first.dtype, first.device) if key and is_small else i
+        alike.setdefault(whole, []).append(i)
+    for indices in alike.values():
+        constraint = steps[indices[0]].constraint
+        most = max(1, _BATCH // max(1, given[indices[0]][0].numel()))
+        for start in range(0, len(indices), most):
+            some = indices[start : start + most]
+            columns = list(zip(*(given[i] for i in some), strict=True))
+            if len(some) == 1:
+                found = [function(constraint, *(sharded.whole(c[0]) for c in columns))]
+            else:
+                found = function(constraint, *(torch.stack(c) for c in columns)).unbind()
+            for i, new in zip(some, found, strict=True):
+                old = given[i][-1 if gradients else 0]
+                if new is not old:
+                    store(old, new)
