@@ -98,7 +98,7 @@ class AttachedConstraint:
         """The shape of the parameter."""
         return self().shape
 
-    def __call__(self) -> Tensor:
+    def forward(self) -> Tensor:
         """The value of the tensor: the parameter itself."""
         found = self.parameter()
         if found is None:
@@ -107,6 +107,8 @@ class AttachedConstraint:
                 "parameter of this name any more."
             )
         return found
+
+    __call__ = forward
 
     def batch_key(self) -> Hashable | None:
         """Equal for tensors whose constraint treats them alike; None for one that is alone."""
@@ -176,7 +178,7 @@ def attached_constraints(model: nn.Module) -> Iterator[tuple[str, AttachedConstr
                 yield f"{prefix}.{name}" if prefix else name, tensor
 
 
-# ---------------------------------------------------------------- in the process, for the optimizers
+# -------------------------------------------------------------- in the process, for the optimizers
 
 _all: weakref.WeakSet[AttachedConstraint] = weakref.WeakSet()
 

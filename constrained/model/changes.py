@@ -291,9 +291,7 @@ def fitted(here: list[Location], request: Request) -> Request:
     return replace(request, constraint=found[0])
 
 
-def _parametrize(
-    place: Location, original: Tensor, request: Request
-) -> ParametrizationList:
+def _parametrize(place: Location, original: Tensor, request: Request) -> ParametrizationList:
     constraint = request.build()
     if isinstance(constraint, Constraint):
         constraint = viewed(constraint, request, place, original.shape)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
-from constrained.constraint.spec import Request
+from constrained.constraint.spec import SETTINGS, Request
 from constrained.constraint.view import with_view
 from constrained.model.changes import (
     AttachedChange,
@@ -210,6 +210,13 @@ class LazyChange(Change):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "optimizer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Before version 0.3 the start was an attribute of its own, and there was no other mode.
+        old = {"init": state.pop("init")} if "init" in state else {}
+        request: Request = state["request"]
+        missing = {k: v for k, v in {**SETTINGS, **old}.items() if getattr(request, k) is None}
+        self.__dict__.update({**state, "request": replace(request, **missing)})
 
 
 def constrain_materialized(module: nn.Module) -> None:

@@ -188,7 +188,9 @@ def plan(
         target: as in `constrain`.
         constraint: as in `constrain`.
         view: as in `constrain`.
-        init, mode, on_nonfinite: as in `constrain`.
+        init: as in `constrain`.
+        mode: likewise.
+        on_nonfinite: likewise.
         arguments: as in `constrain`.
 
     Returns:

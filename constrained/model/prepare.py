@@ -112,9 +112,7 @@ def _with_hint(choice: Choice[Rule], error: Exception) -> Exception:
     )
 
 
-def prepare(
-    here: list[Location], request: Request, optimizer: Optimizer | None = None
-) -> Change:
+def prepare(here: list[Location], request: Request, optimizer: Optimizer | None = None) -> Change:
     """The change that constrains a tensor; nothing of the model is written.
 
     Args:

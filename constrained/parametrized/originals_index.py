@@ -42,6 +42,7 @@ _by_parameter: dict[int, tuple[_Entry, ...]] = {}
 # replaced as a whole.
 _lock = threading.RLock()
 
+
 def index_list(parametrizations: nn.Module) -> None:
     """Index a list under its present originals, and remove entries under former ones."""
     note_use()

@@ -152,15 +152,13 @@ def _modules(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _modules(child, f"{prefix}.{name}" if prefix else name)
 
 
-def constrained_tensors(
-    model: nn.Module,
-) -> Iterator[tuple[str, ParametrizationList | AttachedConstraint, Constraint]]:
-    """Each tensor of a model that has a constraint.
+#: What holds the constraint of a tensor: its list if it is parametrized, or, if it is a plain
+#: parameter, an object that is attached to its module.
+Holder = ParametrizationList | AttachedConstraint
 
-    Yields:
-        Its first path, what holds its constraint, and the constraint. That is the list of a tensor
-        that is parametrized, and an `AttachedConstraint` of one that is a plain parameter.
-    """
+
+def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, Holder, Constraint]]:
+    """Each tensor of a model that has a constraint: its first path, its holder, the constraint."""
     for path, found in parametrized_tensors(model):
         if isinstance(found, ParametrizationList):
             constraint = found.constraint()
@@ -168,6 +166,13 @@ def constrained_tensors(
                 yield path, found, constraint
     for path, found in attached_constraints(model):
         yield path, found, found.constraint()
+
+
+def constrained_lists(model: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
+    """Each tensor of a model that a constraint parametrizes: its first path, and its list."""
+    for path, found, _ in constrained_tensors(model):
+        if isinstance(found, ParametrizationList):
+            yield path, found
 
 
 def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -29,13 +29,13 @@ from torch.optim.optimizer import (
 from constrained.atomic import sharded
 from constrained.atomic.contents import is_finite, store
 from constrained.atomic.first_use import at_first_use
-from constrained.constraint.base import Constraint
-from constrained.constraint.errors import NonfiniteGradientError
 from constrained.attached.attached_constraint import (
     AttachedConstraint,
     attached_by_parameter,
     revision,
 )
+from constrained.constraint.base import Constraint
+from constrained.constraint.errors import NonfiniteGradientError
 from constrained.training.optimizer_metric import first_moments, is_euclidean, metric_of
 
 #: Tensors of at most ``_SMALL`` entries are treated in batches of at most ``_BATCH`` entries.
@@ -77,7 +77,8 @@ class _Steps(list[_Step]):
         optimizer: the optimizer.
 
     Attributes:
-        found_for: the ids of the optimizer's parameters, and the revision, that they were found for.
+        found_for: the ids of the optimizer's parameters, and the `revision`, for which they were
+            found.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -226,8 +227,7 @@ def _without_nonfinite(optimizer: Optimizer, steps: list[_Step]) -> list[_Step]:
 def _values(step: _Step) -> Tensor:
     gradient: Any = step.parameter.grad
     if gradient.layout is torch.sparse_coo:
-        # Not coalesced: entries of one row would be added up first, which takes longer.
-        gradient = gradient._values()
+        gradient = gradient.coalesce().values()
     return gradient.to_local() if sharded.is_shard(gradient) else gradient
 
 
@@ -310,7 +310,7 @@ def _transport(optimizer: Optimizer, step: _Step) -> None:
             store(moment, constraint.admissible(value, vector))
 
 
-# ------------------------------------------------------------------------------- many tensors at once
+# ------------------------------------------------------------------------- many tensors at once
 
 
 def _admissible(constraint: Constraint, value: Tensor, gradient: Tensor) -> Tensor:
