@@ -33,7 +33,7 @@ OnNonfinite = Literal["raise", "skip"]
 ON_NONFINITE: tuple[OnNonfinite, ...] = get_args(OnNonfinite)
 
 # Pickles of modules contain this name.
-_ATTRIBUTE = "_attached"
+_ATTRIBUTE = "_attached_constraints"
 
 
 class AttachedConstraint:

@@ -216,7 +216,9 @@ class LazyChange(Change):
         old = {"init": state.pop("init")} if "init" in state else {}
         request: Request = state["request"]
         missing = {k: v for k, v in {**SETTINGS, **old}.items() if getattr(request, k) is None}
-        self.__dict__.update({**state, "request": replace(request, **missing)})
+        state = {**state, "request": replace(request, **missing)}
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 def constrain_materialized(module: nn.Module) -> None:
