@@ -80,10 +80,14 @@ class AttachedConstraint:
         """The constraint of the tensor."""
         return self._constraint
 
+    def settings(self) -> dict[str, str]:
+        """The mode, and what else a spec says about how the constraint is kept."""
+        more = {} if self.on_nonfinite == "raise" else {"on_nonfinite": self.on_nonfinite}
+        return {"mode": self.mode, **more}
+
     def spec(self) -> dict[str, Any]:
         """The constraint as plain data, with its mode."""
-        more = {} if self.on_nonfinite == "raise" else {"on_nonfinite": self.on_nonfinite}
-        return {**self._constraint.spec(), "mode": self.mode, **more}
+        return {**self._constraint.spec(), **self.settings()}
 
     def described(self) -> str:
         """The constraint and the mode, as they are written."""

@@ -12,7 +12,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.atomic.interrupts import allow_interrupt
-from constrained.attached.attached_constraint import MODES, ON_NONFINITE, attached
+from constrained.attached.attached_constraint import (
+    MODES,
+    ON_NONFINITE,
+    AttachedConstraint,
+)
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import is_mapping, short
 from constrained.constraint.registry import did_you_mean
@@ -131,8 +135,8 @@ def prepare(here: list[Location], request: Request, optimizer: Optimizer | None 
     existing: Any = deferred(place.module).get(place.name)
     if isinstance(original, nn.Module):
         existing = " then ".join(repr(p) for p in original.children())
-    elif place.name in attached(place.module):
-        existing = attached(place.module)[place.name].described()
+    elif isinstance(place.holder, AttachedConstraint):
+        existing = place.holder.described()
     if existing is not None or isinstance(original, nn.Module):
         raise ValueError(
             f"'{place.path}' is constrained already, by {existing}; release it by this path first."

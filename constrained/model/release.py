@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
-from constrained.attached.attached_constraint import attached, detach
+from constrained.attached.attached_constraint import AttachedConstraint, detach
 from constrained.constraint.errors import raise_all
 from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
@@ -99,7 +99,7 @@ def release(
             place = here[0]
             if place.name in deferred(place.module):
                 stop(here)
-            elif place.name in attached(place.module):
+            elif isinstance(place.holder, AttachedConstraint):
                 for other in here:
                     detach(other.module, other.name)
             else:

@@ -5,7 +5,7 @@ A location is a module and the name of a tensor in it. A tied tensor has several
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,12 @@ class Location:
         tensors = self.module._parameters if self.is_parameter else self.module._buffers
         return tensors[self.name]  # type: ignore[return-value]
 
+    @property
+    def holder(self) -> nn.Module | AttachedConstraint | None:
+        """What constrains the tensor: its list, or what is attached; None if nothing does."""
+        found = self.tensor
+        return found if isinstance(found, nn.Module) else attached(self.module).get(self.name)
+
 
 def locations(model: nn.Module) -> dict[str, Location]:
     """Every tensor of a model by its path, in the order of parameters; tied ones by all paths."""
@@ -159,13 +165,21 @@ Holder = ParametrizationList | AttachedConstraint
 
 def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, Holder, Constraint]]:
     """Each tensor of a model that has a constraint: its first path, its holder, the constraint."""
+    held: dict[str, tuple[Holder, Constraint]] = {}
     for path, found in parametrized_tensors(model):
         if isinstance(found, ParametrizationList):
             constraint = found.constraint()
             if constraint is not None:
-                yield path, found, constraint
-    for path, found in attached_constraints(model):
-        yield path, found, found.constraint()
+                held[path] = found, constraint
+    held |= {path: (found, found.constraint()) for path, found in attached_constraints(model)}
+    for path in in_order(model, held):
+        yield path, *held[path]
+
+
+def in_order(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Paths in the order in which a model has their tensors; others come last."""
+    places = {path: i for i, path in enumerate(locations(model))}
+    return sorted(paths, key=lambda path: places.get(path, len(places)))
 
 
 def constrained_lists(model: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
@@ -193,7 +207,7 @@ def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def is_constrained(location: Location) -> bool:
     """Whether `constrain` has constrained a tensor, and not a `register_parametrization`."""
-    found = location.tensor
-    if location.name in attached(location.module):
+    found = location.holder
+    if isinstance(found, AttachedConstraint):
         return True
     return isinstance(found, ParametrizationList) and found.is_constrained()
