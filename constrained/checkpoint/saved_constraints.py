@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -40,12 +40,13 @@ def constrain_as_saved(model: nn.Module, state: Mapping[str, Any], record: Recor
     here = {names.name(path): place for path, place in locations(model).items()}
     _check_foreign(here, record)
     wanted = {path: _SavedConstraint(path, record) for path in record.constraints}
+    entries = _entries(wanted, state)
     for path, saved in wanted.items():
         allow_interrupt()
         if path not in here:
             hint = did_you_mean(path, here)
             raise UnfitError(f"it has no tensor '{path}', which the file constrains.{hint}")
-        _give_value(here[path], saved, state)
+        _give_value(here[path], saved, entries[path])
     plain = {path: saved.rule() for path, saved in wanted.items() if _is_plain(here[path])}
     with warnings.catch_warnings():
         # Those about the start of a tensor and its constraint were given to whoever trained it.
@@ -128,7 +129,7 @@ class _SavedConstraint:
 
         Raises:
             ValueError: if the spec is not valid, names what is not registered, or does not fit the
-                shape.
+                shape. The sentence begins with the path.
         """
         rule = self.rule()
         constraint, view, axes = rule["name"], rule.get("view"), rule.get("axes", {})
@@ -143,8 +144,9 @@ class _SavedConstraint:
 
     def value(self, entries: Mapping[str, Any]) -> Tensor:
         """The value of the tensor, from its entries in the file."""
+        constraint = self.build()
         try:
-            value, _ = value_from_entries([self.build()], entries)
+            value, _ = value_from_entries([constraint], entries)
         except ValueError as error:
             raise with_path(self.path, error) from error.__cause__
         if value.shape != self.shape:
@@ -182,7 +184,20 @@ def _is_plain(place: Location) -> bool:
     return not isinstance(place.tensor, nn.Module)
 
 
-def _give_value(place: Location, saved: _SavedConstraint, state: Mapping[str, Any]) -> None:
+def _entries(paths: Iterable[str], state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries that each tensor is computed from, by their names in its list."""
+    found: dict[str, dict[str, Any]] = {path: {} for path in paths}
+    for key, value in state.items():
+        parts = key.split(".")
+        for i, part in enumerate(parts):
+            if part == "parametrizations":
+                path = ".".join([*parts[:i], *parts[i + 1 : i + 2]])
+                if path in found and parts[i + 2 :]:
+                    found[path][".".join(parts[i + 2 :])] = value
+    return found
+
+
+def _give_value(place: Location, saved: _SavedConstraint, entries: Mapping[str, Any]) -> None:
     """Give a plain tensor the value that it has in the file, as a member of its set.
 
     So it does not matter what the tensor was, and nothing moves when it is constrained.
@@ -198,9 +213,6 @@ def _give_value(place: Location, saved: _SavedConstraint, state: Mapping[str, An
     value = None
     # A buffer that is no part of state dicts stays what it is.
     if not tensor.is_meta and place.name not in place.module._non_persistent_buffers_set:
-        prefix, _, name = saved.path.rpartition(".")
-        inside = f"{prefix}{prefix and '.'}parametrizations.{name}."
-        entries = {k.removeprefix(inside): t for k, t in state.items() if k.startswith(inside)}
         value = saved.value(entries)
     if is_lazy(tensor):
         tensor.materialize(saved.shape)

@@ -112,8 +112,11 @@ def constrain(
     check_optimizer(optimizer)
     message = f"{type(module).__name__} cannot be constrained"
     if isinstance(target, Plan):
-        if constraint is not None or view is not None or arguments:
-            raise SpecError("A plan holds the constraints; none may be given beside it.")
+        if constraint is not None or view is not None or arguments or init != "keep":
+            raise SpecError(
+                "A plan holds the constraints and where their tensors start; nothing but an "
+                "optimizer may be given beside it."
+            )
         raise_all(message, target.errors)
         rules, errors = dict(target.rules), list[Exception]()
     else:

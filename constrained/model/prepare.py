@@ -111,7 +111,8 @@ def prepare(
     place = here[0]
     if init not in INITS:
         raise ValueError(
-            f"init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, got {short(init)}."
+            f"'{place.path}': init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, "
+            f"got {short(init)}."
             f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         )
     original = place.tensor

@@ -23,7 +23,7 @@ from constrained.parametrized.tensor_locations import (
 )
 from constrained.registration.outside_owners import check_other_owners
 from constrained.registration.param_groups import check_holds, check_optimizer
-from constrained.registration.remove import remove_parametrizations
+from constrained.registration.remove import remove_at
 from constrained.registration.wrappers import check_not_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -99,9 +99,8 @@ def release(
             if place.name in deferred(place.module):
                 stop(here)
             else:
-                remove_parametrizations(
-                    module, place.path, leave_parametrized=bake, optimizer=optimizer
-                )
+                places = [_owner(each) for each in here]
+                remove_at(module, place.path, places, bake, optimizer=optimizer)
     return module
 
 

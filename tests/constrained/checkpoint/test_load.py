@@ -480,7 +480,12 @@ class TestHostileFiles:
             ("constraints", {"weight": {}}, "'weight'"),
             ("constraints", {"weight": {"name": ["sphere"]}}, "'weight'"),
             ("constraints", {"weight": {"name": "low_rank", "rank": 2**40}}, "'weight'"),
-            ("constraints", {"weight": {"name": "sphere", "radius": -1}}, "'weight'"),
+            (
+                "constraints",
+                {"weight": {"name": "sphere", "radius": -1}},
+                "'weight': sphere: radius",
+            ),
+            ("constraints", {"weight": {"name": "spher"}}, "'weight': Unknown constraint 'spher'"),
             ("constraints", {"weight": {"name": "orthogonal"}}, None),
             ("shapes", {"weight": [-1, 2]}, "'shapes' holds something else"),
             ("shapes", {"weight": [2**62, 2**62]}, "(2, 2) here"),
