@@ -537,6 +537,9 @@ class TestHostileFiles:
         check_refused(file.with_name("none"), model, "There is no file", error=FileNotFoundError)
         check_refused(3, model, "a string or a pathlib.Path", error=TypeError)
         check_refused("/dev/null", model, "is no file", error=OSError)
+        for use in (constrained.save, lambda model, path: constrained.load(path, model)):
+            with pytest.raises(ValueError, match="No file is called .*, which holds a NUL"):
+                use(nn.Linear(2, 2), "a\0")
         with pytest.raises(TypeError, match="the path of the file first"):
             constrained.load(model, file)
         with pytest.raises(TypeError, match=r"A model is a torch\.nn\.Module"):

@@ -90,6 +90,8 @@ def test_errors_are_one_sentence_with_the_path(tmp_path, name, text, sentence, c
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(SpecError, match=r"No file is called 'a\\x00.yaml', which holds a NUL"):
+        read_config("a\0.yaml")
     with pytest.raises(FileNotFoundError, match=r"none.yaml: No such file or directory.$"):
         read_config(tmp_path / "none.yaml")
     (tmp_path / "folder.yaml").mkdir()
