@@ -190,7 +190,9 @@ def _what_it_is(model: nn.Module, target: str, available: Mapping[str, Location]
         of_it = [path for path in available if path.startswith(f"{target}.")]
         if not of_it:
             return " It is a module without tensors."
-        return f" It is a module; its tensors are {_listed(of_it)}."
+        has_parameters = any(available[path].is_parameter for path in of_it)
+        every = f"; '{target}.**' is all of its parameters" if has_parameters else ""
+        return f" It is a module; its tensors are {_listed(of_it)}{every}."
     prefix, _, name = target.rpartition(".")
     owner = modules.get(prefix)
     reason = "" if owner is None or len(name) > 200 else why_not_registered(owner, name)
