@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def check_refused(file, model, *words, error=ValueError):
     text = str(caught.value)
     assert "\n" not in text and len(text) < 900, text
     assert all(word in text for word in words), text
+    assert not re.search(r"('[^']+'): \1:", text), f"a path stands twice: {text}"
     after = bits(model)
     assert before[0] == after[0] and same(before[1], after[1])
     assert kinds == [type(m) for m in model.modules()] and spec == constrained.spec(model)
