@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,12 +40,13 @@ def constrain_as_saved(model: nn.Module, state: Mapping[str, Any], record: Recor
     here = {names.name(path): place for path, place in locations(model).items()}
     _check_foreign(here, record)
     wanted = {path: _SavedConstraint(path, record) for path in record.constraints}
+    entries = _entries(wanted, state)
     for path, saved in wanted.items():
         allow_interrupt()
         if path not in here:
             hint = did_you_mean(path, here)
             raise UnfitError(f"it has no tensor '{path}', which the file constrains.{hint}")
-        _give_value(here[path], saved, state)
+        _give_value(here[path], saved, entries[path], state.get(path))
     plain = {path: saved.rule() for path, saved in wanted.items() if here[path].holder is None}
     with warnings.catch_warnings():
         # Those about the start of a tensor and its constraint were given to whoever trained it.
@@ -127,7 +128,7 @@ class _SavedConstraint:
 
         Raises:
             ValueError: if the spec is not valid, names what is not registered, or does not fit the
-                shape.
+                shape. The sentence begins with the path.
         """
         rule = self.rule()
         constraint, view, axes = rule["name"], rule.get("view"), rule.get("axes", {})
@@ -149,8 +150,9 @@ class _SavedConstraint:
         """
         if not entries and isinstance(plain, Tensor):
             return plain
+        constraint = self.build()
         try:
-            value, _ = value_from_entries([self.build()], entries)
+            value, _ = value_from_entries([constraint], entries)
         except ValueError as error:
             raise with_path(self.path, error) from error.__cause__
         if value.shape != self.shape:
@@ -192,7 +194,22 @@ def _described(place: Location) -> str:
     return chain_repr(holder) if isinstance(holder, nn.Module) else holder.described()
 
 
-def _give_value(place: Location, saved: _SavedConstraint, state: Mapping[str, Any]) -> None:
+def _entries(paths: Iterable[str], state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries that each tensor is computed from, by their names in its list."""
+    found: dict[str, dict[str, Any]] = {path: {} for path in paths}
+    for key, value in state.items():
+        parts = key.split(".")
+        for i, part in enumerate(parts):
+            if part == "parametrizations":
+                path = ".".join([*parts[:i], *parts[i + 1 : i + 2]])
+                if path in found and parts[i + 2 :]:
+                    found[path][".".join(parts[i + 2 :])] = value
+    return found
+
+
+def _give_value(
+    place: Location, saved: _SavedConstraint, entries: Mapping[str, Any], plain: Any
+) -> None:
     """Give a plain tensor the value that it has in the file, as a member of its set.
 
     So it does not matter what the tensor was, and nothing moves when it is constrained.
@@ -208,10 +225,7 @@ def _give_value(place: Location, saved: _SavedConstraint, state: Mapping[str, An
     value = None
     # A buffer that is no part of state dicts stays what it is.
     if not tensor.is_meta and place.name not in place.module._non_persistent_buffers_set:
-        prefix, _, name = saved.path.rpartition(".")
-        inside = f"{prefix}{prefix and '.'}parametrizations.{name}."
-        entries = {k.removeprefix(inside): t for k, t in state.items() if k.startswith(inside)}
-        value = saved.value(entries, state.get(saved.path))
+        value = saved.value(entries, plain)
     if is_lazy(tensor):
         tensor.materialize(saved.shape)
     if value is not None:

@@ -61,10 +61,13 @@ def place_of(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         TypeError: if it is no path.
+        ValueError: if it holds a NUL.
         OSError: if something is there that is no file, as a device.
     """
     if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise TypeError(f"The path of a file is a string or a pathlib.Path, got {short(path)}.")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"No file is called {short(path)}, which holds a NUL.")
     found = Path(os.path.realpath(path))
     found = Path(os.path.realpath(found / NAME)) if found.is_dir() else found
     if found.exists() and not found.is_file():

@@ -37,6 +37,11 @@ class _Group(typer.core.TyperGroup):
                 code = 2
             except (KeyboardInterrupt, typer.Abort):
                 code = _INTERRUPTED
+            except OSError as error:
+                # Without a file it is of stdout, such as on a full disk.
+                place = error.filename or "The output cannot be written"
+                error_line(f"{place}: {error.strerror or error}.")
+                code = 2
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,12 +70,18 @@ def read(path: Path, model: nn.Module | None) -> Values:
 
 def _state_dict(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, Any]]:
     """The state dict in a file, what each tensor was parametrized by, and their shapes."""
+    if path.is_dir():
+        # As `save` and `load` have it.
+        path = path / weights_file.NAME
     if not path.is_file():
         fail(f"{path}: there is no such file.")
     if path.suffix == ".safetensors":
         return _safetensors(path)
     try:
-        data: Any = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            # Of pickles that torch does not know, which are errors in any case.
+            warnings.simplefilter("ignore")
+            data: Any = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:
         # Of whatever type: the file may be anything.
         if zipfile.is_zipfile(path):

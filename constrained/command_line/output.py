@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -37,9 +38,14 @@ def _strict(data: Any) -> Any:
 
 def print_lines(lines: Iterable[str], headings: Iterable[str] = ()) -> None:
     """Print lines of text; those that are one of the headings stand out on a terminal."""
-    bold = set(headings) if sys.stdout.isatty() else set[str]()
+    bold = set(headings) if _is_styled() else set[str]()
     for i, line in enumerate(lines):
         typer.echo(typer.style(line, bold=True) if line in bold or (bold and not i) else line)
+
+
+def _is_styled() -> bool:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout is not None and sys.stdout.isatty() and not plain  # pyright: ignore[reportUnnecessaryComparison] - it is None where it was closed
 
 
 def error_line(sentence: str, kind: str = "Error") -> None:

@@ -38,6 +38,7 @@ def run(
     # Imported here, so that other commands start without them.
     from constrained.experiments import ExperimentError
     from constrained.experiments.experiment import folder_of
+    from constrained.experiments.parts import told
     from constrained.experiments.runner import Prepared, carry_out, prepare, using_threads
 
     import_all(imports)
@@ -68,7 +69,11 @@ def run(
             folders = [folder_of(out, each.experiment) for each in prepared]
             for each, folder in zip(prepared, folders, strict=True):
                 running = f"while training {each.experiment.name}; what was measured is in {folder}"
-                outcome = carry_out(each, folder, console)
+                try:
+                    outcome = carry_out(each, folder, console)
+                except Exception as error:
+                    # Of the model, the data or the optimizer, or of a folder that is not writable.
+                    raise ExperimentError(f"{running}: {told(error)}.") from error
                 metrics[each.experiment.name] = outcome.metrics
                 stopped |= bool(outcome.stopped)
     except ConfigErrors as several:

@@ -93,7 +93,7 @@ class Membership(WithArguments):
         """Raise unless ``value`` is a finite floating-point tensor of an admissible shape.
 
         Raises:
-            TypeError: if it is no tensor, or of another dtype.
+            TypeError: if it is no tensor, sparse, or of another dtype.
             ValueError: if its shape is not admissible, or an entry is NaN or infinite.
         """
         if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - users
@@ -101,6 +101,16 @@ class Membership(WithArguments):
         if not (value.is_floating_point() or (self.complex and value.is_complex())):
             kind = "floating-point or complex" if self.complex else "real floating-point"
             raise TypeError(f"{self!r} needs a {kind} tensor, got {value.dtype}.")
+        if value.dtype.itemsize < 2:
+            raise TypeError(
+                f"{self!r} needs a floating-point tensor of at least 16 bits, got {value.dtype}, "
+                "which torch does not compute with."
+            )
+        if value.layout is not torch.strided:
+            raise TypeError(
+                f"{self!r} needs a dense tensor, got one that is sparse ({value.layout}): make it "
+                "dense first, by to_dense()."
+            )
         self.check_shape(value.shape)
         if has_values(value) and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())

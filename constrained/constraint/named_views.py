@@ -18,7 +18,8 @@ NAMES = ("conv", "gates", "gates(n)", "heads(n)", "qkv", "qkv(n)")
 _SPELLING = re.compile(r"\s*(?P<name>\w+)\s*(?:\(\s*(?P<number>\d{1,9})\s*\))?\s*")
 
 #: What is one of them, as a regular expression of JSON schema.
-PATTERN = r"\s*(conv|(gates|heads|qkv)\s*(\(\s*0*[1-9]\d{0,8}\s*\))?)\s*"
+_NUMBER = r"\(\s*0*[1-9]\d{0,8}\s*\)"
+PATTERN = rf"\s*(conv|(gates|qkv)\s*({_NUMBER})?|heads\s*{_NUMBER})\s*"
 
 #: How many gates are stacked in the weights of each recurrent layer.
 GATES: dict[type[nn.Module], int] = {

@@ -142,7 +142,11 @@ def read_rules(config: Any, paths: Collection[str] = ()) -> tuple[dict[str, Rule
     for target, spec in _flat(data, "", paths):
         try:
             if not isinstance(target, str):
-                raise SpecError(f"A target is a path or a pattern, a string, got {short(target)}.")
+                raise SpecError(
+                    f"A target is a path or a pattern, a string, got {short(target)}; put it in "
+                    "quotes, since YAML reads words such as on, no and null, and numbers, as other "
+                    "data."
+                )
             if target in rules:
                 raise SpecError(
                     f"{short(target, 200)} is given twice, once with dots and once nested."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from constrained.constraint.errors import SpecError
-from constrained.constraint.plain_data import is_mapping
+from constrained.constraint.plain_data import is_mapping, short
 from constrained.constraint.registry import did_you_mean
 
 
@@ -42,6 +42,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[Any, Any]:
     if format_ not in _READERS:
         guess = did_you_mean(format_, _READERS)
         raise SpecError(f"{place}: a config ends in {', '.join(_READERS)}.{guess}")
+    if "\0" in str(place):
+        raise SpecError(f"No file is called {short(str(place))}, which holds a NUL.")
     try:
         text = place.read_text("utf-8-sig")
     except UnicodeDecodeError:

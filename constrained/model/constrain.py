@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.attached.attached_constraint import Mode, OnNonfinite
 from constrained.constraint.errors import SpecError, raise_all
+from constrained.constraint.spec import SETTINGS
 from constrained.model.changes import Change, carry_out
 from constrained.model.config import Rule
 from constrained.model.plan import Plan
@@ -127,8 +128,12 @@ def constrain(
     check_optimizer(optimizer)
     message = f"{type(module).__name__} cannot be constrained"
     if isinstance(target, Plan):
-        if constraint is not None or view is not None or arguments:
-            raise SpecError("A plan holds the constraints; none may be given beside it.")
+        given = (init, mode, on_nonfinite) != tuple(SETTINGS.values())
+        if constraint is not None or view is not None or arguments or given:
+            raise SpecError(
+                "A plan holds the constraints with their settings; nothing but an "
+                "optimizer may be given beside it."
+            )
         raise_all(message, target.errors)
         rules, errors = dict(target.rules), list[Exception]()
     else:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from constrained.constraint.errors import SpecError, raise_all
+from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import is_mapping, short
-from constrained.model.targets import select
+from constrained.model.targets import matches
 from constrained.parametrized.tensor_locations import (
     Location,
     check_model,
@@ -48,7 +48,8 @@ def parameters_of(model: nn.Module, target: str) -> dict[str, nn.Parameter]:
         raise TypeError(f"The target must be a path or a pattern, got {type(target).__name__}.")
     check_model(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = (parameter for place in _selected(model, target) for parameter in _at(place))
+    (_, places), *_ = matches(model, [target])
+    found = (parameter for place in places for parameter in _at(place))
     return {names[id(parameter)]: parameter for parameter in found}
 
 
@@ -117,12 +118,9 @@ def param_groups(
     _check_rules(rules)
     available = locations(model)
     chosen: dict[int, _Options] = {}
-    for number, (target, options) in enumerate(rules.items()):
-        is_path = target in available
-        if not (is_path or options is None or options):
-            # It adds nothing, whatever it means.
-            continue
-        matched = [(place.path, p) for place in _selected(model, target) for p in _at(place)]
+    for number, (target, places) in enumerate(matches(model, rules)):
+        options, is_path = rules[target], target in available
+        matched = [(place.path, p) for place in places for p in _at(place)]
         if not matched:
             raise ValueError(f"{short(target)} means a buffer, which has no parameters to train.")
         for path, parameter in matched:
@@ -221,13 +219,6 @@ def _check_rules(rules: Any) -> None:
                     f"{short(target)}: an option is a name that the optimizer knows, such as 'lr', "
                     f"got {short(key)}."
                 )
-
-
-def _selected(model: nn.Module, target: str) -> Iterator[Location]:
-    """The places of the tensors that a target means, the first one of each."""
-    selection = select(model, {target: None})
-    raise_all("The target is not valid", selection.errors)
-    return (choice.places[0] for choice in selection.choices)
 
 
 def _at(place: Location) -> Iterator[nn.Parameter]:

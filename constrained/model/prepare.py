@@ -130,7 +130,7 @@ def prepare(here: list[Location], request: Request, optimizer: Optimizer | None 
     """
     place = here[0]
     for setting, known in _SETTINGS.items():
-        _check_setting(setting, getattr(request, setting), known)
+        _check_setting(place.path, setting, getattr(request, setting), known)
     original = place.tensor
     existing: Any = deferred(place.module).get(place.name)
     if isinstance(original, nn.Module):
@@ -159,9 +159,9 @@ def prepare(here: list[Location], request: Request, optimizer: Optimizer | None 
     return change_of(here, original, request)
 
 
-def _check_setting(name: str, value: Any, known: Sequence[str]) -> None:
+def _check_setting(path: str, name: str, value: Any, known: Sequence[str]) -> None:
     """Raise a `ValueError` unless a setting has one of the values that it may have."""
     if value not in known:
         guess = did_you_mean(value, known) if isinstance(value, str) else ""
         choices = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
-        raise ValueError(f"{name} must be {choices}, got {short(value)}.{guess}")
+        raise ValueError(f"'{path}': {name} must be {choices}, got {short(value)}.{guess}")

@@ -24,7 +24,7 @@ from constrained.parametrized.tensor_locations import (
 )
 from constrained.registration.outside_owners import check_other_owners
 from constrained.registration.param_groups import check_holds, check_optimizer
-from constrained.registration.remove import remove_parametrizations
+from constrained.registration.remove import remove_at
 from constrained.registration.wrappers import check_not_wrapped
 
 M = TypeVar("M", bound=nn.Module)
@@ -103,9 +103,8 @@ def release(
                 for other in here:
                     detach(other.module, other.name)
             else:
-                remove_parametrizations(
-                    module, place.path, leave_parametrized=bake, optimizer=optimizer
-                )
+                places = [_owner(each) for each in here]
+                remove_at(module, place.path, places, bake, optimizer=optimizer)
     return module
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -139,9 +139,30 @@ def select(
     return found
 
 
+def matches(model: nn.Module, targets: Iterable[str]) -> Iterator[tuple[str, list[Location]]]:
+    """Each target with the first location of every tensor that it means, in the order of the model.
+
+    No target overrides another here. The model is searched once for all of them.
+
+    Args:
+        model: the model.
+        targets: paths and patterns, as in `select`.
+
+    Raises:
+        ValueError: if a target matches nothing or is malformed.
+    """
+    available = locations(model)
+    first: dict[int, tuple[int, Location]] = {}
+    for i, place in enumerate(available.values()):
+        first.setdefault(id(place.tensor), (i, place))
+    for target in targets:
+        found = dict(first[id(place.tensor)] for place in _match(model, target, available))
+        yield target, [found[i] for i in sorted(found)]
+
+
 def _none_taken(target: str, skipped: Mapping[str, str]) -> str:
     path, reason = next(iter(skipped.items()))
-    others = f", nor does it take {len(skipped) - 1} more tensors" if len(skipped) > 1 else ""
+    others = f", nor {len(skipped) - 1} more" if len(skipped) > 1 else ""
     return f"{short(target, 200)} does not take '{path}': {reason.rstrip('.')}{others}."
 
 
@@ -169,7 +190,9 @@ def _what_it_is(model: nn.Module, target: str, available: Mapping[str, Location]
         of_it = [path for path in available if path.startswith(f"{target}.")]
         if not of_it:
             return " It is a module without tensors."
-        return f" It is a module; its tensors are {_listed(of_it)}."
+        has_parameters = any(available[path].is_parameter for path in of_it)
+        every = f"; '{target}.**' is all of its parameters" if has_parameters else ""
+        return f" It is a module; its tensors are {_listed(of_it)}{every}."
     prefix, _, name = target.rpartition(".")
     owner = modules.get(prefix)
     reason = "" if owner is None or len(name) > 200 else why_not_registered(owner, name)

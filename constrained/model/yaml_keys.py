@@ -9,13 +9,34 @@ from typing import Any
 
 import yaml
 
+from constrained.constraint.plain_data import short
+
 
 class RepeatedKeyError(yaml.MarkedYAMLError):
     """A mapping with two equal keys."""
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which refuses a mapping with two equal keys."""
+    """PyYAML's safe loader, which refuses a mapping with two equal keys, and knows each line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The data of a node.
+
+        Raises:
+            yaml.MarkedYAMLError: if it is none of its kind, such as a date in a 13th month. PyYAML
+                raises errors of many types there, without the line.
+        """
+        try:
+            return super().construct_object(node, deep)  # pyright: ignore[reportUnknownVariableType]
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:
+            kind = node.tag.rpartition(":")[2]
+            text = short(node.value) if isinstance(node, yaml.ScalarNode) else "this"
+            raise yaml.MarkedYAMLError(
+                problem=f"{text} is no {kind} ({short(str(error), 100)[1:-1]}); put text in quotes",
+                problem_mark=node.start_mark,
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node.

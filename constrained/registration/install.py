@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from constrained.parametrized.module_class import (
@@ -20,7 +21,12 @@ from constrained.registration.wrappers import check_not_wrapped
 
 
 def check_can_change_class(module: nn.Module) -> None:
-    """Raise if a wrapper such as FSDP has given the module a class of its own."""
+    """Raise if the module is compiled, or a wrapper such as FSDP has given it another class."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            "its module is compiled by torch.jit, and its tensors stay as they are: constrain the "
+            "model before; constrained.release(copy.deepcopy(model)) can be compiled."
+        )
     if hasattr(type(module), "_base_class") and not is_parametrized_class(type(module)):
         raise RuntimeError(
             f"{type(module).__name__} was wrapped after it was parametrized; register and remove "
@@ -41,7 +47,10 @@ def check_can_hold(module: nn.Module, name: str) -> None:
         )
     container = Parametrizations(module) if existing is None else existing
     if hasattr(container, name) and name not in container:
-        raise KeyError(f"attribute '{name}' already exists")
+        raise ValueError(
+            f"a tensor called '{name}' cannot be parametrized, since ModuleDict, of which "
+            f"'parametrizations' is one, has an attribute of that name: call it otherwise."
+        )
     # This raises for a base class that cannot be subclassed.
     parametrized_class(base_class(module), class_names(module, name))
 

@@ -81,12 +81,43 @@ def remove_parametrizations(
     owner, name = resolve(module, tensor_name)
     if not is_parametrized(owner, name):
         raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
+    places = locations_of(module, list_of(owner, name))
+    remove_at(
+        *(module, tensor_name, [(owner, name), *places], leave_parametrized),
+        index=index,
+        optimizer=optimizer,
+    )
+    return module
+
+
+def remove_at(
+    module: nn.Module,
+    tensor_name: str,
+    places: Sequence[tuple[nn.Module, str]],
+    leave_parametrized: bool = True,
+    *,
+    index: int | None = None,
+    optimizer: Optimizer | None = None,
+) -> None:
+    """The same as `remove_parametrizations`, for a tensor that has been found already.
+
+    A model need not be searched for every one of its tensors then.
+
+    Args:
+        module: the module, which messages name.
+        tensor_name: the path of the tensor.
+        places: the owner and the name of the tensor at every location in ``module``; that of the
+            path first.
+        leave_parametrized: as in `remove_parametrizations`.
+        index: likewise.
+        optimizer: likewise.
+    """
+    owner, name = places[0]
     check_holds(optimizer, [(owner, name, tensor_name)])
     check_not_wrapped(owner, name)
     check_can_change_class(owner)
     flush_writes(owner, name)
-    tied = (tied_owner for tied_owner, _ in locations_of(module, list_of(owner, name)))
-    changed = around([owner, *tied])
+    changed = around(dict.fromkeys(at for at, _ in places))
     with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
         convert_from_torch(owner)
         parametrizations = list_of(owner, name)
@@ -95,16 +126,18 @@ def remove_parametrizations(
         if index is not None:
             index = _position(tensor_name, index, len(parametrizations.chain()))
         if index is None or len(parametrizations.chain()) == 1:
-            _remove_all(module, tensor_name, parametrizations, leave_parametrized)
+            # A list of torch has become one of ours, at the locations that were converted.
+            here = [at for at in dict.fromkeys(places) if list_of(*at) is parametrizations]
+            _remove_all(module, tensor_name, here, parametrizations, leave_parametrized)
         else:
             _remove_one(tensor_name, parametrizations, index, leave_parametrized)
         handover.apply(optimizer)
-    return module
 
 
 def _remove_all(
     module: nn.Module,
     tensor_name: str,
+    places: Sequence[tuple[nn.Module, str]],
     parametrizations: ParametrizationList,
     leave_parametrized: bool,
 ) -> None:
@@ -113,13 +146,12 @@ def _remove_all(
             "Cannot leave unparametrized (`leave_parametrized=False`) a tensor "
             "that is parametrized in terms of a sequence of tensors."
         )
-    locations = locations_of(module, parametrizations)
-    elsewhere = set(parametrizations._owners) - {o.parametrizations for o, _ in locations}
-    for location in locations:
-        check_not_wrapped(*location)
+    elsewhere = set(parametrizations._owners) - {owner.parametrizations for owner, _ in places}
+    for place in places:
+        check_not_wrapped(*place)
     tensor = _plain_tensor(parametrizations, leave_parametrized, shared=bool(elsewhere))
-    for location in locations:
-        uninstall(*location, tensor, parametrizations.persistent)
+    for place in places:
+        uninstall(*place, tensor, parametrizations.persistent)
     if elsewhere:
         warnings.warn(
             f"'{tensor_name}' was tied to a tensor outside of this {type(module).__name__}, which "

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from constrained.constraint.plain_data import is_list, short
 from constrained.seeing.monitor import Monitor
 from constrained.seeing.reading import QUANTITIES
 from constrained.seeing.sinks import Record, read_csv
@@ -41,6 +42,7 @@ def history(
     Raises:
         ValueError: if there is no such quantity, or nothing was read of it.
         FileNotFoundError: if there is no such file.
+        TypeError: if the source is something else.
         ImportError: without matplotlib.
 
     Example:
@@ -127,6 +129,11 @@ def _lines(source: Any, quantity: str) -> dict[str, dict[int, float]]:
         records = read_csv(source)  # pyright: ignore[reportUnknownArgumentType] - a path of text
     else:
         records = source
+        if not is_list(records) or not all(isinstance(r, Record) for r in records):
+            raise TypeError(
+                "history: the source is a Monitor, its records, or the path of its CSV file, got "
+                f"{short(source)}."
+            )
     found: dict[str, dict[int, float]] = {}
     for record in records:
         for path, reading in record.tensors.items():

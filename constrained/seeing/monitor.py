@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from constrained.constraint.base import Constraint
+from constrained.constraint.plain_data import short
 from constrained.parametrized.tensor_locations import Holder, check_model, constrained_tensors
 from constrained.seeing.reading import Reading, reading_of, value_of
 from constrained.seeing.sinks import Record, progress_line, sinks_of
@@ -104,7 +105,7 @@ class Monitor:
                 one, calls are counted, from 1 on. A hook of an optimizer gives the optimizer.
         """
         self._calls += 1
-        number = self._calls if step is None or isinstance(step, Optimizer) else int(step)
+        number = self._calls if step is None or isinstance(step, Optimizer) else _whole(step)
         if number % self.every == 0:
             self.record(number)
 
@@ -145,3 +146,12 @@ class Monitor:
                     stacklevel=4,
                 )
         return [item for item in found if item[1].is_pure()]
+
+
+def _whole(step: Any) -> int:
+    try:
+        return int(step)
+    except (ValueError, TypeError, OverflowError):
+        raise TypeError(
+            f"The step of a monitor is a whole number, got {short(step)} ({type(step).__name__})."
+        ) from None

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from constrained.seeing.measured import excess, holds
 from constrained.seeing.reading import QUANTITIES, Reading
@@ -89,13 +89,8 @@ def _csv(path: Path) -> Sink:
     if path.is_dir():
         raise ValueError(f"A monitor writes a file, but '{path}' is a folder.")
     if path.exists() and path.stat().st_size:
-        with path.open(newline="", encoding="utf-8") as file:
-            header = next(csv.reader(file), list[str]())
-        if header != _HEADER:
-            raise ValueError(
-                f"'{path}' was not written by a monitor: its first line is "
-                f"{','.join(header)[:80]!r}. Give another path, or remove the file."
-            )
+        with _lines_of(path) as file:
+            _check_header(path, file.readline(1000))
 
     def write(record: Record) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +107,20 @@ def _csv(path: Path) -> Sink:
     return write
 
 
+def _lines_of(path: str | os.PathLike[str]) -> TextIO:
+    # What is no text is none of a monitor, and the line that says so shows it.
+    return Path(path).open(newline="", encoding="utf-8", errors="replace")
+
+
+def _check_header(path: str | os.PathLike[str], line: str) -> None:
+    line = line.rstrip("\r\n")
+    if line != ",".join(_HEADER):
+        raise ValueError(
+            f"'{path}' was not written by a monitor: its first line is {line[:80]!r}. Give another "
+            "path, or remove the file."
+        )
+
+
 def read_csv(path: str | os.PathLike[str]) -> list[Record]:
     """The records in a CSV file that a monitor wrote.
 
@@ -120,11 +129,9 @@ def read_csv(path: str | os.PathLike[str]) -> list[Record]:
         ValueError: if it is of another kind, or damaged.
     """
     found: dict[int, dict[str, Reading]] = {}
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with _lines_of(path) as file:
+        _check_header(path, file.readline(1000))
         lines = csv.reader(file)
-        header = next(lines, list[str]())
-        if header != _HEADER:
-            raise ValueError(f"'{path}' was not written by a monitor: {','.join(header)[:80]!r}.")
         for line in lines:
             try:
                 step, tensor, *cells = line
@@ -133,7 +140,7 @@ def read_csv(path: str | os.PathLike[str]) -> list[Record]:
                 found.setdefault(int(step), {})[tensor] = reading
             except ValueError:
                 raise ValueError(
-                    f"Line {lines.line_num} of '{path}' is not one of a monitor: "
+                    f"Line {lines.line_num + 1} of '{path}' is not one of a monitor: "
                     f"{','.join(line)[:80]!r}."
                 ) from None
     return [Record(step, tensors) for step, tensors in found.items()]

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def check_refused(file, model, *words, error=ValueError):
     text = str(caught.value)
     assert "\n" not in text and len(text) < 900, text
     assert all(word in text for word in words), text
+    assert not re.search(r"('[^']+'): \1:", text), f"a path stands twice: {text}"
     after = bits(model)
     assert before[0] == after[0] and same(before[1], after[1])
     assert kinds == [type(m) for m in model.modules()] and spec == constrained.spec(model)
@@ -480,7 +482,12 @@ class TestHostileFiles:
             ("constraints", {"weight": {}}, "'weight'"),
             ("constraints", {"weight": {"name": ["sphere"]}}, "'weight'"),
             ("constraints", {"weight": {"name": "low_rank", "rank": 2**40}}, "'weight'"),
-            ("constraints", {"weight": {"name": "sphere", "radius": -1}}, "'weight'"),
+            (
+                "constraints",
+                {"weight": {"name": "sphere", "radius": -1}},
+                "'weight': sphere: radius",
+            ),
+            ("constraints", {"weight": {"name": "spher"}}, "'weight': Unknown constraint 'spher'"),
             ("constraints", {"weight": {"name": "orthogonal"}}, None),
             ("shapes", {"weight": [-1, 2]}, "'shapes' holds something else"),
             ("shapes", {"weight": [2**62, 2**62]}, "(2, 2) here"),
@@ -532,6 +539,9 @@ class TestHostileFiles:
         check_refused(file.with_name("none"), model, "There is no file", error=FileNotFoundError)
         check_refused(3, model, "a string or a pathlib.Path", error=TypeError)
         check_refused("/dev/null", model, "is no file", error=OSError)
+        for use in (constrained.save, lambda model, path: constrained.load(path, model)):
+            with pytest.raises(ValueError, match="No file is called .*, which holds a NUL"):
+                use(nn.Linear(2, 2), "a\0")
         with pytest.raises(TypeError, match="the path of the file first"):
             constrained.load(model, file)
         with pytest.raises(TypeError, match=r"A model is a torch\.nn\.Module"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import pytest
 
 import constrained
+from constrained.command_line.output import print_lines
 
 COMMAND = [sys.executable, "-m", "constrained"]
 
@@ -71,6 +73,31 @@ def test_what_reads_the_output_may_stop(tmp_path):
         process.stdout.read(10)
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("command", ["list", "schema"])
+def test_a_disk_that_is_full(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, command], stdout=full, stderr=-1, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "Error: The output cannot be written: No space left on device.\n"
+
+
+def test_output_that_is_closed():
+    command = f'"{sys.executable}" -m constrained list >&-'
+    done = subprocess.run(command, shell=True, stderr=-1, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("setting", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}])
+def test_headings_are_bold_on_a_terminal_unless_it_says_no(monkeypatch, setting):
+    for name, value in {"NO_COLOR": "", "TERM": "xterm", **setting}.items():
+        monkeypatch.setenv(name, value)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    print_lines(["Use", "a heading"], ["Use"])
+    assert ("\x1b[" in terminal.getvalue()) == (not setting)
 
 
 def test_ctrl_c(tmp_path):

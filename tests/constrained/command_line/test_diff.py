@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -96,6 +97,14 @@ def test_a_file_without_a_record_needs_the_model(run, files):
     assert all(row["distance"] == 0 for row in same.values())
 
 
+def test_a_folder_is_the_file_that_save_writes_there(run, folder):
+    (folder / "saved").mkdir()
+    constrained.save(constrained.constrain(torch.nn.Linear(2, 2), "weight", "sphere"), "saved")
+    assert (
+        rows(run("diff", "saved", "saved/model.safetensors", "--json"))["weight"]["distance"] == 0
+    )
+
+
 def test_tensors_of_one_file_only(run, folder):
     torch.save({"a": torch.ones(2), "b": torch.ones(2, 2)}, "one.pt")
     torch.save({"b": torch.ones(2, 3), "c": torch.full((2,), torch.nan)}, "two.pt")
@@ -116,7 +125,10 @@ def test_files_that_are_no_checkpoints(problem, folder):
     torch.save({"step": 3}, "no.pt")
     (folder / "junk.pt").write_text("hello")
     (folder / "junk.safetensors").write_text("hello")
+    (folder / "pickle.pt").write_bytes(pickle.dumps({"w": 1}))
     assert problem("diff", "none.pt", "a.pt") == "none.pt: there is no such file."
+    assert problem("diff", "a.pt", "pickle.pt") == "pickle.pt: this is no file of torch.save."
+    assert problem("diff", "a.pt", ".") == "model.safetensors: there is no such file."
     assert "write torch.save(model.state_dict(), path)" in problem("diff", "a.pt", "whole.pt")
     assert problem("diff", "a.pt", "junk.pt") == "junk.pt: this is no file of torch.save."
     assert "is no file of safetensors" in problem("diff", "junk.safetensors", "a.pt")

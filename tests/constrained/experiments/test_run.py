@@ -248,6 +248,14 @@ class TestEnds:
         ]
         assert not (bench.folder / "runs").exists()
 
+    def test_an_error_in_training_is_one_line(self, bench):
+        path = bench.write({"optimizer": {"name": "SparseAdam", "lr": 0.1}})
+        result = command("--out", "runs", path)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert result.stderr.startswith("Error: while training small; what was measured is in runs")
+        assert "RuntimeError: SparseAdam does not support dense gradients" in result.stderr
+        assert (bench.folder / "runs" / "small" / "metrics.json").exists()
+
     def test_every_file_is_read_before_the_first_is_trained(self, bench):
         good, bad = bench.write(), bench.write({"model": "none"}, "bad.yaml")
         result = command("--out", "runs", bad, good, "absent.yaml")

@@ -1,6 +1,7 @@
 """Configs, however they are written: YAML, JSON, TOML, Hydra, dataclasses."""
 
 import dataclasses
+import datetime
 import json
 import tomllib
 
@@ -92,6 +93,12 @@ def test_dataclasses():
     assert found(Config()) == {"fc.0.weight": {"name": "sphere", "radius": 2.0}}
     with pytest.raises(ValueError, match="none may be given beside it"):
         constrain(model(), Config(), "sphere")
+
+
+@pytest.mark.parametrize("key", [True, None, 1.5, datetime.date(2001, 1, 1)])
+def test_what_yaml_reads_as_no_text_is_no_target(key):
+    with pytest.raises(ValueError, match=r"a string, got .*; put it in quotes, since YAML reads"):
+        constrain(model(), {key: "sphere"})
 
 
 @pytest.mark.parametrize("nothing", [None, "none"])

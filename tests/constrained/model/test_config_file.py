@@ -56,7 +56,15 @@ def test_a_merged_key_may_stand_again(tmp_path):
         ("a.yaml", "a: 1\n---\nb: 2", "line 2, column 1: this is no YAML: "),
         ("a.yaml", "? [a, b]\n: 1\n", "this is no YAML: found unhashable key"),
         ("a.yaml", "a: !!python/object/apply:print [x]", "could not determine a constructor"),
-        ("a.yaml", "a: 2001-99-99\n", "month must be in 1..12"),
+        (
+            "a.yaml",
+            "a: 1\nb: 2001-99-99\n",
+            "line 2, column 4: this is no YAML: '2001-99-99' is no timestamp (month must be in 1",
+        ),
+        ("a.yaml", "2001-13-01: sphere\n", "line 1, column 1: this is no YAML: '2001-13-01' is"),
+        ("a.yaml", "a: !!bool x\n", "line 1, column 4: this is no YAML: 'x' is no bool"),
+        ("a.yaml", "a: !!int x\n", "line 1, column 4: this is no YAML: 'x' is no int"),
+        ("a.yaml", "a: !!float x\n", "line 1, column 4: this is no YAML: 'x' is no float"),
         ("a.yaml", "a: \0\n", "this is no YAML: unacceptable character"),
         ("a.yaml", "[" * 5000, "nested too deep"),
         ("a.json", "[" * 200_000, "nested too deep"),
@@ -82,6 +90,8 @@ def test_errors_are_one_sentence_with_the_path(tmp_path, name, text, sentence, c
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(SpecError, match=r"No file is called 'a\\x00.yaml', which holds a NUL"):
+        read_config("a\0.yaml")
     with pytest.raises(FileNotFoundError, match=r"none.yaml: No such file or directory.$"):
         read_config(tmp_path / "none.yaml")
     (tmp_path / "folder.yaml").mkdir()

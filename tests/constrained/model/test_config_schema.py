@@ -140,6 +140,7 @@ def test_names_and_aliases_as_strings(accepts, name):
         ({"name": "orthogonal", "view": "(g h) k -> g h k", "axes": {"g": "2"}}, False),
         ({"name": "orthogonal", "view": "heads(2)"}, True),
         ({"name": "orthogonal", "view": "heads(0)"}, False),
+        ({"name": "orthogonal", "view": "heads"}, False),
         ({"name": "orthogonal", "view": "hades(2)"}, False),
         ({"name": "orthogonal", "axes": {"g": 2}}, False),
         ({"name": "orthogonal", "g": 2}, False),

@@ -29,6 +29,7 @@ from constrained import (
 )
 from constrained.model import changes
 from constrained.parametrize import is_parametrized
+from constrained.registration import remove
 from constrained.registration.add import register_parametrization
 from constraints import Nonnegative, Orthogonal, Positive
 
@@ -208,6 +209,31 @@ def with_nan(module):
     return module
 
 
+def test_a_model_is_not_searched_for_each_tensor_that_is_released(monkeypatch):
+    module = constrain(model(), "*.weight", "sphere")
+    monkeypatch.setattr(remove, "locations_of", None)
+    assert spec(release(module)) == {}
+
+
+def sparse(module):
+    module[0].weight = nn.Parameter(module[0].weight.detach().to_sparse())
+    return module
+
+
+def in_eight_bits(module):
+    value = module[0].weight.detach().to(torch.float8_e4m3fn)
+    module[0].weight = nn.Parameter(value, requires_grad=False)
+    return module
+
+
+def called(name):
+    def change(module):
+        module[0].register_parameter(name, nn.Parameter(torch.ones(3)))
+        return module
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "target", "constraint", "message"),
     [
@@ -230,6 +256,11 @@ def with_nan(module):
         (None, "0.weight", "sphere(radius=-1)", "'0.weight': sphere: radius"),
         (None, "0.weight", "low_rank(rank=1, rank=2)", "each given once"),
         (None, {1.5: "orthogonal"}, None, "a string, got 1.5"),
+        (None, {"0.weight": {"name": "sphere", "init": "kep"}}, None, "'0.weight': init must be"),
+        (sparse, "0.weight", "sphere", "'0.weight': sphere() needs a dense tensor"),
+        (in_eight_bits, "0.weight", "sphere", "'0.weight': sphere() needs a floating-point tensor"),
+        (torch.jit.script, "0.weight", "sphere", "'0.weight': its module is compiled by torch.jit"),
+        (called("keys"), "0.keys", "sphere", "'0.keys': a tensor called 'keys' cannot be"),
         (None, "0.weight", None, "No constraint was given"),
         (None, 3, "orthogonal", "must be a path, a pattern, or a mapping"),
         (None, {"0.weight": "orthogonal"}, "orthogonal", "none may be given beside it"),

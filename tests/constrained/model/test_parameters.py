@@ -6,7 +6,9 @@ from torch import nn
 
 import constrained
 from constrained import constrain, param_groups, parameters_of, tensor_paths
+from constrained.model import targets
 from constrained.parametrize import register_parametrization
+from constrained.parametrized.tensor_locations import locations
 
 
 class Shift(nn.Module):
@@ -220,6 +222,7 @@ class TestParamGroups:
             ({"gian": {"lr": 1}}, ValueError, "No tensor of .*'gian'.* Did you mean 'gain'"),
             ({"**.wieght": {"lr": 1}}, ValueError, "No tensor of"),
             ({"**.wieght": None}, ValueError, "No tensor of"),
+            ({"gian": {}}, ValueError, "No tensor of .*'gian'.* Did you mean 'gain'"),
             ({"layers.1.running_mean": {"lr": 1}}, ValueError, "means a buffer"),
         ],
     )
@@ -230,6 +233,14 @@ class TestParamGroups:
     def test_of_something_else(self):
         with pytest.raises(TypeError, match=r"A model is a torch\.nn\.Module"):
             param_groups("model", {})
+
+
+def test_a_model_of_many_tensors_is_searched_once(model, monkeypatch):
+    calls = []
+    monkeypatch.setattr(targets, "locations", lambda m: calls.append(m) or locations(m))
+    rules = {"gain": {"lr": 0.1}, "embed.weight": {"lr": 0.2}, "layers.**": {"lr": 0.3}}
+    assert len(param_groups(model, rules)) == 3
+    assert calls == [model]
 
 
 def test_they_are_public():

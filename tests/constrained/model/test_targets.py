@@ -132,7 +132,8 @@ def test_what_a_target_does_not_take_is_listed_and_left_to_earlier_targets():
         ("", "matches ''"),
         (
             "encoder.2",
-            "matches 'encoder.2'. It is a module; its tensors are 'encoder.2.weight'.",
+            "matches 'encoder.2'. It is a module; its tensors are 'encoder.2.weight'; "
+            "'encoder.2.**' is all of its parameters.",
         ),
         ("encoder.1", "matches 'encoder.1'. It is a module without tensors."),
     ],

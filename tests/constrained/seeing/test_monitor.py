@@ -427,6 +427,13 @@ def test_files_of_another_kind(tmp_path):
         Monitor(network(), to=path)
     with pytest.raises(ValueError, match="was not written by a monitor"):
         read_csv(path)
+    path.write_bytes(b"\xff\xfe\0" * 100_000)
+    for read in (read_csv, lambda path: Monitor(network(), to=path)):
+        with pytest.raises(
+            ValueError, match=r"other.csv' was not written by a monitor: "
+        ) as caught:
+            read(path)
+        assert len(str(caught.value)) < 700
     with pytest.raises(ValueError, match="is a folder"):
         Monitor(network(), to=tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -486,6 +493,14 @@ def test_what_cannot_be_written_to(to):
 def test_every_is_a_number_of_steps(every):
     with pytest.raises(ValueError, match="every must be a whole number of steps"):
         Monitor(network(), every=every)
+
+
+@pytest.mark.parametrize("step", ["one", float("nan"), float("inf"), [1]])
+def test_a_step_is_a_whole_number(step):
+    monitor = Monitor(network())
+    with pytest.raises(TypeError, match="The step of a monitor is a whole number, got"):
+        monitor(step)
+    assert monitor.records == []
 
 
 def test_a_model_is_a_module():

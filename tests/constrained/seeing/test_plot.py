@@ -304,6 +304,9 @@ def test_what_cannot_be_drawn():
         plot.history([])
     with pytest.raises(FileNotFoundError):
         plot.history("none.csv")
+    for source in (None, 3, [3], {1: 2}):
+        with pytest.raises(TypeError, match="the source is a Monitor, its records, or the path"):
+            plot.history(source)
 
 
 def test_without_matplotlib():
