@@ -204,10 +204,10 @@ def revision() -> int:
     return _revision
 
 
-def attached_by_parameter() -> dict[int, AttachedConstraint]:
-    """All attached constraints of the process by the ids of their parameters."""
+def projected_by_parameter() -> dict[int, AttachedConstraint]:
+    """The constraints of the process with ``mode="project"`` by the ids of their parameters."""
     with _lock:
-        everything = list(_all)
+        everything = [tensor for tensor in _all if tensor.mode == "project"]
     found: dict[int, AttachedConstraint] = {}
     for tensor in everything:
         module = tensor._module()

@@ -37,8 +37,8 @@ class Lagrangian(nn.Module):
         functions: functions of the model, by names, each with a tensor of numbers that shall be at
             most zero, as in ``{"energy": lambda m: m.energy() - 1}``.
         weight: :math:`\rho`, positive.
-        damping: the share by which `update` shrinks the multipliers, between 0 and 1. A positive one
-            keeps them from oscillating, and leaves a violation in proportion to it.
+        damping: the share by which `update` shrinks the multipliers, at least 0 and below 1. A
+            positive one keeps them from oscillating, and leaves a violation in proportion to it.
 
     Raises:
         ValueError: for arguments out of range, or if the model has no tensor with

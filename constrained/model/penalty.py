@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +19,14 @@ from constrained.parametrized.tensor_locations import check_model
 
 
 def penalty(model: nn.Module, weight: float | Mapping[str, float] = 1.0) -> Tensor:
-    r"""Half of the squared distance of each tensor with ``mode="penalize"`` from its set, summed up.
+    r"""Half of the squared distances of tensors with ``mode="penalize"`` from their sets, summed.
 
     .. math:: \sum_k \frac{w_k}{2} \lVert x_k - P_k(x_k) \rVert_F^2
 
     P is `Constraint.project`. Where that is the nearest member, the gradient is
-    :math:`w (x - P(x))`, whose step of size 1 / w leads into the set. A finite weight leaves a rest:
-    raise it during training, as in ``penalty(model, weight=1e-2 * 1.01**step)``, or use a
-    `Lagrangian`, which comes into the set with a moderate one.
+    :math:`w (x - P(x))`, and a step of size 1 / w leads into the set. A finite weight leaves a
+    violation: raise it during training, as in ``penalty(model, weight=1e-2 * 1.01**step)``, or use
+    a `Lagrangian`, which comes into the set with a moderate one.
 
     Args:
         model: the model.
@@ -48,12 +50,11 @@ def penalty(model: nn.Module, weight: float | Mapping[str, float] = 1.0) -> Tens
     """
     check_model(model)
     held = {p: found for p, found in attached_constraints(model) if found.mode == "penalize"}
-    total: Tensor = next(model.parameters(), torch.zeros(())).new_zeros((), dtype=torch.float32)
+    first = next(model.parameters(), None)
+    total = torch.zeros((), device=None if first is None else first.device)
     for path, each in _weights(model, held, weight).items():
         rest = residual(path, held[path])
-        total = total + each / 2 * rest.abs().square().sum().to(
-            torch.promote_types(*_both(total, rest))
-        )
+        total = total + each / 2 * rest.abs().square().sum()
     return total
 
 
@@ -78,10 +79,6 @@ def residual(path: str, found: AttachedConstraint, shift: Tensor | None = None) 
     return value - nearest
 
 
-def _both(one: Tensor, other: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    return one.dtype, other.real.dtype if other.is_complex() else other.dtype
-
-
 def _weights(
     model: nn.Module, held: Mapping[str, AttachedConstraint], weight: float | Mapping[str, float]
 ) -> dict[str, float]:
@@ -99,10 +96,8 @@ def _weights(
 
 def check_weight(weight: float) -> float:
     """The weight, if it is a finite number that is not negative."""
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, (int, float))
-        or not 0 <= weight < float("inf")
-    ):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+    number: Any = weight
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    if not is_number or not 0 <= number < math.inf:
         raise SpecError(f"A weight is a finite number, zero or more, got {short(weight)}.")
     return float(weight)

@@ -31,7 +31,7 @@ from constrained.atomic.contents import is_finite, store
 from constrained.atomic.first_use import at_first_use
 from constrained.attached.attached_constraint import (
     AttachedConstraint,
-    attached_by_parameter,
+    projected_by_parameter,
     revision,
 )
 from constrained.constraint.base import Constraint
@@ -83,7 +83,7 @@ class _Steps(list[_Step]):
 
     def __init__(self, optimizer: Optimizer) -> None:
         parameters = _parameters(optimizer)
-        by_id = attached_by_parameter()
+        by_id = projected_by_parameter()
         super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
         self.found_for = tuple(map(id, parameters)), revision()
 
