@@ -110,8 +110,9 @@ def release(
 
 def _is_released(place: Location, *, named: bool = False) -> bool:
     """Whether a tensor becomes plain. If `constrain` did not parametrize it, it must be named."""
-    is_lazy = place.name in deferred(place.module)
-    return is_lazy or is_constrained(place) or (named and is_parametrized(*_owner(place)))
+    if isinstance(place.holder, AttachedConstraint) or place.name in deferred(place.module):
+        return True
+    return is_constrained(place) or (named and is_parametrized(*_owner(place)))
 
 
 def _owner(place: Location) -> tuple[nn.Module, str]:

@@ -206,8 +206,6 @@ def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_constrained(location: Location) -> bool:
-    """Whether `constrain` has constrained a tensor, and not a `register_parametrization`."""
-    found = location.holder
-    if isinstance(found, AttachedConstraint):
-        return True
+    """Whether `constrain` has parametrized a tensor, and not a `register_parametrization`."""
+    found = location.tensor
     return isinstance(found, ParametrizationList) and found.is_constrained()
