@@ -13,6 +13,7 @@ is replaced by the gradient mapping, which vanishes at the optimum (`Geometry.ad
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from constrained.attached.attached_constraint import (
     revision,
 )
 from constrained.constraint.base import Constraint
+from constrained.training.lbfgs_points import OutsidePoints
 from constrained.training.moment_transport import transport
 from constrained.training.nonfinite import (
     go_back,
@@ -101,6 +103,7 @@ class _Steps(list[_Step]):
             found.
         is_outer: whether the optimizer leaves the steps to others that it has. Their hooks prepare
             the gradients, and its own ones bring the tensors back from where it has put them.
+        outside: the points outside of the sets from which L-BFGS goes on.
         rollback: undoes the step that is running, if it evaluates the loss after it has moved.
     """
 
@@ -112,6 +115,10 @@ class _Steps(list[_Step]):
         super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
         self.found_for = tuple(map(id, parameters)), revision()
         self.is_outer = wraps_another(optimizer)
+        self.outside: OutsidePoints | None = None
+        if isinstance(optimizer, LBFGS):
+            tensors, own = [s.tensor for s in self], [s.parameter for s in self]
+            self.outside = OutsidePoints(optimizer, tensors, own)
 
 
 _known: weakref.WeakKeyDictionary[Optimizer, _Steps] = weakref.WeakKeyDictionary()
@@ -154,11 +161,15 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if not steps.is_outer:
             _prepare(optimizer, steps)
         return None
-    if not steps.is_outer:
-        wrap = _evaluating_inside if isinstance(optimizer, LBFGS) else _preparing_after
-        closure = wrap(optimizer, steps, closure)
     if moves_before_closure(optimizer):
         steps.rollback = Rollback(optimizer, [step.parameter for step in steps])
+    if steps.outside is not None:
+        steps.outside.begin()
+        check = functools.partial(_without_nonfinite, optimizer, steps)
+        closure = steps.outside.evaluating_inside(closure, check)
+    elif not steps.is_outer:
+        closure = _preparing_after(optimizer, steps, closure)
+    if steps.rollback is not None:
         closure = steps.rollback.undoing(closure)
     if len(args) > 1:
         return (args[0], closure, *args[2:]), kwargs
@@ -174,44 +185,6 @@ def _preparing_after(optimizer: Optimizer, steps: _Steps, closure: Any) -> Any:
         return loss
 
     return call
-
-
-def _evaluating_inside(optimizer: Optimizer, steps: _Steps, closure: Any) -> Any:
-    """A closure that evaluates the loss at the members that the parameters stand for.
-
-    L-BFGS evaluates at points outside of the set, from which it goes on. So it minimizes the
-    composition of the loss with the projection onto the set, and is given the gradient of that.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            outside = [step.parameter.clone() for step in steps]
-            _apply(steps, _retracted, [[step.parameter] for step in steps])
-        try:
-            loss = closure(*args, **kwargs)
-            by_step = {id(s): value for s, value in zip(steps, outside, strict=True)}
-            for step in _without_nonfinite(optimizer, steps):
-                _pull_back(step, by_step[id(step)])
-        finally:
-            with torch.no_grad():
-                for step, value in zip(steps, outside, strict=True):
-                    store(step.parameter, value)
-        return loss
-
-    return call
-
-
-def _pull_back(step: _Step, value: Tensor) -> None:
-    """Replace the gradient at a member by that at the point which the member is nearest to."""
-    gradient = step.parameter.grad
-    if gradient is None:
-        return
-    constraint = step.constraint
-    start = sharded.whole(value).requires_grad_()
-    with torch.enable_grad():
-        found = constraint.nearby(start)
-    (back,) = torch.autograd.grad(found, start, sharded.whole(gradient))
-    store(gradient, back)
 
 
 @torch.no_grad()
@@ -271,6 +244,8 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     moved = _moved(optimizer, steps)
     try:
+        if steps.outside is not None and moved:
+            steps.outside.end()
         _bring_back(optimizer, moved)
     except Exception as error:
         for step in moved:
