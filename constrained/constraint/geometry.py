@@ -124,4 +124,4 @@ class Geometry(OptionalMethods, Membership):
         unit = torch.finfo(longest.dtype).tiny
         reach = _REACH * size.clamp(min=1e-3)
         step = torch.where(longest > unit, reach / longest.clamp(min=unit), 1)
-        return (value - self.project(value - step * gradient)) / step
+        return (value - self.retract(value - step * gradient)) / step

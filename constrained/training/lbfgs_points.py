@@ -4,8 +4,10 @@ L-BFGS compares steps. A point that is brought back into its set after each of t
 where the last gradient was, and its history would be wrong. So it minimizes the composition of the
 loss with a map onto the set, `Geometry.nearby`, and is given the gradient of that. Between two
 steps the parameters are members; the points that these stand for are kept, and L-BFGS goes on from
-there. Once it has come to rest it starts again from the members: where the map folds the set over
-at its boundary, a point outside has hardly a gradient.
+there. Once it has come to rest it starts again from the members.
+
+A point outside of a set with a boundary has hardly a gradient in the direction that leads out. So
+in such sets it starts each step from the members, with a new history if they are elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch.optim import LBFGS
 from constrained.atomic import sharded
 from constrained.atomic.contents import store
 from constrained.attached.attached_constraint import AttachedConstraint
+from constrained.constraint.base import Constraint
 from constrained.training.lbfgs_history import History, has_moved
 from constrained.training.nonfinite import is_finite_point, step_too_long
 
@@ -69,7 +72,7 @@ class OutsidePoints:
         def call(*args: Any, **kwargs: Any) -> Any:
             outside = self._copies()
             with torch.no_grad():
-                self._write(self._nearby())
+                self._write(self._reached(Constraint.nearby))
             try:
                 loss = closure(*args, **kwargs)
                 check()
@@ -87,20 +90,23 @@ class OutsidePoints:
     @torch.no_grad()
     def end(self) -> None:
         """Leave the parameters at the members, and note the points outside."""
-        self._outside = self._copies()
-        self._write(self._nearby())
+        outside = self._copies()
+        self._write(self._reached(Constraint.retract))
         self._members = self._copies()
-        if self._history.is_at_rest():
-            if has_moved(self._members, self._outside):
-                self._history.forget()
-            self._outside = self._members
+        is_over = self._history.is_at_rest()
+        self._outside = [
+            point if tensor.constraint().is_smooth() and not is_over else member
+            for tensor, point, member in zip(self._tensors, outside, self._members, strict=True)
+        ]
+        if has_moved(self._outside, outside):
+            self._history.forget()
 
-    def _nearby(self) -> list[Tensor]:
+    def _reached(self, function: Callable[[Constraint, Tensor], Tensor]) -> list[Tensor]:
         found: list[Tensor] = []
         for tensor, parameter in zip(self._tensors, self._parameters, strict=True):
             if not is_finite_point(parameter):
                 raise step_too_long(tensor, tensor.steps + 1)
-            found.append(tensor.constraint().nearby(sharded.whole(parameter.detach())))
+            found.append(function(tensor.constraint(), sharded.whole(parameter.detach())))
         return found
 
     def _copies(self) -> list[Tensor]:

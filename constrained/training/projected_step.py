@@ -244,9 +244,10 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     moved = _moved(optimizer, steps)
     try:
-        if steps.outside is not None and moved:
+        if steps.outside is None:
+            _bring_back(optimizer, moved)
+        elif moved:
             steps.outside.end()
-        _bring_back(optimizer, moved)
     except Exception as error:
         for step in moved:
             if not is_finite_point(step.parameter):

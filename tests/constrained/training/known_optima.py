@@ -26,7 +26,7 @@ SMOOTH = ("procrustes", "eigenvector")
 
 #: Higham, Computing the nearest correlation matrix (IMA J. Numer. Anal. 22, 2002): tridiagonal
 #: with -1, 2, -1, n = 4. The distance is printed in the paper to its last digit here.
-NEAREST_CORRELATION = 2.133729
+NEAREST_CORRELATION = 2.1337291
 
 
 def _normal(*shape, seed):
