@@ -24,6 +24,7 @@ from constrained.atomic import sharded
 from constrained.atomic.contents import store
 from constrained.attached.attached_constraint import AttachedConstraint
 from constrained.constraint.base import Constraint
+from constrained.constraint.tolerance import tolerance
 from constrained.training.lbfgs_history import History, has_moved
 from constrained.training.nonfinite import is_finite_point, step_too_long
 
@@ -98,7 +99,7 @@ class OutsidePoints:
             point if tensor.constraint().is_smooth() and not is_over else member
             for tensor, point, member in zip(self._tensors, outside, self._members, strict=True)
         ]
-        if has_moved(self._outside, outside):
+        if is_over or has_moved(self._outside, outside):
             self._history.forget()
 
     def _reached(self, function: Callable[[Constraint, Tensor], Tensor]) -> list[Tensor]:
@@ -122,8 +123,14 @@ def _pull_back(tensor: AttachedConstraint, parameter: Tensor, outside: Tensor) -
     gradient = parameter.grad
     if gradient is None:
         return
+    constraint, whole = tensor.constraint(), sharded.whole(gradient)
     start = sharded.whole(outside).requires_grad_()
     with torch.enable_grad():
-        found = tensor.constraint().nearby(start)
-    (back,) = torch.autograd.grad(found, start, sharded.whole(gradient))
+        found = constraint.nearby(start)
+    distance = (found - start).detach().abs().max() if start.numel() else 0
+    if not constraint.is_smooth() and distance <= tolerance(start.detach(), None):
+        # The map has a kink at the boundary. There the loss falls along admissible directions only.
+        back = constraint.admissible(start.detach(), whole)
+    else:
+        (back,) = torch.autograd.grad(found, start, whole)
     store(gradient, back)

@@ -16,8 +16,9 @@ def transport(
 ) -> None:
     """Make what the next step will continue admissible at the new point.
 
-    A moment loses what points out of the set there. One that was divided by the scale of the metric
-    already is multiplied by it before, and divided afterwards: it is a gradient in between.
+    A moment loses what points out of the set there. In a set with a boundary, one that was divided
+    by the scale of the metric already is multiplied by it before, and divided afterwards: only a
+    gradient vanishes at an optimum where the metric's projection comes to rest.
 
     Args:
         optimizer: the optimizer.
@@ -32,7 +33,7 @@ def transport(
             continue
         # After ``model.to(dtype)`` the moments are still of the dtype of before.
         vector = sharded.whole(moment).to(value.dtype)
-        if scale is None:
+        if scale is None or constraint.is_smooth():
             store(moment, constraint.admissible(value, vector))
         else:
             scale = sharded.whole(scale)

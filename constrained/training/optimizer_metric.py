@@ -149,6 +149,11 @@ def first_moments(optimizer: Optimizer, parameter: Tensor) -> Iterator[Moment]:
             yield Moment(found, metric_of(optimizer, parameter) if is_scaled else None)
 
 
+def keeps_points(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is schedule-free: it keeps points beside the parameters."""
+    return any("train_mode" in group for group in optimizer.param_groups)
+
+
 def points_of(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
     """The tensors of an optimizer's state that are points, as the parameter is.
 
