@@ -78,7 +78,7 @@ def member_of(constraint: Constraint | None, value: Tensor, wanted: Tensor) -> T
         is_member = constraint.closed and bool(constraint.contains(wanted).all())
         return wanted if is_member else constraint.project(wanted)
     try:
-        constraint.checkmember_of(wanted)
+        constraint.check_member(wanted)
     except InfeasibleError as error:
         if _is_coarser(value.dtype, wanted.dtype) and bool(constraint.contains(value).all()):
             # It was a member in the lower precision of the checkpoint.

@@ -62,7 +62,7 @@ class OutsidePoints:
         else:
             self._history.forget()
 
-    def evaluating_inside(self, closure: Any, check: Callable[[], None]) -> Any:
+    def evaluating_inside(self, closure: Any, check: Callable[[], object]) -> Any:
         """A closure that evaluates the loss at the members, and pulls the gradients back.
 
         Args:

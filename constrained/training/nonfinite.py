@@ -72,7 +72,8 @@ def go_back(optimizer: Optimizer, parameter: Tensor, before: Tensor) -> None:
     """
     store(parameter, before)
     state: Any = optimizer.state.get(parameter, {})
-    if any(isinstance(v, Tensor) and not is_finite(v) for v in state.values()):
+    values: list[Any] = list(state.values())
+    if any(isinstance(value, Tensor) and not is_finite(value) for value in values):
         del optimizer.state[parameter]
 
 

@@ -71,11 +71,13 @@ def metric_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
     if not state or "grad_avg" in state or _average(optimizer, parameter) is not None:
         return None
     group = _group(optimizer, parameter)
-    eps = _number(group.get("eps"))
+    eps: Any = group.get("eps")
     found: Any = None
     if "row_var" in state:
-        found = _factored(state, _number(group.get("eps")[0]), parameter)
-    elif "exp_avg_sq" in state:
+        found = _factored(state, _number(eps[0]), parameter)
+        return _positive(found, parameter)
+    eps = _number(eps)
+    if "exp_avg_sq" in state:
         found = _root_of_second_moment(optimizer, state, group, eps)
     elif "acc_delta" in state:
         found = ((state["square_avg"] + eps) / (state["acc_delta"] + eps)).sqrt()
@@ -85,6 +87,10 @@ def metric_of(optimizer: Optimizer, parameter: Tensor) -> Tensor | None:
         found = state["exp_inf"]
     elif isinstance(optimizer, Adagrad):
         found = state["sum"].sqrt() + eps
+    return _positive(found, parameter)
+
+
+def _positive(found: Any, parameter: Tensor) -> Tensor | None:
     if not isinstance(found, Tensor) or found.shape != parameter.shape:
         return None
     found = found.real if found.is_complex() else found
@@ -197,7 +203,9 @@ def descents(optimizer: Optimizer) -> dict[int, Descent]:
 def wraps_another(optimizer: Optimizer) -> bool:
     """Whether an optimizer has others that make its steps, as SAM and Lookahead have."""
     for value in vars(optimizer).values():
-        several = value if isinstance(value, (list, tuple)) else (value,)
+        several: Any = (value,)
+        if type(value) in (list, tuple):
+            several = value
         if any(isinstance(each, Optimizer) for each in several):
             return True
     return False

@@ -7,6 +7,7 @@ evaluate the closure before they change anything.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -76,7 +77,5 @@ class Rollback:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, list):
-        # The tensors in the lists of L-BFGS are never written.
-        return list(value)
-    return value.clone() if isinstance(value, Tensor) else value
+    # The tensors in the lists of L-BFGS are never written.
+    return copy.copy(value) if type(value) is list else copy.deepcopy(value)

@@ -43,8 +43,8 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        Q, ratios = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,), (Q, ratios) = gradients, ctx.saved_tensors
         direct = _derivative(Q, ratios, symmetric_part(gradient))
         shift = _conjugate_gradients(
             _hessian(Q, ratios), _diagonal(direct), torch.finfo(Q.dtype).eps
@@ -59,7 +59,8 @@ def nearest_correlation(X: Tensor) -> Tensor:
         X: shape ``(*batch, n, n)``, finite.
 
     Returns:
-        Tensor of the same shape and dtype, up to rounding in the set. It has a first derivative.
+        Tensor of the same shape and dtype, up to rounding in the set. It has a first
+        derivative, and no second one.
 
     Example:
         >>> nearest_correlation(torch.tensor([[3.0, 2.0], [2.0, 1.0]]))
@@ -72,8 +73,8 @@ def nearest_correlation(X: Tensor) -> Tensor:
     """
     if X.numel() == 0 or X.is_meta:
         return torch.empty_like(X)
-    found: Any = _Nearest.apply(symmetric_part(X).double())
-    return found.to(X.dtype)
+    apply: Callable[[Tensor], Tensor] = _Nearest.apply  # pyright: ignore[reportUnknownVariableType] - torch declares no types here
+    return apply(symmetric_part(X).double()).to(X.dtype)
 
 
 def _solve(S: Tensor) -> tuple[Tensor, Tensor, Tensor]:

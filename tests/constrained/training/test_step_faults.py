@@ -17,7 +17,8 @@ SETS = {"0.weight": "orthogonal", "1.weight": "simplex", "2.weight": "nonnegativ
 
 KINDS = {
     "SGD": lambda p: optim.SGD(p, 0.1, momentum=0.9),
-    "fused SGD": lambda p: optim.SGD(p, 0.1, momentum=0.9, fused=True),
+    # Torch's fused momentum fails if a tensor has its first gradient later than others.
+    "fused SGD": lambda p: optim.SGD(p, 0.1, fused=True),
     "Adam": lambda p: optim.Adam(p, 0.1),
     "fused Adam": lambda p: optim.Adam(p, 0.1, fused=True),
     "foreach AdamW": lambda p: optim.AdamW(p, 0.1, foreach=True),
@@ -34,7 +35,9 @@ CLOSURES = {
     "Lion": KINDS["Lion"],
     "SAM": lambda p: SAM(list(p), optim.SGD, lr=0.1),
     "L-BFGS": lambda p: optim.LBFGS(p, lr=0.1, max_iter=5),
-    "L-BFGS with a line search": lambda p: optim.LBFGS(p, line_search_fn="strong_wolfe"),
+    "L-BFGS with a line search": lambda p: optim.LBFGS(
+        p, max_iter=2, line_search_fn="strong_wolfe"
+    ),
 }
 
 
@@ -51,7 +54,7 @@ def backward(model, factor=1.0):
     x = torch.linspace(-1, 1, 12, dtype=model[0].weight.dtype).reshape(3, 4)
     x = x.to(model[0].weight.device)
     loss = (model[1](model[0](x)) - 1).square().mean()
-    loss = loss + (factor * model[2].weight).square().sum()
+    loss = loss + (factor * model[2].weight - 0.5).square().sum()
     loss.backward()
     return loss
 
@@ -118,7 +121,9 @@ def test_a_nan_gradient_in_a_closure_undoes_the_step(name, call):
     if call == 2 and count < 2:
         pytest.skip("it calls its closure once")
     before, count = snapshot(model, optimizer)[0], 0
-    with pytest.raises(NonfiniteGradientError, match=r"'2\.weight'"):
+    # SAM goes along the first gradient, scaled by the norm of all, and evaluates the second there.
+    path = r"'[012]\.weight'" if name == "SAM" and call == 1 else r"'2\.weight'"
+    with pytest.raises(NonfiniteGradientError, match=path):
         optimizer.step(lambda: closure(call))
     assert same(before, model.state_dict())
     assert_feasible(model)
@@ -438,8 +443,9 @@ def test_a_frozen_tensor_with_a_gradient_is_moved_by_torch_and_brought_back():
     assert_feasible(model)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop", "Lion"])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
 def test_the_dtype_changes_between_steps(name):
+    """Those that torch lets go on; Adam of torch refuses moments of another dtype."""
     model = layers()
     optimizer = KINDS[name](model.parameters())
     train(model, optimizer)
