@@ -203,12 +203,13 @@ def descents(optimizer: Optimizer) -> dict[int, Descent]:
 def wraps_another(optimizer: Optimizer) -> bool:
     """Whether an optimizer has others that make its steps, as SAM and Lookahead have."""
     for value in vars(optimizer).values():
-        several: Any = (value,)
-        if type(value) in (list, tuple):
-            several = value
-        if any(isinstance(each, Optimizer) for each in several):
+        if any(isinstance(each, Optimizer) for each in (value if _is_sequence(value) else [value])):
             return True
     return False
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _group(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,4 +78,5 @@ class Rollback:
 
 def _copied(value: Any) -> Any:
     # The tensors in the lists of L-BFGS are never written.
-    return copy.copy(value) if type(value) is list else copy.deepcopy(value)
+    function: Callable[[Any], Any] = copy.copy if isinstance(value, list) else copy.deepcopy
+    return function(value)

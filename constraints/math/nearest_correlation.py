@@ -43,7 +43,7 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
         (gradient,), (Q, ratios) = gradients, ctx.saved_tensors
         direct = _derivative(Q, ratios, symmetric_part(gradient))
         shift = _conjugate_gradients(
