@@ -253,7 +253,7 @@ def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(method)
     def project(self: Constraint, value: Tensor) -> Tensor:
         self.check_tensor(value)
-        return _in_working_precision(self, method, "project", value).to(value.dtype)
+        return _in_working_precision(self, method, method.__name__, value).to(value.dtype)
 
     return project
 
@@ -326,6 +326,7 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "violation": _guard_violation,
     "slack": _guard_slack,
     "project": _guard_project,
+    "retract": _guard_project,
     "tangent": _guard_geometry,
     "project_scaled": _guard_geometry,
     "inwards": _guard_move,

@@ -72,8 +72,8 @@ def go_back(optimizer: Optimizer, parameter: Tensor, before: Tensor) -> None:
     """
     store(parameter, before)
     state: Any = optimizer.state.get(parameter, {})
-    values: list[Any] = list(state.values())
-    if any(isinstance(value, Tensor) and not is_finite(value) for value in values):
+    tensors: list[Tensor] = [value for value in state.values() if isinstance(value, Tensor)]
+    if not all(map(is_finite, tensors)):
         del optimizer.state[parameter]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,5 +78,8 @@ class Rollback:
 
 def _copied(value: Any) -> Any:
     # The tensors in the lists of L-BFGS are never written.
-    function: Callable[[Any], Any] = copy.copy if isinstance(value, list) else copy.deepcopy
-    return function(value)
+    return copy.copy(value) if _is_list(value) else copy.deepcopy(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
