@@ -18,6 +18,7 @@ from constrained.atomic import sharded
 from constrained.atomic.contents import is_finite, store
 from constrained.attached.attached_constraint import AttachedConstraint
 from constrained.constraint.errors import NonfiniteGradientError, OutOfRangeError
+from constrained.torch_internals import linalg
 
 
 def nonfinite_gradients(
@@ -71,7 +72,7 @@ def go_back(optimizer: Optimizer, parameter: Tensor, before: Tensor) -> None:
     What the optimizer remembers of the tensor is forgotten if it is NaN or infinite too.
     """
     store(parameter, before)
-    state: Any = optimizer.state.get(parameter, {})
+    state: dict[str, Any] = optimizer.state.get(parameter, {})
     tensors: list[Tensor] = [value for value in state.values() if isinstance(value, Tensor)]
     if not all(map(is_finite, tensors)):
         del optimizer.state[parameter]
@@ -80,7 +81,7 @@ def go_back(optimizer: Optimizer, parameter: Tensor, before: Tensor) -> None:
 def is_finite_point(parameter: Tensor) -> bool:
     """Whether a parameter holds neither NaN nor infinity."""
     local = _local(parameter)
-    return is_finite(torch.linalg.vector_norm(local)) or is_finite(local)
+    return is_finite(linalg.vector_norm(local)) or is_finite(local)
 
 
 def values_of(parameter: Tensor) -> Tensor:
@@ -92,5 +93,4 @@ def values_of(parameter: Tensor) -> Tensor:
 
 
 def _local(tensor: Any) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to_local() if sharded.is_shard(tensor) else tensor
+    return tensor.detach().to_local() if sharded.is_shard(tensor) else tensor.detach()
