@@ -72,9 +72,14 @@ FORMS = {
     for kind, options, fall in (OPTIMIZERS[name] for name in names)
 }
 
-FAST = ("SGD with Nesterov's momentum", "Adam", "RMSprop with momentum", "Lion")
+FAST = ("Adam", "RMSprop with momentum", "Lion")
 
 MODES = ["project", "parametrize"]
+
+
+def slow(names, *but):
+    """All of the names as parameters of a test; those that are not excepted run under slow."""
+    return [n if n in but else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def train(model, kind, options, fall, steps=STEPS):
@@ -215,7 +220,7 @@ def decayed_optimum(decay):
 COUPLED = ["SGD", "SGD with momentum", "Adam", "NAdam", "RMSprop", "Adagrad", "Adamax"]
 
 
-@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("name", slow(COUPLED, "Adam"))
 def test_coupled_weight_decay_is_part_of_the_problem(name):
     """The optimum is that of the loss plus half the decay times the square of the norm."""
     kind, options, fall = OPTIMIZERS[name]
@@ -224,7 +229,7 @@ def test_coupled_weight_decay_is_part_of_the_problem(name):
     assert (model.nnls[0] - decayed_optimum(0.3)).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("name", [*COUPLED, "AdamW", "Lion"])
+@pytest.mark.parametrize("name", slow([*COUPLED, "AdamW", "Lion"], "Adam"))
 def test_weight_decay_does_not_move_the_optimum_on_a_sphere(name):
     """There the square of the norm is constant, whatever the scales of the entries."""
     kind, options, fall = OPTIMIZERS[name]
@@ -275,6 +280,7 @@ def test_accumulated_gradients(mode):
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_an_optimizer_in_the_backward_pass(mode):
     """One optimizer for each parameter, which steps as soon as the gradient is there."""
