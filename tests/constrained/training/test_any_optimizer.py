@@ -354,6 +354,18 @@ def test_a_loop_without_an_optimizer_is_brought_back_by_loading():
     assert_feasible(model)
 
 
+def test_values_outside_are_loaded_only_if_they_are_to_be_projected():
+    model = Model("project", ("procrustes", "eigenvector"))
+    state = {name: 2 * value for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="'procrustes'"):
+        load_state_dict(model, state)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    load_state_dict(model, state, on_infeasible="project")
+    assert_feasible(model)
+    torch.testing.assert_close(dict(model.state_dict()), before)
+
+
 def test_stand_ins_have_the_states_of_the_packages():
     model = Model("project", ("nnls",))
     for kind, keys in ((Lion, {"exp_avg"}), (Prodigy, {"exp_avg", "exp_avg_sq", "s", "p0"})):
