@@ -91,8 +91,8 @@ def constrain(
             - ``"project"``: the tensor stays a plain ``nn.Parameter``, under its own key and in a
               class as it was. Each step of an optimizer makes the gradient tangent before, and
               brings the tensor back into its set afterwards. What is written in between may lie
-              outside; `assert_feasible` tells, and the next step mends it. So may a mean of members,
-              as ``AveragedModel`` makes it; ``load_state_dict(model, model.state_dict(),
+              outside; `assert_feasible` tells, and the next step mends it. So may a mean of
+              members, as ``AveragedModel`` makes it; ``load_state_dict(model, model.state_dict(),
               on_infeasible="project")`` brings it back.
             - ``"penalize"``: the tensor stays a plain parameter, and `penalty` gives a term for the
               loss which pulls it towards its set.
