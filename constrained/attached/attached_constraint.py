@@ -169,6 +169,7 @@ def detach(module: nn.Module, name: str) -> None:
     del found[name]
     if not found:
         del module.__dict__[_ATTRIBUTE]
+    _note_change()
 
 
 def attached_constraints(model: nn.Module) -> Iterator[tuple[str, AttachedConstraint]]:
@@ -192,15 +193,20 @@ _revision = 0
 
 
 def _index(tensor: AttachedConstraint) -> None:
-    global _revision
     note_use()
     with _lock:
         _all.add(tensor)
+    _note_change()
+
+
+def _note_change() -> None:
+    global _revision
+    with _lock:
         _revision += 1
 
 
 def revision() -> int:
-    """A number that grows whenever there is another attached constraint."""
+    """A number that grows whenever there is another attached constraint, or one less."""
     return _revision
 
 

@@ -52,13 +52,17 @@ class Geometry(OptionalMethods, Membership):
     def retract(self, value: Tensor) -> Tensor:
         """The members that are reached where a step from members has led to ``value``.
 
-        By default the canonical parameters if these are the members, else the projections. Both
-        agree with the projection to second order in the length of the step.
+        By default the projections, or, if the set is smooth and the members are their own
+        parameters, the canonical ones, which agree with the projections to second order in the
+        length of the step. Where a set has a boundary, the canonical parameters of what is outside
+        may lie inside, and only the projections are at the boundary.
 
         Args:
             value: of shape ``(*batch, *event)``, near the set.
         """
-        return self.canonical(value)[0] if self._is_own_parameter() else self.project(value)
+        if self.is_smooth() and self._is_own_parameter():
+            return self.canonical(value)[0]
+        return self.project(value)
 
     def nearby(self, value: Tensor) -> Tensor:
         """The members near any tensors, as a differentiable function of these.
@@ -120,4 +124,4 @@ class Geometry(OptionalMethods, Membership):
         unit = torch.finfo(longest.dtype).tiny
         reach = _REACH * size.clamp(min=1e-3)
         step = torch.where(longest > unit, reach / longest.clamp(min=unit), 1)
-        return (value - self.project(value - step * gradient)) / step
+        return (value - self.retract(value - step * gradient)) / step

@@ -249,11 +249,11 @@ def _guard_slack(
     return slack
 
 
-def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _guard_project(method: Callable[..., Tensor], name: str = "project") -> Callable[..., Tensor]:
     @functools.wraps(method)
     def project(self: Constraint, value: Tensor) -> Tensor:
         self.check_tensor(value)
-        return _in_working_precision(self, method, "project", value).to(value.dtype)
+        return _in_working_precision(self, method, name, value).to(value.dtype)
 
     return project
 
@@ -326,6 +326,7 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "violation": _guard_violation,
     "slack": _guard_slack,
     "project": _guard_project,
+    "retract": functools.partial(_guard_project, name="retract"),
     "tangent": _guard_geometry,
     "project_scaled": _guard_geometry,
     "inwards": _guard_move,

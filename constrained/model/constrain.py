@@ -92,12 +92,17 @@ def constrain(
             - ``"project"``: the tensor stays a plain ``nn.Parameter``, under its own key and in a
               class as it was. Each step of an optimizer makes the gradient tangent before, and
               brings the tensor back into its set afterwards. What is written in between may lie
-              outside; `assert_feasible` tells, and the next step mends it.
+              outside; `assert_feasible` tells, and the next step mends it. So may a mean of
+              members, as ``AveragedModel`` makes it; ``load_state_dict(model, model.state_dict(),
+              on_infeasible="project")`` brings it back.
             - ``"penalize"``: the tensor stays a plain parameter, and `penalty` gives a term for the
               loss which pulls it towards its set.
         on_nonfinite: what to do, with ``mode="project"``, about a gradient with NaN or infinity.
             ``"raise"``: the optimizer's step raises a `NonfiniteGradientError` before anything has
-            changed. ``"skip"``: the tensor stays where it is for this step.
+            changed. ``"skip"``: the tensor stays where it is for this step, and so does what the
+            optimizer remembers of it; and it goes back if a step ends in NaN or infinity, for which
+            a copy of it is kept. L-BFGS, whose memory is of all its tensors, leaves out the step of
+            all. A ``GradScaler`` leaves out such steps by itself.
         optimizer: an optimizer that holds the tensors already: it is given the parameters that
             take their place. Without it, an optimizer that still holds a tensor which is no
             longer in the model warns at its next step.

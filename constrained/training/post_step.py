@@ -44,6 +44,7 @@ from constrained.training.canonicalize import (
     reset_originals,
 )
 from constrained.training.lbfgs_history import History, has_moved
+from constrained.training.optimizer_metric import keeps_points
 
 
 class _Step:
@@ -151,6 +152,9 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for item in items
         if _is_trained(item, trained) and held.isdisjoint(map(id, item._parameters.values()))
     ]
+    if keeps_points(optimizer):
+        # They are not replaced, and the parameters are to stay what these stand for.
+        due = []
     if step.histories:
         due = _without_history(due, step.histories, trained)
     _canonicalize_all(due, trained)

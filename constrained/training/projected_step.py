@@ -13,6 +13,7 @@ is replaced by the gradient mapping, which vanishes at the optimum (`Geometry.ad
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch.optim.optimizer import (
 )
 
 from constrained.atomic import sharded
-from constrained.atomic.contents import is_finite, store
+from constrained.atomic.contents import store
 from constrained.atomic.first_use import at_first_use
 from constrained.attached.attached_constraint import (
     AttachedConstraint,
@@ -35,8 +36,23 @@ from constrained.attached.attached_constraint import (
     revision,
 )
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import NonfiniteGradientError
-from constrained.training.optimizer_metric import first_moments, is_euclidean, metric_of
+from constrained.training.lbfgs_points import OutsidePoints
+from constrained.training.moment_transport import transport
+from constrained.training.nonfinite import (
+    go_back,
+    is_finite_point,
+    nonfinite_gradients,
+    step_too_long,
+)
+from constrained.training.optimizer_metric import (
+    descents,
+    has_metric,
+    is_euclidean,
+    metric_of,
+    wraps_another,
+)
+from constrained.training.sparse_rows import prepare_rows
+from constrained.training.step_rollback import Rollback, moves_before_closure
 
 #: Tensors of at most ``_SMALL`` entries are treated in batches of at most ``_BATCH`` entries.
 _SMALL, _BATCH = 2**16, 2**22
@@ -50,6 +66,7 @@ class _Step:
         tensor: the tensor.
         parameter: its parameter.
         before: where the step began; noted only where `_finish_boundary` needs it.
+        last: the same, to go back to; noted only for ``on_nonfinite="skip"``.
         rows: the rows that a sparse gradient has moved.
         skipped: the gradient that was not finite, and that this step leaves out.
     """
@@ -57,8 +74,13 @@ class _Step:
     tensor: AttachedConstraint
     parameter: torch.nn.Parameter
     before: Tensor | None = None
+    last: Tensor | None = None
     rows: Tensor | None = None
     skipped: Tensor | None = None
+
+    def forget(self) -> None:
+        """Drop what has been noted of a step."""
+        self.before = self.last = self.rows = self.skipped = None
 
     def is_stale(self) -> bool:
         """Whether the module has another parameter now."""
@@ -79,13 +101,24 @@ class _Steps(list[_Step]):
     Attributes:
         found_for: the ids of the optimizer's parameters, and the `revision`, for which they were
             found.
+        is_outer: whether the optimizer leaves the steps to others that it has. Their hooks prepare
+            the gradients, and its own ones bring the tensors back from where it has put them.
+        outside: the points outside of the sets from which L-BFGS goes on.
+        rollback: undoes the step that is running, if it evaluates the loss after it has moved.
     """
+
+    rollback: Rollback | None = None
 
     def __init__(self, optimizer: Optimizer) -> None:
         parameters = _parameters(optimizer)
         by_id = projected_by_parameter()
         super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
         self.found_for = tuple(map(id, parameters)), revision()
+        self.is_outer = wraps_another(optimizer)
+        self.outside: OutsidePoints | None = None
+        if isinstance(optimizer, LBFGS):
+            tensors, own = [s.tensor for s in self], [s.parameter for s in self]
+            self.outside = OutsidePoints(optimizer, tensors, own)
 
 
 _known: weakref.WeakKeyDictionary[Optimizer, _Steps] = weakref.WeakKeyDictionary()
@@ -103,7 +136,7 @@ def _parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _steps_of(optimizer: Optimizer) -> list[_Step]:
+def _steps_of(optimizer: Optimizer) -> _Steps:
     """The projected tensors that an optimizer trains, in the order of its parameters."""
     known = _known.get(optimizer)
     now = tuple(map(id, _parameters(optimizer))), revision()
@@ -119,17 +152,31 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     steps = _steps_of(optimizer)
     if not steps:
         return None
+    steps.rollback = None
+    for step in steps:
+        # After an error nobody has ended the step before.
+        step.forget()
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:
-        _prepare(optimizer, steps)
+        if not steps.is_outer:
+            _prepare(optimizer, steps)
         return None
-    wrap = _evaluating_inside if isinstance(optimizer, LBFGS) else _preparing_after
+    if moves_before_closure(optimizer):
+        steps.rollback = Rollback(optimizer, [step.parameter for step in steps])
+    if steps.outside is not None:
+        steps.outside.begin()
+        check = functools.partial(_without_nonfinite, optimizer, steps)
+        closure = steps.outside.evaluating_inside(closure, check)
+    elif not steps.is_outer:
+        closure = _preparing_after(optimizer, steps, closure)
+    if steps.rollback is not None:
+        closure = steps.rollback.undoing(closure)
     if len(args) > 1:
-        return (args[0], wrap(optimizer, steps, closure), *args[2:]), kwargs
-    return args, {**kwargs, "closure": wrap(optimizer, steps, closure)}
+        return (args[0], closure, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure}
 
 
-def _preparing_after(optimizer: Optimizer, steps: list[_Step], closure: Any) -> Any:
+def _preparing_after(optimizer: Optimizer, steps: _Steps, closure: Any) -> Any:
     """A closure that computes gradients and then prepares those of the projected tensors."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -140,117 +187,50 @@ def _preparing_after(optimizer: Optimizer, steps: list[_Step], closure: Any) -> 
     return call
 
 
-def _evaluating_inside(optimizer: Optimizer, steps: list[_Step], closure: Any) -> Any:
-    """A closure that evaluates the loss at the members that the parameters stand for.
-
-    L-BFGS evaluates at points outside of the set, from which it goes on. So it minimizes the
-    composition of the loss with the projection onto the set, and is given the gradient of that.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            outside = [step.parameter.clone() for step in steps]
-            _apply(steps, _retracted, [[step.parameter] for step in steps])
-        try:
-            loss = closure(*args, **kwargs)
-            by_step = {id(s): value for s, value in zip(steps, outside, strict=True)}
-            for step in _without_nonfinite(optimizer, steps):
-                _pull_back(step, by_step[id(step)])
-        finally:
-            with torch.no_grad():
-                for step, value in zip(steps, outside, strict=True):
-                    store(step.parameter, value)
-        return loss
-
-    return call
-
-
-def _pull_back(step: _Step, value: Tensor) -> None:
-    """Replace the gradient at a member by that at the point which the member is nearest to."""
-    gradient = step.parameter.grad
-    if gradient is None:
-        return
-    constraint = step.constraint
-    start = sharded.whole(value).requires_grad_()
-    with torch.enable_grad():
-        found = constraint.nearby(start)
-    (back,) = torch.autograd.grad(found, start, sharded.whole(gradient))
-    store(gradient, back)
-
-
 @torch.no_grad()
-def _prepare(optimizer: Optimizer, steps: list[_Step]) -> None:
+def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
     """Check the gradients of projected tensors, and make them admissible."""
-    moving = [step for step in steps if step.parameter.grad is not None]
-    moving = _without_nonfinite(optimizer, moving)
-    euclidean = is_euclidean(optimizer)
+    euclidean, turned = is_euclidean(optimizer), descents(optimizer)
     dense: list[_Step] = []
-    for step in moving:
+    for step in _without_nonfinite(optimizer, steps):
         constraint, parameter = step.constraint, step.parameter
-        step.rows = step.before = None
+        step.rows = step.before = step.last = None
         assert parameter.grad is not None
+        if step.tensor.on_nonfinite == "skip":
+            step.last = parameter.detach().clone()
         if parameter.grad.layout is not torch.strided:
-            _prepare_rows(step, parameter.grad)
+            sign = turned[id(parameter)].sign if id(parameter) in turned else 1
+            step.rows = prepare_rows(step.tensor, parameter, sign)
         elif constraint.is_smooth():
             dense.append(step)
-        elif euclidean or metric_of(optimizer, parameter) is not None:
+        elif euclidean or has_metric(optimizer, parameter):
             if not euclidean and constraint.event_dim != 0:
                 step.before = sharded.whole(parameter).clone()
         else:
             dense.append(step)
+    unlike = [step for step in dense if id(step.parameter) in turned]
+    scale: Any = getattr(optimizer, "grad_scale", None)
+    scale = 1 if scale is None else scale
+    for step in unlike:
+        sign, decay = turned[id(step.parameter)]
+        gradient: Any = step.parameter.grad
+        store(gradient, sign * gradient + decay * scale * step.parameter)
     _apply(dense, _admissible, [[s.parameter, s.parameter.grad] for s in dense], gradients=True)
+    for step in unlike:
+        sign, decay = turned[id(step.parameter)]
+        gradient = step.parameter.grad
+        store(gradient, sign * (gradient - decay * scale * step.parameter))
 
 
-def _without_nonfinite(optimizer: Optimizer, steps: list[_Step]) -> list[_Step]:
+def _without_nonfinite(optimizer: Optimizer, steps: Sequence[_Step]) -> list[_Step]:
     """The tensors with finite gradients. A gradient that is not is an error, or is left out."""
-    if getattr(optimizer, "found_inf", None) is not None or not steps:
-        # A fused optimizer is given scaled gradients, and leaves the step out by itself.
-        return steps
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return steps
-    gradients = [_values(step) for step in steps]
-    if is_finite(torch.nn.utils.get_total_norm(gradients)):
-        return steps
-    broken = [s for s, g in zip(steps, gradients, strict=True) if not is_finite(g)]
-    for step in broken:
-        if step.tensor.on_nonfinite == "raise":
-            raise NonfiniteGradientError(
-                f"'{step.tensor.path}': its gradient holds NaN or infinity at optimizer step "
-                f"{step.tensor.steps + 1}, and nothing has been changed; look for the loss that "
-                "became so, or constrain it with on_nonfinite='skip', which leaves such steps out."
-            )
-    for step in broken:
-        step.skipped, step.parameter.grad = step.parameter.grad, None
-    return [step for step in steps if step.parameter.grad is not None]
-
-
-def _values(step: _Step) -> Tensor:
-    gradient: Any = step.parameter.grad
-    if gradient.layout is torch.sparse_coo:
-        gradient = gradient.coalesce().values()
-    return gradient.to_local() if sharded.is_shard(gradient) else gradient
-
-
-def _prepare_rows(step: _Step, gradient: Tensor) -> None:
-    """Make a sparse gradient admissible: that of the rows of an embedding that were looked up."""
-    constraint, parameter = step.constraint, step.parameter
-    if gradient.layout is not torch.sparse_coo or gradient.sparse_dim() != 1:
-        raise _sparse_error(step)
-    if constraint.event_dim is None or constraint.event_dim > parameter.ndim - 1:
-        raise _sparse_error(step)
-    gradient = gradient.coalesce()
-    step.rows = gradient.indices()[0]
-    found = constraint.admissible(parameter[step.rows], gradient.values())
-    parameter.grad = torch.sparse_coo_tensor(
-        gradient.indices(), found, gradient.shape, is_coalesced=True, check_invariants=False
+    moving = [step for step in steps if step.parameter.grad is not None]
+    broken = nonfinite_gradients(
+        optimizer, [step.tensor for step in moving], [step.parameter for step in moving]
     )
-
-
-def _sparse_error(step: _Step) -> TypeError:
-    return TypeError(
-        f"'{step.tensor.path}': {step.constraint!r} is on the whole tensor, and its gradient is "
-        "sparse; make the layer with sparse=False."
-    )
+    for i in broken:
+        moving[i].skipped, moving[i].parameter.grad = moving[i].parameter.grad, None
+    return [step for step in moving if step.parameter.grad is not None] if broken else moving
 
 
 # ------------------------------------------------------------------------------- after the step
@@ -260,13 +240,60 @@ def _sparse_error(step: _Step) -> TypeError:
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
     steps = _steps_of(optimizer)
+    if not steps or _has_left_out(optimizer):
+        return
+    moved = _moved(optimizer, steps)
+    try:
+        if steps.outside is None:
+            _bring_back(optimizer, moved)
+        elif moved:
+            steps.outside.end()
+    except Exception as error:
+        for step in moved:
+            if not is_finite_point(step.parameter):
+                raise step_too_long(step.tensor, step.tensor.steps) from error
+        raise
+    for step in moved:
+        if not steps.is_outer:
+            transport(optimizer, step.parameter, step.constraint, step.rows)
+        step.forget()
+        step.tensor.mark_clean(step.parameter)
+
+
+def _has_left_out(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer has left its step out, as a GradScaler has told it to."""
+    found: Any = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
+    """The tensors that a step has moved; those that it was to leave out are where they were."""
+    skipped = [step for step in steps if step.skipped is not None]
+    for step in skipped:
+        step.parameter.grad, step.skipped = step.skipped, None
+    if skipped and steps.rollback is not None:
+        steps.rollback.put_back([step.parameter for step in skipped])
+        if isinstance(optimizer, LBFGS):
+            return []
     moved: list[_Step] = []
     for step in steps:
-        if step.skipped is not None:
-            step.parameter.grad, step.skipped = step.skipped, None
-        if step.parameter.requires_grad and not step.tensor.is_clean(step.parameter):
+        parameter = step.parameter
+        # Those who write ``parameter.data`` leave no trace in its version.
+        has_moved = parameter.grad is not None
+        if not has_moved:
+            has_moved = parameter.requires_grad and not step.tensor.is_clean(parameter)
+        if not has_moved or step in skipped:
+            continue
+        if not steps.is_outer:
             step.tensor.steps += 1
-            moved.append(step)
+        if step.last is not None and not is_finite_point(parameter):
+            go_back(optimizer, parameter, step.last)
+            continue
+        moved.append(step)
+    return moved
+
+
+def _bring_back(optimizer: Optimizer, moved: Sequence[_Step]) -> None:
     smooth: list[_Step] = []
     for step in moved:
         if step.rows is not None:
@@ -277,10 +304,6 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         else:
             _finish_boundary(optimizer, step)
     _apply(smooth, _retracted, [[step.parameter] for step in smooth])
-    for step in moved:
-        _transport(optimizer, step)
-        step.before = step.rows = None
-        step.tensor.mark_clean(step.parameter)
 
 
 def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:
@@ -297,17 +320,6 @@ def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:
             # The step that one scale for the whole element would have made.
             value = before + (value - before) * (scale / scale.square().mean(dims, True).sqrt())
     store(step.parameter, constraint.retract(value) if found is None else found)
-
-
-def _transport(optimizer: Optimizer, step: _Step) -> None:
-    """Make what the next step will continue admissible at the new point."""
-    constraint = step.constraint
-    for moment in first_moments(optimizer, step.parameter):
-        value, vector = sharded.whole(step.parameter), sharded.whole(moment)
-        if step.rows is not None:
-            moment[step.rows] = constraint.admissible(value[step.rows], vector[step.rows])
-        else:
-            store(moment, constraint.admissible(value, vector))
 
 
 # ------------------------------------------------------------------------- many tensors at once

@@ -26,6 +26,7 @@ from constraints.math.covariance import (
     triangular_factor,
 )
 from constraints.math.matrix import symmetric_part
+from constraints.math.nearest_correlation import nearest_correlation
 from constraints.math.psd_part import distance_from_psd, least_eigenvalue
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
@@ -129,6 +130,23 @@ class Correlation(SquareMatrices):
         unit = (diagonal == 1).all(-1) & (linalg.cholesky_ex(W).info == 0)
         scaled = _scaled(clipped(_spread(W)))
         return torch.where(unit[..., None, None], W, scaled)
+
+    def retract(self, value: Tensor) -> Tensor:
+        """The nearest member, up to rounding: of iterations, where `project` is a formula.
+
+        Training with ``mode="project"`` comes to rest at an optimum on the boundary only if the
+        projections are the nearest matrices.
+        """
+        W = symmetric_part(value)
+        W = W + torch.diag_embed(1 - W.diagonal(dim1=-2, dim2=-1))
+        # Where only the diagonal has to be moved, no matrix is nearer.
+        if bool((linalg.cholesky_ex(W).info == 0).all()):
+            return W
+        return _scaled(clipped(nearest_correlation(value)))
+
+    def nearby(self, value: Tensor) -> Tensor:
+        """The nearest positive semidefinite matrices of unit diagonal."""
+        return nearest_correlation(value)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Matrices with an eigenvalue below ``share^2`` are mixed with the identity."""
