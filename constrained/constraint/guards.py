@@ -280,6 +280,17 @@ def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]
     return step_gradient
 
 
+def _guard_geometry(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def guarded(self: Constraint, value: Tensor, *others: Tensor) -> Any:
+        dtype = others[-1].dtype if others else value.dtype
+        with autocast_disabled(value):
+            found = method(self, *map(raise_precision, (value, *others)))
+        return None if found is None else found.to(dtype)
+
+    return guarded
+
+
 def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(method)
     def __init__(self: Constraint, *args: Any, **kwargs: Any) -> None:
@@ -315,6 +326,7 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "violation": _guard_violation,
     "slack": _guard_slack,
     "project": _guard_project,
+    "steepest": _guard_geometry,
     "inwards": _guard_move,
     "admit": _guard_move,
 }

@@ -47,17 +47,16 @@ def skew_sign(N: Tensor, gap: float = 1e-6) -> tuple[Tensor, Tensor]:
     resolved = (lengths > RESOLVED * lengths.amax(-1, keepdim=True)) & (lengths > 0)
     X = (NV * torch.where(resolved, 1 / lengths, 0)) @ V.mT
     norm = lengths.sum((-2, -1))
-    rest = torch.where(resolved, 0, lengths).sum((-2, -1)) > 0.1 * gap * norm
-    if bool(rest.any()):
-        shape = N.shape
-        X, N, V = (x.reshape(-1, *shape[-2:]) for x in (X, N, V))
-        small = ~resolved.reshape(-1, shape[-1])
-        for i in rest.reshape(-1).nonzero().flatten().tolist():
-            B = V[i][:, small[i]]
-            # Of these, all that matters is resolved.
-            inner, _ = skew_sign(minus_transpose(B.mT @ N[i] @ B) * 0.5, gap)
-            X[i] += B @ inner @ B.mT
-        X = X.reshape(shape)
+    rest = torch.where(resolved, 0, lengths).sum((-2, -1))
+    if bool((rest > 0.1 * gap * norm).any()):
+        X = X.clone()
+        small, share = ~resolved.flatten(0, -2), gap * norm / rest
+        matrices = (x.reshape(-1, *N.shape[-2:]) for x in (X, N, V))
+        for x, n, v, which, inner_gap in zip(*matrices, small, share.flatten(), strict=True):
+            if inner_gap < 10:
+                B = v[:, which]
+                inner, _ = skew_sign(minus_transpose(B.mT @ n @ B) * 0.5, float(inner_gap))
+                x += B @ inner @ B.mT
     return minus_transpose(X) * 0.5, norm * scale[..., 0, 0]
 
 

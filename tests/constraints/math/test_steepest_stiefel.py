@@ -249,7 +249,7 @@ def test_large(shape, scale):
     assert (W.mT @ A + A.mT @ W).abs().max() <= 1e-6
 
 
-# -------------------------------------------------------------------------- the sign of a skew matrix
+# ------------------------------------------------------------------------ the sign of a skew matrix
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 9, 40])
