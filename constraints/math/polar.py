@@ -207,7 +207,7 @@ def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Te
             return X
         E = _own_defect(X)
         before, distance = distance, float(linalg.vector_norm(E, dim=(-2, -1)).amax())
-        if distance <= rounding or not distance < before:
+        if distance <= rounding / 4 or not distance < before:
             return X
 
 
