@@ -4,4 +4,6 @@
 - ``walked_set``: the constraint of a parameter group, as plain data that a state dict can hold.
 """
 
-from constrained.optim.manifold_muon import ManifoldMuon as ManifoldMuon
+from constrained.optim.manifold_muon import ManifoldMuon
+
+__all__ = ["ManifoldMuon"]
