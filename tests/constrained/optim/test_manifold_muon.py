@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from constrained import InfeasibleError, get, names
+from constrained import InfeasibleError, constrain, get, names
 from constrained.optim import ManifoldMuon
 
 SETS = [
@@ -303,6 +303,21 @@ def test_sparse_gradients_are_refused():
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(TypeError, match="its gradient is sparse"):
         optimizer.step()
+
+
+def test_the_originals_of_a_constrained_tensor_may_be_given():
+    model = constrain(nn.Linear(6, 6, bias=False), "weight", "orthogonal")
+    optimizer = ManifoldMuon(model.named_parameters(), lr=0.1)
+    target = torch.randn(6, 6, generator=generator())
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = -(model.weight * target).sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < -0.9 * float(torch.linalg.svdvals(target).sum()) < losses[0]
+    assert get("orthogonal")().contains(model.weight.detach()).all()
 
 
 # ------------------------------------------------------------------------ `steepest` of all sets
