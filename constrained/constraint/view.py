@@ -115,15 +115,6 @@ class View(Constraint):
             self.constraint.project(self.rearranged(value)), self._back, **self._lengths
         )
 
-    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor | None:
-        """The steepest direction of the rearranged tensor, rearranged back."""
-        found = self.constraint.steepest(self.rearranged(value), self.rearranged(gradient))
-        return None if found is None else rearrange(found, self._back, **self._lengths)
-
-    def has_steepest(self) -> bool:
-        """Whether ``constraint`` has steepest directions."""
-        return self.constraint.has_steepest()
-
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Move the elements of the rearranged tensor."""
         moved = self.constraint.inwards(self.rearranged(value), share)
@@ -169,6 +160,15 @@ class View(Constraint):
     def has_step_gradient(self) -> bool:
         """Whether ``constraint`` has a step gradient."""
         return self.constraint.has_step_gradient()
+
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor | None:
+        """The steepest direction of the rearranged tensor, rearranged back."""
+        found = self.constraint.steepest(self.rearranged(value), self.rearranged(gradient))
+        return None if found is None else rearrange(found, self._back, **self._lengths)
+
+    def has_steepest(self) -> bool:
+        """Whether ``constraint`` has steepest directions."""
+        return self.constraint.has_steepest()
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """Only the shape that was given to the constructor fits."""
