@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterable
 
 import torch
 from sklearn.datasets import load_digits
@@ -62,9 +61,11 @@ def trained(width: int, method: str, rate: float, steps: int, seed: int) -> tupl
     order = torch.randperm(len(pixels))
     train, test = order[:1400], order[1400:]
     net = Network(width, orthogonal=method == "ManifoldMuon")
-    make: Callable[[Iterable[Tensor], float], torch.optim.Optimizer]
-    make = ManifoldMuon if method == "ManifoldMuon" else torch.optim.Adam
-    optimizer = make(net.parameters(), rate)
+    optimizer: torch.optim.Optimizer
+    if method == "ManifoldMuon":
+        optimizer = ManifoldMuon(net.parameters(), rate, constraint="orthogonal")
+    else:
+        optimizer = torch.optim.Adam(net.parameters(), rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / steps)
     for _ in range(steps):
         some = train[torch.randint(len(train), (BATCH,))]

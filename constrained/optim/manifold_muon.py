@@ -75,7 +75,7 @@ class ManifoldMuon(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         *,
-        constraint: Any = "orthogonal",
+        constraint: Any,
     ) -> None:
         defaults = {
             "lr": lr,

@@ -75,7 +75,7 @@ def test_the_length_of_a_step_is_the_learning_rate():
         parameter, _ = member("orthogonal", (20, 12), torch.float64)
         before = parameter.detach().clone()
         parameter.grad = direction_like(parameter)
-        ManifoldMuon([parameter], lr=lr).step()
+        ManifoldMuon([parameter], lr=lr, constraint="orthogonal").step()
         length = torch.linalg.matrix_norm(parameter.detach() - before, 2)
         assert float(length) == pytest.approx(lr, rel=1e-3)
     parameter, _ = member("sphere(radius=5.0)", (3, 7), torch.float64)
@@ -89,7 +89,9 @@ def test_the_length_of_a_step_is_the_learning_rate():
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_as_documented(nesterov):
     parameter, constraint = member("orthogonal", (9, 4), torch.float64)
-    optimizer = ManifoldMuon([parameter], lr=0.05, momentum=0.8, nesterov=nesterov)
+    optimizer = ManifoldMuon(
+        [parameter], lr=0.05, momentum=0.8, nesterov=nesterov, constraint="orthogonal"
+    )
     W, m = parameter.detach().clone(), torch.zeros(9, 4, dtype=torch.float64)
     for seed in range(6):
         g = direction_like(parameter, seed)
@@ -142,7 +144,7 @@ def test_equal_shapes_are_one_batch_with_the_same_result(monkeypatch):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         for group in [parameters] if together else [[p] for p in parameters]:
-            ManifoldMuon(group, lr=0.1).step()
+            ManifoldMuon(group, lr=0.1, constraint="orthogonal").step()
         return parameters
 
     calls = []
@@ -184,7 +186,7 @@ def test_state_dict_goes_through_a_file(spec, shape):
 
 def test_copies_and_pickles_go_on():
     parameter, _ = member("orthogonal", (6, 3))
-    optimizer = ManifoldMuon([parameter], lr=0.1)
+    optimizer = ManifoldMuon([parameter], lr=0.1, constraint="orthogonal")
     trained(parameter, optimizer, range(2))
     copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
     expected = trained(parameter, optimizer, range(2, 4))
@@ -199,7 +201,7 @@ def test_closure_groups_and_parameters_without_gradient():
     idle, _ = member("sphere", (4, 5), seed=2)
     before = idle.detach().clone()
     groups = [{"params": [square]}, {"params": [rows, idle], "constraint": "sphere", "lr": 0.5}]
-    optimizer = ManifoldMuon(groups, lr=0.1)
+    optimizer = ManifoldMuon(groups, lr=0.1, constraint="orthogonal")
 
     def closure():
         optimizer.zero_grad()
@@ -221,7 +223,7 @@ def test_with_a_gradient_scaler():
     for enabled in (False, True):
         parameter, _ = member("orthogonal", (6, 6))
         target = torch.randn(6, 6, generator=generator(4))
-        optimizer = ManifoldMuon([parameter], lr=0.1)
+        optimizer = ManifoldMuon([parameter], lr=0.1, constraint="orthogonal")
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=enabled)
         for step in range(4):
             optimizer.zero_grad()
@@ -239,7 +241,7 @@ def test_with_a_gradient_scaler():
 
 def test_bfloat16():
     parameter, constraint = member("orthogonal", (16, 8), torch.bfloat16)
-    optimizer = ManifoldMuon([parameter], lr=0.2)
+    optimizer = ManifoldMuon([parameter], lr=0.2, constraint="orthogonal")
     trained(parameter, optimizer, range(10))
     assert parameter.dtype == torch.bfloat16
     assert constraint.contains(parameter.detach()).all()
@@ -248,7 +250,7 @@ def test_bfloat16():
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_after_a_gradient_that_is_not_finite_all_is_as_before(broken):
     named = [("a", member("orthogonal", (5, 5))[0]), ("b", member("orthogonal", (4, 3))[0])]
-    optimizer = ManifoldMuon(named, lr=0.1)
+    optimizer = ManifoldMuon(named, lr=0.1, constraint="orthogonal")
     for _, parameter in named:
         parameter.grad = direction_like(parameter)
     optimizer.step()
@@ -267,29 +269,29 @@ def test_after_a_gradient_that_is_not_finite_all_is_as_before(broken):
 def test_errors_of_the_constructor():
     linear = nn.Linear(4, 4)
     with pytest.raises(InfeasibleError, match=r"^'weight': orthogonal\(\)"):
-        ManifoldMuon([("weight", linear.weight)])
+        ManifoldMuon([("weight", linear.weight)], constraint="orthogonal")
     with pytest.raises(InfeasibleError, match="^parameter 0 of its group: "):
-        ManifoldMuon([linear.weight])
+        ManifoldMuon([linear.weight], constraint="orthogonal")
     with pytest.raises(ValueError, match=r"'bias': orthogonal\(\) needs a tensor of at least 2"):
-        ManifoldMuon([("bias", linear.bias)])
+        ManifoldMuon([("bias", linear.bias)], constraint="orthogonal")
     parameter, _ = member("orthogonal", (4, 4))
     with pytest.raises(ValueError, match=r"positive\(\) has no steepest directions"):
         ManifoldMuon([nn.Parameter(torch.ones(3))], constraint="positive")
     with pytest.raises(ValueError, match="Did you mean 'orthogonal'"):
         ManifoldMuon([parameter], constraint="orthogonl")
     with pytest.raises(ValueError, match=r"learning rate must be .* not -1\.0"):
-        ManifoldMuon([parameter], lr=-1.0)
+        ManifoldMuon([parameter], lr=-1.0, constraint="orthogonal")
     with pytest.raises(ValueError, match=r"momentum must be .* not 1\.0"):
-        ManifoldMuon([parameter], momentum=1.0)
+        ManifoldMuon([parameter], momentum=1.0, constraint="orthogonal")
     with pytest.raises(ValueError, match="depends on the module"):
         ManifoldMuon([parameter], constraint={"name": "orthogonal", "view": "heads"})
     with pytest.raises(ValueError, match="real floating-point"):
-        ManifoldMuon([nn.Parameter(torch.eye(2).cfloat())])
+        ManifoldMuon([nn.Parameter(torch.eye(2).cfloat())], constraint="orthogonal")
 
 
 def test_a_group_that_is_refused_is_not_added():
     parameter, _ = member("orthogonal", (4, 4))
-    optimizer = ManifoldMuon([parameter])
+    optimizer = ManifoldMuon([parameter], constraint="orthogonal")
     with pytest.raises(InfeasibleError):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4, 4))]})
     assert len(optimizer.param_groups) == 1
@@ -307,7 +309,7 @@ def test_sparse_gradients_are_refused():
 
 def test_the_originals_of_a_constrained_tensor_may_be_given():
     model = constrain(nn.Linear(6, 6, bias=False), "weight", "orthogonal")
-    optimizer = ManifoldMuon(model.named_parameters(), lr=0.1)
+    optimizer = ManifoldMuon(model.named_parameters(), lr=0.1, constraint="orthogonal")
     target = torch.randn(6, 6, generator=generator())
     losses = []
     for _ in range(40):
