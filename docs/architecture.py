@@ -27,6 +27,7 @@ ROOMS = {
         "checkpoint",
         "seeing",
         "model",
+        "optim",
         "training",
         "registration",
         "parametrized",

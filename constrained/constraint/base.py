@@ -48,10 +48,10 @@ class Constraint(Geometry):
 
     The base class wraps the methods that a subclass defines. A subclass may rely on this:
 
-    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards`,
-      `admit` and `draw` compute in at least single precision, with autocast off, whatever the
-      tensor's dtype; results are converted to that dtype (`violation` stays in the working
-      precision), those of `forward` and `draw` by `rounded`;
+    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `steepest`,
+      `inwards`, `admit` and `draw` compute in at least single precision, with autocast off,
+      whatever the tensor's dtype; results are converted to that dtype (`violation` stays in the
+      working precision), those of `forward` and `draw` by `rounded`;
     * where linear algebra raises because the parameters of an element hold NaN or infinity,
       `forward` gives NaN for the element, and `canonical` gives its parameters back;
     * the value is contiguous, unless a parameter has the same layout;

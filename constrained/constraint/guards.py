@@ -322,6 +322,7 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "canonical": _guard_canonical,
     "pullback": _guard_pullback,
     "step_gradient": _guard_step_gradient,
+    "steepest": _guard_geometry,
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
     "slack": _guard_slack,

@@ -186,6 +186,15 @@ class View(Constraint):
         """Whether ``constraint`` has a step gradient."""
         return self.constraint.has_step_gradient()
 
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor | None:
+        """The steepest direction of the rearranged tensor, rearranged back."""
+        found = self.constraint.steepest(self.rearranged(value), self.rearranged(gradient))
+        return None if found is None else rearrange(found, self._back, **self._lengths)
+
+    def has_steepest(self) -> bool:
+        """Whether ``constraint`` has steepest directions."""
+        return self.constraint.has_steepest()
+
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """Only the shape that was given to the constructor fits."""
         return None if event == self.shape else f"must have the shape {self.shape}"

@@ -16,6 +16,7 @@ from constraints.bases.shapes import Matrices
 from constraints.math.moving_base import quadratic, rebased, rebased_gradient
 from constraints.math.orthonormal import orthonormality_error
 from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
+from constraints.math.steepest_stiefel import steepest_tangent
 from constraints.math.stiefel_curves import cayley, geodesic
 from constraints.math.transpose import minus_transpose
 from constraints.math.uniform_orthogonal import uniform_orthogonal
@@ -154,6 +155,10 @@ class Orthogonal(Matrices):
             product = (left @ value).mT @ right
             return minus_transpose(product).mul_(0.5), None
         return None
+
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The steepest tangent direction of spectral norm 1: the step of manifold Muon."""
+        return steepest_tangent(value, gradient).direction
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""

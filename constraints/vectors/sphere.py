@@ -12,7 +12,12 @@ from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import NO_DIRECTION, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices, Vectors
-from constraints.math.unit_vectors import distance_from_sphere, normalized, normalized_gradient
+from constraints.math.unit_vectors import (
+    distance_from_sphere,
+    normalized,
+    normalized_gradient,
+    steepest_on_sphere,
+)
 
 
 class Spheres(Retraction):
@@ -52,6 +57,11 @@ class Spheres(Retraction):
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """The element itself."""
         return (self.forward(y),)
+
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The tangent part of the gradient of each vector, negative, and as long as the radius."""
+        vectors, gradients = self.vectors(value), self.vectors(gradient)
+        return self.element(steepest_on_sphere(vectors, gradients, self.radius), value)
 
     def violation(self, value: Tensor) -> Tensor:
         """The change of the largest entry when the vector is scaled to the radius."""

@@ -1,0 +1,52 @@
+"""The constraint of a parameter group: written as plain data, and read again."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from constrained.constraint.base import Constraint
+from constrained.constraint.named_views import is_named
+from constrained.constraint.spec import parse
+from constrained.constraint.view import View, with_view
+
+
+def as_plain_data(spec: Any) -> dict[str, Any]:
+    """The spec of a constraint as plain data, which a state dict of an optimizer can hold.
+
+    Args:
+        spec: as `constrained.constrain` takes it: a name, a string, a mapping, a `Constraint`.
+
+    Raises:
+        SpecError: if the spec is not valid.
+        ValueError: if it has a view that depends on a module.
+    """
+    request = parse(spec)
+    if not isinstance(request.constraint, Constraint):
+        raise ValueError(f"An optimizer needs a Constraint, got {type(request.constraint)}.")
+    plain = request.constraint.spec()
+    if request.view is None:
+        return plain
+    if is_named(request.view):
+        raise ValueError(
+            f"The view {request.view!r} depends on the module that has the tensor; write it as an "
+            "einops pattern."
+        )
+    return with_view(plain, request.view, request.sizes)
+
+
+def constraint_of(plain: Mapping[str, Any], shape: tuple[int, ...]) -> Constraint:
+    """The constraint that plain data stand for, on a tensor of a given shape."""
+    return _constraint_of(json.dumps(plain, sort_keys=True), "view" in plain and shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _constraint_of(text: str, shape: tuple[int, ...] | bool) -> Constraint:
+    request = parse(json.loads(text))
+    constraint = request.constraint
+    assert isinstance(constraint, Constraint)
+    if request.view is None or isinstance(shape, bool):
+        return constraint
+    return View(constraint, request.view, shape, request.sizes)
