@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from constrained.atomic.contents import is_finite, store
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError
+from constrained.constraint.view import View
 from constrained.optim.walked_set import as_plain_data, constraint_of
 
 #: Tensors of at most ``_SMALL`` entries are stepped in batches of at most ``_BATCH`` entries.
@@ -44,7 +45,9 @@ class ManifoldMuon(Optimizer):
         momentum: $\mu$, from 0 to below 1.
         nesterov: whether the direction is that of $\mu m_t + (1 - \mu) g_t$, or else of $m_t$.
         constraint: the set that the parameters lie in, as `constrained.constrain` takes it, with an
-            einops pattern as its view if it has one. In a state dict it is plain data.
+            einops pattern as its view if it has one. In a state dict it is plain data. By default
+            each parameter has the one that `constrained.constrain` gave it with
+            ``mode="project"``.
 
     Raises:
         InfeasibleError: if a parameter does not lie in the set.
@@ -75,20 +78,20 @@ class ManifoldMuon(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         *,
-        constraint: Any,
+        constraint: Any = None,
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "nesterov": nesterov,
-            "constraint": as_plain_data(constraint),
+            "constraint": None if constraint is None else as_plain_data(constraint),
         }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; see `torch.optim.Optimizer.add_param_group`."""
         group = dict(param_group)
-        if "constraint" in group:
+        if group.get("constraint") is not None:
             group["constraint"] = as_plain_data(group["constraint"])
         super().add_param_group(group)
         try:
@@ -105,7 +108,7 @@ class ManifoldMuon(Optimizer):
             raise ValueError(f"The momentum must be at least 0 and below 1, not {momentum}.")
         for i, parameter in enumerate(group["params"]):
             try:
-                constraint = constraint_of(group["constraint"], tuple(parameter.shape))
+                constraint = constraint_of(group["constraint"], parameter)
                 if not constraint.has_steepest():
                     raise ValueError(
                         f"{constraint!r} has no steepest directions: its class defines no "
@@ -159,18 +162,26 @@ class ManifoldMuon(Optimizer):
     def _step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         lr, momentum = float(group["lr"]), float(group["momentum"])
         batches: dict[Any, list[tuple[Tensor, Tensor]]] = {}
-        for i, parameter in enumerate(parameters):
+        constraints: dict[Any, Constraint] = {}
+        for parameter in parameters:
             gradient: Any = parameter.grad
             state = self.state[parameter]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
             direction = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
-            alike = (parameter.shape, parameter.dtype, parameter.device)
-            alone = "view" in group["constraint"] or not 0 < parameter.numel() <= _SMALL
-            batches.setdefault(i if alone else alike, []).append((parameter, direction))
-        for batch in batches.values():
-            constraint = constraint_of(group["constraint"], tuple(batch[0][0].shape))
+            constraint = constraint_of(group["constraint"], parameter)
+            alone = isinstance(constraint, View) or not 0 < parameter.numel() <= _SMALL
+            words = repr(constraint)
+            alike = (
+                id(parameter)
+                if alone
+                else (words, parameter.shape, parameter.dtype, parameter.device)
+            )
+            constraints[alike] = constraint
+            batches.setdefault(alike, []).append((parameter, direction))
+        for alike, batch in batches.items():
+            constraint = constraints[alike]
             most = max(1, _BATCH // max(1, batch[0][0].numel()))
             for start in range(0, len(batch), most):
                 _move(constraint, batch[start : start + most], lr)

@@ -7,6 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
+from constrained.attached.attached_constraint import (
+    AttachedConstraint,
+    projected_by_parameter,
+    revision,
+)
 from constrained.constraint.base import Constraint
 from constrained.constraint.named_views import is_named
 from constrained.constraint.spec import parse
@@ -37,9 +44,28 @@ def as_plain_data(spec: Any) -> dict[str, Any]:
     return with_view(plain, request.view, request.sizes)
 
 
-def constraint_of(plain: Mapping[str, Any], shape: tuple[int, ...]) -> Constraint:
-    """The constraint that plain data stand for, on a tensor of a given shape."""
+def constraint_of(plain: Mapping[str, Any] | None, parameter: Tensor) -> Constraint:
+    """The constraint of a parameter: what plain data stand for, or else what is attached to it.
+
+    Raises:
+        ValueError: if there are no plain data, and nothing is attached.
+    """
+    if plain is None:
+        found = _attached(revision()).get(id(parameter))
+        if found is None or found.parameter() is not parameter:
+            raise ValueError(
+                "it has no constraint; call constrain(model, ..., mode='project'), or give the "
+                "optimizer one, as in constraint='orthogonal'."
+            )
+        return found.constraint()
+    shape = tuple(parameter.shape)
     return _constraint_of(json.dumps(plain, sort_keys=True), "view" in plain and shape)
+
+
+@functools.lru_cache(maxsize=1)
+def _attached(number: int) -> dict[int, AttachedConstraint]:
+    del number
+    return projected_by_parameter()
 
 
 @functools.lru_cache(maxsize=256)

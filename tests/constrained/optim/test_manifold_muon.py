@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from constrained import InfeasibleError, constrain, get, names
+from constrained import InfeasibleError, assert_feasible, constrain, get, names
 from constrained.optim import ManifoldMuon
 
 SETS = [
@@ -35,7 +35,7 @@ def generator(seed=0):
 def member(spec, shape, dtype=torch.float32, seed=0):
     from constrained.optim.walked_set import as_plain_data, constraint_of
 
-    constraint = constraint_of(as_plain_data(spec), shape)
+    constraint = constraint_of(as_plain_data(spec), torch.empty(shape, device="meta"))
     value = constraint.sample(shape, generator=generator(seed), dtype=dtype)
     return nn.Parameter(value), constraint
 
@@ -320,6 +320,25 @@ def test_the_originals_of_a_constrained_tensor_may_be_given():
         losses.append(loss.item())
     assert losses[-1] < -0.9 * float(torch.linalg.svdvals(target).sum()) < losses[0]
     assert get("orthogonal")().contains(model.weight.detach()).all()
+
+
+def test_without_a_constraint_each_parameter_has_its_own():
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    with pytest.raises(ValueError, match=r"^'0.bias': it has no constraint; call constrain"):
+        ManifoldMuon([("0.bias", model[0].bias)])
+    constrain(model, {"0.weight": "orthogonal", "2.weight": "sphere"}, mode="project")
+    weights = [(name, p) for name, p in model.named_parameters() if name.endswith("weight")]
+    optimizer = ManifoldMuon(weights, lr=0.1)
+    assert optimizer.state_dict()["param_groups"][0]["constraint"] is None
+    for seed in range(5):
+        for _, parameter in weights:
+            parameter.grad = direction_like(parameter, seed)
+        optimizer.step()
+        assert_feasible(model)
+    before = model[2].weight.detach().clone()
+    optimizer.step()
+    lengths = (model[2].weight.detach() - before).norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.1), rtol=1e-2, atol=0)
 
 
 # ------------------------------------------------------------------------ `steepest` of all sets
