@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.constraint.base import Constraint
+from constrained.constraint.base import FLAT, Constraint
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.tolerance import tolerance
 from constrained.model.cost import Cost, cost_of
@@ -160,7 +160,9 @@ def _boundary(constraint: Constraint, value: Tensor) -> dict[str, float]:
     slack = constraint.slack(value)
     if slack is None:
         return {}
-    at = slack <= tolerance(value, constraint.event_dim)
+    # A parameter that training has moved beyond a bound has a value up to 2^-20 of that inside.
+    near = tolerance(value, constraint.event_dim).clamp(min=FLAT * float(value.abs().max()))
+    at = slack <= near
     return {"slack": float(slack.min()), "at_boundary": float(at.double().mean())}
 
 
