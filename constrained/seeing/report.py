@@ -42,6 +42,11 @@ class Report:
     rows: tuple[Row, ...]
     lipschitz: Lipschitz = NOT_ASKED
 
+    def __repr__(self) -> str:
+        broken = sum(row.holds is False for row in self.rows)
+        told = f"{len(self.rows)} tensors, {broken} outside of their sets"
+        return f"<Report of {told}; print shows it>"
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The rows as plain data: path -> the other attributes of `Row` by name, with ``holds``.
 
