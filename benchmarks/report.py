@@ -10,7 +10,7 @@ from benchmarks.targets import markdown, measured
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The files with the table between these two marks.
-SHOWN_IN = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+SHOWN_IN = (ROOT / "docs" / "speed.md",)
 BEGIN, END = "<!-- targets: written by `make bench` -->\n", "<!-- end of targets -->"
 
 

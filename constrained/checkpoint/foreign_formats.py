@@ -224,7 +224,12 @@ def _triangle(entries: Values, shape: torch.Size, names: Collection[str]) -> Val
     # triangle: it is arbitrary for its symmetric manifold, and zero for its skew one.
     asymmetry = linalg.matrix_norm(X - X.mT) / linalg.matrix_norm(X)
     if "symmetric" in names and bool((asymmetry > 0.1).any()):
-        return {"geotorch.symmetric": X.tril() + X.tril(-1).mT}
+        return {
+            "geotorch.symmetric": X.tril() + X.tril(-1).mT,
+            "a map that takes the upper triangle, as in torch's tutorial": (
+                X.triu() + X.triu(1).mT
+            ),
+        }
     if "skew" in names and not bool(X.triu().any()):
         return {"geotorch.skew": X.tril(-1) - X.tril(-1).mT}
     return {}

@@ -17,7 +17,7 @@ from torch import nn
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.checkpoint.saved_tensor import SavedTensor, reason_of
 from constrained.model.lazy import materialize_from
-from constrained.parametrized.checkpoint_metadata import recorded_chain
+from constrained.parametrized.checkpoint_metadata import is_without_record, recorded_chain
 from constrained.parametrized.module_class import contribute
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.tensor_locations import is_parametrized
@@ -73,6 +73,7 @@ def translate(
         allow_interrupt()
         written_for = recorded_chain(local_metadata, name)
         tensor = SavedTensor(module, name, parametrizations, state_dict, prefix, written_for)
+        tensor.is_of_others = is_without_record(local_metadata, name)
         try:
             tensor.translate(assign)
         except Exception as error:  # As nn.Module does: all errors are reported together.

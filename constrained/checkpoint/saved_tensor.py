@@ -59,7 +59,11 @@ class SavedTensor:
 
     Attributes:
         path: the key under which a plain model would have the tensor.
+        is_of_others: whether the metadata shows that no constraint of this package wrote the
+            entries; see `is_without_record`.
     """
+
+    is_of_others: bool = False
 
     def __init__(
         self,
@@ -104,7 +108,7 @@ class SavedTensor:
             ValueError: if the value does not follow from the entries, or does not fit the tensor.
             TypeError: if the value is not a tensor.
         """
-        if self._writer is None and self._is_own():
+        if self._writer is None and self._is_own() and not self._may_mean_else():
             self._check_own()
             entries, repeated = {}, [*self._plain(), *self._old()]
             # Another library may use the key of a single original for another value. Several
@@ -158,6 +162,14 @@ class SavedTensor:
         return self._saved.keys() == self._own.keys() and all(
             _shape(self._saved[key]) == _shape(value) for key, value in self._own.items()
         )
+
+    def _may_mean_else(self) -> bool:
+        """Whether the entries, which have the keys and shapes of this model's, are of another map.
+
+        Torch's own parametrizations, and those that users write, call their free parameter
+        ``original`` too.
+        """
+        return self.is_of_others and self._constraint is not None and not self._is_filled_in()
 
     def _is_filled_in(self) -> bool:
         """Whether the entries are this model's originals, and come from no checkpoint.
@@ -266,6 +278,13 @@ class SavedTensor:
                 f"under '{self._prefix}' the checkpoint has {_listed(wrong)}, where "
                 f"{self._constraint!r} has {_listed(self._own)}: they are of another constraint or "
                 f"of another size, and do not tell the value; {_CURE}"
+            )
+        if self._saved and self._may_mean_else():
+            raise ValueError(
+                f"the checkpoint has {_listed(self._saved)} under '{self._prefix}', as "
+                f"{self._constraint!r} has, but was written by another parametrization: its "
+                f"metadata names no constraint. So the value is unknown; {_CURE} (If a model with "
+                "this constraint did write it, load dict(state_dict), which has no metadata.)"
             )
 
 

@@ -23,7 +23,7 @@ from constrained.parametrized.tensor_locations import constrained_tensors, resol
 from constrained.seeing.spectrum import LONGEST_SIDE, seen, singular_values
 from constrained.torch_internals.linalg import LinAlgError
 
-_BUILT_IN = {"recurrent": Recurrent, "mlp": mlp}
+BUILT_IN = {"recurrent": Recurrent, "mlp": mlp}
 
 
 def build(experiment: Experiment, task: Task, device: torch.device) -> nn.Module:
@@ -33,7 +33,7 @@ def build(experiment: Experiment, task: Task, device: torch.device) -> nn.Module
         ExperimentError: if it cannot be made, or does not take the examples.
     """
     part = experiment.model
-    model = call("model", part, find("model", part.name, _BUILT_IN), offered=task.offers)
+    model = call("model", part, find("model", part.name, BUILT_IN), offered=task.offers)
     if not isinstance(model, nn.Module):
         raise ExperimentError(
             f"model.name: {part.name!r} returned a {type(model).__name__}, and no torch.nn.Module."

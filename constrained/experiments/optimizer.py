@@ -21,7 +21,7 @@ def build(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
     Raises:
         ExperimentError: if there is no such optimizer, or its options are not valid.
     """
-    made: Any = find("optimizer", experiment.optimizer.name, _built_in())
+    made: Any = find("optimizer", experiment.optimizer.name, built_in_optimizers())
     try:
         groups = param_groups(model, experiment.param_groups)
     except ConfigErrors as errors:
@@ -45,7 +45,8 @@ def build(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _built_in() -> dict[str, type[torch.optim.Optimizer]]:
+def built_in_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
+    """The optimizers of ``torch.optim`` by their names."""
     return {
         name: value
         for name, value in vars(torch.optim).items()

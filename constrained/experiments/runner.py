@@ -25,6 +25,7 @@ from constrained.experiments.experiment import (
     read_experiment,
 )
 from constrained.experiments.iris import iris
+from constrained.experiments.optimizer import built_in_optimizers
 from constrained.experiments.outcome import CONSTRAINED, UNCONSTRAINED
 from constrained.experiments.parts import call, find, import_path
 from constrained.experiments.random_state import RandomState
@@ -144,6 +145,7 @@ def _device(name: str) -> torch.device:
 
 def _prepare(experiment: Experiment, device: torch.device) -> Prepared:
     seed = experiment.training.seed
+    _check_names(experiment)
     with RandomState(seed).entered():
         task = _task(experiment)
     with RandomState(seed).entered():
@@ -162,6 +164,25 @@ def _prepare(experiment: Experiment, device: torch.device) -> Prepared:
             break
     raise_all("The experiment cannot be run", errors)
     return Prepared(experiment, task, plan, trainers, device)
+
+
+def _check_names(experiment: Experiment) -> None:
+    """Raise the errors of all names in a file together, if data or model cannot be made.
+
+    Otherwise that of the optimizer is told beside those of the constraints.
+    """
+    errors: dict[str, Exception] = {}
+    for place, name, known in (
+        ("data", experiment.data.name, DATA),
+        ("model", experiment.model.name, networks.BUILT_IN),
+        ("optimizer", experiment.optimizer.name, built_in_optimizers()),
+    ):
+        try:
+            find(place, name, known)
+        except ExperimentError as error:
+            errors[place] = error
+    if errors.keys() != {"optimizer"}:
+        raise_all("The experiment cannot be run", [*errors.values()])
 
 
 def _task(experiment: Experiment) -> Task:

@@ -129,8 +129,22 @@ class Plan:
     def _repr_html_(self) -> str:
         return as_html(_HEADINGS, [*map(_cells, self.rows)], self._below())
 
+    def __repr__(self) -> str:
+        return (
+            f"<Plan of {len(self.rows)} tensors, with {len(self.errors)} errors and "
+            f"{len(self.warnings)} warnings; print shows it>"
+        )
+
     def _below(self) -> list[str]:
-        return self.notes() or ([] if self.rows else ["No tensor would be constrained."])
+        if not self.rows:
+            return self.notes() or ["No tensor would be constrained."]
+        return [*_LEGEND, *self.notes()]
+
+
+_LEGEND = (
+    "elements: how many members of the set the tensor holds, and the shape of one.",
+    "moves: how far the tensor would go, relative to its norm.",
+)
 
 
 _HEADINGS = (
@@ -149,7 +163,7 @@ _HEADINGS = (
 def _cells(row: PlannedTensor) -> tuple[str, ...]:
     """The text of a row under each of the headings."""
     count, event = row.elements or (0, ())
-    size = " x ".join(map(str, event)) or "number"
+    size = f"of {' x '.join(map(str, event))}" if event else "number" + "s" * (count != 1)
     notes = [f"overrides {_some(row.overridden)}"] if row.overridden else []
     notes += [f"tied with {_some(row.tied)}"] if row.tied else []
     notes += ["frozen"] if row.frozen else []
@@ -159,7 +173,7 @@ def _cells(row: PlannedTensor) -> tuple[str, ...]:
         " x ".join(map(str, row.shape)),
         row.rule,
         row.constraint,
-        "" if row.elements is None else f"{count} of {size}",
+        "" if row.elements is None else f"{count} {size}",
         "" if row.moved is None else f"{row.moved:.2g}",
         "" if row.parameters is None else f"{row.parameters:,}",
         row.cost or "",

@@ -66,13 +66,18 @@ def as_html(
     """The same as HTML, every text of it escaped."""
 
     def line(cells: Iterable[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        # A shape such as 64 x 64 stays on one line.
+        return f"<tr>{''.join(f'<{tag}>{_unbroken(cell)}</{tag}>' for cell in cells)}</tr>"
 
     headings, rows = _filled(headings, rows)
     body = "".join(line(row, "td") for row in rows)
     table = f"<table><thead>{line(headings, 'th')}</thead><tbody>{body}</tbody></table>"
     below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return f"{table if rows else ''}{below}"
+
+
+def _unbroken(cell: str) -> str:
+    return html.escape(cell).replace(" x ", "&nbsp;x&nbsp;")
 
 
 def _filled(

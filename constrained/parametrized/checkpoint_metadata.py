@@ -57,6 +57,15 @@ def recorded_chain(metadata: Mapping[str, Any], name: str) -> list[Any] | None:
     return cast("list[Any]", record) if isinstance(record, list) and record else None
 
 
+def is_without_record(metadata: Mapping[str, Any], name: str) -> bool:
+    """Whether the metadata of a module shows that no constraint of this package wrote a tensor.
+
+    That is so if torch has written its version of the module there, and no record stands beside it.
+    Some file formats drop all metadata, which shows nothing.
+    """
+    return "version" in metadata and recorded_chain(metadata, name) is None
+
+
 def without_tensors(
     metadata: Mapping[str, Any], owner: str, plain: Container[str]
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constrained.constraint.base import Constraint
+from constrained.constraint.base import FLAT, Constraint
 from constrained.constraint.errors import OutOfRangeError
 from constrained.constraint.tolerance import tolerance
 from constrained.model.cost import Cost, cost_of
@@ -41,6 +41,11 @@ class Report:
 
     rows: tuple[Row, ...]
     lipschitz: Lipschitz = NOT_ASKED
+
+    def __repr__(self) -> str:
+        broken = sum(row.holds is False for row in self.rows)
+        told = f"{len(self.rows)} tensors, {broken} outside of their sets"
+        return f"<Report of {told}; print shows it>"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The rows as plain data: path -> the other attributes of `Row` by name, with ``holds``.
@@ -161,7 +166,9 @@ def _boundary(constraint: Constraint, value: Tensor) -> dict[str, float]:
     slack = constraint.slack(value)
     if slack is None:
         return {}
-    at = slack <= tolerance(value, constraint.event_dim)
+    # A parameter that training has moved beyond a bound has a value up to 2^-20 of that inside.
+    near = tolerance(value, constraint.event_dim).clamp(min=FLAT * float(value.abs().max()))
+    at = slack <= near
     return {"slack": float(slack.min()), "at_boundary": float(at.double().mean())}
 
 

@@ -26,7 +26,8 @@ class Row:
         module: the class of the module that owns it.
         slack: how far the nearest of its elements is from the boundary of the set, in the units of
             the violation; None if the set has no boundary. See `Constraint.slack`.
-        at_boundary: the share of its elements that lie on the boundary, up to rounding.
+        at_boundary: the share of its elements that lie on the boundary, up to rounding or a
+            millionth of the largest entry.
         condition: of elements that are matrices, the largest ratio of the largest singular value
             and the smallest one that is not zero.
         rank: of such elements, the least rank.

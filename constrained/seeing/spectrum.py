@@ -53,6 +53,19 @@ def singular_values(value: Tensor) -> Tensor:
         return linalg.svdvals(value.mH.to(wide)).to(value.real.dtype)
 
 
+def _rounding(s: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """What rounding may have made of singular values that are zero.
+
+    Rounding errors of the algorithm are in proportion to the largest singular value. Those of the
+    entries, which matter in half precision, are independent of each other, and the norm of a random
+    matrix is in proportion to the size of its entries times the roots of its sides.
+    """
+    of_algorithm = max(rows, columns) * torch.finfo(s.dtype).eps * s[:, :1]
+    size = linalg.vector_norm(s, dim=-1, keepdim=True) / math.sqrt(rows * columns)
+    of_entries = torch.finfo(dtype).eps * size * (math.sqrt(rows) + math.sqrt(columns))
+    return torch.maximum(of_algorithm, of_entries)
+
+
 def spectrum_of(constraint: Constraint, value: Tensor, *, always: bool = False) -> Spectrum | None:
     """The spectrum of a constrained tensor.
 
@@ -74,8 +87,7 @@ def spectrum_of(constraint: Constraint, value: Tensor, *, always: bool = False) 
     if not bool(torch.isfinite(value).all()):
         return Spectrum(math.nan, math.nan, math.nan, 0)
     s = singular_values(value).reshape(-1, min(rows, columns))
-    eps = torch.finfo(value.dtype).eps
-    regular = s > max(rows, columns) * eps * s[:, :1]
+    regular = s > _rounding(s, rows, columns, value.dtype)
     rank = regular.sum(-1)
     last = s.gather(-1, (rank - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     condition = torch.where(rank > 0, s[:, 0] / last, torch.nan)

@@ -20,9 +20,9 @@ from constraints.math.autograd import needs_derivative
 class Box(Retraction):
     r"""Numbers between two bounds, including the bounds.
 
-    **Use**: bounded scalars whose bounds may be reached: mixing coefficients and gates between 0
-    and 1, clipped weights, physical parameters with limits. Where the bounds are excluded take
-    `interval`.
+    **Use**: bounded scalars whose bounds may be reached, up to a millionth of a step: mixing
+    coefficients and gates between 0 and 1, clipped weights, physical parameters with limits. Where
+    the bounds are excluded take `interval`.
 
     **Set**: $\{x \in \mathbb{R} : l \le x \le h\}$, elementwise. Dimension 1, closed.
 

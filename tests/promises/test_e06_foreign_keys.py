@@ -261,17 +261,76 @@ def test_e06_geotorch_by_way_of_its_own_model(name, arguments, spec, shapes):
 
 @pytest.mark.parametrize("name", ["symmetric", "skew"])
 def test_e06_geotorch_keys_that_look_like_the_models_own(name):
-    """They are taken as the model's own, with a warning where that makes a difference."""
+    """The metadata tells them apart. Without it they are taken as the model's own: a warning."""
     source = trained(geotorchs(name, (4, 4)))
     model = fresh((4, 4), name)
+    weight = loaded(model, source.state_dict(), sure=name == "skew")
+    assert_close(weight, source.weight, atol=1e-5, rtol=1e-5)
     with pytest.warns(UserWarning, match=rf"read as those of {name}\(\).*geotorch.{name}; if"):
-        model.load_state_dict(source.state_dict())
+        model.load_state_dict(dict(source.state_dict()))
     own = trained(fresh((4, 4), name))
     with torch.no_grad():
         for p in own.parameters():
             p.add_(0.01 * torch.rand_like(p))
     loaded(model, own.state_dict())
     assert torch.equal(model.weight, own.weight)
+
+
+class Exponential(nn.Module):
+    def forward(self, X):
+        return X.exp()
+
+    def right_inverse(self, value):
+        return value.log()
+
+
+class UpperTriangle(nn.Module):
+    """The Symmetric of torch's tutorial on parametrizations."""
+
+    def forward(self, X):
+        return X.triu() + X.triu(1).mT
+
+
+def written_by(parametrization, spec):
+    layer = linear((4, 4))
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.abs() + 0.1)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", parametrization)
+    return layer, fresh((4, 4), spec)
+
+
+def test_e06_a_map_of_the_user_with_the_keys_of_the_model():
+    """The metadata shows that no constraint wrote them, so they are not taken for its own."""
+    source, model = written_by(Exponential(), "positive")
+    before = model.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"positive\(\) has, but was written by another"):
+        model.load_state_dict(source.state_dict())
+    assert torch.equal(model.weight, before)
+    loaded(model, baked_state_dict(source, everything=True))
+    assert_close(model.weight, source.weight)
+    # The way out that the message names, for a writer that is known.
+    own = fresh((4, 4), "positive")
+    loaded(model, dict(own.state_dict()))
+    assert torch.equal(model.weight, own.weight)
+
+
+def test_e06_a_symmetric_map_of_the_user_is_among_those_that_are_named():
+    source, model = written_by(UpperTriangle(), "symmetric")
+    with pytest.warns(UserWarning, match=r"geotorch.symmetric\..*the upper triangle"):
+        model.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize("name", ["matrix_exp", "cayley"])
+def test_e06_an_orthogonal_of_torch_without_trivialization(name):
+    """Its only key is that of the constraint here, and means another matrix."""
+    source = torchs.orthogonal(linear((4, 4)), orthogonal_map=name, use_trivialization=False)
+    with torch.no_grad():
+        source.parametrizations.weight.original.add_(0.3)
+    model = fresh((4, 4), "orthogonal")
+    with pytest.raises(RuntimeError, match=r"orthogonal\(\) has, but was written by another"):
+        model.load_state_dict(source.state_dict())
+    loaded(model, baked_state_dict(source, everything=True))
+    assert_close(model.weight, source.weight, atol=1e-5, rtol=1e-5)
 
 
 def test_e06_own_keys_of_the_shapes_of_other_ones():

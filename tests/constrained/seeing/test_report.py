@@ -135,7 +135,7 @@ def test_a_table_in_a_notebook():
     parametrize.register_parametrization(layer, "weight", Tag())
     found = report(layer)._repr_html_()
     assert found.count("<tr>") == 2 and found.count("<td>") == found.count("<th>") == 4
-    assert "<td>weight</td><td>&lt;Tag&gt;</td><td>3 x 3</td>" in found
+    assert "<td>weight</td><td>&lt;Tag&gt;</td><td>3&nbsp;x&nbsp;3</td>" in found
     assert report(nn.Linear(2, 2))._repr_html_() == "<p>No tensor is constrained.</p>"
 
 
