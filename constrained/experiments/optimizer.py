@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from constrained.constraint.errors import ConfigErrors
 from constrained.experiments.experiment import Experiment, ExperimentError
 from constrained.experiments.parts import call, find
+from constrained.experiments.parts import check as check_arguments
 from constrained.model.parameters import param_groups
 
 
@@ -43,6 +44,16 @@ def build(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
                     f"{type(optimizer).__name__} does not have; it has {', '.join(sorted(known))}."
                 )
     return optimizer
+
+
+def check(experiment: Experiment) -> None:
+    """Check the name and the arguments of the optimizer, where there is no model to optimize.
+
+    Raises:
+        ExperimentError: if there is no such optimizer, or it does not take the arguments.
+    """
+    part = experiment.optimizer
+    check_arguments("optimizer", part, find("optimizer", part.name, _built_in()), 1, {})
 
 
 def _built_in() -> dict[str, type[torch.optim.Optimizer]]:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from constrained.checkpoint.save import save
 from constrained.constraint.errors import ConfigErrors, raise_all
-from constrained.experiments import figure, networks, outcome
+from constrained.experiments import figure, networks, optimizer, outcome
 from constrained.experiments.copying import copying
 from constrained.experiments.digits import digits
 from constrained.experiments.experiment import (
@@ -36,6 +36,8 @@ from constrained.seeing.report import report
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 #: The data that are built in.
 DATA: Mapping[str, Callable[..., Task]] = {"digits": digits, "copying": copying, "iris": iris}
@@ -144,10 +146,17 @@ def _device(name: str) -> torch.device:
 
 def _prepare(experiment: Experiment, device: torch.device) -> Prepared:
     seed = experiment.training.seed
+    failed: list[Exception] = []
     with RandomState(seed).entered():
-        task = _task(experiment)
+        task = _tried(failed, _task, experiment)
     with RandomState(seed).entered():
-        model = networks.build(experiment, task, device)
+        if task is None:
+            _tried(failed, networks.check, experiment)
+        model = task and _tried(failed, networks.build, experiment, task, device)
+        if task is None or model is None:
+            # What does not depend on what failed is checked as well.
+            _tried(failed, optimizer.check, experiment)
+            raise ConfigErrors("The experiment cannot be run", failed)
         plan, errors = networks.constrained(model, experiment)
         models = {CONSTRAINED: model}
         if experiment.compare and not errors:
@@ -162,6 +171,15 @@ def _prepare(experiment: Experiment, device: torch.device) -> Prepared:
             break
     raise_all("The experiment cannot be run", errors)
     return Prepared(experiment, task, plan, trainers, device)
+
+
+def _tried(errors: list[Exception], step: Callable[..., T], *arguments: Any) -> T | None:
+    """What a step returns; None, and its error in the list, if it cannot be done."""
+    try:
+        return step(*arguments)
+    except ExperimentError as error:
+        errors.append(error)
+        return None
 
 
 def _task(experiment: Experiment) -> Task:
