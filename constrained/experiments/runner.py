@@ -258,6 +258,9 @@ def carry_out(prepared: Prepared, folder: Path, console: Console | None = None) 
     from rich.console import Console
 
     console = console or Console(quiet=True)
+    if any((folder / name).exists() for name in FILES):
+        sentence = f"{folder} holds an earlier run, which is overwritten."
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     outcome.write_experiment(prepared.experiment, folder)

@@ -18,7 +18,7 @@ model:
 BAD = """
 "**.weight": {name: orthogonal, where: matrices}
 "0.weight": orthogonl
-"2.weight": {name: spectral_norm, bound: 1e-3, view: conv}
+"2.weight": {name: spectral_norm, bound: '1e-3', view: conv}
 "3": {weight: low_rank(rnk=1), bais: sphere}
 """
 
