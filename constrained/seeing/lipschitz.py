@@ -23,14 +23,17 @@ class Lipschitz(NamedTuple):
     Attributes:
         bound: the product of the layers' constants in the 2-norm; None if a layer has none.
         reason: why there is none.
+        layered: whether the network is a known layer or an ``nn.Sequential``; without a bound, a
+            report gives the reason only then.
     """
 
     bound: float | None
     reason: str = ""
+    layered: bool = True
 
 
 #: That of a report without rows.
-NOT_ASKED = Lipschitz(None)
+NOT_ASKED = Lipschitz(None, "", layered=False)
 
 
 class _NoBound(Exception):
@@ -84,7 +87,8 @@ def lipschitz(model: nn.Module) -> Lipschitz:
         if kind is nn.Linear or kind in _CONVOLUTIONS:
             return Lipschitz(_constant(kind.__name__, model))
         if not _is_sequence(model):
-            return Lipschitz(None, f"{kind.__name__} is neither nn.Sequential nor a known layer")
+            reason = f"{kind.__name__} is neither nn.Sequential nor a known layer"
+            return Lipschitz(None, reason, layered=False)
         for path, layer in _layers(model, ""):
             product *= _constant(path, layer)
     except _NoBound as error:

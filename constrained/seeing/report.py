@@ -25,7 +25,7 @@ from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The constrained tensors of a model. It prints, and shows in a notebook, as a table.
 
@@ -67,11 +67,18 @@ class Report:
     def __str__(self) -> str:
         return table.as_text(self.rows, self._notes())
 
+    def __repr__(self) -> str:
+        outside = sum(row.holds is False for row in self.rows)
+        return (
+            f"<Report of {len(self.rows)} tensors, {outside} of them outside of their sets; print "
+            "it for the table>"
+        )
+
     def _notes(self) -> list[str]:
-        bound, reason = self.lipschitz
+        bound, reason, layered = self.lipschitz
         if bound is not None:
             return [f"Lipschitz constant of the network in the 2-norm: at most {bound:.4g}."]
-        return [f"No bound of the network's Lipschitz constant: {reason}."] if reason else []
+        return [f"No bound of the network's Lipschitz constant: {reason}."] if layered and reason else []
 
 
 def report(
