@@ -23,17 +23,14 @@ class Lipschitz(NamedTuple):
     Attributes:
         bound: the product of the layers' constants in the 2-norm; None if a layer has none.
         reason: why there is none.
-        layered: whether the network is a known layer or an ``nn.Sequential``; without a bound, a
-            report gives the reason only then.
     """
 
     bound: float | None
     reason: str = ""
-    layered: bool = True
 
 
 #: That of a report without rows.
-NOT_ASKED = Lipschitz(None, "", layered=False)
+NOT_ASKED = Lipschitz(None)
 
 
 class _NoBound(Exception):
@@ -83,17 +80,22 @@ def lipschitz(model: nn.Module) -> Lipschitz:
     """
     kind = base_class(model)
     product = 1.0
+    if not is_layered(model):
+        return Lipschitz(None, f"{kind.__name__} is neither nn.Sequential nor a known layer")
     try:
-        if kind is nn.Linear or kind in _CONVOLUTIONS:
-            return Lipschitz(_constant(kind.__name__, model))
         if not _is_sequence(model):
-            reason = f"{kind.__name__} is neither nn.Sequential nor a known layer"
-            return Lipschitz(None, reason, layered=False)
+            return Lipschitz(_constant(kind.__name__, model))
         for path, layer in _layers(model, ""):
             product *= _constant(path, layer)
     except _NoBound as error:
         return Lipschitz(None, str(error))
     return Lipschitz(product)
+
+
+def is_layered(model: nn.Module) -> bool:
+    """Whether a network is a known layer or an ``nn.Sequential``, so that there may be a bound."""
+    kind = base_class(model)
+    return kind is nn.Linear or kind in _CONVOLUTIONS or _is_sequence(model)
 
 
 def _is_sequence(module: nn.Module) -> bool:

@@ -287,3 +287,9 @@ class TestEnds:
         assert str(error.value) == (
             "An experiment needs matplotlib: pip install 'constrained-layers[experiments]'."
         )
+
+    def test_a_second_run_says_that_it_overwrites_the_first(self, bench):
+        path = bench.write({"training.epochs": 1})
+        first, second = command(path), command(path)
+        assert "overwritten" not in first.stdout
+        assert "small holds an earlier run, which is overwritten." in second.stdout
