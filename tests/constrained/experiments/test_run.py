@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import constrained
+from constrained import ConfigErrors
 from constrained.command_line.app import app
 from constrained.experiments import ExperimentError, run, runner
 from constrained.experiments.runner import prepare
@@ -293,3 +294,14 @@ class TestEnds:
         first, second = command(path), command(path)
         assert "overwritten" not in first.stdout
         assert "small holds an earlier run, which is overwritten." in second.stdout
+
+
+def test_all_names_that_do_not_exist_are_told_at_once(bench):
+    path = bench.write({"data.name": "no_such:data", "model.name": "mlpp", "optimizer.name": "Sdg"})
+    with pytest.raises(ConfigErrors) as caught:
+        run(path)
+    told = [str(error) for error in caught.value.exceptions]
+    places = [sentence.partition(": ")[2].partition(".name")[0] for sentence in told]
+    assert places == ["data", "model", "optimizer"]
+    assert "'no_such' cannot be imported" in told[0]
+    assert "Did you mean 'mlp'" in told[1]
