@@ -165,8 +165,8 @@ _HEADINGS = (
 
 #: What the columns say whose headings do not tell.
 _MEANINGS = {
-    "elements": "how many elements of its set a tensor holds, and the shape of one",
-    "moves": "how far a tensor goes when it is constrained, relative to its norm",
+    "elements": "how many members of the set the tensor holds, and the shape of one",
+    "moves": "how far the tensor would go, relative to its norm",
 }
 
 
