@@ -208,7 +208,9 @@ def _suggest(target: str, available: Mapping[str, Location]) -> str:
     if not available:
         return " It has no tensors."
     close = [nearest(target, available)] if is_pattern(target) else []
-    head, names = reached(target, available) if not any(close) else ("", [])
+    head, names = "", list[str]()
+    if not any(close) and len(target) <= 200:
+        head, names = reached(target, available)
     if head == target and names:
         return (
             f" It names modules: '*' is one part of a path, and '**' any number of them; "
