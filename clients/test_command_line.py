@@ -37,7 +37,7 @@ constraints:
 """
 
 #: A name, an argument that YAML reads as text, and a path.
-MISTAKES = GOOD.replace("orthogonal", "ortogonal").replace("1.0e-1", "1e-1") + (
+MISTAKES = GOOD.replace("orthogonal", "ortogonal").replace("1.0e-1", "'1e-1'") + (
     "  model.layers.0.self_attn.q_porj.weight: sphere\n"
 )
 
