@@ -91,10 +91,11 @@ class Geometry(OptionalMethods, Membership):
             scale: the positive weights, of the shape of ``value``.
 
         Returns:
-            Tensor of the shape of ``value``, or None if there is no formula, which is the default.
+            Tensor of the shape of ``value``, or None if there is no formula. By default there is
+            one for sets of numbers only: `project`, since a number has one weight.
         """
-        del value, scale
-        return None
+        del scale
+        return self.project(value) if self.event_dim == 0 else None
 
     def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
         r"""A gradient that points out of the set at no member, and vanishes at an optimum only.

@@ -19,6 +19,7 @@ from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
 from constraints.math.matrix import symmetric_part
 from constraints.math.psd_part import distance_from_psd, least_eigenvalue, psd_part
+from constraints.math.rank_tangent import psd_rank_tangent
 
 _KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
 
@@ -205,6 +206,14 @@ class PSDLowRank(PSDOfRank):
             regular = (info == 0)[..., None, None]
             identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
             return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The projection onto the tangent space, or onto the tangent cone if the rank is lower."""
+        return psd_rank_tangent(value, vector, self.rank)
+
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """Minus the projection of ``-gradient``: a tangent cone has two sides."""
+        return -self.tangent(value, -gradient)
 
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in the Frobenius norm: the r largest eigenvalues, if positive."""

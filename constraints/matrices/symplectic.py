@@ -15,6 +15,7 @@ from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.shapes import EvenMatrices
 from constraints.math.complex_polar import polar_of_parts
 from constraints.math.polar import polar
+from constraints.math.svd import svd
 
 
 @register("symplectic")
@@ -79,6 +80,31 @@ class Symplectic(EvenMatrices):
     def restored_together(self, count: int) -> Sequence[Sequence[int]]:
         """Each parameter by itself."""
         return [[i] for i in range(count)]
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """``V - J W K``, where the skew K solves ``W'W K + K W'W = V'J'W - W'J V``.
+
+        The tangent space is ``{W J S : S symmetric}``, and ``{J W K : K skew}`` is its orthogonal
+        complement.
+
+        Reference:
+            Gao, Son, Absil and Stykel, Geometry of the symplectic Stiefel manifold endowed with the
+            Euclidean metric (Geometric Science of Information, 2021), proposition 2.
+        """
+        _, s, Qh = svd(value)
+        squares = s.square()
+        M = value.mT @ _times(vector)
+        right = Qh @ (M.mT - M) @ Qh.mT
+        K = Qh.mT @ (right / (squares.unsqueeze(-1) + squares.unsqueeze(-2))) @ Qh
+        return vector - _times(value @ K)
+
+    def retract(self, value: Tensor) -> Tensor:
+        """A member that agrees with the nearest one to second order in the distance.
+
+        The step from `project` towards ``value`` is made tangent, and taken.
+        """
+        member = self.project(value)
+        return self.project(member + self.tangent(member, value - member))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W'JW - J|``, over the norm of W: a distance, to first order."""
