@@ -35,7 +35,7 @@ def rank_tangent(value: Tensor, vector: Tensor, rank: int) -> Tensor:
     """
     U, s, Vh = svd(value)
     U, s, Vh = U[..., :rank], s[..., :rank], Vh[..., :rank, :]
-    nonzero = _is_not_rounding(s, value)
+    nonzero = s > _rounding(s, value)
     U, Vh = U * nonzero.unsqueeze(-2), Vh * nonzero.unsqueeze(-1)
     right = vector - U @ (U.mT @ vector)
     normal = right - (right @ Vh.mT) @ Vh
@@ -46,7 +46,9 @@ def rank_tangent(value: Tensor, vector: Tensor, rank: int) -> Tensor:
     return vector - normal + (P * (sizes * kept).unsqueeze(-2)) @ Qh
 
 
-def psd_rank_tangent(value: Tensor, vector: Tensor, rank: int) -> Tensor:
+def psd_rank_tangent(
+    value: Tensor, vector: Tensor, rank: int, least: Tensor | None = None
+) -> Tensor:
     """The nearest tangent vectors at positive semidefinite matrices of at most a given rank.
 
     At a matrix of lower rank it is the projection onto the tangent cone: of the normal part only
@@ -56,13 +58,15 @@ def psd_rank_tangent(value: Tensor, vector: Tensor, rank: int) -> Tensor:
         value: the matrices, of shape ``(*batch, n, n)``.
         vector: of the shape of ``value``, not necessarily symmetric.
         rank: from 1 to n.
+        least: up to which eigenvalue a matrix counts as one of lower rank, of shape
+            ``(*batch, 1)``; by default the rounding error.
 
     Reference:
         Vandereycken, Absil and Vandewalle, Embedded geometry of the set of symmetric positive
         semidefinite matrices of fixed rank (IEEE Workshop on Statistical Signal Processing, 2009).
     """
     eigenvalues, Q = leading_eigenvalues(value, rank)
-    nonzero = _is_not_rounding(eigenvalues, value)
+    nonzero = eigenvalues > (_rounding(eigenvalues, value) if least is None else least)
     Q = Q * nonzero.unsqueeze(-2)
     vector = symmetric_part(vector)
     across = vector - Q @ (Q.mT @ vector)
@@ -75,7 +79,6 @@ def psd_rank_tangent(value: Tensor, vector: Tensor, rank: int) -> Tensor:
     return vector - normal + symmetric_part(cone)
 
 
-def _is_not_rounding(sizes: Tensor, value: Tensor) -> Tensor:
-    """Which of the leading singular values or eigenvalues are not zero up to rounding."""
-    rounding = torch.finfo(value.dtype).eps * max(value.shape[-2:])
-    return sizes > rounding * sizes[..., :1]
+def _rounding(sizes: Tensor, value: Tensor) -> Tensor:
+    """The rounding error of singular values or eigenvalues, of which the first is the largest."""
+    return torch.finfo(value.dtype).eps * max(value.shape[-2:]) * sizes[..., :1]

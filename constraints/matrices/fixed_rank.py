@@ -152,8 +152,17 @@ class PSDFixedRank(PSDOfRank):
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
 
     def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
-        """``P V + V P - P V P`` for the symmetric part of V, with the projection P on the range."""
-        return psd_rank_tangent(value, vector, self.rank)
+        """``P V + V P - P V P`` for the symmetric part of V, with the projection P on the range.
+
+        A matrix with an eigenvalue as small as `project` leaves it is at the end of the set. There
+        it is the projection onto the tangent cone.
+        """
+        eigenvalues = leading_eigenvalues(value, self.rank)[0].clamp(min=0)
+        total = eigenvalues.sum(-1, keepdim=True)
+        # In the place of the zero matrix there is a multiple of a projection.
+        is_zero = total <= 2 * self.rank * least(torch.zeros_like(eigenvalues), value)
+        lowest = torch.where(is_zero, total, 2 * least(eigenvalues, value))
+        return psd_rank_tangent(value, vector, self.rank, lowest)
 
     def slack(self, value: Tensor) -> Tensor:
         """The eigenvalue number r: where it is 0 the rank is lower."""

@@ -127,6 +127,7 @@ class LowRank(OfRank, BoundedRank):
         "matrices of rank below r are singular points of the variety, where no tangent space of "
         "its dimension exists; some direction has a gradient there",
         *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+        *("tangent_is_a_projection:zeros", "tangent_is_a_projection:ones"),
     )
 
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class RankOne(Matrices, BoundedRank):
     expected_failures = failing(
         "the zero matrix is the singular point of the set, where no tangent space of its dimension "
         "exists; some direction has a gradient there",
-        *("no_dead_directions:zeros", "flat_members_are_told"),
+        *("no_dead_directions:zeros", "flat_members_are_told", "tangent_is_a_projection:zeros"),
     )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -103,6 +103,11 @@ class PSDOfRank(SquareMatrices):
         super().__init__()
         self.rank = checked_rank(type(self).name or type(self).__name__, rank)
 
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """Minus the projection of ``-gradient``: of a tangent cone, minus a vector may be outside.
+        """
+        return -self.tangent(value, -gradient)
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
         return distance_from_psd_rank(value, self.rank)
@@ -177,6 +182,7 @@ class PSDLowRank(PSDOfRank):
             "matrices of rank below r are singular points of the set, where no tangent space of "
             "its dimension exists; some direction has a gradient there",
             *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+            *(f"tangent_is_a_projection:{point}" for point in ("zeros", "ones", "boundary")),
         ),
     }
 
@@ -210,10 +216,6 @@ class PSDLowRank(PSDOfRank):
     def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
         """The projection onto the tangent space, or onto the tangent cone if the rank is lower."""
         return psd_rank_tangent(value, vector, self.rank)
-
-    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
-        """Minus the projection of ``-gradient``: a tangent cone has two sides."""
-        return -self.tangent(value, -gradient)
 
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in the Frobenius norm: the r largest eigenvalues, if positive."""

@@ -82,21 +82,21 @@ class Symplectic(EvenMatrices):
         return [[i] for i in range(count)]
 
     def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
-        """``V - J W K``, where the skew K solves ``W'W K + K W'W = V'J'W - W'J V``.
+        """``V - J W K`` with the skew K that solves ``W'W K + K W'W = V'J'W - W'J V``.
 
         The tangent space is ``{W J S : S symmetric}``, and ``{J W K : K skew}`` is its orthogonal
-        complement.
+        complement. With ``W = U diag(s) Q'`` and ``B = U' J V Q``, the entries of K are
+        ``(s_j B_ji - s_i B_ij) / (s_i^2 + s_j^2)`` in the basis Q.
 
         Reference:
             Gao, Son, Absil and Stykel, Geometry of the symplectic Stiefel manifold endowed with the
             Euclidean metric (Geometric Science of Information, 2021), proposition 2.
         """
-        _, s, Qh = svd(value)
-        squares = s.square()
-        M = value.mT @ _times(vector)
-        right = Qh @ (M.mT - M) @ Qh.mT
-        K = Qh.mT @ (right / (squares.unsqueeze(-1) + squares.unsqueeze(-2))) @ Qh
-        return vector - _times(value @ K)
+        U, s, Qh = svd(value)
+        share = s.unsqueeze(-1) / torch.hypot(s.unsqueeze(-1), s.unsqueeze(-2))
+        B = share * (U.mT @ _times(vector) @ Qh.mT)
+        # Products of numbers up to 1, so that small singular values lose no digits.
+        return vector + _times(U @ (share * (B - B.mT)) @ Qh)
 
     def retract(self, value: Tensor) -> Tensor:
         """A member that agrees with the nearest one to second order in the distance.
