@@ -13,6 +13,7 @@ from torch import Tensor
 
 from constrained.constraint.membership import Membership
 from constrained.constraint.optional_methods import OptionalMethods
+from constrained.constraint.precision import raise_precision
 
 #: How far `Geometry.admissible` looks from a member, relative to the size of the member.
 _REACH = 0.1
@@ -91,10 +92,11 @@ class Geometry(OptionalMethods, Membership):
             scale: the positive weights, of the shape of ``value``.
 
         Returns:
-            Tensor of the shape of ``value``, or None if there is no formula, which is the default.
+            Tensor of the shape of ``value``, or None if there is no formula. By default there is
+            one for sets of numbers only: `project`, since a number has one weight.
         """
-        del value, scale
-        return None
+        del scale
+        return self.project(value) if self.event_dim == 0 else None
 
     def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
         r"""A gradient that points out of the set at no member, and vanishes at an optimum only.
@@ -116,12 +118,18 @@ class Geometry(OptionalMethods, Membership):
         """
         if self.is_smooth():
             return self.tangent(value, gradient)
+        dtype = gradient.dtype
         dims = tuple(range(value.ndim - self.event_dim, value.ndim)) if self.event_dim else ()
         if self.event_dim is None:
             dims = tuple(range(value.ndim))
+        value, gradient = raise_precision(value), raise_precision(gradient)
         longest = gradient.abs().amax(dims, keepdim=True) if dims else gradient.abs()
         size = value.abs().amax(dims, keepdim=True) if dims else value.abs()
         unit = torch.finfo(longest.dtype).tiny
         reach = _REACH * size.clamp(min=1e-3)
         step = torch.where(longest > unit, reach / longest.clamp(min=unit), 1)
-        return (value - self.retract(value - step * gradient)) / step
+        ahead = value - step * gradient
+        back = self.retract(ahead)
+        stays = (back == ahead).all(dims, keepdim=True) if dims else back == ahead
+        # Where the step ends inside there is nothing to be divided, and no digit is lost.
+        return torch.where(stays, gradient, (value - back) / step).to(dtype)

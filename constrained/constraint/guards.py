@@ -329,6 +329,7 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "project": _guard_project,
     "retract": functools.partial(_guard_project, name="retract"),
     "tangent": _guard_geometry,
+    "admissible": _guard_geometry,
     "project_scaled": _guard_geometry,
     "inwards": _guard_move,
     "admit": _guard_move,

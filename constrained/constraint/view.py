@@ -140,6 +140,11 @@ class View(Constraint):
         found = self.constraint.project_scaled(self.rearranged(value), self.rearranged(scale))
         return None if found is None else rearrange(found, self._back, **self._lengths)
 
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """Make the rearranged gradient admissible, and rearrange it back."""
+        found = self.constraint.admissible(self.rearranged(value), self.rearranged(gradient))
+        return rearrange(found, self._back, **self._lengths)
+
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Move the elements of the rearranged tensor."""
         moved = self.constraint.inwards(self.rearranged(value), share)

@@ -220,6 +220,18 @@ class CorrelationCholesky(SquareMatrices):
         """The parameter of the same element whose rows have length one before they are scaled."""
         return (self.right_inverse(self.forward(X)),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The lower triangle of the vector, with rows made orthogonal to those of the value."""
+        lower = vector.tril()
+        return lower - value * (lower * value).sum(-1, keepdim=True)
+
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """`tangent`, without what leads a diagonal entry of zero, up to rounding, below zero."""
+        rounding = 2 * torch.finfo(value.dtype).eps
+        ends = value.diagonal(dim1=-2, dim2=-1) <= rounding
+        outwards = ends & (gradient.diagonal(dim1=-2, dim2=-1) > 0)
+        return self.tangent(value, gradient.masked_fill(torch.diag_embed(outwards), 0))
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three errors: above the diagonal, negative on it, of a row's length."""
         above = value.triu(1).abs().amax((-2, -1))

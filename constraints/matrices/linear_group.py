@@ -185,6 +185,13 @@ class SpecialLinear(SquareMatrices, Retraction):
         with torch.no_grad():
             return (self.forward(X.detach()),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The vector without its part along the inverse transpose, the gradient of det."""
+        normal = linalg.inv_ex(value)[0].mT
+        normal = normal / normal.abs().amax((-2, -1), keepdim=True)
+        normal = normal / linalg.matrix_norm(normal, keepdim=True)
+        return vector - normal * (normal * vector).sum((-2, -1), keepdim=True)
+
     def violation(self, value: Tensor) -> Tensor:
         """The distance in the Frobenius norm."""
         return distance_from_unimodular(value)
