@@ -9,7 +9,7 @@ import typer
 
 from constrained import plan, read_config
 from constrained.command_line.models import Imports, Model, import_all, model_of
-from constrained.command_line.output import Json, fail, print_json
+from constrained.command_line.output import Json, fail, for_shell, print_json
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import is_mapping
 from constrained.constraint.registry import did_you_mean
@@ -42,7 +42,7 @@ def check(
     if as_json:
         print_json(found.to_dict())
     else:
-        typer.echo(str(found))
+        typer.echo(for_shell(str(found)))
         if found.errors and key is None and is_mapping(data.get("constraints")):
             typer.echo(f"HINT {config} has a key 'constraints': try --key constraints.")
     raise typer.Exit(1 if found.errors else 0)

@@ -40,8 +40,9 @@ def import_all(packages: Sequence[str] | None) -> None:
 def model_of(path: str) -> nn.Module:
     """The model that an import path such as ``"package.module:factory"`` names."""
     module_path, colon, attribute = path.partition(":")
-    if not (module_path and colon and attribute):
-        fail(f"A model is given as package.module:factory, got {path!r}.")
+    if not (module_path and colon and attribute) or module_path.endswith(".py"):
+        guess = f" Did you mean {_with_colon(path)!r}?" if _with_colon(path) else ""
+        fail(f"A model is given as package.module:factory, got {path!r}.{guess}")
     found: Any = _import(module_path)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -55,11 +56,20 @@ def model_of(path: str) -> nn.Module:
         fail(f"{path} must be a model, or a function that makes one, got {type(found).__name__}.")
     try:
         made = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fail(f"{path}() raised {_raised(error)}")
     if not isinstance(made, nn.Module):
         fail(f"{path}() must return a torch.nn.Module, and returned {type(made).__name__}.")
     return made
+
+
+def _with_colon(path: str) -> str:
+    """``module:factory`` for ``module.py:factory`` or ``module.factory``; "" if unknown."""
+    file, colon, attribute = path.partition(":")
+    if file.endswith(".py") and colon:
+        return f"{file.removesuffix('.py').replace('/', '.').strip('.')}:{attribute}"
+    module, dot, attribute = path.rpartition(".")
+    return f"{module}:{attribute}" if dot and module and attribute not in ("", "py") else ""
 
 
 def _import(path: str) -> Any:
@@ -69,11 +79,11 @@ def _import(path: str) -> Any:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fail(f"{path!r} cannot be imported: {_raised(error)}")
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """The type and the text of an error, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1]

@@ -50,8 +50,12 @@ def _is_styled() -> bool:
 
 def error_line(sentence: str, kind: str = "Error") -> None:
     """Write a sentence on stderr, in one line."""
-    sentence = " ".join(sentence.split()).replace("constrained.names()", "'constrained list'")
-    typer.echo(f"{kind}: {sentence}", err=True)
+    typer.echo(f"{kind}: {for_shell(' '.join(sentence.split()))}", err=True)
+
+
+def for_shell(text: str) -> str:
+    """Text of the library, with the command in place of the function that it names."""
+    return text.replace("constrained.names()", "'constrained list'")
 
 
 def fail(sentence: str) -> NoReturn:

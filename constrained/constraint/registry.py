@@ -164,6 +164,12 @@ def names() -> list[str]:
     return sorted(_constraints)
 
 
+def is_known(name: str) -> bool:
+    """Whether there is a constraint of this name or alias."""
+    _load_entry_points()
+    return name in _constraints or name in _aliases
+
+
 def get(name: str) -> type[Constraint]:
     """The constraint class of a name or an alias.
 

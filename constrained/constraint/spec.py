@@ -136,7 +136,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
         if "name" not in given:
             raise SpecError(
                 f"A spec mapping needs the key 'name', as in {{'name': 'orthogonal'}}, got the "
-                f"keys {short(list(given))}."
+                f"keys {short(list(given))}.{_named_otherwise(given)}"
             )
         spec = given.pop("name")
         view = given.pop("view", view)
@@ -177,6 +177,25 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
             f"{type(made).__name__} has none."
         )
     return Request(made, view, sizes, **settings)
+
+
+def _named_otherwise(given: Mapping[str, Any]) -> str:
+    """A guess at what a mapping without the key ``name`` means."""
+    key, value = next(iter(given.items()), ("", None))
+    if len(given) == 1 and (value is None or is_mapping(value)):
+        guess = named_by_key(key, value or {})
+        if guess:
+            return guess
+    similar = (key for key in given if registry.did_you_mean(key, ["name"]))
+    key = next(similar, "")
+    return f" Did you mean 'name' for {short(key)}?" if key else ""
+
+
+def named_by_key(name: str, arguments: Mapping[Any, Any]) -> str:
+    """A guess at a mapping whose key is the name: ``{"ball": {"radius": 2}}``; "" if it is none."""
+    if not registry.is_known(name):
+        return ""
+    return f" Did you mean {short({'name': name, **arguments}, 200)}?"
 
 
 def _sizes(

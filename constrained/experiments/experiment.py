@@ -158,7 +158,7 @@ def _part(given: Mapping[str, Any]) -> Part:
 
 
 def _bad_data(value: Any, place: str) -> Iterator[str]:
-    """What JSON cannot hold, and numbers that YAML reads as text."""
+    """What JSON cannot hold, and numbers that are text."""
     if is_mapping(value) or is_list(value):
         items: Any = value.items() if is_mapping(value) else enumerate(value)
         for key, item in items:
@@ -170,10 +170,7 @@ def _bad_data(value: Any, place: str) -> Iterator[str]:
         # The constraints say so by themselves, where a number is expected.
         like = _LIKE_A_NUMBER.fullmatch(value) and math.isfinite(float(value))
         if like and not place.startswith("constraints"):
-            yield (
-                f"{place} is the text {value!r}: YAML reads a number with an exponent only with a "
-                f"point and a sign, as in {_written(float(value))}."
-            )
+            yield f"{place} is the text {value!r}: write the number without quotes."
     elif not (value is None or isinstance(value, int) or _is_finite(value)):
         yield (
             f"{place} is {short(value)}; an experiment holds only mappings, lists, text, true, "
@@ -183,12 +180,6 @@ def _bad_data(value: Any, place: str) -> Iterator[str]:
 
 #: Such as 1e-3, 1.5e3 and .5e-3.
 _LIKE_A_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-
-
-def _written(number: float) -> str:
-    mantissa, _, exponent = f"{number:e}".partition("e")
-    digits = mantissa.rstrip("0")
-    return f"{digits}{'0' * digits.endswith('.')}e{exponent[0]}{int(exponent[1:])}"
 
 
 def _is_finite(value: Any) -> bool:

@@ -15,6 +15,7 @@ from constrained.constraint.errors import OutOfRangeError
 from constrained.experiments.experiment import Experiment, ExperimentError
 from constrained.experiments.models import Recurrent, mlp
 from constrained.experiments.parts import call, find, told
+from constrained.experiments.parts import check as check_arguments
 from constrained.experiments.task import Task
 from constrained.model.constrain import constrain
 from constrained.model.plan import Plan, plan
@@ -23,7 +24,7 @@ from constrained.parametrized.tensor_locations import constrained_tensors, resol
 from constrained.seeing.spectrum import LONGEST_SIDE, seen, singular_values
 from constrained.torch_internals.linalg import LinAlgError
 
-BUILT_IN = {"recurrent": Recurrent, "mlp": mlp}
+_BUILT_IN = {"recurrent": Recurrent, "mlp": mlp}
 
 
 def build(experiment: Experiment, task: Task, device: torch.device) -> nn.Module:
@@ -33,7 +34,7 @@ def build(experiment: Experiment, task: Task, device: torch.device) -> nn.Module
         ExperimentError: if it cannot be made, or does not take the examples.
     """
     part = experiment.model
-    model = call("model", part, find("model", part.name, BUILT_IN), offered=task.offers)
+    model = call("model", part, find("model", part.name, _BUILT_IN), offered=task.offers)
     if not isinstance(model, nn.Module):
         raise ExperimentError(
             f"model.name: {part.name!r} returned a {type(model).__name__}, and no torch.nn.Module."
@@ -41,6 +42,16 @@ def build(experiment: Experiment, task: Task, device: torch.device) -> nn.Module
     model.to(device)
     _try(model, task, device)
     return model
+
+
+def check(experiment: Experiment) -> None:
+    """Check the name and the arguments of the model, where there are no data to build it for.
+
+    Raises:
+        ExperimentError: if there is no such model, or it does not take the arguments.
+    """
+    part = experiment.model
+    check_arguments("model", part, find("model", part.name, _BUILT_IN), 0, None)
 
 
 @torch.no_grad()

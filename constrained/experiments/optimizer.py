@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from constrained.constraint.errors import ConfigErrors
 from constrained.experiments.experiment import Experiment, ExperimentError
 from constrained.experiments.parts import call, find
+from constrained.experiments.parts import check as check_arguments
 from constrained.model.parameters import param_groups
 
 
@@ -21,7 +22,7 @@ def build(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
     Raises:
         ExperimentError: if there is no such optimizer, or its options are not valid.
     """
-    made: Any = find("optimizer", experiment.optimizer.name, built_in_optimizers())
+    made: Any = find("optimizer", experiment.optimizer.name, _built_in())
     try:
         groups = param_groups(model, experiment.param_groups)
     except ConfigErrors as errors:
@@ -45,8 +46,17 @@ def build(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
     return optimizer
 
 
-def built_in_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    """The optimizers of ``torch.optim`` by their names."""
+def check(experiment: Experiment) -> None:
+    """Check the name and the arguments of the optimizer, where there is no model to optimize.
+
+    Raises:
+        ExperimentError: if there is no such optimizer, or it does not take the arguments.
+    """
+    part = experiment.optimizer
+    check_arguments("optimizer", part, find("optimizer", part.name, _built_in()), 1, {})
+
+
+def _built_in() -> dict[str, type[torch.optim.Optimizer]]:
     return {
         name: value
         for name, value in vars(torch.optim).items()

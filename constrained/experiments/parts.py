@@ -89,15 +89,38 @@ def call(
     Raises:
         ExperimentError: if it does not take the arguments, or raises an error.
     """
+    arguments = check(place, part, function, len(leading), offered or {})
+    try:
+        return function(*leading, **arguments)
+    except (Exception, SystemExit) as error:
+        raise ExperimentError(f"{place}: {_sentence(part.name, error)}") from error
+
+
+def check(
+    place: str,
+    part: Part,
+    function: Callable[..., Any],
+    leading: int,
+    offered: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The arguments that a part's function or class is called with.
+
+    Args:
+        place: of the part in the file.
+        part: its name and arguments.
+        function: what `find` found.
+        leading: how many positional arguments it gets before them.
+        offered: as in `call`; None if that is unknown, since the data cannot be had.
+
+    Raises:
+        ExperimentError: if it does not take the arguments.
+    """
     known = _parameters(function)
     arguments = dict(part.arguments)
     if known is not None:
         arguments = {k: v for k, v in (offered or {}).items() if k in known} | arguments
-        _check(place, part.name, known, arguments, len(leading))
-    try:
-        return function(*leading, **arguments)
-    except Exception as error:
-        raise ExperimentError(f"{place}: {_sentence(part.name, error)}") from error
+        _check(place, part.name, known, arguments, leading, complete=offered is not None)
+    return arguments
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
@@ -114,6 +137,8 @@ def _check(
     known: Mapping[str, inspect.Parameter],
     arguments: Mapping[str, Any],
     leading: int,
+    *,
+    complete: bool,
 ) -> None:
     kinds = {p.kind for p in known.values()}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -124,14 +149,19 @@ def _check(
             if key not in names:
                 hint = did_you_mean(key, names) or f" It takes {', '.join(names) or 'none'}."
                 sentences.append(f"{short(name)} has no argument {short(key)}.{hint}")
-    for key, parameter in names.items():
-        if parameter.default is inspect.Parameter.empty and key not in arguments:
-            sentences.append(f"{short(name)} lacks its argument {key!r}.")
+    empty = inspect.Parameter.empty
+    missing = [key for key, p in names.items() if p.default is empty and key not in arguments]
+    if missing and complete:
+        sentences.append(
+            f"{short(name)} lacks its argument{'s' * (len(missing) > 1)} "
+            f"{', '.join(map(repr, missing))}: write {'them' if len(missing) > 1 else 'it'} under "
+            f"{place}, as in '{missing[0]}: ...'."
+        )
     if sentences:
         raise ExperimentError(f"{place}: {' '.join(sentences)}")
 
 
-def _sentence(name: str, error: Exception) -> str:
+def _sentence(name: str, error: BaseException) -> str:
     """What a function raised; the message alone where the function checks its arguments."""
     module = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, ValueError) and Path(module).parent == Path(__file__).parent:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from constrained.checkpoint.save import save
 from constrained.constraint.errors import ConfigErrors, raise_all
-from constrained.experiments import figure, networks, outcome
+from constrained.experiments import figure, networks, optimizer, outcome
 from constrained.experiments.copying import copying
 from constrained.experiments.digits import digits
 from constrained.experiments.experiment import (
@@ -25,7 +25,6 @@ from constrained.experiments.experiment import (
     read_experiment,
 )
 from constrained.experiments.iris import iris
-from constrained.experiments.optimizer import built_in_optimizers
 from constrained.experiments.outcome import CONSTRAINED, UNCONSTRAINED
 from constrained.experiments.parts import call, find, import_path
 from constrained.experiments.random_state import RandomState
@@ -37,6 +36,8 @@ from constrained.seeing.report import report
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 #: The data that are built in.
 DATA: Mapping[str, Callable[..., Task]] = {"digits": digits, "copying": copying, "iris": iris}
@@ -145,11 +146,17 @@ def _device(name: str) -> torch.device:
 
 def _prepare(experiment: Experiment, device: torch.device) -> Prepared:
     seed = experiment.training.seed
-    _check_names(experiment)
+    failed: list[Exception] = []
     with RandomState(seed).entered():
-        task = _task(experiment)
+        task = _tried(failed, _task, experiment)
     with RandomState(seed).entered():
-        model = networks.build(experiment, task, device)
+        if task is None:
+            _tried(failed, networks.check, experiment)
+        model = task and _tried(failed, networks.build, experiment, task, device)
+        if task is None or model is None:
+            # What does not depend on what failed is checked as well.
+            _tried(failed, optimizer.check, experiment)
+            raise ConfigErrors("The experiment cannot be run", failed)
         plan, errors = networks.constrained(model, experiment)
         models = {CONSTRAINED: model}
         if experiment.compare and not errors:
@@ -166,23 +173,13 @@ def _prepare(experiment: Experiment, device: torch.device) -> Prepared:
     return Prepared(experiment, task, plan, trainers, device)
 
 
-def _check_names(experiment: Experiment) -> None:
-    """Raise the errors of all names in a file together, if data or model cannot be made.
-
-    Otherwise that of the optimizer is told beside those of the constraints.
-    """
-    errors: dict[str, Exception] = {}
-    for place, name, known in (
-        ("data", experiment.data.name, DATA),
-        ("model", experiment.model.name, networks.BUILT_IN),
-        ("optimizer", experiment.optimizer.name, built_in_optimizers()),
-    ):
-        try:
-            find(place, name, known)
-        except ExperimentError as error:
-            errors[place] = error
-    if errors.keys() != {"optimizer"}:
-        raise_all("The experiment cannot be run", [*errors.values()])
+def _tried(errors: list[Exception], step: Callable[..., T], *arguments: Any) -> T | None:
+    """What a step returns; None, and its error in the list, if it cannot be done."""
+    try:
+        return step(*arguments)
+    except ExperimentError as error:
+        errors.append(error)
+        return None
 
 
 def _task(experiment: Experiment) -> Task:
@@ -261,6 +258,9 @@ def carry_out(prepared: Prepared, folder: Path, console: Console | None = None) 
     from rich.console import Console
 
     console = console or Console(quiet=True)
+    if any((folder / name).exists() for name in FILES):
+        sentence = f"{folder} holds an earlier run, which is overwritten."
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     outcome.write_experiment(prepared.experiment, folder)

@@ -22,7 +22,7 @@ from constrained.constraint.plain_data import (
     short,
 )
 from constrained.constraint.registry import did_you_mean
-from constrained.constraint.spec import Request, parse, unwrapped
+from constrained.constraint.spec import Request, named_by_key, parse, unwrapped
 from constrained.constraint.view import View
 from constrained.model.error_messages import with_path
 from constrained.parametrized.tensor_locations import Location
@@ -150,6 +150,14 @@ def read_rules(config: Any, paths: Collection[str] = ()) -> tuple[dict[str, Rule
             if target in rules:
                 raise SpecError(
                     f"{short(target, 200)} is given twice, once with dots and once nested."
+                )
+            owner, _, last = target.rpartition(".")
+            nested = is_mapping(spec) and "name" not in spec and target not in paths
+            guess = named_by_key(last, spec) if owner and nested else ""
+            if guess:
+                raise SpecError(
+                    f"{short(owner, 200)} is given a mapping whose key is the name of the "
+                    f"constraint, and not the key 'name'.{guess}"
                 )
             rules[target] = read_rule(target, spec)
         except (ValueError, TypeError) as error:

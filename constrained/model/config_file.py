@@ -17,9 +17,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """Read a config from a file of YAML, JSON or TOML; nothing in it is executed.
 
     `constrain` and `plan` take the result, or a part of it. A key that stands twice in one mapping
-    is an error, although YAML and JSON would take the last of them without a word. PyYAML reads
-    ``1e-3`` as text; the error that follows where a number is expected says so. TOML has no null:
-    ``"none"`` stands for it.
+    is an error, although YAML and JSON would take the last of them without a word. ``1e-3`` is a
+    number, as in YAML 1.2; PyYAML by itself reads it as text. TOML has no null: ``"none"`` stands
+    for it.
 
     Args:
         path: of the file, which ends in ``.yaml``, ``.yml``, ``.json`` or ``.toml``.
@@ -31,6 +31,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[Any, Any]:
 
     Example:
         >>> import tempfile, constrained
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "constraints.yaml")
         ...     _ = file.write_text("encoder.weight: ball(radius=2)")

@@ -89,9 +89,43 @@ def nearest(target: str, available: Mapping[str, Location]) -> str:
             continue
         corrected = ".".join(_nearest_word(segment, words) for segment in alternative.split("."))
         for pattern in (corrected, f"**.{corrected}"):
-            if len(_TOKENS.findall(pattern)) <= _MOST_TOKENS and _matching(pattern, paths):
+            if not _too_long(pattern) and _matching(pattern, paths):
                 return pattern
     return ""
+
+
+def reached(target: str, paths: Iterable[str]) -> tuple[str, list[str]]:
+    """How far a pattern that matches nothing leads in a model.
+
+    Args:
+        target: the pattern.
+        paths: of the tensors of the model.
+
+    Returns:
+        Its longest beginning, of whole segments, that names modules, and the names that stand below
+        these. The beginning is "" if the first segment names none, or there is ``**`` or a type.
+    """
+    below: dict[str, dict[str, None]] = {}
+    for path in paths:
+        parts = path.split(".")
+        for i in range(1, len(parts)):
+            below.setdefault(".".join(parts[:i]), {})[parts[i]] = None
+    found: tuple[str, list[str]] = "", []
+    segments = _alternatives(target)[0].split(".")[:_MOST_TOKENS]
+    for count in range(1, len(segments) + 1):
+        head = ".".join(segments[:count])
+        if "**" in segments[count - 1] or _TYPE.search(head) or _too_long(head):
+            break
+        modules = _matching(head, below)
+        if not modules:
+            break
+        names = (name for module in below if module in modules for name in below[module])
+        found = head, list(dict.fromkeys(names))
+    return found
+
+
+def _too_long(pattern: str) -> bool:
+    return len(_TOKENS.findall(pattern)) > _MOST_TOKENS
 
 
 def _nearest_word(segment: str, words: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,8 @@ from constrained.model.config import Rule
 from constrained.model.cost import Cost, cost_of
 from constrained.model.prepare import prepare_all, rules_of
 from constrained.model.start import Init
-from constrained.model.tables import as_html, as_text
+from constrained.model.tables import as_html, as_text, shape
+from constrained.model.tables import grouped as grouped_layers
 from constrained.model.targets import Choice, select
 from constrained.parametrized.tensor_locations import locations
 from constrained.registration.outside_owners import check_owners
@@ -61,9 +63,12 @@ class PlannedTensor:
     frozen: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What `constrain` would do. It prints, and shows in a notebook, as a table.
+
+    In the table equal layers share a row: tensors of which all but the numbers in their paths, and
+    how far they move, is equal. The row has the largest of these moves.
 
     Attributes:
         rows: the tensors that would be constrained, in the order of the model.
@@ -124,27 +129,26 @@ class Plan:
         return [*found, *(f"ERROR {sentence}" for sentence in grouped(self.errors))]
 
     def __str__(self) -> str:
-        return as_text(_HEADINGS, [*map(_cells, self.rows)], self._below())
+        return as_text(_HEADINGS, self._table(), self._below())
 
     def _repr_html_(self) -> str:
-        return as_html(_HEADINGS, [*map(_cells, self.rows)], self._below())
+        return as_html(_HEADINGS, self._table(), self._below())
 
     def __repr__(self) -> str:
-        return (
-            f"<Plan of {len(self.rows)} tensors, with {len(self.errors)} errors and "
-            f"{len(self.warnings)} warnings; print shows it>"
-        )
+        counts = len(self.rows), len(self.errors)
+        return f"<Plan of {counts[0]} tensors, with {counts[1]} errors; print it for the table>"
+
+    def _table(self) -> list[tuple[str, ...]]:
+        return [_cells(label, rows) for label, rows in grouped_layers(self.rows, _key)]
 
     def _below(self) -> list[str]:
-        if not self.rows:
-            return self.notes() or ["No tensor would be constrained."]
-        return [*_LEGEND, *self.notes()]
-
-
-_LEGEND = (
-    "elements: how many members of the set the tensor holds, and the shape of one.",
-    "moves: how far the tensor would go, relative to its norm.",
-)
+        known = {
+            "elements": any(row.elements is not None for row in self.rows),
+            "moves": any(row.moved is not None for row in self.rows),
+        }
+        legend = [f"{heading}: {_MEANINGS[heading]}." for heading in known if known[heading]]
+        found = [*legend, *self.notes()]
+        return found or ([] if self.rows else ["No tensor would be constrained."])
 
 
 _HEADINGS = (
@@ -160,25 +164,48 @@ _HEADINGS = (
 )
 
 
-def _cells(row: PlannedTensor) -> tuple[str, ...]:
-    """The text of a row under each of the headings."""
-    count, event = row.elements or (0, ())
-    size = f"of {' x '.join(map(str, event))}" if event else "number" + "s" * (count != 1)
+#: What the columns say whose headings do not tell.
+_MEANINGS = {
+    "elements": "how many members of the set the tensor holds, and the shape of one",
+    "moves": "how far the tensor would go, relative to its norm",
+}
+
+
+def _key(row: PlannedTensor) -> PlannedTensor:
+    """What is equal in the rows of equal layers."""
+    return replace(row, path="", moved=None if row.moved is None else 0.0, flat=0.0)
+
+
+def _cells(label: str, rows: Sequence[PlannedTensor]) -> tuple[str, ...]:
+    """The text of rows of equal layers under each of the headings."""
+    row = rows[0]
+    moved = [each.moved for each in rows if each.moved is not None]
+    # NaN is larger than any number.
+    farthest = max(moved, key=lambda x: (math.isnan(x), x), default=None)
+    flat = max(each.flat for each in rows)
     notes = [f"overrides {_some(row.overridden)}"] if row.overridden else []
     notes += [f"tied with {_some(row.tied)}"] if row.tied else []
     notes += ["frozen"] if row.frozen else []
-    notes += [f"{row.flat:.1%} hardly moves"] if row.flat else []
+    notes += [f"{flat:.1%} hardly moves"] if flat else []
     return (
-        row.path,
-        " x ".join(map(str, row.shape)),
+        label,
+        shape(row.shape, known=row.elements is not None),
         row.rule,
         row.constraint,
-        "" if row.elements is None else f"{count} {size}",
-        "" if row.moved is None else f"{row.moved:.2g}",
+        _of_set(row.elements),
+        "" if farthest is None else f"{farthest:.2g}",
         "" if row.parameters is None else f"{row.parameters:,}",
         row.cost or "",
         "; ".join(notes),
     )
+
+
+def _of_set(elements: tuple[int, tuple[int, ...]] | None) -> str:
+    """``32 numbers``, or ``3 of 8 x 8``."""
+    if elements is None:
+        return ""
+    count, event = elements
+    return f"{count} of {shape(event)}" if event else f"{count} number{'s' * (count != 1)}"
 
 
 def plan(

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from torch import nn
 
 from constrained.constraint.plain_data import short
-from constrained.model.patterns import is_pattern, match, match_type, nearest
+from constrained.model.patterns import is_pattern, match, match_type, nearest, reached
 from constrained.parametrized.tensor_locations import Location, locations, why_not_registered
 from constrained.torch_internals.modules import submodules
 
@@ -208,6 +208,17 @@ def _suggest(target: str, available: Mapping[str, Location]) -> str:
     if not available:
         return " It has no tensors."
     close = [nearest(target, available)] if is_pattern(target) else []
+    head, names = "", list[str]()
+    if not any(close) and len(target) <= 200:
+        head, names = reached(target, available)
+    if head == target and names:
+        return (
+            f" It names modules: '*' is one part of a path, and '**' any number of them; "
+            f"'{target}.**' is all of their parameters."
+        )
+    if head and not difflib.get_close_matches(_next(target, head), names, 1, cutoff=0.6):
+        more = ", ..." if len(names) > 8 else ""
+        return f" Under '{head}' there are {', '.join(names[:8])}{more}."
     if not any(close) and len(target) <= 200:
         # Comparing takes long for long words and for many.
         likely = [path for path in available if len(path) - len(target) in range(-20, 21)][:1000]
@@ -218,3 +229,8 @@ def _suggest(target: str, available: Mapping[str, Location]) -> str:
     if any(close):
         return f" Did you mean {close[0]!r}?"
     return f" Its tensors are {_listed(list(available))}."
+
+
+def _next(target: str, head: str) -> str:
+    """The segment of a target that follows so many segments as its beginning has."""
+    return target.split(".")[head.count(".") + 1][:200]

@@ -1,10 +1,11 @@
-"""YAML in which a key stands once: PyYAML takes the last of several without a word.
+"""YAML in which a key stands once and 1e-3 is a number, as YAML 1.2 has it, unlike PyYAML.
 
 Imported when a file is read, not with the package.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -58,6 +59,14 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# A number with an exponent needs neither point nor sign in YAML 1.2, nor in a spec string.
+Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z"),
+    list("-+.0123456789"),
+)
+
+
 def read_yaml(text: str) -> Any:
     """The data in a text of YAML.
 
@@ -70,6 +79,16 @@ def read_yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         kind = "" if isinstance(error, RepeatedKeyError) else "this is no YAML: "
-        raise ValueError(f"{where}{kind}{error.problem or error.context}") from None
+        quotes = _needs_quotes(text, error)
+        raise ValueError(f"{where}{kind}{error.problem or error.context}{quotes}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"this is no YAML: {error}") from None
+
+
+def _needs_quotes(text: str, error: yaml.MarkedYAMLError) -> str:
+    """What to do if a line begins with ``*``, which is an alias in YAML."""
+    marks = (error.context_mark, error.problem_mark)
+    numbers = {mark.line for mark in marks if mark is not None}
+    lines = [line.strip() for i, line in enumerate(text.splitlines()) if i in numbers]
+    key = next((line.partition(":")[0] for line in lines if line.startswith("*")), "")
+    return f"; a key that begins with * needs quotes: {short(key, 100)}" if key else ""

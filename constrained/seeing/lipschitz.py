@@ -80,16 +80,22 @@ def lipschitz(model: nn.Module) -> Lipschitz:
     """
     kind = base_class(model)
     product = 1.0
+    if not is_layered(model):
+        return Lipschitz(None, f"{kind.__name__} is neither nn.Sequential nor a known layer")
     try:
-        if kind is nn.Linear or kind in _CONVOLUTIONS:
-            return Lipschitz(_constant(kind.__name__, model))
         if not _is_sequence(model):
-            return Lipschitz(None, f"{kind.__name__} is neither nn.Sequential nor a known layer")
+            return Lipschitz(_constant(kind.__name__, model))
         for path, layer in _layers(model, ""):
             product *= _constant(path, layer)
     except _NoBound as error:
         return Lipschitz(None, str(error))
     return Lipschitz(product)
+
+
+def is_layered(model: nn.Module) -> bool:
+    """Whether a network is a known layer or an ``nn.Sequential``, so that there may be a bound."""
+    kind = base_class(model)
+    return kind is nn.Linear or kind in _CONVOLUTIONS or _is_sequence(model)
 
 
 def _is_sequence(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from constrained.model.cost import Cost, cost_of
 from constrained.parametrized.module_class import base_class
 from constrained.parametrized.tensor_locations import resolve
 from constrained.seeing import table
-from constrained.seeing.lipschitz import NOT_ASKED, Lipschitz, lipschitz
+from constrained.seeing.lipschitz import NOT_ASKED, Lipschitz, is_layered, lipschitz
 from constrained.seeing.measured import Measured, measured_tensors
 from constrained.seeing.reading import drift
 from constrained.seeing.row import Row
@@ -25,7 +25,7 @@ from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The constrained tensors of a model. It prints, and shows in a notebook, as a table.
 
@@ -37,15 +37,13 @@ class Report:
         rows: one for each parametrized tensor, in the order of the model's modules.
         lipschitz: an upper bound of the network's Lipschitz constant in the 2-norm, or why there is
             none; see `constrained.seeing.lipschitz.lipschitz`.
+        layered: whether the network is one known layer or an ``nn.Sequential``; the table says only
+            then why there is no bound.
     """
 
     rows: tuple[Row, ...]
     lipschitz: Lipschitz = NOT_ASKED
-
-    def __repr__(self) -> str:
-        broken = sum(row.holds is False for row in self.rows)
-        told = f"{len(self.rows)} tensors, {broken} outside of their sets"
-        return f"<Report of {told}; print shows it>"
+    layered: bool = True
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The rows as plain data: path -> the other attributes of `Row` by name, with ``holds``.
@@ -72,11 +70,22 @@ class Report:
     def __str__(self) -> str:
         return table.as_text(self.rows, self._notes())
 
+    def __repr__(self) -> str:
+        outside = sum(row.holds is False for row in self.rows)
+        return (
+            f"<Report of {len(self.rows)} tensors, {outside} of them outside of their sets; print "
+            "it for the table>"
+        )
+
     def _notes(self) -> list[str]:
         bound, reason = self.lipschitz
         if bound is not None:
             return [f"Lipschitz constant of the network in the 2-norm: at most {bound:.4g}."]
-        return [f"No bound of the network's Lipschitz constant: {reason}."] if reason else []
+        return (
+            [f"No bound of the network's Lipschitz constant: {reason}."]
+            if reason and self.layered
+            else []
+        )
 
 
 def report(
@@ -136,7 +145,7 @@ def report(
                 **known,
             )
         )
-    return Report(tuple(rows), lipschitz(model) if rows else NOT_ASKED)
+    return Report(tuple(rows), lipschitz(model) if rows else NOT_ASKED, is_layered(model))
 
 
 @torch.no_grad()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from constrained.model import tables
 from constrained.model.cost import COSTS
@@ -111,7 +110,7 @@ def _constraint(rows: Sequence[Row]) -> str:
 
 
 def _shape(rows: Sequence[Row]) -> str:
-    return " x ".join(map(str, rows[0].shape))
+    return tables.shape(rows[0].shape, known=rows[0].violation is not None)
 
 
 def _is_at_boundary(row: Row) -> bool:
@@ -196,58 +195,6 @@ def _shown(rows: Sequence[Row]) -> list[_Column]:
     return [column for column in _COLUMNS if any(map(column.is_known, rows))]
 
 
-# ------------------------------------------------------------------------------- equal layers
-
-
 def grouped(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows of equal layers together, with a name for each: ``layers.{0..11}.weight``.
-
-    Layers are equal if they have one constraint, shape and class of module, and their paths differ
-    in numbers only. They stand where the first of them stood.
-    """
-    alike: dict[Any, list[tuple[tuple[int, ...], Row]]] = {}
-    for row in rows:
-        texts = re.split(r"\d+", row.path)
-        numbers = tuple(map(int, re.findall(r"\d+", row.path)))
-        # A number with leading zeros is another name.
-        name = row.path if "0" in _leading(row.path) else tuple(texts)
-        alike.setdefault((row.constraint, row.shape, row.module, name), []).append((numbers, row))
-    found: list[tuple[str, list[Row]]] = []
-    for (*_, name), some in alike.items():
-        if isinstance(name, str):
-            found.append((name, [row for _, row in some]))
-        else:
-            found += _labelled(name, some)
-    return found
-
-
-def _leading(path: str) -> set[str]:
-    return {number[0] for number in re.findall(r"\d+", path) if len(number) > 1}
-
-
-def _labelled(
-    texts: tuple[str, ...], some: list[tuple[tuple[int, ...], Row]]
-) -> list[tuple[str, list[Row]]]:
-    """Rows with a name that stands for all of their paths and no others, or several such groups."""
-    axes = [sorted(set(axis)) for axis in zip(*(numbers for numbers, _ in some), strict=True)]
-    if math.prod(map(len, axes)) == len(some):
-        label = texts[0] + "".join(
-            _range(axis) + text for axis, text in zip(axes, texts[1:], strict=True)
-        )
-        return [(label, [row for _, row in some])]
-    # Not every combination is there: one group for each value of the first number that varies.
-    first = next(i for i, axis in enumerate(axes) if len(axis) > 1)
-    return [
-        group
-        for value in axes[first]
-        for group in _labelled(texts, [pair for pair in some if pair[0][first] == value])
-    ]
-
-
-def _range(numbers: list[int]) -> str:
-    """``3``, ``{0..11}`` or ``{0,2,5}``."""
-    if len(numbers) == 1:
-        return str(numbers[0])
-    if numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{{{numbers[0]}..{numbers[-1]}}}"
-    return f"{{{','.join(map(str, numbers))}}}"
+    """Rows of equal layers together: of one constraint, shape and class of module."""
+    return tables.grouped(rows, lambda row: (row.constraint, row.shape, row.module))

@@ -28,6 +28,9 @@ def kept():
 def broken():
     raise RuntimeError("no\\nweights")
 
+def ending():
+    raise SystemExit(7)
+
 def nothing():
     return 3
 

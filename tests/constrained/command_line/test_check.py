@@ -18,7 +18,7 @@ model:
 BAD = """
 "**.weight": {name: orthogonal, where: matrices}
 "0.weight": orthogonl
-"2.weight": {name: spectral_norm, bound: 1e-3, view: conv}
+"2.weight": {name: spectral_norm, bound: '1e-3', view: conv}
 "3": {weight: low_rank(rnk=1), bais: sphere}
 """
 
@@ -87,6 +87,9 @@ def test_a_model_may_be_an_object_and_init_is_passed_on(run, config):
         (("twice.yaml", "--model", "toy_models:net"), "twice.yaml: line 2, column 1: the key 'a'"),
         (("c.yaml",), "Missing option '--model'"),
         (("c.yaml", "--model", "toy_models"), "given as package.module:factory, got 'toy_models'"),
+        (("c.yaml", "--model", "toy_models.py:net"), "Did you mean 'toy_models:net'?"),
+        (("c.yaml", "--model", "toy_models.net"), "Did you mean 'toy_models:net'?"),
+        (("c.yaml", "--model", "toy_models:ending"), "toy_models:ending() raised SystemExit: 7"),
         (("c.yaml", "--model", "toy_model:net"), "'toy_model' cannot be imported: ModuleNotFound"),
         (("c.yaml", "--model", "toy_models:nt"), "toy_models has no 'nt'. Did you mean 'net'?"),
         (("c.yaml", "--model", "toy_models:number"), "must be a model, or a function that makes"),
@@ -119,3 +122,9 @@ def test_a_config_runs_nothing(problem, config, folder):
         "check", config(text), "--model", "toy_models:net"
     )
     assert not (folder / "made").exists()
+
+
+def test_the_command_is_named_and_not_the_function(run, config):
+    result = run("check", config("0.weight: xyzzy"), "--model", "toy_models:net")
+    assert "'constrained list' lists them" in result.stdout
+    assert "constrained.names()" not in result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,18 @@ BASE = {
     "training": {"epochs": 2, "batch": 35},
     "constraints": {"0.weight": "orthogonal"},
 }
+
+
+class QuotingDumper(yaml.SafeDumper):
+    """PyYAML's dumper, which leaves 1e-3 without quotes although it is text."""
+
+
+QuotingDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if re.match(r"[-+.\d]", text) else None
+    ),
+)
 
 
 class Bench:
@@ -40,7 +53,7 @@ class Bench:
             else:
                 part[last] = value
         path = self.folder / name
-        path.write_text(yaml.safe_dump(given, sort_keys=False), "utf-8")
+        path.write_text(yaml.dump(given, Dumper=QuotingDumper, sort_keys=False), "utf-8")
         return path
 
     def run(self, changes=None, **keywords):

@@ -103,11 +103,10 @@ class TestErrors:
             ({"optimizer.param_groups": 3}, "optimizer.param_groups must be a mapping, got 3."),
             ({"optimizer.param_groups": {"0.*": 3}}, "optimizer.param_groups.0.* must be a mapping "
              "or null, got 3."),
-            ({"optimizer.lr": "1e-3"}, "optimizer.lr is the text '1e-3': YAML reads a number with "
-             "an exponent only with a point and a sign, as in 1.0e-3."),
+            ({"optimizer.lr": "1e-3"}, "optimizer.lr is the text '1e-3': write the number "
+             "without quotes."),
             ({"optimizer.lr": "1e999", "model.hidden": ["-1.5E+2"]}, "model.hidden.0 is the text "
-             "'-1.5E+2': YAML reads a number with an exponent only with a point and a sign, as in "
-             "-1.5e+2."),
+             "'-1.5E+2': write the number without quotes."),
             ({"optimizer.lr": float("nan")}, "optimizer.lr is nan; an experiment holds only "
              "mappings, lists, text, true, false, null and finite numbers."),
             ({"model.hidden": [float("inf")]}, "model.hidden.0 is inf; an experiment holds only "

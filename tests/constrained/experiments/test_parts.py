@@ -150,7 +150,8 @@ class TestErrors:
              "test_fraction, seed."),
             ({"data.test_fractoin": 0.2}, "Did you mean 'test_fraction'?"),
             ({"data.test_fraction": 2}, "data: test_fraction must be at most 0.95, got 2."),
-            ({"data": "users_own:points"}, "data: 'users_own:points' lacks its argument 'n'."),
+            ({"data": "users_own:points"}, "data: 'users_own:points' lacks its argument 'n': "
+             "write it under data, as in 'n: ...'."),
             ({"data": "users_own:broken_data"}, "data: 'users_own:broken_data' is of no use: it "
              "must return a constrained.experiments.Task, or a pair"),
             ({"data": "users_own:raising"}, "data: 'users_own:raising' raised KeyError: 'no file' "
@@ -201,6 +202,26 @@ class TestErrors:
         found = sentences(bench.write({"constraints": config, "optimizer": "adam"}))
         assert len(found) == 4
         assert sum(sentence.startswith("constraints: ") for sentence in found) == 3
+
+    def test_data_model_and_optimizer_at_once(self, bench):
+        changes = {"data": "digit", "model": {"name": "mlp", "hiden": [3]}, "optimizer": "adam"}
+        data, model, optimizer = sentences(bench.write(changes))
+        assert data.startswith("data.name is 'digit'")
+        assert model.startswith("model: 'mlp' has no argument 'hiden'")
+        assert optimizer.startswith("optimizer.name is 'adam'")
+
+    def test_a_factory_that_ends_the_program(self, bench):
+        bench.module("def make():\n    raise SystemExit(7)\n")
+        (sentence,) = sentences(bench.write({"model": "users_own:make"}))
+        assert sentence.startswith("model: 'users_own:make' raised SystemExit: 7")
+
+    def test_arguments_that_are_missing_are_one_sentence(self, bench):
+        model = {"name": "torch.nn:Linear", "bias": True}
+        (sentence,) = sentences(bench.write({"model": model}))
+        assert sentence == (
+            "model: 'torch.nn:Linear' lacks its arguments 'in_features', 'out_features': write "
+            "them under model, as in 'in_features: ...'."
+        )
 
     def test_a_device_that_there_is_not(self, bench):
         with pytest.raises(ExperimentError, match="the device 'gpu'"):

@@ -289,6 +289,12 @@ class TestEnds:
             "An experiment needs matplotlib: pip install 'constrained-layers[experiments]'."
         )
 
+    def test_a_second_run_says_that_it_overwrites_the_first(self, bench):
+        path = bench.write({"training.epochs": 1})
+        first, second = command(path), command(path)
+        assert "overwritten" not in first.stdout
+        assert "small holds an earlier run, which is overwritten." in second.stdout
+
 
 def test_all_names_that_do_not_exist_are_told_at_once(bench):
     path = bench.write({"data.name": "no_such:data", "model.name": "mlpp", "optimizer.name": "Sdg"})

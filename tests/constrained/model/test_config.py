@@ -246,3 +246,19 @@ def test_a_spec_is_read_again_from_json_whatever_the_config_was():
     plain = json.loads(json.dumps(found(yaml.safe_load(CONFIG))))
     assert found(plain) == plain
     assert constrained.report(constrain(model(), plain)).rows
+
+
+@pytest.mark.parametrize(
+    ("config", "guess"),
+    [
+        ({"fc.0.weight": {"ball": {"radius": 2}}}, "Did you mean {'name': 'ball', 'radius': 2}?"),
+        ({"fc.0.weight": {"orthogonal": {}}}, "Did you mean {'name': 'orthogonal'}?"),
+        ({"fc.*.weight": {"orthogonal": {}}}, "Did you mean {'name': 'orthogonal'}?"),
+        ({"fc.*.weight": {"ball": {"radius": 2}}}, "Did you mean {"),
+        ({"fc.0.weight": {"nme": "positive"}}, "Did you mean 'name' for 'nme'?"),
+    ],
+)
+def test_the_name_in_the_wrong_place_is_found(config, guess):
+    rules, errors = read_rules(config, ["fc.0.weight"])
+    assert not rules
+    assert [guess in str(error) for error in errors] == [True]

@@ -105,3 +105,21 @@ def test_libraries_are_imported_when_a_file_is_read():
     program = "import sys, constrained; print({'yaml', 'tomllib', 'pylatexenc'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", ".1e-2", "1.e-3", "+1e-3", "0.01e-1"])
+def test_a_number_with_an_exponent_is_one_as_in_yaml_1_2(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"w: {{name: ball, radius: {text}}}\nv: '{text}'\nu: {text}x\n")
+    found = read_config(file)
+    assert found["w"]["radius"] == 1e-3
+    assert found["v"] == text
+    assert found["u"] == f"{text}x"
+
+
+@pytest.mark.parametrize("text", ["*.weight: sphere\n", "a: sphere\n**.weight: sphere\n"])
+def test_a_key_that_begins_with_a_wildcard_needs_quotes(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(SpecError, match=r"needs quotes: '\*+\.weight'"):
+        read_config(file)

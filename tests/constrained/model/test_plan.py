@@ -160,3 +160,16 @@ def test_a_plan_is_applied_with_the_start_it_was_made_with():
     found = plan(outside, {"weight": "sphere"}, init="strict")
     with pytest.raises(ValueError, match="'weight'"):
         constrain(outside, found)
+
+
+def test_equal_layers_share_a_row_and_the_columns_are_explained():
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(300)]
+    model = nn.Sequential(*layers, nn.Linear(4, 2))
+    config = {"**.weight": "orthogonal", "300.bias": "positive"}
+    found = plan(model, config)
+    text = str(found)
+    assert "{0..299}.weight" in text and "7.weight" not in text
+    assert "300.weight" in text and " 2 numbers" in text
+    assert "\nelements: how many" in text and "\nmoves: how far" in text
+    assert len(found.rows) == 302 and len(found._repr_html_()) < 2000
+    assert repr(found) == "<Plan of 302 tensors, with 0 errors; print it for the table>"

@@ -126,9 +126,12 @@ def test_what_a_target_does_not_take_is_listed_and_left_to_earlier_targets():
         ("bias", "Did you mean"),
         ("decoder.**", "matches 'decoder.**'. Did you mean 'encoder.**'?"),
         ("encodr.*.{wieght,bias}", "Did you mean 'encoder.*.weight'?"),
+        ("encoder.*.ffn.weight", "matches 'encoder.*.ffn.weight'. Under 'encoder.*' there are "),
+        ("encoder.0.ffn", "matches 'encoder.0.ffn'. Under 'encoder.0' there are weight"),
+        ("encoder.*", "'*' is one part of a path, and '**' any number of them; 'encoder.*.**' is"),
         ("[0-1].bias", "Did you mean '**.[0-1].bias'?"),
         ("xyz.*", "matches 'xyz.*'. Its tensors are 'weight', "),
-        (".".join(["*"] * 31) + ".xyz", "Its tensors are 'weight', "),
+        (".".join(["*"] * 31) + ".xyz", "Under '*.*' there are weight, bias."),
         ("", "matches ''"),
         (
             "encoder.2",

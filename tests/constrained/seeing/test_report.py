@@ -134,9 +134,18 @@ def test_a_table_in_a_notebook():
     layer = nn.Linear(3, 3)
     parametrize.register_parametrization(layer, "weight", Tag())
     found = report(layer)._repr_html_()
-    assert found.count("<tr>") == 2 and found.count("<td>") == found.count("<th>") == 4
-    assert "<td>weight</td><td>&lt;Tag&gt;</td><td>3&nbsp;x&nbsp;3</td>" in found
+    assert found.count("<tr>") == 2 and found.count("<td") == found.count("<th>") == 4
+    assert "<td>weight</td><td>&lt;Tag&gt;</td>" in found
     assert report(nn.Linear(2, 2))._repr_html_() == "<p>No tensor is constrained.</p>"
+    assert '<td style="white-space: nowrap">3 x 3</td>' in found
+
+
+def test_a_scalar_and_a_short_repr():
+    module = nn.Module()
+    module.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
+    found = report(constrain(module, "scale", "positive"))
+    assert " scalar " in str(found) and "Lipschitz" not in str(found)
+    assert repr(found).startswith("<Report of 1 tensors, 0 of them outside of their sets")
 
 
 class Tag(nn.Module):
