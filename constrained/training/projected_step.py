@@ -36,6 +36,7 @@ from constrained.attached.attached_constraint import (
     revision,
 )
 from constrained.constraint.base import Constraint
+from constrained.training.in_place import InPlace
 from constrained.training.lbfgs_points import OutsidePoints
 from constrained.training.moment_transport import transport
 from constrained.training.nonfinite import (
@@ -45,6 +46,7 @@ from constrained.training.nonfinite import (
     step_too_long,
 )
 from constrained.training.optimizer_metric import (
+    Descent,
     descents,
     has_metric,
     is_euclidean,
@@ -69,6 +71,7 @@ class _Step:
         last: the same, to go back to; noted only for ``on_nonfinite="skip"``.
         rows: the rows that a sparse gradient has moved.
         skipped: the gradient that was not finite, and that this step leaves out.
+        in_place: the fast way, if the set has one.
     """
 
     tensor: AttachedConstraint
@@ -77,10 +80,17 @@ class _Step:
     last: Tensor | None = None
     rows: Tensor | None = None
     skipped: Tensor | None = None
+    in_place: InPlace | None = None
+
+    def __post_init__(self) -> None:
+        if self.tensor.on_nonfinite == "raise" and self.constraint.is_in_place():
+            self.in_place = InPlace(self.constraint)
 
     def forget(self) -> None:
         """Drop what has been noted of a step."""
         self.before = self.last = self.rows = self.skipped = None
+        if self.in_place is not None:
+            self.in_place.is_on = False
 
     def is_stale(self) -> bool:
         """Whether the module has another parameter now."""
@@ -192,7 +202,8 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
     """Check the gradients of projected tensors, and make them admissible."""
     euclidean, turned = is_euclidean(optimizer), descents(optimizer)
     dense: list[_Step] = []
-    for step in _without_nonfinite(optimizer, steps):
+    others = _not_in_place(optimizer, steps, euclidean, turned)
+    for step in _without_nonfinite(optimizer, others):
         constraint, parameter = step.constraint, step.parameter
         step.rows = step.before = step.last = None
         assert parameter.grad is not None
@@ -220,6 +231,25 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
         sign, decay = turned[id(step.parameter)]
         gradient = step.parameter.grad
         store(gradient, sign * (gradient - decay * scale * step.parameter))
+
+
+def _not_in_place(
+    optimizer: Optimizer, steps: Sequence[_Step], euclidean: bool, turned: dict[int, Descent]
+) -> list[_Step]:
+    """Prepare the gradients of the tensors that go the fast way, and return the others."""
+    if getattr(optimizer, "found_inf", None) is not None:
+        return list(steps)
+    others: list[_Step] = []
+    for step in steps:
+        parameter, fast = step.parameter, step.in_place
+        if parameter.grad is None:
+            continue
+        is_fast = fast is not None and id(parameter) not in turned
+        if is_fast and not (euclidean or step.constraint.is_smooth()):
+            is_fast = step.constraint.event_dim == 0 and has_metric(optimizer, parameter)
+        if not (is_fast and fast is not None and fast.prepare(optimizer, parameter)):
+            others.append(step)
+    return others
 
 
 def _without_nonfinite(optimizer: Optimizer, steps: Sequence[_Step]) -> list[_Step]:
@@ -296,7 +326,9 @@ def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
 def _bring_back(optimizer: Optimizer, moved: Sequence[_Step]) -> None:
     smooth: list[_Step] = []
     for step in moved:
-        if step.rows is not None:
+        if step.in_place is not None and step.in_place.is_on:
+            step.in_place.bring_back(step.parameter)
+        elif step.rows is not None:
             rows = step.parameter[step.rows]
             step.parameter[step.rows] = step.constraint.retract(rows)
         elif step.constraint.is_smooth() or step.before is None:
