@@ -84,7 +84,7 @@ class Geometry(OptionalMethods, Membership):
             gradient: of the shape and dtype of ``value``, contiguous. It is overwritten.
 
         Returns:
-            Whether the gradient was finite. If not, elements of it are left as they were.
+            Whether the gradient was finite. If not, it may have lost finite entries.
         """
         gradient.copy_(self.tangent(value, gradient))
         return bool(torch.isfinite(gradient).all())

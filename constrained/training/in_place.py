@@ -12,10 +12,11 @@ that the step ends in it (`Geometry.landing_`), and all that is left for afterwa
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from constrained.constraint.base import Constraint
@@ -25,30 +26,15 @@ from constrained.torch_internals import linalg
 _DTYPES = (torch.float32, torch.float64)
 
 
-def is_plain(tensor: Tensor | None) -> bool:
-    """Whether methods that work in place may be given a parameter, or a gradient."""
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor is not None
-        and tensor.layout is torch.strided
-        and tensor.dtype in _DTYPES
-        and tensor.is_contiguous()
-        and not is_autocast(tensor)
-    )
-
-
-def plain_rate(optimizer: Optimizer, parameter: Tensor) -> float | None:
-    """The learning rate if the step is ``x - lr * g`` and nothing else."""
+def plain_rates(optimizer: Optimizer) -> Mapping[int, float]:
+    """The learning rates, by the ids of the parameters whose step is ``x - lr * g`` and no more."""
     if type(optimizer) is not SGD or getattr(optimizer, "grad_scale", None) is not None:
-        return None
-    groups = optimizer.param_groups
-    for group in groups:
-        if len(groups) > 1 and not any(p is parameter for p in group["params"]):
-            continue
-        if group["momentum"] or group["weight_decay"] or group["maximize"]:
-            return None
-        return float(group["lr"])
-    return None
+        return {}
+    rates: dict[int, float] = {}
+    for group in optimizer.param_groups:
+        if not (group["momentum"] or group["weight_decay"] or group["maximize"]):
+            rates.update(dict.fromkeys(map(id, group["params"]), float(group["lr"])))
+    return rates
 
 
 class InPlace:
@@ -58,41 +44,56 @@ class InPlace:
         constraint: its constraint, which works in place.
 
     Attributes:
+        is_smooth: whether the set is.
         is_on: whether the step that is running goes this way.
+        lands: whether the set may choose the gradient of a step that is known.
     """
 
     def __init__(self, constraint: Constraint) -> None:
-        self._constraint, self._is_smooth = constraint, constraint.is_smooth()
-        self._lands = constraint.lands()
+        self._constraint, self.is_smooth = constraint, constraint.is_smooth()
         self._notes: dict[str, Any] = {}
+        self.lands = constraint.lands()
         self.is_on = self._is_landing = False
 
-    def prepare(self, optimizer: Optimizer, parameter: Tensor) -> bool:
+    def prepare(self, parameter: nn.Parameter, rate: float | None) -> bool:
         """Make the gradient admissible, for an optimizer that goes along it.
+
+        Args:
+            parameter: has a gradient.
+            rate: the learning rate of a step that is known, see `plain_rates`.
 
         Returns:
             Whether it could. If not, the tensor is to be treated as any other.
         """
         gradient: Any = parameter.grad
-        self.is_on = self._is_landing = False
-        if not (is_plain(parameter) and is_plain(gradient) and gradient.dtype == parameter.dtype):
+        dtype = parameter.dtype
+        if not (
+            dtype in _DTYPES
+            and gradient.dtype is dtype
+            and type(gradient) is Tensor
+            and type(parameter) is nn.Parameter
+            and gradient.layout is torch.strided
+            and parameter.is_contiguous()
+            and gradient.is_contiguous()
+            and not is_autocast(parameter)
+        ):
             return False
         value = parameter.detach()
-        if self._lands:
-            rate = plain_rate(optimizer, parameter)
-            if rate is not None:
-                landing = self._constraint.landing_(value, gradient, rate, self._notes)
-                self.is_on = self._is_landing = landing
-        if not self.is_on:
-            if self._is_smooth:
-                self.is_on = self._constraint.tangent_(value, gradient)
-            else:
-                self.is_on = math.isfinite(float(linalg.vector_norm(gradient)))
+        self._is_landing = (
+            rate is not None
+            and self.lands
+            and self._constraint.landing_(value, gradient, rate, self._notes)
+        )
+        if self._is_landing:
+            self.is_on = True
+        elif self.is_smooth:
+            self.is_on = self._constraint.tangent_(value, gradient)
+        else:
+            self.is_on = math.isfinite(float(linalg.vector_norm(gradient)))
         return self.is_on
 
-    def bring_back(self, parameter: Tensor) -> None:
+    def bring_back(self, parameter: nn.Parameter) -> None:
         """Bring the tensor back after the step."""
         value = parameter.detach()
         if not (self._is_landing and self._constraint.has_landed(value, self._notes)):
             self._constraint.retract_(value)
-        self.is_on = False

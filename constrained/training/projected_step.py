@@ -36,7 +36,7 @@ from constrained.attached.attached_constraint import (
     revision,
 )
 from constrained.constraint.base import Constraint
-from constrained.training.in_place import InPlace
+from constrained.training.in_place import InPlace, plain_rates
 from constrained.training.lbfgs_points import OutsidePoints
 from constrained.training.moment_transport import transport
 from constrained.training.nonfinite import (
@@ -53,7 +53,7 @@ from constrained.training.optimizer_metric import (
     metric_of,
     wraps_another,
 )
-from constrained.training.sparse_rows import prepare_rows
+from constrained.training.sparse_rows import ZeroRows, prepare_rows
 from constrained.training.step_rollback import Rollback, moves_before_closure
 
 #: Tensors of at most ``_SMALL`` entries are treated in batches of at most ``_BATCH`` entries.
@@ -85,10 +85,12 @@ class _Step:
     def __post_init__(self) -> None:
         if self.tensor.on_nonfinite == "raise" and self.constraint.is_in_place():
             self.in_place = InPlace(self.constraint)
+        self.zero_rows = ZeroRows(self.tensor, self.parameter)
 
     def forget(self) -> None:
         """Drop what has been noted of a step."""
         self.before = self.last = self.rows = self.skipped = None
+        self.zero_rows.put_back(self.parameter)
         if self.in_place is not None:
             self.in_place.is_on = False
 
@@ -203,6 +205,8 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
     euclidean, turned = is_euclidean(optimizer), descents(optimizer)
     dense: list[_Step] = []
     others = _not_in_place(optimizer, steps, euclidean, turned)
+    if not others:
+        return
     for step in _without_nonfinite(optimizer, others):
         constraint, parameter = step.constraint, step.parameter
         step.rows = step.before = step.last = None
@@ -239,15 +243,20 @@ def _not_in_place(
     """Prepare the gradients of the tensors that go the fast way, and return the others."""
     if getattr(optimizer, "found_inf", None) is not None:
         return list(steps)
+    rates = plain_rates(optimizer) if any(s.in_place and s.in_place.lands for s in steps) else {}
     others: list[_Step] = []
     for step in steps:
         parameter, fast = step.parameter, step.in_place
         if parameter.grad is None:
             continue
-        is_fast = fast is not None and id(parameter) not in turned
-        if is_fast and not (euclidean or step.constraint.is_smooth()):
-            is_fast = step.constraint.event_dim == 0 and has_metric(optimizer, parameter)
-        if not (is_fast and fast is not None and fast.prepare(optimizer, parameter)):
+        if fast is None or id(parameter) in turned:
+            others.append(step)
+            continue
+        # Where a set has a boundary, only a step in the Euclidean metric ends with a projection.
+        is_simple = euclidean or fast.is_smooth
+        if not is_simple and step.constraint.event_dim == 0:
+            is_simple = has_metric(optimizer, parameter)
+        if not (is_simple and fast.prepare(parameter, rates.get(id(parameter)))):
             others.append(step)
     return others
 
@@ -335,7 +344,8 @@ def _bring_back(optimizer: Optimizer, moved: Sequence[_Step]) -> None:
             smooth.append(step)
         else:
             _finish_boundary(optimizer, step)
-    _apply(smooth, _retracted, [[step.parameter] for step in smooth])
+    if smooth:
+        _apply(smooth, _retracted, [[step.parameter] for step in smooth])
 
 
 def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:

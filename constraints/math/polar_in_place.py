@@ -6,13 +6,14 @@ call counts: for a small matrix, the calls take longer than the products.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 from constrained.torch_internals import linalg
-from constraints.math.gram import gram
+from constraints.math.gram import MIRRORED, gram
 from constraints.math.polar import BLOCK, ROUNDING, polar_factor
 
 #: Batches are worked through in pieces of this many entries, which stay in the cache.
@@ -69,8 +70,7 @@ def orthogonalize_(X: Tensor) -> None:
         return
     rounding = ROUNDING * torch.finfo(X.dtype).eps * math.sqrt(min(n, p))
     for (x,) in [(X,)] if X.ndim == 2 else _pieces(X):
-        E = gram(x) if n >= p else gram(x.mT)
-        E.diagonal(dim1=-2, dim2=-1).sub_(1)
+        E = _own_defect(x if n >= p else x.mT)
         distance = linalg.vector_norm(E, dim=(-2, -1))
         largest = float(distance.amax() if distance.ndim else distance)
         if largest <= rounding:
@@ -94,3 +94,18 @@ def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     n, p = tensors[0].shape[-2:]
     count = max(1, _PIECE // (n * p))
     return list(zip(*(t.view(-1, n, p).split(count) for t in tensors), strict=True))
+
+
+def _own_defect(X: Tensor) -> Tensor:
+    """``X' X - I``."""
+    p = X.shape[-1]
+    if X.ndim == 2 and p < MIRRORED:
+        return torch.addmm(_identity(p, X.dtype, X.device), X.mT, X, beta=-1)
+    E = gram(X)
+    E.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return E
+
+
+@functools.lru_cache(maxsize=16)
+def _identity(p: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.eye(p, dtype=dtype, device=device)

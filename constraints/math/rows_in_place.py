@@ -2,7 +2,7 @@
 
 A step of SGD of a linear layer reads and writes its weight about seven times, so each further pass
 counts. Where several passes are needed, they are made over one block of rows after another, each of
-which stays in the cache. The last rows come first: the pass before has just left them there.
+which stays in the cache.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from constrained.torch_internals import linalg
 from constraints.math.unit_vectors import ROUNDING
 
-#: The entries of a block: three blocks of single precision fill most of a cache of 2 MB.
-_BLOCK = 2**17
+#: The entries of a block. Two tensors of blocks of single precision fit into a cache of 2 MB.
+_BLOCK = 2**16
 
 #: Sums over a row above which a threshold is found by sorting, which loses no digits.
 _LARGE = 8.0
@@ -29,18 +29,8 @@ def has_moderate_squares(least: float, largest: float, dtype: torch.dtype) -> bo
     return finfo.tiny**0.5 / finfo.eps < least and largest < finfo.eps * finfo.max**0.5
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The rows of tensors of one shape in blocks, the last rows first."""
-    n = tensors[0].shape[-1]
-    matrices = [t.view(-1, n) for t in tensors]
-    count = max(1, _BLOCK // n)
-    pieces = [m.split(count) for m in matrices]
-    for i in reversed(range(len(pieces[0]))):
-        yield tuple(p[i] for p in pieces)
-
-
 def shorten_(value: Tensor, bound: float) -> bool:
-    """Scale the vectors that are longer than a bound back to it.
+    """Scale the vectors that are longer than a bound back to it; others stay bit for bit.
 
     Args:
         value: contiguous, shape ``(*batch, n)``, not empty.
@@ -50,20 +40,14 @@ def shorten_(value: Tensor, bound: float) -> bool:
         Whether it could. If not, the squares of some entries are too large or too small, and
         nothing has changed.
     """
-    rows = value.view(-1, value.shape[-1])
-    length = linalg.vector_norm(rows, dim=-1, keepdim=True)
-    longest = float(length.amax())
+    length = linalg.vector_norm(value, dim=-1, keepdim=True)
     # Inside by a rounding, so that the length of the result does not exceed the bound.
     most = bound * (1 - 2 * torch.finfo(value.dtype).eps)
+    longest = float(length.amax())
     if not has_moderate_squares(most, max(longest, most), value.dtype):
         return False
-    if longest <= most:
-        return True
-    outside = (length > most).squeeze(-1).nonzero().squeeze(-1)
-    if 4 * len(outside) <= len(rows):
-        rows[outside] = rows[outside] * (most / length[outside])
-    else:
-        rows.mul_((most / length).clamp_(max=1))
+    if longest > most:
+        value.mul_((most / length).clamp_(max=1))
     return True
 
 
@@ -75,18 +59,17 @@ def normalize_(value: Tensor, radius: float) -> bool:
         radius: the length.
 
     Returns:
-        Whether it could, as for `shorten_`. If not, all vectors have their directions still.
+        Whether it could, as for `shorten_`.
     """
+    length = linalg.vector_norm(value, dim=-1, keepdim=True)
+    least, longest = map(float, length.aminmax())
     margin = ROUNDING * torch.finfo(value.dtype).eps
-    for (rows,) in _blocks(value):
-        length = linalg.vector_norm(rows, dim=-1, keepdim=True)
-        least, longest = map(float, length.aminmax())
-        if radius * (1 - margin) <= least and longest <= radius * (1 + margin):
-            continue
-        if not has_moderate_squares(least, longest, value.dtype):
-            return False
-        factor = radius / length
-        rows.mul_(torch.where((factor - 1).abs() <= margin, 1, factor))
+    if radius * (1 - margin) <= least and longest <= radius * (1 + margin):
+        return True
+    if not has_moderate_squares(least, longest, value.dtype):
+        return False
+    factor = radius / length
+    value.mul_(torch.where((factor - 1).abs() <= margin, 1, factor))
     return True
 
 
@@ -100,15 +83,17 @@ def make_tangent_(value: Tensor, gradient: Tensor, radius: float) -> bool:
 
     Returns:
         Whether the gradient was finite, and so were the products of its entries with those of the
-        vectors. If not, some rows may have been made orthogonal, and others not.
+        vectors. If not, it is of no use any more.
     """
+    buffer = _buffer(value)
+    total = 0.0
     for rows, gradients in _blocks(value, gradient):
-        along = linalg.vecdot(gradients, rows).unsqueeze(-1)
+        products = torch.mul(gradients, rows, out=buffer[: len(rows)])
+        along = products.sum(-1, keepdim=True)
         # A product is finite only if its factors are, and a sum only if its terms are.
-        if not math.isfinite(float(along.sum())):
-            return False
+        total += float(along.sum())
         gradients.addcmul_(rows, along, value=-1 / radius**2)
-    return True
+    return math.isfinite(total)
 
 
 def onto_simplex_(value: Tensor) -> bool:
@@ -127,11 +112,12 @@ def onto_simplex_(value: Tensor) -> bool:
     """
     n = value.shape[-1]
     rounding = (4 + n**0.5) * torch.finfo(value.dtype).eps
+    buffer = _buffer(value)
     for (rows,) in _blocks(value):
         shift = (rows.sum(-1, keepdim=True) - 1).div_(n)
+        if not math.isfinite(float(shift.sum())):
+            return False
         while True:
-            if not math.isfinite(float(shift.abs().amax())):
-                return False
             rows.sub_(shift).relu_()
             total = rows.sum(-1, keepdim=True)
             largest = float(total.amax())
@@ -139,7 +125,20 @@ def onto_simplex_(value: Tensor) -> bool:
                 return False
             if largest <= 1 + rounding:
                 break
-            count = rows.sign().sum(-1, keepdim=True)
+            count = torch.sign(rows, out=buffer[: len(rows)]).sum(-1, keepdim=True)
             shift = ((total - 1) / count).clamp_(min=0)
         rows.div_(total)
     return True
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of tensors of one shape in blocks."""
+    n = tensors[0].shape[-1]
+    count = max(1, _BLOCK // n)
+    return zip(*(t.view(-1, n).split(count) for t in tensors), strict=True)
+
+
+def _buffer(value: Tensor) -> Tensor:
+    """Memory for one block, for all of them: that from the system costs more than to be read."""
+    n = value.shape[-1]
+    return value.new_empty(min(value.numel() // n, max(1, _BLOCK // n)), n)
