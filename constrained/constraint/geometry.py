@@ -6,6 +6,7 @@ methods: before a step the gradient is made tangent, after it the point is broug
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ from torch import Tensor
 from constrained.constraint.membership import Membership
 from constrained.constraint.optional_methods import OptionalMethods
 from constrained.constraint.precision import raise_precision
+
+#: What a fast method stands for. Where a derived class defines one of these anew, it is not used.
+_STANDS_FOR = {
+    "tangent_": ("tangent",),
+    "retract_": ("retract", "project", "canonical", "forward"),
+    "landing_": ("tangent", "retract", "project", "canonical", "forward"),
+}
 
 #: How far `Geometry.admissible` looks from a member, relative to the size of the member.
 _REACH = 0.1
@@ -64,6 +72,71 @@ class Geometry(OptionalMethods, Membership):
         if self.is_smooth() and self._is_own_parameter():
             return self.canonical(value)[0]
         return self.project(value)
+
+    def tangent_(self, value: Tensor, gradient: Tensor) -> bool:
+        """Make a gradient tangent in place: a fast `tangent` for optimizer steps.
+
+        A class may define it besides `tangent`. A class derived from that one, with another
+        `tangent` but no `tangent_`, does not use it.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``, contiguous, real, in single or double
+                precision.
+            gradient: of the shape and dtype of ``value``, contiguous. It is overwritten.
+
+        Returns:
+            Whether the gradient was finite. If not, it may have lost finite entries.
+        """
+        gradient.copy_(self.tangent(value, gradient))
+        return bool(torch.isfinite(gradient).all())
+
+    def retract_(self, value: Tensor) -> None:
+        """Write `retract` of a tensor into it: a fast one for optimizer steps.
+
+        As with `tangent_`, a derived class with another set does not use it.
+
+        Args:
+            value: of shape ``(*batch, *event)``, near the set, contiguous, real, in single or
+                double precision.
+        """
+        value.copy_(self.retract(value))
+
+    def landing_(self, value: Tensor, gradient: Tensor, rate: float, notes: dict[str, Any]) -> bool:
+        """Change a gradient so that the step ``value - rate * gradient`` ends in the set.
+
+        The step is that of a retraction along the tangent part of the gradient. It saves `retract_`
+        where the whole of it can be had for less. The end is checked by `has_landed`.
+
+        Args:
+            value: members, as for `tangent_`.
+            gradient: as for `tangent_`. It is overwritten if the result is True.
+            rate: the factor of the gradient in the step.
+            notes: what the class has noted in earlier steps of the same tensor.
+
+        Returns:
+            Whether it did so. By default it does not.
+        """
+        del value, gradient, rate, notes
+        return False
+
+    def has_landed(self, value: Tensor, notes: dict[str, Any]) -> bool:
+        """Whether a step after `landing_` has ended in the set, up to rounding.
+
+        Args:
+            value: where it has ended.
+            notes: those of `landing_`.
+        """
+        del value, notes
+        return False
+
+    def is_in_place(self) -> bool:
+        """Whether the class defines `retract_`, and `tangent_` if the set is smooth."""
+        needed = ("retract_", "tangent_") if self.is_smooth() else ("retract_",)
+        return self.has_own_map() and all(_is_latest(type(self), name) for name in needed)
+
+    def lands(self) -> bool:
+        """Whether the class defines `landing_`."""
+        return self.has_own_map() and _is_latest(type(self), "landing_")
 
     def nearby(self, value: Tensor) -> Tensor:
         """The members near any tensors, as a differentiable function of these.
@@ -133,3 +206,15 @@ class Geometry(OptionalMethods, Membership):
         stays = (back == ahead).all(dims, keepdim=True) if dims else back == ahead
         # Where the step ends inside there is nothing to be divided, and no digit is lost.
         return torch.where(stays, gradient, (value - back) / step).to(dtype)
+
+
+@functools.cache
+def _is_latest(cls: type[Geometry], fast: str) -> bool:
+    """Whether a class has a fast method that no later definition of its set has overtaken."""
+
+    def owner(name: str) -> int:
+        return next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
+
+    own = owner(fast)
+    is_default = fast in vars(Geometry) and cls.__mro__[own] is Geometry
+    return not is_default and all(own <= owner(name) for name in _STANDS_FOR[fast])

@@ -63,6 +63,11 @@ def reindex_all() -> None:
         index_list(found)
 
 
+def is_empty() -> bool:
+    """Whether the process has no parametrized tensor."""
+    return not _entries
+
+
 def indexed_lists() -> list[Any]:
     """The lists of all parametrized tensors of the process."""
     with _lock:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from constrained.constraint.base import Constraint
 from constrained.constraint.tolerance import working_dtype
 from constrained.testing.bounds import (
     distance,
@@ -132,7 +131,7 @@ def retracts(case: Case) -> None:
 
 @law()
 def admissible_gradients_descend(case: Case) -> None:
-    """The inner product of a gradient and what `admissible` makes of it is at least half the square.
+    """The inner product of a gradient with its `admissible` part is at least half the square.
 
     That holds for every projection onto the nearest member, and makes steps descend.
     """

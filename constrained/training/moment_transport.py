@@ -26,6 +26,8 @@ def transport(
         constraint: the constraint of the parameter.
         rows: the rows that have moved, or None for all.
     """
+    if not optimizer.state.get(parameter):
+        return
     value = sharded.whole(parameter)
     for moment, scale in first_moments(optimizer, parameter):
         if rows is not None:

@@ -190,6 +190,8 @@ def descents(optimizer: Optimizer) -> dict[int, Descent]:
     """
     found: dict[int, Descent] = {}
     for group in optimizer.param_groups:
+        if not (group.get("weight_decay") or group.get("maximize")):
+            continue
         is_coupled = isinstance(optimizer, (*_ADAPTIVE, SGD, ASGD))
         is_coupled = is_coupled and not isinstance(optimizer, Adafactor)
         is_coupled = is_coupled and not group.get("decoupled_weight_decay", False)

@@ -32,6 +32,7 @@ from torch.optim.optimizer import (
 from constrained.atomic.first_use import at_first_use
 from constrained.evaluation.events import expect_writes
 from constrained.parametrized.originals_index import (
+    is_empty,
     lists_with_original,
     reindex_all,
 )
@@ -88,7 +89,7 @@ at_first_use(_watch_steps)
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     # Under a compiler there are no frames, and a compiled step counts as an outer one.
-    if torch.compiler.is_compiling():
+    if is_empty() or torch.compiler.is_compiling():
         return None
     expect_writes()
     frame, steps = sys._getframe(1), _running.steps
@@ -136,6 +137,8 @@ def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
+    if is_empty():
+        return
     frame = None if torch.compiler.is_compiling() else sys._getframe(1)
     step, around = _finished(optimizer, frame)
     items = _items(optimizer)

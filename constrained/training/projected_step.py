@@ -36,6 +36,7 @@ from constrained.attached.attached_constraint import (
     revision,
 )
 from constrained.constraint.base import Constraint
+from constrained.training.in_place import InPlace, plain_rates
 from constrained.training.lbfgs_points import OutsidePoints
 from constrained.training.moment_transport import transport
 from constrained.training.nonfinite import (
@@ -45,13 +46,14 @@ from constrained.training.nonfinite import (
     step_too_long,
 )
 from constrained.training.optimizer_metric import (
+    Descent,
     descents,
     has_metric,
     is_euclidean,
     metric_of,
     wraps_another,
 )
-from constrained.training.sparse_rows import prepare_rows
+from constrained.training.sparse_rows import ZeroRows, prepare_rows
 from constrained.training.step_rollback import Rollback, moves_before_closure
 
 #: Tensors of at most ``_SMALL`` entries are treated in batches of at most ``_BATCH`` entries.
@@ -69,6 +71,7 @@ class _Step:
         last: the same, to go back to; noted only for ``on_nonfinite="skip"``.
         rows: the rows that a sparse gradient has moved.
         skipped: the gradient that was not finite, and that this step leaves out.
+        in_place: the fast way, if the set has one.
     """
 
     tensor: AttachedConstraint
@@ -77,10 +80,19 @@ class _Step:
     last: Tensor | None = None
     rows: Tensor | None = None
     skipped: Tensor | None = None
+    in_place: InPlace | None = None
+
+    def __post_init__(self) -> None:
+        if self.tensor.on_nonfinite == "raise" and self.constraint.is_in_place():
+            self.in_place = InPlace(self.constraint)
+        self.zero_rows = ZeroRows(self.tensor, self.parameter)
 
     def forget(self) -> None:
         """Drop what has been noted of a step."""
         self.before = self.last = self.rows = self.skipped = None
+        self.zero_rows.put_back(self.parameter)
+        if self.in_place is not None:
+            self.in_place.is_on = False
 
     def is_stale(self) -> bool:
         """Whether the module has another parameter now."""
@@ -192,7 +204,10 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
     """Check the gradients of projected tensors, and make them admissible."""
     euclidean, turned = is_euclidean(optimizer), descents(optimizer)
     dense: list[_Step] = []
-    for step in _without_nonfinite(optimizer, steps):
+    others = _not_in_place(optimizer, steps, euclidean, turned)
+    if not others:
+        return
+    for step in _without_nonfinite(optimizer, others):
         constraint, parameter = step.constraint, step.parameter
         step.rows = step.before = step.last = None
         assert parameter.grad is not None
@@ -220,6 +235,30 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
         sign, decay = turned[id(step.parameter)]
         gradient = step.parameter.grad
         store(gradient, sign * (gradient - decay * scale * step.parameter))
+
+
+def _not_in_place(
+    optimizer: Optimizer, steps: Sequence[_Step], euclidean: bool, turned: dict[int, Descent]
+) -> list[_Step]:
+    """Prepare the gradients of the tensors that go the fast way, and return the others."""
+    if getattr(optimizer, "found_inf", None) is not None:
+        return list(steps)
+    rates = plain_rates(optimizer) if any(s.in_place and s.in_place.lands for s in steps) else {}
+    others: list[_Step] = []
+    for step in steps:
+        parameter, fast = step.parameter, step.in_place
+        if parameter.grad is None:
+            continue
+        if fast is None or id(parameter) in turned:
+            others.append(step)
+            continue
+        # Where a set has a boundary, only a step in the Euclidean metric ends with a projection.
+        is_simple = euclidean or fast.is_smooth
+        if not is_simple and step.constraint.event_dim == 0:
+            is_simple = has_metric(optimizer, parameter)
+        if not (is_simple and fast.prepare(parameter, rates.get(id(parameter)))):
+            others.append(step)
+    return others
 
 
 def _without_nonfinite(optimizer: Optimizer, steps: Sequence[_Step]) -> list[_Step]:
@@ -296,14 +335,17 @@ def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
 def _bring_back(optimizer: Optimizer, moved: Sequence[_Step]) -> None:
     smooth: list[_Step] = []
     for step in moved:
-        if step.rows is not None:
+        if step.in_place is not None and step.in_place.is_on:
+            step.in_place.bring_back(step.parameter)
+        elif step.rows is not None:
             rows = step.parameter[step.rows]
             step.parameter[step.rows] = step.constraint.retract(rows)
         elif step.constraint.is_smooth() or step.before is None:
             smooth.append(step)
         else:
             _finish_boundary(optimizer, step)
-    _apply(smooth, _retracted, [[step.parameter] for step in smooth])
+    if smooth:
+        _apply(smooth, _retracted, [[step.parameter] for step in smooth])
 
 
 def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:

@@ -1,13 +1,29 @@
-"""Sparse gradients of projected tensors: those of the rows of an embedding that were looked up."""
+"""Sparse gradients of projected tensors: those of the rows of an embedding that were looked up.
+
+The gradient of ``nn.Embedding`` is dense unless it is made with ``sparse=True``, although most of
+its rows are zero. If plain SGD is given such a gradient in sparse form, it moves the same rows to
+the same bits, and only these have to be brought back.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from constrained.attached.attached_constraint import AttachedConstraint
+from constrained.torch_internals import linalg
+
+#: Tensors of fewer rows are treated as a whole.
+_LEAST = 4096
+
+#: A gradient is sparse if at most one of this many rows is not zero.
+_SPARSE = 8
+
+#: After gradients that are not sparse, at most this many steps pass until it is tried again.
+_PATIENCE = 64
 
 
 def prepare_rows(tensor: AttachedConstraint, parameter: Tensor, sign: int) -> Tensor:
@@ -39,3 +55,51 @@ def prepare_rows(tensor: AttachedConstraint, parameter: Tensor, sign: int) -> Te
         gradient.indices(), found, gradient.shape, is_coalesced=True, check_invariants=False
     )
     return rows
+
+
+class ZeroRows:
+    """Makes dense gradients sparse for the time of a step, if most of their rows are zero.
+
+    Args:
+        tensor: what is known of the parameter.
+        parameter: of shape ``(rows, *)``.
+    """
+
+    def __init__(self, tensor: AttachedConstraint, parameter: Tensor) -> None:
+        event_dim = tensor.constraint().event_dim
+        self._is_of_rows = event_dim is not None and event_dim < parameter.ndim
+        self._wait = self._failures = 0
+        self._dense: Tensor | None = None
+
+    def make_sparse(self, parameter: Tensor) -> bool:
+        """Replace a dense gradient, for an optimizer that treats a sparse one alike.
+
+        Returns:
+            Whether it did so. If the gradient is not finite, it does not.
+        """
+        if not self._is_of_rows or len(parameter) < _LEAST:
+            return False
+        if self._wait:
+            self._wait -= 1
+            return False
+        gradient: Any = parameter.grad
+        # Sums of absolute values do not underflow, as squares do.
+        sizes = linalg.vector_norm(gradient.flatten(1), 1, dim=1)
+        rows = sizes.nonzero().squeeze(-1)
+        if len(rows) * _SPARSE > len(parameter) or not math.isfinite(float(sizes.sum())):
+            self._wait = min(2**self._failures, _PATIENCE)
+            self._failures += 1
+            return False
+        self._failures, self._dense = 0, gradient
+        parameter.grad = torch.sparse_coo_tensor(
+            rows[None], gradient[rows], gradient.shape, is_coalesced=True, check_invariants=False
+        )
+        return True
+
+    def put_back(self, parameter: Tensor) -> None:
+        """Give the parameter its dense gradient again, with the values of the sparse one."""
+        dense, self._dense = self._dense, None
+        if dense is not None and parameter.grad is not None and parameter.grad.is_sparse:
+            found = parameter.grad.coalesce()
+            dense[found.indices()[0]] = found.values()
+            parameter.grad = dense

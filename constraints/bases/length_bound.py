@@ -15,6 +15,7 @@ from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math.autograd import goes_by_operator, needs_derivative
 from constraints.math.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
+from constraints.math.rows_in_place import shorten_
 from constraints.math.scaled_ball import onto_scaled_ball
 from constraints.math.scaled_threshold import onto_scaled_l1_ball
 from constraints.math.unit_vectors import is_moderate
@@ -157,6 +158,11 @@ class LengthBound(Vectors):
         if self.order == 1:
             return self._inside(onto_scaled_l1_ball(value, scale, self.greatest))
         return self._inside(onto_scaled_ball(value, scale, self.greatest, self.order))
+
+    def retract_(self, value: Tensor) -> None:
+        """`project`; for p = 2 it reads the tensor once, and writes the vectors outside only."""
+        if self.order != 2 or not value.numel() or not shorten_(value, self.greatest):
+            value.copy_(self.retract(value))
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The direction of a normal vector, with a length that is uniform up to the bound."""

@@ -38,7 +38,7 @@ class LinearSpace(Retraction):
         return self.part(vector)
 
     def averaged(self, scale: Tensor) -> Tensor | None:
-        """The mean of the scale over the entries whose mean, up to signs, `part` puts in each place.
+        """The means of the scale over the entries that `part` averages, up to signs, in each place.
 
         A class defines it if `part` does that, as for symmetric matrices. Otherwise it is None.
         """

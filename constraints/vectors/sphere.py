@@ -12,6 +12,7 @@ from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import NO_DIRECTION, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices, Vectors
+from constraints.math.rows_in_place import has_moderate_squares, make_tangent_, normalize_
 from constraints.math.unit_vectors import (
     distance_from_sphere,
     normalized,
@@ -112,6 +113,17 @@ class Sphere(Vectors, Spheres):
     def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("sphere", radius, "radius")
+
+    def tangent_(self, value: Tensor, gradient: Tensor) -> bool:
+        """`tangent` in place, for a radius whose square is moderate."""
+        if value.numel() and has_moderate_squares(self.radius, self.radius, value.dtype):
+            return make_tangent_(value, gradient, self.radius)
+        return super().tangent_(value, gradient)
+
+    def retract_(self, value: Tensor) -> None:
+        """`retract` in place."""
+        if not value.numel() or not normalize_(value, self.radius):
+            value.copy_(self.retract(value))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n - 1``."""
