@@ -104,7 +104,7 @@ class PSDOfRank(SquareMatrices):
         self.rank = checked_rank(type(self).name or type(self).__name__, rank)
 
     def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
-        """Minus the projection of ``-gradient``: of a tangent cone, minus a vector may be outside."""
+        """Minus the projection of ``-gradient``: tangent cones lack some opposites."""
         return -self.tangent(value, -gradient)
 
     def violation(self, value: Tensor) -> Tensor:
