@@ -9,7 +9,13 @@ from constrained.checkpoint.save import save
 from constrained.checkpoint.state_dict import baked_state_dict, load_state_dict
 from constrained.constraint.base import Constraint
 from constrained.constraint.documentation import describe
-from constrained.constraint.errors import ConfigErrors, InfeasibleError, SpecError, UnknownNameError
+from constrained.constraint.errors import (
+    ConfigErrors,
+    InfeasibleError,
+    NonfiniteGradientError,
+    SpecError,
+    UnknownNameError,
+)
 from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import get, names, register
 from constrained.constraint.tolerance import tolerance
@@ -17,7 +23,9 @@ from constrained.evaluation.cached import cached
 from constrained.model.config_file import read_config
 from constrained.model.config_schema import schema
 from constrained.model.constrain import constrain
+from constrained.model.lagrangian import Lagrangian
 from constrained.model.parameters import param_groups, parameters_of, tensor_paths
+from constrained.model.penalty import penalty
 from constrained.model.plan import Plan, plan
 from constrained.model.rebase import rebase
 from constrained.model.release import release
@@ -34,7 +42,9 @@ __all__ = [
     "ConfigErrors",
     "Constraint",
     "InfeasibleError",
+    "Lagrangian",
     "Monitor",
+    "NonfiniteGradientError",
     "Plan",
     "SpecError",
     "UnknownNameError",
@@ -50,6 +60,7 @@ __all__ = [
     "param_groups",
     "parameters_of",
     "parametrize",
+    "penalty",
     "plan",
     "plot",
     "read_config",

@@ -12,4 +12,4 @@ from constrained.checkpoint import load_hook
 from constrained.interop import botorch, gpytorch_bounds, gpytorch_kernels, transformers
 from constrained.model import lazy, view_warnings, writable
 from constrained.parametrized import parameter_containers, pickling
-from constrained.training import linear_fast_path, post_step
+from constrained.training import linear_fast_path, post_step, projected_step

@@ -61,11 +61,11 @@ def entries_for(
     value, known = whole(value.detach()), parametrizations.originals()[0]
     replaces = assign or known.is_meta
     wanted = value if replaces else value.to(known.device, known.dtype)
-    member = _member(parametrizations.constraint(), value, wanted)
+    member = member_of(parametrizations.constraint(), value, wanted)
     return _inverted(parametrizations, member, replaces)
 
 
-def _member(constraint: Constraint | None, value: Tensor, wanted: Tensor) -> Tensor:
+def member_of(constraint: Constraint | None, value: Tensor, wanted: Tensor) -> Tensor:
     """``wanted``, which is ``value`` in the model's precision, or a member of the set near it."""
     if constraint is None:
         return wanted

@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from constrained.atomic.sharded import is_shard, whole
+from constrained.attached.attached_constraint import AttachedConstraint, attached_constraints
 from constrained.checkpoint.weights_file import Record, place_of, write
 from constrained.checkpoint.wrapper_names import Unwrapped
 from constrained.constraint.base import Constraint
@@ -90,14 +91,23 @@ def recorded(model: nn.Module, names: Unwrapped) -> Record:
     import constrained
 
     record = Record(versions={"constrained": constrained.__version__, "torch": torch.__version__})
-    for path, found in parametrized_tensors(model):
-        name, constraint = names.name(path), only_constraint(found)
-        if constraint is None:
+    holders: list[tuple[str, Any]] = [*parametrized_tensors(model), *attached_constraints(model)]
+    for path, found in holders:
+        name, spec = names.name(path), saved_spec(found)
+        if spec is None:
             record.foreign[name] = chain_repr(found)
         else:
-            record.constraints[name] = full_spec(constraint)
+            record.constraints[name] = spec
             record.shapes[name] = list(cast("torch.Size", found.shape))
     return record
+
+
+def saved_spec(holder: nn.Module | AttachedConstraint | None) -> dict[str, Any] | None:
+    """The spec with all arguments that tells everything about a tensor; None if there is none."""
+    if isinstance(holder, AttachedConstraint):
+        return {**full_spec(holder.constraint()), **holder.settings()}
+    constraint = None if holder is None else only_constraint(holder)
+    return None if constraint is None else full_spec(constraint)
 
 
 def only_constraint(parametrizations: nn.Module) -> Constraint | None:

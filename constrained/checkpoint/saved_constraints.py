@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from constrained.atomic.contents import store
 from constrained.atomic.interrupts import allow_interrupt
-from constrained.checkpoint.save import only_constraint
+from constrained.checkpoint.save import only_constraint, saved_spec
 from constrained.checkpoint.weights_file import Record
 from constrained.checkpoint.wrapper_names import Unwrapped
 from constrained.constraint.base import Constraint
@@ -19,7 +19,7 @@ from constrained.constraint.description import full_spec
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import is_mapping, short
 from constrained.constraint.registry import did_you_mean
-from constrained.constraint.spec import parse
+from constrained.constraint.spec import SETTINGS, parse
 from constrained.constraint.view import View
 from constrained.evaluation.evaluated_tensor import chain_repr
 from constrained.model.constrain import constrain
@@ -46,30 +46,28 @@ def constrain_as_saved(model: nn.Module, state: Mapping[str, Any], record: Recor
         if path not in here:
             hint = did_you_mean(path, here)
             raise UnfitError(f"it has no tensor '{path}', which the file constrains.{hint}")
-        _give_value(here[path], saved, entries[path])
-    plain = {path: saved.rule() for path, saved in wanted.items() if _is_plain(here[path])}
+        _give_value(here[path], saved, entries[path], state.get(path))
+    plain = {path: saved.rule() for path, saved in wanted.items() if here[path].holder is None}
     with warnings.catch_warnings():
         # Those about the start of a tensor and its constraint were given to whoever trained it.
         warnings.simplefilter("ignore", UserWarning)
         constrain(model, {here[path].path: rule for path, rule in plain.items()})
-    lists: dict[int, str] = {}
+    held: dict[int, str] = {}
     for path, saved in wanted.items():
         found = here[path].tensor
-        if not isinstance(found, nn.Module) or not saved.agrees(found):
-            has = chain_repr(found) if isinstance(found, nn.Module) else "no constraint"
+        if not saved.agrees(here[path]):
             raise UnfitError(
-                f"'{path}' has {has} here, and {saved.described()} in the file; load constrains a "
-                "plain tensor as it was saved, so release it first."
+                f"'{path}' has {_described(here[path])} here, and {saved.described()} in the file; "
+                "load constrains a plain tensor as it was saved, so release it first."
             )
-        other = lists.setdefault(id(found), path)
+        other = held.setdefault(id(found), path)
         if other != path:
             raise UnfitError(f"'{other}' and '{path}' are tied here, and not in the file.")
     for path, place in here.items():
-        found = place.tensor
-        is_ours = isinstance(found, nn.Module) and only_constraint(found) is not None
+        is_ours = saved_spec(place.holder) is not None
         waits = deferred(place.module).get(place.name)
-        if waits is not None or (is_ours and id(found) not in lists):
-            has = repr(waits) if waits is not None else chain_repr(cast("nn.Module", found))
+        if waits is not None or (is_ours and id(place.tensor) not in held):
+            has = repr(waits) if waits is not None else _described(place)
             raise UnfitError(
                 f"'{path}' has {has} here, and is plain in the file; release it first, or give the "
                 "file's values to constrained.load_state_dict."
@@ -117,10 +115,11 @@ class _SavedConstraint:
             ValueError: if the spec is not valid, or names what is not registered.
         """
         # The axes of a view may be called like arguments.
-        inner = {key: value for key, value in self.spec.items() if key not in ("view", "axes")}
-        view = {key: value for key, value in self.spec.items() if key in ("view", "axes")}
+        beside = ("view", "axes", *SETTINGS)
+        inner = {key: value for key, value in self.spec.items() if key not in beside}
+        more = {key: value for key, value in self.spec.items() if key in beside}
         try:
-            return {"name": parse(inner).constraint, **view}
+            return {"name": parse(inner).constraint, **more}
         except (ValueError, TypeError) as error:
             raise with_path(self.path, error) from error.__cause__
 
@@ -142,8 +141,15 @@ class _SavedConstraint:
         except (ValueError, TypeError) as error:
             raise with_path(self.path, error) from error.__cause__
 
-    def value(self, entries: Mapping[str, Any]) -> Tensor:
-        """The value of the tensor, from its entries in the file."""
+    def value(self, entries: Mapping[str, Any], plain: Any) -> Tensor:
+        """The value of the tensor, from its entries in the file.
+
+        Args:
+            entries: the free parameters.
+            plain: the tensor itself, where the file has it.
+        """
+        if not entries and isinstance(plain, Tensor):
+            return plain
         constraint = self.build()
         try:
             value, _ = value_from_entries([constraint], entries)
@@ -156,22 +162,23 @@ class _SavedConstraint:
             )
         return value
 
-    def agrees(self, found: nn.Module) -> bool:
-        """Whether a tensor of a model is parametrized by this constraint, and by nothing else."""
-        mine = only_constraint(found)
-        if mine is None:
+    def agrees(self, place: Location) -> bool:
+        """Whether a tensor of a model is constrained by this, and by nothing else."""
+        has = saved_spec(place.holder)
+        if has is None:
             return False
-        has = full_spec(mine)
         # Classes that are not registered are known by their modules, and the script that trained
         # was called __main__ then.
         if _without_module(has) == _without_module(self.spec):
             return True
-        return has == full_spec(self.build())
+        settings = {key: self.spec[key] for key in SETTINGS if key in self.spec}
+        return has == {**full_spec(self.build()), **settings}
 
     def described(self) -> str:
         """The constraint in words."""
         try:
-            return repr(self.build())
+            mode = self.spec.get("mode")
+            return repr(self.build()) + (f" by mode={mode!r}" if mode else "")
         except ValueError:
             return short(self.spec)
 
@@ -180,8 +187,11 @@ def _without_module(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "name": str(spec.get("name")).rpartition(":")[2]}
 
 
-def _is_plain(place: Location) -> bool:
-    return not isinstance(place.tensor, nn.Module)
+def _described(place: Location) -> str:
+    holder = place.holder
+    if holder is None:
+        return "no constraint"
+    return chain_repr(holder) if isinstance(holder, nn.Module) else holder.described()
 
 
 def _entries(paths: Iterable[str], state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -197,13 +207,15 @@ def _entries(paths: Iterable[str], state: Mapping[str, Any]) -> dict[str, dict[s
     return found
 
 
-def _give_value(place: Location, saved: _SavedConstraint, entries: Mapping[str, Any]) -> None:
+def _give_value(
+    place: Location, saved: _SavedConstraint, entries: Mapping[str, Any], plain: Any
+) -> None:
     """Give a plain tensor the value that it has in the file, as a member of its set.
 
     So it does not matter what the tensor was, and nothing moves when it is constrained.
     """
     tensor: Any = place.tensor
-    if not _is_plain(place):
+    if place.holder is not None:
         return
     if not is_lazy(tensor) and tensor.shape != saved.shape:
         raise UnfitError(
@@ -213,7 +225,7 @@ def _give_value(place: Location, saved: _SavedConstraint, entries: Mapping[str, 
     value = None
     # A buffer that is no part of state dicts stays what it is.
     if not tensor.is_meta and place.name not in place.module._non_persistent_buffers_set:
-        value = saved.value(entries)
+        value = saved.value(entries, plain)
     if is_lazy(tensor):
         tensor.materialize(saved.shape)
     if value is not None:

@@ -11,12 +11,15 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from constrained.atomic.contents import store
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.sharded import whole
 from constrained.atomic.undo import all_or_nothing, tensors_of
-from constrained.checkpoint.entries import OnInfeasible
+from constrained.attached.attached_constraint import attached_constraints
+from constrained.checkpoint.entries import OnInfeasible, member_of
 from constrained.checkpoint.entries import on_infeasible as _on_infeasible
 from constrained.constraint.registry import did_you_mean
+from constrained.model.error_messages import with_path
 from constrained.parametrized.checkpoint_metadata import without_tensors
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.parametrizations import Parametrizations
@@ -83,9 +86,27 @@ def load_state_dict(
         token = _on_infeasible.set(on_infeasible)
         try:
             with all_or_nothing(modules, tensors_of(modules), extra_state=True):
-                return model.load_state_dict(state_dict, strict=strict, assign=assign)
+                found = model.load_state_dict(state_dict, strict=strict, assign=assign)
+                _load_members(model, state_dict)
+                return found
         finally:
             _on_infeasible.reset(token)
+
+
+@torch.no_grad()
+def _load_members(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Treat loaded tensors that are plain parameters with ``mode="project"`` as all others."""
+    for path, tensor in attached_constraints(model):
+        value: Any = state_dict.get(path)
+        if tensor.mode == "project" and isinstance(value, Tensor):
+            parameter = tensor()
+            wanted = whole(parameter.detach())
+            try:
+                member = member_of(tensor.constraint(), whole(value.detach()), wanted)
+            except (ValueError, TypeError) as error:
+                raise with_path(path, error) from error.__cause__
+            if member is not wanted:
+                store(parameter, member)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from constrained.constraint.deprecated import Renamed, rename_added_members, rename_members
 from constrained.constraint.elements import Params, beside
+from constrained.constraint.geometry import Geometry
 from constrained.constraint.guards import GUARDS, OF_THE_MAP
-from constrained.constraint.membership import Membership
 from constrained.constraint.optional_methods import OptionalMethods
 from constrained.constraint.precision import autocast_disabled, raise_precision
 from constrained.constraint.sampling import RandomNumbers
@@ -29,7 +29,7 @@ START = 0.02
 FLAT = 1e-6
 
 
-class Constraint(OptionalMethods, Membership):
+class Constraint(Geometry):
     """A set of tensors, with a differentiable map from free parameters onto it.
 
     One *element* of the set is made of the last `event_dim` dimensions of a tensor; all dimensions
@@ -48,10 +48,10 @@ class Constraint(OptionalMethods, Membership):
 
     The base class wraps the methods that a subclass defines. A subclass may rely on this:
 
-    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `inwards`,
-      `admit` and `draw` compute in at least single precision, with autocast off, whatever the
-      tensor's dtype; results are converted to that dtype (`violation` stays in the working
-      precision), those of `forward` and `draw` by `rounded`;
+    * `forward`, `pullback`, `canonical`, `right_inverse`, `violation`, `project`, `steepest`,
+      `inwards`, `admit` and `draw` compute in at least single precision, with autocast off,
+      whatever the tensor's dtype; results are converted to that dtype (`violation` stays in the
+      working precision), those of `forward` and `draw` by `rounded`;
     * where linear algebra raises because the parameters of an element hold NaN or infinity,
       `forward` gives NaN for the element, and `canonical` gives its parameters back;
     * the value is contiguous, unless a parameter has the same layout;

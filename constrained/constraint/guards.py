@@ -249,11 +249,11 @@ def _guard_slack(
     return slack
 
 
-def _guard_project(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _guard_project(method: Callable[..., Tensor], name: str = "project") -> Callable[..., Tensor]:
     @functools.wraps(method)
     def project(self: Constraint, value: Tensor) -> Tensor:
         self.check_tensor(value)
-        return _in_working_precision(self, method, "project", value).to(value.dtype)
+        return _in_working_precision(self, method, name, value).to(value.dtype)
 
     return project
 
@@ -278,6 +278,17 @@ def _guard_step_gradient(method: Callable[..., Tensor]) -> Callable[..., Tensor]
         return found.to(gradient.dtype)
 
     return step_gradient
+
+
+def _guard_geometry(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def guarded(self: Constraint, value: Tensor, *others: Tensor) -> Any:
+        dtype = others[-1].dtype if others else value.dtype
+        with autocast_disabled(value):
+            found = method(self, *map(raise_precision, (value, *others)))
+        return None if found is None else found.to(dtype)
+
+    return guarded
 
 
 def _guard_init(method: Callable[..., None]) -> Callable[..., None]:
@@ -311,10 +322,15 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "canonical": _guard_canonical,
     "pullback": _guard_pullback,
     "step_gradient": _guard_step_gradient,
+    "steepest": _guard_geometry,
     "right_inverse": _guard_right_inverse,
     "violation": _guard_violation,
     "slack": _guard_slack,
     "project": _guard_project,
+    "retract": functools.partial(_guard_project, name="retract"),
+    "tangent": _guard_geometry,
+    "admissible": _guard_geometry,
+    "project_scaled": _guard_geometry,
     "inwards": _guard_move,
     "admit": _guard_move,
 }

@@ -127,6 +127,27 @@ class OptionalMethods(nn.Module):
         del params
         return None
 
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor | None:
+        r"""The tangent direction of a given length along which a function decreases fastest.
+
+        It minimizes $\langle g, a \rangle$ over the tangent vectors a at a member whose norm is at
+        most that of the member: a linear minimization oracle in the tangent space. The norm is the
+        one that a class finds natural: the spectral norm for orthogonal matrices, the Euclidean one
+        for spheres. So the length of a step, such as ``lr`` of `constrained.optim.ManifoldMuon`, is
+        relative to the size of the members, and depends neither on the scale of the gradient nor on
+        the part of it that is normal to the set.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            gradient: finite, of the shape of ``value``.
+
+        Returns:
+            Tensor of the shape of ``value``, zero for an element where the tangent part of the
+            gradient vanishes up to rounding. None if the class has no such method, the default.
+        """
+        del value, gradient
+        return None
+
     def has_own_map(self) -> bool:
         """Whether `forward` is still the method that the class was defined with.
 
@@ -149,6 +170,10 @@ class OptionalMethods(nn.Module):
     def has_step_gradient(self) -> bool:
         """Whether the class defines `step_gradient`."""
         return type(self).step_gradient is not OptionalMethods.step_gradient
+
+    def has_steepest(self) -> bool:
+        """Whether the class defines `steepest`."""
+        return type(self).steepest is not OptionalMethods.steepest
 
     def has_pullback(self) -> bool:
         """Whether the gradient can be computed without the graph of an evaluation."""

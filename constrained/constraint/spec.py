@@ -35,6 +35,10 @@ _MOST_SPECS = 128
 #: The largest number, by the type that an argument must have.
 _LARGEST = {int: 2**63 - 1, float: sys.float_info.max}
 
+#: What a mapping may say beside the constraint, its arguments and its view, and what each is by
+#: default; see `constrained.constrain`.
+SETTINGS = {"init": "keep", "mode": "parametrize", "on_nonfinite": "raise"}
+
 #: How many specs have been found so far in the one that is being parsed.
 _count: ContextVar[list[int] | None] = ContextVar("count", default=None)
 
@@ -47,13 +51,15 @@ class Request:
         constraint: the constraint; `build` copies it for each tensor.
         view: an einops pattern, or the name of a view, as in `named_views`.
         sizes: lengths of axes of the view.
-        init: see `constrained.constrain`.
+        init, mode, on_nonfinite: see `constrained.constrain`; None where the spec does not say.
     """
 
     constraint: Constraint | nn.Module
     view: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
     init: str | None = None
+    mode: str | None = None
+    on_nonfinite: str | None = None
 
     def __eq__(self, other: object) -> bool:
         """Whether two specs mean the same, however they are written."""
@@ -64,7 +70,13 @@ class Request:
             same = one.spec() == another.spec()
         else:
             same = one is another
-        return same and (self.view, self.sizes, self.init) == (other.view, other.sizes, other.init)
+        same = same and (self.view, self.sizes) == (other.view, other.sizes)
+        return same and all(getattr(self, key) == getattr(other, key) for key in SETTINGS)
+
+    def settings(self) -> dict[str, str]:
+        """The settings that are not the default."""
+        found = {key: getattr(self, key) for key in SETTINGS}
+        return {k: v for k, v in found.items() if v is not None and v != SETTINGS[k]}
 
     def build(self) -> Constraint | nn.Module:
         """A copy of the constraint for one tensor."""
@@ -77,7 +89,8 @@ def parse(spec: Any, /, view: Any = None, **arguments: Any) -> Request:
     Args:
         spec: a name; a string ``"name(argument=literal)"``; several of these with ``|`` between
             them, or a list of specs, whose maps are applied one after another; a mapping with the
-            key ``name``, the arguments, and perhaps ``view``, ``axes`` and ``init``; a class path
+            key ``name``, the arguments, and perhaps ``view``, ``axes``, ``init``, ``mode`` and
+            ``on_nonfinite``; a class path
             ``"package.module:Class"``; a `Constraint`; a subclass of it; or any ``nn.Module`` with
             a ``forward``.
         view: an einops pattern, or one of `constrained.constraint.named_views`. The lengths of axes
@@ -113,7 +126,7 @@ def _parse_first(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
 
 
 def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
-    init = None
+    settings: dict[str, Any] = {}
     positional: tuple[Any, ...] = ()
     spec = unwrapped(spec)
     if is_mapping(spec):
@@ -127,7 +140,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
             )
         spec = given.pop("name")
         view = given.pop("view", view)
-        init = given.pop("init", None)
+        settings = {key: given.pop(key, None) for key in SETTINGS}
         arguments = _merge(spec, given, arguments)
     elif is_list(spec):
         spec, arguments = "chain", _merge("chain", {"parts": list(spec)}, arguments)
@@ -163,7 +176,7 @@ def _parse(spec: Any, view: Any, arguments: dict[str, Any]) -> Request:
             f"A parametrization needs a 'forward' from free parameters to the value, and "
             f"{type(made).__name__} has none."
         )
-    return Request(made, view, sizes, init)
+    return Request(made, view, sizes, **settings)
 
 
 def _named_otherwise(given: Mapping[str, Any]) -> str:

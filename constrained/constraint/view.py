@@ -115,6 +115,36 @@ class View(Constraint):
             self.constraint.project(self.rearranged(value)), self._back, **self._lengths
         )
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """Project the rearranged vector, and rearrange it back."""
+        found = self.constraint.tangent(self.rearranged(value), self.rearranged(vector))
+        return rearrange(found, self._back, **self._lengths)
+
+    def is_smooth(self) -> bool:
+        """Whether the set of ``constraint`` is smooth."""
+        return self.constraint.is_smooth()
+
+    def retract(self, value: Tensor) -> Tensor:
+        """Bring the rearranged tensor back, and rearrange it back."""
+        found = self.constraint.retract(self.rearranged(value))
+        return rearrange(found, self._back, **self._lengths)
+
+    def nearby(self, value: Tensor) -> Tensor:
+        """Members near the rearranged tensor, rearranged back."""
+        return rearrange(
+            self.constraint.nearby(self.rearranged(value)), self._back, **self._lengths
+        )
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor | None:
+        """Project the rearranged tensor, and rearrange it back."""
+        found = self.constraint.project_scaled(self.rearranged(value), self.rearranged(scale))
+        return None if found is None else rearrange(found, self._back, **self._lengths)
+
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """Make the rearranged gradient admissible, and rearrange it back."""
+        found = self.constraint.admissible(self.rearranged(value), self.rearranged(gradient))
+        return rearrange(found, self._back, **self._lengths)
+
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Move the elements of the rearranged tensor."""
         moved = self.constraint.inwards(self.rearranged(value), share)
@@ -160,6 +190,15 @@ class View(Constraint):
     def has_step_gradient(self) -> bool:
         """Whether ``constraint`` has a step gradient."""
         return self.constraint.has_step_gradient()
+
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor | None:
+        """The steepest direction of the rearranged tensor, rearranged back."""
+        found = self.constraint.steepest(self.rearranged(value), self.rearranged(gradient))
+        return None if found is None else rearrange(found, self._back, **self._lengths)
+
+    def has_steepest(self) -> bool:
+        """Whether ``constraint`` has steepest directions."""
+        return self.constraint.has_steepest()
 
     def shape_problem(self, event: tuple[int, ...]) -> str | None:
         """Only the shape that was given to the constructor fits."""

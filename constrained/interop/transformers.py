@@ -28,7 +28,7 @@ from constrained.model.specs import spec
 from constrained.model.writable import writable
 from constrained.parametrized.module_class import patch_when_imported
 from constrained.parametrized.parametrization_list import ParametrizationList, read
-from constrained.parametrized.tensor_locations import Location, constrained_tensors, locations
+from constrained.parametrized.tensor_locations import Location, constrained_lists, locations
 from constrained.registration.install import check_can_hold, share
 
 _MODULE, _CLASS = "transformers.modeling_utils", "PreTrainedModel"
@@ -213,7 +213,7 @@ def _keys(state_dict: Mapping[str, Any], config: Any) -> set[str]:
 def _not_among(model: nn.Module, keys: Collection[str]) -> dict[str, Any]:
     """The constraints of tensors whose free parameters are not all in a checkpoint."""
     constraints, missing = spec(model), dict[str, Any]()
-    for path, found, _ in constrained_tensors(model):
+    for path, found in constrained_lists(model):
         prefix, _, name = path.rpartition(".")
         inside = [f"{prefix}.parametrizations.{name}.{key}" for key in found.names()]
         # The keys may have the prefix of the model's body or not.

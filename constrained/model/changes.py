@@ -6,17 +6,22 @@ A `TensorChange` constrains a tensor. For a tensor that has no shape yet there i
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from constrained.atomic.contents import recording
+from constrained.atomic.contents import recording, store
 from constrained.atomic.undo import all_or_nothing, around
+from constrained.attached.attached_constraint import AttachedConstraint, attach
 from constrained.constraint.base import Constraint
+from constrained.constraint.errors import SpecError
 from constrained.constraint.spec import Request
 from constrained.model.config import viewed
 from constrained.model.error_messages import is_own, raise_failed, with_path
@@ -25,6 +30,7 @@ from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.tensor_locations import Location
 from constrained.registration.install import install
 from constrained.registration.param_groups import ParameterHandover, check_holds
+from constrained.torch_internals.shards import is_flat
 
 
 class Change(ABC):
@@ -100,6 +106,86 @@ class TensorChange(Change):
                 install(place.module, place.name, self.parametrizations)
 
 
+@dataclass
+class AttachedChange(Change):
+    """A tensor that will have a constraint, and stay a plain parameter.
+
+    Attributes:
+        places: its locations.
+        original: the tensor.
+        start: the member at which it starts.
+        constraint: its constraint.
+        request: with the mode, and the other settings.
+        moved: how far it will go, relative to its norm.
+        flat: as in `Change`; an optimizer can move all elements.
+    """
+
+    places: list[Location]
+    original: Tensor
+    start: Tensor
+    constraint: Constraint
+    request: Request
+    moved: float
+    is_new: bool = True
+    flat: tuple[int, int] = (0, 0)
+
+    def tensors(self) -> list[Tensor]:
+        """The tensor itself."""
+        return [self.original]
+
+    def handover(self) -> ParameterHandover | None:
+        """The optimizer goes on with the same parameter."""
+        return None
+
+    def do(self) -> None:
+        """Write the start, and attach the constraint to each of the owners."""
+        settings: Any = {key: getattr(self.request, key) for key in ("mode", "on_nonfinite")}
+        with torch.no_grad(), recording(self.original):
+            if self.start is not self.original:
+                store(self.original, self.start)
+        for place in self.places:
+            constraint = copy.deepcopy(self.constraint)
+            found = AttachedConstraint(
+                place.module,
+                place.name,
+                constraint,
+                moved=self.moved,
+                path=self.places[0].path,
+                **settings,
+            )
+            attach(place.module, found)
+
+
+def _attached_change(here: list[Location], original: Tensor, request: Request) -> AttachedChange:
+    place = here[0]
+    if not isinstance(original, nn.Parameter):
+        raise SpecError(
+            f"mode={request.mode!r} goes with a parameter, which optimizers move, and this is a "
+            "buffer; make it a parameter, or use mode='parametrize'."
+        )
+    if is_flat(original):
+        raise SpecError(
+            f"mode={request.mode!r} needs the whole tensor, of which FullyShardedDataParallel "
+            "leaves each process a flat piece; use fully_shard."
+        )
+    constraint = request.build()
+    assert isinstance(constraint, Constraint)  # `check_request` has raised for all others.
+    for part in constraint.modules() if request.mode == "project" else ():
+        if isinstance(part, Constraint) and part.why_not_project:
+            raise SpecError(
+                f"mode='project' does not go with {part!r}: {part.why_not_project}; use "
+                "mode='parametrize'."
+            )
+    constraint = viewed(constraint, request, place, original.shape)
+    value = original.detach()
+    start = start_of(constraint, value, request.init or "keep")
+    if request.mode == "penalize" and request.init == "keep":
+        # A penalty pulls towards the set, and the tensor may start outside.
+        start = value
+    moved = relative_distance(start, value)
+    return AttachedChange(here, original, start, constraint, request, moved)
+
+
 ChangeCheck = Callable[[TensorChange, Request], None]
 
 _checks: list[ChangeCheck] = []
@@ -111,14 +197,15 @@ def check_each_change(function: ChangeCheck) -> ChangeCheck:
     return function
 
 
-def change_of(here: list[Location], original: Tensor, request: Request, init: str) -> TensorChange:
+def change_of(
+    here: list[Location], original: Tensor, request: Request
+) -> TensorChange | AttachedChange:
     """The change that constrains a tensor; nothing of the model is written.
 
     Args:
         here: the tensor's locations; several if it is tied.
         original: the tensor.
-        request: the constraint and its view.
-        init: where it starts; one of `INITS`.
+        request: the constraint with its view and its settings.
 
     Raises:
         ValueError: if the tensor cannot be constrained like that. It names the tensor.
@@ -126,8 +213,10 @@ def change_of(here: list[Location], original: Tensor, request: Request, init: st
     """
     try:
         constraint = fitted(here, request)
+        if request.mode != "parametrize":
+            return _attached_change(here, original, constraint)
         with recording(original):
-            parametrizations = _parametrize(here[0], original, constraint, init)
+            parametrizations = _parametrize(here[0], original, constraint)
             flat = count_flat(parametrizations)
     except Exception as error:
         if not is_own(error):
@@ -208,16 +297,14 @@ def fitted(here: list[Location], request: Request) -> Request:
     return replace(request, constraint=found[0])
 
 
-def _parametrize(
-    place: Location, original: Tensor, request: Request, init: str
-) -> ParametrizationList:
+def _parametrize(place: Location, original: Tensor, request: Request) -> ParametrizationList:
     constraint = request.build()
     if isinstance(constraint, Constraint):
         constraint = viewed(constraint, request, place, original.shape)
     constraint.train(place.module.training)
     start = original.detach().clone()
     if isinstance(constraint, Constraint):
-        start = start_of(constraint, start, init)
+        start = start_of(constraint, start, request.init or "keep")
     found = ParametrizationList([constraint], original, start=start, deferred=True)
     found.moved = relative_distance(found.preview(), original.detach())
     return found

@@ -50,6 +50,13 @@ class Rule:
     request: Request | None
     where: Where = "all"
 
+    def with_settings(self, settings: Mapping[str, str]) -> Rule:
+        """The rule with the settings of its request that it does not have itself."""
+        if self.request is None:
+            return self
+        missing = {k: v for k, v in settings.items() if getattr(self.request, k) is None}
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, **missing))
+
     def why_not(self, place: Location) -> str:
         """Why the rule does not take a tensor that its target matches; "" if it takes it.
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from constrained.attached.attached_constraint import MODES, ON_NONFINITE
 from constrained.constraint.argument_schema import argument_schemas
 from constrained.constraint.documentation import documentation
 from constrained.constraint.named_views import PATTERN as VIEW_NAMES
@@ -59,7 +60,15 @@ def schema() -> dict[str, Any]:
     alone = sorted(
         spelling for name, names_ in spellings.items() if not required[name] for spelling in names_
     )
-    init = {"enum": [*INITS, None], "description": "Where the tensor starts."}
+    settings: dict[str, Any] = {
+        "init": {"enum": [*INITS, None], "description": "Where the tensor starts."},
+        "mode": {"enum": [*MODES, None], "description": "How the constraint is kept."},
+        "on_nonfinite": {
+            "enum": [*ON_NONFINITE, None],
+            "description": "What is done about a gradient with NaN or infinity.",
+        },
+        "where": _where(),
+    }
     definitions: dict[str, Any] = {
         "rule": {
             "description": "A constraint; null, or none in TOML, leaves tensors unconstrained.",
@@ -84,7 +93,7 @@ def schema() -> dict[str, Any]:
         },
         "mapping": {
             "$ref": "#/$defs/named",
-            "properties": {"view": {"type": "null"}, "init": init, "where": _where()},
+            "properties": {"view": {"type": "null"}, **settings},
             "unevaluatedProperties": False,
         },
         "viewed": {
@@ -100,8 +109,7 @@ def schema() -> dict[str, Any]:
                     "type": ["object", "null"],
                     "additionalProperties": _LENGTH,
                 },
-                "init": init,
-                "where": _where(),
+                **settings,
             },
             "unevaluatedProperties": _LENGTH,
         },

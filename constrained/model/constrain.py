@@ -9,7 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from constrained.atomic.interrupts import defer_interrupts
+from constrained.attached.attached_constraint import Mode, OnNonfinite
 from constrained.constraint.errors import SpecError, raise_all
+from constrained.constraint.spec import SETTINGS
 from constrained.model.changes import Change, carry_out
 from constrained.model.config import Rule
 from constrained.model.plan import Plan
@@ -29,6 +31,8 @@ def constrain(
     *,
     view: str | None = None,
     init: Init = "keep",
+    mode: Mode = "parametrize",
+    on_nonfinite: OnNonfinite = "raise",
     optimizer: Optimizer | None = None,
     **arguments: Any,
 ) -> M:
@@ -82,6 +86,23 @@ def constrain(
             `load_state_dict` has a similar choice for values of a checkpoint, ``on_infeasible``:
             ``"error"`` is ``"strict"``, and ``"project"`` takes the nearest member instead of one
             that trains well, since a loaded model shall compute what it did.
+        mode: how the constraint is kept.
+
+            - ``"parametrize"``: the tensor is computed from free parameters. Each read is a member.
+            - ``"project"``: the tensor stays a plain ``nn.Parameter``, under its own key and in a
+              class as it was. Each step of an optimizer makes the gradient tangent before, and
+              brings the tensor back into its set afterwards. What is written in between may lie
+              outside; `assert_feasible` tells, and the next step mends it. So may a mean of
+              members, as ``AveragedModel`` makes it; ``load_state_dict(model, model.state_dict(),
+              on_infeasible="project")`` brings it back.
+            - ``"penalize"``: the tensor stays a plain parameter, and `penalty` gives a term for the
+              loss which pulls it towards its set.
+        on_nonfinite: what to do, with ``mode="project"``, about a gradient with NaN or infinity.
+            ``"raise"``: the optimizer's step raises a `NonfiniteGradientError` before anything has
+            changed. ``"skip"``: the tensor stays where it is for this step, and so does what the
+            optimizer remembers of it; and it goes back if a step ends in NaN or infinity, for which
+            a copy of it is kept. L-BFGS, whose memory is of all its tensors, leaves out the step of
+            all. A ``GradScaler`` leaves out such steps by itself.
         optimizer: an optimizer that holds the tensors already: it is given the parameters that
             take their place. Without it, an optimizer that still holds a tensor which is no
             longer in the model warns at its next step.
@@ -112,20 +133,22 @@ def constrain(
     check_optimizer(optimizer)
     message = f"{type(module).__name__} cannot be constrained"
     if isinstance(target, Plan):
-        if constraint is not None or view is not None or arguments or init != "keep":
+        given = (init, mode, on_nonfinite) != tuple(SETTINGS.values())
+        if constraint is not None or view is not None or arguments or given:
             raise SpecError(
-                "A plan holds the constraints and where their tensors start; nothing but an "
+                "A plan holds the constraints with their settings; nothing but an "
                 "optimizer may be given beside it."
             )
         raise_all(message, target.errors)
         rules, errors = dict(target.rules), list[Exception]()
     else:
-        rules, errors = rules_of(module, target, constraint, view, arguments)
+        settings = {"init": init, "mode": mode, "on_nonfinite": on_nonfinite}
+        rules, errors = rules_of(module, target, constraint, view, arguments, settings)
     with defer_interrupts():
         selection = select(module, rules, Rule.why_not)
         errors += selection.errors
         changes: list[Change] = []
-        for _, found in prepare_all(selection, init, optimizer):
+        for _, found in prepare_all(selection, optimizer):
             if isinstance(found, Exception):
                 errors.append(found)
             else:

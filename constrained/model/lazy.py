@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,9 +22,15 @@ from torch.optim import Optimizer
 from constrained.atomic.interrupts import defer_interrupts
 from constrained.atomic.undo import all_or_nothing
 from constrained.constraint.base import Constraint
-from constrained.constraint.spec import Request
+from constrained.constraint.spec import SETTINGS, Request
 from constrained.constraint.view import with_view
-from constrained.model.changes import Change, TensorChange, carry_out, change_of
+from constrained.model.changes import (
+    AttachedChange,
+    Change,
+    TensorChange,
+    carry_out,
+    change_of,
+)
 from constrained.model.error_messages import with_path
 from constrained.parametrized.checkpoint_metadata import (
     SavedChain,
@@ -125,8 +131,7 @@ class LazyChange(Change):
     Attributes:
         places: the tensor's locations; empty once this is stored in their modules.
         path: what messages call the tensor.
-        request: the constraint and its view.
-        init: where it starts; one of `INITS`.
+        request: the constraint with its view and its settings.
         optimizer: the optimizer to give the new parameters to, if it still exists then. A copy of
             this has none.
         done: for tied tensors: the list that parametrizes the tensor in the first owner that
@@ -136,7 +141,6 @@ class LazyChange(Change):
     places: list[Location]
     path: str
     request: Request
-    init: str
     optimizer: weakref.ref[Optimizer] | None = None
     done: ParametrizationList | None = None
     is_new: bool = True
@@ -157,13 +161,13 @@ class LazyChange(Change):
             defer(place.module, place.name, self)
             set_class(place.module, base_class(place.module))
 
-    def change(self, module: nn.Module, name: str) -> TensorChange:
+    def change(self, module: nn.Module, name: str) -> TensorChange | AttachedChange:
         """The change to make now that the tensor of a module has its shape."""
         place = Location(self.path, module, name, is_parameter=name in module._parameters)
         original: Any = place.tensor
         if self.done is not None:
             return TensorChange([place], original, self.done, is_new=False)
-        return change_of([place], original, self.request, self.init)
+        return change_of([place], original, self.request)
 
     def spec(self) -> dict[str, Any] | None:
         """The constraint as plain data; None for a foreign module."""
@@ -173,7 +177,7 @@ class LazyChange(Change):
         plain = constraint.spec()
         if view is not None:
             plain = with_view(plain, view, self.request.sizes)
-        return plain if self.init == "keep" else {**plain, "init": self.init}
+        return plain | self.request.settings()
 
     def value_from(self, entries: Mapping[str, Any], written_for: list[Any] | None) -> Tensor:
         """The value that the tensor's entries in a state dict stand for.
@@ -207,6 +211,15 @@ class LazyChange(Change):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "optimizer": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Before version 0.3 the start was an attribute of its own, and there was no other mode.
+        old = {"init": state.pop("init")} if "init" in state else {}
+        request: Request = state["request"]
+        missing = {k: v for k, v in {**SETTINGS, **old}.items() if getattr(request, k) is None}
+        state = {**state, "request": replace(request, **missing)}
+        for name, value in state.items():
+            setattr(self, name, value)
+
 
 def constrain_materialized(module: nn.Module) -> None:
     """Carry out the changes that are stored in a lazy module, for the tensors that have shapes."""
@@ -226,7 +239,8 @@ def constrain_materialized(module: nn.Module) -> None:
                 drop_deferred(module, name)
                 carry_out([change], item.optimizer and item.optimizer())
         for _, item, change in ready:
-            item.done = change.parametrizations
+            if isinstance(change, TensorChange):
+                item.done = change.parametrizations
 
 
 def stop(here: list[Location]) -> None:

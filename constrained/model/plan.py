@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from constrained.atomic.interrupts import defer_interrupts
+from constrained.attached.attached_constraint import Mode, OnNonfinite
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import grouped
 from constrained.constraint.plain_data import is_list, is_mapping
 from constrained.constraint.view import View
-from constrained.model.changes import Change, TensorChange
+from constrained.model.changes import AttachedChange, Change, TensorChange
 from constrained.model.config import Rule
 from constrained.model.cost import Cost, cost_of
 from constrained.model.prepare import prepare_all, rules_of
@@ -214,6 +215,8 @@ def plan(
     *,
     view: str | None = None,
     init: Init = "keep",
+    mode: Mode = "parametrize",
+    on_nonfinite: OnNonfinite = "raise",
     **arguments: Any,
 ) -> Plan:
     """What `constrain` would do with the same arguments; the model is not changed.
@@ -227,6 +230,8 @@ def plan(
         constraint: as in `constrain`.
         view: as in `constrain`.
         init: as in `constrain`.
+        mode: likewise.
+        on_nonfinite: likewise.
         arguments: as in `constrain`.
 
     Returns:
@@ -242,7 +247,8 @@ def plan(
         (['0.weight'], ('1.weight',), ())
         >>> model = constrain(model, found)
     """
-    rules, errors = rules_of(module, target, constraint, view, arguments)
+    settings = {"init": init, "mode": mode, "on_nonfinite": on_nonfinite}
+    rules, errors = rules_of(module, target, constraint, view, arguments, settings)
     with (
         defer_interrupts(),
         warnings.catch_warnings(record=True) as caught,
@@ -253,7 +259,7 @@ def plan(
         selection = select(module, rules, Rule.why_not)
         errors += selection.errors
         rows: list[PlannedTensor] = []
-        for choice, found in prepare_all(selection, init):
+        for choice, found in prepare_all(selection):
             if isinstance(found, Exception):
                 errors.append(found)
                 continue
@@ -262,7 +268,7 @@ def plan(
             except ValueError as error:
                 errors.append(error)
             rows.append(_planned(choice, found))
-    effective = {choice.path: _with_init(choice.value, init) for choice in selection.choices}
+    effective = {choice.path: choice.value for choice in selection.choices}
     exceptions = tuple(path for path, rule in effective.items() if rule.request is None)
     parameters = {id(at.tensor) for at in locations(module).values() if at.is_parameter}
     chosen = {id(choice.places[0].tensor) for choice in selection.choices if choice.value.request}
@@ -283,14 +289,6 @@ def _gpus(module: nn.Module) -> list[torch.device]:
     return list({at.device for at in module.parameters() if at.device.type == "cuda"})
 
 
-def _with_init(rule: Rule, init: str) -> Rule:
-    """The rule of one tensor, which says where it starts."""
-    request = rule.request
-    if request is None:
-        return rule
-    return Rule(replace(request, init=init if request.init is None else request.init))
-
-
 @torch.no_grad()
 def _planned(choice: Choice[Rule], change: Change) -> PlannedTensor:
     first, *others = choice.places
@@ -308,6 +306,11 @@ def _planned(choice: Choice[Rule], change: Change) -> PlannedTensor:
             parameters = sum(p.numel() for i, p in enumerate(originals) if i not in frozen)
             elements = _elements(constraint, shape)
             cost = cost_of(constraint, shape)
+    elif isinstance(change, AttachedChange):
+        constraint, shape, moved = change.constraint, tuple(change.original.shape), change.moved
+        written = f"{constraint!r} by mode={change.request.mode!r}"
+        parameters, elements = change.original.numel(), _elements(constraint, shape)
+        cost = cost_of(constraint, shape)
     else:
         written = f"{change!r}, once it has a shape"
     return PlannedTensor(

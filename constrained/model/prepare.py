@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
 
@@ -12,6 +12,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from constrained.atomic.interrupts import allow_interrupt
+from constrained.attached.attached_constraint import (
+    MODES,
+    ON_NONFINITE,
+    AttachedConstraint,
+)
 from constrained.constraint.errors import SpecError
 from constrained.constraint.plain_data import is_mapping, short
 from constrained.constraint.registry import did_you_mean
@@ -28,9 +33,21 @@ from constrained.parametrized.tensor_locations import Location, locations
 from constrained.registration.install import check_can_hold
 from constrained.registration.wrappers import check_not_wrapped
 
+#: What each setting of a rule may be.
+_SETTINGS: Mapping[str, Sequence[str]] = {
+    "init": INITS,
+    "mode": MODES,
+    "on_nonfinite": ON_NONFINITE,
+}
+
 
 def rules_of(
-    module: nn.Module, target: Any, constraint: Any, view: str | None, arguments: Mapping[str, Any]
+    module: nn.Module,
+    target: Any,
+    constraint: Any,
+    view: str | None,
+    arguments: Mapping[str, Any],
+    settings: Mapping[str, str],
 ) -> tuple[dict[str, Rule], list[Exception]]:
     """The rules that the arguments of `constrain` stand for, and all that is wrong with them.
 
@@ -40,7 +57,15 @@ def rules_of(
         constraint: a spec, if the target is a path or a pattern.
         view: a view, likewise.
         arguments: further arguments of the constraint, likewise.
+        settings: ``init``, ``mode`` and ``on_nonfinite``, for rules that do not say these.
     """
+    rules, errors = _rules_of(module, target, constraint, view, arguments)
+    return {name: rule.with_settings(settings) for name, rule in rules.items()}, errors
+
+
+def _rules_of(
+    module: nn.Module, target: Any, constraint: Any, view: str | None, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Rule], list[Exception]]:
     if not isinstance(target, str):
         beside = constraint is not None or view is not None or bool(arguments)
         if beside and (is_mapping(target) or is_dataclass(target)):
@@ -59,13 +84,12 @@ def rules_of(
 
 
 def prepare_all(
-    selection: Selection[Rule], init: str, optimizer: Optimizer | None = None
+    selection: Selection[Rule], optimizer: Optimizer | None = None
 ) -> Iterator[tuple[Choice[Rule], Change | Exception]]:
     """The change of each selected tensor, or what is wrong with it; nothing is written.
 
     Args:
         selection: the tensors and their rules.
-        init: one of `INITS`, for rules that do not say where their tensors start.
         optimizer: as in `prepare`.
     """
     for choice in selection.choices:
@@ -73,10 +97,9 @@ def prepare_all(
         if request is None:
             continue
         allow_interrupt()
-        start = init if request.init is None else request.init
         found: Change | Exception
         try:
-            found = prepare(choice.places, request, start, optimizer)
+            found = prepare(choice.places, request, optimizer)
         except Exception as error:
             found = _with_hint(choice, error)
         yield choice, found
@@ -93,15 +116,12 @@ def _with_hint(choice: Choice[Rule], error: Exception) -> Exception:
     )
 
 
-def prepare(
-    here: list[Location], request: Request, init: str, optimizer: Optimizer | None = None
-) -> Change:
+def prepare(here: list[Location], request: Request, optimizer: Optimizer | None = None) -> Change:
     """The change that constrains a tensor; nothing of the model is written.
 
     Args:
         here: the tensor's locations; several if it is tied.
-        request: the constraint and its view.
-        init: one of `INITS`.
+        request: the constraint with its view and its settings.
         optimizer: an optimizer to give the new parameters to, for a tensor of a lazy module.
 
     Raises:
@@ -109,32 +129,44 @@ def prepare(
         TypeError: likewise.
     """
     place = here[0]
-    if init not in INITS:
-        raise ValueError(
-            f"'{place.path}': init must be {', '.join(map(repr, INITS[:-1]))} or {INITS[-1]!r}, "
-            f"got {short(init)}."
-            f"{did_you_mean(init, INITS) if isinstance(init, str) else ''}"  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+    for setting, known in _SETTINGS.items():
+        _check_setting(place.path, setting, getattr(request, setting), known)
+    if request.on_nonfinite == "skip" and request.mode != "project":
+        raise SpecError(
+            f"'{place.path}': on_nonfinite='skip' goes with mode='project', and this has "
+            f"mode={request.mode!r}."
         )
     original = place.tensor
     existing: Any = deferred(place.module).get(place.name)
     if isinstance(original, nn.Module):
         existing = " then ".join(repr(p) for p in original.children())
+    elif isinstance(place.holder, AttachedConstraint):
+        existing = place.holder.described()
     if existing is not None or isinstance(original, nn.Module):
         raise ValueError(
             f"'{place.path}' is constrained already, by {existing}; release it by this path first."
         )
     try:
-        check_request(request, init)
+        check_request(request)
         for other in here:
             check_not_wrapped(other.module, other.path)
-            check_can_hold(other.module, other.name)
-            check_not_written(other)
+            if request.mode == "parametrize":
+                check_can_hold(other.module, other.name)
+                check_not_written(other)
             if is_lazy(original):
                 check_can_wait(other.module)
         if is_lazy(original):
             mine = replace(request, constraint=fitted(here, request).build())
             later = None if optimizer is None else weakref.ref(optimizer)
-            return LazyChange(here, place.path, mine, init, later)
+            return LazyChange(here, place.path, mine, later)
     except (ValueError, TypeError) as error:
         raise with_path(place.path, error) from error.__cause__
-    return change_of(here, original, request, init)
+    return change_of(here, original, request)
+
+
+def _check_setting(path: str, name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise a `ValueError` unless a setting has one of the values that it may have."""
+    if value not in known:
+        guess = did_you_mean(value, known) if isinstance(value, str) else ""
+        choices = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+        raise ValueError(f"'{path}': {name} must be {choices}, got {short(value)}.{guess}")

@@ -11,7 +11,7 @@ from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, tensors_of
 from constrained.model.error_messages import with_path
 from constrained.parametrized.parametrization_list import read
-from constrained.parametrized.tensor_locations import constrained_tensors
+from constrained.parametrized.tensor_locations import constrained_lists
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,10 +42,10 @@ def rebase(model: M) -> M:
         >>> torch.allclose(constrained.rebase(layer).weight, before, atol=1e-6)
         True
     """
-    found = list(constrained_tensors(model))
-    changed = [module for _, parametrizations, _ in found for module in parametrizations.modules()]
+    found = list(constrained_lists(model))
+    changed = [module for _, parametrizations in found for module in parametrizations.modules()]
     with defer_interrupts(), all_or_nothing(changed, tensors_of(changed)), torch.no_grad():
-        for path, parametrizations, _ in found:
+        for path, parametrizations in found:
             allow_interrupt()
             value = read(parametrizations, path)
             try:

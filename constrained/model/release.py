@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
+from constrained.attached.attached_constraint import AttachedConstraint, detach, lost_parameters
 from constrained.constraint.errors import raise_all
 from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
@@ -69,6 +70,10 @@ def release(
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
     constrained = {path for path, place in locations(module).items() if _is_released(place)}
     chosen: list[list[Location]] = []
+    lost = lost_parameters(module)
+    if target in lost:
+        detach(*lost[target])
+        return module
     if target != "**" or constrained:
         selection = select(module, {target: None})
         raise_all("The target is not valid", selection.errors)
@@ -93,11 +98,16 @@ def release(
             )
     changed = around(place.module for here in chosen for place in here)
     with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
+        for owner in lost.values() if target == "**" else ():
+            detach(*owner)
         for here in chosen:
             allow_interrupt()
             place = here[0]
             if place.name in deferred(place.module):
                 stop(here)
+            elif isinstance(place.holder, AttachedConstraint):
+                for other in here:
+                    detach(other.module, other.name)
             else:
                 places = [_owner(each) for each in here]
                 remove_at(module, place.path, places, bake, optimizer=optimizer)
@@ -106,8 +116,9 @@ def release(
 
 def _is_released(place: Location, *, named: bool = False) -> bool:
     """Whether a tensor becomes plain. If `constrain` did not parametrize it, it must be named."""
-    is_lazy = place.name in deferred(place.module)
-    return is_lazy or is_constrained(place) or (named and is_parametrized(*_owner(place)))
+    if isinstance(place.holder, AttachedConstraint) or place.name in deferred(place.module):
+        return True
+    return is_constrained(place) or (named and is_parametrized(*_owner(place)))
 
 
 def _owner(place: Location) -> tuple[nn.Module, str]:

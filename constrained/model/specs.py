@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from constrained.attached.attached_constraint import AttachedConstraint
 from constrained.parametrized.deferred import deferred_tensors
 from constrained.parametrized.tensor_locations import constrained_tensors
 
@@ -26,6 +27,9 @@ def spec(model: nn.Module) -> dict[str, dict[str, Any]]:
         >>> constrained.spec(model)
         {'weight': {'name': 'ball', 'radius': 2.0}}
     """
-    found = {path: constraint.spec() for path, _, constraint in constrained_tensors(model)}
+    found = {
+        path: holder.spec() if isinstance(holder, AttachedConstraint) else constraint.spec()
+        for path, holder, constraint in constrained_tensors(model)
+    }
     later = {path: item.spec() for path, item in deferred_tensors(model)}
     return found | {path: plain for path, plain in later.items() if plain is not None}

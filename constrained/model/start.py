@@ -22,14 +22,17 @@ Init = Literal["keep", "inside", "sample", "strict"]
 INITS: tuple[Init, ...] = get_args(Init)
 
 
-def check_request(request: Request, init: str) -> None:
-    """Raise a `SpecError` for a view or a start of a module that is not a `Constraint`."""
+def check_request(request: Request) -> None:
+    """Raise a `SpecError` for what a module that is not a `Constraint` cannot have."""
     if isinstance(request.constraint, Constraint):
         return
     if request.view is not None:
         raise SpecError("A view goes with a Constraint, not with any other module.")
-    if init != "keep":
-        raise SpecError(f"init={init!r} goes with a Constraint, not with any other module.")
+    for setting, default in (("init", "keep"), ("mode", "parametrize")):
+        if (value := getattr(request, setting)) != default:
+            raise SpecError(
+                f"{setting}={value!r} goes with a Constraint, not with any other module."
+            )
 
 
 def start_of(constraint: Constraint, value: Tensor, init: str) -> Tensor:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+
+from constrained.atomic.first_use import note_use
 
 
 class _Entry:
@@ -40,20 +42,10 @@ _by_parameter: dict[int, tuple[_Entry, ...]] = {}
 # replaced as a whole.
 _lock = threading.RLock()
 
-_callbacks: list[Callable[[], None]] = []
-
-
-def call_when_first_indexed(function: Callable[[], None]) -> None:
-    """Call a function once, as soon as there is a parametrized tensor."""
-    _callbacks.append(function)
-
 
 def index_list(parametrizations: nn.Module) -> None:
     """Index a list under its present originals, and remove entries under former ones."""
-    if _callbacks:
-        with _lock:
-            while _callbacks:
-                _callbacks.pop()()
+    note_use()
     entry = _entries.get(id(parametrizations))
     ids = frozenset(id(p) for p in _originals(parametrizations) if p is not None)
     if entry is not None and entry() is parametrizations and entry.ids == ids:
@@ -69,6 +61,11 @@ def reindex_all() -> None:
     """Index every list under its present originals."""
     for found in indexed_lists():
         index_list(found)
+
+
+def is_empty() -> bool:
+    """Whether the process has no parametrized tensor."""
+    return not _entries
 
 
 def indexed_lists() -> list[Any]:

@@ -5,13 +5,18 @@ A location is a module and the name of a tensor in it. A tied tensor has several
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
+from constrained.attached.attached_constraint import (
+    AttachedConstraint,
+    attached,
+    attached_constraints,
+)
 from constrained.constraint.base import Constraint
 from constrained.constraint.plain_data import short
 from constrained.parametrized.parametrization_list import ParametrizationList
@@ -123,6 +128,12 @@ class Location:
         tensors = self.module._parameters if self.is_parameter else self.module._buffers
         return tensors[self.name]  # type: ignore[return-value]
 
+    @property
+    def holder(self) -> nn.Module | AttachedConstraint | None:
+        """What constrains the tensor: its list, or what is attached; None if nothing does."""
+        found = self.tensor
+        return found if isinstance(found, nn.Module) else attached(self.module).get(self.name)
+
 
 def locations(model: nn.Module) -> dict[str, Location]:
     """Every tensor of a model by its path, in the order of parameters; tied ones by all paths."""
@@ -147,13 +158,35 @@ def _modules(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _modules(child, f"{prefix}.{name}" if prefix else name)
 
 
-def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, ParametrizationList, Constraint]]:
-    """Each tensor of a model that has a constraint: its first path, its list, the constraint."""
+#: What holds the constraint of a tensor: its list if it is parametrized, or, if it is a plain
+#: parameter, an object that is attached to its module.
+Holder = ParametrizationList | AttachedConstraint
+
+
+def constrained_tensors(model: nn.Module) -> Iterator[tuple[str, Holder, Constraint]]:
+    """Each tensor of a model that has a constraint: its first path, its holder, the constraint."""
+    held: dict[str, tuple[Holder, Constraint]] = {}
     for path, found in parametrized_tensors(model):
         if isinstance(found, ParametrizationList):
             constraint = found.constraint()
             if constraint is not None:
-                yield path, found, constraint
+                held[path] = found, constraint
+    held |= {path: (found, found.constraint()) for path, found in attached_constraints(model)}
+    for path in in_order(model, held):
+        yield path, *held[path]
+
+
+def in_order(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Paths in the order in which a model has their tensors; others come last."""
+    places = {path: i for i, path in enumerate(locations(model))}
+    return sorted(paths, key=lambda path: places.get(path, len(places)))
+
+
+def constrained_lists(model: nn.Module) -> Iterator[tuple[str, ParametrizationList]]:
+    """Each tensor of a model that a constraint parametrizes: its first path, and its list."""
+    for path, found, _ in constrained_tensors(model):
+        if isinstance(found, ParametrizationList):
+            yield path, found
 
 
 def parametrized_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,4 +1,4 @@
-"""The parametrized tensors of a model, each with its value and how far that is from its set."""
+"""The constrained tensors of a model, each with its value and how far that is from its set."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from constrained.atomic import sharded
+from constrained.attached.attached_constraint import (
+    AttachedConstraint,
+    attached_constraints,
+)
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, OutOfRangeError
 from constrained.evaluation.evaluated_tensor import chain_repr
 from constrained.parametrized.deferred import deferred_tensors
 from constrained.parametrized.evaluation_mode import without_side_effects
 from constrained.parametrized.parametrization_list import ParametrizationList, read
-from constrained.parametrized.tensor_locations import parametrized_tensors
+from constrained.parametrized.tensor_locations import in_order, parametrized_tensors
 from constrained.torch_internals.linalg import LinAlgError
 from constrained.torch_internals.tensors import has_values
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One parametrized tensor.
+    """One constrained or parametrized tensor.
 
     Attributes:
         path: where it is in the model.
@@ -33,6 +38,7 @@ class Measured:
         moved: how far it went when it was constrained, relative to its norm; None if unknown.
         violation: the largest one in its batch; see `violation_of`. None without a constraint.
         tolerance: the largest violation that is rounding.
+        free: whether it is a plain parameter, and is computed from no others.
     """
 
     path: str
@@ -43,6 +49,7 @@ class Measured:
     moved: float | None
     violation: float | None
     tolerance: float
+    free: bool = False
 
     @property
     def holds(self) -> bool | None:
@@ -86,30 +93,45 @@ def violation_of(constraint: Constraint, value: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def measured_tensors(model: nn.Module) -> Iterator[Measured]:
-    """Each parametrized tensor of a model, in the order of the modules; those of lazy ones last."""
-    for path, found in parametrized_tensors(model):
-        is_own = isinstance(found, ParametrizationList)
-        constraint = found.constraint() if is_own else None
-        moved = found.moved if is_own else None
-        described = repr(constraint) if constraint else chain_repr(found)
-        if constraint is None:
-            # A foreign module may write into itself when it is evaluated.
-            with without_side_effects(found):
-                value = read(found, path)
-            yield Measured(path, None, described, value, tuple(value.shape), moved, None, 0.0)
-            continue
-        try:
-            value = read(found, path)
-        except (OutOfRangeError, LinAlgError):
-            # The numbers are too large to compute with. All other tensors are still measured.
-            shape = tuple(found.shape) if is_own else ()
-            yield Measured(path, constraint, described, None, shape, moved, math.inf, 0.0)
-            continue
-        measured = violation_of(constraint, value)
-        yield Measured(path, constraint, described, value, tuple(value.shape), moved, *measured)
+    """Each constrained or parametrized tensor, in the order of the model; lazy ones come last."""
+    holders: dict[str, nn.Module | AttachedConstraint] = dict(parametrized_tensors(model))
+    holders.update(attached_constraints(model))
+    for path in in_order(model, holders):
+        found = holders[path]
+        if isinstance(found, AttachedConstraint):
+            yield _attached(path, found)
+        else:
+            yield _parametrized(path, found)
     for path, item in deferred_tensors(model):
         described = f"{item!r}, once it has a shape"
         yield Measured(path, None, described, None, (), None, None, 0.0)
+
+
+def _attached(path: str, found: AttachedConstraint) -> Measured:
+    constraint, value = found.constraint(), sharded.whole(found()).detach()
+    measured = violation_of(constraint, value)
+    shape, described = tuple(value.shape), found.described()
+    return Measured(path, constraint, described, value, shape, found.moved, *measured, free=True)
+
+
+def _parametrized(path: str, found: nn.Module) -> Measured:
+    is_own = isinstance(found, ParametrizationList)
+    constraint = found.constraint() if is_own else None
+    moved = found.moved if is_own else None
+    described = repr(constraint) if constraint else chain_repr(found)
+    if constraint is None:
+        # A foreign module may write into itself when it is evaluated.
+        with without_side_effects(found):
+            value = read(found, path)
+        return Measured(path, None, described, value, tuple(value.shape), moved, None, 0.0)
+    try:
+        value = read(found, path)
+    except (OutOfRangeError, LinAlgError):
+        # The numbers are too large to compute with. All other tensors are still measured.
+        shape = tuple(found.shape) if is_own else ()
+        return Measured(path, constraint, described, None, shape, moved, math.inf, 0.0)
+    measured = violation_of(constraint, value)
+    return Measured(path, constraint, described, value, tuple(value.shape), moved, *measured)
 
 
 def violations(model: nn.Module) -> dict[str, float]:

@@ -10,8 +10,7 @@ from torch.optim import Optimizer
 
 from constrained.constraint.base import Constraint
 from constrained.constraint.plain_data import short
-from constrained.parametrized.parametrization_list import ParametrizationList
-from constrained.parametrized.tensor_locations import check_model, constrained_tensors
+from constrained.parametrized.tensor_locations import Holder, check_model, constrained_tensors
 from constrained.seeing.reading import Reading, reading_of, value_of
 from constrained.seeing.sinks import Record, progress_line, sinks_of
 
@@ -128,13 +127,13 @@ class Monitor:
             write(record)
         return record
 
-    def _remember(self, path: str, found: ParametrizationList) -> None:
+    def _remember(self, path: str, found: Holder) -> None:
         if self.drift and path not in self.start:
             value = value_of(found)
             if value is not None:
                 self.start[path] = value.detach().clone()
 
-    def _readable(self) -> list[tuple[str, ParametrizationList, Constraint]]:
+    def _readable(self) -> list[tuple[str, Holder, Constraint]]:
         """The tensors whose value is a function of their parameters alone."""
         found = list(constrained_tensors(self.model))
         for path, parametrizations, _ in found:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from constrained.atomic import sharded
+from constrained.atomic.contents import is_finite
+from constrained.attached.attached_constraint import AttachedConstraint
 from constrained.constraint.base import Constraint
 from constrained.constraint.errors import OutOfRangeError
-from constrained.parametrized.parametrization_list import ParametrizationList
+from constrained.parametrized.tensor_locations import Holder
 from constrained.seeing.measured import violation_of
 from constrained.seeing.spectrum import spectrum_of
 from constrained.torch_internals.linalg import LinAlgError, vector_norm
@@ -53,7 +55,7 @@ QUANTITIES = tuple(field.name for field in fields(Reading))
 
 
 @torch.no_grad()
-def value_of(found: ParametrizationList) -> Tensor | None:
+def value_of(found: Holder) -> Tensor | None:
     """The value of a constrained tensor, evaluated by itself; None if numbers are out of range."""
     try:
         return found.forward()
@@ -64,7 +66,7 @@ def value_of(found: ParametrizationList) -> Tensor | None:
 @torch.no_grad()
 def reading_of(
     path: str,
-    found: ParametrizationList,
+    found: Holder,
     constraint: Constraint,
     start: Tensor | None,
     spectrum: bool | None,
@@ -109,7 +111,18 @@ def drift(value: Tensor, start: Tensor) -> float:
     return moved / size if size else moved
 
 
-def gradient_norm(path: str, found: ParametrizationList) -> float | None:
+def _tangent_norm(found: AttachedConstraint) -> float | None:
+    """The length of the admissible part of the gradient of a plain parameter."""
+    value = found()
+    if value.grad is None:
+        return None
+    point, along = sharded.whole(value).detach(), sharded.whole(value.grad).to_dense().detach()
+    if not has_values(point) or not (is_finite(point) and is_finite(along)):
+        return math.nan
+    return float(vector_norm(found.constraint().admissible(point, along)))
+
+
+def gradient_norm(path: str, found: Holder) -> float | None:
     r"""The length of the gradient along the set, in the Frobenius norm of the value.
 
     It is :math:`\lVert J g \rVert_F`, where g is what ``grad`` of the free parameters holds, and J
@@ -127,6 +140,8 @@ def gradient_norm(path: str, found: ParametrizationList) -> float | None:
         None if no parameter has a gradient, or the map has no forward derivative; NaN if a
         parameter or a gradient is NaN or infinite.
     """
+    if isinstance(found, AttachedConstraint):
+        return _tangent_norm(found)
     originals = found.originals()
     gradients = [t.grad if t.is_leaf else None for t in originals]
     if all(g is None for g in gradients):

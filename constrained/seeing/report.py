@@ -157,7 +157,8 @@ def _known(tensor: Measured, spectrum: bool | None) -> dict[str, Any]:
     known: dict[str, Any] = {}
     found = None
     try:
-        known["flat"] = float(constraint.flat(value).double().mean())
+        if not tensor.free:
+            known["flat"] = float(constraint.flat(value).double().mean())
         known |= _boundary(constraint, value)
         if spectrum is not False:
             found = spectrum_of(constraint, value, always=bool(spectrum))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from constrained.constraint.base import Constraint
 from constrained.constraint.spec import parse
 from constrained.parametrized.module_class import base_class
-from constrained.parametrized.parametrization_list import read
 from constrained.parametrized.tensor_locations import constrained_tensors
 from constrained.seeing.spectrum import seen
 
@@ -48,16 +47,16 @@ def subject_of(what: Any, by: Any) -> Subject:
 
 
 def _of_model(model: nn.Module, path: Any) -> Subject:
-    found = {p: (parametrizations, c) for p, parametrizations, c in constrained_tensors(model)}
+    found = {p: (holder, c) for p, holder, c in constrained_tensors(model)}
     if path is None and len(found) == 1:
         path = next(iter(found))
     if path not in found:
         known = ", ".join(repr(p) for p in list(found)[:5]) + (", ..." if len(found) > 5 else "")
         asked = "no path is given" if path is None else f"there is no constrained tensor {path!r}"
         raise ValueError(f"{asked}: {base_class(model).__name__} has {known or 'none'}.")
-    parametrizations, constraint = found[path]
+    holder, constraint = found[path]
     with torch.no_grad():
-        inner, value = seen(constraint, read(parametrizations, path))
+        inner, value = seen(constraint, holder.forward())
     return Subject(value.detach(), inner, f"{path}: {inner!r}")
 
 

@@ -29,9 +29,10 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from constrained.atomic.first_use import at_first_use
 from constrained.evaluation.events import expect_writes
 from constrained.parametrized.originals_index import (
-    call_when_first_indexed,
+    is_empty,
     lists_with_original,
     reindex_all,
 )
@@ -44,6 +45,7 @@ from constrained.training.canonicalize import (
     reset_originals,
 )
 from constrained.training.lbfgs_history import History, has_moved
+from constrained.training.optimizer_metric import keeps_points
 
 
 class _Step:
@@ -82,12 +84,12 @@ def _watch_steps() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-call_when_first_indexed(_watch_steps)
+at_first_use(_watch_steps)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
     # Under a compiler there are no frames, and a compiled step counts as an outer one.
-    if torch.compiler.is_compiling():
+    if is_empty() or torch.compiler.is_compiling():
         return None
     expect_writes()
     frame, steps = sys._getframe(1), _running.steps
@@ -135,6 +137,8 @@ def _drop_abandoned(steps: list[_Step], frame: FrameType) -> None:
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
+    if is_empty():
+        return
     frame = None if torch.compiler.is_compiling() else sys._getframe(1)
     step, around = _finished(optimizer, frame)
     items = _items(optimizer)
@@ -151,6 +155,9 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for item in items
         if _is_trained(item, trained) and held.isdisjoint(map(id, item._parameters.values()))
     ]
+    if keeps_points(optimizer):
+        # They are not replaced, and the parameters are to stay what these stand for.
+        due = []
     if step.histories:
         due = _without_history(due, step.histories, trained)
     _canonicalize_all(due, trained)

@@ -140,6 +140,13 @@ class ClosedHalfLine(HalfLine):
         """The nearest number of the set: the bound for a number beyond it."""
         return value.clamp(min=self.end) if self.direction > 0 else value.clamp(max=self.end)
 
+    def retract_(self, value: Tensor) -> None:
+        """`project` in one pass over memory."""
+        if self.direction > 0:
+            value.clamp_(min=self.end)
+        else:
+            value.clamp_(max=self.end)
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A half-normal distance from the bound: a standard normal number's absolute value."""
         return self._at(random.normal(shape).abs())

@@ -15,6 +15,9 @@ from constraints.bases.expected_failures import failing, no_derivative
 from constraints.bases.shapes import Vectors
 from constraints.math.autograd import goes_by_operator, needs_derivative
 from constraints.math.l1_projection import beyond_l1_ball, l1_ball_gradient, onto_l1_ball
+from constraints.math.rows_in_place import shorten_
+from constraints.math.scaled_ball import onto_scaled_ball
+from constraints.math.scaled_threshold import onto_scaled_l1_ball
 from constraints.math.unit_vectors import is_moderate
 from constraints.math.unit_vectors import scaled as scaled_to_one
 
@@ -139,10 +142,27 @@ class LengthBound(Vectors):
         return (self.greatest - scale * self.length(scaled)).squeeze(-1)
 
     def project(self, value: Tensor) -> Tensor:
-        """The vector scaled back to the bound; for p = 1 the nearest point."""
+        """The nearest point: the vector scaled back to the bound if p = 2."""
         if self.order == 1:
             value = onto_l1_ball(value, self.greatest)
+        elif self.order != 2:
+            value = onto_scaled_ball(value, torch.ones_like(value), self.greatest, self.order)
         return self._inside(value)
+
+    def nearby(self, value: Tensor) -> Tensor:
+        """For p = 1 and p = 2 the nearest point, else the map, which can be differentiated."""
+        return self.project(value) if self.order in (1, 2) else self(value)
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """``x s / (s + t)`` for p = 2, where t solves a secular equation; soft thresholds for 1."""
+        if self.order == 1:
+            return self._inside(onto_scaled_l1_ball(value, scale, self.greatest))
+        return self._inside(onto_scaled_ball(value, scale, self.greatest, self.order))
+
+    def retract_(self, value: Tensor) -> None:
+        """`project`; for p = 2 it reads the tensor once, and writes the vectors outside only."""
+        if self.order != 2 or not value.numel() or not shorten_(value, self.greatest):
+            value.copy_(self.retract(value))
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The direction of a normal vector, with a length that is uniform up to the bound."""

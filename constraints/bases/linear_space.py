@@ -32,6 +32,28 @@ class LinearSpace(Retraction):
         """The orthogonal projection of the gradient: the projection is its own adjoint."""
         return (self.part(gradient),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection onto the space itself."""
+        del value
+        return self.part(vector)
+
+    def averaged(self, scale: Tensor) -> Tensor | None:
+        """The means of the scale over the entries that `part` averages, up to signs, in each place.
+
+        A class defines it if `part` does that, as for symmetric matrices. Otherwise it is None.
+        """
+        del scale
+        return None
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor | None:
+        """Weighted means in the place of means, where `part` makes such."""
+        mean = self.averaged(scale)
+        if mean is None:
+            return None
+        # Means in units of the largest weight, so that no product leaves the range.
+        unit = scale.abs().amax(tuple(range(-self.event_dim, 0)), keepdim=True)
+        return self.part(value * (scale / unit)) / (mean / unit)
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of the difference from the projection."""
         rest = (value - self.part(value)).abs()
@@ -42,3 +64,12 @@ class LinearSpace(Retraction):
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The projection of a standard normal tensor: standard normal in the space."""
         return self.part(random.normal(shape))
+
+
+class ZeroPattern(LinearSpace):
+    """Base of linear spaces of tensors that are zero at given places: `part` writes the zeros."""
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """`part`, whatever the weights: each entry is free or zero by itself."""
+        del scale
+        return self.part(value)

@@ -166,6 +166,33 @@ class Chain(Composite):
         """A retraction: the parts' projections, one after another."""
         return self._through(self._each()[0].project(value), "project")
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The projections onto the tangent spaces, one after another.
+
+        It is the orthogonal projection onto their intersection, since the map of each part keeps
+        the sets of those before it, and so its derivative keeps their tangent vectors.
+        """
+        first, *others = self._each()
+        vector = first.tangent(value, vector)
+        for part in others:
+            vector = part.tangent(value, vector)
+        return first.tangent(value, vector) if isinstance(first, LinearSpace) else vector
+
+    def is_smooth(self) -> bool:
+        """Whether the sets of all parts are."""
+        return all(part.is_smooth() for part in self._each())
+
+    def retract(self, value: Tensor) -> Tensor:
+        """Bring the tensor back into the first set, then into the next one, and so on.
+
+        For a linear space and one more set this is as near as the methods of the parts are.
+        """
+        return self._through(self._each()[0].retract(value), "retract")
+
+    def nearby(self, value: Tensor) -> Tensor:
+        """Members of the first set, then of the next one, and so on."""
+        return self._through(self._each()[0].nearby(value), "nearby")
+
     def admit(self, value: Tensor, share: float) -> Tensor:
         """The parts' starts, one after another."""
         del share

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from constrained import register
 from constraints.bases.argument_checks import as_tensor
-from constraints.bases.linear_space import LinearSpace
+from constraints.bases.linear_space import ZeroPattern
 
 
 @register("masked", aliases=("sparsity",))
-class Masked(LinearSpace):
+class Masked(ZeroPattern):
     r"""Tensors with zeros wherever a mask has zeros.
 
     **Use**: fixed sparsity: pruned networks that are trained further, known graphs of connections,

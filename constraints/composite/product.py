@@ -179,6 +179,39 @@ class Product(Composite):
         pieces = [part.project(piece) for part, piece in self._slices(value)]
         return torch.cat(pieces, self.dim)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """Each part's projection of its slice."""
+        return self._on_both("tangent", value, vector)
+
+    def is_smooth(self) -> bool:
+        """Whether the sets of all parts are."""
+        return all(part.is_smooth() for part in self._each())
+
+    def retract(self, value: Tensor) -> Tensor:
+        """Each part brings its slice back."""
+        pieces = [part.retract(piece) for part, piece in self._slices(value)]
+        return torch.cat(pieces, self.dim)
+
+    def nearby(self, value: Tensor) -> Tensor:
+        """Each part's members near its slice."""
+        return torch.cat([part.nearby(piece) for part, piece in self._slices(value)], self.dim)
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor | None:
+        """Each part projects its slice; None if one has no formula."""
+        slices = zip(self._slices(value), self._slices(scale), strict=True)
+        found = [part.project_scaled(piece, weights) for (part, piece), (_, weights) in slices]
+        known = [piece for piece in found if piece is not None]
+        return torch.cat(known, self.dim) if len(known) == len(found) else None
+
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """Each part makes its slice admissible."""
+        return self._on_both("admissible", value, gradient)
+
+    def _on_both(self, method: str, value: Tensor, vector: Tensor) -> Tensor:
+        slices = zip(self._slices(value), self._slices(vector), strict=True)
+        found = [getattr(part, method)(piece, other) for (part, piece), (_, other) in slices]
+        return torch.cat(found, self.dim)
+
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Each slice moved inwards by its part."""
         pieces = [part.inwards(piece, share) for part, piece in self._slices(value)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from constrained import Constraint, register
 from constrained.constraint.base import unguarded
+from constrained.constraint.elements import unpack
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import Count, check_whole
 from constraints.bases.convolution_settings import settings_of, taken_from
@@ -18,6 +19,7 @@ from constraints.bases.expected_failures import failing, no_derivative
 from constraints.math.matrix import symmetric_part
 from constraints.math.paraunitary import gram_defect, kernel_of, peeled, times_factor, wide
 from constraints.math.polar import polar
+from constraints.math.range_projection import onto_range
 
 
 @register("orthogonal_conv", aliases=("orthogonal_convolution", "bcop", "aoc", "block_orthogonal"))
@@ -193,6 +195,26 @@ class OrthogonalConv(Constraint):
     def restored_together(self, count: int) -> Sequence[Sequence[int]]:
         """Each parameter by itself."""
         return [[i] for i in range(count)]
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection onto the tangent space of the piece of the set, by iteration.
+
+        It is the range of the derivative of the map at the factors.
+        """
+        factors = unpack(unguarded(self, "right_inverse")(value.double()))
+        event = value.ndim if self.event_dim is None else self.event_dim
+        forward = unguarded(self, "forward")
+        exactness = torch.finfo(vector.dtype).eps
+        found = onto_range(forward, factors, vector.double(), event, exactness)
+        return found.to(vector.dtype)
+
+    def retract(self, value: Tensor) -> Tensor:
+        """A member that agrees with the nearest one to second order in the distance.
+
+        The step from `project` towards ``value`` is made tangent, and taken.
+        """
+        member = self._retracted(value)
+        return self._retracted(member + self.tangent(member, value - member))
 
     def violation(self, value: Tensor) -> Tensor:
         """The larger of two errors: of orthogonality, and of separability.

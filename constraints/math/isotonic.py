@@ -8,8 +8,8 @@ from torch import Tensor
 from constraints.math.autograd import without_derivative
 
 
-def isotonic(y: Tensor) -> Tensor:
-    """The nearest vector, in the Euclidean norm, whose entries do not decrease.
+def isotonic(y: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The nearest vector whose entries do not decrease: the z of least ``sum (z_i - y_i)^2``.
 
     The solution is constant on blocks, with the mean of the block's entries as its value. If of two
     neighbouring blocks the first has the larger mean, they are part of one block of the solution.
@@ -19,15 +19,23 @@ def isotonic(y: Tensor) -> Tensor:
 
     Args:
         y: shape ``(*batch, n)``.
+        scale: positive weights of the squares, of the shape of ``y``; all alike by default. With
+            them there is no derivative, and means are weighted.
 
     Reference:
         Best and Chakravarti, Active set algorithms for isotonic regression (Mathematical
         Programming 47, 1990), for the pooling of adjacent violators.
     """
-    return _pooled(y)
+    if scale is None:
+        return _pooled(y)
+    # In double precision, because the weights may differ by more than single precision holds.
+    scale = scale.double()
+    found = _isotonic(y.double(), scale / scale.amax(-1, keepdim=True)).to(y.dtype)
+    return torch.where((y.diff(dim=-1) >= 0).all(-1, keepdim=True), y, found)
 
 
-def _isotonic(y: Tensor) -> Tensor:
+def _isotonic(y: Tensor, weight: Tensor | None = None) -> Tensor:
+    weight = torch.ones_like(y) if weight is None else weight.contiguous()
     value, starts = y.clone(), torch.ones(y.shape, dtype=torch.bool, device=y.device)
     while True:
         # Within a block the value is constant, so falls occur at first entries of blocks only.
@@ -39,8 +47,8 @@ def _isotonic(y: Tensor) -> Tensor:
         # Means of differences to the first entry, which are exact for equal numbers.
         first = y.flatten()[starts.flatten()]
         rest = y.flatten() - first[block]
-        total = torch.zeros_like(first).index_add(0, block, rest)
-        count = torch.zeros_like(first).index_add(0, block, torch.ones_like(rest))
+        total = torch.zeros_like(first).index_add(0, block, rest * weight.flatten())
+        count = torch.zeros_like(first).index_add(0, block, weight.flatten())
         value = (first + total / count)[block].reshape(y.shape)
 
 

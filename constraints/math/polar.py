@@ -127,8 +127,13 @@ def _factor(X: Tensor) -> Tensor:
         distance = float(distances)
     if distance <= rounding:
         return _copy(X)
+    Y = X
+    if not distance < 0.9:
+        Y = _balanced(X, excess)
+        excess = _own_defect(Y)
+        distance = float(linalg.vector_norm(excess, dim=(-2, -1)).amax())
     if distance < 0.9:
-        W = _newton_schulz(X, excess, distance, rounding)
+        W = _newton_schulz(Y, excess, distance, rounding)
     else:
         W = _svd_factor(X)
     if W.ndim > 2 and bool((distances <= rounding).any()):
@@ -179,6 +184,15 @@ def _minus_half(V: Tensor, W: Tensor, S: Tensor) -> Tensor:
     return V - W @ (S / 2)
 
 
+def _balanced(X: Tensor, E: Tensor) -> Tensor:
+    """A multiple of X whose columns have the mean squared length 1; E is the defect of X.
+
+    A long step from an orthogonal matrix lengthens all columns, alike if the step is orthogonal.
+    """
+    squares = 1 + E.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+    return X / squares.sqrt()[..., None, None]
+
+
 def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Tensor:
     # The polar factor is X (I + E)^(-1/2) with E = X' X - I. The first two terms of the series
     # I - E/2 + 3/8 E^2 - ... are the Newton-Schulz iteration, which leaves an error of at most
@@ -193,7 +207,7 @@ def _newton_schulz(X: Tensor, E: Tensor, distance: float, rounding: float) -> Te
             return X
         E = _own_defect(X)
         before, distance = distance, float(linalg.vector_norm(E, dim=(-2, -1)).amax())
-        if distance <= rounding or not distance < before:
+        if distance <= rounding / 4 or not distance < before:
             return X
 
 

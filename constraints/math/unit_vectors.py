@@ -46,6 +46,33 @@ def normalized_gradient(y: Tensor, value: Tensor, gradient: Tensor, radius: floa
     return across if _is_rounding(factor).all() else across.mul_(factor)
 
 
+def steepest_on_sphere(value: Tensor, gradient: Tensor, radius: float) -> Tensor:
+    """``-radius t / ||t||`` with the tangent part t of the gradient at a vector of a sphere.
+
+    Args:
+        value: vectors of this length along the last dimension, shape ``(*batch, n)``.
+        gradient: finite, of the same shape.
+        radius: the length.
+
+    Returns:
+        Tensor of the same shape, zero where the tangent part is of the size of rounding errors.
+
+    Raises:
+        ValueError: if the gradient holds NaN or infinity.
+    """
+    unit = value / radius
+    gradient, scale = scaled(gradient)
+    if not bool(torch.isfinite(scale).all()):
+        raise ValueError("The gradient holds NaN or infinity; the steepest direction needs finite.")
+    tangent = gradient - unit * (unit * gradient).sum(-1, keepdim=True)
+    # Once more, for a gradient whose tangent part is small: its part along the vector is rounding.
+    tangent = tangent - unit * (unit * tangent).sum(-1, keepdim=True)
+    norm = linalg.vector_norm(tangent, dim=-1, keepdim=True)
+    least = ROUNDING * torch.finfo(value.dtype).eps
+    least = least * linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    return tangent * torch.where((norm > least) & (scale > 0), -radius / norm, 0)
+
+
 def _is_rounding(factor: Tensor) -> Tensor:
     """Where a factor differs from 1 by no more than the error of a scaled vector's length."""
     return (factor - 1).abs() <= ROUNDING * torch.finfo(factor.dtype).eps

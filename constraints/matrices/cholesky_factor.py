@@ -75,6 +75,11 @@ class CholeskyFactor(SquareMatrices):
         positive = torch.where(diagonal > 0, diagonal, torch.finfo(value.dtype).eps)
         return value.tril(-1) + torch.diag_embed(positive)
 
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """The projection: each entry has bounds of its own, whatever its weight."""
+        del scale
+        return self.project(value)
+
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small diagonal entries raised to the number at which the derivative is ``share``."""
         diagonal = value.diagonal(dim1=-2, dim2=-1)

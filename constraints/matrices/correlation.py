@@ -26,6 +26,7 @@ from constraints.math.covariance import (
     triangular_factor,
 )
 from constraints.math.matrix import symmetric_part
+from constraints.math.nearest_correlation import nearest_correlation
 from constraints.math.psd_part import distance_from_psd, least_eigenvalue
 from constraints.math.rounding import kept, least_positive
 from constraints.math.softplus import inverse_softplus, least_softplus, softplus
@@ -130,6 +131,23 @@ class Correlation(SquareMatrices):
         scaled = _scaled(clipped(_spread(W)))
         return torch.where(unit[..., None, None], W, scaled)
 
+    def retract(self, value: Tensor) -> Tensor:
+        """The nearest member, up to rounding: of iterations, where `project` is a formula.
+
+        Training with ``mode="project"`` comes to rest at an optimum on the boundary only if the
+        projections are the nearest matrices.
+        """
+        W = symmetric_part(value)
+        W = W + torch.diag_embed(1 - W.diagonal(dim1=-2, dim2=-1))
+        # Where only the diagonal has to be moved, no matrix is nearer.
+        if bool((linalg.cholesky_ex(W).info == 0).all()):
+            return W
+        return _scaled(clipped(nearest_correlation(value)))
+
+    def nearby(self, value: Tensor) -> Tensor:
+        """The nearest positive semidefinite matrices of unit diagonal."""
+        return nearest_correlation(value)
+
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Matrices with an eigenvalue below ``share^2`` are mixed with the identity."""
         least = max(share**2, rounding_of(value))
@@ -201,6 +219,18 @@ class CorrelationCholesky(SquareMatrices):
     def canonical(self, X: Tensor) -> tuple[Tensor]:
         """The parameter of the same element whose rows have length one before they are scaled."""
         return (self.right_inverse(self.forward(X)),)
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The lower triangle of the vector, with rows made orthogonal to those of the value."""
+        lower = vector.tril()
+        return lower - value * (lower * value).sum(-1, keepdim=True)
+
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """`tangent`, without what leads a diagonal entry of zero, up to rounding, below zero."""
+        rounding = 2 * torch.finfo(value.dtype).eps
+        ends = value.diagonal(dim1=-2, dim2=-1) <= rounding
+        outwards = ends & (gradient.diagonal(dim1=-2, dim2=-1) > 0)
+        return self.tangent(value, gradient.masked_fill(torch.diag_embed(outwards), 0))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three errors: above the diagonal, negative on it, of a row's length."""

@@ -10,6 +10,7 @@ from constrained.constraint.tolerance import tolerance
 from constraints.math.full_rank import factors, full_rank_product, least, raised_by
 from constraints.math.leading_eigenvalues import leading_eigenvalues
 from constraints.math.matrix import symmetric_part
+from constraints.math.rank_tangent import psd_rank_tangent, rank_tangent
 from constraints.math.svd import svd, svdvals
 from constraints.matrices.low_rank import OfRank
 from constraints.matrices.positive_semidefinite import PSDOfRank
@@ -66,6 +67,10 @@ class FixedRank(OfRank):
         """Balanced factors of the singular value decomposition, without the rounding term."""
         U, s, Vh = svd(value)
         return factors(U[..., : self.rank], s[..., : self.rank], Vh[..., : self.rank, :].mT)
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """``P V + V Q - P V Q`` with the projections P and Q onto columns and rows of the value."""
+        return rank_tangent(value, vector, self.rank)
 
     def violation(self, value: Tensor) -> Tensor:
         """The distance in the spectral norm from the closure: the singular value number r + 1."""
@@ -145,6 +150,19 @@ class PSDFixedRank(PSDOfRank):
         """Eigenvectors times roots of the eigenvalues, without the rounding term."""
         eigenvalues, Q = leading_eigenvalues(value, self.rank)
         return factors(Q, eigenvalues.clamp(min=0), Q)[0]
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """``P V + V P - P V P`` for the symmetric part of V, with the projection P on the range.
+
+        A matrix with an eigenvalue as small as `project` leaves it is at the end of the set. There
+        it is the projection onto the tangent cone.
+        """
+        eigenvalues = leading_eigenvalues(value, self.rank)[0].clamp(min=0)
+        total = eigenvalues.sum(-1, keepdim=True)
+        # In the place of the zero matrix there is a multiple of a projection.
+        is_zero = total <= 2 * self.rank * least(torch.zeros_like(eigenvalues), value)
+        lowest = torch.where(is_zero, total, 2 * least(eigenvalues, value))
+        return psd_rank_tangent(value, vector, self.rank, lowest)
 
     def slack(self, value: Tensor) -> Tensor:
         """The eigenvalue number r: where it is 0 the rank is lower."""

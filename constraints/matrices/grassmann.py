@@ -75,6 +75,19 @@ class Grassmann(Matrices):
         """``(0, W)``."""
         return torch.zeros_like(value), value
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """``V - W W' V``, and ``V - V W' W`` if W is wide: what changes the subspace.
+
+        It is the horizontal space at the basis W, the tangent space of the quotient.
+
+        Reference:
+            Edelman, Arias and Smith, The geometry of algorithms with orthogonality constraints
+            (SIAM Journal on Matrix Analysis and Applications 20, 1998), section 2.5.
+        """
+        if value.shape[-2] < value.shape[-1]:
+            return vector - (vector @ value.mT) @ value
+        return vector - value @ (value.mT @ vector)
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""
         return orthonormality_error(value)

@@ -81,7 +81,11 @@ class Invertible(SquareMatrices, Retraction):
                 "a singular matrix, or one singular up to rounding, as is the nearest one to a "
                 "positive matrix with a negative determinant: the least singular value is reflected"
             )
-            self.expected_failures = no_derivative(reason, *points)
+            self.expected_failures = {
+                **no_derivative(reason, *points),
+                "admissible_gradients_vanish": "the set is not convex: at a boundary point, a step "
+                "of a tenth of the size may lead to another part of the boundary",
+            }
 
     def forward(self, X: Tensor) -> Tensor:
         """The matrix itself where it is regular and the sign of its determinant is right."""
@@ -184,6 +188,13 @@ class SpecialLinear(SquareMatrices, Retraction):
         """The element itself."""
         with torch.no_grad():
             return (self.forward(X.detach()),)
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The vector without its part along the inverse transpose, the gradient of det."""
+        normal = linalg.inv_ex(value)[0].mT
+        normal = normal / normal.abs().amax((-2, -1), keepdim=True)
+        normal = normal / linalg.matrix_norm(normal, keepdim=True)
+        return vector - normal * (normal * vector).sum((-2, -1), keepdim=True)
 
     def violation(self, value: Tensor) -> Tensor:
         """The distance in the Frobenius norm."""

@@ -15,6 +15,7 @@ from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math.autograd import goes_by_operator
 from constraints.math.full_rank import raised_by
+from constraints.math.rank_tangent import rank_tangent
 from constraints.math.svd import svd, svdvals
 from constraints.math.thin_product import thin_product
 
@@ -58,6 +59,13 @@ class BoundedRank(Constraint):
         if self.rank >= min(value.shape[-2:]):
             return value.new_zeros(value.shape[:-2])
         return svdvals(value)[..., self.rank]
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The projection onto the tangent space, or onto the tangent cone if the rank is lower.
+
+        From the zero matrix, for one, training goes on along the leading part of the vector.
+        """
+        return rank_tangent(value, vector, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in every unitarily invariant norm: the truncated decomposition."""
@@ -119,6 +127,7 @@ class LowRank(OfRank, BoundedRank):
         "matrices of rank below r are singular points of the variety, where no tangent space of "
         "its dimension exists; some direction has a gradient there",
         *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+        *("tangent_is_a_projection:zeros", "tangent_is_a_projection:ones"),
     )
 
     def forward(self, U: Tensor, V: Tensor) -> Tensor:
@@ -174,7 +183,7 @@ class RankOne(Matrices, BoundedRank):
     expected_failures = failing(
         "the zero matrix is the singular point of the set, where no tangent space of its dimension "
         "exists; some direction has a gradient there",
-        *("no_dead_directions:zeros", "flat_members_are_told"),
+        *("no_dead_directions:zeros", "flat_members_are_told", "tangent_is_a_projection:zeros"),
     )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ from constraints.bases.shapes import Matrices
 from constraints.math.moving_base import quadratic, rebased, rebased_gradient
 from constraints.math.orthonormal import orthonormality_error
 from constraints.math.polar import polar, polar_factor, polar_gradient, thin_polar_gradient
+from constraints.math.polar_in_place import make_tangent_, orthogonalize_
+from constraints.math.steepest_stiefel import steepest_tangent
 from constraints.math.stiefel_curves import cayley, geodesic
+from constraints.math.thin_landing import is_probably_orthogonal, thin_landing_
 from constraints.math.transpose import minus_transpose
 from constraints.math.uniform_orthogonal import uniform_orthogonal
 
@@ -139,6 +142,26 @@ class Orthogonal(Matrices):
             return rebased_gradient(value, gradient, params[0], params[1]), None
         return recomputed(self, gradient, params)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection onto the tangent space."""
+        return polar_gradient(value, value, vector)
+
+    def tangent_(self, value: Tensor, gradient: Tensor) -> bool:
+        """`tangent` in place: two matrix products."""
+        return make_tangent_(value, gradient)
+
+    def retract_(self, value: Tensor) -> None:
+        """The polar factor in place: for a short step, two matrix products."""
+        orthogonalize_(value)
+
+    def landing_(self, value: Tensor, gradient: Tensor, rate: float, notes: dict[str, Any]) -> bool:
+        """The Cayley curve, if the matrix is square and large, and the gradient of low rank."""
+        return thin_landing_(value, gradient, rate, notes)
+
+    def has_landed(self, value: Tensor, notes: dict[str, Any]) -> bool:
+        """Whether ``W' W z = z`` for a random vector z, up to rounding."""
+        return is_probably_orthogonal(value, notes)
+
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, *params: Tensor
     ) -> tuple[Tensor | None, ...] | None:
@@ -150,6 +173,10 @@ class Orthogonal(Matrices):
             product = (left @ value).mT @ right
             return minus_transpose(product).mul_(0.5), None
         return None
+
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The steepest tangent direction of spectral norm 1: the step of manifold Muon."""
+        return steepest_tangent(value, gradient).direction
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W' W - I|``, or of ``|W W' - I|`` if W is wide."""

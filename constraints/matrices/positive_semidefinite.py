@@ -19,6 +19,7 @@ from constraints.math.full_rank import raised_by
 from constraints.math.leading_eigenvalues import distance_from_psd_rank, leading_eigenvalues
 from constraints.math.matrix import symmetric_part
 from constraints.math.psd_part import distance_from_psd, least_eigenvalue, psd_part
+from constraints.math.rank_tangent import psd_rank_tangent
 
 _KINK = "a kink on the boundary of the cone: the identity inside, a projection outside"
 
@@ -102,6 +103,10 @@ class PSDOfRank(SquareMatrices):
         super().__init__()
         self.rank = checked_rank(type(self).name or type(self).__name__, rank)
 
+    def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """Minus the projection of ``-gradient``: tangent cones lack some opposites."""
+        return -self.tangent(value, -gradient)
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest of three: asymmetry, negative eigenvalues, and positive ones but r."""
         return distance_from_psd_rank(value, self.rank)
@@ -176,6 +181,7 @@ class PSDLowRank(PSDOfRank):
             "matrices of rank below r are singular points of the set, where no tangent space of "
             "its dimension exists; some direction has a gradient there",
             *("no_dead_directions:zeros", "no_dead_directions:ones", "flat_members_are_told"),
+            *(f"tangent_is_a_projection:{point}" for point in ("zeros", "ones", "boundary")),
         ),
     }
 
@@ -205,6 +211,10 @@ class PSDLowRank(PSDOfRank):
             regular = (info == 0)[..., None, None]
             identity = torch.eye(self.rank, dtype=S.dtype, device=S.device)
             return torch.where(regular, Y @ L, Y), torch.where(regular, identity, S)
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The projection onto the tangent space, or onto the tangent cone if the rank is lower."""
+        return psd_rank_tangent(value, vector, self.rank)
 
     def project(self, value: Tensor) -> Tensor:
         """A nearest point in the Frobenius norm: the r largest eigenvalues, if positive."""

@@ -72,6 +72,10 @@ class SpecialOrthogonal(SquareMatrices, Retraction):
         W = polar_factor(X)
         return (polar_gradient(X, W, _reverse_last(gradient, _handedness(W))),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection onto the tangent space."""
+        return polar_gradient(value, value, vector)
+
     def thin_pullback(
         self, value: Tensor, left: Tensor, right: Tensor, X: Tensor
     ) -> tuple[Tensor | None, ...] | None:

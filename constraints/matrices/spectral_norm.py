@@ -250,6 +250,14 @@ class SpectralNorm(Matrices):
             return radial(value, generic_directions(value), self.bound)
         return clip_singular_values(value, self.bound)
 
+    def retract(self, value: Tensor) -> Tensor:
+        """The nearest member, which has its singular values clipped, for ``map="scale"`` too.
+
+        With ``mode="project"`` training would come to rest beside an optimum on the boundary if it
+        came back by a scaling.
+        """
+        return clip_singular_values(value, self.bound)
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """A Gaussian matrix, scaled to a norm that is uniform between 0 and the bound."""
         gaussian = random.normal(shape)

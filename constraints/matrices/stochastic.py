@@ -50,6 +50,11 @@ class Stochastic(Matrices):
         """The nearest point in the Frobenius norm."""
         return self.rows(_ROWS.project(self.rows(value)))
 
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """The projection of each row, or column, onto the simplex."""
+        nearest = _ROWS.project_scaled(self.rows(value), self.rows(scale))
+        return self.rows(nearest).contiguous()
+
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small entries raised to ``share`` of the mean entry, or a little above."""
         return self.rows(inner(self.rows(value), share))

@@ -11,6 +11,8 @@ from constrained import register
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.shapes import EvenMatrices, SquareMatrices
 from constraints.math.autograd import needs_derivative
+from constraints.math.matrix import symmetric_part
+from constraints.math.scaled_sum import centred_by
 from constraints.math.transpose import minus_transpose, plus_transpose
 
 
@@ -43,6 +45,10 @@ class Symmetric(SquareMatrices, LinearSpace):
     def part(self, X: Tensor) -> Tensor:
         """``(X + X') / 2``."""
         return (X + X.mT) / 2 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
+
+    def averaged(self, scale: Tensor) -> Tensor:
+        """The symmetric part of the scale."""
+        return symmetric_part(scale)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n + 1) / 2``."""
@@ -78,6 +84,10 @@ class Skew(SquareMatrices, LinearSpace):
         """``(X - X') / 2``."""
         return (X - X.mT) / 2 if needs_derivative(X) else minus_transpose(X).mul_(0.5)
 
+    def averaged(self, scale: Tensor) -> Tensor:
+        """The symmetric part of the scale: opposite entries differ in sign only."""
+        return symmetric_part(scale)
+
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (n - 1) / 2``."""
         return shape[-1] * (shape[-1] - 1) // 2
@@ -112,6 +122,10 @@ class Hermitian(SquareMatrices, LinearSpace):
     def part(self, X: Tensor) -> Tensor:
         """``(X + X*) / 2``."""
         return (X + X.mH) * 0.5 if needs_derivative(X) else plus_transpose(X).mul_(0.5)
+
+    def averaged(self, scale: Tensor) -> Tensor:
+        """The symmetric part of the scale, which is real."""
+        return (scale + scale.mH) * 0.5
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2``, of complex matrices over the real numbers."""
@@ -154,6 +168,15 @@ class Hamiltonian(EvenMatrices, LinearSpace):
         bottom = torch.cat(((C + C.mT) / 2, -drift.mT), dim=-1)
         return torch.cat((top, bottom), dim=-2)
 
+    def averaged(self, scale: Tensor) -> Tensor:
+        """The scale without signs, averaged over the places that `part` averages."""
+        half = scale.shape[-1] // 2
+        A, B = scale[..., :half, :half], scale[..., :half, half:]
+        C, D = scale[..., half:, :half], scale[..., half:, half:]
+        drift = (A + D.mT) / 2
+        top = torch.cat((drift, symmetric_part(B)), dim=-1)
+        return torch.cat((top, torch.cat((symmetric_part(C), drift.mT), dim=-1)), dim=-2)
+
     def dimension(self, shape: Sequence[int]) -> int:
         """``n (2 n + 1)`` for ``2 n`` rows."""
         n = shape[-1] // 2
@@ -194,6 +217,12 @@ class Traceless(SquareMatrices, LinearSpace):
         for trace in (mean, left):
             X = X - torch.diag_embed(trace.expand_as(diagonal))
         return X
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """Entries of the diagonal give up shares of the trace in proportion to 1 / scale."""
+        diagonal = value.diagonal(dim1=-2, dim2=-1)
+        rest = centred_by(diagonal, scale.diagonal(dim1=-2, dim2=-1)) - diagonal
+        return self.part(value + torch.diag_embed(rest))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n^2 - 1``."""

@@ -15,6 +15,7 @@ from constraints.bases.expected_failures import NO_POLAR_FACTOR, no_derivative
 from constraints.bases.shapes import EvenMatrices
 from constraints.math.complex_polar import polar_of_parts
 from constraints.math.polar import polar
+from constraints.math.svd import svd
 
 
 @register("symplectic")
@@ -79,6 +80,31 @@ class Symplectic(EvenMatrices):
     def restored_together(self, count: int) -> Sequence[Sequence[int]]:
         """Each parameter by itself."""
         return [[i] for i in range(count)]
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """``V - J W K`` with the skew K that solves ``W'W K + K W'W = V'J'W - W'J V``.
+
+        The tangent space is ``{W J S : S symmetric}``, and ``{J W K : K skew}`` is its orthogonal
+        complement. With ``W = U diag(s) Q'`` and ``B = U' J V Q``, the entries of K are
+        ``(s_j B_ji - s_i B_ij) / (s_i^2 + s_j^2)`` in the basis Q.
+
+        Reference:
+            Gao, Son, Absil and Stykel, Geometry of the symplectic Stiefel manifold endowed with the
+            Euclidean metric (Geometric Science of Information, 2021), proposition 2.
+        """
+        U, s, Qh = svd(value)
+        share = s.unsqueeze(-1) / torch.hypot(s.unsqueeze(-1), s.unsqueeze(-2))
+        B = share * (U.mT @ _times(vector) @ Qh.mT)
+        # Products of numbers up to 1, so that small singular values lose no digits.
+        return vector + _times(U @ (share * (B - B.mT)) @ Qh)
+
+    def retract(self, value: Tensor) -> Tensor:
+        """A member that agrees with the nearest one to second order in the distance.
+
+        The step from `project` towards ``value`` is made tangent, and taken.
+        """
+        member = self.project(value)
+        return self.project(member + self.tangent(member, value - member))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W'JW - J|``, over the norm of W: a distance, to first order."""

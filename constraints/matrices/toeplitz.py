@@ -42,6 +42,10 @@ class Toeplitz(Matrices, LinearSpace):
         m, n = X.shape[-2:]
         return _means(X, columns - rows + (m - 1), m + n - 1)
 
+    def averaged(self, scale: Tensor) -> Tensor:
+        """The mean of the scale along the same lines."""
+        return self.part(scale)
+
     def dimension(self, shape: Sequence[int]) -> int:
         """``m + n - 1``."""
         return shape[-2] + shape[-1] - 1
@@ -76,6 +80,10 @@ class Hankel(Matrices, LinearSpace):
         rows, columns = _places(X)
         m, n = X.shape[-2:]
         return _means(X, rows + columns, m + n - 1)
+
+    def averaged(self, scale: Tensor) -> Tensor:
+        """The mean of the scale along the same lines."""
+        return self.part(scale)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``m + n - 1``."""
@@ -113,6 +121,10 @@ class Circulant(SquareMatrices, LinearSpace):
         rows, columns = _places(X)
         n = X.shape[-1]
         return _means(X, (columns - rows) % n, n)
+
+    def averaged(self, scale: Tensor) -> Tensor:
+        """The mean of the scale along the same lines."""
+        return self.part(scale)
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n``."""

@@ -61,6 +61,10 @@ class Unitary(Matrices, Retraction):
         """The projection onto the tangent space, where X is unitary."""
         return (polar_gradient(X, value, gradient),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The orthogonal projection onto the tangent space."""
+        return polar_gradient(value, value, vector)
+
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of ``|W* W - I|``, or of ``|W W* - I|`` if W is wide."""
         return orthonormality_error(value)

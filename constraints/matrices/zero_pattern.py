@@ -11,7 +11,7 @@ from torch import Tensor
 
 from constrained import register
 from constraints.bases.argument_checks import Count, is_whole
-from constraints.bases.linear_space import LinearSpace
+from constraints.bases.linear_space import ZeroPattern
 from constraints.bases.shapes import Matrices
 
 # Masks are computed from row and column numbers at each call. That costs less than the product that
@@ -19,7 +19,7 @@ from constraints.bases.shapes import Matrices
 
 
 @register("diagonal")
-class Diagonal(Matrices, LinearSpace):
+class Diagonal(Matrices, ZeroPattern):
     r"""Diagonal matrices, rectangular ones too.
 
     **Use**: a scale of its own for each feature, in the place of a full matrix: an ablation,
@@ -52,7 +52,7 @@ class Diagonal(Matrices, LinearSpace):
 
 
 @register("lower_triangular", aliases=("tril",))
-class LowerTriangular(Matrices, LinearSpace):
+class LowerTriangular(Matrices, ZeroPattern):
     r"""Matrices with zeros above the diagonal, rectangular ones too.
 
     **Use**: causal mixing over time or over a fixed order: autoregressive layers, causal token
@@ -86,7 +86,7 @@ class LowerTriangular(Matrices, LinearSpace):
 
 
 @register("upper_triangular", aliases=("triu",))
-class UpperTriangular(Matrices, LinearSpace):
+class UpperTriangular(Matrices, ZeroPattern):
     r"""Matrices with zeros below the diagonal, rectangular ones too.
 
     **Use**: the other factor of an LU or QR decomposition, and influences that run from later to
@@ -120,7 +120,7 @@ class UpperTriangular(Matrices, LinearSpace):
 
 
 @register("banded", aliases=("band",))
-class Banded(Matrices, LinearSpace):
+class Banded(Matrices, ZeroPattern):
     r"""Matrices with zeros outside of a band along the diagonal, rectangular ones too.
 
     **Use**: local interactions on a line: tridiagonal dynamics, neighbours in a chain, smoothing
@@ -173,7 +173,7 @@ class Banded(Matrices, LinearSpace):
 
 
 @register("block_diagonal")
-class BlockDiagonal(LinearSpace):
+class BlockDiagonal(ZeroPattern):
     r"""Matrices of square blocks along the diagonal.
 
     **Use**: groups of features that do not mix: heads, experts, independent subsystems, grouped

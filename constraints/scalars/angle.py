@@ -54,6 +54,11 @@ class Angle(Retraction):
         """The angle, wrapped into the set: a number far from zero has few digits for the angle."""
         return (_wrapped(y),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The vector itself: a circle has no boundary, and goes on at both ends of the interval."""
+        del value
+        return vector
+
     def violation(self, value: Tensor) -> Tensor:
         """The distance from the interval."""
         return F.relu(value.abs() - math.pi)

@@ -107,6 +107,10 @@ class Box(Retraction):
         """The nearest number of the set."""
         return value.clamp(self.low, self.high)
 
+    def retract_(self, value: Tensor) -> None:
+        """`project` in one pass over memory."""
+        value.clamp_(self.low, self.high)
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Numbers uniform on the interval."""
         value = self.low + (self.high - self.low) * random.uniform(shape)

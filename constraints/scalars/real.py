@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from constrained import register
-from constraints.bases.linear_space import LinearSpace
+from constraints.bases.linear_space import ZeroPattern
 
 
 @register("real", aliases=("unconstrained", "euclidean"))
-class Real(LinearSpace):
+class Real(ZeroPattern):
     r"""All tensors: no constraint, as a part of a `Product` or of another library's constraint.
 
     **Use**: the unconstrained slices of a `product`: the mean beside a scale, the free rows beside

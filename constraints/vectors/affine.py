@@ -15,6 +15,7 @@ from constraints.bases.argument_checks import as_tensor
 from constraints.bases.linear_space import LinearSpace
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Vectors
+from constraints.math.scaled_sum import centred_by
 
 
 @register("sum_to_zero", aliases=("zero_sum", "centered", "sum_to_zero_vector"))
@@ -44,6 +45,10 @@ class SumToZero(Vectors, LinearSpace):
         centred = X - X.mean(-1, keepdim=True)
         # Twice, because with large entries one subtraction leaves a mean by rounding.
         return centred - centred.mean(-1, keepdim=True)
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """Entries give up shares of the sum in proportion to 1 / scale."""
+        return self.part(centred_by(value, scale))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n - 1``."""
@@ -122,6 +127,25 @@ class Affine(Retraction):
         rounding = 4 * torch.finfo(y.dtype).eps * whole
         # With the derivative of `near`, through a term that is exactly zero.
         return torch.where(left <= rounding, shortest + (near - near.detach()), near)
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """``v - Q Q' v``, the part in the null space of A."""
+        del value
+        basis = self._basis.to(vector.device, vector.dtype)
+        return vector - vector @ basis @ basis.mT
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """``x - D Q (Q' D Q)^-1 Q' (x - p)`` with ``D = diag(1 / scale)``.
+
+        Ratios of scales beyond 1e12 count as 1e12.
+        """
+        scale, value = scale.double(), value.double()
+        share = (scale.amin(-1, keepdim=True) / scale).clamp(min=1e-12)
+        basis, shortest = (t.to(value.device) for t in (self._basis, self._shortest))
+        Q, R = linalg.qr(share.sqrt().unsqueeze(-1) * basis)
+        missed = ((value - shortest) @ basis).unsqueeze(-1)
+        moved = Q @ linalg.solve_triangular(R.mT, missed, upper=False)
+        return self.project(value - share.sqrt() * moved.squeeze(-1))
 
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of the difference from the nearest solution."""

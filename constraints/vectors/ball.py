@@ -28,8 +28,8 @@ class Ball(LengthBound):
 
     **Reference**: Bertsekas, On the Goldstein-Levitin-Polyak gradient projection method (1976).
 
-    `project` is the nearest point in the Euclidean norm for $p = 1$ and $p = 2$. For other $p$ it
-    scales the vector back along its direction.
+    `project` is the nearest point in the Euclidean norm, found by iteration for $p$ other than 1
+    and 2.
 
     For $p = 1$ gradients are those of `L1Ball`. Outside of the ball ``grad`` is not the derivative
     of the map, and a step rewrites it. ``create_graph=True`` gives the derivative.
@@ -67,11 +67,6 @@ class Ball(LengthBound):
             self.expected_failures = kinks_and_outside()
         if self.p < 1:
             raise ValueError(f"ball: p must be 1 or more, got {p!r}.")
-        if self.p not in (1, 2):
-            self.expected_failures = {
-                **self.expected_failures,
-                "nearest": "scaling back is nearest for p = 2 only",
-            }
 
     @property
     def greatest(self) -> float:

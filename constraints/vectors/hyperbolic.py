@@ -13,6 +13,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
 from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.shapes import Vectors
+from constraints.math.scaled_ball import onto_scaled_ball
 from constraints.math.unit_vectors import scaled
 
 #: The least distance of a point from the boundary, in units of the machine epsilon times the
@@ -128,6 +129,12 @@ class PoincareBall(Vectors):
         inside = _norm(value) < self._radius()
         return torch.where(inside, value, self._inside(value, PROJECTED))
 
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """``x s / (s + t)``, as for `Ball`, as far inside as for `project`."""
+        inside = _norm(value) < self._radius()
+        found = self._inside(onto_scaled_ball(value, scale, self._radius(), 2.0), PROJECTED)
+        return torch.where(inside, value, found)
+
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """A point nearer to the boundary moves to where the radial derivative is ``share``.
 
@@ -211,6 +218,16 @@ class Lorentz(Constraint):
     def right_inverse(self, value: Tensor) -> Tensor:
         """All entries but the first one."""
         return value[..., 1:].contiguous()
+
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The vector without its part along the normal ``(-x_0, x_1, ..., x_n)``.
+
+        It is the orthogonal projection in the Euclidean inner product, not in that of Minkowski.
+        """
+        normal = torch.cat([-value[..., :1], value[..., 1:]], -1)
+        unit, _ = scaled(normal)
+        unit = unit / linalg.vector_norm(unit, dim=-1, keepdim=True)
+        return vector - unit * (unit * vector).sum(-1, keepdim=True)
 
     def violation(self, value: Tensor) -> Tensor:
         """The distance of the first entry from that of the member with the same other entries."""

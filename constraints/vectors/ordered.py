@@ -81,6 +81,11 @@ class Increments(Vectors):
         nearest = isotonic(self._spread(value, -1))
         return self._spread(nearest if self.free() else nearest.clamp(min=0))
 
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """Isotonic regression with weights, as in `project`."""
+        nearest = isotonic(self._spread(value, -1), scale)
+        return self._spread(nearest if self.free() else nearest.clamp(min=0))
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Sorted standard normal numbers, or absolute values of such if none may be negative.
 

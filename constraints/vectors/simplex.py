@@ -14,6 +14,8 @@ from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Vectors
 from constraints.math.l1_projection import threshold_of
 from constraints.math.logits import inner, logits, probabilities
+from constraints.math.rows_in_place import onto_simplex_
+from constraints.math.scaled_threshold import onto_scaled_simplex
 
 
 @register("simplex", aliases=("probability_simplex",))
@@ -85,6 +87,15 @@ class Simplex(Vectors):
         shifted = (value - value.amax(-1, keepdim=True)).clamp(min=-1)
         nearest = F.relu(shifted - threshold_of(shifted, 1))
         return nearest / nearest.sum(-1, keepdim=True)
+
+    def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
+        """``max(x - t / scale, 0)`` with the t for which the sum is 1."""
+        return onto_scaled_simplex(value, scale, 1.0)
+
+    def retract_(self, value: Tensor) -> None:
+        """`project` in place, without sorting."""
+        if not value.numel() or not onto_simplex_(value):
+            value.copy_(self.project(value))
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small entries raised to ``share`` of the mean entry, or a little above."""

@@ -12,7 +12,13 @@ from constraints.bases.argument_checks import PositiveNumber, checked_positive
 from constraints.bases.expected_failures import NO_DIRECTION, no_derivative
 from constraints.bases.retraction import Retraction
 from constraints.bases.shapes import Matrices, Vectors
-from constraints.math.unit_vectors import distance_from_sphere, normalized, normalized_gradient
+from constraints.math.rows_in_place import has_moderate_squares, make_tangent_, normalize_
+from constraints.math.unit_vectors import (
+    distance_from_sphere,
+    normalized,
+    normalized_gradient,
+    steepest_on_sphere,
+)
 
 
 class Spheres(Retraction):
@@ -45,9 +51,18 @@ class Spheres(Retraction):
         found = normalized_gradient(vectors, values, gradients, self.radius)
         return (self.element(found, y),)
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The projection of each vector onto the plane that is orthogonal to the element."""
+        return self.pullback(value, vector, value)[0]
+
     def canonical(self, y: Tensor) -> tuple[Tensor]:
         """The element itself."""
         return (self.forward(y),)
+
+    def steepest(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The tangent part of the gradient of each vector, negative, and as long as the radius."""
+        vectors, gradients = self.vectors(value), self.vectors(gradient)
+        return self.element(steepest_on_sphere(vectors, gradients, self.radius), value)
 
     def violation(self, value: Tensor) -> Tensor:
         """The change of the largest entry when the vector is scaled to the radius."""
@@ -98,6 +113,17 @@ class Sphere(Vectors, Spheres):
     def __init__(self, radius: PositiveNumber = 1.0) -> None:
         super().__init__()
         self.radius = checked_positive("sphere", radius, "radius")
+
+    def tangent_(self, value: Tensor, gradient: Tensor) -> bool:
+        """`tangent` in place, for a radius whose square is moderate."""
+        if value.numel() and has_moderate_squares(self.radius, self.radius, value.dtype):
+            return make_tangent_(value, gradient, self.radius)
+        return super().tangent_(value, gradient)
+
+    def retract_(self, value: Tensor) -> None:
+        """`retract` in place."""
+        if not value.numel() or not normalize_(value, self.radius):
+            value.copy_(self.retract(value))
 
     def dimension(self, shape: Sequence[int]) -> int:
         """``n - 1``."""

@@ -142,6 +142,11 @@ class WeightNorm(Constraint):
             g = g.reshape(value.shape[: value.ndim - event])
         return g, value
 
+    def tangent(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The vector itself: the set is all of space."""
+        del value
+        return vector
+
     def violation(self, value: Tensor) -> Tensor:
         """0: every finite tensor is a member."""
         _, event = self._axes(value)

@@ -149,7 +149,7 @@ def test_the_arguments_of_a_plan():
     assert "radius=2.0" in found.rows[0].constraint
     with pytest.raises(ValueError, match="A plan holds the constraints"):
         constrain(net, found, "sphere")
-    with pytest.raises(ValueError, match="where their tensors start"):
+    with pytest.raises(ValueError, match="with their settings"):
         constrain(net, found, init="sample")
     other = constrain(nn.Linear(4, 4), plan(net, "weight", "sphere", init="sample"))
     assert report(other).rows[0].holds

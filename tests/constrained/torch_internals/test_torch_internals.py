@@ -29,7 +29,7 @@ ALLOWED = {
 }
 
 #: What the engine itself writes into the modules and classes of others.
-OURS = {"_overrides", "_waiting", "_members_of_old_names"}
+OURS = {"_overrides", "_waiting", "_attached_constraints", "_members_of_old_names"}
 
 #: Of transformers, accelerate and Pyro, none of torch's.
 OTHERS = {"_finalize_model_loading", "_hf_hook", "_pyro_params", "_unconstrained"}

@@ -6,7 +6,8 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from constraints.math.polar import polar
+from constraints.math import polar as polar_file
+from constraints.math.polar import polar, polar_factor
 from constraints.math.symmetric_lyapunov import lyapunov, right_divide, spectrum
 
 # Forward-mode differentiation, whose rules torch still scripts.
@@ -97,6 +98,24 @@ def test_orthogonal_matrix_comes_back_bit_for_bit(shape, dtype):
     again = polar(W)
     assert torch.equal(again, W)
     assert again.data_ptr() != W.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (300, 20), (20, 300), (3, 30, 20)])
+@pytest.mark.parametrize("length", [0.3, 3.0, 1e3])
+def test_a_long_orthogonal_step_needs_no_singular_values(shape, length, monkeypatch):
+    # W + length A with W' A skew and A' A = I has equal singular values: it is scaled, no more.
+    n, p = max(shape[-2:]), min(shape[-2:])
+    Q = orthogonal(max(n, 2 * p), 2 * p) if n >= 2 * p else None
+    W = orthogonal(n, p) if Q is None else Q[:, :p]
+    J = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=DOUBLE)] * (p // 2))
+    A = W @ J if Q is None else Q[:, p:]
+    X = (W + length * A).float()
+    X = X.mT if shape[-2] < shape[-1] else X.expand(*shape[:-2], n, p)
+    exact = polar(X.double()).float()
+    monkeypatch.setattr(polar_file, "svd", None)
+    W = polar_factor(X)
+    assert defect(W.double()) <= 1e-6
+    torch.testing.assert_close(W, exact, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-30, 1e-3, 1.0, 1e3, 1e6, 1e30, 1e37])

@@ -1,0 +1,1 @@
+"""Constraints on tensors that stay plain parameters: kept by optimizer steps, or by a penalty."""

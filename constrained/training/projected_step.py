@@ -1,0 +1,366 @@
+"""Hooks before and after each optimizer step that keep plain parameters in their sets.
+
+Before a step the gradient of a tensor with ``mode="project"`` is checked, and made admissible: for
+a smooth set that is the projection onto the tangent space. After the step the tensor is brought
+back, and what the optimizer remembers of earlier gradients is made admissible at the new point.
+
+A set with a boundary, such as a ball, needs more care. Where the gradient points out of the set at
+the optimum, a step of Adam followed by the Euclidean projection comes to rest elsewhere. So the
+projection is made in the metric of the step (`project_scaled`), or, where there is no formula, the
+step is made with one scale for each element. For an optimizer whose metric is unknown, the gradient
+is replaced by the gradient mapping, which vanishes at the optimum (`Geometry.admissible`).
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from constrained.atomic import sharded
+from constrained.atomic.contents import store
+from constrained.atomic.first_use import at_first_use
+from constrained.attached.attached_constraint import (
+    AttachedConstraint,
+    projected_by_parameter,
+    revision,
+)
+from constrained.constraint.base import Constraint
+from constrained.training.batches import make_admissible, retract
+from constrained.training.in_place import InPlace, plain_rates
+from constrained.training.lbfgs_points import OutsidePoints
+from constrained.training.moment_transport import transport
+from constrained.training.nonfinite import (
+    go_back,
+    is_finite_point,
+    nonfinite_gradients,
+    step_too_long,
+)
+from constrained.training.optimizer_metric import (
+    Descent,
+    descents,
+    has_metric,
+    is_euclidean,
+    metric_of,
+    wraps_another,
+)
+from constrained.training.sparse_rows import ZeroRows, prepare_rows
+from constrained.training.step_rollback import Rollback, moves_before_closure
+
+
+@dataclass
+class _Step:
+    """A projected tensor that an optimizer trains, and what is noted of its step.
+
+    Attributes:
+        tensor: the tensor.
+        parameter: its parameter.
+        before: where the step began; noted only where `_finish_boundary` needs it.
+        last: the same, to go back to; noted only for ``on_nonfinite="skip"``.
+        rows: the rows that a sparse gradient has moved.
+        skipped: the gradient that was not finite, and that this step leaves out.
+        in_place: the fast way, if the set has one.
+    """
+
+    tensor: AttachedConstraint
+    parameter: torch.nn.Parameter
+    before: Tensor | None = None
+    last: Tensor | None = None
+    rows: Tensor | None = None
+    skipped: Tensor | None = None
+    in_place: InPlace | None = None
+
+    def __post_init__(self) -> None:
+        if self.tensor.on_nonfinite == "raise" and self.constraint.is_in_place():
+            self.in_place = InPlace(self.constraint)
+        self.zero_rows = ZeroRows(self.tensor, self.parameter)
+
+    def forget(self) -> None:
+        """Drop what has been noted of a step."""
+        self.before = self.last = self.rows = self.skipped = None
+        self.zero_rows.put_back(self.parameter)
+        if self.in_place is not None:
+            self.in_place.is_on = False
+
+    def is_stale(self) -> bool:
+        """Whether the module has another parameter now."""
+        return self.tensor.parameter() is not self.parameter
+
+    @property
+    def constraint(self) -> Constraint:
+        """The constraint of the tensor."""
+        return self.tensor.constraint()
+
+
+class _Steps(list[_Step]):
+    """The projected tensors that an optimizer trains.
+
+    Args:
+        optimizer: the optimizer.
+
+    Attributes:
+        found_for: the ids of the optimizer's parameters, and the `revision`, for which they were
+            found.
+        is_outer: whether the optimizer leaves the steps to others that it has. Their hooks prepare
+            the gradients, and its own ones bring the tensors back from where it has put them.
+        outside: the points outside of the sets from which L-BFGS goes on.
+        rollback: undoes the step that is running, if it evaluates the loss after it has moved.
+    """
+
+    rollback: Rollback | None = None
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        parameters = _parameters(optimizer)
+        by_id = projected_by_parameter()
+        super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
+        self.found_for = tuple(map(id, parameters)), revision()
+        self.is_outer = wraps_another(optimizer)
+        self.outside: OutsidePoints | None = None
+        if isinstance(optimizer, LBFGS):
+            tensors, own = [s.tensor for s in self], [s.parameter for s in self]
+            self.outside = OutsidePoints(optimizer, tensors, own)
+
+
+_known: weakref.WeakKeyDictionary[Optimizer, _Steps] = weakref.WeakKeyDictionary()
+
+
+def _watch_steps() -> None:
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
+
+
+at_first_use(_watch_steps)
+
+
+def _parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _steps_of(optimizer: Optimizer) -> _Steps:
+    """The projected tensors that an optimizer trains, in the order of its parameters."""
+    known = _known.get(optimizer)
+    now = tuple(map(id, _parameters(optimizer))), revision()
+    if known is None or known.found_for != now or any(s.is_stale() for s in known):
+        known = _known[optimizer] = _Steps(optimizer)
+    return known
+
+
+# ------------------------------------------------------------------------------ before the step
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+    steps = _steps_of(optimizer)
+    if not steps:
+        return None
+    steps.rollback = None
+    for step in steps:
+        # After an error nobody has ended the step before.
+        step.forget()
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        if not steps.is_outer:
+            _prepare(optimizer, steps)
+        return None
+    if moves_before_closure(optimizer):
+        steps.rollback = Rollback(optimizer, [step.parameter for step in steps])
+    if steps.outside is not None:
+        steps.outside.begin()
+        check = functools.partial(_without_nonfinite, optimizer, steps)
+        closure = steps.outside.evaluating_inside(closure, check)
+    elif not steps.is_outer:
+        closure = _preparing_after(optimizer, steps, closure)
+    if steps.rollback is not None:
+        closure = steps.rollback.undoing(closure)
+    if len(args) > 1:
+        return (args[0], closure, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure}
+
+
+def _preparing_after(optimizer: Optimizer, steps: _Steps, closure: Any) -> Any:
+    """A closure that computes gradients and then prepares those of the projected tensors."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        loss = closure(*args, **kwargs)
+        _prepare(optimizer, steps)
+        return loss
+
+    return call
+
+
+@torch.no_grad()
+def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
+    """Check the gradients of projected tensors, and make them admissible."""
+    euclidean, turned = is_euclidean(optimizer), descents(optimizer)
+    dense: list[_Step] = []
+    others = _not_in_place(optimizer, steps, euclidean, turned)
+    if not others:
+        return
+    for step in _without_nonfinite(optimizer, others):
+        constraint, parameter = step.constraint, step.parameter
+        step.rows = step.before = step.last = None
+        assert parameter.grad is not None
+        if step.tensor.on_nonfinite == "skip":
+            step.last = parameter.detach().clone()
+        if parameter.grad.layout is not torch.strided:
+            sign = turned[id(parameter)].sign if id(parameter) in turned else 1
+            step.rows = prepare_rows(step.tensor, parameter, sign)
+        elif constraint.is_smooth():
+            dense.append(step)
+        elif euclidean or has_metric(optimizer, parameter):
+            if not euclidean and constraint.event_dim != 0:
+                step.before = sharded.whole(parameter).clone()
+        else:
+            dense.append(step)
+    unlike = [step for step in dense if id(step.parameter) in turned]
+    scale: Any = getattr(optimizer, "grad_scale", None)
+    scale = 1 if scale is None else scale
+    for step in unlike:
+        sign, decay = turned[id(step.parameter)]
+        gradient: Any = step.parameter.grad
+        store(gradient, sign * gradient + decay * scale * step.parameter)
+    gradients: list[Any] = [step.parameter.grad for step in dense]
+    make_admissible([s.tensor for s in dense], [s.parameter for s in dense], gradients)
+    for step in unlike:
+        sign, decay = turned[id(step.parameter)]
+        gradient = step.parameter.grad
+        store(gradient, sign * (gradient - decay * scale * step.parameter))
+
+
+def _not_in_place(
+    optimizer: Optimizer, steps: Sequence[_Step], euclidean: bool, turned: dict[int, Descent]
+) -> list[_Step]:
+    """Prepare the gradients of the tensors that go the fast way, and return the others."""
+    if getattr(optimizer, "found_inf", None) is not None:
+        return list(steps)
+    rates = plain_rates(optimizer)
+    others: list[_Step] = []
+    for step in steps:
+        parameter, fast = step.parameter, step.in_place
+        if parameter.grad is None:
+            continue
+        rate = rates.get(id(parameter))
+        # A fused optimizer takes no sparse gradients.
+        is_sparse = rate is not None and not optimizer.defaults.get("fused")
+        is_sparse = is_sparse and step.zero_rows.make_sparse(parameter)
+        if fast is None or is_sparse or id(parameter) in turned:
+            others.append(step)
+            continue
+        # Where a set has a boundary, only a step in the Euclidean metric ends with a projection.
+        is_simple = euclidean or fast.is_smooth
+        if not is_simple and step.constraint.event_dim == 0:
+            is_simple = has_metric(optimizer, parameter)
+        if not (is_simple and fast.prepare(parameter, rate)):
+            others.append(step)
+    return others
+
+
+def _without_nonfinite(optimizer: Optimizer, steps: Sequence[_Step]) -> list[_Step]:
+    """The tensors with finite gradients. A gradient that is not is an error, or is left out."""
+    moving = [step for step in steps if step.parameter.grad is not None]
+    broken = nonfinite_gradients(
+        optimizer, [step.tensor for step in moving], [step.parameter for step in moving]
+    )
+    for i in broken:
+        moving[i].skipped, moving[i].parameter.grad = moving[i].parameter.grad, None
+    return [step for step in moving if step.parameter.grad is not None] if broken else moving
+
+
+# ------------------------------------------------------------------------------- after the step
+
+
+@torch.no_grad()
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    del args, kwargs
+    steps = _steps_of(optimizer)
+    if not steps or _has_left_out(optimizer):
+        return
+    moved = _moved(optimizer, steps)
+    try:
+        if steps.outside is None:
+            _bring_back(optimizer, moved)
+        elif moved:
+            steps.outside.end()
+    except Exception as error:
+        for step in moved:
+            if not is_finite_point(step.parameter):
+                raise step_too_long(step.tensor, step.tensor.steps) from error
+        raise
+    for step in moved:
+        if not steps.is_outer:
+            transport(optimizer, step.parameter, step.constraint, step.rows)
+        step.forget()
+        step.tensor.mark_clean(step.parameter)
+
+
+def _has_left_out(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer has left its step out, as a GradScaler has told it to."""
+    found: Any = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
+def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
+    """The tensors that a step has moved; those that it was to leave out are where they were."""
+    skipped = [step for step in steps if step.skipped is not None]
+    for step in skipped:
+        step.parameter.grad, step.skipped = step.skipped, None
+    if skipped and steps.rollback is not None:
+        steps.rollback.put_back([step.parameter for step in skipped])
+        if isinstance(optimizer, LBFGS):
+            return []
+    moved: list[_Step] = []
+    for step in steps:
+        parameter = step.parameter
+        # Those who write ``parameter.data`` leave no trace in its version.
+        has_moved = parameter.grad is not None
+        if not has_moved:
+            has_moved = parameter.requires_grad and not step.tensor.is_clean(parameter)
+        if not has_moved or step in skipped:
+            continue
+        if not steps.is_outer:
+            step.tensor.steps += 1
+        if step.last is not None and not is_finite_point(parameter):
+            go_back(optimizer, parameter, step.last)
+            continue
+        moved.append(step)
+    return moved
+
+
+def _bring_back(optimizer: Optimizer, moved: Sequence[_Step]) -> None:
+    smooth: list[_Step] = []
+    for step in moved:
+        if step.in_place is not None and step.in_place.is_on:
+            step.in_place.bring_back(step.parameter)
+        elif step.rows is not None:
+            rows = step.parameter[step.rows]
+            step.parameter[step.rows] = step.constraint.retract(rows)
+        elif step.constraint.is_smooth() or step.before is None:
+            smooth.append(step)
+        else:
+            _finish_boundary(optimizer, step)
+    retract([step.tensor for step in smooth], [step.parameter for step in smooth])
+
+
+def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:
+    """Bring a tensor back into a set with a boundary, in the metric of the step that it made."""
+    constraint, before = step.constraint, step.before
+    scale = metric_of(optimizer, step.parameter)
+    value = sharded.whole(step.parameter)
+    found = None
+    if scale is not None and before is not None:
+        scale = sharded.whole(scale)
+        found = constraint.project_scaled(value, scale)
+        if found is None:
+            dims = tuple(range(-(constraint.event_dim or value.ndim), 0))
+            # The step that one scale for the whole element would have made.
+            value = before + (value - before) * (scale / scale.square().mean(dims, True).sqrt())
+    store(step.parameter, constraint.retract(value) if found is None else found)
