@@ -17,6 +17,10 @@ _MARGIN = 0.1
 _GROWTH = 2.0, 10.0
 
 
+#: A search is over after so many trials, in any case.
+_MOST = 20
+
+
 @dataclass
 class Trial:
     """A point on the curve.
@@ -63,7 +67,7 @@ def line_search(
         length: the first one that is tried.
         curvature: c.
         rounding: an error that the values of the function may have.
-        max_evaluations: how many trials to make at most.
+        max_evaluations: how many trials to make at most; there are never more than 20.
 
     Returns:
         The trial; the lowest one so far that satisfies the first condition, if none satisfies both;
@@ -75,7 +79,7 @@ def line_search(
         on Optimization 16, 2005), equation 4.1, for rounding.
     """
     low, high, best = start, None, None
-    for _ in range(max_evaluations):
+    for _ in range(min(max_evaluations, _MOST)):
         trial = evaluate(length)
         if _has_fallen(trial, start, rounding):
             if best is None or trial.loss <= best.loss:
@@ -91,7 +95,7 @@ def line_search(
         else:
             high = trial
         if high is not None:
-            length = _between(low, high)
+            length = _between(low, high, rounding)
             if not low.length < length < high.length:
                 break
     return best
@@ -116,16 +120,16 @@ def _farther(low: Trial, trial: Trial) -> float:
     return min(max(end, least), most)
 
 
-def _between(low: Trial, high: Trial) -> float:
-    """Where a parabola through both points is lowest."""
-    gap, share = high.length - low.length, 0.5
+def _between(low: Trial, high: Trial, rounding: float) -> float:
+    """Where the parabola is lowest that has the slope of one end, and the slope or loss of both."""
+    gap = high.length - low.length
+    rise = high.loss - low.loss
     if not high.is_finite():
         # Nothing is known of it, other than that it is too far.
         share = _MARGIN
-    elif high.slope > 0:
+    elif rise <= rounding and high.slope > 0:
         share = low.slope / (low.slope - high.slope)
     else:
-        bend = high.loss - low.loss - low.slope * gap
-        if bend > 0:
-            share = -low.slope * gap / (2 * bend)
+        bend = rise - low.slope * gap
+        share = -low.slope * gap / (2 * bend) if bend > 0 else 0.5
     return low.length + min(max(share, _MARGIN), 1 - _MARGIN) * gap

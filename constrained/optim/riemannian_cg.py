@@ -61,7 +61,7 @@ class RiemannianCG(DescentOptimizer):
         8.3.
     """
 
-    curvature = 0.3
+    curvature = 0.4
 
     def __init__(
         self,
