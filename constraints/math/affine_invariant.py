@@ -10,9 +10,9 @@ starts at W with the velocity V. It stays in the set for all t, and the coordina
 are S all along. So a vector is transported by keeping its coordinates, and inner products with it.
 
 Reference:
-    Bhatia, Positive definite matrices (2007), chapter 6, for the metric; Lin, Riemannian geometry of
-    symmetric positive definite matrices via Cholesky decomposition (SIAM Journal on Matrix Analysis
-    and Applications 40, 2019), for the group of Cholesky factors.
+    Bhatia, Positive definite matrices (2007), chapter 6, for the metric; Lin, Riemannian geometry
+    of symmetric positive definite matrices via Cholesky decomposition (SIAM Journal on Matrix
+    Analysis and Applications 40, 2019), for the group of Cholesky factors.
 """
 
 from __future__ import annotations
