@@ -140,7 +140,7 @@ class DescentOptimizer(RiemannianOptimizer):
             self._forget()
         least, idle = math.inf, 0
         for _ in range(int(group["max_iter"])):
-            most = max(float(g.abs().max()) for g in point.gradients if g.numel())
+            most = max((float(g.abs().max()) for g in point.gradients if g.numel()), default=0.0)
             if most <= float(group["tolerance_grad"]) or spent >= int(group["max_eval"]):
                 break
             if idle == _PATIENCE:
