@@ -61,7 +61,7 @@ from constrained.testing.geometry_laws import (
 )
 from constrained.testing.walking_laws import (
     gradients_represent_derivatives,
-    moves_along_tangents,
+    moves_stay_in_the_set,
     steepest_directions_are_steepest,
     steepest_directions_are_tangent,
     transports,
@@ -139,8 +139,8 @@ __all__ = [
     "members_are_accepted",
     "members_stay",
     "meta_tensors_pass",
-    "moves_along_tangents",
     "moves_between_dtypes",
+    "moves_stay_in_the_set",
     "nearest",
     "no_dead_directions",
     "outsiders_are_rejected",

@@ -506,13 +506,13 @@ class GradientOfAnotherMetric(SmoothSphere):
         return 2 * self.tangent(value, gradient)
 
 
-class MovesTooFar(SmoothSphere):
+class MovesStraightAhead(SmoothSphere):
     def move(self, value, vector):
-        return self.retract(value + 2 * vector)
+        return value + vector
 
 
 class TransportsNothing(SmoothSphere):
-    def transport(self, value, vector, new):
+    def transport(self, vector, new):
         return vector
 
 
@@ -633,7 +633,7 @@ FAULTS = [
     (TakesAllVectorsForTangents, "tangent_space_has_the_dimension"),
     (TangentAtAnotherPoint, "tangents_lead_along_the_set"),
     (GradientOfAnotherMetric, "gradients_represent_derivatives"),
-    (MovesTooFar, "moves_along_tangents"),
+    (MovesStraightAhead, "moves_stay_in_the_set"),
     (TransportsNothing, "transports"),
     (SteepestOutOfTheSet, "steepest_directions_are_tangent"),
     (SteepestInOneEntry, "steepest_directions_are_steepest"),
