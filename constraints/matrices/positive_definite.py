@@ -89,6 +89,9 @@ class PositiveDefinite(SquareMatrices):
         ({"metric": "affine_invariant"}, (4, 4)),
     )
 
+    #: Version 0.1 has pickled objects without it.
+    metric: Literal["euclidean", "affine_invariant"] = "euclidean"
+
     def __init__(self, metric: Literal["euclidean", "affine_invariant"] = "euclidean") -> None:
         super().__init__()
         if metric not in ("euclidean", "affine_invariant"):
