@@ -65,6 +65,55 @@ class Geometry(OptionalMethods, Membership):
         """Whether the class defines `tangent`."""
         return type(self).tangent is not Geometry.tangent
 
+    def has_boundary(self) -> bool:
+        """Whether walks on the set may end at a boundary: by default, unless it is smooth."""
+        return not self.is_smooth()
+
+    def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of a function on the set, as a tangent vector.
+
+        A tangent vector is given by coordinates that are orthonormal in the Riemannian metric of
+        the set: the inner product of two vectors is the sum of the products of their entries. By
+        default it is a vector of the surrounding space, and this is `admissible` if the set is
+        smooth. Where a set has a boundary it is the gradient itself: steps end with a projection.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            gradient: the partial derivatives, of the shape of ``value``.
+
+        Returns:
+            Tensor of the shape of ``value``, whose inner product with each tangent vector is the
+            derivative along that.
+        """
+        return self.admissible(value, gradient) if self.is_smooth() else gradient
+
+    def move(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The members that a step along tangent vectors leads to.
+
+        By default `retract` of the sum.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            vector: of the shape of ``value``, as `riemannian_gradient` gives it.
+        """
+        return self.retract(value + vector)
+
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
+        """A tangent vector at one member as one at another, nearby.
+
+        By default the orthogonal projection onto the tangent space there. Where a set has a
+        boundary, `admissible` of the vector, which is taken for a gradient.
+
+        Args:
+            vector: of shape ``(*batch, *event)``, as `riemannian_gradient` gives it.
+            new: the other members, of the same shape.
+
+        Reference:
+            Absil, Mahony and Sepulchre, Optimization algorithms on matrix manifolds (2008), section
+            8.1.3.
+        """
+        return self.tangent(new, vector) if self.is_smooth() else self.admissible(new, vector)
+
     def retract(self, value: Tensor) -> Tensor:
         """The members that are reached where a step from members has led to ``value``.
 

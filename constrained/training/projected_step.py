@@ -121,7 +121,8 @@ class _Steps(list[_Step]):
 
     def __init__(self, optimizer: Optimizer) -> None:
         parameters = _parameters(optimizer)
-        by_id = projected_by_parameter()
+        # Those of `constrained.optim` keep their parameters in the sets themselves.
+        by_id = {} if getattr(optimizer, "keeps_sets", False) else projected_by_parameter()
         super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
         self.found_for = tuple(map(id, parameters)), revision()
         self.is_outer = wraps_another(optimizer)
