@@ -20,6 +20,7 @@ from constrained.atomic.contents import own
 from constrained.constraint.base import Constraint
 from constrained.constraint.linear_form import LinearForm
 from constrained.minimizing.methods import Method
+from constrained.minimizing.packing import size
 from constrained.parametrized.override import override
 from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.tensor_locations import constrained_tensors, locations_of
@@ -75,7 +76,8 @@ class Variable:
 
     def _bound(self, side: int) -> Tensor:
         if self.form is None or self.constraint is None:
-            return torch.cat([torch.full_like(t, side * torch.inf).reshape(-1) for t in self.start])
+            # Not of the dtype of the tensors, of which some may be complex.
+            return torch.full((sum(map(size, self.start)),), side * torch.inf, dtype=torch.float64)
         bound = torch.full_like(self.leaf.detach(), self.form.low if side < 0 else self.form.high)
         if self.form.matrix is None and bool(torch.isfinite(bound).all()):
             # A member of the set, also if that is open or the bound is not a number of this dtype.
