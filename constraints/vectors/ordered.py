@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.linear_form import LinearForm
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import checked_bound
 from constraints.bases.boundary import STEEPNESS
@@ -94,6 +96,15 @@ class Increments(Vectors):
         normal = random.normal(shape)
         in_order = (normal if self.free() else normal.abs()).sort(-1).values
         return self._spread(in_order)
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """The least differences of neighbours, and the bound of the first entry."""
+        n, low = shape[-1], -torch.inf if self.free() else 0.0
+        if n == 1:
+            return LinearForm(low=low)
+        matrix = torch.eye(n, dtype=torch.float64).diff(dim=0)
+        least = torch.full((n - 1,), self.gap, dtype=torch.float64)
+        return LinearForm(low, torch.inf, matrix, least, torch.full_like(least, torch.inf))
 
     def slack(self, value: Tensor) -> Tensor:
         """By how much the least difference of neighbours exceeds the gap; infinite without any."""
