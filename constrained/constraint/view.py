@@ -149,13 +149,18 @@ class View(Constraint):
         if self.constraint.event_dim is None:
             event = places.shape
         form = self.constraint.linear_form(event)
-        if form is None or form.matrix is None or form.lower is None or form.upper is None:
+        bounds = () if form is None else (form.low, form.high)
+        if form is None or form.image is not None or any(isinstance(b, Tensor) for b in bounds):
+            return None
+        if form.matrix is None or form.lower is None or form.upper is None:
             return form
         places = places.reshape(-1, event.numel())
         matrix = form.matrix.new_zeros(len(places), len(form.matrix), entries.numel())
-        matrix.scatter_(2, places[:, None].expand(-1, len(form.matrix), -1), form.matrix.expand(
-            len(places), -1, -1
-        ))
+        matrix.scatter_(
+            2,
+            places[:, None].expand(-1, len(form.matrix), -1),
+            form.matrix.expand(len(places), -1, -1),
+        )
         lower, upper = (side.repeat(len(places)) for side in (form.lower, form.upper))
         return LinearForm(form.low, form.high, matrix.flatten(0, 1), lower, upper)
 

@@ -29,9 +29,9 @@ class Vector(nn.Module):
 
 def _net(dtype=torch.float64):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)).to(
-        dtype
-    )
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)
+    ).to(dtype)
 
 
 def _fit(net, dtype=torch.float64):
@@ -96,14 +96,18 @@ def test_mixed_dtypes_are_kept():
 
     def loss(m):
         b, c = (t.double() for t in (m.b, m.c))
-        return (m.a - 2).square().sum() + (b - 0.5).square().sum() + (
-            (c - 0.25).square().sum() + (m.d - (1 + 2j)).abs().square().sum()
+        return (
+            (m.a - 2).square().sum()
+            + (b - 0.5).square().sum()
+            + ((c - 0.25).square().sum() + (m.d - (1 + 2j)).abs().square().sum())
         )
 
     result = minimize(model, loss)
     assert result.fun < 1e-4
     assert {name: getattr(model, name).dtype for name in dtypes} == dtypes
-    assert torch.allclose(model.d.detach(), torch.full((2,), 1 + 2j, dtype=torch.complex128), atol=1e-4)
+    assert torch.allclose(
+        model.d.detach(), torch.full((2,), 1 + 2j, dtype=torch.complex128), atol=1e-4
+    )
 
 
 def test_buffers_and_gradients_are_as_before():
@@ -178,7 +182,9 @@ def test_a_view_keeps_its_bounds_and_equations():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("constraint", ["sphere", "orthogonal", "positive_definite", "low_rank(rank=2)"])
+@pytest.mark.parametrize(
+    "constraint", ["sphere", "orthogonal", "positive_definite", "low_rank(rank=2)"]
+)
 def test_products_with_the_hessian_agree_with_differences(constraint, mode):
     model = nn.Module()
     model.weight = nn.Parameter(_normal(3, 3) / 2 + torch.eye(3).double())
@@ -195,9 +201,9 @@ def test_products_with_the_hessian_agree_with_differences(constraint, mode):
         point = objective.start() + 1e-2 * np.sin(np.arange(len(objective.low)))
         direction = np.cos(np.arange(len(point)))
         step = 1e-5
-        slope = (objective.value(point + step * direction) - objective.value(point - step * direction)) / (
-            2 * step
-        )
+        slope = (
+            objective.value(point + step * direction) - objective.value(point - step * direction)
+        ) / (2 * step)
         assert abs(objective.gradient(point) @ direction - slope) < 1e-7 * (1 + abs(slope))
         ahead, behind = (objective.gradient(point + s * step * direction) for s in (1, -1))
         product = objective.product(point, direction)
