@@ -149,7 +149,10 @@ class View(Constraint):
         if self.constraint.event_dim is None:
             event = places.shape
         form = self.constraint.linear_form(event)
-        if form is None or form.matrix is None or form.lower is None or form.upper is None:
+        bounds = () if form is None else (form.low, form.high)
+        if form is None or form.image is not None or any(isinstance(b, Tensor) for b in bounds):
+            return None
+        if form.matrix is None or form.lower is None or form.upper is None:
             return form
         places = places.reshape(-1, event.numel())
         matrix = form.matrix.new_zeros(len(places), len(form.matrix), entries.numel())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -54,11 +54,11 @@ def minimize(
             ``"Powell"`` or ``"COBYLA"``. Products of the Hessian with vectors, where a method takes
             them, are exact.
         bounds: with ``"auto"`` a method that takes bounds moves tensors in boxes and half-lines
-            themselves, up to the bounds; one that takes linear constraints does so with tensors on
-            the simplex, in order, or in a linear or affine space (with up to 1024 entries in an
-            element). All others move free parameters from which the constraint computes its value;
-            with None it is all tensors. A method without bounds may stop early where such a map has
-            a kink, as at the bound of a half-line.
+            themselves, up to the bounds, and ordered vectors by their increments; one that takes
+            linear constraints does so with tensors on the simplex, in an l1 ball, or in a linear or
+            affine space, up to 1024 entries in an element. All others move free parameters from
+            which the constraint computes its value; with None it is all tensors. A method without
+            bounds may stop early where such a map has a kink, as at the bound of a half-line.
         tol: the tolerance of the method.
         callback: is called after each iteration with an `OptimizeResult` with ``x``, ``fun``,
             ``nit`` and ``nfev``; the model is at ``x``. If it returns True the minimization ends.
@@ -109,7 +109,7 @@ def minimize(
             return run(tol, dict(options or {}))
 
 
-class _Stopped(Exception):  # noqa: N818 - no error
+class _Stopped(Exception):
     """The callback has ended the minimization."""
 
 
@@ -180,8 +180,9 @@ class _Run:
             objective.value(objective.projected(result.x))
         best = objective.best
         if best is None:
+            # No point that was tried is feasible, not even by rounding.
             best = objective.projected(result.x if "x" in result else objective.start())
-        best = objective.projected(best)
+            objective.best = best
         result.x, result.fun = best, objective.value(best)
         result.jac = objective.gradient(best)
         result.nfev, result.njev = objective.evaluations, objective.gradients
@@ -227,7 +228,7 @@ def _inside(start: Vector, low: Vector, high: Vector) -> Vector:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def _buffers_kept(model: nn.Module) -> Generator[None]:
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
@@ -239,7 +240,9 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _best_kept(found: list[Variable], before: list[Tensor], objective: Objective) -> Iterator[None]:
+def _best_kept(
+    found: list[Variable], before: list[Tensor], objective: Objective
+) -> Generator[None]:
     """At the end the model has its best parameters, or those from before if there are none."""
     try:
         with read_by_the_model(found):

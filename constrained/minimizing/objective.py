@@ -166,9 +166,7 @@ class Objective:
         split = self._split(unpack(np.clip(x, self.low, self.high), self._like))
         parts: list[Tensor] = []
         for variable, coordinates in zip(self._variables, split, strict=True):
-            if variable.form is not None and variable.constraint is not None:
-                coordinates = [variable.constraint.project(coordinates[0])]
-            parts += coordinates
+            parts += variable.projected(coordinates)
         return pack(parts)
 
     # ------------------------------------------------------------------------------ inside
@@ -220,7 +218,7 @@ class Objective:
         """Each variable with its coordinates, its value, and the gradient by its value."""
         if at.gradients is None:
             leaves = [variable.leaf for variable in self._variables]
-            found = torch.autograd.grad(
+            found: Any = torch.autograd.grad(
                 at.loss,
                 leaves,
                 create_graph=self._curvature,
@@ -253,8 +251,8 @@ class Objective:
                 if place < offset:
                     raise ValueError(
                         f"'{variable.path}': the {name} of the loss holds NaN or infinity in "
-                        f"evaluation {self.evaluations}, where the loss is finite. A square root or "
-                        "a norm at zero, for one, has no derivative."
+                        f"evaluation {self.evaluations}, where the loss is finite. A square root "
+                        "or a norm at zero, for one, has no derivative."
                     )
         return vector
 

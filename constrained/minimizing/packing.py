@@ -7,6 +7,7 @@ and unpacked has the same bits. Complex numbers are packed as pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ def unpack(vector: Vector, like: Sequence[Tensor]) -> list[Tensor]:
         vector: as `pack` makes it.
         like: tensors whose shapes, dtypes and devices the result has.
     """
-    parts = torch.tensor(vector, dtype=torch.float64).split([size(t) for t in like])
+    whole: Any = torch.tensor(vector, dtype=torch.float64)
+    parts: list[Tensor] = whole.split([size(t) for t in like])
     return [_like(part, tensor) for part, tensor in zip(parts, like, strict=True)]
 
 

@@ -7,7 +7,7 @@ which the constraint of a plain parameter with ``mode="project"`` computes its v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -39,7 +39,7 @@ class Variable:
         leaf: what the model reads, and the loss is differentiated by.
         start: the coordinates at the start.
         constraint: of the tensor, if the leaf is its value; else None.
-        form: of the value, if the coordinates are the value itself; else None.
+        form: of the value, if the coordinates are those that it bounds; else None.
         constants: the free parameters that do not move, by their indices.
         places: the modules and names where the leaf is read in the place of a parametrized tensor.
     """
@@ -54,13 +54,15 @@ class Variable:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the leaf is computed from the coordinates by the map of the constraint."""
-        return self.constraint is not None and self.form is None
+        """Whether the leaf is computed from the coordinates; else it is these."""
+        return self.constraint is not None and (self.form is None or self.form.image is not None)
 
     def value(self, coordinates: list[Tensor]) -> Tensor:
         """The value of the leaf, as a differentiable function of the coordinates."""
         if not self.is_mapped:
             return coordinates[0]
+        if self.form is not None and self.form.image is not None:
+            return self.form.image(coordinates[0]).reshape(self.leaf.shape)
         moving = iter(coordinates)
         count = len(coordinates) + len(self.constants)
         params = [self.constants[i] if i in self.constants else next(moving) for i in range(count)]
@@ -78,11 +80,18 @@ class Variable:
         if self.form is None or self.constraint is None:
             # Not of the dtype of the tensors, of which some may be complex.
             return torch.full((sum(map(size, self.start)),), side * torch.inf, dtype=torch.float64)
-        bound = torch.full_like(self.leaf.detach(), self.form.low if side < 0 else self.form.high)
-        if self.form.matrix is None and bool(torch.isfinite(bound).all()):
+        given = torch.as_tensor(self.form.low if side < 0 else self.form.high)
+        bound = given.to(self.start[0]).expand(self.start[0].shape)
+        if not self.is_mapped and self.form.matrix is None and bool(torch.isfinite(bound).all()):
             # A member of the set, also if that is open or the bound is not a number of this dtype.
             bound = self.constraint.project(bound)
         return bound.reshape(-1)
+
+    def projected(self, coordinates: list[Tensor]) -> list[Tensor]:
+        """Coordinates at which the value lies in the set, if a method has left it by rounding."""
+        if self.form is None or self.constraint is None:
+            return coordinates
+        return [_coordinates(self.constraint.project(self.value(coordinates)), self.form)]
 
     def feasible(self) -> bool:
         """Whether the value lies in its set, up to the tolerance of the library."""
@@ -113,7 +122,8 @@ def variables(model: nn.Module, method: Method | None) -> list[Variable]:
                 continue
             leaf = own(holder()).requires_grad_()
             places = locations_of(model, holder)
-            found.append(Variable(path, leaf, [own(leaf)], constraint, form, places=places))
+            start = [own(_coordinates(leaf.detach(), form))]
+            found.append(Variable(path, leaf, start, constraint, form, places=places))
             taken |= {id(p) for p in originals}
         elif holder.mode == "project" and holder().requires_grad:
             parameter = holder()
@@ -138,19 +148,25 @@ def variables(model: nn.Module, method: Method | None) -> list[Variable]:
 
 
 def _attached(
-    path: str, parameter: nn.Parameter, constraint: Constraint, form: LinearForm | None
+    path: str, parameter: Tensor, constraint: Constraint, form: LinearForm | None
 ) -> Variable:
     if not bool(torch.isfinite(parameter.detach()).all()):
         return Variable(path, parameter, [own(parameter)])
     if form is not None:
-        return Variable(
-            path, parameter, [own(constraint.project(parameter.detach()))], constraint, form
-        )
+        member = constraint.project(parameter.detach())
+        return Variable(path, parameter, [own(_coordinates(member, form))], constraint, form)
     free: Any = constraint.right_inverse(constraint.start(parameter.detach()))
     params: list[Tensor] = [free] if isinstance(free, Tensor) else list(free)
     constants = {i: own(t) for i, t in enumerate(params) if i in constraint.frozen}
     moving = [own(t) for i, t in enumerate(params) if i not in constraint.frozen]
     return Variable(path, parameter, moving, constraint, None, constants)
+
+
+def _coordinates(value: Tensor, form: LinearForm) -> Tensor:
+    """The coordinates that a form bounds."""
+    if form.image is None:
+        return value
+    return form.image.coordinates(value.reshape(-1, form.image.matrix.shape[0]))
 
 
 def _form(constraint: Constraint, value: Tensor, method: Method) -> LinearForm | None:
@@ -166,7 +182,7 @@ def _form(constraint: Constraint, value: Tensor, method: Method) -> LinearForm |
 
 
 @contextmanager
-def read_by_the_model(found: list[Variable]) -> Iterator[None]:
+def read_by_the_model(found: list[Variable]) -> Generator[None]:
     """Inside, the model reads the leaves in the place of parametrized tensors, in this thread."""
     before = [
         (module, name, override(module, name, variable.leaf))

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from constrained import register
-from constrained.constraint.linear_form import LinearForm
+from constrained.constraint.linear_form import Image, LinearForm
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import checked_bound
 from constraints.bases.boundary import STEEPNESS
@@ -98,13 +98,13 @@ class Increments(Vectors):
         return self._spread(in_order)
 
     def linear_form(self, shape: Sequence[int]) -> LinearForm:
-        """The least differences of neighbours, and the bound of the first entry."""
-        n, low = shape[-1], -torch.inf if self.free() else 0.0
-        if n == 1:
-            return LinearForm(low=low)
-        matrix = torch.eye(n, dtype=torch.float64).diff(dim=0)
-        least = torch.full((n - 1,), self.gap, dtype=torch.float64)
-        return LinearForm(low, torch.inf, matrix, least, torch.full_like(least, torch.inf))
+        """The increments, which are bounded from below."""
+        n = shape[-1]
+        low = torch.zeros(n, dtype=torch.float64)
+        low[: self.free()] = -torch.inf
+        steps = torch.arange(n, dtype=torch.float64)
+        sums = torch.ones(n, n, dtype=torch.float64).tril()
+        return LinearForm(low, image=Image(sums, self.gap * steps, self.right_inverse))
 
     def slack(self, value: Tensor) -> Tensor:
         """By how much the least difference of neighbours exceeds the gap; infinite without any."""

@@ -126,10 +126,19 @@ PROBLEMS = {
 }
 
 SMOOTH = ("procrustes", "eigenvector", "sum_to_zero", "symmetric", "affine")
-LINEAR = ("nnls", "simplex", "ordered", "sum_to_zero", "symmetric", "affine", "row_stochastic")
+LINEAR = (
+    "nnls",
+    "lasso",
+    "simplex",
+    "ordered",
+    "sum_to_zero",
+    "symmetric",
+    "affine",
+    "row_stochastic",
+)
 
-#: Maps with kinks, of sets that are no products of intervals: L-BFGS-B stops at one of them.
-KINKED = ("lasso", "ordered")
+#: L-BFGS-B stops at a kink of the map, and the methods below take the set itself.
+KINKED = ("lasso",)
 
 CASES = [
     *((name, "L-BFGS-B", 1e-6) for name in PROBLEMS if name not in KINKED),
@@ -138,7 +147,7 @@ CASES = [
     *((name, method, 1e-8) for name in SMOOTH for method in ("trust-ncg", "Newton-CG", "BFGS")),
     *((name, "TNC", 1e-6) for name in ("nnls", "eigenvector")),
     ("simplex", "COBYLA", 1e-6),
-    ("simplex", "Powell", 1e-4),
+    ("symmetric", "Powell", 1e-4),
     ("sum_to_zero", "Nelder-Mead", 1e-4),
     ("eigenvector", "CG", 1e-6),
 ]
