@@ -12,8 +12,8 @@ from constrained.parametrized.tensor_locations import constrained_tensors
 
 def values(model: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of the constrained tensors by their paths."""
-    found = {path: parametrized for path, parametrized, _ in constrained_tensors(model)}
-    return {path: parametrized.value().detach().clone() for path, parametrized in found.items()}
+    found = {path: holder for path, holder, _ in constrained_tensors(model)}
+    return {path: holder().detach().clone() for path, holder in found.items()}
 
 
 @contextmanager

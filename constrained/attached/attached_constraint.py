@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 import weakref
 from collections.abc import Hashable, Iterator
 from typing import Any, Literal, get_args
@@ -50,6 +51,7 @@ class AttachedConstraint:
 
     Attributes:
         steps: how many optimizer steps have moved the parameter.
+        has_warned: whether a warning has told that the parameter is no longer there.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class AttachedConstraint:
         self.name, self._constraint, self.path = name, constraint, path or name
         self.mode: Mode = mode
         self.moved, self.on_nonfinite, self.steps = moved, on_nonfinite, 0
+        self.has_warned = False
         self._clean: tuple[int, int] | None = None
         self._key = _batch_key(constraint)
         _index(self)
@@ -106,13 +109,22 @@ class AttachedConstraint:
         """The value of the tensor: the parameter itself."""
         found = self.parameter()
         if found is None:
-            raise RuntimeError(
-                f"'{self.path}' is constrained by {self.described()}, and its module has no "
-                "parameter of this name any more."
-            )
+            raise RuntimeError(self.why_lost(self.path))
         return found
 
     __call__ = forward
+
+    def why_lost(self, path: str) -> str:
+        """What to say if the module has no parameter of this name any more.
+
+        Args:
+            path: of the tensor.
+        """
+        return (
+            f"'{path}' is constrained by {self.described()}, which needs a parameter, and its "
+            "module has none of this name any more, as after pruning or another parametrization: "
+            f"undo that, or release '{path}'."
+        )
 
     def batch_key(self) -> Hashable | None:
         """Equal for tensors whose constraint treats them alike; None for one that is alone."""
@@ -173,14 +185,35 @@ def detach(module: nn.Module, name: str) -> None:
 
 
 def attached_constraints(model: nn.Module) -> Iterator[tuple[str, AttachedConstraint]]:
-    """Every attached constraint of a model, once, with its first path."""
+    """Every attached constraint of a model, once, with its first path.
+
+    Raises:
+        RuntimeError: if a module has no parameter any more where a constraint is attached.
+    """
     seen: set[int] = set()
+    for path, tensor in _records(model):
+        parameter = tensor.parameter()
+        if parameter is None:
+            raise RuntimeError(tensor.why_lost(path))
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield path, tensor
+
+
+def lost_parameters(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where a constraint is attached, and the module has no parameter any more, by the paths."""
+    found: dict[str, tuple[nn.Module, str]] = {}
+    for path, tensor in _records(model):
+        module = tensor._module()
+        if module is not None and tensor.parameter() is None:
+            found[path] = module, tensor.name
+    return found
+
+
+def _records(model: nn.Module) -> Iterator[tuple[str, AttachedConstraint]]:
     for prefix, module in submodules(model):
         for name, tensor in attached(module).items():
-            parameter = module._parameters.get(name)
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield f"{prefix}.{name}" if prefix else name, tensor
+            yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 # -------------------------------------------------------------- in the process, for the optimizers
@@ -217,9 +250,13 @@ def projected_by_parameter() -> dict[int, AttachedConstraint]:
     found: dict[int, AttachedConstraint] = {}
     for tensor in everything:
         module = tensor._module()
-        parameter = tensor.parameter()
         # A record that `release` has detached may still be alive in a traceback.
-        if module is None or parameter is None or attached(module).get(tensor.name) is not tensor:
+        if module is None or attached(module).get(tensor.name) is not tensor:
             continue
-        found.setdefault(id(parameter), tensor)
+        parameter = tensor.parameter()
+        if parameter is not None:
+            found.setdefault(id(parameter), tensor)
+        elif not tensor.has_warned:
+            tensor.has_warned = True
+            warnings.warn(f"{tensor.why_lost(tensor.path)} No step keeps it.", stacklevel=2)
     return found

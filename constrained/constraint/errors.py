@@ -14,7 +14,23 @@ class OutOfRangeError(ValueError):
 
 
 class NonfiniteGradientError(ValueError):
-    """The gradient of a tensor with ``mode="project"`` holds NaN or infinity."""
+    """The gradient of a tensor with ``mode="project"`` holds NaN or infinity.
+
+    A step of an optimizer raises it before any tensor of the optimizer has changed, unless the
+    tensor has ``on_nonfinite="skip"``.
+
+    Example:
+        >>> import torch, constrained
+        >>> layer = torch.nn.Linear(2, 2, bias=False)
+        >>> layer = constrained.constrain(layer, "weight", "orthogonal", mode="project")
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> layer.weight.grad = torch.full((2, 2), float("nan"))
+        >>> try:
+        ...     optimizer.step()
+        ... except constrained.NonfiniteGradientError as error:
+        ...     print("weight" in str(error))
+        True
+    """
 
 
 class SpecError(TypeError, ValueError):

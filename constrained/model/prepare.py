@@ -131,6 +131,11 @@ def prepare(here: list[Location], request: Request, optimizer: Optimizer | None 
     place = here[0]
     for setting, known in _SETTINGS.items():
         _check_setting(place.path, setting, getattr(request, setting), known)
+    if request.on_nonfinite == "skip" and request.mode != "project":
+        raise SpecError(
+            f"'{place.path}': on_nonfinite='skip' goes with mode='project', and this has "
+            f"mode={request.mode!r}."
+        )
     original = place.tensor
     existing: Any = deferred(place.module).get(place.name)
     if isinstance(original, nn.Module):

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.atomic.undo import all_or_nothing, around, tensors_of
-from constrained.attached.attached_constraint import AttachedConstraint, detach
+from constrained.attached.attached_constraint import AttachedConstraint, detach, lost_parameters
 from constrained.constraint.errors import raise_all
 from constrained.constraint.plain_data import short
 from constrained.constraint.registry import did_you_mean
@@ -70,6 +70,10 @@ def release(
         raise TypeError(f"The target must be a path or a glob, got {type(target).__name__}.")
     constrained = {path for path, place in locations(module).items() if _is_released(place)}
     chosen: list[list[Location]] = []
+    lost = lost_parameters(module)
+    if target in lost:
+        detach(*lost[target])
+        return module
     if target != "**" or constrained:
         selection = select(module, {target: None})
         raise_all("The target is not valid", selection.errors)
@@ -94,6 +98,8 @@ def release(
             )
     changed = around(place.module for here in chosen for place in here)
     with defer_interrupts(), all_or_nothing(changed, tensors_of(changed), optimizer):
+        for owner in lost.values() if target == "**" else ():
+            detach(*owner)
         for here in chosen:
             allow_interrupt()
             place = here[0]

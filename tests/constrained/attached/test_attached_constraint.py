@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import constrained
 from constrained import (
@@ -227,3 +228,51 @@ def test_a_lazy_tensor_is_kept_when_it_has_its_shape():
     assert type(model) is nn.Linear
     assert "parametrizations" not in dict(model.named_modules())
     assert_feasible(model)
+
+
+def test_a_setting_of_another_mode_is_refused():
+    model = network()
+    with pytest.raises(SpecError, match="'0.weight': on_nonfinite='skip' goes with mode='project'"):
+        constrain(model, "0.weight", "orthogonal", on_nonfinite="skip")
+    assert not spec(model)
+
+
+def pruned(layer):
+    prune.random_unstructured(layer, "weight", 0.5)
+
+
+def normed(layer):
+    nn.utils.parametrizations.weight_norm(layer)
+
+
+def without(layer):
+    layer.register_parameter("weight", None)
+
+
+@pytest.mark.parametrize("take", [pruned, normed, without])
+@pytest.mark.parametrize("mode", ["project", "penalize"])
+def test_a_parameter_that_is_no_longer_there_is_told_of(take, mode):
+    model = constrained_network(mode)
+    take(model[0])
+    for act in (assert_feasible, violations, report, spec, constrained.penalty):
+        with pytest.raises(RuntimeError, match="'0.weight' .* release '0.weight'"):
+            act(model)
+    release(model, "0.weight")
+    assert list(spec(model)) == ["2.weight"]
+
+
+def test_a_step_warns_of_a_parameter_that_is_no_longer_there():
+    model = constrained_network()
+    pruned(model[0])
+    with pytest.warns(UserWarning, match="'0.weight' .* No step keeps it"):
+        train(model)
+    prune.remove(model[0], "weight")
+    train(model)
+    assert_feasible(model)
+    assert list(spec(model)) == ["0.weight", "2.weight"]
+
+
+def test_all_constraints_are_released_with_those_whose_parameter_is_gone():
+    model = constrained_network()
+    pruned(model[0])
+    assert not spec(release(model))

@@ -53,7 +53,10 @@ def test_what_is_within_is_a_member(name, kwargs, shape):
     if form.image is not None:
         n = form.image.matrix.shape[1]
     low, high = (torch.as_tensor(b, dtype=torch.float64) for b in (form.low, form.high))
-    sides = {"bounds": torch.stack([low.expand(n).clamp(min=-9), high.expand(n).clamp(max=9)], 1)}
+    low, high = low.expand(n), high.expand(n)
+    # A cube that all of the bounds meet.
+    ends = torch.maximum(low, (high - 9).clamp(max=-9)), torch.minimum(high, (low + 9).clamp(min=9))
+    sides = {"bounds": torch.stack(ends, 1)}
     if form.matrix is not None:
         rows, right = _at_most(form)
         sides |= {"A_ub": rows, "b_ub": right}
