@@ -63,5 +63,7 @@ def equations(matrix: Tensor, right: Tensor, low: float = -torch.inf) -> LinearF
         right: the right-hand sides, of shape ``(rows,)``.
         low: the lower bound.
     """
+    if not len(matrix):
+        return LinearForm(low=low)
     matrix, right = matrix.double().cpu(), right.double().cpu()
     return LinearForm(low=low, matrix=matrix, lower=right, upper=right)

@@ -147,9 +147,8 @@ class _Run:
         if method.curvature:
             more["hessp"] = objective.product
         if method.bounds and bool((np.isfinite(objective.low) | np.isfinite(objective.high)).any()):
-            strict = {"keep_feasible": True} if method.name == "trust-constr" else {}
-            more["bounds"] = self._optimize.Bounds(objective.low, objective.high, **strict)
-            if strict:
+            more["bounds"] = self._optimize.Bounds(objective.low, objective.high)
+            if method.name == "trust-constr":
                 start = _inside(start, objective.low, objective.high)
         if method.linear and (linear := objective.linear()):
             more["constraints"] = [self._optimize.LinearConstraint(*each) for each in linear]

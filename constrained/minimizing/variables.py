@@ -80,7 +80,7 @@ class Variable:
         if self.form is None or self.constraint is None:
             # Not of the dtype of the tensors, of which some may be complex.
             return torch.full((sum(map(size, self.start)),), side * torch.inf, dtype=torch.float64)
-        given = torch.as_tensor(self.form.low if side < 0 else self.form.high)
+        given = torch.as_tensor(self.form.low if side < 0 else self.form.high, dtype=torch.float64)
         bound = given.to(self.start[0]).expand(self.start[0].shape)
         if not self.is_mapped and self.form.matrix is None and bool(torch.isfinite(bound).all()):
             # A member of the set, also if that is open or the bound is not a number of this dtype.
