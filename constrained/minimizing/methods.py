@@ -39,7 +39,6 @@ METHODS = {
         Method("CG"),
         Method("TNC", bounds=True),
         Method("Nelder-Mead", gradient=False, bounds=True),
-        Method("Powell", gradient=False, bounds=True),
         Method("COBYLA", gradient=False, bounds=True, linear=True),
     )
 }
@@ -49,6 +48,10 @@ _REFUSED = {
     "dogleg": "takes the whole Hessian, of which `minimize` has products with vectors only",
     "trust-exact": "takes the whole Hessian, of which `minimize` has products with vectors only",
     "trust-krylov": "multiplies the Hessian by NaN where the map of a constraint has a kink",
+    "Powell": (
+        "searches along one coordinate to its end, and on a simplex it calls that a success beside "
+        "the optimum"
+    ),
     "COBYQA": "is not among those that are tested here",
 }
 

@@ -39,8 +39,8 @@ def minimize(
     dtypes; for more than about four digits the model should be in double precision too.
 
     A tensor with ``mode="project"`` is constrained as one with ``mode="parametrize"``. With
-    ``mode="penalize"`` it moves freely, as under any optimizer: the loss has the term
-    `constrained.penalty`.
+    ``mode="penalize"`` it moves freely, as under any optimizer, and nothing is added to the loss:
+    the loss itself adds `constrained.penalty`.
 
     At the end the model has the best parameters that were tried. The same holds after an error in
     the loss and after Ctrl-C, which are raised again. Buffers and the ``grad`` of parameters are as
@@ -50,8 +50,8 @@ def minimize(
         model: the model.
         loss: a function of the model that returns a real scalar tensor.
         method: ``"L-BFGS-B"``, ``"trust-constr"``, ``"trust-ncg"``, ``"Newton-CG"``,
-            ``"SLSQP"``, ``"BFGS"``, ``"CG"``, ``"TNC"``, ``"Nelder-Mead"``,
-            ``"Powell"`` or ``"COBYLA"``. Products of the Hessian with vectors, where a method takes
+            ``"SLSQP"``, ``"BFGS"``, ``"CG"``, ``"TNC"``, ``"Nelder-Mead"``
+            or ``"COBYLA"``. Products of the Hessian with vectors, where a method takes
             them, are exact.
         bounds: with ``"auto"`` a method that takes bounds moves tensors in boxes and half-lines
             themselves, up to the bounds, and ordered vectors by their increments; one that takes

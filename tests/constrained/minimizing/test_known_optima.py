@@ -147,7 +147,6 @@ CASES = [
     *((name, method, 1e-8) for name in SMOOTH for method in ("trust-ncg", "Newton-CG", "BFGS")),
     *((name, "TNC", 1e-6) for name in ("nnls", "eigenvector")),
     ("simplex", "COBYLA", 1e-6),
-    ("symmetric", "Powell", 1e-4),
     ("sum_to_zero", "Nelder-Mead", 1e-4),
     ("eigenvector", "CG", 1e-6),
 ]

@@ -309,6 +309,8 @@ def test_unknown_and_refused_methods():
         minimize(Vector(2), lambda m: m.weight.sum(), "L-BFGS")
     with pytest.raises(ValueError, match="'trust-exact' takes the whole Hessian.*Choose one of"):
         minimize(Vector(2), lambda m: m.weight.sum(), "trust-exact")
+    with pytest.raises(ValueError, match="'Powell' searches along one coordinate to its end"):
+        minimize(Vector(2), lambda m: m.weight.sum(), "Powell")
     with pytest.raises(TypeError, match="The method is a name"):
         minimize(Vector(2), lambda m: m.weight.sum(), 3)
     assert find("l-bfgs-b").name == "L-BFGS-B"
