@@ -11,10 +11,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from benchmarks.yardsticks.problems import Yardstick
+from benchmarks.yardsticks.problems import Task
 
 #: A method that has not come closer by a hundredth of its gap for so long is at its end.
 STALLED_EVALUATIONS, STALLED_SECONDS = 400, 0.5
@@ -87,14 +88,14 @@ class BelowTheOptimum(BaseException):
 class Loss:
     """The gap of a problem as a function, which keeps the time and ends the attempt."""
 
-    def __init__(self, yardstick: Yardstick, attempt: Attempt, limit: float) -> None:
-        self._yardstick, self._attempt, self._limit = yardstick, attempt, limit
+    def __init__(self, task: Any, attempt: Attempt, limit: float) -> None:
+        self._task, self._attempt, self._limit = task, attempt, limit
         self._evaluations, self._improved_at = 0, (0, 0.0)
         self._paused, self._start = 0.0, time.perf_counter()
 
     def __call__(self, X: Tensor) -> Tensor:
         """The gap at a point, differentiable."""
-        gap = self._yardstick.gap(X)
+        gap: Tensor = self._task.gap(X)
         self.saw(float(gap.detach()), X)
         return gap
 
@@ -105,7 +106,7 @@ class Loss:
         self._evaluations += 1
         attempt = self._attempt
         if self._is_news(gap):
-            if self._yardstick.violation(X.detach()) <= self._yardstick.feasibility:
+            if self._task.violation(X.detach()) <= self._task.feasibility:
                 attempt.gaps.append(gap)
                 attempt.evaluations.append(self._evaluations)
                 attempt.seconds.append(seconds)
@@ -133,7 +134,7 @@ class Loss:
 
 #: From a problem, its loss and a learning rate: evaluates the loss until it raises `Finished`, or
 #: returns, having evaluated it at what it found.
-Solve = Callable[[Yardstick, Loss, float], object]
+Solve = Callable[[Any, Loss, float], object]
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,11 @@ class Method:
         return self.name.startswith("constrained")
 
 
-def attempt(yardstick: Yardstick, method: Method, rate: float, limit: float) -> Attempt:
+def attempt(task: Task, method: Method, rate: float, limit: float) -> Attempt:
     """Let a method solve a problem, for at most so many seconds."""
-    made = Attempt(yardstick.name, yardstick.size, method.name, rate, yardstick.targets)
+    made = Attempt(task.name, task.size, method.name, rate, task.targets)
     try:
-        method.solve(yardstick, Loss(yardstick, made, limit), rate)
+        method.solve(task, Loss(task, made, limit), rate)
     except Finished:
         return made
     except Exception as error:
@@ -180,15 +181,15 @@ def best(attempts: Sequence[Attempt]) -> Attempt:
     )
 
 
-def tuned(yardstick: Yardstick, method: Method, limit: float) -> float:
+def tuned(task: Task, method: Method, limit: float) -> float:
     """The learning rate of the grid that solves a problem first."""
     if not method.rates:
         return 0.0
-    return best([attempt(yardstick, method, rate, limit) for rate in method.rates]).rate
+    return best([attempt(task, method, rate, limit) for rate in method.rates]).rate
 
 
 def race(
-    yardstick: Yardstick,
+    task: Task,
     methods: Sequence[Method],
     rates: Sequence[float],
     limit: float,
@@ -204,7 +205,7 @@ def race(
         for j in range(len(methods)):
             i = (j + shift) % len(methods)
             if k == 0 or of[i][0].is_solved:
-                of[i].append(attempt(yardstick, methods[i], rates[i], limit))
+                of[i].append(attempt(task, methods[i], rates[i], limit))
     return [_median(group) for group in of.values()]
 
 

@@ -129,11 +129,11 @@ method("constrained, project, L-BFGS")(_of_constrained("project", _lbfgs))
 method("constrained, project, L-BFGS 1")(_of_constrained("project", _lbfgs_1))
 
 
-@method("constrained, Constraint.project", "orthogonal", takes_any_loss=False)
-def _project(y: Yardstick, loss: Loss, rate: float) -> None:
-    # Principal components are no nearest point.
+@method("constrained, nearest member", "correlation", "orthogonal", takes_any_loss=False)
+def _nearest(y: Yardstick, loss: Loss, rate: float) -> None:
+    # Principal components are not nearest to anything.
     if "nearest to" in y.data:
-        loss(parse(y.spec).constraint.project(y.data["nearest to"]))
+        loss(parse(y.spec).constraint.retract(y.data["nearest to"]))
 
 
 # -------------------------------------------------------------------------------- geoopt
