@@ -7,7 +7,7 @@ methods: before a step the gradient is made tangent, after it the point is broug
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,14 @@ class Geometry(OptionalMethods, Membership):
 
     A set is smooth if it has a tangent space at each member, as a sphere has. Its class then
     defines `tangent`. Other sets have a boundary, as a ball has.
+
+    Attributes:
+        why_not_project: why ``mode="project"`` is refused, "" if it is not. A class has a reason if
+            its set has a boundary and no nearest members that could be computed, since a way back
+            to another member may undo each step.
     """
+
+    why_not_project: ClassVar[str] = ""
 
     def project(self, value: Tensor) -> Tensor:
         """See `Constraint`."""
@@ -57,6 +64,69 @@ class Geometry(OptionalMethods, Membership):
     def is_smooth(self) -> bool:
         """Whether the class defines `tangent`."""
         return type(self).tangent is not Geometry.tangent
+
+    def has_boundary(self) -> bool:
+        """Whether walks on the set may end at a boundary: by default, unless it is smooth."""
+        return not self.is_smooth()
+
+    def inner(self, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """The inner product of tangent vectors at a member: the Riemannian metric of the set.
+
+        By default it is the Euclidean one, the sum of the products of the entries.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            first: of the shape of ``value``.
+            second: of the shape of ``value``.
+
+        Returns:
+            Real tensor of shape ``(*batch, 1, ...)``: one number for each element.
+        """
+        product = first * second.conj()
+        product = product.real if product.is_complex() else product
+        dims = value.ndim if self.event_dim is None else self.event_dim
+        return product.sum(tuple(range(-dims, 0)), keepdim=True) if dims else product
+
+    def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The tangent vector whose inner product with each other is the derivative along that.
+
+        By default `admissible` if the set is smooth. Where a set has a boundary it is the gradient
+        itself: a step along it ends with the projection.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            gradient: the partial derivatives, of the shape of ``value``.
+        """
+        return self.admissible(value, gradient) if self.is_smooth() else gradient
+
+    def move(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The members that a step along tangent vectors leads to.
+
+        By default `retract` of the sum.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            vector: of the shape of ``value``.
+        """
+        return self.retract(value + vector)
+
+    def transport(self, value: Tensor, vector: Tensor, new: Tensor) -> Tensor:
+        """A tangent vector at one member as one at another.
+
+        By default the orthogonal projection onto the tangent space there. Where a set has a
+        boundary, `admissible` of the vector, which is taken for a gradient.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            vector: tangent there, of the shape of ``value``.
+            new: other members, of the shape of ``value``.
+
+        Reference:
+            Absil, Mahony and Sepulchre, Optimization algorithms on matrix manifolds (2008), section
+            8.1.3.
+        """
+        del value
+        return self.tangent(new, vector) if self.is_smooth() else self.admissible(new, vector)
 
     def retract(self, value: Tensor) -> Tensor:
         """The members that are reached where a step from members has led to ``value``.

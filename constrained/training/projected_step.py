@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from constrained.attached.attached_constraint import (
     revision,
 )
 from constrained.constraint.base import Constraint
+from constrained.training.batches import make_admissible, retract
 from constrained.training.in_place import InPlace, plain_rates
 from constrained.training.lbfgs_points import OutsidePoints
 from constrained.training.moment_transport import transport
@@ -55,9 +56,6 @@ from constrained.training.optimizer_metric import (
 )
 from constrained.training.sparse_rows import ZeroRows, prepare_rows
 from constrained.training.step_rollback import Rollback, moves_before_closure
-
-#: Tensors of at most ``_SMALL`` entries are treated in batches of at most ``_BATCH`` entries.
-_SMALL, _BATCH = 2**16, 2**22
 
 
 @dataclass
@@ -123,7 +121,8 @@ class _Steps(list[_Step]):
 
     def __init__(self, optimizer: Optimizer) -> None:
         parameters = _parameters(optimizer)
-        by_id = projected_by_parameter()
+        # Those of `constrained.optim` keep their parameters in the sets themselves.
+        by_id = {} if getattr(optimizer, "keeps_sets", False) else projected_by_parameter()
         super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
         self.found_for = tuple(map(id, parameters)), revision()
         self.is_outer = wraps_another(optimizer)
@@ -230,7 +229,8 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
         sign, decay = turned[id(step.parameter)]
         gradient: Any = step.parameter.grad
         store(gradient, sign * gradient + decay * scale * step.parameter)
-    _apply(dense, _admissible, [[s.parameter, s.parameter.grad] for s in dense], gradients=True)
+    gradients: list[Any] = [step.parameter.grad for step in dense]
+    make_admissible([s.tensor for s in dense], [s.parameter for s in dense], gradients)
     for step in unlike:
         sign, decay = turned[id(step.parameter)]
         gradient = step.parameter.grad
@@ -243,20 +243,24 @@ def _not_in_place(
     """Prepare the gradients of the tensors that go the fast way, and return the others."""
     if getattr(optimizer, "found_inf", None) is not None:
         return list(steps)
-    rates = plain_rates(optimizer) if any(s.in_place and s.in_place.lands for s in steps) else {}
+    rates = plain_rates(optimizer)
     others: list[_Step] = []
     for step in steps:
         parameter, fast = step.parameter, step.in_place
         if parameter.grad is None:
             continue
-        if fast is None or id(parameter) in turned:
+        rate = rates.get(id(parameter))
+        # A fused optimizer takes no sparse gradients.
+        is_sparse = rate is not None and not optimizer.defaults.get("fused")
+        is_sparse = is_sparse and step.zero_rows.make_sparse(parameter)
+        if fast is None or is_sparse or id(parameter) in turned:
             others.append(step)
             continue
         # Where a set has a boundary, only a step in the Euclidean metric ends with a projection.
         is_simple = euclidean or fast.is_smooth
         if not is_simple and step.constraint.event_dim == 0:
             is_simple = has_metric(optimizer, parameter)
-        if not (is_simple and fast.prepare(parameter, rates.get(id(parameter)))):
+        if not (is_simple and fast.prepare(parameter, rate)):
             others.append(step)
     return others
 
@@ -344,8 +348,7 @@ def _bring_back(optimizer: Optimizer, moved: Sequence[_Step]) -> None:
             smooth.append(step)
         else:
             _finish_boundary(optimizer, step)
-    if smooth:
-        _apply(smooth, _retracted, [[step.parameter] for step in smooth])
+    retract([step.tensor for step in smooth], [step.parameter for step in smooth])
 
 
 def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:
@@ -362,51 +365,3 @@ def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:
             # The step that one scale for the whole element would have made.
             value = before + (value - before) * (scale / scale.square().mean(dims, True).sqrt())
     store(step.parameter, constraint.retract(value) if found is None else found)
-
-
-# ------------------------------------------------------------------------- many tensors at once
-
-
-def _admissible(constraint: Constraint, value: Tensor, gradient: Tensor) -> Tensor:
-    return constraint.admissible(value, gradient)
-
-
-def _retracted(constraint: Constraint, value: Tensor) -> Tensor:
-    return constraint.retract(value)
-
-
-def _apply(
-    steps: Sequence[_Step],
-    function: Callable[..., Tensor],
-    given: Sequence[Sequence[Any]],
-    *,
-    gradients: bool = False,
-) -> None:
-    """Write what a function makes of the tensors into the first of them, equal ones as one batch.
-
-    Args:
-        steps: the tensors.
-        function: takes the constraint and the tensors that are given for one.
-        given: the tensors for each.
-        gradients: whether the last of the tensors is written, and not the first.
-    """
-    alike: dict[Hashable, list[int]] = {}
-    for i, (step, (first, *_)) in enumerate(zip(steps, given, strict=True)):
-        key = step.tensor.batch_key()
-        is_small = type(first) is torch.nn.Parameter and 0 < first.numel() <= _SMALL
-        whole = (key, first.shape, first.dtype, first.device) if key and is_small else i
-        alike.setdefault(whole, []).append(i)
-    for indices in alike.values():
-        constraint = steps[indices[0]].constraint
-        most = max(1, _BATCH // max(1, given[indices[0]][0].numel()))
-        for start in range(0, len(indices), most):
-            some = indices[start : start + most]
-            columns = list(zip(*(given[i] for i in some), strict=True))
-            if len(some) == 1:
-                found = [function(constraint, *(sharded.whole(c[0]) for c in columns))]
-            else:
-                found = function(constraint, *(torch.stack(c) for c in columns)).unbind()
-            for i, new in zip(some, found, strict=True):
-                old = given[i][-1 if gradients else 0]
-                if new is not old:
-                    store(old, new)
