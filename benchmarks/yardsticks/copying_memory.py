@@ -20,6 +20,7 @@ from benchmarks.copying import _CONTENDERS, HIDDEN, RATES, Network, _sequences, 
 from benchmarks.yardsticks.measure import Loss, Method
 from benchmarks.yardsticks.problems import Task
 from constrained import constrain
+from constrained.optim import RiemannianAdam
 
 Prepare = Callable[[Network], object]
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -85,6 +86,11 @@ METHODS = [
     _method(
         "constrained, project, Adam",
         lambda n: constrain(n, "kernel.weight", "orthogonal", mode="project"),
+    ),
+    _method(
+        "constrained.optim, RiemannianAdam",
+        lambda n: constrain(n, "kernel.weight", "orthogonal", mode="project"),
+        RiemannianAdam,
     ),
     _method(
         "torch cayley, Adam, cached()",

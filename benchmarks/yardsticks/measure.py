@@ -23,6 +23,9 @@ STALLED_EVALUATIONS, STALLED_SECONDS = 400, 0.5
 #: A descent whose gap is so many times that of the start is lost.
 DIVERGED = 1e4
 
+#: Those that need at most so many times the seconds of the first are timed again.
+NEAR = 4.0
+
 
 class Finished(Exception):
     """Raised from within the loss: solved, out of time, or no longer getting closer."""
@@ -195,20 +198,27 @@ def race(
     limit: float,
     rounds: int = 1,
 ) -> list[Attempt]:
-    """Let methods take turns; of those that solve the problem, the median attempt is kept.
+    """Let methods take turns, each round beginning with another one.
 
-    Those that don't in the first round are not asked again. Each round begins with another method.
+    From the second round on only those take part that solved the problem within `NEAR` times the
+    seconds of the first. The median attempt of each is kept.
     """
     of: dict[int, list[Attempt]] = {i: [] for i in range(len(methods))}
+    near = math.inf
     for k in range(rounds):
-        shift = k * len(methods) // max(rounds, 1)
+        shift = k * len(methods) // rounds
         for j in range(len(methods)):
             i = (j + shift) % len(methods)
-            if k == 0 or of[i][0].is_solved:
+            if k == 0 or _last_seconds(of[i][0]) <= near:
                 of[i].append(attempt(task, methods[i], rates[i], limit))
+        if k == 0:
+            near = min(NEAR * min(_last_seconds(a) for (a,) in of.values()), limit)
     return [_median(group) for group in of.values()]
 
 
+def _last_seconds(a: Attempt) -> float:
+    return a.seconds_to(a.targets[-1])
+
+
 def _median(attempts: Sequence[Attempt]) -> Attempt:
-    last = attempts[0].targets[-1]
-    return sorted(attempts, key=lambda a: a.seconds_to(last))[(len(attempts) - 1) // 2]
+    return sorted(attempts, key=_last_seconds)[(len(attempts) - 1) // 2]

@@ -23,6 +23,7 @@ from benchmarks.yardsticks.measure import Loss, Method, Solve
 from benchmarks.yardsticks.problems import Yardstick, correlation_dual
 from constrained import constrain
 from constrained.constraint.spec import parse
+from constrained.optim import RiemannianAdam, RiemannianCG, RiemannianLBFGS, RiemannianSGD
 
 #: The learning rates of every Adam.
 ADAM = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -39,7 +40,11 @@ def method(
     rates: tuple[float, ...] = (),
     takes_any_loss: bool = True,
 ) -> Callable[[Solve], Solve]:
-    """Register a method; ``sets`` are the constraints that it knows, all if none is given."""
+    """Register a method.
+
+    ``sets`` are the constraints that it knows, or keys of the data that it needs; all if none is
+    given.
+    """
 
     def register(solve: Solve) -> Solve:
         METHODS.append(Method(name, solve, sets or None, rates, takes_any_loss))
@@ -49,8 +54,9 @@ def method(
 
 
 def methods_for(yardstick: Yardstick) -> list[Method]:
-    """Those that know the set of a problem."""
-    return [m for m in METHODS if m.sets is None or yardstick.set_name in m.sets]
+    """Those that know the set of a problem, or are made for its data."""
+    known = {yardstick.set_name, *yardstick.data}
+    return [m for m in METHODS if m.sets is None or known.intersection(m.sets)]
 
 
 class Holder(nn.Module):
@@ -76,11 +82,11 @@ def descend(
         optimizer.step(closure)
 
 
-def lbfgs(module: nn.Module, iterations: int = 20) -> torch.optim.LBFGS:
+def lbfgs(module: nn.Module) -> torch.optim.LBFGS:
     """Torch's, alike for all who use it; it ends when the loss says so."""
     return torch.optim.LBFGS(
         module.parameters(),
-        max_iter=iterations,
+        max_iter=20,
         history_size=20,
         tolerance_grad=1e-13,
         tolerance_change=1e-16,
@@ -117,23 +123,45 @@ def _lbfgs(y: Yardstick, module: nn.Module, rate: float) -> torch.optim.Optimize
     return lbfgs(module)
 
 
-def _lbfgs_1(y: Yardstick, module: nn.Module, rate: float) -> torch.optim.Optimizer:
-    return lbfgs(module, 1)
-
-
 method("constrained, parametrize, Adam", rates=ADAM)(_of_constrained("parametrize", _adam))
 method("constrained, parametrize, L-BFGS")(_of_constrained("parametrize", _lbfgs))
 method("constrained, project, Adam", rates=ADAM)(_of_constrained("project", _adam))
 method("constrained, project, SGD", rates=DESCENT)(_of_constrained("project", _sgd))
 method("constrained, project, L-BFGS")(_of_constrained("project", _lbfgs))
-method("constrained, project, L-BFGS 1")(_of_constrained("project", _lbfgs_1))
 
 
-@method("constrained, nearest member", "correlation", "orthogonal", takes_any_loss=False)
+def _of_optim(make: Callable[..., torch.optim.Optimizer]) -> Solve:
+    def solve(y: Yardstick, loss: Loss, rate: float) -> None:
+        W = nn.Parameter(y.start.clone())
+        # Conjugate gradients and L-BFGS know smooth sets; a correlation matrix is W W', with rows on
+        # the sphere.
+        is_correlation = y.set_name == "correlation"
+        read = (lambda: W @ W.T) if is_correlation else (lambda: W)
+        optimizer = make([W], y, rate, constraint="sphere" if is_correlation else y.spec)
+        descend(optimizer, read, loss)
+
+    return solve
+
+
+_SMOOTH = ("orthogonal", "positive_definite", "correlation", "low_rank")
+_PATIENT = {"max_iter": 20, "tolerance_grad": 1e-13}
+method("constrained.optim, RiemannianSGD", rates=DESCENT)(
+    _of_optim(lambda W, y, rate, **of: RiemannianSGD(W, rate / y.curvature, MOMENTUM, **of))
+)
+method("constrained.optim, RiemannianAdam", rates=ADAM)(
+    _of_optim(lambda W, y, rate, **of: RiemannianAdam(W, rate, **of))
+)
+method("constrained.optim, RiemannianCG", *_SMOOTH)(
+    _of_optim(lambda W, y, rate, **of: RiemannianCG(W, **_PATIENT, **of))
+)
+method("constrained.optim, RiemannianLBFGS", *_SMOOTH)(
+    _of_optim(lambda W, y, rate, **of: RiemannianLBFGS(W, **_PATIENT, history_size=20, **of))
+)
+
+
+@method("constrained, nearest member", "nearest to", takes_any_loss=False)
 def _nearest(y: Yardstick, loss: Loss, rate: float) -> None:
-    # Principal components are not nearest to anything.
-    if "nearest to" in y.data:
-        loss(parse(y.spec).constraint.retract(y.data["nearest to"]))
+    loss(parse(y.spec).constraint.retract(y.data["nearest to"]))
 
 
 # -------------------------------------------------------------------------------- geoopt
@@ -253,7 +281,7 @@ def _by_torch(y: Yardstick) -> tuple[nn.Module, Callable[[], Tensor]]:
         U, S, Vh = torch.linalg.svd(y.start, full_matrices=False)
         root = S[:rank].sqrt()
         factors = nn.ParameterList(
-            [(U[:, :rank] * root).contiguous(), root[:, None] * Vh[:rank]]
+            [(U[:, :rank] * root).contiguous(), (root[:, None] * Vh[:rank]).contiguous()]
         )
         return factors, lambda: factors[0] @ factors[1]
 

@@ -25,7 +25,7 @@ from benchmarks.yardsticks.problems import Task, Yardstick
 
 PATH = RESULTS / "yardsticks.json"
 #: Seconds for each attempt on a small problem, and on a large one.
-LIMITS = {"small": 1.0, "large": 5.0}
+LIMITS = {"small": 0.7, "large": 3.0}
 ROUNDS = 3
 
 Entry = tuple[Callable[[], Task], str]
