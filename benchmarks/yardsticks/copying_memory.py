@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from benchmarks.copying import _CONTENDERS, HIDDEN, RATES, Network, _sequences, baseline
+from benchmarks.copying import _CONTENDERS, HIDDEN, Network, _sequences, baseline
 from benchmarks.yardsticks.measure import Loss, Method
 from benchmarks.yardsticks.problems import Task
 from constrained import constrain
 from constrained.optim import RiemannianAdam
+
+#: The learning rates of the kernel; all else has ten times as much.
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 
 Prepare = Callable[[Network], object]
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]

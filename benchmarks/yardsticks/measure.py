@@ -201,7 +201,7 @@ def race(
     """Let methods take turns, each round beginning with another one.
 
     From the second round on only those take part that solved the problem within `NEAR` times the
-    seconds of the first. The median attempt of each is kept.
+    seconds of the first that takes any loss. The median attempt of each is kept.
     """
     of: dict[int, list[Attempt]] = {i: [] for i in range(len(methods))}
     near = math.inf
@@ -212,7 +212,8 @@ def race(
             if k == 0 or _last_seconds(of[i][0]) <= near:
                 of[i].append(attempt(task, methods[i], rates[i], limit))
         if k == 0:
-            near = min(NEAR * min(_last_seconds(a) for (a,) in of.values()), limit)
+            general = [a[0] for i, a in of.items() if methods[i].takes_any_loss]
+            near = min(NEAR * min(_last_seconds(a) for a in general), limit)
     return [_median(group) for group in of.values()]
 
 

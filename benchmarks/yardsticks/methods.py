@@ -25,7 +25,8 @@ from constrained import constrain
 from constrained.constraint.spec import parse
 from constrained.optim import RiemannianAdam, RiemannianCG, RiemannianLBFGS, RiemannianSGD
 
-#: The learning rates of every Adam.
+#: The learning rates of every Adam: the root mean square of the entries of a step. One with a second
+#: moment for each element takes it times the root of the number of entries of an element.
 ADAM = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 #: Those of every gradient descent, in units of 1 / (largest eigenvalue of the Hessian at the start).
 DESCENT = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -94,6 +95,12 @@ def lbfgs(module: nn.Module) -> torch.optim.LBFGS:
     )
 
 
+def element_rate(y: Yardstick, rate: float) -> float:
+    """The length of a step of an element whose entries move by ``rate``."""
+    element = {"correlation": y.start[0], "nonnegative": y.start[0]}.get(y.set_name, y.start)
+    return rate * element.numel() ** 0.5
+
+
 # ------------------------------------------------------------------------- this library
 
 
@@ -149,7 +156,7 @@ method("constrained.optim, RiemannianSGD", rates=DESCENT)(
     _of_optim(lambda W, y, rate, **of: RiemannianSGD(W, rate / y.curvature, MOMENTUM, **of))
 )
 method("constrained.optim, RiemannianAdam", rates=ADAM)(
-    _of_optim(lambda W, y, rate, **of: RiemannianAdam(W, rate, **of))
+    _of_optim(lambda W, y, rate, **of: RiemannianAdam(W, element_rate(y, rate), **of))
 )
 method("constrained.optim, RiemannianCG", *_SMOOTH)(
     _of_optim(lambda W, y, rate, **of: RiemannianCG(W, **_PATIENT, **of))
@@ -186,7 +193,7 @@ def _geoopt(
 
 _OF_GEOOPT = ("orthogonal", "positive_definite", "correlation")
 method("geoopt, RiemannianAdam", *_OF_GEOOPT, rates=ADAM)(
-    _geoopt(lambda y, W, rate: geoopt.optim.RiemannianAdam(W, lr=rate))
+    _geoopt(lambda y, W, rate: geoopt.optim.RiemannianAdam(W, lr=element_rate(y, rate)))
 )
 method("geoopt, RiemannianSGD", *_OF_GEOOPT, rates=DESCENT)(
     _geoopt(
