@@ -29,7 +29,7 @@ from constrained.optim import RiemannianAdam, RiemannianCG, RiemannianLBFGS, Rie
 #: moment for each element takes it times the root of the number of entries of an element.
 ADAM = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 #: Those of every gradient descent, in units of 1 / (largest eigenvalue of the Hessian at the start).
-DESCENT = (0.1, 0.3, 1.0, 3.0, 10.0)
+DESCENT = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 MOMENTUM = 0.9
 
 METHODS: list[Method] = []

@@ -72,7 +72,7 @@ def run(
         for method in methods:
             rate = rates.get((task.name, task.size, method.name))
             if rate is None or (method.rates and rate not in method.rates):
-                rate = tuned(task, method, limit)
+                rate = tuned(task, method, limit / 2)
             taken.append(rate)
         yield race(task, methods, taken, limit, rounds)
 
