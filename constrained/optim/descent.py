@@ -21,6 +21,9 @@ Vectors = list[Tensor]
 #: How many units in the last place of its dtype a loss may be wrong by.
 _ROUNDING = 8
 
+#: It stops after so many steps that change the loss by rounding, and do not halve the gradient.
+_PATIENCE = 5
+
 
 @dataclass
 class Point:
@@ -135,9 +138,12 @@ class DescentOptimizer(RiemannianOptimizer):
         point = _arrived(walkers, [w.value.clone() for w in walkers], start)
         if not all(self.state[w.parameter] for w in walkers):
             self._forget()
+        least, idle = math.inf, 0
         for _ in range(int(group["max_iter"])):
             most = max(float(g.abs().max()) for g in point.gradients if g.numel())
             if most <= float(group["tolerance_grad"]) or spent >= int(group["max_eval"]):
+                break
+            if idle == _PATIENCE:
                 break
             direction = self.direction(point)
             slope = point.inner(point.gradients, direction)
@@ -172,6 +178,8 @@ class DescentOptimizer(RiemannianOptimizer):
             after: Point = found.point
             _write(walkers, after.values)
             self.remember(point, direction, found, after)
+            is_idle = point.loss - after.loss <= rounding * abs(point.loss) and most > least / 2
+            idle, least = idle + 1 if is_idle else 0, min(least, most)
             point = after
         for walker in walkers:
             walker.note_step()

@@ -14,10 +14,10 @@ from constrained.atomic.contents import is_finite, store
 from constrained.atomic.sharded import is_shard
 from constrained.attached.attached_constraint import AttachedConstraint
 from constrained.constraint.base import Constraint
-from constrained.constraint.errors import InfeasibleError, NonfiniteGradientError
+from constrained.constraint.errors import InfeasibleError, NonfiniteGradientError, OutOfRangeError
 from constrained.constraint.precision import raise_precision
 from constrained.optim.walked_set import as_plain_data, attached_to, set_of
-from constrained.training.nonfinite import nonfinite_gradients, step_too_long
+from constrained.training.nonfinite import nonfinite_gradients
 
 
 class Walker(NamedTuple):
@@ -28,12 +28,14 @@ class Walker(NamedTuple):
         constraint: its set. That of a plain parameter is all of space.
         tensor: what is known of it, if `constrained.constrain` gave it its constraint.
         name: what messages call it.
+        is_plain: whether it has no constraint.
     """
 
     parameter: Tensor
     constraint: Constraint
     tensor: AttachedConstraint | None
     name: str
+    is_plain: bool
 
     @property
     def value(self) -> Tensor:
@@ -45,16 +47,24 @@ class Walker(NamedTuple):
         gradient: Any = self.parameter.grad
         return raise_precision(gradient)
 
-    def may_arrive(self, value: Tensor) -> bool:
-        """Whether a step may end at a value; not if that is NaN or infinite.
+    def may_take(self, *tensors: Tensor) -> bool:
+        """Whether the numbers of a step are finite; for a plain parameter they may be anything.
 
         Raises:
-            OutOfRangeError: in that case, unless the parameter has ``on_nonfinite="skip"``.
+            OutOfRangeError: if they are not, unless the parameter has ``on_nonfinite="skip"``.
         """
-        if self.tensor is None or is_finite(value):
+        if self.is_plain or all(map(is_finite, tensors)):
             return True
+        if self.tensor is None:
+            raise OutOfRangeError(
+                f"{self.name}: this step of it ends in NaN or infinity; make shorter steps."
+            )
         if self.tensor.on_nonfinite == "raise":
-            raise step_too_long(self.tensor, self.tensor.steps + 1)
+            raise OutOfRangeError(
+                f"'{self.tensor.path}': optimizer step {self.tensor.steps + 1} ends in NaN or "
+                "infinity; make shorter steps, or constrain it with on_nonfinite='skip', which "
+                "leaves such steps out."
+            )
         return False
 
     def arrive(self, value: Tensor) -> None:
@@ -129,8 +139,9 @@ class RiemannianOptimizer(Optimizer):
                     f"{name}: it is sharded over processes, and manifold optimizers need whole "
                     "tensors; take an optimizer of torch, with mode='project'."
                 )
-            constraint = set_of(group["constraint"], parameter)
-            found.append(Walker(parameter, constraint, attached_to(parameter), name))
+            constraint, tensor = set_of(group["constraint"], parameter), attached_to(parameter)
+            is_plain = group["constraint"] is None and tensor is None
+            found.append(Walker(parameter, constraint, tensor, name, is_plain))
         return found
 
     def moving(self) -> list[tuple[dict[str, Any], list[Walker]]]:

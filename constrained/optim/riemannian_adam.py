@@ -49,8 +49,8 @@ class RiemannianAdam(RiemannianOptimizer):
 
     Raises:
         InfeasibleError: if a parameter does not lie in its set.
-        ValueError: if a setting is out of range, or a set with a boundary has no projection in the
-            metric that ``second_moment="entry"`` needs. In a step, if a gradient holds NaN or
+        ValueError: if a setting is out of range, or a set that is not smooth has no projection in
+            the metric that ``second_moment="entry"`` needs. In a step, if a gradient holds NaN or
             infinity: then nothing of this step has been done.
 
     Example:
@@ -110,8 +110,8 @@ class RiemannianAdam(RiemannianOptimizer):
         value = parameter.detach()
         if constraint.project_scaled(value, torch.ones_like(value)) is None:
             raise ValueError(
-                f"{constraint!r} has a boundary, and no projection onto it in the metric of a "
-                "second moment for each entry; take second_moment='element'."
+                f"{constraint!r} has no projection in the metric of a second moment for each "
+                "entry; take second_moment='element'."
             )
 
     def walk(self, group: dict[str, Any], walker: Walker) -> None:
@@ -136,19 +136,20 @@ class RiemannianAdam(RiemannianOptimizer):
         if group["amsgrad"] and state:
             largest = torch.maximum(second, state["max_exp_avg_sq"])
         scale = (largest / (1 - beta2**step)).sqrt() + float(group["eps"])
-        direction = first / scale / (1 - beta1**step) * -float(group["lr"])
-        if by_entry and constraint.is_smooth():
-            new = constraint.move(value, constraint.tangent(value, direction))
-        elif by_entry:
-            new = constraint.project_scaled(value + direction, scale)
+        vector = first / scale / (1 - beta1**step) * -float(group["lr"])
+        if not walker.may_take(vector):
+            return
+        if by_entry and not constraint.is_smooth():
+            new = constraint.project_scaled(value + vector, scale)
             assert new is not None
         else:
-            new = constraint.move(value, direction)
-        if walker.may_arrive(new):
-            dtype = walker.parameter.dtype
-            moved = constraint.transport(value, first, new)
-            state["step"], state["exp_avg"] = step, moved.to(dtype)
-            state["exp_avg_sq"] = second.to(walker.parameter.real.dtype)
-            if group["amsgrad"]:
-                state["max_exp_avg_sq"] = largest.to(walker.parameter.real.dtype)
-            walker.arrive(new)
+            vector = constraint.tangent(value, vector) if by_entry else vector
+            new = constraint.move(value, vector)
+        if not walker.may_take(new):
+            return
+        dtype, real = walker.parameter.dtype, walker.parameter.real.dtype
+        moved = constraint.transport(value, first, new)
+        state.update(step=step, exp_avg=moved.to(dtype), exp_avg_sq=second.to(real))
+        if group["amsgrad"]:
+            state["max_exp_avg_sq"] = largest.to(real)
+        walker.arrive(new)

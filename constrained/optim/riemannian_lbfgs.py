@@ -89,7 +89,7 @@ class RiemannianLBFGS(DescentOptimizer):
 
     def direction(self, point: Point) -> Vectors:
         """The two-loop recursion."""
-        result = [-g for g in point.gradients]
+        result: Vectors = [-g for g in point.gradients]
         pairs = [(s, y, point.inner(s, y)) for s, y in self._pairs(point)]
         pairs = [(s, y, along) for s, y, along in pairs if along > 0]
         if not pairs:
@@ -97,11 +97,12 @@ class RiemannianLBFGS(DescentOptimizer):
         shares: list[float] = []
         for s, y, along in reversed(pairs):
             shares.append(point.inner(s, result) / along)
-            _add(result, y, -shares[-1])
+            result = _sum(result, y, -shares[-1])
         _, y, along = pairs[-1]
-        torch._foreach_mul_(result, along / point.inner(y, y))
+        scale = along / point.inner(y, y)
+        result = [scale * r for r in result]
         for (s, y, along), share in zip(pairs, reversed(shares), strict=True):
-            _add(result, s, share - point.inner(y, result) / along)
+            result = _sum(result, s, share - point.inner(y, result) / along)
         return result
 
     def first_length(self, point: Point, slope: float) -> float | None:
@@ -146,5 +147,5 @@ class RiemannianLBFGS(DescentOptimizer):
         ]
 
 
-def _add(vectors: Vectors, others: Vectors, factor: float) -> None:
-    torch._foreach_add_(vectors, others, alpha=factor)
+def _sum(vectors: Vectors, others: Vectors, factor: float) -> Vectors:
+    return [v.add(other, alpha=factor) for v, other in zip(vectors, others, strict=True)]

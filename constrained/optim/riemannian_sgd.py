@@ -93,9 +93,13 @@ class RiemannianSGD(RiemannianOptimizer):
             if "momentum_buffer" in state:
                 average = gradient.add(state["momentum_buffer"], alpha=momentum)
             direction = gradient.add(average, alpha=momentum) if group["nesterov"] else average
-        new = constraint.move(value, direction * -float(group["lr"]))
-        if walker.may_arrive(new):
-            if momentum:
-                moved = constraint.transport(value, average, new)
-                state["momentum_buffer"] = moved.to(walker.parameter.dtype)
-            walker.arrive(new)
+        step = direction * -float(group["lr"])
+        if not walker.may_take(step):
+            return
+        new = constraint.move(value, step)
+        if not walker.may_take(new):
+            return
+        if momentum:
+            moved = constraint.transport(value, average, new)
+            state["momentum_buffer"] = moved.to(walker.parameter.dtype)
+        walker.arrive(new)
