@@ -1,7 +1,8 @@
-"""The copying problem as a yardstick: the gap is the cross-entropy, relative to the best without memory.
+"""The copying problem as a yardstick.
 
-Training is by random batches, so the gaps to time are larger. The kernel stays orthogonal; all
-methods have the same network, start, batches and learning rates.
+The gap is the cross-entropy, relative to the best that a network without memory can have. Training
+is by random batches, so the gaps to time are larger. The kernel stays orthogonal; all methods have
+the same network, start, batches and learning rates.
 """
 
 from __future__ import annotations

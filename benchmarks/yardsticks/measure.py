@@ -1,8 +1,8 @@
 """Time a method on a problem: when did it first ask for a point that is as good as the optimum?
 
-Every point at which a method evaluates the loss is looked at, while the clock stands still. One that
-lies outside of the set doesn't count. So a method needs no callback, and none can count a point that
-it never had.
+Every point at which a method evaluates the loss is looked at, while the clock stands still. One
+that lies outside of the set doesn't count. So a method needs no callback, and none can count a
+point that it never had.
 """
 
 from __future__ import annotations
@@ -118,11 +118,12 @@ class Loss:
                 attempt.outside += 1
         self._paused += time.perf_counter() - now
         if gap < -1e-7 and attempt.last_gap == gap:
-            raise BelowTheOptimum(f"{attempt.problem}: {attempt.method} is below the optimum: {gap}")
+            raise BelowTheOptimum(
+                f"{attempt.problem}: {attempt.method} is below the optimum: {gap}"
+            )
         evaluations, at = self._improved_at
         has_stalled = (
-            self._evaluations - evaluations > STALLED_EVALUATIONS
-            and seconds - at > STALLED_SECONDS
+            self._evaluations - evaluations > STALLED_EVALUATIONS and seconds - at > STALLED_SECONDS
         )
         # A line search comes back from such a point, a learning rate does not.
         has_diverged = attempt.rate > 0 and not gap < DIVERGED
@@ -157,11 +158,6 @@ class Method:
     sets: tuple[str, ...] | None = None
     rates: tuple[float, ...] = ()
     takes_any_loss: bool = True
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is of this library."""
-        return self.name.startswith("constrained")
 
 
 def attempt(task: Task, method: Method, rate: float, limit: float) -> Attempt:

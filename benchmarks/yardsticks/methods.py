@@ -1,7 +1,7 @@
 """The methods that compete, each one function from a problem and a learning rate.
 
-To add one: write a function that evaluates ``loss`` until it raises `Finished`, or evaluates it once
-at its solution and returns, and put ``@method(name, ...)`` above it.
+To add one: write a function that evaluates ``loss`` until it raises `Finished`, or evaluates it
+once at its solution and returns, and put ``@method(name, ...)`` above it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from constrained import constrain
 from constrained.constraint.spec import parse
 from constrained.optim import RiemannianAdam, RiemannianCG, RiemannianLBFGS, RiemannianSGD
 
-#: The learning rates of every Adam: the root mean square of the entries of a step. One with a second
-#: moment for each element takes it times the root of the number of entries of an element.
+#: The learning rates of every Adam: the root mean square of the entries of a step. One with a
+#: second moment for each element takes it times the root of the number of entries of an element.
 ADAM = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-#: Those of every gradient descent, in units of 1 / (largest eigenvalue of the Hessian at the start).
+#: Those of every gradient descent, in units of 1 / (largest eigenvalue of the Hessian at the
+#: start).
 DESCENT = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 MOMENTUM = 0.9
 
@@ -140,11 +141,14 @@ method("constrained, project, L-BFGS")(_of_constrained("project", _lbfgs))
 def _of_optim(make: Callable[..., torch.optim.Optimizer]) -> Solve:
     def solve(y: Yardstick, loss: Loss, rate: float) -> None:
         W = nn.Parameter(y.start.clone())
-        # Conjugate gradients and L-BFGS know smooth sets; a correlation matrix is W W', with rows on
-        # the sphere.
-        is_correlation = y.set_name == "correlation"
-        read = (lambda: W @ W.T) if is_correlation else (lambda: W)
-        optimizer = make([W], y, rate, constraint="sphere" if is_correlation else y.spec)
+        # Conjugate gradients and L-BFGS know smooth sets; a correlation matrix is W W', with rows
+        # on the sphere.
+        spec = {
+            "correlation": "sphere",
+            "positive_definite": "positive_definite(metric='affine_invariant')",
+        }.get(y.set_name, y.spec)
+        read = (lambda: W @ W.T) if y.set_name == "correlation" else (lambda: W)
+        optimizer = make([W], y, rate, constraint=spec)
         descend(optimizer, read, loss)
 
     return solve

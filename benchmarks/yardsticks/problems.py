@@ -1,7 +1,7 @@
 """Minimization problems over constraint sets, whose optimum is known from elsewhere.
 
-The optimum comes from a decomposition of LAPACK, from how the data were made, or from a dual problem
-whose value bounds it from below. All data are float64 and made from fixed seeds.
+The optimum comes from a decomposition of LAPACK, from how the data were made, or from a dual
+problem whose value bounds it from below. All data are float64 and made from fixed seeds.
 """
 
 from __future__ import annotations
@@ -89,20 +89,20 @@ class Yardstick(Task):
 
 
 def higham_3() -> Yardstick:
-    """Higham's example, at a distance of 0.527790 (Computing the nearest correlation matrix, 2002)."""
+    """At a distance of 0.527790 (Higham, Computing the nearest correlation matrix, 2002)."""
     C = torch.tensor([[1.0, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=torch.float64)
     return _nearest_correlation("Higham", C)
 
 
 def higham_4() -> Yardstick:
-    """The second difference matrix, at a distance of 2.133729 (section 4 of the same paper)."""
+    """The second difference matrix, at a distance of 2.133729 (the same paper)."""
     ones = torch.ones(3, dtype=torch.float64)
     C = 2 * torch.eye(4, dtype=torch.float64) - ones.diag(1) - ones.diag(-1)
     return _nearest_correlation("tridiagonal", C)
 
 
 def missing_correlation(n: int) -> Yardstick:
-    """Correlations of pairs of columns where both were observed: half of a table of n rows is missing."""
+    """Of a table with n rows, half of which is missing: correlations where both were observed."""
     g = torch.Generator().manual_seed(n)
     factors = torch.randn(n, 5, generator=g, dtype=torch.float64)
     table = factors @ torch.randn(5, n, generator=g, dtype=torch.float64)
@@ -166,7 +166,9 @@ def correlation_dual(
         last = root @ root.T
         last.fill_diagonal_(1)
         seen(last)
-        value = float(values.clamp(min=0).square().sum() - C.square().sum()) / 2 - float(shift.sum())
+        value = float(values.clamp(min=0).square().sum() - C.square().sum()) / 2 - float(
+            shift.sum()
+        )
         return value, (P.diagonal() - 1).numpy()
 
     found: Any = optimize.minimize(
@@ -291,7 +293,7 @@ def _half_square(A: Tensor, b: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def covariance(n: int) -> Yardstick:
-    """The likelihood of Gaussian samples, whose optimum is their covariance; condition about 10^4."""
+    """The likelihood of Gaussian samples, whose optimum is their covariance; condition 10^4."""
     g = torch.Generator().manual_seed(n)
     scales = torch.logspace(-1, 1, n, dtype=torch.float64)
     samples = torch.randn(10 * n, n, generator=g, dtype=torch.float64) * scales

@@ -1,8 +1,8 @@
 """``python -m benchmarks yardsticks``: every method on every problem, in seconds and evaluations.
 
 A method that has a learning rate takes the one of its grid that is best for each problem. Which one
-that is stands in the committed results; with ``FULL=1``, and for a method that is new there, the whole
-grid is tried first. Methods take turns, on one thread, in double precision.
+that is stands in the committed results; with ``FULL=1``, and for a method that is new there, the
+whole grid is tried first. Methods take turns, on one thread, in double precision.
 """
 
 from __future__ import annotations
