@@ -23,7 +23,13 @@ from benchmarks.yardsticks.measure import Loss, Method, Solve
 from benchmarks.yardsticks.problems import Yardstick, correlation_dual
 from constrained import constrain
 from constrained.constraint.spec import parse
-from constrained.optim import RiemannianAdam, RiemannianCG, RiemannianLBFGS, RiemannianSGD
+from constrained.optim import (
+    ManifoldMuon,
+    RiemannianAdam,
+    RiemannianCG,
+    RiemannianLBFGS,
+    RiemannianSGD,
+)
 
 #: The learning rates of every Adam: the root mean square of the entries of a step. One with a
 #: second moment for each element takes it times the root of the number of entries of an element.
@@ -161,6 +167,10 @@ method("constrained.optim, RiemannianSGD", rates=DESCENT)(
 )
 method("constrained.optim, RiemannianAdam", rates=ADAM)(
     _of_optim(lambda W, y, rate, **of: RiemannianAdam(W, element_rate(y, rate), **of))
+)
+# The length of its steps is their largest singular value, that of all of them.
+method("constrained.optim, ManifoldMuon", "orthogonal", rates=ADAM)(
+    _of_optim(lambda W, y, rate, **of: ManifoldMuon(W, rate * max(y.start.shape) ** 0.5, **of))
 )
 method("constrained.optim, RiemannianCG", *_SMOOTH)(
     _of_optim(lambda W, y, rate, **of: RiemannianCG(W, **_PATIENT, **of))
