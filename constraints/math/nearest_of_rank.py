@@ -11,11 +11,11 @@ from torch import Tensor
 from constraints.math.svd import svd
 
 # Derivation. The nearest matrix is P X = X Q, for the projections P and Q onto the leading left and
-# right singular vectors. Its derivative maps G to P G + G Q - P G Q, corrected for how P and Q turn:
-# in the plane of a kept singular value s and a dropped one t, with the entries a = u_s' G v_t and
-# b = u_t' G v_s of G, these become (s^2 a + s t b) / (s^2 - t^2) and (s^2 b + s t a) / (s^2 - t^2),
-# which is a + (t^2 a + s t b) / (s^2 - t^2), and the same for b. So no two dropped values are ever
-# compared, and these may repeat, as the zeros of a matrix of that rank do. The derivative is
+# right singular vectors. Its derivative maps G to P G + G Q - P G Q, corrected for how P and Q
+# turn: in the plane of a kept singular value s and a dropped one t, with the entries a = u_s' G v_t
+# and b = u_t' G v_s of G, these become (s^2 a + s t b) / (s^2 - t^2) and (s^2 b + s t a) / (s^2 -
+# t^2), which is a + (t^2 a + s t b) / (s^2 - t^2), and the same for b. So no two dropped values are
+# ever compared, and these may repeat, as the zeros of a matrix of that rank do. The derivative is
 # symmetric: the nearest matrix is the gradient of half of the sum of the kept s^2.
 
 
