@@ -69,33 +69,21 @@ class Geometry(OptionalMethods, Membership):
         """Whether walks on the set may end at a boundary: by default, unless it is smooth."""
         return not self.is_smooth()
 
-    def inner(self, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """The inner product of tangent vectors at a member: the Riemannian metric of the set.
-
-        By default it is the Euclidean one, the sum of the products of the entries.
-
-        Args:
-            value: members, of shape ``(*batch, *event)``.
-            first: of the shape of ``value``.
-            second: of the shape of ``value``.
-
-        Returns:
-            Real tensor of shape ``(*batch, 1, ...)``: one number for each element.
-        """
-        product = first * second.conj()
-        product = product.real if product.is_complex() else product
-        dims = value.ndim if self.event_dim is None else self.event_dim
-        return product.sum(tuple(range(-dims, 0)), keepdim=True) if dims else product
-
     def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
-        """The tangent vector whose inner product with each other is the derivative along that.
+        """The gradient of a function on the set, as a tangent vector.
 
-        By default `admissible` if the set is smooth. Where a set has a boundary it is the gradient
-        itself: a step along it ends with the projection.
+        A tangent vector is given by coordinates that are orthonormal in the Riemannian metric of
+        the set: the inner product of two vectors is the sum of the products of their entries. By
+        default it is a vector of the surrounding space, and this is `admissible` if the set is
+        smooth. Where a set has a boundary it is the gradient itself: steps end with a projection.
 
         Args:
             value: members, of shape ``(*batch, *event)``.
             gradient: the partial derivatives, of the shape of ``value``.
+
+        Returns:
+            Tensor of the shape of ``value``, whose inner product with each tangent vector is the
+            derivative along that.
         """
         return self.admissible(value, gradient) if self.is_smooth() else gradient
 
@@ -106,26 +94,24 @@ class Geometry(OptionalMethods, Membership):
 
         Args:
             value: members, of shape ``(*batch, *event)``.
-            vector: of the shape of ``value``.
+            vector: of the shape of ``value``, as `riemannian_gradient` gives it.
         """
         return self.retract(value + vector)
 
-    def transport(self, value: Tensor, vector: Tensor, new: Tensor) -> Tensor:
-        """A tangent vector at one member as one at another.
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
+        """A tangent vector at one member as one at another, nearby.
 
         By default the orthogonal projection onto the tangent space there. Where a set has a
         boundary, `admissible` of the vector, which is taken for a gradient.
 
         Args:
-            value: members, of shape ``(*batch, *event)``.
-            vector: tangent there, of the shape of ``value``.
-            new: other members, of the shape of ``value``.
+            vector: of shape ``(*batch, *event)``, as `riemannian_gradient` gives it.
+            new: the other members, of the same shape.
 
         Reference:
             Absil, Mahony and Sepulchre, Optimization algorithms on matrix manifolds (2008), section
             8.1.3.
         """
-        del value
         return self.tangent(new, vector) if self.is_smooth() else self.admissible(new, vector)
 
     def retract(self, value: Tensor) -> Tensor:

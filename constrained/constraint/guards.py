@@ -330,7 +330,6 @@ GUARDS: Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "retract": functools.partial(_guard_project, name="retract"),
     "tangent": _guard_geometry,
     "admissible": _guard_geometry,
-    "inner": _guard_geometry,
     "riemannian_gradient": _guard_geometry,
     "move": _guard_geometry,
     "transport": _guard_geometry,

@@ -149,11 +149,6 @@ class View(Constraint):
         """Whether the set of ``constraint`` has a boundary."""
         return self.constraint.has_boundary()
 
-    def inner(self, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """The sum of the inner products of all elements of the rearranged tensor."""
-        found = self.constraint.inner(*map(self.rearranged, (value, first, second)))
-        return found.sum().reshape((1,) * value.ndim)
-
     def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of the rearranged tensor, rearranged back."""
         found = self.constraint.riemannian_gradient(*map(self.rearranged, (value, gradient)))
@@ -164,9 +159,9 @@ class View(Constraint):
         found = self.constraint.move(*map(self.rearranged, (value, vector)))
         return rearrange(found, self._back, **self._lengths)
 
-    def transport(self, value: Tensor, vector: Tensor, new: Tensor) -> Tensor:
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
         """Transport the rearranged vector, and rearrange it back."""
-        found = self.constraint.transport(*map(self.rearranged, (value, vector, new)))
+        found = self.constraint.transport(*map(self.rearranged, (vector, new)))
         return rearrange(found, self._back, **self._lengths)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:

@@ -41,20 +41,21 @@ class Point:
     gradients: Vectors
     loss: float
 
-    def inner(self, first: Vectors, second: Vectors) -> float:
-        """The inner product of tangent vectors here."""
-        parts = zip(self.walkers, self.values, first, second, strict=True)
-        return float(sum(w.constraint.inner(x, u, v).sum().double() for w, x, u, v in parts))
-
     def moved(self, vectors: Vectors, length: float) -> list[Tensor]:
         """The values that a step along tangent vectors leads to."""
         parts = zip(self.walkers, self.values, vectors, strict=True)
         return [w.constraint.move(x, length * v) for w, x, v in parts]
 
-    def transported(self, vectors: Vectors, new: Point) -> Vectors:
-        """Tangent vectors here as tangent vectors at another point."""
-        parts = zip(self.walkers, self.values, vectors, new.values, strict=True)
-        return [w.constraint.transport(x, v, y) for w, x, v, y in parts]
+    def transported(self, vectors: Vectors) -> Vectors:
+        """Tangent vectors at another point, nearby, as tangent vectors here."""
+        parts = zip(self.walkers, vectors, self.values, strict=True)
+        return [w.constraint.transport(v, x) for w, v, x in parts]
+
+
+def inner(first: Vectors, second: Vectors) -> float:
+    """The inner product of tangent vectors at the same point."""
+    products = [u.conj() * v for u, v in zip(first, second, strict=True)]
+    return float(sum(p.real.sum(dtype=torch.float64) for p in products))
 
 
 class DescentOptimizer(RiemannianOptimizer):
@@ -140,17 +141,17 @@ class DescentOptimizer(RiemannianOptimizer):
             self._forget()
         least, idle = math.inf, 0
         for _ in range(int(group["max_iter"])):
-            most = max(float(g.abs().max()) for g in point.gradients if g.numel())
+            most = max((float(g.abs().max()) for g in point.gradients if g.numel()), default=0.0)
             if most <= float(group["tolerance_grad"]) or spent >= int(group["max_eval"]):
                 break
             if idle == _PATIENCE:
                 break
             direction = self.direction(point)
-            slope = point.inner(point.gradients, direction)
+            slope = inner(point.gradients, direction)
             if not slope < 0:
                 self._forget()
                 direction = [-g for g in point.gradients]
-                slope = point.inner(point.gradients, direction)
+                slope = inner(point.gradients, direction)
             if not slope < 0:
                 break
             first = self.first_length(point, slope)
@@ -209,7 +210,7 @@ class _Curve:
         if not all(g is not None and bool(torch.isfinite(g).all()) for g in gradients):
             return Trial(length, math.inf, math.inf)
         new = _arrived(point.walkers, values, loss)
-        slope = new.inner(new.gradients, point.transported(self._direction, new))
+        slope = inner(new.gradients, new.transported(self._direction))
         return Trial(length, loss, slope, new)
 
 

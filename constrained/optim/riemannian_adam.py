@@ -15,6 +15,12 @@ from constrained.optim.riemannian import RiemannianOptimizer, Walker, expect_set
 SecondMoment = Literal["element", "entry"]
 
 
+def sum_over_elements(constraint: Constraint, square: Tensor) -> Tensor:
+    """The sum over the entries of each element, of shape ``(*batch, 1, ...)``."""
+    dims = square.ndim if constraint.event_dim is None else constraint.event_dim
+    return square.sum(tuple(range(-dims, 0)), keepdim=True) if dims else square
+
+
 class RiemannianAdam(RiemannianOptimizer):
     r"""Adam, each step along the set of the parameter.
 
@@ -49,7 +55,7 @@ class RiemannianAdam(RiemannianOptimizer):
 
     Raises:
         InfeasibleError: if a parameter does not lie in its set.
-        ValueError: if a setting is out of range, or a set that is not smooth has no projection in
+        ValueError: if a setting is out of range, or a set with a boundary has no projection in
             the metric that ``second_moment="entry"`` needs. In a step, if a gradient holds NaN or
             infinity: then nothing of this step has been done.
 
@@ -105,13 +111,13 @@ class RiemannianAdam(RiemannianOptimizer):
         self, group: dict[str, Any], constraint: Constraint, parameter: Tensor
     ) -> None:
         """See `RiemannianOptimizer`."""
-        if group["second_moment"] == "element" or constraint.is_smooth():
+        if group["second_moment"] == "element" or not constraint.has_boundary():
             return
         value = parameter.detach()
         if constraint.project_scaled(value, torch.ones_like(value)) is None:
             raise ValueError(
-                f"{constraint!r} has no projection in the metric of a second moment for each "
-                "entry; take second_moment='element'."
+                f"{constraint!r} has a boundary, and no projection in the metric of a second "
+                "moment for each entry; take second_moment='element'."
             )
 
     def walk(self, group: dict[str, Any], walker: Walker) -> None:
@@ -122,9 +128,9 @@ class RiemannianAdam(RiemannianOptimizer):
             gradient = gradient.add(value, alpha=float(group["weight_decay"]))
         gradient = constraint.riemannian_gradient(value, gradient)
         by_entry = group["second_moment"] == "entry"
-        square = gradient.abs().square() if by_entry else None
-        if square is None:
-            square = constraint.inner(value, gradient, gradient)
+        square = gradient.abs().square()
+        if not by_entry:
+            square = sum_over_elements(constraint, square)
         state, (beta1, beta2) = self.state[walker.parameter], map(float, group["betas"])
         step = state.get("step", 0) + 1
         first = gradient * (1 - beta1)
@@ -139,7 +145,7 @@ class RiemannianAdam(RiemannianOptimizer):
         vector = first / scale / (1 - beta1**step) * -float(group["lr"])
         if not walker.may_take(vector):
             return
-        if by_entry and not constraint.is_smooth():
+        if by_entry and constraint.has_boundary():
             new = constraint.project_scaled(value + vector, scale)
             assert new is not None
         else:
@@ -148,7 +154,7 @@ class RiemannianAdam(RiemannianOptimizer):
         if not walker.may_take(new):
             return
         dtype, real = walker.parameter.dtype, walker.parameter.real.dtype
-        moved = constraint.transport(value, first, new)
+        moved = constraint.transport(first, new)
         state.update(step=step, exp_avg=moved.to(dtype), exp_avg_sq=second.to(real))
         if group["amsgrad"]:
             state["max_exp_avg_sq"] = largest.to(real)

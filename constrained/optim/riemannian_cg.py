@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from constrained.optim.descent import DescentOptimizer, Point, Vectors
+from constrained.optim.descent import DescentOptimizer, Point, Vectors, inner
 from constrained.optim.line_search import Trial
 
 
@@ -88,7 +88,7 @@ class RiemannianCG(DescentOptimizer):
             return [-g for g in point.gradients]
         last = [state["gradient"].to(g) for state, g in zip(states, point.gradients, strict=True)]
         changed = [g - old for g, old in zip(point.gradients, last, strict=True)]
-        beta = max(0.0, point.inner(point.gradients, changed) / states[0]["gradient_square"])
+        beta = max(0.0, inner(point.gradients, changed) / states[0]["gradient_square"])
         return [
             state["direction"].to(g).mul(beta).sub(g)
             for state, g in zip(states, point.gradients, strict=True)
@@ -101,10 +101,10 @@ class RiemannianCG(DescentOptimizer):
 
     def remember(self, before: Point, direction: Vectors, trial: Trial, after: Point) -> None:
         """See `DescentOptimizer`."""
-        slope = before.inner(before.gradients, direction)
-        square = before.inner(before.gradients, before.gradients)
-        directions = before.transported(direction, after)
-        gradients = before.transported(before.gradients, after)
+        slope = inner(before.gradients, direction)
+        square = inner(before.gradients, before.gradients)
+        directions = after.transported(direction)
+        gradients = after.transported(before.gradients)
         for walker, d, g in zip(after.walkers, directions, gradients, strict=True):
             dtype = walker.parameter.dtype
             self.state[walker.parameter] = {"direction": d.to(dtype), "gradient": g.to(dtype)}

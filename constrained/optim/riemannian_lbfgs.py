@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from constrained.optim.descent import DescentOptimizer, Point, Vectors
+from constrained.optim.descent import DescentOptimizer, Point, Vectors, inner
 from constrained.optim.line_search import Trial
 from constrained.optim.riemannian import expect_setting
 
@@ -90,19 +90,19 @@ class RiemannianLBFGS(DescentOptimizer):
     def direction(self, point: Point) -> Vectors:
         """The two-loop recursion."""
         result: Vectors = [-g for g in point.gradients]
-        pairs = [(s, y, point.inner(s, y)) for s, y in self._pairs(point)]
+        pairs = [(s, y, inner(s, y)) for s, y in self._pairs(point)]
         pairs = [(s, y, along) for s, y, along in pairs if along > 0]
         if not pairs:
             return result
         shares: list[float] = []
         for s, y, along in reversed(pairs):
-            shares.append(point.inner(s, result) / along)
+            shares.append(inner(s, result) / along)
             result = _sum(result, y, -shares[-1])
         _, y, along = pairs[-1]
-        scale = along / point.inner(y, y)
+        scale = along / inner(y, y)
         result = [scale * r for r in result]
         for (s, y, along), share in zip(pairs, reversed(shares), strict=True):
-            result = _sum(result, s, share - point.inner(y, result) / along)
+            result = _sum(result, s, share - inner(y, result) / along)
         return result
 
     def first_length(self, point: Point, slope: float) -> float | None:
@@ -111,16 +111,13 @@ class RiemannianLBFGS(DescentOptimizer):
 
     def remember(self, before: Point, direction: Vectors, trial: Trial, after: Point) -> None:
         """See `DescentOptimizer`."""
-        pairs = [
-            (before.transported(s, after), before.transported(y, after))
-            for s, y in self._pairs(before)
-        ]
-        step = before.transported([trial.length * d for d in direction], after)
-        old = before.transported(before.gradients, after)
+        pairs = [(after.transported(s), after.transported(y)) for s, y in self._pairs(before)]
+        step = after.transported([trial.length * d for d in direction])
+        old = after.transported(before.gradients)
         change = [g - was for g, was in zip(after.gradients, old, strict=True)]
-        along = after.inner(step, change)
+        along = inner(step, change)
         eps = torch.finfo(step[0].dtype).eps
-        if along > eps * (after.inner(step, step) * after.inner(change, change)) ** 0.5:
+        if along > eps * (inner(step, step) * inner(change, change)) ** 0.5:
             pairs.append((step, change))
         pairs = pairs[-int(self.param_groups[0]["history_size"]) :]
         for i, walker in enumerate(after.walkers):

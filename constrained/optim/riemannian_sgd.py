@@ -100,6 +100,6 @@ class RiemannianSGD(RiemannianOptimizer):
         if not walker.may_take(new):
             return
         if momentum:
-            moved = constraint.transport(value, average, new)
+            moved = constraint.transport(average, new)
             state["momentum_buffer"] = moved.to(walker.parameter.dtype)
         walker.arrive(new)

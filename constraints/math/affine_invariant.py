@@ -7,7 +7,7 @@ the trace of $W^{-1} U W^{-1} V$. With the lower triangular K for which $K + K^\
 $$W(t) = L(t) L(t)^\top, \qquad L(t) = L \, e^{t K},$$
 
 starts at W with the velocity V. It stays in the set for all t, and the coordinates of its velocity
-are S all along. So a vector is transported by keeping its coordinates, and inner products with it.
+are S all along. So a vector is transported by keeping its coordinates, which keeps inner products.
 
 Reference:
     Bhatia, Positive definite matrices (2007), chapter 6, for the metric; Lin, Riemannian geometry
@@ -25,24 +25,24 @@ from constraints.math.covariance import covariance
 from constraints.math.matrix import symmetric_part
 
 
-def cholesky_factor(W: Tensor) -> Tensor:
-    """The lower triangular L with ``W = L L'`` and a positive diagonal."""
-    return linalg.cholesky_ex(W).L
+def gradient_coordinates(W: Tensor, G: Tensor) -> Tensor:
+    """The coordinates of the gradient ``W G W``: ``L' G L`` for the symmetric part of G.
+
+    Args:
+        W: shape ``(*batch, n, n)``.
+        G: partial derivatives of a function at W, of the same shape.
+    """
+    L = linalg.cholesky_ex(W).L
+    return symmetric_part(L.mT @ symmetric_part(G) @ L)
 
 
-def coordinates(L: Tensor, V: Tensor) -> Tensor:
-    """``L^-1 V L^-T`` for a lower triangular L and a symmetric V."""
-    half = linalg.solve_triangular(L, V, upper=False)
-    return symmetric_part(linalg.solve_triangular(L, half.mT, upper=False))
+def moved(W: Tensor, S: Tensor) -> Tensor:
+    """The member W(1) of the curve from W whose velocity has the coordinates S.
 
-
-def vector_with(L: Tensor, S: Tensor) -> Tensor:
-    """``L S L'``, the vector with the coordinates S."""
-    return symmetric_part(L @ S @ L.mT)
-
-
-def moved(L: Tensor, V: Tensor) -> Tensor:
-    """The member W(1) of the curve that starts at ``L L'`` with the velocity V."""
-    S = coordinates(L, V)
+    Args:
+        W: shape ``(*batch, n, n)``.
+        S: symmetric, of the same shape.
+    """
+    L = linalg.cholesky_ex(W).L
     K = S.tril(-1) + torch.diag_embed(S.diagonal(dim1=-2, dim2=-1) / 2)
     return covariance(L @ linalg.matrix_exp(K))

@@ -13,12 +13,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
-from constraints.math.affine_invariant import (
-    cholesky_factor,
-    coordinates,
-    moved,
-    vector_with,
-)
+from constraints.math.affine_invariant import gradient_coordinates, moved
 from constraints.math.covariance import (
     clipped,
     covariance,
@@ -143,30 +138,23 @@ class PositiveDefinite(SquareMatrices):
         """Whether the boundary is at a finite distance."""
         return self.metric == "euclidean"
 
-    def inner(self, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """With the affine-invariant metric the trace of ``W^-1 U W^-1 V``."""
-        if self.metric == "euclidean":
-            return super().inner(value, first, second)
-        L = cholesky_factor(value)
-        return (coordinates(L, first) * coordinates(L, second)).sum((-2, -1), keepdim=True)
-
     def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
-        """With the affine-invariant metric ``W G W`` for the symmetric part G of the gradient."""
+        """With the affine-invariant metric ``L' G L``, with the Cholesky factor L of the value."""
         if self.metric == "euclidean":
             return super().riemannian_gradient(value, gradient)
-        return symmetric_part(value @ symmetric_part(gradient) @ value)
+        return gradient_coordinates(value, gradient)
 
     def move(self, value: Tensor, vector: Tensor) -> Tensor:
         """With the affine-invariant metric the curve of `constraints.math.affine_invariant`."""
         if self.metric == "euclidean":
             return super().move(value, vector)
-        return moved(cholesky_factor(value), vector)
+        return moved(value, vector)
 
-    def transport(self, value: Tensor, vector: Tensor, new: Tensor) -> Tensor:
-        """With the affine-invariant metric the vector with the same coordinates; an isometry."""
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
+        """With the affine-invariant metric the coordinates stay as they are."""
         if self.metric == "euclidean":
-            return super().transport(value, vector, new)
-        return vector_with(cholesky_factor(new), coordinates(cholesky_factor(value), vector))
+            return super().transport(vector, new)
+        return vector
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small eigenvalues raised to ``share^2`` of the mean one, or of 1 if that is more.

@@ -43,7 +43,7 @@ class Real(ZeroPattern):
         """The sum: no way back is needed."""
         return value + vector
 
-    def transport(self, value: Tensor, vector: Tensor, new: Tensor) -> Tensor:
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
         """The vector itself."""
         return vector
 

@@ -6,7 +6,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from constrained import assert_feasible, get
 from constrained.optim import RiemannianAdam, RiemannianCG, RiemannianLBFGS, RiemannianSGD
-
 from tests.constrained.optim import problems
 from tests.constrained.optim.problems import SMOOTH, gaussian, least_squares
 
