@@ -98,7 +98,7 @@ def higham_4() -> Yardstick:
     """The second difference matrix, at a distance of 2.133729 (the same paper)."""
     ones = torch.ones(3, dtype=torch.float64)
     C = 2 * torch.eye(4, dtype=torch.float64) - ones.diag(1) - ones.diag(-1)
-    return _nearest_correlation("tridiagonal", C)
+    return _nearest_correlation("Higham, tridiagonal", C)
 
 
 def missing_correlation(n: int) -> Yardstick:
@@ -369,7 +369,7 @@ SMALL: tuple[Callable[[], Yardstick], ...] = (
 LARGE: tuple[Callable[[], Yardstick], ...] = (
     lambda: missing_correlation(400),
     lambda: principal_components(200, 150),
-    lambda: procrustes(256),
+    lambda: procrustes(200),
     lambda: nonnegative_least_squares(1000, 600),
     lambda: lasso(500, 1000),
     lambda: covariance(100),
