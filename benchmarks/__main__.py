@@ -24,6 +24,7 @@ from benchmarks import (
 from benchmarks.harness import Timing, save
 from benchmarks.targets import show_targets
 from benchmarks.yardsticks import run as yardsticks
+from benchmarks.yardsticks import tables
 
 GROUPS = {
     "reading": (reading.recurrent_loop, reading.evaluation, reading.bare_read),
@@ -54,6 +55,7 @@ def main(groups: list[str]) -> None:
         print(f"Written to {path}")
     if groups != ["yardsticks"]:
         show_targets()
+        tables.show_targets(yardsticks.load())
 
 
 def _show(timings: list[Timing]) -> None:

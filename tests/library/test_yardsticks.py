@@ -19,8 +19,8 @@ from benchmarks.yardsticks.measure import (
 )
 from benchmarks.yardsticks.methods import METHODS, methods_for
 
-#: These come no closer than 1e-3 within three seconds. L-BFGS meets the kink of a map at zero; steps
-#: in the entries of a covariance are slow at condition 10^4; steps of a constant length don't end.
+#: These come no closer than 1e-3 within three seconds. L-BFGS meets the kink of a map at zero; in the
+#: entries of a covariance steps are slow at condition 10^4; steps of a constant length don't end.
 KNOWN_TO_FAIL = {
     "nonnegative": ("constrained, parametrize, L-BFGS",),
     "orthogonal": ("constrained.optim, ManifoldMuon",),
@@ -175,14 +175,24 @@ def test_committed_results_have_every_problem_and_every_method():
         assert min(a.last_gap for a in group) > -1e-7
 
 
+SMALL = ("higham", "tridiagonal", "correlation", "pca", "procrustes", "nnls", "lasso", "covariance")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", problems.SMALL)
+@pytest.mark.parametrize("make", problems.SMALL, ids=(*SMALL, "completion"))
 def test_every_method_comes_to_the_optimum(make):
     y = make()
-    entry = [(lambda: y, "small")]
-    for found in next(run.run(entry, run.load(), rounds=1, limits={"small": 3.0})):
-        known = KNOWN_TO_FAIL.get(y.set_name, ())
-        assert found.last_gap <= 1e-3 or found.method in known, found
+    known = run.load()
+    quick = {
+        a.method
+        for a in known
+        if (a.problem, a.size) == (y.name, y.size) and a.seconds_to(a.targets[-1]) < 0.15
+    }
+    assert quick
+    for found in next(run.run([(lambda: y, "small")], known, rounds=1, limits={"small": 3.0})):
+        assert found.last_gap <= 1e-3 or found.method in KNOWN_TO_FAIL.get(y.set_name, ()), found
+        # Those that take a tenth of a second do so on a machine that is twenty times slower too.
+        assert found.is_solved or found.method not in quick, found
 
 
 @pytest.mark.slow
