@@ -19,8 +19,8 @@ from benchmarks.yardsticks.measure import (
 )
 from benchmarks.yardsticks.methods import METHODS, methods_for
 
-#: These come no closer than 1e-3 within three seconds. L-BFGS meets the kink of a map at zero; in the
-#: entries of a covariance steps are slow at condition 10^4; steps of a constant length don't end.
+#: These come no closer than 1e-3 within three seconds. L-BFGS meets the kink at zero; steps
+#: in the entries of a covariance are slow at condition 10^4; those of a constant length don't end.
 KNOWN_TO_FAIL = {
     "nonnegative": ("constrained, parametrize, L-BFGS",),
     "orthogonal": ("constrained.optim, ManifoldMuon",),
