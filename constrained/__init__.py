@@ -20,6 +20,7 @@ from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
+from constrained.minimizing.minimize import minimize
 from constrained.model.config_file import read_config
 from constrained.model.config_schema import schema
 from constrained.model.constrain import constrain
@@ -56,6 +57,7 @@ __all__ = [
     "get",
     "load",
     "load_state_dict",
+    "minimize",
     "names",
     "param_groups",
     "parameters_of",

@@ -18,6 +18,7 @@ from scipy import optimize
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+import constrained
 from benchmarks.peers import Transformed
 from benchmarks.yardsticks.measure import Loss, Method, Solve
 from benchmarks.yardsticks.problems import Yardstick, correlation_dual
@@ -65,6 +66,10 @@ def methods_for(yardstick: Yardstick) -> list[Method]:
     """Those that know the set of a problem, or are made for its data."""
     known = {yardstick.set_name, *yardstick.data}
     return [m for m in METHODS if m.sets is None or known.intersection(m.sets)]
+
+
+#: Every L-BFGS-B goes on until the loss says that it is enough.
+_UNTIL_SOLVED = {"maxiter": 10**6, "maxfun": 10**6, "ftol": 0, "gtol": 0, "maxcor": 20}
 
 
 class Holder(nn.Module):
@@ -142,6 +147,12 @@ method("constrained, parametrize, L-BFGS")(_of_constrained("parametrize", _lbfgs
 method("constrained, project, Adam", rates=ADAM)(_of_constrained("project", _adam))
 method("constrained, project, SGD", rates=DESCENT)(_of_constrained("project", _sgd))
 method("constrained, project, L-BFGS")(_of_constrained("project", _lbfgs))
+
+
+@method("constrained.minimize, L-BFGS-B")
+def _minimize(y: Yardstick, loss: Loss, rate: float) -> None:
+    module: Any = _constrained(y, "parametrize")
+    constrained.minimize(module, lambda m: loss(m.weight), progress=False, options=_UNTIL_SOLVED)
 
 
 def _of_optim(make: Callable[..., torch.optim.Optimizer]) -> Solve:
@@ -352,9 +363,9 @@ def _lbfgsb(y: Yardstick, loss: Loss, rate: float) -> None:
         return float(found.detach()), gradient.numpy()
 
     bounds = optimize.Bounds(0, numpy.inf)
-    options = {"maxiter": 10**6, "maxfun": 10**6, "ftol": 0, "gtol": 0, "maxcor": 20}
+    start = y.start.numpy()
     optimize.minimize(
-        value, y.start.numpy(), jac=True, bounds=bounds, method="L-BFGS-B", options=options
+        value, start, jac=True, bounds=bounds, method="L-BFGS-B", options=_UNTIL_SOLVED
     )
 
 

@@ -7,11 +7,13 @@ methods: before a step the gradient is made tangent, after it the point is broug
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from constrained.constraint.linear_form import LinearForm
 from constrained.constraint.membership import Membership
 from constrained.constraint.optional_methods import OptionalMethods
 from constrained.constraint.precision import raise_precision
@@ -226,6 +228,22 @@ class Geometry(OptionalMethods, Membership):
         """
         del scale
         return self.project(value) if self.event_dim == 0 else None
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm | None:
+        """The closure of the set as bounds and linear equations or inequalities, for one element.
+
+        `constrained.minimize` gives them to methods that take such constraints. A class defines it
+        if its set has this form, with few enough inequalities to be written down.
+
+        Args:
+            shape: of one element.
+
+        Returns:
+            The form, whose entries are those of the element in row-major order, or None, which is
+            the default.
+        """
+        del shape
+        return None
 
     def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
         r"""A gradient that points out of the set at no member, and vanishes at an optimum only.
