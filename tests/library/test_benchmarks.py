@@ -29,7 +29,7 @@ def test_figures_of_targets():
 def test_the_documents_show_the_results():
     for path in report.SHOWN_IN:
         text = path.read_text()
-        assert text == report.with_table(text), f"{path.name} is stale: run `make bench`"
+        assert text == report.with_tables(text), f"{path.name} is stale: run `make bench`"
 
 
 def test_a_training_step_descends():
