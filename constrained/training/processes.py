@@ -41,9 +41,9 @@ def share_projections(model: nn.Module, group: Any = None) -> None:
     even on unlike processors. Under ``fully_shard`` and tensor parallelism the work is always
     divided, and this changes nothing.
 
-    From then on all processes of the group must make the same steps of an optimizer with the same
-    parameters; an optimizer that gives each process other parameters, as ``ZeroRedundancyOptimizer``
-    does, must not be used. A copy of the model does not have this setting.
+    From then on all processes of the group must make the same steps of optimizers with the same
+    parameters. ``ZeroRedundancyOptimizer``, which gives each process other parameters, must not be
+    used. A copy of the model does not have this setting.
 
     Args:
         model: the model, wrapped or not.
@@ -94,16 +94,20 @@ class Share:
         """What the process with this rank in the group has of a whole tensor."""
         if self.dim is None:
             return whole
-        first, last = _bounds(whole.shape[self.dim], dist.get_world_size(self.group), rank)
+        first, last = _bounds(whole.shape[self.dim], _world_size(self.group), rank)
         return whole.narrow(self.dim, first, last - first)
 
     def shape(self, whole: torch.Size, rank: int) -> list[int]:
         """The shape of `piece`."""
         shape = list(whole)
         if self.dim is not None:
-            first, last = _bounds(shape[self.dim], dist.get_world_size(self.group), rank)
+            first, last = _bounds(shape[self.dim], _world_size(self.group), rank)
             shape[self.dim] = last - first
         return shape
+
+
+def _world_size(group: Any) -> int:
+    return dist.get_world_size(group)
 
 
 def _bounds(length: int, world: int, rank: int) -> tuple[int, int]:
@@ -133,12 +137,12 @@ class Processes:
                 groups += [mesh.get_group(dim) for dim in range(mesh.ndim)]
             elif tensor.group is not None:
                 groups.append(tensor.group)
-        groups = [g for g in dict.fromkeys(groups) if dist.get_world_size(g) > 1]
+        groups = [g for g in dict.fromkeys(groups) if _world_size(g) > 1]
         return Processes(groups, _local(parameters[0]).device) if groups else None
 
     def highest(self, numbers: Sequence[int]) -> list[int]:
         """The highest of each of these numbers, from 0 to 2**31, among all processes."""
-        found = torch.tensor(list(numbers), dtype=torch.int32, device=self._device)
+        found: Any = torch.tensor(list(numbers), dtype=torch.int32, device=self._device)
         for group in self._groups:
             dist.all_reduce(found, dist.ReduceOp.MAX, group)
         return found.tolist()
@@ -230,7 +234,7 @@ def share_of(task: Task) -> Share | None:
     first: Any = task.given[0]
     if not is_shard(first):
         group = task.tensor.group
-        return None if group is None or dist.get_world_size(group) == 1 else Share(group, None)
+        return None if group is None or _world_size(group) == 1 else Share(group, None)
     cuts = _cuts(first)
     if cuts is None or len(cuts) != 1 or not _is_cut_alike(task) or _has_elements_here(task):
         return None
@@ -281,7 +285,7 @@ class _Exchange:
 
     def __init__(self, group: Any, tasks: Sequence[tuple[Task, Share]]) -> None:
         self._group, self._tasks = group, tasks
-        self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
+        self._rank, self._world = dist.get_rank(group), _world_size(group)
         self._device = _local(tasks[0][0].given[0]).device
         self._owners = owners([_cost(task) for task, _ in tasks], self._world)
         self._mine = [i for i, owner in enumerate(self._owners) if owner == self._rank]
@@ -343,7 +347,8 @@ class _Exchange:
         total = torch.empty(sum(map(sum, bytes_in)), dtype=torch.uint8, device=self._device)
         sizes = [sum(each) for each in bytes_in]
         dist.all_to_all_single(total, message, sizes, bytes_out, self._group)
-        flat = iter(total.split([n for each in bytes_in for n in each]))
+        split: Any = total.split([n for each in bytes_in for n in each])
+        flat = iter(split)
         # A copy of each begins at an address that its dtype allows.
         return [[next(flat).clone().view(d).view(s) for s, d in each] for each in expected]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,7 +264,8 @@ def _not_in_place(
     """Prepare the gradients of the tensors that go the fast way, and return the others."""
     if getattr(optimizer, "found_inf", None) is not None:
         return list(steps)
-    rates = plain_rates(optimizer) if any(s.in_place and s.in_place.lands for s in steps) else {}
+    lands = any(s.in_place is not None and s.in_place.lands for s in steps)
+    rates: Mapping[int, float] = plain_rates(optimizer) if lands else {}
     others: list[_Step] = []
     for step in steps:
         parameter, fast = step.parameter, step.in_place

@@ -22,8 +22,10 @@ def check_wrapped(parameters: Sequence[Tensor], tensors: Mapping[int, AttachedCo
         RuntimeError: names the tensor, and says what to do.
     """
     for parameter in parameters:
-        if id(parameter) in tensors and is_flat(parameter):
-            tensor = tensors[id(parameter)]
+        tensor = tensors.get(id(parameter))
+        if tensor is None or not is_flat(parameter):
+            continue
+        if tensor.constraint().event_dim != 0 or tensor.batch_key() is None:
             raise RuntimeError(
                 f"'{tensor.path}': FullyShardedDataParallel has left this process a flat piece of "
                 f"it, and {tensor.described()} needs its rows and columns; wrap the model by "
