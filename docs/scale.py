@@ -159,9 +159,7 @@ def measured() -> dict[int, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as name:
         for world in WORLDS:
             command = [sys.executable, "-W", "ignore", __file__, name]
-            own = [
-                subprocess.Popen([*command, str(rank), str(world)]) for rank in range(world)
-            ]
+            own = [subprocess.Popen([*command, str(rank), str(world)]) for rank in range(world)]
             if any(each.wait(timeout=300) for each in own):
                 raise RuntimeError(f"One of {world} processes has failed.")
             files = [Path(name, f"{world}_{rank}.json") for rank in range(world)]
@@ -202,13 +200,19 @@ def page(found: dict[int, list[dict[str, Any]]]) -> str:
     """The page."""
     small, large = shapes(BLOCKS, WIDTH, KEYS), shapes(LARGE_BLOCKS, LARGE_WIDTH, LARGE_KEYS)
     own, size = sum(map(product, small)), ENTRY * sum(map(math.prod, small))
-    rows: list[str] = []
+    rows: list[list[str]] = []
     for world, each in found.items():
         for mode in MODES[1:]:
             flops, sent = more(each, mode, "flops"), more(each, mode, "bytes")
             rows.append(
-                f"| {mode} | {world} | {max(flops) / own:.2f} | {sum(flops) / own:.2f} "
-                f"| {sum(sent) / world / size:.3f} | {calls(each[0], mode)} |"
+                [
+                    mode,
+                    str(world),
+                    f"{max(flops) / own:.2f}",
+                    f"{sum(flops) / own:.2f}",
+                    f"{sum(sent) / world / size:.3f}",
+                    calls(each[0], mode),
+                ]
             )
     products = {m: sum(more(found[1], m, "flops")) / own for m in MODES[1:]}
     world = WORLDS[-1]
@@ -252,9 +256,7 @@ plain model. A product is that of each matrix with a Gram matrix of its own: 2 n
 operations, counted by `torch.utils.flop_counter` in the code that runs. Bytes are in units of those
 of the matrices.
 
-| mode | processes | products in the busiest process | products in all | bytes sent by each process | collectives |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
+{table(head, rows)}
 
 ## 70 billion parameters on {GPUS} GPUs
 

@@ -14,7 +14,7 @@ would raise an error, and the others would wait for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +24,7 @@ from torch import Tensor, nn
 
 from constrained.atomic.contents import store
 from constrained.atomic.sharded import is_shard
-from constrained.attached.attached_constraint import (
-    AttachedConstraint,
-    attached_constraints,
-    note_change,
-)
+from constrained.attached.attached_constraint import attached_constraints, note_change
 from constrained.parametrized.tensor_locations import check_model
 from constrained.training.tasks import Task, batches, gathered, results
 
@@ -128,15 +124,21 @@ class Processes:
         self._groups, self._device = groups, device
 
     @staticmethod
-    def of(tensors: Sequence[AttachedConstraint], parameters: Sequence[Tensor]) -> Processes | None:
-        """Those that hold some tensors together; None if no tensor is held by several."""
+    def of(parameters: Sequence[Tensor], others: Iterable[Any] = ()) -> Processes | None:
+        """Those that hold some tensors together.
+
+        Args:
+            parameters: whole tensors or shards.
+            others: further groups, or None.
+
+        Returns:
+            None if there are no other processes.
+        """
         groups: list[Any] = []
-        for tensor, parameter in zip(tensors, parameters, strict=True):
-            if is_shard(parameter):
-                mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
-                groups += [mesh.get_group(dim) for dim in range(mesh.ndim)]
-            elif tensor.group is not None:
-                groups.append(tensor.group)
+        for parameter in filter(is_shard, parameters):
+            mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
+            groups += [mesh.get_group(dim) for dim in range(int(mesh.ndim))]
+        groups += [group for group in others if group is not None]
         groups = [g for g in dict.fromkeys(groups) if _world_size(g) > 1]
         return Processes(groups, _local(parameters[0]).device) if groups else None
 
@@ -154,41 +156,39 @@ class Processes:
             Exception: what a task has raised here; nothing is written then.
             RuntimeError: if one has raised something in another process.
         """
-        done: list[tuple[Task, Sequence[Tensor]]] = []
-        shared: dict[Any, list[tuple[Task, Share]]] = {}
-        alone: list[Task] = []
-        for task in tasks:
+        shared: dict[Any, list[tuple[int, Task, Share]]] = {}
+        alone: list[tuple[int, Task]] = []
+        for i, task in enumerate(tasks):
             share = share_of(task)
             if share is None:
-                alone.append(_of_piece(task) if _has_elements_here(task) else task)
+                alone.append((i, _of_piece(task) if _has_elements_here(task) else task))
             else:
-                shared.setdefault(share.group, []).append((task, share))
-        error, failed = None, 0
+                shared.setdefault(share.group, []).append((i, task, share))
         exchanges = [_Exchange(group, some) for group, some in shared.items()]
-        own = gathered(alone) + [task for exchange in exchanges for task in exchange.own]
+        whole = gathered([task for _, task in alone])
+        own = whole + [task for exchange in exchanges for task in exchange.own]
+        places = [i for i, _ in alone] + [i for exchange in exchanges for i in exchange.places]
+        place = {id(task): i for task, i in zip(own, places, strict=True)}
+        found: dict[int, Sequence[Tensor]] = {}
+        error, failed = None, 0
         for batch in batches(own):
             try:
-                done += zip(batch, results(batch), strict=True)
+                found.update(zip(map(id, batch), results(batch), strict=True))
             except Exception as caught:
-                error, failed = caught, 1 + _index_of(batch[0], tasks)
+                error, failed = caught, 1 + place[id(batch[0])]
                 break
         (first,) = self.highest([failed])
         if error is not None:
             raise error
         if first:
             raise RuntimeError(
-                f"'{tasks[first - 1].tensor.path}': another process has failed to bring it back, "
-                "and its error says why; nothing has been written."
+                f"{tasks[first - 1].name}: another process has failed to bring it back, and its "
+                "error says why; nothing has been written."
             )
-        by_task = {id(task): found for task, found in done}
-        for task in own[: len(alone)]:
-            task.write(by_task[id(task)])
+        for task in whole:
+            task.write(found[id(task)])
         for exchange in exchanges:
-            exchange.write(by_task)
-
-
-def _index_of(task: Task, tasks: Sequence[Task]) -> int:
-    return next(i for i, each in enumerate(tasks) if each.tensor is task.tensor)
+            exchange.write([found[id(task)] for task in exchange.own])
 
 
 # -------------------------------------------------------------------------------- what lies where
@@ -219,12 +219,12 @@ def _is_cut_alike(task: Task) -> bool:
 def _has_elements_here(task: Task) -> bool:
     """Whether each element of the set lies in the piece of one process."""
     first: Any = task.given[0]
-    event_dim = task.tensor.constraint().event_dim
+    event_dim = task.constraint.event_dim
     if not is_shard(first) or not _is_cut_alike(task):
         return False
     cuts = _cuts(first)
-    # Without a batch key a constraint has tensors of its own, of the shape of the whole.
-    if cuts is None or task.tensor.batch_key() is None or event_dim is None:
+    # Without a key the constraint may have tensors of its own, of the shape of the whole.
+    if cuts is None or task.key is None or event_dim is None:
         return not cuts and cuts is not None
     return all(dim < first.ndim - event_dim for _, dim in cuts)
 
@@ -233,8 +233,8 @@ def share_of(task: Task) -> Share | None:
     """How a task is divided; None if each process does it alone."""
     first: Any = task.given[0]
     if not is_shard(first):
-        group = task.tensor.group
-        return None if group is None or _world_size(group) == 1 else Share(group, None)
+        is_alone = task.group is None or _world_size(task.group) == 1
+        return None if is_alone else Share(task.group, None)
     cuts = _cuts(first)
     if cuts is None or len(cuts) != 1 or not _is_cut_alike(task) or _has_elements_here(task):
         return None
@@ -281,54 +281,56 @@ class _Exchange:
 
     Attributes:
         own: those of the tasks that this process does, with whole tensors given.
+        places: their places in the list of which the tasks are a part.
     """
 
-    def __init__(self, group: Any, tasks: Sequence[tuple[Task, Share]]) -> None:
+    def __init__(self, group: Any, tasks: Sequence[tuple[int, Task, Share]]) -> None:
         self._group, self._tasks = group, tasks
         self._rank, self._world = dist.get_rank(group), _world_size(group)
-        self._device = _local(tasks[0][0].given[0]).device
-        self._owners = owners([_cost(task) for task, _ in tasks], self._world)
-        self._mine = [i for i, owner in enumerate(self._owners) if owner == self._rank]
-        self.own = self._collected()
+        self._device = _local(tasks[0][1].given[0]).device
+        self._owners = owners([_cost(task) for _, task, _ in tasks], self._world)
+        mine = [each for each, own in zip(tasks, self._owners, strict=True) if own == self._rank]
+        self.places = [i for i, _, _ in mine]
+        self._shares = [share for _, _, share in mine]
+        self.own = self._collected([task for _, task, _ in mine])
 
-    def _collected(self) -> list[Task]:
+    def _collected(self, mine: Sequence[Task]) -> list[Task]:
         """The own tasks, for which the others have sent their pieces."""
-        if all(share.dim is None for _, share in self._tasks):
-            return [self._tasks[i][0] for i in self._mine]
+        if all(share.dim is None for _, _, share in self._tasks):
+            return list(mine)
         sent: list[list[Tensor]] = [[] for _ in range(self._world)]
         expected: list[list[_Kind]] = [[] for _ in range(self._world)]
-        for (task, share), owner in zip(self._tasks, self._owners, strict=True):
-            if share.dim is None:
-                continue
-            sent[owner] += map(_local, task.given)
-            for rank in range(self._world) if owner == self._rank else ():
+        for (_, task, share), owner in zip(self._tasks, self._owners, strict=True):
+            if share.dim is not None:
+                sent[owner] += map(_local, task.given)
+        for task, share in zip(mine, self._shares, strict=True):
+            for rank in range(self._world) if share.dim is not None else ():
                 expected[rank] += [(share.shape(t.shape, rank), t.dtype) for t in task.given]
         received = [iter(pieces) for pieces in self._all_to_all(sent, expected)]
         found: list[Task] = []
-        for i in self._mine:
-            task, share = self._tasks[i]
+        for task, share in zip(mine, self._shares, strict=True):
             if share.dim is not None:
                 given = [torch.cat([*map(next, received)], share.dim) for _ in task.given]
                 task = replace(task, given=given)
             found.append(task)
         return found
 
-    def write(self, results: dict[int, Sequence[Tensor]]) -> None:
+    def write(self, found: Sequence[Sequence[Tensor]]) -> None:
         """Send each process the pieces of the results that it has to know, and write the own ones.
 
         Args:
-            results: of the own tasks, by their ids.
+            found: the results of the own tasks.
         """
         sent: list[list[Tensor]] = [[] for _ in range(self._world)]
         expected: list[list[_Kind]] = [[] for _ in range(self._world)]
-        for i, task in zip(self._mine, self.own, strict=True):
-            for old, new in zip(task.written, results[id(task)], strict=True):
+        for task, share, new in zip(self.own, self._shares, found, strict=True):
+            for old, each in zip(task.written, new, strict=True):
                 for rank in range(self._world):
-                    sent[rank].append(self._tasks[i][1].piece(new, rank).to(old.dtype))
-        for (task, _), owner in zip(self._tasks, self._owners, strict=True):
+                    sent[rank].append(share.piece(each, rank).to(old.dtype))
+        for (_, task, _), owner in zip(self._tasks, self._owners, strict=True):
             expected[owner] += [(_local(t).shape, t.dtype) for t in task.written]
         received = [iter(pieces) for pieces in self._all_to_all(sent, expected)]
-        for (task, _), owner in zip(self._tasks, self._owners, strict=True):
+        for (_, task, _), owner in zip(self._tasks, self._owners, strict=True):
             for old in task.written:
                 store(_local(old), next(received[owner]))
 
@@ -347,8 +349,8 @@ class _Exchange:
         total = torch.empty(sum(map(sum, bytes_in)), dtype=torch.uint8, device=self._device)
         sizes = [sum(each) for each in bytes_in]
         dist.all_to_all_single(total, message, sizes, bytes_out, self._group)
-        split: Any = total.split([n for each in bytes_in for n in each])
-        flat = iter(split)
+        parts: list[Tensor] = list(total.split([n for each in bytes_in for n in each]))
+        flat = iter(parts)
         # A copy of each begins at an address that its dtype allows.
         return [[next(flat).clone().view(d).view(s) for s, d in each] for each in expected]
 

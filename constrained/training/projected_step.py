@@ -139,7 +139,7 @@ class _Steps(list[_Step]):
         self.is_outer = wraps_another(optimizer)
         self.outside: OutsidePoints | None = None
         tensors, own = [s.tensor for s in self], [s.parameter for s in self]
-        self.processes = Processes.of(tensors, own)
+        self.processes = Processes.of(own, [each.group for each in tensors])
         if self.processes is not None:
             for step in self:
                 # Whether a tensor goes the fast way depends on the numbers that a process has.
@@ -250,7 +250,7 @@ def _prepare(optimizer: Optimizer, steps: _Steps) -> None:
     tasks: list[Task] = []
     for step in dense:
         gradient = step.parameter.grad
-        tasks.append(Task(step.tensor, admissible, [step.parameter, gradient], [gradient]))
+        tasks.append(Task.of(step.tensor, admissible, [step.parameter, gradient], [gradient]))
     _carry_out(tasks, steps.processes)
     for step in unlike:
         sign, decay = turned[id(step.parameter)]

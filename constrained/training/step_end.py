@@ -78,7 +78,7 @@ def end_of_step(
         given += [moment] if divided is None else [moment, divided]
     given, written = given + points, written + moments + points
     end = StepEnd(is_back, scale is not None, tuple(each is not None for each in scales))
-    return Task(tensor, end, given, written) if written else None
+    return Task.of(tensor, end, given, written) if written else None
 
 
 def admissible(constraint: Constraint, value: Tensor, gradient: Tensor) -> Sequence[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from constrained.atomic import sharded
 from constrained.atomic.contents import store
 from constrained.attached.attached_constraint import AttachedConstraint
+from constrained.constraint.base import Constraint
 
 #: Tensors of at most ``_SMALL`` entries are treated in batches of at most ``_BATCH`` entries.
 _SMALL, _BATCH = 2**16, 2**22
@@ -22,18 +23,36 @@ class Task:
     """New contents of some tensors, which a constraint computes from others.
 
     Attributes:
-        tensor: the constrained tensor.
+        constraint: the constraint.
+        name: what messages call the constrained tensor.
         function: takes the constraint and the whole of `given`, or several of each stacked, and
-            returns the whole of what becomes of `written`. Tasks are done as one batch only if
-            their functions are equal.
-        given: tensors of the shape of the constrained one, or shards of such.
-        written: tensors of the shape of the constrained one, or shards of such.
+            returns the whole of what becomes of `written`.
+        given: whole tensors or shards.
+        written: whole tensors or shards.
+        key: tasks with equal keys and functions may be done as one batch, since their constraints
+            treat tensors alike; all given and written ones then have the shape of the constrained
+            one. None for a task that is done alone.
+        group: the processes among which it is divided although all have the whole tensors.
     """
 
-    tensor: AttachedConstraint
+    constraint: Constraint
+    name: str
     function: Callable[..., Sequence[Tensor]]
     given: Sequence[Tensor]
     written: Sequence[Tensor]
+    key: Hashable | None = None
+    group: Any = None
+
+    @staticmethod
+    def of(
+        tensor: AttachedConstraint,
+        function: Callable[..., Sequence[Tensor]],
+        given: Sequence[Tensor],
+        written: Sequence[Tensor],
+    ) -> Task:
+        """A task for a plain tensor."""
+        constraint, key = tensor.constraint(), tensor.batch_key()
+        return Task(constraint, f"'{tensor.path}'", function, given, written, key, tensor.group)
 
     def write(self, found: Sequence[Tensor]) -> None:
         """Write the results."""
@@ -69,19 +88,18 @@ def batches(tasks: Sequence[Task]) -> list[list[Task]]:
 def results(batch: Sequence[Task]) -> list[Sequence[Tensor]]:
     """What becomes of the written tensors of each task of a batch."""
     first = batch[0]
-    constraint = first.tensor.constraint()
     if len(batch) == 1:
-        return [first.function(constraint, *first.given)]
+        return [first.function(first.constraint, *first.given)]
     stacked = map(torch.stack, zip(*(task.given for task in batch), strict=True))
-    found = first.function(constraint, *stacked)
+    found = first.function(first.constraint, *stacked)
     return [*zip(*(each.unbind() for each in found), strict=True)]
 
 
 def _batch_key(task: Task) -> Hashable | None:
-    key, first = task.tensor.batch_key(), task.given[0]
-    if key is None or not 0 < first.numel() <= _SMALL or not all(map(_is_plain, task.given)):
+    first = task.given[0]
+    if task.key is None or not 0 < first.numel() <= _SMALL or not all(map(_is_plain, task.given)):
         return None
-    return key, task.function, *((t.shape, t.dtype, t.device) for t in task.given)
+    return task.key, task.function, *((t.shape, t.dtype, t.device) for t in task.given)
 
 
 def _is_plain(tensor: Any) -> bool:
