@@ -196,17 +196,48 @@ def number(x: float, unit: str) -> str:
     return f"{x:.3g} {unit}"
 
 
+def table(*rows: list[str]) -> str:
+    """A table of Markdown, whose first row is the head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+HEAD = """# Scale: processes, bytes and operations
+
+`make scale` measures this page and writes it. How to train in several processes is told in
+[DDP and FSDP](how_to/ddp_fsdp.md).
+
+## What several processes do in a step
+
+Under `fully_shard` and tensor parallelism each process has a piece of each matrix. For sets whose
+elements are rows or entries that lie in one process each, as those of `sphere` and `nonnegative`,
+each process treats its own. Any other matrix is the work of one process: that one is sent the
+pieces, computes, and sends back to each process the piece that it has. This is done before the
+step, for gradients, and after it, for the matrices and with `mode="project"` for the moments of the
+optimizer: two all-to-all exchanges each time, of all matrices together. The same is done under DDP
+after [`share_projections`](reference/parameters.md), with whole matrices.
+
+With `mode="parametrize"` each process moreover computes every matrix from its free parameters in
+the forward pass, and its gradient in the backward pass: FSDP gathers the free parameters as it
+gathers any weight.
+
+All-reduces of four numbers per tensor let the processes decide alike about NaN and errors.
+"""
+
+
 def page(found: dict[int, list[dict[str, Any]]]) -> str:
     """The page."""
     small, large = shapes(BLOCKS, WIDTH, KEYS), shapes(LARGE_BLOCKS, LARGE_WIDTH, LARGE_KEYS)
     own, size = sum(map(product, small)), ENTRY * sum(map(math.prod, small))
-    rows: list[list[str]] = []
+    rows = [
+        ["mode", "processes", "products, busiest process", "products, all", "bytes sent", "more"]
+    ]
     for world, each in found.items():
         for mode in MODES[1:]:
             flops, sent = more(each, mode, "flops"), more(each, mode, "bytes")
             rows.append(
                 [
-                    mode,
+                    f"`{mode}`",
                     str(world),
                     f"{max(flops) / own:.2f}",
                     f"{sum(flops) / own:.2f}",
@@ -214,89 +245,86 @@ def page(found: dict[int, list[dict[str, Any]]]) -> str:
                     calls(each[0], mode),
                 ]
             )
-    products = {m: sum(more(found[1], m, "flops")) / own for m in MODES[1:]}
-    world = WORLDS[-1]
-    # Bytes that all processes send together, per byte of the weights that does not stay at home.
-    factor = sum(more(found[world], "project", "bytes")) / size / (world - 1) * world
-    check = sum(more(found[2], "project", "bytes")) / size * 2
-    gathers = sum(more(found[world], "parametrize", "bytes")) / size / (world - 1)
-
-    total = sum(map(product, large))
-    weights = ENTRY * sum(map(math.prod, large))
-    owner = owners([product(shape) for shape in large], GPUS)
+    total, weights = sum(map(product, large)), ENTRY * sum(map(math.prod, large))
     loads = [0.0] * GPUS
-    for shape, rank in zip(large, owner, strict=True):
+    for shape, rank in zip(large, owners([*map(product, large)], GPUS), strict=True):
         loads[rank] += product(shape)
-    busiest, away = max(loads), (GPUS - 1) / GPUS
     model = 6 * PARAMETERS * TOKENS / GPUS
-    project, parametrize = products["project"] * busiest, products["parametrize"] * total
-    return f"""# Scale: processes, bytes and operations
-
-`make scale` measures this page and writes it. How to train in several processes is told in
-[DDP and FSDP](how_to/ddp_fsdp.md).
-
-## What a step of several processes does
-
-With `mode="project"` under `fully_shard`, tensor parallelism, or DDP after
-[`share_projections`](reference/parameters.md), each matrix belongs to one process. That one is sent
-the pieces of the matrix and of its gradient, computes, and sends back to each process the piece
-that it has. This is done before the step, for gradients, and after it, for the matrices and the
-moments: two all-to-all exchanges each, of all matrices together. Sets whose elements are rows or
-entries that lie in one process each need no exchange. One or two all-reduces of a few bytes per
-tensor let all processes decide alike about NaN and errors.
-
-With `mode="parametrize"` each process computes each matrix from free parameters, which FSDP
-gathers as it gathers any weight; and before and after the step it gathers them once more.
-
+    formulas: list[str] = []
+    flops_row, part_row = ["operations, busiest GPU"], ["in units of those of the model"]
+    bytes_row, calls_row = ["bytes sent by a GPU, on average"], ["collectives beyond those of FSDP"]
+    for mode in MODES[1:]:
+        every, shared = products(found, mode)
+        factors = {w: sent_factor(found[w], mode) / size for w in WORLDS if w > 1}
+        factor = factors[max(WORLDS)]
+        flops = every * total + shared * max(loads)
+        formulas.append(
+            f"- `{mode}`: {every:.2f} products of each matrix in every process, and {shared:.2f}\n"
+            "  in one of them. A process sends c S (w - 1) / w^2 bytes on average, with c = "
+            + " and\n  ".join(f"{c:.2f} measured with {w}" for w, c in factors.items())
+            + " processes."
+        )
+        flops_row.append(number(flops, "FLOP"))
+        part_row.append(f"{flops / model:.1%}")
+        bytes_row.append(number(factor * weights * (GPUS - 1) / GPUS**2, "B"))
+        calls_row.append(calls(found[max(WORLDS)][0], mode))
+    answer = table(
+        ["a step", *(f"`{m}`" for m in MODES[1:])], flops_row, part_row, bytes_row, calls_row
+    )
+    squares = sum(n == p for n, p in large)
+    return f"""{HEAD}
 ## Measured
 
 {BLOCKS} blocks of orthogonal q, k, v and o, width {WIDTH}, {KEYS} rows in k and v; `fully_shard`,
-AdamW, single precision, on the CPU with gloo. All numbers are what a step needs beyond that of the
-plain model. A product is that of each matrix with a Gram matrix of its own: 2 n p min(n, p)
-operations, counted by `torch.utils.flop_counter` in the code that runs. Bytes are in units of those
-of the matrices.
+AdamW, single precision, on the CPU with gloo. All numbers are what a step costs beyond that of the
+same model without constraints. A product is that of each matrix with a Gram matrix of its own:
+2 n p min(n, p) operations, counted by `torch.utils.flop_counter` in the code that runs. Bytes are
+those that a process sends on average, in units of those of all matrices; the last column has the
+collectives of a step, however many matrices there are.
 
-{table(head, rows)}
+{table(*rows)}
 
 ## 70 billion parameters on {GPUS} GPUs
 
-{LARGE_BLOCKS} blocks of width {LARGE_WIDTH}, 64 heads, 8 of them for keys and values: {len(large)}
-matrices with {number(weights / ENTRY, "entries")}, {number(weights, "B")} in single precision. A
-step has {TOKENS:,} tokens, for which the model itself needs 6 N = 6 x 70e9 operations each,
-{number(model, "FLOP")} in each GPU.
+{LARGE_BLOCKS} blocks of width {LARGE_WIDTH} with 64 heads, 8 of them for keys and values, have
+{len(large)} orthogonal matrices with {weights / ENTRY / 1e9:.1f} billion entries,
+{number(weights, "B")} in single precision. A step has {TOKENS:,} tokens. The model itself needs six
+operations per parameter and token for it, {number(model, "FLOP")} in each GPU.
 
-Extrapolated from the table, with w = {GPUS} processes, and S bytes of matrices:
+The table above gives, for w processes and S bytes of matrices:
 
-- **project**: bytes sent by a process c S (w - 1) / w^2, with c = {factor:.2f} from {world}
-  processes and {check:.2f} from 2. The products of a process are {products["project"]:.2f} times
-  those of its own matrices, which `owners` in `constrained/training/processes.py` deals out, the
-  longest first.
-- **parametrize**: bytes sent by a process c S (w - 1) / w, with c = {gathers:.2f} from {world}
-  processes. The products of each process are {products["parametrize"]:.2f} times those of all
-  matrices.
+{chr(10).join(formulas)}
 
-| per step | project | parametrize |
-|---|---|---|
-| operations in the busiest GPU | {number(project, "FLOP")} | {number(parametrize, "FLOP")} |
-| in units of those of the model itself | {project / model:.2%} | {parametrize / model:.2%} |
-| bytes sent by a GPU, on average | {number(factor * weights * away / GPUS, "B")} | {number(gathers * weights * away, "B")} |
-| collectives beyond those of FSDP | {calls(found[world][0], "project")} | {_per_block(found[world][0])} |
+So for w = {GPUS}, with the matrices dealt out by `owners` in `constrained/training/processes.py`:
 
-There are fewer large matrices than GPUs, {sum(n == p for n, p in large)}, so that more GPUs than
-that would not make the step of `project` shorter: the busiest GPU has one of them.
+{answer}
 
-What is left out: how long an exchange takes on a real network, and that it can be overlapped with
-nothing now. No GPUs were measured for this page.
+The busiest GPU has one of the {squares} square matrices. Their number, not that of the GPUs, limits
+how short the step becomes: beyond {squares} GPUs it is as long as with {squares}. While it works on
+it, such a GPU holds {number(ENTRY * LARGE_WIDTH**2, "B")} for each of the tensors that it is sent:
+the matrix, its gradient, or its moments.
+
+What this page does not tell is time: no network of GPUs was measured, and the exchanges do not
+overlap with anything.
 """
 
 
-def _per_block(found: dict[str, Any]) -> str:
-    """The collectives of parametrize, which grow with the number of matrices."""
-    rest = {
-        kind: (n - found["plain"]["calls"].get(kind, 0)) / (4 * BLOCKS)
-        for kind, n in found["parametrize"]["calls"].items()
-    }
-    return ", ".join(f"{n * 4 * LARGE_BLOCKS:.0f} {kind}" for kind, n in sorted(rest.items()) if n)
+def products(found: dict[int, list[dict[str, Any]]], mode: str) -> tuple[float, float]:
+    """How many products of each matrix every process makes, and how many one of them makes.
+
+    With w processes all of them together make ``every * w + shared``.
+    """
+    own = sum(map(product, shapes(BLOCKS, WIDTH, KEYS)))
+    first, last = WORLDS[0], WORLDS[-1]
+    few, many = (sum(more(found[w], mode, "flops")) / own for w in (first, last))
+    every = (many - few) / (last - first)
+    return every, few - every * first
+
+
+def sent_factor(found: list[dict[str, Any]], mode: str) -> float:
+    """The bytes that all processes send, over the part of a tensor that does not stay at home."""
+    world = len(found)
+    return sum(more(found, mode, "bytes")) * world / (world - 1)
 
 
 def main() -> None:

@@ -136,8 +136,8 @@ class Processes:
         """
         groups: list[Any] = []
         for parameter in filter(is_shard, parameters):
-            mesh: Any = parameter.device_mesh  # type: ignore[attr-defined]
-            groups += [mesh.get_group(dim) for dim in range(int(mesh.ndim))]
+            each: Any = parameter
+            groups += each.device_mesh.get_all_groups()
         groups += [group for group in others if group is not None]
         groups = [g for g in dict.fromkeys(groups) if _world_size(g) > 1]
         return Processes(groups, _local(parameters[0]).device) if groups else None
@@ -349,8 +349,8 @@ class _Exchange:
         total = torch.empty(sum(map(sum, bytes_in)), dtype=torch.uint8, device=self._device)
         sizes = [sum(each) for each in bytes_in]
         dist.all_to_all_single(total, message, sizes, bytes_out, self._group)
-        parts: list[Tensor] = list(total.split([n for each in bytes_in for n in each]))
-        flat = iter(parts)
+        every: Any = total
+        flat = iter(every.split([n for each in bytes_in for n in each]))
         # A copy of each begins at an address that its dtype allows.
         return [[next(flat).clone().view(d).view(s) for s, d in each] for each in expected]
 

@@ -72,14 +72,18 @@ class Counted(constraints.Orthogonal):
 
     is_broken = False
 
+    def canonical(self, value):
+        restored.append(value.shape[:-2].numel())
+        return super().canonical(value)
+
     def retract(self, value):
-        restored.append(value.numel() // value.shape[-1] // value.shape[-2])
+        restored.append(value.shape[:-2].numel())
         if Counted.is_broken:
             raise OutOfRangeError("broken on purpose")
-        return super().retract(value)
+        return self.project(value)
 
 
-#: How many matrices each call of `Counted.retract` was given.
+#: How many matrices each call that has brought some back was given.
 restored: list[int] = []
 
 
@@ -176,6 +180,20 @@ def two_hundred_steps(wrapper):
     assert is_as_alone(wrapped, alone, 1e-6)
 
 
+@check("ddp", "fsdp2", least=4, most=4)
+def two_hundred_steps_of_free_parameters(wrapper):
+    """The same with ``mode="parametrize"``."""
+    model, alone = (layers(sets=FEW, count=4, mode="parametrize") for _ in range(2))
+    wrapped = wrap(model, wrapper)
+    optimizer = sgd(wrapped)
+    for start in range(0, 200, 50):
+        train(wrapped, optimizer, range(start, start + 50), wrapper)
+        assert_feasible(model)
+        assert_same_everywhere(state_of(wrapped))
+    train(alone, sgd(alone), range(200), None)
+    assert is_as_alone(wrapped, alone, 1e-6)
+
+
 @check("tp")
 def tensor_parallelism(wrapper):
     """Layers cut by rows and by columns are trained as in one process."""
@@ -202,22 +220,25 @@ def replicas_of_shards(wrapper):
     assert is_as_alone(wrapped, alone, 1e-6)
 
 
+def counted(mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(8))).double()
+    return constrain(model, {f"{i}.weight": Counted() for i in range(8)}, mode=mode)
+
+
 @check("ddp", "shared", "fsdp2", most=4)
 def restorations_of_each_process(wrapper):
     """Eight equal layers: each process brings back its part of them, once a step."""
-    world, sets = dist.get_world_size(), dict.fromkeys((f"{i}.weight" for i in range(8)), Counted())
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(8))).double()
-    constrain(model, {path: Counted() for path in sets}, mode="project")
-    wrapped = wrap(model, wrapper)
-    optimizer = sgd(wrapped)
-    train(wrapped, optimizer, range(1), wrapper)
-    restored.clear()
-    train(wrapped, optimizer, range(1, 4), wrapper)
-    each = 8 if wrapper == "ddp" else 8 // world
-    assert sum(restored) == 3 * each, restored
-    assert_feasible(model)
-    return each
+    for mode in ("project", "parametrize") if wrapper == "fsdp2" else ("project",):
+        model = counted(mode)
+        wrapped = wrap(model, wrapper)
+        optimizer = sgd(wrapped)
+        train(wrapped, optimizer, range(1), wrapper)
+        restored.clear()
+        train(wrapped, optimizer, range(1, 4), wrapper)
+        each = 8 if wrapper == "ddp" else 8 // dist.get_world_size()
+        assert sum(restored) == 3 * each, restored
+        assert_feasible(model)
 
 
 @check("ddp", "shared", "fsdp2", most=4)
@@ -293,9 +314,7 @@ def a_gradient_that_one_process_alone_has(wrapper):
 @check("shared", "fsdp2", most=4)
 def a_process_that_fails(wrapper):
     """Where one process cannot bring its tensors back, all raise, and none waits."""
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(8))).double()
-    constrain(model, {f"{i}.weight": Counted() for i in range(8)}, mode="project")
+    model = counted("project")
     wrapped = wrap(model, wrapper)
     optimizer = sgd(wrapped)
     backward(wrapped, 0, wrapper, optimizer)
