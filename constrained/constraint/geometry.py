@@ -7,7 +7,7 @@ methods: before a step the gradient is made tangent, after it the point is broug
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,14 @@ class Geometry(OptionalMethods, Membership):
 
     A set is smooth if it has a tangent space at each member, as a sphere has. Its class then
     defines `tangent`. Other sets have a boundary, as a ball has.
+
+    Attributes:
+        why_not_project: why ``mode="project"`` is refused, "" if it is not. A class has a reason if
+            its set has a boundary and no nearest members that could be computed, since a way back
+            to another member may undo each step.
     """
+
+    why_not_project: ClassVar[str] = ""
 
     def project(self, value: Tensor) -> Tensor:
         """See `Constraint`."""

@@ -170,6 +170,12 @@ def _attached_change(here: list[Location], original: Tensor, request: Request) -
         )
     constraint = request.build()
     assert isinstance(constraint, Constraint)  # `check_request` has raised for all others.
+    for part in constraint.modules() if request.mode == "project" else ():
+        if isinstance(part, Constraint) and part.why_not_project:
+            raise SpecError(
+                f"mode='project' does not go with {part!r}: {part.why_not_project}; use "
+                "mode='parametrize'."
+            )
     constraint = viewed(constraint, request, place, original.shape)
     value = original.detach()
     start = start_of(constraint, value, request.init or "keep")

@@ -133,9 +133,13 @@ def retracts(case: Case) -> None:
 def admissible_gradients_descend(case: Case) -> None:
     """The inner product of a gradient with its `admissible` part is at least half the square.
 
-    That holds for every projection onto the nearest member, and makes steps descend.
+    That holds for every projection onto the nearest member, and makes steps descend. Where there is
+    no formula for the nearest one, it is only not negative.
     """
     constraint = case.build()
+    if constraint.why_not_project:
+        return
+    share = 0.0 if "nearest" in constraint.expected_failures else 0.5
     gradient = case.gaussian(salt="gradient")
     for point in points(case.cls, case.event_dim):
         if point not in MEMBERS:
@@ -153,10 +157,10 @@ def admissible_gradients_descend(case: Case) -> None:
             square = size(found, case.event_dim).square()
             allowed = _three_quarters(case) * size(gradient, case.event_dim).square()
             expect(
-                (along >= 0.5 * square - allowed).all(),
+                (along >= share * square - allowed).all(),
                 case,
                 f"admissible at {point!r}: expected an inner product with the gradient of at least "
-                f"{float((0.5 * square).max()):.3g}, found {float(along.min()):.3g}.",
+                f"{float((share * square).max()):.3g}, found {float(along.min()):.3g}.",
             )
 
 
@@ -168,6 +172,8 @@ def admissible_gradients_vanish(case: Case) -> None:
     the projection count in units of a tenth of the member, over which gradients are looked at.
     """
     constraint = case.build()
+    if constraint.why_not_project:
+        return
     if "nearest" in constraint.expected_failures:
         return
     for name, value in candidates(case, constraint):

@@ -32,7 +32,8 @@ def plain_rates(optimizer: Optimizer) -> Mapping[int, float]:
         return {}
     rates: dict[int, float] = {}
     for group in optimizer.param_groups:
-        if not (group["momentum"] or group["weight_decay"] or group["maximize"]):
+        is_number = isinstance(group["lr"], (int, float))
+        if is_number and not (group["momentum"] or group["weight_decay"] or group["maximize"]):
             rates.update(dict.fromkeys(map(id, group["params"]), float(group["lr"])))
     return rates
 

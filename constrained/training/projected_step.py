@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,21 +264,24 @@ def _not_in_place(
     """Prepare the gradients of the tensors that go the fast way, and return the others."""
     if getattr(optimizer, "found_inf", None) is not None:
         return list(steps)
-    lands = any(s.in_place is not None and s.in_place.lands for s in steps)
-    rates: Mapping[int, float] = plain_rates(optimizer) if lands else {}
+    rates = plain_rates(optimizer)
     others: list[_Step] = []
     for step in steps:
         parameter, fast = step.parameter, step.in_place
         if parameter.grad is None:
             continue
-        if fast is None or id(parameter) in turned:
+        rate = rates.get(id(parameter))
+        # A fused optimizer takes no sparse gradients.
+        is_sparse = rate is not None and not optimizer.defaults.get("fused")
+        is_sparse = is_sparse and step.zero_rows.make_sparse(parameter)
+        if fast is None or is_sparse or id(parameter) in turned:
             others.append(step)
             continue
         # Where a set has a boundary, only a step in the Euclidean metric ends with a projection.
         is_simple = euclidean or fast.is_smooth
         if not is_simple and step.constraint.event_dim == 0:
             is_simple = has_metric(optimizer, parameter)
-        if not (is_simple and fast.prepare(parameter, rates.get(id(parameter)))):
+        if not (is_simple and fast.prepare(parameter, rate)):
             others.append(step)
     return others
 

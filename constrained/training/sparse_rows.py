@@ -7,14 +7,13 @@ the same bits, and only these have to be brought back.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from constrained.atomic.contents import is_finite
 from constrained.attached.attached_constraint import AttachedConstraint
-from constrained.torch_internals import linalg
 
 #: Tensors of fewer rows are treated as a whole.
 _LEAST = 4096
@@ -77,22 +76,24 @@ class ZeroRows:
         Returns:
             Whether it did so. If the gradient is not finite, it does not.
         """
-        if not self._is_of_rows or len(parameter) < _LEAST:
+        gradient: Any = parameter.grad
+        if not self._is_of_rows or len(parameter) < _LEAST or type(gradient) is not Tensor:
+            return False
+        if not gradient.numel() or not gradient.is_contiguous():
             return False
         if self._wait:
             self._wait -= 1
             return False
-        gradient: Any = parameter.grad
-        # Sums of absolute values do not underflow, as squares do.
-        sizes = linalg.vector_norm(gradient.flatten(1), 1, dim=1)
-        rows = sizes.nonzero().squeeze(-1)
-        if len(rows) * _SPARSE > len(parameter) or not math.isfinite(float(sizes.sum())):
+        # The bytes of a number are zero if it is, and have neither NaN nor underflow.
+        rows = gradient.flatten(1).view(torch.uint8).amax(1).nonzero().squeeze(-1)
+        values = gradient[rows]
+        if len(rows) * _SPARSE > len(parameter) or not is_finite(values):
             self._wait = min(2**self._failures, _PATIENCE)
             self._failures += 1
             return False
         self._failures, self._dense = 0, gradient
         parameter.grad = torch.sparse_coo_tensor(
-            rows[None], gradient[rows], gradient.shape, is_coalesced=True, check_invariants=False
+            rows[None], values, gradient.shape, is_coalesced=True, check_invariants=False
         )
         return True
 

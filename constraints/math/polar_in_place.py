@@ -6,7 +6,6 @@ call counts: for a small matrix, the calls take longer than the products.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -81,33 +80,27 @@ def orthogonalize_(X: Tensor) -> None:
         if distance.ndim:
             # An orthogonal element stays as it is, whatever else the batch contains.
             E.mul_((distance > rounding)[:, None, None])
+        factors = (x, E) if n >= p else (E, x)
         if x.ndim == 2:
-            x.copy_(
-                torch.addmm(x, x, E, alpha=-0.5) if n >= p else torch.addmm(x, E, x, alpha=-0.5)
-            )
+            x.copy_(torch.addmm(x, *factors, alpha=-0.5))
         else:
-            x.copy_(
-                torch.baddbmm(x, x, E, alpha=-0.5) if n >= p else torch.baddbmm(x, E, x, alpha=-0.5)
-            )
+            x.copy_(torch.baddbmm(x, *factors, alpha=-0.5))
 
 
 def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     """The matrices of tensors of one shape, some at a time."""
     n, p = tensors[0].shape[-2:]
     count = max(1, _PIECE // (n * p))
-    return list(zip(*(t.view(-1, n, p).split(count) for t in tensors), strict=True))
+    batches = [t.view(-1, n, p) for t in tensors]
+    starts = range(0, len(batches[0]), count)
+    return [tuple(b[start : start + count] for b in batches) for start in starts]
 
 
 def _own_defect(X: Tensor) -> Tensor:
     """``X' X - I``."""
     p = X.shape[-1]
     if X.ndim == 2 and p < MIRRORED:
-        return torch.addmm(_identity(p, X.dtype, X.device), X.mT, X, beta=-1)
+        return torch.addmm(torch.eye(p, dtype=X.dtype, device=X.device), X.mT, X, beta=-1)
     E = gram(X)
     E.diagonal(dim1=-2, dim2=-1).sub_(1)
     return E
-
-
-@functools.lru_cache(maxsize=16)
-def _identity(p: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.eye(p, dtype=dtype, device=device)

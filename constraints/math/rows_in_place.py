@@ -135,7 +135,9 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The rows of tensors of one shape in blocks."""
     n = tensors[0].shape[-1]
     count = max(1, _BLOCK // n)
-    return zip(*(t.view(-1, n).split(count) for t in tensors), strict=True)
+    matrices = [t.view(-1, n) for t in tensors]
+    for start in range(0, len(matrices[0]), count):
+        yield tuple(m[start : start + count] for m in matrices)
 
 
 def _buffer(value: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ def _on_sphere(a: Tensor, s: Tensor, norm: Tensor, order: float) -> Tensor:
     low = torch.where(a > 0, ends, torch.inf).amin(-1, keepdim=True).clamp(tiny, huge)
     high = torch.where(a > 0, ends, 0).amax(-1, keepdim=True).clamp(tiny, huge)
     t = low
+    z, size = a, linalg.vector_norm(a, order, dim=-1, keepdim=True)
     for _ in range(STEPS):
         z, slope = _entries(a, s, t, order)
         size = linalg.vector_norm(z, order, dim=-1, keepdim=True)
@@ -71,7 +72,7 @@ def _on_sphere(a: Tensor, s: Tensor, norm: Tensor, order: float) -> Tensor:
         step = t + size * (size - 1) / fall.clamp(min=tiny)
         inside = (step > low) & (step < high)
         t = torch.where(inside, step, low.sqrt() * high.sqrt())
-    return z / size  # pyright: ignore[reportPossiblyUnboundVariable] - there are steps
+    return z / size
 
 
 def _entries(a: Tensor, s: Tensor, t: Tensor, order: float) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,8 @@ class _Steps:
             self._sketch[:, start:stop] = self.bank.draw(stop - start).mT
         # [B; P'] and [Q, S]' of the derivation, and their halves.
         self._V, self._U = like.new_empty(2 * s, n), like.new_empty(2 * s, n)
-        self._B, self._P, self._Q, self._S = *self._V.split(s), *self._U.split(s)
+        self._B, self._P = self._V[:s], self._V[s:]
+        self._Q, self._S = self._U[:s], self._U[s:]
         half = like.new_full((s,), 0.5)
         self._D = torch.cat((half, -half)).diag()
         self._K = like.new_zeros(2 * s, 2 * s)

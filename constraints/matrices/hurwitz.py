@@ -86,6 +86,7 @@ class Hurwitz(SquareMatrices):
     recompute_in_backward = True
     frozen = (3, 4)
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)), ({"alpha": 0.5}, (3, 3)))
+    why_not_project = "no formula is known for the nearest stable matrix"
     expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() shifts the eigenvalues",

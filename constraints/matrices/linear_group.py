@@ -81,7 +81,11 @@ class Invertible(SquareMatrices, Retraction):
                 "a singular matrix, or one singular up to rounding, as is the nearest one to a "
                 "positive matrix with a negative determinant: the least singular value is reflected"
             )
-            self.expected_failures = no_derivative(reason, *points)
+            self.expected_failures = {
+                **no_derivative(reason, *points),
+                "admissible_gradients_vanish": "the set is not convex: at a boundary point, a step "
+                "of a tenth of the size may lead to another part of the boundary",
+            }
 
     def forward(self, X: Tensor) -> Tensor:
         """The matrix itself where it is regular and the sign of its determinant is right."""

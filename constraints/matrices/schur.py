@@ -85,6 +85,7 @@ class Schur(SquareMatrices):
     recompute_in_backward = True
     frozen = (3, 4)
     examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)), ({"radius": 0.5}, (3, 3)))
+    why_not_project = "no formula is known for the nearest stable matrix"
     expected_failures = {  # noqa: RUF012 - never changed
         "nearest": "no formula is known for the nearest stable matrix, a problem that is not "
         "convex: project() divides by the spectral radius",

@@ -474,6 +474,42 @@ class MovesMembersAtTheStart(Sphere):
         return self.project(value + share)
 
 
+class ReflectsVectors(Sphere):
+    def tangent(self, value, vector):
+        along = (value * vector).sum(-1, keepdim=True) / self.radius**2
+        return vector - 2 * along * value
+
+
+class TakesAllVectorsForTangents(Sphere):
+    def tangent(self, value, vector):
+        return vector.clone()
+
+
+class TangentAtAnotherPoint(Sphere):
+    def tangent(self, value, vector):
+        return torch.cat((torch.zeros_like(vector[..., :1]), vector[..., 1:]), -1)
+
+
+class RetractsMembers(NonNegative):
+    def retract(self, value):
+        return value.clamp_min(0) + 0.1
+
+
+class ClimbsAlongGradients(NonNegative):
+    def admissible(self, value, gradient):
+        return -gradient
+
+
+class GradientsPointOutwards(NonNegative):
+    def admissible(self, value, gradient):
+        return gradient
+
+
+class ProjectsWeights(NonNegative):
+    def project_scaled(self, value, scale):
+        return (value * scale).clamp_min(0)
+
+
 # Fault, and a law that finds it: one of them, where several do.
 FAULTS = [
     (TransposedFactor, "right_inverse_inverts"),
@@ -556,6 +592,13 @@ FAULTS = [
     (SaysNothingOfTheBoundary, "flat_members_are_told"),
     (MovesMembersAtTheStart, "members_stay"),
     (SlackOfTheWrongSign, "slack_is_not_negative"),
+    (ReflectsVectors, "tangent_is_a_projection"),
+    (TakesAllVectorsForTangents, "tangent_space_has_the_dimension"),
+    (TangentAtAnotherPoint, "tangents_lead_along_the_set"),
+    (RetractsMembers, "retracts"),
+    (ClimbsAlongGradients, "admissible_gradients_descend"),
+    (GradientsPointOutwards, "admissible_gradients_vanish"),
+    (ProjectsWeights, "scaled_projection_is_nearest"),
 ]
 
 

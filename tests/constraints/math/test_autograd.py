@@ -20,7 +20,7 @@ clip_singular_values(Tensor X, float bound) -> Tensor
 clip_singular_values_gradient(Tensor X, Tensor W, Tensor V, float bound) -> Tensor
 complex_polar_factor(Tensor X) -> Tensor
 complex_polar_gradient(Tensor X, Tensor W, Tensor V) -> Tensor
-isotonic(Tensor y) -> Tensor
+isotonic(Tensor y, Tensor? weight=None) -> Tensor
 lift(Tensor X, SymInt sign, bool across) -> (Tensor, Tensor, Tensor)
 loudest_wave(Tensor K, int[] sizes, int[] points) -> Tensor
 polar_factor(Tensor X) -> Tensor
