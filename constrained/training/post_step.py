@@ -46,8 +46,8 @@ from constrained.training.canonicalize import (
 )
 from constrained.training.lbfgs_history import History, has_moved
 from constrained.training.optimizer_metric import keeps_points
-from constrained.training.processes import Processes
-from constrained.training.tasks import Task, carry_out
+from constrained.training.processes import Processes, carry_out
+from constrained.training.tasks import Task
 
 
 class _Step:
@@ -119,11 +119,7 @@ def _divide(tasks: Iterable[Task | None]) -> None:
     due = [task for task in tasks if task is not None]
     if due:
         with torch.no_grad():
-            processes = Processes.of([tensor for task in due for tensor in task.given])
-            if processes is None:
-                carry_out(due)
-            else:
-                processes.carry_out(due)
+            carry_out(due, Processes.of([tensor for task in due for tensor in task.given]))
 
 
 def _preparing_after(items: list[Any], closure: Any) -> Any:

@@ -191,6 +191,16 @@ class Processes:
             exchange.write([found[id(task)] for task in exchange.own])
 
 
+def carry_out(tasks: Sequence[Task], processes: Processes | None) -> None:
+    """Do some tasks; in this process alone if there are no others, gathering what is a shard."""
+    if processes is not None:
+        processes.carry_out(tasks)
+        return
+    for batch in batches(gathered(tasks)):
+        for task, found in zip(batch, results(batch), strict=True):
+            task.write(found)
+
+
 # -------------------------------------------------------------------------------- what lies where
 
 

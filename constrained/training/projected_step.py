@@ -53,11 +53,11 @@ from constrained.training.optimizer_metric import (
     is_euclidean,
     wraps_another,
 )
-from constrained.training.processes import Processes
+from constrained.training.processes import Processes, carry_out
 from constrained.training.sparse_rows import ZeroRows, prepare_rows
 from constrained.training.step_end import admissible, end_of_step
 from constrained.training.step_rollback import Rollback, moves_before_closure
-from constrained.training.tasks import Task, carry_out
+from constrained.training.tasks import Task
 from constrained.training.wrapped_parameters import check_wrapped
 
 
@@ -251,7 +251,7 @@ def _prepare(optimizer: Optimizer, steps: _Steps) -> None:
     for step in dense:
         gradient = step.parameter.grad
         tasks.append(Task.of(step.tensor, admissible, [step.parameter, gradient], [gradient]))
-    _carry_out(tasks, steps.processes)
+    carry_out(tasks, steps.processes)
     for step in unlike:
         sign, decay = turned[id(step.parameter)]
         gradient = step.parameter.grad
@@ -314,13 +314,6 @@ def _agreed(steps: Sequence[_Step], faults: Sequence[int], processes: Processes)
                 "group none; let each process compute a loss that depends on it."
             )
     return found[3 * n :]
-
-
-def _carry_out(tasks: Sequence[Task], processes: Processes | None) -> None:
-    if processes is not None:
-        processes.carry_out(tasks)
-    else:
-        carry_out(tasks)
 
 
 # ------------------------------------------------------------------------------- after the step
@@ -403,4 +396,4 @@ def _bring_back(optimizer: Optimizer, moved: Sequence[_Step], steps: _Steps) -> 
             is_outer=steps.is_outer,
         )
         tasks += [] if task is None else [task]
-    _carry_out(tasks, steps.processes)
+    carry_out(tasks, steps.processes)

@@ -61,13 +61,6 @@ class Task:
                 store(old, new)
 
 
-def carry_out(tasks: Sequence[Task]) -> None:
-    """Do some tasks in this process alone; shards are gathered for each."""
-    for batch in batches(gathered(tasks)):
-        for task, found in zip(batch, results(batch), strict=True):
-            task.write(found)
-
-
 def gathered(tasks: Sequence[Task]) -> list[Task]:
     """The same tasks with whole tensors given. For shards it is a collective."""
     return [replace(task, given=[*map(sharded.whole, task.given)]) for task in tasks]
