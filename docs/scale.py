@@ -30,10 +30,13 @@ WORLDS = (1, 2, 4)
 MODES = ("plain", "parametrize", "project")
 
 #: The model that is measured: blocks of q, k, v and o, and the width of its grouped keys.
-BLOCKS, WIDTH, KEYS = 4, 256, 32
+BLOCKS, WIDTH, KEYS = 2, 1024, 128
 
 #: The model of the page: 80 blocks of width 8192 with 8 of 64 heads for keys and values.
 LARGE_BLOCKS, LARGE_WIDTH, LARGE_KEYS, PARAMETERS, GPUS = 80, 8192, 1024, 70e9, 512
+
+#: The learning rate of the measured steps.
+RATE = 1e-3
 
 #: Tokens of a step, in all processes together.
 TOKENS = 2**22
@@ -123,7 +126,7 @@ def measure(mode: str) -> dict[str, Any]:
     for block in model:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -303,6 +306,9 @@ The busiest GPU has one of the {squares} square matrices. Their number, not that
 how short the step becomes: beyond {squares} GPUs it is as long as with {squares}. While it works on
 it, such a GPU holds {number(ENTRY * LARGE_WIDTH**2, "B")} for each of the tensors that it is sent:
 the matrix, its gradient, or its moments.
+
+The numbers of products are those of steps with learning rate {RATE:g} at width {WIDTH}: a longer step
+may need more of them.
 
 What this page does not tell is time: no network of GPUs was measured, and the exchanges do not
 overlap with anything.
