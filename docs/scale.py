@@ -307,8 +307,8 @@ how short the step becomes: beyond {squares} GPUs it is as long as with {squares
 it, such a GPU holds {number(ENTRY * LARGE_WIDTH**2, "B")} for each of the tensors that it is sent:
 the matrix, its gradient, or its moments.
 
-The numbers of products are those of steps with learning rate {RATE:g} at width {WIDTH}: a longer step
-may need more of them.
+The numbers of products are those of steps with learning rate {RATE:g} at width {WIDTH}: a longer
+step may need more of them.
 
 What this page does not tell is time: no network of GPUs was measured, and the exchanges do not
 overlap with anything.
