@@ -14,6 +14,7 @@ would raise an error, and the others would wait for it.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -259,15 +260,20 @@ def _of_piece(task: Task) -> Task:
 # ---------------------------------------------------------------------------------- the exchange
 
 
-def owners(costs: Sequence[float], world: int) -> list[int]:
+def owners(costs: Sequence[float], world: int, first: int = 0) -> list[int]:
     """Which process does which task: the longest first, each to the one with the least to do.
+
+    Args:
+        costs: of the tasks.
+        world: the number of processes.
+        first: the process that does the longest task.
 
     Reference:
         Graham, Bounds on multiprocessing timing anomalies (1969): at most 4/3 of the shortest time.
     """
     loads, found = [0.0] * world, [0] * len(costs)
     for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        found[i] = min(range(world), key=lambda rank: (loads[rank], rank))
+        found[i] = min(range(world), key=lambda rank: (loads[rank], (rank - first) % world))
         loads[found[i]] += costs[i]
     return found
 
@@ -298,7 +304,9 @@ class _Exchange:
         self._group, self._tasks = group, tasks
         self._rank, self._world = dist.get_rank(group), _world_size(group)
         self._device = _local(tasks[0][1].given[0]).device
-        self._owners = owners([_cost(task) for _, task, _ in tasks], self._world)
+        # An optimizer of one tensor has one task, which is not to be the first process's each time.
+        first = zlib.crc32(tasks[0][1].name.encode()) % self._world
+        self._owners = owners([_cost(task) for _, task, _ in tasks], self._world, first)
         mine = [each for each, own in zip(tasks, self._owners, strict=True) if own == self._rank]
         self.places = [i for i, _, _ in mine]
         self._shares = [share for _, _, share in mine]

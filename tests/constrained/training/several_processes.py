@@ -422,6 +422,48 @@ def gathered_by_an_evaluation(wrapper):
         assert_feasible(model)
 
 
+@check("fsdp2")
+def an_optimizer_for_each_parameter(wrapper):
+    """Each steps in the backward pass, as soon as its gradient is there."""
+    model, alone = (layers(sets=FEW, count=4) for _ in range(2))
+    wrapped = wrap(model, wrapper)
+    for made, kind in ((wrapped, wrapper), (alone, None)):
+        own = {p: torch.optim.Adam([p], 0.02) for p in made.parameters()}
+
+        def step(parameter, own=own):
+            own[parameter].step()
+
+        for parameter in own:
+            parameter.register_post_accumulate_grad_hook(step)
+        for number in range(10):
+            backward(made, number, kind, torch.optim.SGD(made.parameters()))
+    assert_feasible(model)
+    assert is_as_alone(wrapped, alone, 1e-8)
+
+
+@check("ddp", "fsdp2")
+def scaled_gradients(wrapper):
+    """A GradScaler leaves a step out in all processes if one has infinity."""
+    model = layers()
+    wrapped = wrap(model, wrapper)
+    optimizer = adam(wrapped)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(5):
+        optimizer.zero_grad()
+        before = state_of(wrapped)
+        x = torch.ones(2, 6, dtype=torch.double)
+        loss = wrapped(x).square().mean()
+        if step == 3 and dist.get_rank() == 1:
+            loss = loss * float("inf")
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        after = state_of(wrapped)
+        is_same = all(torch.equal(before[name], after[name]) for name in before)
+        assert is_same == (step == 3), step
+        assert_feasible(model)
+
+
 @check("ddp")
 def flat_pieces(wrapper):
     """FSDP1 leaves flat pieces, from which only sets of numbers can be kept."""

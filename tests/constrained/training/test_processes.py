@@ -63,6 +63,7 @@ def test_work_is_dealt_out_evenly(world):
     assert sum(loads) == sum(costs)
     # Graham's bound on the longest of all.
     assert max(loads) <= 4 / 3 * max(sum(costs) / world, max(costs))
+    assert owners([3.0], world, first=world - 1) == [world - 1]
     equal = owners([1.0] * 8, world)
     assert max(equal.count(rank) for rank in range(world)) == -(-8 // world)
 
