@@ -22,8 +22,6 @@ def moments_of(
     Returns:
         The moments, by what each has been divided already, and the points that it keeps.
     """
-    if not optimizer.state.get(parameter):
-        return [], [], []
     found = list(first_moments(optimizer, parameter))
     points = points_of(optimizer, parameter)
     return [m.value for m in found], [m.scale for m in found], points

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,8 +15,7 @@ from constrained.training.optimizer_metric import metric_of
 from constrained.training.tasks import Task
 
 
-@dataclass(frozen=True)
-class StepEnd:
+class StepEnd(NamedTuple):
     """The function of the tasks that end a step; see `Task`.
 
     It is given the tensor, if ``in_metric`` the scale of the metric and the tensor before the step,
@@ -69,11 +68,14 @@ def end_of_step(
     Returns:
         None if there is nothing to do.
     """
+    remembers = not is_outer and bool(optimizer.state.get(parameter))
+    if is_back and not remembers:
+        return None
     given, written = [parameter], [] if is_back else [parameter]
     scale = None if before is None or is_back else metric_of(optimizer, parameter)
     if before is not None and scale is not None:
         given += [scale, before]
-    moments, scales, points = ([], [], []) if is_outer else moments_of(optimizer, parameter)
+    moments, scales, points = moments_of(optimizer, parameter) if remembers else ([], [], [])
     for moment, divided in zip(moments, scales, strict=True):
         given += [moment] if divided is None else [moment, divided]
     given, written = given + points, written + moments + points

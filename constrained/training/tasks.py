@@ -18,7 +18,7 @@ from constrained.constraint.base import Constraint
 _SMALL, _BATCH = 2**16, 2**22
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Task:
     """New contents of some tensors, which a constraint computes from others.
 
@@ -63,11 +63,18 @@ class Task:
 
 def gathered(tasks: Sequence[Task]) -> list[Task]:
     """The same tasks with whole tensors given. For shards it is a collective."""
-    return [replace(task, given=[*map(sharded.whole, task.given)]) for task in tasks]
+    return [
+        replace(task, given=[*map(sharded.whole, task.given)])
+        if any(map(sharded.is_shard, task.given))
+        else task
+        for task in tasks
+    ]
 
 
 def batches(tasks: Sequence[Task]) -> list[list[Task]]:
     """The tasks, with whole tensors given, in lists of those that are done as one batch."""
+    if len(tasks) < 2:
+        return [[task] for task in tasks]
     alike: dict[Hashable, list[Task]] = {}
     for i, task in enumerate(tasks):
         alike.setdefault(_batch_key(task) or i, []).append(task)
