@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture pages accuracy lint format types docs bench bench-gate yardsticks coverage notebooks clean
+.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture pages accuracy scale lint format types docs bench bench-gate yardsticks coverage notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ pages: $(READY) $(CLIENTS)/.ready ## run the code of the pages, and write in wha
 
 accuracy: $(READY) ## measure optima and right inverses, and write docs/accuracy.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/accuracy.py
+
+scale: $(READY) ## measure what a step of several processes costs, and write docs/scale.md
+	OMP_NUM_THREADS=1 $(BIN)/python docs/scale.py
 
 lint: $(READY) ## ruff, without changing anything
 	$(BIN)/ruff check .

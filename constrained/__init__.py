@@ -36,6 +36,7 @@ from constrained.old_paths import MOVED as _MOVED
 from constrained.seeing.measured import assert_feasible, violations
 from constrained.seeing.monitor import Monitor
 from constrained.seeing.report import report
+from constrained.training.processes import share_projections
 
 __version__ = "0.2.0"
 
@@ -72,6 +73,7 @@ __all__ = [
     "report",
     "save",
     "schema",
+    "share_projections",
     "spec",
     "tensor_paths",
     "tolerance",
