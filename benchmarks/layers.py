@@ -69,8 +69,7 @@ def encoder(rounds: int = 5) -> Iterator[Timing]:
     models = {"plain": _encoder(), "constrained": ours, SCALE: scaled, "torch": by_torch}
     x = torch.randn(1, 128, WIDTH, generator=torch.Generator().manual_seed(0))
     steps = {
-        name: step(model, x, torch.optim.Adam(model.parameters()))
-        for name, model in models.items()
+        name: step(model, x, torch.optim.Adam(model.parameters())) for name, model in models.items()
     }
     yield from compare(f"encoder of 4 layers, width {WIDTH}, 128 tokens, step", steps, rounds)
 

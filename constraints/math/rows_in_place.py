@@ -87,17 +87,19 @@ def make_tangent_(value: Tensor, gradient: Tensor, radius: float) -> bool:
 
     Returns:
         Whether the gradient was finite, and so were the products of its entries with those of the
-        vectors. If not, it is of no use any more.
+        vectors. If not, it is as it was.
     """
     buffer = _buffer(value)
-    total = 0.0
-    for rows, gradients in _blocks(value, gradient):
+    along = value.new_empty(*value.shape[:-1], 1)
+    sums = along.view(-1, 1).split(len(buffer))
+    for (rows, gradients), sum_ in zip(_blocks(value, gradient), sums, strict=True):
         products = torch.mul(gradients, rows, out=buffer[: len(rows)])
-        along = products.sum(-1, keepdim=True)
-        # A product is finite only if its factors are, and a sum only if its terms are.
-        total += float(along.sum())
-        gradients.addcmul_(rows, along, value=-1 / radius**2)
-    return math.isfinite(total)
+        torch.sum(products, -1, keepdim=True, out=sum_)
+    # A product is finite only if its factors are, and a sum only if its terms are.
+    if not math.isfinite(float(along.sum())):
+        return False
+    gradient.addcmul_(value, along, value=-1 / radius**2)
+    return True
 
 
 def onto_simplex_(value: Tensor) -> bool:
