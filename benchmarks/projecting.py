@@ -51,6 +51,11 @@ def layer_row(spec: str, shape: tuple[int, int]) -> str:
     return named(f"{spec} {shape[0]} x {shape[1]}, batch 32")
 
 
+def small_row(count: int, size: int) -> str:
+    """The name of the row of a batch of small matrices."""
+    return named(f"orthogonal {count} x {size} x {size}")
+
+
 def encoder_row(count: int) -> str:
     """The name of the row of an encoder with as many layers."""
     return named(f"encoder of {count} layers, width 256, 128 tokens, orthogonal q, k, v, o, step")
@@ -111,8 +116,7 @@ def small_matrices(rounds: int = 9) -> Iterator[Timing]:
             "one batched product": lambda A=A, B=B: A @ B,
             **{name: batches.step(module) for name, module in made.items()},
         }
-        row = named(f"orthogonal {count} x {size} x {size}")
-        yield from compare(row, contenders, rounds, repeat=3)
+        yield from compare(small_row(count, size), contenders, rounds, repeat=3)
 
 
 def reading(rounds: int = 15, size: int = 1024) -> Iterator[Timing]:
@@ -154,8 +158,9 @@ def embedding(rounds: int = 25) -> Iterator[Timing]:
 
     contenders: dict[str, Callable[[], object]] = {}
     for name, made in _both(table, {"weight": "sphere"}).items():
+        sgd = SGD(made.parameters(), lr=0.1)
 
-        def call(made: nn.Module = made, optimizer: SGD = SGD(made.parameters(), lr=0.1)) -> None:
+        def call(made: nn.Module = made, optimizer: torch.optim.Optimizer = sgd) -> None:
             optimizer.zero_grad()
             made(tokens).sin().sum().backward()
             optimizer.step()

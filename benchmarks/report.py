@@ -6,18 +6,26 @@ import re
 from pathlib import Path
 
 from benchmarks.pictures import against_peers, against_targets, catalogue_costs
-from benchmarks.targets import markdown, measured
+from benchmarks.targets import markdown, measured, projected_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The files with the table between these two marks.
 SHOWN_IN = (ROOT / "docs" / "speed.md",)
 BEGIN, END = "<!-- targets: written by `make bench` -->\n", "<!-- end of targets -->"
+BEGIN_PROJECTED = "<!-- targets of mode project: written by `make bench` -->\n"
 
 
 def with_table(text: str) -> str:
-    """A document with the table of targets as it is now."""
-    table = f"{BEGIN}\n{markdown(measured())}\n{END}"
-    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: table, text, flags=re.DOTALL)
+    """A document with the tables of targets as they are now."""
+    rows = measured()
+    for begin, content in (
+        (BEGIN, markdown(rows)),
+        (BEGIN_PROJECTED, projected_markdown(rows)),
+    ):
+        table = f"{begin}\n{content}\n{END}"
+        pattern = re.escape(begin) + ".*?" + re.escape(END)
+        text = re.sub(pattern, lambda _, table=table: table, text, flags=re.DOTALL)
+    return text
 
 
 def main() -> None:

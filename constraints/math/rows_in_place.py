@@ -20,7 +20,7 @@ from constraints.math.unit_vectors import ROUNDING
 #: more is done to each, larger ones are faster: the calls count.
 _BLOCK, _LARGER_BLOCK = 2**16, 2**17
 
-#: Positive entries are counted again unless a round leaves less than this share of what is too much.
+#: Positive entries are counted again unless a round leaves less than this share of the excess.
 _QUICK = 0.05
 
 #: Sums over a row above which a threshold is found by sorting, which loses no digits.
