@@ -91,10 +91,11 @@ def make_tangent_(value: Tensor, gradient: Tensor, radius: float) -> bool:
     """
     buffer = _buffer(value)
     along = value.new_empty(*value.shape[:-1], 1)
-    sums = along.view(-1, 1).split(len(buffer))
-    for (rows, gradients), sum_ in zip(_blocks(value, gradient), sums, strict=True):
+    sums, start = along.view(-1, 1), 0
+    for rows, gradients in _blocks(value, gradient):
         products = torch.mul(gradients, rows, out=buffer[: len(rows)])
-        torch.sum(products, -1, keepdim=True, out=sum_)
+        torch.sum(products, -1, keepdim=True, out=sums[start : start + len(rows)])
+        start += len(rows)
     # A product is finite only if its factors are, and a sum only if its terms are.
     if not math.isfinite(float(along.sum())):
         return False

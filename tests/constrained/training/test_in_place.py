@@ -1,14 +1,16 @@
 """Steps in place: the same as those of the plain path, and only where they are possible."""
 
 import contextlib
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from constrained import NonfiniteGradientError, assert_feasible, constrain
+from constrained.attached import attached_constraint
 from constrained.constraint.geometry import Geometry
-from constrained.training import in_place
+from constrained.training import in_place, projected_step
 from constrained.training.in_place import InPlace, plain_rates
 from constraints import Nonnegative, Orthogonal, Simplex, Sphere
 
@@ -189,6 +191,58 @@ def test_under_autocast_and_with_a_strided_gradient_the_plain_path_is_gone(monke
         model.step(optimizer)
     assert len(seen) == 1
     assert_feasible(model)
+
+
+def test_a_sharded_tensor_goes_the_plain_path(monkeypatch):
+    from torch import distributed
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    if distributed.is_initialized():
+        pytest.skip("there is a process group already")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = projected("sphere", (6, 4))
+        start = model.weight.detach().clone()
+        shard = distribute_tensor(start.clone(), mesh, [Shard(0)])
+        model.weight = nn.Parameter(shard)
+        model.weight.grad = distribute_tensor(model.gradient, mesh, [Shard(0)])
+        with counted(monkeypatch) as seen:
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+        assert not seen
+        moved = model.weight.detach().full_tensor()
+        torch.testing.assert_close(moved.norm(dim=-1), torch.ones(6))
+        assert not torch.equal(moved, start)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_without_a_constrained_parameter_the_hooks_look_at_nothing(monkeypatch):
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    monkeypatch.setattr(attached_constraint, "_all", weakref.WeakSet())
+    monkeypatch.setattr(projected_step, "_parameters", lambda _: 1 / 0)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert weight.tolist() == [0.5] * 3
+    model = projected("nonnegative", (2, 2))
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    del model
+
+
+def test_a_constraint_that_comes_during_a_step_is_kept_at_its_end():
+    layer = Tensor((4, 4))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer.step(optimizer)
+
+    def closure():
+        constrain(layer, "weight", "nonnegative", mode="project")
+        layer.weight.grad = torch.full((4, 4), 100.0)
+        return 0.0
+
+    optimizer.step(closure)
+    assert_feasible(layer)
 
 
 class OwnTangent(Sphere):
