@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks.pictures import against_peers, against_targets, catalogue_costs
-from benchmarks.targets import markdown, measured
+from benchmarks.targets import markdown, measured, projected_markdown
 from benchmarks.yardsticks import tables
 from benchmarks.yardsticks.run import load
 
@@ -23,6 +23,7 @@ def with_tables(text: str) -> str:
     attempts = load()
     for name, table in {
         "targets": lambda: markdown(measured()),
+        "targets of mode project": lambda: projected_markdown(measured()),
         "yardsticks' targets": lambda: tables.markdown_targets(attempts),
         "yardsticks": lambda: tables.markdown(attempts),
     }.items():

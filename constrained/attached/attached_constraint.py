@@ -256,6 +256,11 @@ def revision() -> int:
     return _revision
 
 
+def are_there_any() -> bool:
+    """Whether the process has any attached constraint."""
+    return len(_all) > 0
+
+
 def projected_by_parameter() -> dict[int, AttachedConstraint]:
     """The constraints of the process with ``mode="project"`` by the ids of their parameters."""
     with _lock:

@@ -143,10 +143,13 @@ class Geometry(OptionalMethods, Membership):
             gradient: of the shape and dtype of ``value``, contiguous. It is overwritten.
 
         Returns:
-            Whether the gradient was finite. If not, it may have lost finite entries.
+            Whether the gradient was finite. If not, it is as it was.
         """
-        gradient.copy_(self.tangent(value, gradient))
-        return bool(torch.isfinite(gradient).all())
+        found = self.tangent(value, gradient)
+        if not torch.isfinite(found).all():
+            return False
+        gradient.copy_(found)
+        return True
 
     def retract_(self, value: Tensor) -> None:
         """Write `retract` of a tensor into it: a fast one for optimizer steps.

@@ -14,8 +14,9 @@ is replaced by the gradient mapping, which vanishes at the optimum (`Geometry.ad
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from constrained.atomic.contents import store
 from constrained.atomic.first_use import at_first_use
 from constrained.attached.attached_constraint import (
     AttachedConstraint,
+    are_there_any,
     projected_by_parameter,
     revision,
 )
@@ -131,7 +133,7 @@ class _Steps(list[_Step]):
     rollback: Rollback | None = None
 
     def __init__(self, optimizer: Optimizer) -> None:
-        parameters = _parameters(optimizer)
+        parameters = list(_parameters(optimizer))
         # Those of `constrained.optim` keep their parameters in the sets themselves.
         by_id = {} if getattr(optimizer, "keeps_sets", False) else projected_by_parameter()
         check_wrapped(parameters, by_id)
@@ -160,12 +162,14 @@ def _watch_steps() -> None:
 at_first_use(_watch_steps)
 
 
-def _parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def _parameters(optimizer: Optimizer) -> Iterator[torch.nn.Parameter]:
+    return itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
 
 
-def _steps_of(optimizer: Optimizer) -> _Steps:
+def _steps_of(optimizer: Optimizer) -> _Steps | None:
     """The projected tensors that an optimizer trains, in the order of its parameters."""
+    if not are_there_any():
+        return None
     known = _known.get(optimizer)
     now = tuple(map(id, _parameters(optimizer))), revision()
     if known is None or known.found_for != now or any(s.is_stale() for s in known):
@@ -323,7 +327,10 @@ def _agreed(steps: Sequence[_Step], faults: Sequence[int], processes: Processes)
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    steps = _steps_of(optimizer)
+    # Found before the step; anew only if a constraint has come or gone meanwhile.
+    steps = _known.get(optimizer)
+    if steps is None or steps.found_for[1] != revision():
+        steps = _steps_of(optimizer)
     if not steps or _has_left_out(optimizer):
         return
     moved = _moved(optimizer, steps)
