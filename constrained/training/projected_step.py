@@ -17,11 +17,9 @@ import functools
 import itertools
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -31,13 +29,11 @@ from torch.optim.optimizer import (
 from constrained.atomic.contents import store
 from constrained.atomic.first_use import at_first_use
 from constrained.attached.attached_constraint import (
-    AttachedConstraint,
     are_there_any,
     projected_by_parameter,
     revision,
 )
-from constrained.constraint.base import Constraint
-from constrained.training.in_place import InPlace, plain_rates
+from constrained.training.in_place import plain_rates
 from constrained.training.lbfgs_points import OutsidePoints
 from constrained.training.moment_transport import transport_rows
 from constrained.training.nonfinite import (
@@ -56,65 +52,15 @@ from constrained.training.optimizer_metric import (
     wraps_another,
 )
 from constrained.training.processes import Processes, carry_out
-from constrained.training.sparse_rows import ZeroRows, prepare_rows
+from constrained.training.sparse_rows import prepare_rows
 from constrained.training.step_end import admissible, end_of_step
 from constrained.training.step_rollback import Rollback, moves_before_closure
 from constrained.training.tasks import Task
+from constrained.training.tensor_step import TensorStep
 from constrained.training.wrapped_parameters import check_wrapped
 
 
-@dataclass
-class _Step:
-    """A projected tensor that an optimizer trains, and what is noted of its step.
-
-    Attributes:
-        tensor: the tensor.
-        parameter: its parameter.
-        before: where the step began; noted only where `end_of_step` needs it.
-        last: the same, to go back to; noted only for ``on_nonfinite="skip"``.
-        rows: the rows that a sparse gradient has moved.
-        skipped: the gradient that was not finite, and that this step leaves out.
-        in_place: the fast way, if the set has one.
-        was_written: whether another one than an optimizer has moved the tensor since its last step.
-    """
-
-    tensor: AttachedConstraint
-    parameter: torch.nn.Parameter
-    before: Tensor | None = None
-    last: Tensor | None = None
-    rows: Tensor | None = None
-    skipped: Tensor | None = None
-    in_place: InPlace | None = None
-    was_written: bool = False
-
-    def __post_init__(self) -> None:
-        if self.tensor.on_nonfinite == "raise" and self.constraint.is_in_place():
-            self.in_place = InPlace(self.constraint)
-        self.zero_rows = ZeroRows(self.tensor, self.parameter)
-
-    def forget(self) -> None:
-        """Drop what has been noted of a step."""
-        self.before = self.last = self.rows = self.skipped = None
-        self.zero_rows.put_back(self.parameter)
-        if self.in_place is not None:
-            self.in_place.is_on = False
-
-    def is_stale(self) -> bool:
-        """Whether the module has another parameter now."""
-        return self.tensor.parameter() is not self.parameter
-
-    def was_moved(self) -> bool:
-        """Whether the tensor may lie outside of its set, although it has no gradient."""
-        # Those who write ``parameter.data`` leave no trace in its version.
-        return self.parameter.requires_grad and not self.tensor.is_clean(self.parameter)
-
-    @property
-    def constraint(self) -> Constraint:
-        """The constraint of the tensor."""
-        return self.tensor.constraint()
-
-
-class _Steps(list[_Step]):
+class _Steps(list[TensorStep]):
     """The projected tensors that an optimizer trains.
 
     Args:
@@ -137,7 +83,7 @@ class _Steps(list[_Step]):
         # Those of `constrained.optim` keep their parameters in the sets themselves.
         by_id = {} if getattr(optimizer, "keeps_sets", False) else projected_by_parameter()
         check_wrapped(parameters, by_id)
-        super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
+        super().__init__(TensorStep(by_id[id(p)], p) for p in parameters if id(p) in by_id)
         self.found_for = tuple(map(id, parameters)), revision()
         self.is_outer = wraps_another(optimizer)
         self.outside: OutsidePoints | None = None
@@ -223,8 +169,8 @@ def _preparing_after(optimizer: Optimizer, steps: _Steps, closure: Any) -> Any:
 def _prepare(optimizer: Optimizer, steps: _Steps) -> None:
     """Check the gradients of projected tensors, and make them admissible."""
     euclidean, turned = is_euclidean(optimizer), descents(optimizer)
-    dense: list[_Step] = []
-    others: list[_Step] = steps
+    dense: list[TensorStep] = []
+    others: list[TensorStep] = steps
     if steps.processes is None:
         others = _not_in_place(optimizer, steps, euclidean, turned)
     if not others:
@@ -264,13 +210,13 @@ def _prepare(optimizer: Optimizer, steps: _Steps) -> None:
 
 
 def _not_in_place(
-    optimizer: Optimizer, steps: Sequence[_Step], euclidean: bool, turned: dict[int, Descent]
-) -> list[_Step]:
+    optimizer: Optimizer, steps: Sequence[TensorStep], euclidean: bool, turned: dict[int, Descent]
+) -> list[TensorStep]:
     """Prepare the gradients of the tensors that go the fast way, and return the others."""
     if getattr(optimizer, "found_inf", None) is not None:
         return list(steps)
     rates = plain_rates(optimizer)
-    others: list[_Step] = []
+    others: list[TensorStep] = []
     for step in steps:
         parameter, fast = step.parameter, step.in_place
         if parameter.grad is None:
@@ -292,8 +238,8 @@ def _not_in_place(
 
 
 def _without_nonfinite(
-    optimizer: Optimizer, steps: Sequence[_Step], processes: Processes | None
-) -> list[_Step]:
+    optimizer: Optimizer, steps: Sequence[TensorStep], processes: Processes | None
+) -> list[TensorStep]:
     """The tensors with finite gradients. A gradient that is not is an error, or is left out."""
     faults = gradient_faults(optimizer, [step.parameter for step in steps])
     if processes is not None:
@@ -303,7 +249,7 @@ def _without_nonfinite(
     return [step for step in steps if step.parameter.grad is not None]
 
 
-def _agreed(steps: Sequence[_Step], faults: Sequence[int], processes: Processes) -> list[int]:
+def _agreed(steps: Sequence[TensorStep], faults: Sequence[int], processes: Processes) -> list[int]:
     """The faults that any process has found; all notice if another has written a tensor."""
     has = [step.parameter.grad is not None for step in steps]
     written = [step.was_moved() for step in steps]
@@ -355,7 +301,7 @@ def _has_left_out(optimizer: Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
+def _moved(optimizer: Optimizer, steps: _Steps) -> list[TensorStep]:
     """The tensors that a step has moved; those that it was to leave out are where they were."""
     skipped = [step for step in steps if step.skipped is not None]
     for step in skipped:
@@ -367,7 +313,7 @@ def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
     faults = [0 if s.last is None else step_fault(optimizer, s.parameter) for s in steps]
     if steps.processes is not None and any(step.last is not None for step in steps):
         faults = steps.processes.highest(faults)
-    moved: list[_Step] = []
+    moved: list[TensorStep] = []
     for step, fault in zip(steps, faults, strict=True):
         has_moved = step.parameter.grad is not None or step.was_written
         if steps.processes is None or steps.is_outer:
@@ -383,7 +329,7 @@ def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
     return moved
 
 
-def _bring_back(optimizer: Optimizer, moved: Sequence[_Step], steps: _Steps) -> None:
+def _bring_back(optimizer: Optimizer, moved: Sequence[TensorStep], steps: _Steps) -> None:
     tasks: list[Task] = []
     for step in moved:
         is_back = step.in_place is not None and step.in_place.is_on
