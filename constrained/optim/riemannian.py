@@ -17,7 +17,7 @@ from constrained.constraint.base import Constraint
 from constrained.constraint.errors import InfeasibleError, NonfiniteGradientError, OutOfRangeError
 from constrained.constraint.precision import raise_precision
 from constrained.optim.walked_set import as_plain_data, attached_to, set_of
-from constrained.training.nonfinite import nonfinite_gradients
+from constrained.training.nonfinite import gradient_faults, left_out
 
 
 class Walker(NamedTuple):
@@ -153,10 +153,9 @@ class RiemannianOptimizer(Optimizer):
         """
         groups = [(group, self.walkers(group)) for group in self.param_groups]
         known = [w for _, walkers in groups for w in walkers if w.tensor is not None]
-        broken = nonfinite_gradients(
-            self, [w.tensor for w in known if w.tensor], [w.parameter for w in known]
-        )
-        left_out = {id(known[i].parameter) for i in broken}
+        faults = gradient_faults(self, [w.parameter for w in known])
+        broken = left_out([w.tensor for w in known if w.tensor], faults)
+        skipped = {id(known[i].parameter) for i in broken}
         for group, walkers in groups:
             for walker in walkers:
                 is_told = group["constraint"] is not None and walker.tensor is None
@@ -166,7 +165,7 @@ class RiemannianOptimizer(Optimizer):
                         "been changed; look for the loss that became so."
                     )
         return [
-            (group, [w for w in walkers if id(w.parameter) not in left_out])
+            (group, [w for w in walkers if id(w.parameter) not in skipped])
             for group, walkers in groups
         ]
 
