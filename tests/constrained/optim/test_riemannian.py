@@ -102,7 +102,7 @@ def test_the_hooks_do_not_act_on_it_twice(kind, monkeypatch):
     problem = regression()
     optimizer = made(kind, problem.model.parameters())
     calls = []
-    for name in ("_bring_back", "_prepare", "transport"):
+    for name in ("_bring_back", "_prepare", "end_of_step"):
         monkeypatch.setattr(projected_step, name, lambda *args, name=name, **kw: calls.append(name))
     run(problem, optimizer, 3)
     assert calls == []
