@@ -106,7 +106,10 @@ def minimize(
         objective = Objective(model, loss, found, curvature=chosen.curvature)
         run = _Run(objective, chosen, callback, progress, optimize)
         with _best_kept(found, before, objective):
-            return run(tol, dict(options or {}))
+            result = run(tol, dict(options or {}))
+        # In low precision, what the right inverse of a constraint gives may be another number.
+        result.fun = float(loss(model).detach())
+        return result
 
 
 class _Stopped(Exception):

@@ -379,3 +379,20 @@ def test_a_copy_afterwards_is_whole():
     again = copy.deepcopy(model)
     assert spec(again) == spec(model) and torch.equal(again.weight, model.weight)
     assert "weight" in str(report(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["SLSQP", "COBYLA", "L-BFGS-B"])
+@pytest.mark.parametrize("constraint", ["l1_ball", "interval(low=0, high=1)"])
+def test_the_loss_of_the_result_is_that_of_the_model(constraint, method, dtype):
+    layer = nn.Linear(4, 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
+    layer = constrain(layer, "weight", constraint)
+    wanted = torch.tensor([[1.0, -0.7, 0.4, 1.3]], dtype=dtype)
+
+    def loss(model):
+        return (model.weight - wanted).square().sum()
+
+    result = minimize(layer, loss, method=method, progress=False)
+    assert result.fun == loss(layer).item()
