@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture pages accuracy lint format types docs bench bench-gate coverage notebooks clean
+.PHONY: help install demo demo-short laws test test-slow test-processors test-clients test-geotorch promises compat catalogue architecture pages accuracy scale lint format types docs bench bench-gate yardsticks coverage notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ pages: $(READY) $(CLIENTS)/.ready ## run the code of the pages, and write in wha
 accuracy: $(READY) ## measure optima and right inverses, and write docs/accuracy.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/accuracy.py
 
+scale: $(READY) ## measure what a step of several processes costs, and write docs/scale.md
+	OMP_NUM_THREADS=1 $(BIN)/python docs/scale.py
+
 lint: $(READY) ## ruff, without changing anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -121,6 +124,10 @@ docs: $(READY) ## the documentation, into site/
 
 bench: $(READY) ## the benchmarks, and their tables and pictures in the documents
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.report
+
+yardsticks: $(READY) ## problems with known optima, every method on each, into docs/yardsticks.md; FULL=1 tunes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks yardsticks
 	$(BIN)/python -m benchmarks.report
 
 # GROUPS are those of benchmarks/gate.py by default; SLOWER is the share by which a row may be.

@@ -17,12 +17,15 @@ from benchmarks import (
     layers,
     memory,
     models,
+    projecting,
     reading,
     registering,
     training,
 )
 from benchmarks.harness import Timing, save
 from benchmarks.targets import show_targets
+from benchmarks.yardsticks import run as yardsticks
+from benchmarks.yardsticks import tables
 
 GROUPS = {
     "reading": (reading.recurrent_loop, reading.evaluation, reading.bare_read),
@@ -33,6 +36,7 @@ GROUPS = {
     "batches": (batches.small_matrices,),
     "layers": (layers.many_layers, layers.transformer, layers.encoder, layers.attention),
     "models": (models.convolutions, models.embedding, models.accumulating),
+    "projecting": (projecting.projecting,),
     "registering": (registering.registration,),
     "memory": (memory.bytes_held,),
     "catalogue": (catalogue.every_constraint,),
@@ -40,16 +44,20 @@ GROUPS = {
 
 
 def main(groups: list[str]) -> None:
-    """Run groups of benchmarks, all by default, on one thread."""
+    """Run groups of benchmarks, on one thread; by default all but the yardsticks."""
     torch.set_num_threads(1)
-    for unknown in set(groups) - set(GROUPS):
-        sys.exit(f"There is no group {unknown!r}; there are {', '.join(GROUPS)}.")
-    for group in groups or GROUPS:
+    for unknown in set(groups) - {*GROUPS, "yardsticks"}:
+        sys.exit(f"There is no group {unknown!r}; there are {', '.join(GROUPS)}, yardsticks.")
+    if "yardsticks" in groups:
+        yardsticks.main()
+    for group in [g for g in groups if g != "yardsticks"] if groups else GROUPS:
         timings = [timing for measure in GROUPS[group] for timing in measure()]
         path = save(group, timings)
         _show(timings)
         print(f"Written to {path}")
-    show_targets()
+    if groups != ["yardsticks"]:
+        show_targets()
+        tables.show_targets(yardsticks.load())
 
 
 def _show(timings: list[Timing]) -> None:

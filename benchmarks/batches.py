@@ -31,14 +31,15 @@ def small_matrices(rounds: int = 15) -> Iterator[Timing]:
         by_torch = torch_orthogonal(Batch(count, size), orthogonal_map="cayley")
         contenders: dict[str, Callable[[], object]] = {
             "one batched product": lambda A=A, B=B: A @ B,
-            "plain": _step(Batch(count, size)),
-            "constrained": _step(constrain(Batch(count, size), "weight", "orthogonal")),
-            "torch cayley": _step(by_torch),
+            "plain": step(Batch(count, size)),
+            "constrained": step(constrain(Batch(count, size), "weight", "orthogonal")),
+            "torch cayley": step(by_torch),
         }
         yield from compare(f"orthogonal {count} x {size} x {size}", contenders, rounds, repeat=3)
 
 
-def _step(module: nn.Module) -> Callable[[], object]:
+def step(module: nn.Module) -> Callable[[], object]:
+    """A step from a given gradient."""
     optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
     weight: Tensor = module.weight  # type: ignore[assignment]
     gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) / 100

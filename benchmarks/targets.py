@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import projecting
+from benchmarks.batches import SHAPES
 from benchmarks.calling import CALLS, SPECS, WAYS, row
 from benchmarks.harness import RESULTS
 from benchmarks.models import BY_VIEW, CONVOLUTIONAL
@@ -73,6 +75,33 @@ def _train(spec: str, shape: str, limit: float, batch: int = 32) -> Target:
     row = f"{spec} {shape}, batch {batch}"
     return Target(row, row, limit, "ratio", _ratio)
 
+
+def _projected(what: str, row: str, limit: float, unit: str = "ratio") -> Target:
+    """A target of a plain parameter that steps leave in its set; the other mode is no peer."""
+    return Target(
+        what,
+        row,
+        limit,
+        unit,
+        _ratio if unit != "us beyond" else _beyond_plain,
+        ours=projecting.PROJECT,
+        helpers=("plain", "one batched product", projecting.PARAMETRIZE),
+    )
+
+
+def _beyond_plain(row: Mapping[str, tuple[float, float]], name: str) -> float:
+    """Microseconds beyond the plain one."""
+    return 1e3 * (row[name][0] - row["plain"][0])
+
+
+#: With ``mode="project"``: constraint, shape, the largest ratio to the plain step.
+_PROJECTED = (
+    ("orthogonal", (64, 64), 1.5),
+    ("orthogonal", (1024, 64), 1.8),
+    ("orthogonal", (256, 256), 2.6),
+    ("orthogonal", (1024, 1024), 4.5),
+    *((spec, shape, 1.25) for spec, shape in projecting.ROWS if spec != "orthogonal"),
+)
 
 SMALL = ("4096 x 4 x 4", "2048 x 8 x 8", "1024 x 16 x 16", "256 x 32 x 32", "64 x 64 x 64")
 EVALUATED = ("orthogonal", "positive_definite", "low_rank(rank=8)", "spectral_norm")
@@ -179,6 +208,44 @@ TARGETS = (
 )
 
 
+#: Targets of `benchmarks.projecting`.
+PROJECTED = (
+    *(
+        _projected(f"{spec} {shape[0]} x {shape[1]}", projecting.layer_row(spec, shape), limit)
+        for spec, shape, limit in _PROJECTED
+    ),
+    *(
+        _projected(
+            f"orthogonal, batch of {count} x {size} x {size}",
+            projecting.small_row(count, size),
+            5.0,
+            "batched products",
+        )
+        for count, size in SHAPES
+    ),
+    _projected("evaluation, 1024 x 1024, batch 1", projecting.EVALUATION, 1.05),
+    _projected("reading a weight, beyond a plain one", projecting.READING, 0.1, "us beyond"),
+    *(
+        _projected(
+            f"{count}-layer encoder, width 256, 128 tokens, Adam, orthogonal q, k, v, o",
+            projecting.encoder_row(count),
+            1.3,
+        )
+        for count in (4, 12)
+    ),
+    _projected("embedding 20000 x 128, sphere, 64 rows read", projecting.EMBEDDING, 1.2),
+    *(
+        _projected(
+            f"three orthogonal layers 256 x 256, backward passes a step: {passes}",
+            projecting.accumulating_row(passes),
+            limit,
+        )
+        for passes, limit in ((1, 2.2), (4, 1.4))
+    ),
+    _projected("step of 200 plain tensors, none projected", projecting.IDLE, 1.05),
+)
+
+
 def measured() -> dict[str, dict[str, tuple[float, float]]]:
     """All results that are there."""
     rows: dict[str, dict[str, tuple[float, float]]] = {}
@@ -203,9 +270,9 @@ class Verdict:
         return self.here <= self.target.limit
 
 
-def verdicts(rows: Measured) -> Iterator[Verdict]:
+def verdicts(rows: Measured, targets: Sequence[Target] = TARGETS) -> Iterator[Verdict]:
     """The targets whose rows have been measured."""
-    for target in TARGETS:
+    for target in targets:
         row = rows.get(target.row, {})
         if target.ours not in row:
             continue
@@ -217,7 +284,8 @@ def verdicts(rows: Measured) -> Iterator[Verdict]:
         best = min(others, key=lambda name: others[name], default="")
         here = target.figure(row, target.ours)
         yield Verdict(target, here, best, others.get(best))
-    yield from _per_layer(rows)
+    if targets is TARGETS:
+        yield from _per_layer(rows)
 
 
 def _per_layer(rows: Measured) -> Iterator[Verdict]:
@@ -238,13 +306,13 @@ def _per_layer(rows: Measured) -> Iterator[Verdict]:
     yield Verdict(target, here, "", None)
 
 
-def markdown(rows: Measured) -> str:
+def markdown(rows: Measured, targets: Sequence[Target] = TARGETS) -> str:
     """The table for documents."""
     lines = [
         "| row | unit | target | here | best peer of the row | |",
         "|---|---|---|---|---|---|",
     ]
-    for v in verdicts(rows):
+    for v in verdicts(rows, targets):
         peer = "" if v.best is None else f"{v.best:.3g} ({v.peer})"
         met = "met" if v.is_met else "**missed**"
         lines.append(
@@ -254,15 +322,36 @@ def markdown(rows: Measured) -> str:
     return "\n".join(lines) + "\n"
 
 
-def show_targets() -> None:
-    """Print the table."""
-    table = Table(title="Targets; every figure from the results of this machine")
-    for heading in ("row", "unit", "target", "here", "best peer", ""):
-        table.add_column(heading)
-    for v in verdicts(measured()):
-        peer = "" if v.best is None else f"{v.best:.3g} ({v.peer})"
-        met = "met" if v.is_met else "missed"
-        table.add_row(
-            v.target.what, v.target.unit, f"{v.target.limit:.3g}", f"{v.here:.3g}", peer, met
+def projected_markdown(rows: Measured) -> str:
+    """The table of ``mode="project"``, with the other mode beside it."""
+    lines = [
+        '| row | unit | target | `mode="project"` | `mode="parametrize"` | geoopt | |',
+        "|---|---|---|---|---|---|---|",
+    ]
+    for v in verdicts(rows, PROJECTED):
+        row, target = rows[v.target.row], v.target
+        other, peer = (
+            f"{target.figure(row, name):.3g}" if name in row else ""
+            for name in (projecting.PARAMETRIZE, projecting.GEOOPT)
         )
-    Console().print(table)
+        met = "met" if v.is_met else "**missed**"
+        lines.append(
+            f"| {target.what} | {target.unit} | {target.limit:.3g} | {v.here:.3g} "
+            f"| {other} | {peer} | {met} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def show_targets() -> None:
+    """Print the tables."""
+    for title, targets in (("Targets", TARGETS), ('Targets of mode="project"', PROJECTED)):
+        table = Table(title=f"{title}; every figure from the results of this machine")
+        for heading in ("row", "unit", "target", "here", "best peer", ""):
+            table.add_column(heading)
+        for v in verdicts(measured(), targets):
+            peer = "" if v.best is None else f"{v.best:.3g} ({v.peer})"
+            met = "met" if v.is_met else "missed"
+            table.add_row(
+                v.target.what, v.target.unit, f"{v.target.limit:.3g}", f"{v.here:.3g}", peer, met
+            )
+        Console().print(table)

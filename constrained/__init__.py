@@ -20,6 +20,7 @@ from constrained.constraint.moved import keep_old_paths as _keep_old_paths
 from constrained.constraint.registry import get, names, register
 from constrained.constraint.tolerance import tolerance
 from constrained.evaluation.cached import cached
+from constrained.minimizing.minimize import minimize
 from constrained.model.config_file import read_config
 from constrained.model.config_schema import schema
 from constrained.model.constrain import constrain
@@ -35,6 +36,7 @@ from constrained.old_paths import MOVED as _MOVED
 from constrained.seeing.measured import assert_feasible, violations
 from constrained.seeing.monitor import Monitor
 from constrained.seeing.report import report
+from constrained.training.processes import share_projections
 
 __version__ = "0.2.0"
 
@@ -56,6 +58,7 @@ __all__ = [
     "get",
     "load",
     "load_state_dict",
+    "minimize",
     "names",
     "param_groups",
     "parameters_of",
@@ -70,6 +73,7 @@ __all__ = [
     "report",
     "save",
     "schema",
+    "share_projections",
     "spec",
     "tensor_paths",
     "tolerance",

@@ -26,6 +26,7 @@ ROOMS = {
         "interop",
         "checkpoint",
         "seeing",
+        "minimizing",
         "model",
         "optim",
         "training",

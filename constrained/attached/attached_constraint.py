@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from constrained.atomic.first_use import note_use
+from constrained.atomic.sharded import is_shard
 from constrained.constraint.base import Constraint
 from constrained.constraint.view import View
 from constrained.torch_internals.modules import submodules
+from constrained.torch_internals.shards import is_flat, is_managed
 from constrained.torch_internals.tensors import version
 
 #: How a constraint is kept; see `constrained.constrain`.
@@ -51,6 +53,8 @@ class AttachedConstraint:
 
     Attributes:
         steps: how many optimizer steps have moved the parameter.
+        group: the processes among which the work of its steps is divided; see
+            `constrained.share_projections`.
         has_warned: whether a warning has told that the parameter is no longer there.
     """
 
@@ -70,6 +74,7 @@ class AttachedConstraint:
         self.mode: Mode = mode
         self.moved, self.on_nonfinite, self.steps = moved, on_nonfinite, 0
         self.has_warned = False
+        self.group: Any = None
         self._clean: tuple[int, int] | None = None
         self._key = _batch_key(constraint)
         _index(self)
@@ -126,6 +131,13 @@ class AttachedConstraint:
             f"undo that, or release '{path}'."
         )
 
+    def is_gathered(self) -> bool:
+        """Whether FSDP2 has put the whole tensor in the place of a shard for the time being."""
+        module, parameter = self._module(), self.parameter()
+        if module is None or parameter is None or is_shard(parameter):
+            return False
+        return is_managed(module) and not is_flat(parameter)
+
     def batch_key(self) -> Hashable | None:
         """Equal for tensors whose constraint treats them alike; None for one that is alone."""
         return self._key
@@ -140,7 +152,7 @@ class AttachedConstraint:
 
     def __getstate__(self) -> dict[str, Any]:
         # With the module itself: a copy of both then belongs together.
-        return {**self.__dict__, "_module": self._module(), "_clean": None}
+        return {**self.__dict__, "_module": self._module(), "_clean": None, "group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -181,7 +193,7 @@ def detach(module: nn.Module, name: str) -> None:
     del found[name]
     if not found:
         del module.__dict__[_ATTRIBUTE]
-    _note_change()
+    note_change()
 
 
 def attached_constraints(model: nn.Module) -> Iterator[tuple[str, AttachedConstraint]]:
@@ -229,10 +241,11 @@ def _index(tensor: AttachedConstraint) -> None:
     note_use()
     with _lock:
         _all.add(tensor)
-    _note_change()
+    note_change()
 
 
-def _note_change() -> None:
+def note_change() -> None:
+    """Have optimizers look anew for the constraints of their parameters."""
     global _revision
     with _lock:
         _revision += 1
@@ -241,6 +254,11 @@ def _note_change() -> None:
 def revision() -> int:
     """A number that grows whenever there is another attached constraint, or one less."""
     return _revision
+
+
+def are_there_any() -> bool:
+    """Whether the process has any attached constraint."""
+    return len(_all) > 0
 
 
 def projected_by_parameter() -> dict[int, AttachedConstraint]:

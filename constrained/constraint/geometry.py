@@ -7,11 +7,13 @@ methods: before a step the gradient is made tangent, after it the point is broug
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from constrained.constraint.linear_form import LinearForm
 from constrained.constraint.membership import Membership
 from constrained.constraint.optional_methods import OptionalMethods
 from constrained.constraint.precision import raise_precision
@@ -65,6 +67,55 @@ class Geometry(OptionalMethods, Membership):
         """Whether the class defines `tangent`."""
         return type(self).tangent is not Geometry.tangent
 
+    def has_boundary(self) -> bool:
+        """Whether walks on the set may end at a boundary: by default, unless it is smooth."""
+        return not self.is_smooth()
+
+    def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of a function on the set, as a tangent vector.
+
+        A tangent vector is given by coordinates that are orthonormal in the Riemannian metric of
+        the set: the inner product of two vectors is the sum of the products of their entries. By
+        default it is a vector of the surrounding space, and this is `admissible` if the set is
+        smooth. Where a set has a boundary it is the gradient itself: steps end with a projection.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            gradient: the partial derivatives, of the shape of ``value``.
+
+        Returns:
+            Tensor of the shape of ``value``, whose inner product with each tangent vector is the
+            derivative along that.
+        """
+        return self.admissible(value, gradient) if self.is_smooth() else gradient
+
+    def move(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The members that a step along tangent vectors leads to.
+
+        By default `retract` of the sum.
+
+        Args:
+            value: members, of shape ``(*batch, *event)``.
+            vector: of the shape of ``value``, as `riemannian_gradient` gives it.
+        """
+        return self.retract(value + vector)
+
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
+        """A tangent vector at one member as one at another, nearby.
+
+        By default the orthogonal projection onto the tangent space there. Where a set has a
+        boundary, `admissible` of the vector, which is taken for a gradient.
+
+        Args:
+            vector: of shape ``(*batch, *event)``, as `riemannian_gradient` gives it.
+            new: the other members, of the same shape.
+
+        Reference:
+            Absil, Mahony and Sepulchre, Optimization algorithms on matrix manifolds (2008), section
+            8.1.3.
+        """
+        return self.tangent(new, vector) if self.is_smooth() else self.admissible(new, vector)
+
     def retract(self, value: Tensor) -> Tensor:
         """The members that are reached where a step from members has led to ``value``.
 
@@ -92,10 +143,13 @@ class Geometry(OptionalMethods, Membership):
             gradient: of the shape and dtype of ``value``, contiguous. It is overwritten.
 
         Returns:
-            Whether the gradient was finite. If not, it may have lost finite entries.
+            Whether the gradient was finite. If not, it is as it was.
         """
-        gradient.copy_(self.tangent(value, gradient))
-        return bool(torch.isfinite(gradient).all())
+        found = self.tangent(value, gradient)
+        if not torch.isfinite(found).all():
+            return False
+        gradient.copy_(found)
+        return True
 
     def retract_(self, value: Tensor) -> None:
         """Write `retract` of a tensor into it: a fast one for optimizer steps.
@@ -177,6 +231,22 @@ class Geometry(OptionalMethods, Membership):
         """
         del scale
         return self.project(value) if self.event_dim == 0 else None
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm | None:
+        """The closure of the set as bounds and linear equations or inequalities, for one element.
+
+        `constrained.minimize` gives them to methods that take such constraints. A class defines it
+        if its set has this form, with few enough inequalities to be written down.
+
+        Args:
+            shape: of one element.
+
+        Returns:
+            The form, whose entries are those of the element in row-major order, or None, which is
+            the default.
+        """
+        del shape
+        return None
 
     def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
         r"""A gradient that points out of the set at no member, and vanishes at an optimum only.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from constrained.constraint.base import FLAT, Constraint, unguarded
 from constrained.constraint.elements import Params
+from constrained.constraint.linear_form import LinearForm
 from constrained.constraint.plain_data import short
 from constrained.constraint.sampling import RandomNumbers
 
@@ -140,9 +141,51 @@ class View(Constraint):
         found = self.constraint.project_scaled(self.rearranged(value), self.rearranged(scale))
         return None if found is None else rearrange(found, self._back, **self._lengths)
 
+    def linear_form(self, shape: Sequence[int]) -> LinearForm | None:
+        """The form of each element of the rearranged tensor, with its entries in their places."""
+        entries = torch.arange(torch.Size(shape).numel()).reshape(tuple(shape))
+        places = self.rearranged(entries)
+        event = places.shape[places.ndim - (self.constraint.event_dim or 0) :]
+        if self.constraint.event_dim is None:
+            event = places.shape
+        form = self.constraint.linear_form(event)
+        bounds = () if form is None else (form.low, form.high)
+        if form is None or form.image is not None or any(isinstance(b, Tensor) for b in bounds):
+            return None
+        if form.matrix is None or form.lower is None or form.upper is None:
+            return form
+        places = places.reshape(-1, event.numel())
+        matrix = form.matrix.new_zeros(len(places), len(form.matrix), entries.numel())
+        matrix.scatter_(
+            2,
+            places[:, None].expand(-1, len(form.matrix), -1),
+            form.matrix.expand(len(places), -1, -1),
+        )
+        lower, upper = (side.repeat(len(places)) for side in (form.lower, form.upper))
+        return LinearForm(form.low, form.high, matrix.flatten(0, 1), lower, upper)
+
     def admissible(self, value: Tensor, gradient: Tensor) -> Tensor:
         """Make the rearranged gradient admissible, and rearrange it back."""
         found = self.constraint.admissible(self.rearranged(value), self.rearranged(gradient))
+        return rearrange(found, self._back, **self._lengths)
+
+    def has_boundary(self) -> bool:
+        """Whether the set of ``constraint`` has a boundary."""
+        return self.constraint.has_boundary()
+
+    def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the rearranged tensor, rearranged back."""
+        found = self.constraint.riemannian_gradient(*map(self.rearranged, (value, gradient)))
+        return rearrange(found, self._back, **self._lengths)
+
+    def move(self, value: Tensor, vector: Tensor) -> Tensor:
+        """Move the rearranged tensor, and rearrange it back."""
+        found = self.constraint.move(*map(self.rearranged, (value, vector)))
+        return rearrange(found, self._back, **self._lengths)
+
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
+        """Transport the rearranged vector, and rearrange it back."""
+        found = self.constraint.transport(*map(self.rearranged, (vector, new)))
         return rearrange(found, self._back, **self._lengths)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:

@@ -51,8 +51,8 @@ def constraint_of(plain: Mapping[str, Any] | None, parameter: Tensor) -> Constra
         ValueError: if there are no plain data, and nothing is attached.
     """
     if plain is None:
-        found = _attached(revision()).get(id(parameter))
-        if found is None or found.parameter() is not parameter:
+        found = attached_to(parameter)
+        if found is None:
             raise ValueError(
                 "it has no constraint; call constrain(model, ..., mode='project'), or give the "
                 "optimizer one, as in constraint='orthogonal'."
@@ -76,3 +76,16 @@ def _constraint_of(text: str, shape: tuple[int, ...] | bool) -> Constraint:
     if request.view is None or isinstance(shape, bool):
         return constraint
     return View(constraint, request.view, shape, request.sizes)
+
+
+def set_of(plain: Mapping[str, Any] | None, parameter: Tensor) -> Constraint:
+    """The constraint of a parameter as `constraint_of` finds it, or else that of all of space."""
+    if plain is None and attached_to(parameter) is None:
+        return _constraint_of('{"name": "real"}', False)
+    return constraint_of(plain, parameter)
+
+
+def attached_to(parameter: Tensor) -> AttachedConstraint | None:
+    """What is known of a parameter that `constrained.constrain` keeps with ``mode="project"``."""
+    found = _attached(revision()).get(id(parameter))
+    return found if found is not None and found.parameter() is parameter else None

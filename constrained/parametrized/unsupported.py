@@ -186,7 +186,8 @@ def check_not_distributing(module: Any, caller: FrameType) -> None:
         raise RuntimeError(
             f"Tensor parallelism cannot cut {module._base_class.__name__} into shards, whose "
             f"{_names(module)} is computed by parametrizations of whole tensors: leave the module "
-            "out of the plan of parallelize_module, so that each process has all of it."
+            "out of the plan of parallelize_module, so that each process has all of it, or "
+            "constrain it with mode='project', whose parameters can be cut."
         )
 
 

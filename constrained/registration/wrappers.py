@@ -45,7 +45,8 @@ def check_not_wrapped(module: nn.Module, path: str) -> None:
         raise RuntimeError(
             f"'{path}' is a tensor of {type(module).__name__} whose parameters tensor parallelism "
             "has cut into shards, and constraints are those of whole tensors: leave the module out "
-            "of the plan of parallelize_module, so that each process has all of it."
+            "of the plan of parallelize_module, so that each process has all of it, or constrain "
+            "it before with mode='project' or 'penalize'."
         )
 
 

@@ -59,6 +59,13 @@ from constrained.testing.geometry_laws import (
     tangent_space_has_the_dimension,
     tangents_lead_along_the_set,
 )
+from constrained.testing.walking_laws import (
+    gradients_represent_derivatives,
+    moves_stay_in_the_set,
+    steepest_directions_are_steepest,
+    steepest_directions_are_tangent,
+    transports,
+)
 from constrained.testing.purity_laws import draws_nothing, repeats, writes_nothing
 from constrained.testing.derivative_laws import (
     first_derivative,
@@ -124,6 +131,7 @@ __all__ = [
     "forward_mode",
     "graded_members_return",
     "gradient_is_finite",
+    "gradients_represent_derivatives",
     "keeps_what_it_says",
     "lands_in_the_set",
     "laws",
@@ -132,6 +140,7 @@ __all__ = [
     "members_stay",
     "meta_tensors_pass",
     "moves_between_dtypes",
+    "moves_stay_in_the_set",
     "nearest",
     "no_dead_directions",
     "outsiders_are_rejected",
@@ -148,12 +157,15 @@ __all__ = [
     "spec_rebuilds",
     "stale_exemptions",
     "state_dict_restores",
+    "steepest_directions_are_steepest",
+    "steepest_directions_are_tangent",
     "strides_do_not_matter",
     "tangent_is_a_projection",
     "tangent_space_has_the_dimension",
     "tangents_lead_along_the_set",
     "thin_pullback_is_the_gradient",
     "training_stays_in_the_set",
+    "transports",
     "trials",
     "violation_grows",
     "violation_separates",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -24,6 +25,7 @@ from constrained.parametrized.parametrization_list import ParametrizationList
 from constrained.parametrized.right_inverse import invert
 from constrained.torch_internals.shards import is_flat
 from constrained.torch_internals.tensors import version
+from constrained.training.tasks import Task
 
 #: Tensors of at most ``_SMALL`` entries are canonicalized in batches of at most ``_BATCH`` entries.
 _SMALL, _BATCH = 2**16, 2**22
@@ -56,24 +58,33 @@ def replaces_gradient(tensor: ParametrizationList) -> bool:
     )
 
 
-def prepare_step(tensor: ParametrizationList) -> None:
+def prepare_step(tensor: ParametrizationList) -> Task | None:
     """Replace the gradient of the first original by the `step_gradient` of the constraint.
 
     Nothing happens if there is no dense gradient, or if FSDP1 has cut the originals.
 
     Args:
         tensor: a list for which `replaces_gradient` is true.
+
+    Returns:
+        The task that does so, if the originals are shards; the processes divide such tasks. None if
+        it is done.
     """
     originals = tensor.originals()
     before = originals[0].grad
     if before is None or before.layout is not torch.strided or any(map(is_flat, originals)):
-        return
+        return None
     # A step may run inside of another one. The gradient must not be replaced twice.
     prepared, prepared_version = tensor._notes.get("prepared", _NOT_PREPARED)
     if prepared() is before and version(before) == prepared_version:
-        return
+        return None
+    constraint: Any = tensor.chain()[0]
+    if all(map(sharded.is_shard, (before, *originals))):
+        # What is written into the shards below does not show in the version.
+        tensor._notes["prepared"] = weakref.ref(before), version(before)
+        given = [before, *originals]
+        return Task(constraint, repr(constraint), _step_gradient, given, [before])
     with torch.no_grad():
-        constraint: Any = tensor.chain()[0]
         params = map(sharded.whole, originals)
         found: Tensor = constraint.step_gradient(sharded.whole(before), *params)
         now = before
@@ -82,31 +93,45 @@ def prepare_step(tensor: ParametrizationList) -> None:
         elif found is not before:
             store(before, found)
     tensor._notes["prepared"] = weakref.ref(now), version(now)
+    return None
+
+
+def _step_gradient(constraint: Constraint, gradient: Tensor, *params: Tensor) -> list[Tensor]:
+    constraint_: Any = constraint
+    return [constraint_.step_gradient(gradient, *params)]
 
 
 # ------------------------------------------------------------------------------- after the step
 
 
-def canonicalize(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:
+def canonicalize(
+    tensor: ParametrizationList, trained: Collection[int] | None = None
+) -> Task | None:
     """Replace the originals by canonical ones, with the same value.
 
-    Shards of originals are replaced together with the other processes. The flat pieces that FSDP1
-    leaves to a process stay as they are.
+    The flat pieces that FSDP1 leaves to a process stay as they are.
 
     Args:
         tensor: the list of the tensor.
         trained: the ids of the parameters that may be written; all if None.
+
+    Returns:
+        The task that does so, if the originals are shards; the processes divide such tasks. None if
+        it is done.
     """
     first = tensor.chain()[0]
     if not _has_canonical(first):
-        return
+        return None
     originals = tensor.originals()
     if any(map(is_flat, originals)):
-        return
+        return None
     groups = first.restored_together(len(originals))
     written = {i for group in groups if _may_write(tensor, group, trained) for i in group}
     if not written:
-        return
+        return None
+    if all(map(sharded.is_shard, originals)):
+        shards = [originals[i] for i in sorted(written)]
+        return Task(first, repr(first), _Canonical(tuple(sorted(written))), originals, shards)
     with torch.no_grad():
         params = tuple(map(sharded.whole, originals))
         canonical = first.canonical(*params)
@@ -115,6 +140,18 @@ def canonicalize(tensor: ParametrizationList, trained: Collection[int] | None = 
                 store(original, new)
         if first.value_index is not None and len(written) == len(originals):
             _remember_value(tensor, first, canonical[first.value_index])
+    return None
+
+
+@dataclass(frozen=True)
+class _Canonical:
+    """The function of the tasks that replace some of the originals by canonical ones."""
+
+    indices: tuple[int, ...]
+
+    def __call__(self, constraint: Constraint, *params: Tensor) -> list[Tensor]:
+        canonical = constraint.canonical(*params)
+        return [canonical[i] for i in self.indices]
 
 
 def reset_originals(tensor: ParametrizationList, trained: Collection[int] | None = None) -> None:

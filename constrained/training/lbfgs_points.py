@@ -127,9 +127,14 @@ def _pull_back(tensor: AttachedConstraint, parameter: Tensor, outside: Tensor) -
     start = sharded.whole(outside).requires_grad_()
     with torch.enable_grad():
         found = constraint.nearby(start)
+    if not found.requires_grad:
+        # Some nearest members are found by iterations without a derivative. To first order in the
+        # distance, that of the projection keeps what is admissible at the member.
+        store(gradient, constraint.admissible(found, whole))
+        return
     distance = (found - start).detach().abs().max() if start.numel() else 0
-    if not constraint.is_smooth() and distance <= tolerance(start.detach(), None):
-        # The map has a kink at the boundary. There the loss falls along admissible directions only.
+    if distance <= tolerance(start.detach(), None):
+        # The map may have a kink there. The loss falls along admissible directions only.
         back = constraint.admissible(start.detach(), whole)
     else:
         (back,) = torch.autograd.grad(found, start, whole)

@@ -20,33 +20,50 @@ from constrained.attached.attached_constraint import AttachedConstraint
 from constrained.constraint.errors import NonfiniteGradientError, OutOfRangeError
 from constrained.torch_internals import linalg
 
+#: What `gradient_faults` finds: nothing, NaN or infinity in the gradient, or in the tensor too.
+_FINE, _GRADIENT, _TENSOR = 0, 1, 2
 
-def nonfinite_gradients(
-    optimizer: Optimizer, tensors: Sequence[AttachedConstraint], parameters: Sequence[Tensor]
-) -> list[int]:
-    """Which of some gradients hold NaN or infinity, and are to be left out.
+
+def gradient_faults(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[int]:
+    """What is wrong with the gradient of each parameter, as far as this process has it.
 
     Args:
         optimizer: the optimizer that is about to step.
+        parameters: the parameters, with or without gradients.
+    """
+    nothing = [_FINE] * len(parameters)
+    if getattr(optimizer, "found_inf", None) is not None:
+        # A fused optimizer is given scaled gradients, and leaves the step out by itself.
+        return nothing
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return nothing
+    gradients = [values_of(p) for p in parameters if p.grad is not None]
+    if not gradients or is_finite(torch.nn.utils.get_total_norm(gradients)):
+        return nothing
+    return [_fault(parameter) for parameter in parameters]
+
+
+def _fault(parameter: Tensor) -> int:
+    if parameter.grad is None or is_finite(values_of(parameter)):
+        return _FINE
+    return _GRADIENT if is_finite(_local(parameter)) else _TENSOR
+
+
+def left_out(tensors: Sequence[AttachedConstraint], faults: Sequence[int]) -> list[int]:
+    """The indices of those tensors that a step is to leave out.
+
+    Args:
         tensors: what is known of the tensors.
-        parameters: their parameters, which have gradients.
+        faults: those of their gradients; see `gradient_faults`.
 
     Raises:
-        NonfiniteGradientError: if that of a tensor with ``on_nonfinite="raise"`` does.
-        OutOfRangeError: if the tensor itself does.
+        NonfiniteGradientError: if there is a fault of one with ``on_nonfinite="raise"``.
+        OutOfRangeError: if the tensor itself holds NaN or infinity.
     """
-    if getattr(optimizer, "found_inf", None) is not None or not parameters:
-        # A fused optimizer is given scaled gradients, and leaves the step out by itself.
-        return []
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return []
-    gradients = [values_of(p) for p in parameters]
-    if is_finite(torch.nn.utils.get_total_norm(gradients)):
-        return []
-    broken = [i for i, gradient in enumerate(gradients) if not is_finite(gradient)]
+    broken = [i for i, fault in enumerate(faults) if fault]
     for i in broken:
         tensor = tensors[i]
-        if not is_finite(_local(parameters[i])):
+        if faults[i] == _TENSOR:
             raise step_too_long(tensor, tensor.steps)
         if tensor.on_nonfinite == "raise":
             raise NonfiniteGradientError(
@@ -66,16 +83,32 @@ def step_too_long(tensor: AttachedConstraint, step: int) -> OutOfRangeError:
     )
 
 
-def go_back(optimizer: Optimizer, parameter: Tensor, before: Tensor) -> None:
+def step_fault(optimizer: Optimizer, parameter: Tensor) -> int:
+    """What is wrong with where a step has ended, as far as this process has it.
+
+    Returns:
+        0 if nothing, 1 if the parameter is not finite, 2 if what the optimizer remembers of it is
+        not either.
+    """
+    if is_finite_point(parameter):
+        return 0
+    state: dict[str, Any] = optimizer.state.get(parameter, {})
+    tensors = [_local(value) for value in state.values() if isinstance(value, Tensor)]
+    return 1 if all(map(is_finite, tensors)) else 2
+
+
+def go_back(optimizer: Optimizer, parameter: Tensor, before: Tensor, fault: int) -> None:
     """Leave out a step that has ended in NaN or infinity.
 
-    What the optimizer remembers of the tensor is forgotten if it is NaN or infinite too.
+    Args:
+        optimizer: the optimizer.
+        parameter: one of its parameters.
+        before: where the step began.
+        fault: the `step_fault`. What the optimizer remembers is forgotten if that is not finite.
     """
     store(parameter, before)
-    state: dict[str, Any] = optimizer.state.get(parameter, {})
-    tensors: list[Tensor] = [value for value in state.values() if isinstance(value, Tensor)]
-    if not all(map(is_finite, tensors)):
-        del optimizer.state[parameter]
+    if fault > 1:
+        optimizer.state.pop(parameter, None)
 
 
 def is_finite_point(parameter: Tensor) -> bool:

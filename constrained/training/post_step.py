@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -46,6 +46,8 @@ from constrained.training.canonicalize import (
 )
 from constrained.training.lbfgs_history import History, has_moved
 from constrained.training.optimizer_metric import keeps_points
+from constrained.training.processes import Processes, carry_out
+from constrained.training.tasks import Task
 
 
 class _Step:
@@ -109,8 +111,15 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
 
 
 def _prepare(items: list[Any]) -> None:
-    for item in items:
-        prepare_step(item)
+    _divide([prepare_step(item) for item in items])
+
+
+def _divide(tasks: Iterable[Task | None]) -> None:
+    """Do the tasks of sharded tensors, together with the other processes."""
+    due = [task for task in tasks if task is not None]
+    if due:
+        with torch.no_grad():
+            carry_out(due, Processes.of([tensor for task in due for tensor in task.given]))
 
 
 def _preparing_after(items: list[Any], closure: Any) -> Any:
@@ -225,11 +234,13 @@ def _without_history(items: list[Any], histories: list[History], trained: set[in
 
 def _canonicalize_all(items: list[Any], trained: set[int]) -> None:
     alike: dict[Hashable, list[Any]] = {}
+    shards: list[Task | None] = []
     for item in items:
         key = batch_key(item) if len(items) > 1 else None
         if key is None:
-            canonicalize(item, trained)
+            shards.append(canonicalize(item, trained))
         else:
             alike.setdefault(key, []).append(item)
+    _divide(shards)
     for some in alike.values():
         canonicalize_batch(some)

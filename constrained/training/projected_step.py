@@ -14,36 +14,34 @@ is replaced by the gradient mapping, which vanishes at the optimum (`Geometry.ad
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 
-from constrained.atomic import sharded
 from constrained.atomic.contents import store
 from constrained.atomic.first_use import at_first_use
 from constrained.attached.attached_constraint import (
-    AttachedConstraint,
+    are_there_any,
     projected_by_parameter,
     revision,
 )
-from constrained.constraint.base import Constraint
-from constrained.training.batches import make_admissible, retract
-from constrained.training.in_place import InPlace, plain_rates
+from constrained.training.in_place import plain_rates
 from constrained.training.lbfgs_points import OutsidePoints
-from constrained.training.moment_transport import transport
+from constrained.training.moment_transport import transport_rows
 from constrained.training.nonfinite import (
     go_back,
+    gradient_faults,
     is_finite_point,
-    nonfinite_gradients,
+    left_out,
+    step_fault,
     step_too_long,
 )
 from constrained.training.optimizer_metric import (
@@ -51,58 +49,18 @@ from constrained.training.optimizer_metric import (
     descents,
     has_metric,
     is_euclidean,
-    metric_of,
     wraps_another,
 )
-from constrained.training.sparse_rows import ZeroRows, prepare_rows
+from constrained.training.processes import Processes, carry_out
+from constrained.training.sparse_rows import prepare_rows
+from constrained.training.step_end import admissible, end_of_step
 from constrained.training.step_rollback import Rollback, moves_before_closure
+from constrained.training.tasks import Task
+from constrained.training.tensor_step import TensorStep
+from constrained.training.wrapped_parameters import check_wrapped
 
 
-@dataclass
-class _Step:
-    """A projected tensor that an optimizer trains, and what is noted of its step.
-
-    Attributes:
-        tensor: the tensor.
-        parameter: its parameter.
-        before: where the step began; noted only where `_finish_boundary` needs it.
-        last: the same, to go back to; noted only for ``on_nonfinite="skip"``.
-        rows: the rows that a sparse gradient has moved.
-        skipped: the gradient that was not finite, and that this step leaves out.
-        in_place: the fast way, if the set has one.
-    """
-
-    tensor: AttachedConstraint
-    parameter: torch.nn.Parameter
-    before: Tensor | None = None
-    last: Tensor | None = None
-    rows: Tensor | None = None
-    skipped: Tensor | None = None
-    in_place: InPlace | None = None
-
-    def __post_init__(self) -> None:
-        if self.tensor.on_nonfinite == "raise" and self.constraint.is_in_place():
-            self.in_place = InPlace(self.constraint)
-        self.zero_rows = ZeroRows(self.tensor, self.parameter)
-
-    def forget(self) -> None:
-        """Drop what has been noted of a step."""
-        self.before = self.last = self.rows = self.skipped = None
-        self.zero_rows.put_back(self.parameter)
-        if self.in_place is not None:
-            self.in_place.is_on = False
-
-    def is_stale(self) -> bool:
-        """Whether the module has another parameter now."""
-        return self.tensor.parameter() is not self.parameter
-
-    @property
-    def constraint(self) -> Constraint:
-        """The constraint of the tensor."""
-        return self.tensor.constraint()
-
-
-class _Steps(list[_Step]):
+class _Steps(list[TensorStep]):
     """The projected tensors that an optimizer trains.
 
     Args:
@@ -115,19 +73,27 @@ class _Steps(list[_Step]):
             the gradients, and its own ones bring the tensors back from where it has put them.
         outside: the points outside of the sets from which L-BFGS goes on.
         rollback: undoes the step that is running, if it evaluates the loss after it has moved.
+        processes: those that hold the tensors together; None if no others do.
     """
 
     rollback: Rollback | None = None
 
     def __init__(self, optimizer: Optimizer) -> None:
-        parameters = _parameters(optimizer)
-        by_id = projected_by_parameter()
-        super().__init__(_Step(by_id[id(p)], p) for p in parameters if id(p) in by_id)
+        parameters = list(_parameters(optimizer))
+        # Those of `constrained.optim` keep their parameters in the sets themselves.
+        by_id = {} if getattr(optimizer, "keeps_sets", False) else projected_by_parameter()
+        check_wrapped(parameters, by_id)
+        super().__init__(TensorStep(by_id[id(p)], p) for p in parameters if id(p) in by_id)
         self.found_for = tuple(map(id, parameters)), revision()
         self.is_outer = wraps_another(optimizer)
         self.outside: OutsidePoints | None = None
+        tensors, own = [s.tensor for s in self], [s.parameter for s in self]
+        self.processes = Processes.of(own, [each.group for each in tensors])
+        if self.processes is not None:
+            for step in self:
+                # Whether a tensor goes the fast way depends on the numbers that a process has.
+                step.in_place = None
         if isinstance(optimizer, LBFGS):
-            tensors, own = [s.tensor for s in self], [s.parameter for s in self]
             self.outside = OutsidePoints(optimizer, tensors, own)
 
 
@@ -142,12 +108,14 @@ def _watch_steps() -> None:
 at_first_use(_watch_steps)
 
 
-def _parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def _parameters(optimizer: Optimizer) -> Iterator[torch.nn.Parameter]:
+    return itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
 
 
-def _steps_of(optimizer: Optimizer) -> _Steps:
+def _steps_of(optimizer: Optimizer) -> _Steps | None:
     """The projected tensors that an optimizer trains, in the order of its parameters."""
+    if not are_there_any():
+        return None
     known = _known.get(optimizer)
     now = tuple(map(id, _parameters(optimizer))), revision()
     if known is None or known.found_for != now or any(s.is_stale() for s in known):
@@ -175,7 +143,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         steps.rollback = Rollback(optimizer, [step.parameter for step in steps])
     if steps.outside is not None:
         steps.outside.begin()
-        check = functools.partial(_without_nonfinite, optimizer, steps)
+        check = functools.partial(_without_nonfinite, optimizer, steps, steps.processes)
         closure = steps.outside.evaluating_inside(closure, check)
     elif not steps.is_outer:
         closure = _preparing_after(optimizer, steps, closure)
@@ -198,14 +166,16 @@ def _preparing_after(optimizer: Optimizer, steps: _Steps, closure: Any) -> Any:
 
 
 @torch.no_grad()
-def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
+def _prepare(optimizer: Optimizer, steps: _Steps) -> None:
     """Check the gradients of projected tensors, and make them admissible."""
     euclidean, turned = is_euclidean(optimizer), descents(optimizer)
-    dense: list[_Step] = []
-    others = _not_in_place(optimizer, steps, euclidean, turned)
+    dense: list[TensorStep] = []
+    others: list[TensorStep] = steps
+    if steps.processes is None:
+        others = _not_in_place(optimizer, steps, euclidean, turned)
     if not others:
         return
-    for step in _without_nonfinite(optimizer, others):
+    for step in _without_nonfinite(optimizer, others, steps.processes):
         constraint, parameter = step.constraint, step.parameter
         step.rows = step.before = step.last = None
         assert parameter.grad is not None
@@ -218,7 +188,7 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
             dense.append(step)
         elif euclidean or has_metric(optimizer, parameter):
             if not euclidean and constraint.event_dim != 0:
-                step.before = sharded.whole(parameter).clone()
+                step.before = parameter.detach().clone()
         else:
             dense.append(step)
     unlike = [step for step in dense if id(step.parameter) in turned]
@@ -228,8 +198,11 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
         sign, decay = turned[id(step.parameter)]
         gradient: Any = step.parameter.grad
         store(gradient, sign * gradient + decay * scale * step.parameter)
-    gradients: list[Any] = [step.parameter.grad for step in dense]
-    make_admissible([s.tensor for s in dense], [s.parameter for s in dense], gradients)
+    tasks: list[Task] = []
+    for step in dense:
+        gradient = step.parameter.grad
+        tasks.append(Task.of(step.tensor, admissible, [step.parameter, gradient], [gradient]))
+    carry_out(tasks, steps.processes)
     for step in unlike:
         sign, decay = turned[id(step.parameter)]
         gradient = step.parameter.grad
@@ -237,13 +210,13 @@ def _prepare(optimizer: Optimizer, steps: Sequence[_Step]) -> None:
 
 
 def _not_in_place(
-    optimizer: Optimizer, steps: Sequence[_Step], euclidean: bool, turned: dict[int, Descent]
-) -> list[_Step]:
+    optimizer: Optimizer, steps: Sequence[TensorStep], euclidean: bool, turned: dict[int, Descent]
+) -> list[TensorStep]:
     """Prepare the gradients of the tensors that go the fast way, and return the others."""
     if getattr(optimizer, "found_inf", None) is not None:
         return list(steps)
     rates = plain_rates(optimizer)
-    others: list[_Step] = []
+    others: list[TensorStep] = []
     for step in steps:
         parameter, fast = step.parameter, step.in_place
         if parameter.grad is None:
@@ -264,15 +237,34 @@ def _not_in_place(
     return others
 
 
-def _without_nonfinite(optimizer: Optimizer, steps: Sequence[_Step]) -> list[_Step]:
+def _without_nonfinite(
+    optimizer: Optimizer, steps: Sequence[TensorStep], processes: Processes | None
+) -> list[TensorStep]:
     """The tensors with finite gradients. A gradient that is not is an error, or is left out."""
-    moving = [step for step in steps if step.parameter.grad is not None]
-    broken = nonfinite_gradients(
-        optimizer, [step.tensor for step in moving], [step.parameter for step in moving]
-    )
-    for i in broken:
-        moving[i].skipped, moving[i].parameter.grad = moving[i].parameter.grad, None
-    return [step for step in moving if step.parameter.grad is not None] if broken else moving
+    faults = gradient_faults(optimizer, [step.parameter for step in steps])
+    if processes is not None:
+        faults = _agreed(steps, faults, processes)
+    for i in left_out([step.tensor for step in steps], faults):
+        steps[i].skipped, steps[i].parameter.grad = steps[i].parameter.grad, None
+    return [step for step in steps if step.parameter.grad is not None]
+
+
+def _agreed(steps: Sequence[TensorStep], faults: Sequence[int], processes: Processes) -> list[int]:
+    """The faults that any process has found; all notice if another has written a tensor."""
+    has = [step.parameter.grad is not None for step in steps]
+    written = [step.was_moved() for step in steps]
+    n, found = len(steps), [*has, *(not each for each in has), *written, *faults]
+    found = processes.highest([*map(int, found)])
+    for step, some, others, moved in zip(
+        steps, found, found[n:], found[2 * n : 3 * n], strict=False
+    ):
+        step.was_written = bool(moved)
+        if some and others:
+            raise RuntimeError(
+                f"'{step.tensor.path}': it has a gradient in some processes, and in others of its "
+                "group none; let each process compute a loss that depends on it."
+            )
+    return found[3 * n :]
 
 
 # ------------------------------------------------------------------------------- after the step
@@ -281,13 +273,16 @@ def _without_nonfinite(optimizer: Optimizer, steps: Sequence[_Step]) -> list[_St
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
-    steps = _steps_of(optimizer)
+    # Found before the step; anew only if a constraint has come or gone meanwhile.
+    steps = _known.get(optimizer)
+    if steps is None or steps.found_for[1] != revision():
+        steps = _steps_of(optimizer)
     if not steps or _has_left_out(optimizer):
         return
     moved = _moved(optimizer, steps)
     try:
         if steps.outside is None:
-            _bring_back(optimizer, moved)
+            _bring_back(optimizer, moved, steps)
         elif moved:
             steps.outside.end()
     except Exception as error:
@@ -296,8 +291,6 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 raise step_too_long(step.tensor, step.tensor.steps) from error
         raise
     for step in moved:
-        if not steps.is_outer:
-            transport(optimizer, step.parameter, step.constraint, step.rows)
         step.forget()
         step.tensor.mark_clean(step.parameter)
 
@@ -308,7 +301,7 @@ def _has_left_out(optimizer: Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
+def _moved(optimizer: Optimizer, steps: _Steps) -> list[TensorStep]:
     """The tensors that a step has moved; those that it was to leave out are where they were."""
     skipped = [step for step in steps if step.skipped is not None]
     for step in skipped:
@@ -317,50 +310,44 @@ def _moved(optimizer: Optimizer, steps: _Steps) -> list[_Step]:
         steps.rollback.put_back([step.parameter for step in skipped])
         if isinstance(optimizer, LBFGS):
             return []
-    moved: list[_Step] = []
-    for step in steps:
-        parameter = step.parameter
-        # Those who write ``parameter.data`` leave no trace in its version.
-        has_moved = parameter.grad is not None
-        if not has_moved:
-            has_moved = parameter.requires_grad and not step.tensor.is_clean(parameter)
+    faults = [0 if s.last is None else step_fault(optimizer, s.parameter) for s in steps]
+    if steps.processes is not None and any(step.last is not None for step in steps):
+        faults = steps.processes.highest(faults)
+    moved: list[TensorStep] = []
+    for step, fault in zip(steps, faults, strict=True):
+        has_moved = step.parameter.grad is not None or step.was_written
+        if steps.processes is None or steps.is_outer:
+            has_moved = has_moved or step.was_moved()
         if not has_moved or step in skipped:
             continue
         if not steps.is_outer:
             step.tensor.steps += 1
-        if step.last is not None and not is_finite_point(parameter):
-            go_back(optimizer, parameter, step.last)
+        if step.last is not None and fault:
+            go_back(optimizer, step.parameter, step.last, fault)
             continue
         moved.append(step)
     return moved
 
 
-def _bring_back(optimizer: Optimizer, moved: Sequence[_Step]) -> None:
-    smooth: list[_Step] = []
+def _bring_back(optimizer: Optimizer, moved: Sequence[TensorStep], steps: _Steps) -> None:
+    tasks: list[Task] = []
     for step in moved:
-        if step.in_place is not None and step.in_place.is_on:
+        is_back = step.in_place is not None and step.in_place.is_on
+        if step.in_place is not None and is_back:
             step.in_place.bring_back(step.parameter)
         elif step.rows is not None:
             rows = step.parameter[step.rows]
             step.parameter[step.rows] = step.constraint.retract(rows)
-        elif step.constraint.is_smooth() or step.before is None:
-            smooth.append(step)
-        else:
-            _finish_boundary(optimizer, step)
-    retract([step.tensor for step in smooth], [step.parameter for step in smooth])
-
-
-def _finish_boundary(optimizer: Optimizer, step: _Step) -> None:
-    """Bring a tensor back into a set with a boundary, in the metric of the step that it made."""
-    constraint, before = step.constraint, step.before
-    scale = metric_of(optimizer, step.parameter)
-    value = sharded.whole(step.parameter)
-    found = None
-    if scale is not None and before is not None:
-        scale = sharded.whole(scale)
-        found = constraint.project_scaled(value, scale)
-        if found is None:
-            dims = tuple(range(-(constraint.event_dim or value.ndim), 0))
-            # The step that one scale for the whole element would have made.
-            value = before + (value - before) * (scale / scale.square().mean(dims, True).sqrt())
-    store(step.parameter, constraint.retract(value) if found is None else found)
+            if not steps.is_outer:
+                transport_rows(optimizer, step.parameter, step.constraint, step.rows)
+            continue
+        task = end_of_step(
+            optimizer,
+            step.tensor,
+            step.parameter,
+            step.before,
+            is_back=is_back,
+            is_outer=steps.is_outer,
+        )
+        tasks += [] if task is None else [task]
+    carry_out(tasks, steps.processes)

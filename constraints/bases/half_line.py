@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint
+from constrained.constraint.linear_form import LinearForm
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import checked_bound
 from constraints.bases.boundary import STEEPNESS
@@ -34,6 +37,11 @@ class HalfLine(Constraint):
     def slack(self, value: Tensor) -> Tensor:
         """The distance from the bound."""
         return self.direction * (value - self.end)
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """The bound."""
+        del shape
+        return LinearForm(low=self.end) if self.direction > 0 else LinearForm(high=self.end)
 
     def _at(self, distance: Tensor) -> Tensor:
         """The number inside at this distance from the bound."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from constrained.constraint.linear_form import LinearForm, equations
 from constrained.constraint.sampling import RandomNumbers
+from constrained.torch_internals import linalg
 from constraints.bases.retraction import Retraction
 
 
@@ -61,6 +65,18 @@ class LinearSpace(Retraction):
         # Without entries, as in an empty batch, there is no largest one.
         return rest.amax(event) if rest.numel() else rest.sum(event)
 
+    def linear_form(self, shape: Sequence[int]) -> LinearForm | None:
+        """Equations whose rows are an orthonormal basis of what `part` takes off."""
+        if self.complex:
+            return None
+        n = torch.Size(shape).numel()
+        identity = torch.eye(n, dtype=torch.float64)
+        lost = identity - self.part(identity.reshape(n, *shape)).reshape(n, n)
+        # A projection has the eigenvalues 0 and 1.
+        values, vectors = linalg.eigh(lost)
+        rows = vectors[:, values > 0.5].mT
+        return equations(rows, rows.new_zeros(len(rows)))
+
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The projection of a standard normal tensor: standard normal in the space."""
         return self.part(random.normal(shape))
@@ -68,6 +84,10 @@ class LinearSpace(Retraction):
 
 class ZeroPattern(LinearSpace):
     """Base of linear spaces of tensors that are zero at given places: `part` writes the zeros."""
+
+    def linear_form(self, shape: Sequence[int]) -> None:
+        """None: the entries that are not zero are free parameters as they are."""
+        del shape
 
     def project_scaled(self, value: Tensor, scale: Tensor) -> Tensor:
         """`part`, whatever the weights: each entry is free or zero by itself."""

@@ -129,8 +129,27 @@ def _derivative(Q: Tensor, ratios: Tensor, H: Tensor) -> Tensor:
 
 
 def _hessian(Q: Tensor, ratios: Tensor) -> Callable[[Tensor], Tensor]:
+    """``h`` to the diagonal of the derivative in the direction ``diag(h)``.
+
+    Pairs of eigenvectors of which neither has a positive eigenvalue have the ratio zero, and those
+    with two positive ones the ratio one. So products with the rarer kind are enough.
+    """
+    positive = _diagonal(ratios) > 0
+    up, down = (int(kind.sum(-1).max()) for kind in (positive, ~positive))
+    are_positive = up <= down
+    if are_positive:
+        others, some = slice(0, Q.shape[-1] - up), slice(Q.shape[-1] - up, None)
+        weights = ratios[..., some, :].clone()
+    else:
+        some, others = slice(0, down), slice(down, None)
+        weights = 1 - ratios[..., some, :]
+    weights[..., others] *= 2  # for the pairs in the other order
+    vectors = Q[..., some].mT
+
     def times(h: Tensor) -> Tensor:
-        return (Q * ((ratios * (Q.mT @ (h.unsqueeze(-1) * Q))) @ Q.mT).mT).sum(-1)
+        inner = (vectors * h.unsqueeze(-2)) @ Q
+        found = (vectors * ((weights * inner) @ Q.mT)).sum(-2)
+        return found if are_positive else h - found
 
     return times
 

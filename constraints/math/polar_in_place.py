@@ -29,7 +29,7 @@ def make_tangent_(W: Tensor, G: Tensor) -> bool:
         G: the same shape. It is overwritten.
 
     Returns:
-        Whether G was finite.
+        Whether G was finite, and so was its norm. If not, it is as it was.
     """
     if not math.isfinite(float(linalg.vector_norm(G))):
         return False

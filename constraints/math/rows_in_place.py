@@ -16,8 +16,12 @@ from torch import Tensor
 from constrained.torch_internals import linalg
 from constraints.math.unit_vectors import ROUNDING
 
-#: The entries of a block. Two tensors of blocks of single precision fit into a cache of 2 MB.
-_BLOCK = 2**16
+#: The entries of a block. Blocks of single precision, and a buffer, fit into a cache of 2 MB. Where
+#: more is done to each, larger ones are faster: the calls count.
+_BLOCK, _LARGER_BLOCK = 2**16, 2**17
+
+#: Positive entries are counted again unless a round leaves less than this share of the excess.
+_QUICK = 0.05
 
 #: Sums over a row above which a threshold is found by sorting, which loses no digits.
 _LARGE = 8.0
@@ -83,17 +87,20 @@ def make_tangent_(value: Tensor, gradient: Tensor, radius: float) -> bool:
 
     Returns:
         Whether the gradient was finite, and so were the products of its entries with those of the
-        vectors. If not, it is of no use any more.
+        vectors. If not, it is as it was.
     """
     buffer = _buffer(value)
-    total = 0.0
+    along = value.new_empty(*value.shape[:-1], 1)
+    sums, start = along.view(-1, 1), 0
     for rows, gradients in _blocks(value, gradient):
         products = torch.mul(gradients, rows, out=buffer[: len(rows)])
-        along = products.sum(-1, keepdim=True)
-        # A product is finite only if its factors are, and a sum only if its terms are.
-        total += float(along.sum())
-        gradients.addcmul_(rows, along, value=-1 / radius**2)
-    return math.isfinite(total)
+        torch.sum(products, -1, keepdim=True, out=sums[start : start + len(rows)])
+        start += len(rows)
+    # A product is finite only if its factors are, and a sum only if its terms are.
+    if not math.isfinite(float(along.sum())):
+        return False
+    gradient.addcmul_(value, along, value=-1 / radius**2)
+    return True
 
 
 def onto_simplex_(value: Tensor) -> bool:
@@ -112,11 +119,12 @@ def onto_simplex_(value: Tensor) -> bool:
     """
     n = value.shape[-1]
     rounding = (4 + n**0.5) * torch.finfo(value.dtype).eps
-    buffer = _buffer(value)
-    for (rows,) in _blocks(value):
-        shift = (rows.sum(-1, keepdim=True) - 1).div_(n)
-        if not math.isfinite(float(shift.sum())):
+    buffer = _buffer(value, _LARGER_BLOCK)
+    for (rows,) in _blocks(value, entries=_LARGER_BLOCK):
+        total, count = rows.sum(-1, keepdim=True), n
+        if not math.isfinite(float(total.sum())):
             return False
+        shift, before = (total - 1).div_(n), math.inf
         while True:
             rows.sub_(shift).relu_()
             total = rows.sum(-1, keepdim=True)
@@ -125,22 +133,26 @@ def onto_simplex_(value: Tensor) -> bool:
                 return False
             if largest <= 1 + rounding:
                 break
-            count = torch.sign(rows, out=buffer[: len(rows)]).sum(-1, keepdim=True)
+            # Counts only fall: a shift by an old one is too short, but not beyond the root.
+            if (largest - 1) > _QUICK * before:
+                count = torch.sign(rows, out=buffer[: len(rows)]).sum(-1, keepdim=True)
+            before = largest - 1
             shift = ((total - 1) / count).clamp_(min=0)
-        rows.div_(total)
+        # A product takes half as long as a quotient.
+        rows.mul_(total.reciprocal_())
     return True
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _blocks(*tensors: Tensor, entries: int = _BLOCK) -> Iterator[tuple[Tensor, ...]]:
     """The rows of tensors of one shape in blocks."""
     n = tensors[0].shape[-1]
-    count = max(1, _BLOCK // n)
+    count = max(1, entries // n)
     matrices = [t.view(-1, n) for t in tensors]
     for start in range(0, len(matrices[0]), count):
         yield tuple(m[start : start + count] for m in matrices)
 
 
-def _buffer(value: Tensor) -> Tensor:
+def _buffer(value: Tensor, entries: int = _BLOCK) -> Tensor:
     """Memory for one block, for all of them: that from the system costs more than to be read."""
     n = value.shape[-1]
-    return value.new_empty(min(value.numel() // n, max(1, _BLOCK // n)), n)
+    return value.new_empty(min(value.numel() // n, max(1, entries // n)), n)

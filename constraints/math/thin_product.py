@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from constraints.math.autograd import needs_derivative
+
 
 def thin_product(A: Tensor, B: Tensor, P: Tensor, Q: Tensor) -> Tensor:
     """``A B'``, computed as ``P (P' A B' Q) Q'``.
@@ -22,7 +24,9 @@ def thin_product(A: Tensor, B: Tensor, P: Tensor, Q: Tensor) -> Tensor:
     Returns:
         Tensor of shape ``(*batch, m, n)``.
     """
-    product = A @ B.mT
     with torch.no_grad():
-        exact = P @ ((P.mT @ A) @ (B.mT @ Q)) @ Q.mT
+        exact = (P @ ((P.mT @ A) @ (B.mT @ Q))) @ Q.mT
+    if not (needs_derivative(A) or needs_derivative(B)):
+        return exact
+    product = A @ B.mT
     return product + (exact - product).detach()

@@ -15,6 +15,7 @@ from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices, thinner_than
 from constraints.math.autograd import goes_by_operator
 from constraints.math.full_rank import raised_by
+from constraints.math.nearest_of_rank import nearest_of_rank
 from constraints.math.rank_tangent import rank_tangent
 from constraints.math.svd import svd, svdvals
 from constraints.math.thin_product import thin_product
@@ -71,6 +72,10 @@ class BoundedRank(Constraint):
         """A nearest point in every unitarily invariant norm: the truncated decomposition."""
         left, right, _ = _leading(value, self.rank)
         return left @ right.mT
+
+    def nearby(self, value: Tensor) -> Tensor:
+        """The nearest point, with a derivative where the dropped singular values repeat."""
+        return nearest_of_rank(value, self.rank)
 
     def admit(self, value: Tensor, share: float) -> Tensor:
         """The nearest point, with small singular values raised so that both factors can train."""

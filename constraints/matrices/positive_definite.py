@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
 from constraints.bases.regular_start import admitted
 from constraints.bases.shapes import SquareMatrices
+from constraints.math.affine_invariant import gradient_coordinates, moved
 from constraints.math.covariance import (
     clipped,
     covariance,
@@ -52,9 +54,20 @@ class PositiveDefinite(SquareMatrices):
     A matrix without one, which is singular up to rounding, is replaced by the nearest one whose
     eigenvalues are at least $\varepsilon$ times the largest.
 
+    **Metric**: optimizers of `constrained.optim` walk on the set itself. With
+    ``metric="affine_invariant"`` they measure a step V at W by
+    $\lVert W^{-1/2} V W^{-1/2} \rVert_F$. The boundary is then infinitely far away, and a loss
+    such as a log-likelihood is as well conditioned at a matrix of condition 1e6 as at I.
+
     **Reference**: Bhatia, Jain and Lim, On the Bures-Wasserstein distance between positive definite
     matrices (Expositiones Mathematicae 37, 2019), for the geometry; Higham, Accuracy and
-    Stability of Numerical Algorithms (2002), theorem 10.7, for the rounding term.
+    Stability of Numerical Algorithms (2002), theorem 10.7, for the rounding term; Bhatia, Positive
+    definite matrices (2007), chapter 6, for the affine-invariant metric.
+
+    Args:
+        metric: ``"euclidean"`` or ``"affine_invariant"``: the inner product of tangent vectors,
+            which `constrained.optim` takes. The set and the map are the same. As a part of a
+            product or a chain the set has the Euclidean one.
 
     Example:
         >>> positive_definite = PositiveDefinite()
@@ -69,7 +82,24 @@ class PositiveDefinite(SquareMatrices):
     """
 
     closed = False
-    examples = (({}, (1, 1)), ({}, (2, 2)), ({}, (5, 5)))
+    examples = (
+        ({}, (1, 1)),
+        ({}, (2, 2)),
+        ({}, (5, 5)),
+        ({"metric": "affine_invariant"}, (4, 4)),
+    )
+
+    #: Version 0.1 has pickled objects without it.
+    metric: Literal["euclidean", "affine_invariant"] = "euclidean"
+
+    def __init__(self, metric: Literal["euclidean", "affine_invariant"] = "euclidean") -> None:
+        super().__init__()
+        if metric not in ("euclidean", "affine_invariant"):
+            raise ValueError(
+                f"positive_definite: metric must be 'euclidean' or 'affine_invariant', not "
+                f"{metric!r}."
+            )
+        self.metric = metric
 
     def forward(self, X: Tensor) -> Tensor:
         """``X X'``, with its diagonal enlarged by a rounding term."""
@@ -106,6 +136,28 @@ class PositiveDefinite(SquareMatrices):
         absolute value. A symmetric matrix that has a Cholesky factor is returned as it is.
         """
         return clipped(value)
+
+    def has_boundary(self) -> bool:
+        """Whether the boundary is at a finite distance."""
+        return self.metric == "euclidean"
+
+    def riemannian_gradient(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """With the affine-invariant metric ``L' G L``, with the Cholesky factor L of the value."""
+        if self.metric == "euclidean":
+            return super().riemannian_gradient(value, gradient)
+        return gradient_coordinates(value, gradient)
+
+    def move(self, value: Tensor, vector: Tensor) -> Tensor:
+        """With the affine-invariant metric the curve of `constraints.math.affine_invariant`."""
+        if self.metric == "euclidean":
+            return super().move(value, vector)
+        return moved(value, vector)
+
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
+        """With the affine-invariant metric the coordinates stay as they are."""
+        if self.metric == "euclidean":
+            return super().transport(vector, new)
+        return vector
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small eigenvalues raised to ``share^2`` of the mean one, or of 1 if that is more.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.linear_form import LinearForm, equations
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Matrices
@@ -54,6 +56,12 @@ class Stochastic(Matrices):
         """The projection of each row, or column, onto the simplex."""
         nearest = _ROWS.project_scaled(self.rows(value), self.rows(scale))
         return self.rows(nearest).contiguous()
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """Entries of zero or more, and the sum of each vector of probabilities."""
+        places = self.rows(torch.arange(torch.Size(shape).numel()).reshape(tuple(shape)))
+        sums = torch.zeros(len(places), places.numel()).scatter_(1, places, 1.0)
+        return equations(sums, torch.ones(len(places)), low=0.0)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small entries raised to ``share`` of the mean entry, or a little above."""

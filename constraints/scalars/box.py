@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.linear_form import LinearForm
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import check_order, checked_bound
 from constraints.bases.boundary import STEEPNESS, inwards
@@ -106,6 +109,11 @@ class Box(Retraction):
     def project(self, value: Tensor) -> Tensor:
         """The nearest number of the set."""
         return value.clamp(self.low, self.high)
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """The two bounds."""
+        del shape
+        return LinearForm(self.low, self.high)
 
     def retract_(self, value: Tensor) -> None:
         """`project` in one pass over memory."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import Constraint, register
+from constrained.constraint.linear_form import LinearForm
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import checked_number
 from constraints.math.autograd import needs_derivative
@@ -113,6 +115,11 @@ class Interval(Constraint):
         margin = min(margin, (self.high - self.low) / 4)
         inside = (value > self.low) & (value < self.high)
         return torch.where(inside, value, value.clamp(self.low + margin, self.high - margin))
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """The two bounds."""
+        del shape
+        return LinearForm(self.low, self.high)
 
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Next to a bound, the number at which the derivative is ``share`` of the largest."""

@@ -39,6 +39,14 @@ class Real(ZeroPattern):
         """X itself."""
         return X
 
+    def move(self, value: Tensor, vector: Tensor) -> Tensor:
+        """The sum: no way back is needed."""
+        return value + vector
+
+    def transport(self, vector: Tensor, new: Tensor) -> Tensor:
+        """The vector itself."""
+        return vector
+
     def violation(self, value: Tensor) -> Tensor:
         """Zero."""
         return torch.zeros_like(value.real)

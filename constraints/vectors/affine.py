@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.linear_form import LinearForm, equations
 from constrained.constraint.sampling import RandomNumbers
 from constrained.torch_internals import linalg
 from constraints.bases.argument_checks import as_tensor
@@ -150,6 +151,11 @@ class Affine(Retraction):
     def violation(self, value: Tensor) -> Tensor:
         """The largest entry of the difference from the nearest solution."""
         return self._miss(value).abs().amax(-1)
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """The equations, with an orthonormal basis of the row space in the place of the rows."""
+        del shape
+        return equations(self._basis.mT, self._shortest @ self._basis)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """The nearest solution to a standard normal vector."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
+from torch import Tensor
 
 from constrained import register
+from constrained.constraint.linear_form import Image, LinearForm
 from constraints.bases.argument_checks import PositiveNumber, checked_bound, checked_positive
 from constraints.bases.expected_failures import no_derivative
 from constraints.bases.length_bound import KINK, LengthBound, kinks_and_outside
@@ -135,6 +139,14 @@ class L1Ball(LengthBound):
         super().__init__()
         self.radius = checked_positive("l1_ball", radius, "radius")
 
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """Differences of non-negative numbers whose sum is bounded."""
+        n = shape[-1]
+        identity = torch.eye(n, dtype=torch.float64)
+        image = Image(torch.cat([identity, -identity], 1), identity.new_zeros(n), _parts)
+        sums, most = identity.new_ones(1, 2 * n), identity.new_full((1,), self.radius)
+        return LinearForm(0.0, torch.inf, sums, torch.full_like(most, -torch.inf), most, image)
+
     @property
     def greatest(self) -> float:
         """The radius."""
@@ -184,3 +196,8 @@ class MaxNorm(LengthBound):
     def greatest(self) -> float:
         """The bound."""
         return self.bound
+
+
+def _parts(value: Tensor) -> Tensor:
+    """The positive and the negative parts of vectors."""
+    return torch.cat([value.clamp(min=0), (-value).clamp(min=0)], -1)

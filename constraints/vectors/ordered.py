@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.linear_form import Image, LinearForm
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.argument_checks import checked_bound
 from constraints.bases.boundary import STEEPNESS
@@ -94,6 +96,15 @@ class Increments(Vectors):
         normal = random.normal(shape)
         in_order = (normal if self.free() else normal.abs()).sort(-1).values
         return self._spread(in_order)
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """The increments, which are bounded from below."""
+        n = shape[-1]
+        low = torch.zeros(n, dtype=torch.float64)
+        low[: self.free()] = -torch.inf
+        steps = torch.arange(n, dtype=torch.float64)
+        sums = torch.ones(n, n, dtype=torch.float64).tril()
+        return LinearForm(low, image=Image(sums, self.gap * steps, self.right_inverse))
 
     def slack(self, value: Tensor) -> Tensor:
         """By how much the least difference of neighbours exceeds the gap; infinite without any."""

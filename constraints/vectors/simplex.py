@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from constrained import register
+from constrained.constraint.linear_form import LinearForm, equations
 from constrained.constraint.sampling import RandomNumbers
 from constraints.bases.expected_failures import failing
 from constraints.bases.shapes import Vectors
@@ -100,6 +101,10 @@ class Simplex(Vectors):
     def inwards(self, value: Tensor, share: float) -> Tensor:
         """Small entries raised to ``share`` of the mean entry, or a little above."""
         return inner(value, share)
+
+    def linear_form(self, shape: Sequence[int]) -> LinearForm:
+        """Entries of zero or more, and their sum."""
+        return equations(torch.ones(1, shape[-1]), torch.ones(1), low=0.0)
 
     def draw(self, shape: tuple[int, ...], random: RandomNumbers) -> Tensor:
         """Vectors uniform on the simplex: Dirichlet(1, ..., 1)."""

@@ -29,7 +29,7 @@ def test_figures_of_targets():
 def test_the_documents_show_the_results():
     for path in report.SHOWN_IN:
         text = path.read_text()
-        assert text == report.with_table(text), f"{path.name} is stale: run `make bench`"
+        assert text == report.with_tables(text), f"{path.name} is stale: run `make bench`"
 
 
 def test_a_training_step_descends():
@@ -58,3 +58,14 @@ def test_a_transformer_of_the_benchmark_is_constrained():
     model = layers.constrain(layers._Transformer(), "blocks.*.heads.*.weight", "orthogonal")
     W = model.blocks[3].heads["o"].weight
     torch.testing.assert_close(W @ W.T, torch.eye(len(W)), atol=1e-5, rtol=0)
+
+
+def test_every_target_of_mode_project_has_been_measured():
+    rows = targets.measured()
+    found = list(targets.verdicts(rows, targets.PROJECTED))
+    assert [v.target for v in found] == list(targets.PROJECTED)
+    table = targets.projected_markdown(rows)
+    assert table.count("\n") == len(found) + 2
+    for v in found:
+        assert ("| met |" if v.is_met else "| **missed** |") in table
+        assert {"plain", "project"} <= rows[v.target.row].keys()

@@ -41,6 +41,24 @@ class TestCompatibility:
         assert f"torch {floor}" in (DOCS.parent / "README.md").read_text("utf-8")
 
 
+class TestScale:
+    @pytest.fixture
+    def text(self):
+        return (DOCS / "scale.md").read_text("utf-8")
+
+    def test_its_head_is_that_of_the_script(self, text):
+        page = runpy.run_path(str(DOCS / "scale.py"))
+        assert text.startswith(page["HEAD"]), "run `make scale`"
+        assert (
+            f"{page['BLOCKS']} blocks of orthogonal q, k, v and o, width {page['WIDTH']}," in text
+        )
+
+    def test_what_is_extrapolated_holds_for_both_numbers_of_processes(self, text):
+        found = re.findall(r"c = ([\d.]+) measured with 2 and\s+([\d.]+) measured with 4", text)
+        assert len(found) == 2
+        assert all(float(two) == pytest.approx(float(four), rel=0.01) for two, four in found)
+
+
 class TestAccuracy:
     @pytest.fixture
     def page(self):

@@ -490,6 +490,43 @@ class TangentAtAnotherPoint(Sphere):
         return torch.cat((torch.zeros_like(vector[..., :1]), vector[..., 1:]), -1)
 
 
+class SmoothSphere(Sphere):
+    """A healthy one that optimizers can walk on."""
+
+    def tangent(self, value, vector):
+        return vector - (value * vector).sum(-1, keepdim=True) / self.radius**2 * value
+
+    def steepest(self, value, gradient):
+        tangent = self.tangent(value, gradient)
+        return -self.radius * torch.nn.functional.normalize(tangent, dim=-1, eps=0)
+
+
+class GradientOfAnotherMetric(SmoothSphere):
+    def riemannian_gradient(self, value, gradient):
+        return 2 * self.tangent(value, gradient)
+
+
+class MovesStraightAhead(SmoothSphere):
+    def move(self, value, vector):
+        return value + vector
+
+
+class TransportsNothing(SmoothSphere):
+    def transport(self, vector, new):
+        return vector
+
+
+class SteepestOutOfTheSet(SmoothSphere):
+    def steepest(self, value, gradient):
+        return -value.norm(dim=-1, keepdim=True) * torch.nn.functional.normalize(gradient, dim=-1)
+
+
+class SteepestInOneEntry(SmoothSphere):
+    def steepest(self, value, gradient):
+        first = torch.nn.functional.pad(gradient[..., :1], (0, gradient.shape[-1] - 1))
+        return super().steepest(value, first)
+
+
 class RetractsMembers(NonNegative):
     def retract(self, value):
         return value.clamp_min(0) + 0.1
@@ -595,6 +632,11 @@ FAULTS = [
     (ReflectsVectors, "tangent_is_a_projection"),
     (TakesAllVectorsForTangents, "tangent_space_has_the_dimension"),
     (TangentAtAnotherPoint, "tangents_lead_along_the_set"),
+    (GradientOfAnotherMetric, "gradients_represent_derivatives"),
+    (MovesStraightAhead, "moves_stay_in_the_set"),
+    (TransportsNothing, "transports"),
+    (SteepestOutOfTheSet, "steepest_directions_are_tangent"),
+    (SteepestInOneEntry, "steepest_directions_are_steepest"),
     (RetractsMembers, "retracts"),
     (ClimbsAlongGradients, "admissible_gradients_descend"),
     (GradientsPointOutwards, "admissible_gradients_vanish"),

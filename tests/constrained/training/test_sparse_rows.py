@@ -130,3 +130,34 @@ def test_entries_that_underflow_when_squared_are_not_zero():
     torch.optim.SGD(layer.parameters(), lr=1.0).step()
     assert (layer.weight[17] > 0).all()
     assert layer.weight.count_nonzero() == WIDTH
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.Adam(p, lr=0.1),
+    ],
+    ids=["momentum", "adam"],
+)
+def test_a_row_that_was_read_before_goes_on_with_its_momentum(make):
+    layer = embedding()
+    optimizer = make(layer.parameters())
+    steps(layer, optimizer, 1)
+    before = layer.weight.detach().clone()
+    optimizer.zero_grad()
+    backward(layer, torch.tensor([100]))
+    optimizer.step()
+    moved = (layer.weight != before).any(1).nonzero().flatten().tolist()
+    assert moved == [3, 17, 100, 4999]
+    assert_feasible(layer)
+
+
+def test_weight_decay_reaches_rows_that_were_not_read():
+    """On a sphere it has no tangent part; towards zero numbers move."""
+    layer = embedding("nonnegative")
+    before = layer.weight.detach().clone()
+    assert (before[7] > 0).any()
+    steps(layer, torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.1), 1)
+    torch.testing.assert_close(layer.weight[7], before[7] * 0.99)
+    assert_feasible(layer)

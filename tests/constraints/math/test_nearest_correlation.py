@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from constrained import get
-from constraints.math.nearest_correlation import nearest_correlation
+from constraints.math.nearest_correlation import (
+    _derivative,
+    _hessian,
+    _ratios,
+    nearest_correlation,
+)
 
 
 def tridiagonal(n):
@@ -49,3 +54,16 @@ def test_a_step_is_brought_back_into_the_set(dtype):
     assert moved.dtype == dtype
     assert constraint.contains(moved).all()
     assert torch.allclose(constraint.retract(moved), moved, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 3.0])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_products_with_the_hessian_are_those_with_all_eigenvectors(n, shift):
+    g = torch.Generator().manual_seed(n)
+    S = torch.randn(4, n, n, generator=g, dtype=torch.float64)
+    eigenvalues, Q = torch.linalg.eigh(S + S.mT + shift * torch.eye(n))
+    ratios = _ratios(eigenvalues)
+    h = torch.randn(4, n, generator=g, dtype=torch.float64)
+    full = _derivative(Q, ratios, torch.diag_embed(h))
+    found = _hessian(Q, ratios)(h)
+    torch.testing.assert_close(found, full.diagonal(dim1=-2, dim2=-1))
