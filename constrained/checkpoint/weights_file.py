@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from constrained.atomic.interrupts import allow_interrupt, defer_interrupts
 from constrained.constraint.plain_data import is_list, is_mapping, short
 
 #: The number of the record's format: a reader refuses those that are larger than its own.
@@ -226,11 +227,15 @@ def read(place: Path) -> tuple[dict[str, Any], Record | None]:
 
     if not place.exists():
         raise FileNotFoundError(f"There is no file '{place}'.")
+    state: dict[str, Any] = {}
     try:
         opened: Any = safe_open(place, "pt")
-        with opened as file:
+        # It calls Python, and makes an error of its own of Ctrl-C in there.
+        with defer_interrupts(), opened as file:
             metadata: Any = file.metadata() or {}
-            state: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}
+            for key in file.keys():
+                state[key] = file.get_tensor(key)
+                allow_interrupt()
     except Exception as error:
         # Of whatever type: the file may be anything.
         raise ValueError(

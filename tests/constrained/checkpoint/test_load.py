@@ -1,12 +1,14 @@
 import copy
 import json
 import re
+import signal
 import struct
 import subprocess
 import sys
 import textwrap
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -555,3 +557,38 @@ def test_a_released_model_serves_what_was_saved(file):
     x = torch.rand(5, 4)
     torch.testing.assert_close(served(x), model(x))
     assert constrained.spec(served) == {}
+
+
+def test_ctrl_c_while_a_tensor_is_read_is_no_damaged_file(tmp_path, monkeypatch):
+    constrained.save(nn.Linear(2, 2), tmp_path)
+    original = safetensors.safe_open
+
+    class Interrupted:
+        """What safetensors does with an exception in the Python code that it calls."""
+
+        def __init__(self, *args):
+            self.file = original(*args)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def get_tensor(self, key):
+            try:
+                signal.raise_signal(signal.SIGINT)
+                return self.file.get_tensor(key)
+            except KeyboardInterrupt:
+                raise RuntimeError("could not determine the shape") from None
+
+    monkeypatch.setattr(safetensors, "safe_open", Interrupted)
+    model = nn.Linear(2, 2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        constrained.load(tmp_path, model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
